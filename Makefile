@@ -1,0 +1,82 @@
+# Every target does its own set-up: a virtual environment in .venv with the tested versions, made once.
+# Needs python3 (3.11 or newer, with venv) and make.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3
+VENV   ?= .venv
+BUDGET ?= 3m
+CONFIG ?= accelerate_configs/cpu.yaml
+OUT    ?= out/quickstart
+DATA   ?= out/quickstart-data
+LAUNCH ?=
+ARGS   ?=
+TORCH_INDEX ?=
+CHECKS ?=
+
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TESTED    := $(VENV)/.installed-test
+SOURCES   := setup.cfg pyproject.toml constraints.txt
+CODE      := budget_trainer data_prep train_mlm.py
+
+.PHONY: help install quickstart test acceptance style quality
+
+help:
+	@echo "make quickstart   pre-train on the docstrings of the installed packages and print five fill-mask examples"
+	@echo "                  BUDGET=$(BUDGET)  CONFIG=$(CONFIG)  OUT=$(OUT)"
+	@echo "                  LAUNCH='flags of accelerate launch'  ARGS='flags of train_mlm.py'"
+	@echo "make test         the tests (under 10 minutes on two cores)"
+	@echo "make acceptance   every promise measured, as a table in out/acceptance.md; CHECKS='budget resume' selects"
+	@echo "make install      only the virtual environment; TORCH_INDEX=URL takes torch from another package index"
+	@echo "make style        format and fix what ruff can fix"
+	@echo "make quality      ruff and mypy, changing nothing"
+
+# An environment that already holds a torch within the constraints (a CPU or a CUDA build of your choice) keeps it.
+$(INSTALLED): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	if [ -n "$(TORCH_INDEX)" ]; then \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --index-url $(TORCH_INDEX) torch; fi
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(TESTED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+install: $(INSTALLED)
+
+$(DATA)/corpus.txt: | $(INSTALLED)
+	$(BIN)/python -m data_prep.docstrings --output_file $@
+
+$(DATA)/tokenizer/tokenizer.json: $(DATA)/corpus.txt
+	$(BIN)/python -m data_prep.tokenizer --input $< --vocab_size 8192 --output_dir $(@D)
+
+$(DATA)/blocks/manifest.json: $(DATA)/corpus.txt $(DATA)/tokenizer/tokenizer.json
+	$(BIN)/python -m data_prep.blocks --input $< --tokenizer $(DATA)/tokenizer --output_dir $(@D)
+
+quickstart: $(INSTALLED) $(DATA)/blocks/manifest.json
+	$(BIN)/accelerate launch --config_file $(CONFIG) $(LAUNCH) train_mlm.py recipes/quickstart.yaml \
+	  --data_dir $(DATA)/blocks --output_dir $(OUT) --total_training_time $(BUDGET) $(ARGS)
+	$(BIN)/python -m budget_trainer.fill_mask $(OUT)/final
+	@echo
+	@echo "model    $(OUT)/final (model card: $(OUT)/final/README.md)"
+	@echo "report   $(OUT)/run_report.json"
+	@echo "picture  $(OUT)/run_report.png"
+
+test: $(TESTED)
+	$(BIN)/python -m pytest
+
+acceptance: $(TESTED)
+	$(BIN)/python tests/acceptance.py $(CHECKS)
+
+style: $(TESTED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: $(TESTED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(CODE)

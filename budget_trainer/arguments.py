@@ -1,0 +1,250 @@
+"""Every flag of train_mlm.py: the paper's names for budget things, Hugging Face's for its own."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from budget_trainer.clock import parse_duration
+from budget_trainer.errors import InputError
+
+
+def _flag(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments:
+    """The architecture; every type saves a native Transformers checkpoint."""
+
+    model_type: str = _flag("bert-mlm", "bert-mlm (the paper's pre-LN BERT, saved as megatron-bert), bert, modernbert, ...")
+    model_name_or_path: str | None = _flag(None, "Continue from these weights instead of training from scratch.")
+    hidden_size: int = _flag(1024, "Width.")
+    num_hidden_layers: int = _flag(24, "Depth.")
+    num_attention_heads: int = _flag(16, "Attention heads; they divide hidden_size.")
+    intermediate_size: int = _flag(4096, "Width inside of the feed-forward blocks.")
+    hidden_act: str | None = _flag(None, "Activation; None is the model type's own.")
+    hidden_dropout_prob: float = _flag(0.1, "Dropout of the hidden states.")
+    attention_probs_dropout_prob: float = _flag(0.1, "Dropout of the attention weights.")
+    max_position_embeddings: int = _flag(512, "Longest input in tokens.")
+    type_vocab_size: int | None = _flag(None, "Token types; None is the model type's own.")
+    initializer_range: float = _flag(0.02, "Standard deviation of the initial weights.")
+    model_config: str | None = _flag(None, "More keys of the native config, as JSON (in a recipe: a mapping).")
+    sparse_mask_prediction: bool = _flag(True, "Project only masked positions onto the vocabulary.")
+    unigram_bias: bool = _flag(True, "Start the output bias at the log frequencies of the tokens.")
+
+
+@dataclass
+class DataArguments:
+    """The corpus, as data_prep wrote it, and the masking."""
+
+    data_dir: str | None = _flag(None, "Folder made by `python -m data_prep.blocks`.")
+    mlm_probability: float = _flag(0.15, "Share of the tokens to predict.")
+    mask_replace_prob: float = _flag(0.8, "Share of these shown as [MASK].")
+    random_replace_prob: float = _flag(0.1, "Share of these shown as a random token; the rest stays.")
+    max_predictions_per_seq: int | None = _flag(None, "Prediction slots per block; None: what mlm_probability needs.")
+    dup_factor: int | None = _flag(None, "This many fixed maskings of each block; None: fresh masks in every epoch.")
+
+
+@dataclass
+class OptimizerArguments:
+    """The optimizer; learning_rate, weight_decay and adam_* are TrainingArguments'."""
+
+    optimizer_type: str = _flag("adamw", "adam, adamw, adafactor or muon.")
+    muon_learning_rate: float | None = _flag(None, "Muon's own rate for hidden matrices; None: learning_rate.")
+    muon_momentum: float = _flag(0.95, "Muon's momentum.")
+    embedding_learning_rate: float | None = _flag(None, "Own rate of the embeddings; None: learning_rate.")
+
+
+@dataclass
+class BudgetArguments:
+    """Time: what may be used, the learning-rate curve over it, what is saved when. Durations: 24h, 90m, 1h30m, 45s."""
+
+    total_training_time: str | None = _flag(None, "The budget over all jobs, final model included; a bare number is hours.")
+    early_exit_time_marker: str | None = _flag(None, "Finish here, on the curve of total_training_time; bare: hours.")
+    job_time_limit: str | None = _flag(None, "End this job in time with a checkpoint for the next one to go on.")
+    lr_schedule: str = _flag("time", "time, step, or constant_step (num_warmup_steps of warmup).")
+    curve: str = _flag("linear", "linear, exp, cosine, constant, inverse_sqrt, one_cycle or wsd.")
+    warmup_proportion: float = _flag(0.06, "Share of the schedule to warm up in.")
+    num_warmup_steps: int = _flag(1000, "Warmup of constant_step, in steps.")
+    decay_rate: float | None = _flag(None, "exp: multiply by this (0.01) ...")
+    decay_step: float | None = _flag(None, "exp: ... once every this share of the schedule (1.0), or this many steps.")
+    decay_proportion: float | None = _flag(None, "wsd: share of the schedule to decay in (0.4).")
+    decay_shape: str | None = _flag(None, "wsd: sqrt (1 - sqrt) or linear.")
+    finetune_time_markers: str | None = _flag(None, "Shares of the budget at which to keep the model, as 0.5,0.9.")
+    finetune_checkpoint_at_end: bool = _flag(True, "Write final/ at the end.")
+    checkpoint_every: str | None = _flag(None, "Training checkpoint each time this much of the budget is used.")
+    num_epochs_between_checkpoints: int | None = _flag(None, "... or after this many shards per process.")
+    auto_speed: bool = _flag(False, "Use bf16 and torch_compile, where asked for, only if this machine and budget carry them.")
+    validate_every: str | None = _flag(None, "Validate each time this share of the budget is used, as 10%.")
+
+
+@dataclass
+class RunArguments(TrainingArguments):
+    """Hugging Face's TrainingArguments with the defaults of this project."""
+
+    per_device_train_batch_size: int = _flag(32, "Micro-batch per process.")
+    learning_rate: float = _flag(1e-3, "Peak learning rate.")
+    weight_decay: float = _flag(0.01, "Decoupled weight decay.")
+    adam_beta2: float = _flag(0.98, "Second-moment decay.")
+    adam_epsilon: float = _flag(1e-6, "Adam's epsilon.")
+    max_grad_norm: float = _flag(1.0, "Gradient clipping; 0 switches it off.")
+    logging_steps: float = _flag(20, "Steps between log lines.")
+    logging_nan_inf_filter: bool = _flag(False, "Left off: it waits for the device at every micro-step and hides NaN.")
+    save_strategy: str = _flag("no", "Left alone: checkpoint_every says when to save.")
+    save_total_limit: int | None = _flag(2, "Newest training checkpoints to keep.")
+    ignore_data_skip: bool = _flag(True, "Left on: the sampler knows its position.")
+    ddp_find_unused_parameters: bool | None = _flag(False, "Left off: every parameter is used.")
+    remove_unused_columns: bool = _flag(False, "Left off: the collator takes whole batches.")
+    report_to: str | None = _flag("tensorboard", "Trackers: tensorboard, wandb, ..., or none.")
+    seed: int = _flag(42, "Seed of weights, order, masks and dropout.")
+
+    def __post_init__(self) -> None:
+        # A CPU profile speaks through this variable, but not with several processes; without the flag here each of
+        # them would train alone.
+        asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        if asked or not torch.accelerator.is_available():
+            self.use_cpu = True
+        super().__post_init__()
+
+
+GROUPS = (ModelArguments, DataArguments, OptimizerArguments, BudgetArguments, RunArguments)
+
+# Flags of TrainingArguments that another flag has taken over: saying both would leave one of them unread.
+REPLACED = {
+    "num_train_epochs": "total_training_time or max_steps",
+    "lr_scheduler_type": "curve",
+    "lr_scheduler_kwargs": "curve and its decay_* flags",
+    "warmup_ratio": "warmup_proportion",
+    "warmup_steps": "warmup_proportion, or num_warmup_steps with lr_schedule constant_step",
+    "optim": "optimizer_type",
+    "optim_args": "optimizer_type and its flags",
+    "save_strategy": "checkpoint_every",
+    "save_steps": "checkpoint_every",
+    "eval_strategy": "validate_every",
+    "eval_steps": "validate_every",
+    "eval_delay": "validate_every",
+    "load_best_model_at_end": "early_exit_time_marker",
+    "auto_find_batch_size": "per_device_train_batch_size",
+    "group_by_length": "data_prep's blocks of one length",
+    "train_sampling_strategy": "the exact order of (seed, sample)",
+    "data_seed": "seed",
+    "label_smoothing_factor": "the pinned objective",
+    "enable_jit_checkpoint": "job_time_limit",
+    "ignore_data_skip": "the sampler's own position",
+    "do_train": "nothing; train_mlm.py trains",
+    "do_eval": "validate_every",
+    "do_predict": "finetune_glue.py",
+    "remove_unused_columns": "nothing; blocks have no other columns",
+    "dataloader_drop_last": "nothing; every batch is whole",
+    "push_to_hub": "python -m budget_trainer.publish",
+}
+
+
+@dataclass
+class Recipe:
+    """All arguments of a run, checked against each other. Limits in seconds are infinite where there is none."""
+
+    model: ModelArguments
+    data: DataArguments
+    optimizer: OptimizerArguments
+    budget: BudgetArguments
+    run: RunArguments
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        b = self.budget
+        self.total_seconds = _limit(b.total_training_time, "total_training_time", "h")
+        self.early_exit_seconds = _limit(b.early_exit_time_marker, "early_exit_time_marker", "h")
+        self.job_limit_seconds = _limit(b.job_time_limit, "job_time_limit")
+        self.checkpoint_seconds = _limit(b.checkpoint_every, "checkpoint_every")
+        self.validate_share = parse_share(b.validate_every, "validate_every") if b.validate_every else None
+        self.markers = parse_markers(b.finetune_time_markers)
+        self.max_steps = self.run.max_steps if self.run.max_steps > 0 else None
+        self._check()
+
+    def _check(self) -> None:
+        if self.budget.lr_schedule not in ("time", "step", "constant_step"):
+            raise InputError(f"lr_schedule: {self.budget.lr_schedule!r} is unknown; choose time, step or constant_step")
+        if self.budget.lr_schedule == "time" and math.isinf(self.total_seconds):
+            raise InputError("total_training_time: missing, and lr_schedule time needs it; add --total_training_time 24h")
+        if self.budget.lr_schedule != "time" and self.max_steps is None:
+            raise InputError(f"max_steps: missing, and lr_schedule {self.budget.lr_schedule} needs it; add --max_steps 23000")
+        if not math.isinf(self.early_exit_seconds) and self.early_exit_seconds > self.total_seconds:
+            raise InputError(
+                f"early_exit_time_marker: {self.budget.early_exit_time_marker} is beyond total_training_time "
+                f"{self.budget.total_training_time}; lower it or leave it out"
+            )
+        if math.isinf(self.total_seconds) and (self.markers or self.validate_share):
+            name = "finetune_time_markers" if self.markers else "validate_every"
+            raise InputError(f"{name}: a share of the budget, and there is none; add --total_training_time 24h")
+        if self.data.data_dir is None:
+            raise InputError("data_dir: missing; add --data_dir with a folder made by `python -m data_prep.blocks`")
+        if self.run.output_dir is None:
+            raise InputError("output_dir: missing; add --output_dir with a folder for this run")
+
+    def schedule(self) -> dict[str, Any]:
+        """`schedule`, `curve`, `warmup_proportion` and `curve_options` as TimeScheduleMixin takes them."""
+        b = self.budget
+        warmup = b.warmup_proportion
+        if b.lr_schedule == "constant_step":
+            assert self.max_steps is not None
+            if b.num_warmup_steps >= self.max_steps:
+                raise InputError(
+                    f"num_warmup_steps: {b.num_warmup_steps} is not below max_steps {self.max_steps}; lower it"
+                )
+            warmup = b.num_warmup_steps / self.max_steps
+        options: dict[str, Any] = {
+            name: getattr(b, name)
+            for name in ("decay_rate", "decay_step", "decay_proportion", "decay_shape")
+            if getattr(b, name) is not None
+        }
+        owner = {"decay_rate": "exp", "decay_step": "exp", "decay_proportion": "wsd", "decay_shape": "wsd"}
+        for name, value in options.items():
+            if owner[name] != b.curve:
+                raise InputError(f"{name}: {value!r} belongs to curve {owner[name]}, not {b.curve}; leave one out")
+        if options.get("decay_step", 0) > 1:
+            if self.max_steps is None:
+                raise InputError(f"decay_step: {b.decay_step:g} counts steps, and time has none; give a share such as 0.1")
+            options["decay_step"] = options["decay_step"] / self.max_steps
+        kind = "time" if b.lr_schedule == "time" else "step"
+        return {"schedule": kind, "curve": b.curve, "warmup_proportion": warmup, "curve_options": options}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every flag with its value, for the report and the card; secrets left out."""
+        everything: dict[str, Any] = {}
+        for group in (self.model, self.data, self.optimizer, self.budget, self.run):
+            own = group.to_dict() if isinstance(group, TrainingArguments) else vars(group)
+            everything |= {f.name: own[f.name] for f in fields(group) if f.name in own and "token" not in f.name}
+        return {"recipe": self.path, **everything}
+
+
+def _limit(value: str | None, name: str, bare_unit: str | None = None) -> float:
+    return math.inf if value is None else parse_duration(value, name, bare_unit)
+
+
+def parse_share(value: str, name: str) -> float:
+    """A share of the budget in (0, 1]: `10%` or `0.1`."""
+    text = value.strip()
+    try:
+        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise InputError(f"{name}: {value!r} is not a share of the budget; write it as 10% or 0.1")
+    return share
+
+
+def parse_markers(value: str | None) -> list[float]:
+    """`0.5,0.9` as rising shares in (0, 1)."""
+    if value is None:
+        return []
+    shares = [parse_share(part, "finetune_time_markers") for part in value.split(",")]
+    if any(share >= 1 for share in shares) or len(set(shares)) < len(shares):
+        raise InputError(f"finetune_time_markers: {value!r} are not different shares below 1; write them as 0.5,0.9")
+    return sorted(shares)

@@ -1,0 +1,215 @@
+"""The budget as a callback: one agreed reading of rank 0's clock per optimizer step, and the stop that follows."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import astuple, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from budget_trainer.clock import BudgetClock, parse_duration
+from budget_trainer.distributed import ControlChannel
+from budget_trainer.errors import InputError
+
+STATE_KEY = "time_budget_clock"  # in TrainerState.stateful_callbacks
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What all ranks know after a step, in seconds: rank 0's clock and its measured costs."""
+
+    elapsed: float  # of the run, over its jobs
+    job: float  # of this job
+    step: float  # the next optimizer step
+    save: float  # writing the model
+    checkpoint: float  # writing a training checkpoint
+    evaluate: float  # one validation
+
+
+class TimeBudgetCallback(TrainerCallback):
+    """Stops training so that the final model can be on disk inside `total_training_time`.
+
+    `Trainer(..., callbacks=[TimeBudgetCallback("2h")])` is all that a plain Trainer needs; the clock then starts at
+    `on_train_begin`. A script that wants its set-up counted hands in a running `clock`.
+
+    `early_exit_time_marker` stops earlier on the same learning-rate curve; `job_time_limit` ends only this job, with
+    a training checkpoint, for a later job to go on. Durations as `parse_duration` takes them; numbers are seconds.
+
+    After each step `reading` holds what all ranks agreed on, `share` the used share of the budget and `progress` the
+    position on the learning-rate curve. `stop_reason` says why training ended: `budget`, `early_exit_time_marker`,
+    `job_time_limit`, `stop_requested`, or None (max_steps or another callback).
+    """
+
+    def __init__(
+        self,
+        total_training_time: str | float | None = None,
+        *,
+        clock: BudgetClock | None = None,
+        early_exit_time_marker: str | float | None = None,
+        job_time_limit: str | float | None = None,
+    ) -> None:
+        if total_training_time is None and clock is None:
+            raise InputError("total_training_time: None is no budget; give a duration such as '2h', or a clock")
+        if total_training_time is not None and clock is not None:
+            raise InputError("total_training_time: given beside a clock, which has its own; give one of them")
+        self.total_training_time, self.clock = total_training_time, clock
+        self.early_exit_seconds = _seconds(early_exit_time_marker, "early_exit_time_marker")
+        self.job_limit_seconds = _seconds(job_time_limit, "job_time_limit")
+        if total_training_time is not None:
+            BudgetClock(total_training_time)  # refuses a bad duration here, not hours later
+        self.channel: ControlChannel | None = None
+        self.reading = Reading(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        self.save_seconds = self.checkpoint_seconds = self.evaluate_seconds = 0.0  # rank 0's measurements count
+        self.begin_seconds = 0.0  # agreed: when training began; the curve starts here
+        self.progress = 0.0
+        self.stop_reason: str | None = None
+        self._steps: deque[float] = deque(maxlen=32)
+        self._worked = 0.0  # seconds of train and data_wait up to the last step
+        self._stop_requested = False
+        self._stepped = False  # whether this job has finished a step
+        self._fresh = True  # whether this is the first job of the run
+        self._event: torch.cuda.Event | None = None
+
+    # ---- what others read ----
+
+    @property
+    def total_seconds(self) -> float:
+        return self.clock.total_seconds if self.clock is not None else math.inf
+
+    @property
+    def end_seconds(self) -> float:
+        """When the final model has to be on disk."""
+        return min(self.total_seconds, self.early_exit_seconds)
+
+    @property
+    def share(self) -> float:
+        """The used share of the whole budget at the last reading (0.0 without a limit)."""
+        return self.reading.elapsed / self.total_seconds
+
+    def affords(self, seconds: float) -> bool:
+        """Whether optional work of `seconds` now still leaves room for a step and the save at the end."""
+        now, rest = self.reading, self.reading.step + seconds
+        return (
+            now.elapsed + rest + now.save <= self.end_seconds and now.job + rest + now.checkpoint <= self.job_limit_seconds
+        )
+
+    def request_stop(self) -> None:
+        """Ask for a stop with a checkpoint after this step; safe from a signal handler, on any rank."""
+        self._stop_requested = True
+
+    # ---- Trainer's events ----
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        self.channel = ControlChannel()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        restored = (state.stateful_callbacks or {}).get(STATE_KEY) or {}
+        if self.clock is None:
+            self.clock = BudgetClock(self.total_training_time)
+            self.clock.restore(restored.get("shares", {}))
+        self.clock.enter("train")
+        self.channel = self.channel or ControlChannel()  # a callback added after Trainer's __init__ has none yet
+        self._agree()
+        self._stepped, self._fresh = False, not restored
+        self.begin_seconds = float(restored.get("begin_seconds", self.reading.elapsed))
+        self.progress = max(self.progress, self._progress())
+        if self.reading.elapsed + self.reading.save >= self.end_seconds and not restored:
+            used = self.reading.elapsed + self.reading.save
+            raise InputError(
+                f"total_training_time: {self.end_seconds:.1f}s is spent before the first step (set-up and the final "
+                f"save take {used:.1f}s on this machine); give more time or a smaller model"
+            )
+        self._decide(control)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        assert self.clock is not None
+        first = not self._stepped and args.torch_compile
+        self.clock.enter("compile" if first else "train")
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """The tick: just before `lr_scheduler.step()`, with every engine that uses Trainer's optimizer."""
+        self._wait_for_device(args.device)
+        shares = self._shares()
+        worked = shares["train"] + shares["data_wait"]
+        if self._stepped:  # the first one compiles and warms up: it says nothing of the next
+            self._steps.append(worked - self._worked)
+        self._worked = worked
+        self._agree()
+        if not self._stepped and self._fresh:
+            self.begin_seconds = self.reading.elapsed
+        self._stepped = True
+        self.progress = max(self.progress, self._progress())
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        state.stateful_callbacks[STATE_KEY] = {
+            "elapsed_seconds": self.reading.elapsed,
+            "shares": self._shares(),
+            "begin_seconds": self.begin_seconds,
+        }
+        self._decide(control)
+
+    # ---- inside ----
+
+    def _shares(self) -> dict[str, float]:
+        assert self.clock is not None
+        return self.clock.shares()
+
+    def _wait_for_device(self, device: torch.device) -> None:
+        """Keep the host at most one step ahead of the device, so that a reading is about work that was done."""
+        if device.type != "cuda":
+            return
+        if self._event is not None:
+            self._event.synchronize()
+        self._event = torch.cuda.Event()
+        self._event.record()
+
+    def _step_seconds(self) -> float:
+        """A cautious guess at the next step: the longest of the last 8, but no more than 3 medians (an outlier)."""
+        if not self._steps:
+            return 0.0
+        return min(max(list(self._steps)[-8:]), 3.0 * median(self._steps))
+
+    def _agree(self) -> None:
+        assert self.clock is not None and self.channel is not None
+        mine = Reading(
+            self.clock.elapsed_seconds(),
+            self.clock.job_seconds(),
+            self._step_seconds(),
+            self.save_seconds,
+            self.checkpoint_seconds,
+            self.evaluate_seconds,
+        )
+        values, (self._stop_requested,) = self.channel.agree(astuple(mine), [self._stop_requested])
+        self.reading = Reading(*values)
+    def _progress(self) -> float:
+        """Elapsed over the training end, both counted from the first step: warmup is not lost to the set-up."""
+        if math.isinf(self.total_seconds):
+            return 0.0
+        end = self.total_seconds - self.reading.save - self.reading.step
+        return min(1.0, max(0.0, self.reading.elapsed - self.begin_seconds) / max(end - self.begin_seconds, 1e-9))
+
+    def _decide(self, control: TrainerControl) -> None:
+        now = self.reading
+        if now.elapsed + now.step + now.save > self.end_seconds:
+            early = self.early_exit_seconds < self.total_seconds
+            self.stop_reason = "early_exit_time_marker" if early else "budget"
+        elif now.job + now.step + now.checkpoint > self.job_limit_seconds:
+            self.stop_reason = "job_time_limit"
+        elif self._stop_requested:
+            self.stop_reason = "stop_requested"
+        else:
+            return
+        control.should_training_stop = True
+        if self.stop_reason in ("job_time_limit", "stop_requested"):
+            control.should_save = True
+
+
+def _seconds(value: str | float | None, field: str) -> float:
+    """Seconds of an optional limit; infinite when there is none."""
+    if value is None:
+        return math.inf
+    return parse_duration(value, field) if isinstance(value, str) else float(value)

@@ -1,0 +1,118 @@
+"""Complete or absent: folders are written aside, made durable, renamed; resume takes the newest complete one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from budget_trainer.errors import InputError
+
+MANIFEST = "manifest.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_PARTIAL = ".partial-"
+
+
+def staging_folder(target: Path) -> Path:
+    """The hidden neighbour in which `target` is written before it is complete; the same name on every rank."""
+    return target.with_name(f"{_PARTIAL}{target.name}")
+
+
+def fresh(folder: Path) -> Path:
+    """An empty `folder`, whatever a killed job has left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def publish(staging: Path, target: Path, manifest: dict[str, Any] | None = None) -> None:
+    """Make `staging` durable and rename it to `target`, replacing an older one only at the last moment.
+
+    With a `manifest` (a checkpoint), it is written beside the files with their sizes and SHA-256.
+    """
+    files = sorted(path for path in staging.rglob("*") if path.is_file())
+    if manifest is not None:
+        listed = {str(path.relative_to(staging)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+        path = staging / MANIFEST
+        path.write_text(json.dumps({**manifest, "files": listed}, indent=1) + "\n", encoding="utf-8")
+        files.append(path)
+    for path in files:
+        _fsync(path)
+    _fsync(staging)
+    if target.exists():
+        retired = target.with_name(f"{_PARTIAL}retired-{target.name}")
+        shutil.rmtree(retired, ignore_errors=True)
+        target.rename(retired)
+        staging.rename(target)
+        shutil.rmtree(retired, ignore_errors=True)
+    else:
+        staging.rename(target)
+    _fsync(target.parent)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a complete checkpoint (every listed file there, with its size), else None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"].items()
+        complete = all((folder / name).stat().st_size == entry["bytes"] for name, entry in files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return manifest if complete else None
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of `folder` after checking every file's checksum; InputError where anything is amiss."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(
+            f"resume_from_checkpoint: {folder} is not a complete checkpoint; give another one, or 'auto' for the newest"
+        )
+    for name, entry in manifest["files"].items():
+        if sha256(folder / name) != entry["sha256"]:
+            raise InputError(
+                f"resume_from_checkpoint: {folder / name} does not match its checksum; delete {folder} and use an older one"
+            )
+    return manifest
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The complete training checkpoints of a run, oldest step first."""
+    found = []
+    for folder in output_dir.glob("checkpoint-*"):
+        match = _CHECKPOINT.fullmatch(folder.name)
+        if match and read_manifest(folder) is not None:
+            found.append((int(match.group(1)), folder))
+    return [folder for _, folder in sorted(found)]
+
+
+def rotate(output_dir: Path, limit: int | None) -> None:
+    """Keep the newest `limit` complete checkpoints (all where None); the last complete one always stays."""
+    complete = checkpoints(output_dir)
+    for folder in complete[: -max(limit, 1)] if limit is not None else []:
+        retired = folder.with_name(f"{_PARTIAL}retired-{folder.name}")
+        folder.rename(retired)  # first out of sight: a kill in the middle leaves no half checkpoint
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def remove_partial(output_dir: Path) -> None:
+    """Clear away what killed jobs left unfinished."""
+    for folder in output_dir.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(folder, ignore_errors=True)

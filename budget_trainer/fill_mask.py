@@ -1,0 +1,67 @@
+"""Show what a checkpoint has learned: python -m budget_trainer.fill_mask out/quickstart/final --text "A [MASK]." """
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from budget_trainer.errors import InputError
+
+EXAMPLES = (
+    "Returns a [MASK] of all the values.",
+    "Raises a ValueError if the [MASK] is not valid.",
+    "The default value is [MASK].",
+    "If True, the [MASK] is returned as a list.",
+    "This function takes two [MASK] and returns their sum.",
+)
+
+
+def fill_mask(folder: str, texts: Sequence[str], top: int = 3) -> list[list[tuple[str, float]]]:
+    """For each text, the `top` most probable (token, probability) pairs for its one `[MASK]`.
+
+    Raises InputError where a text has not exactly one `[MASK]`, and OSError where `folder` holds no model.
+    """
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    for text in texts:
+        if text.count("[MASK]") != 1:
+            raise InputError(f"--text {text!r} has {text.count('[MASK]')} times [MASK]; write it exactly once.")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model: Any = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32).eval()
+    answers = []
+    for text in texts:
+        batch = tokenizer(text.replace("[MASK]", tokenizer.mask_token), return_tensors="pt")
+        with torch.no_grad():
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        at_mask = logits[batch["input_ids"] == tokenizer.mask_token_id].squeeze(0)
+        best = at_mask.softmax(-1).topk(top)
+        tokens = [tokenizer.decode([index]).strip() for index in best.indices.tolist()]
+        answers.append(list(zip(tokens, best.values.tolist(), strict=True)))
+    return answers
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="a checkpoint folder, such as out/quickstart/final")
+    parser.add_argument("--text", action="append", help="a sentence with one [MASK]; may be repeated")
+    parser.add_argument("--top", type=int, default=3, help="how many predictions to print (3)")
+    arguments = parser.parse_args(argv)
+    if not (Path(arguments.model) / "config.json").is_file():
+        parser.error(
+            f"model {arguments.model!r} has no config.json; give the folder of a finished run, such as OUT/final"
+        )
+    texts = arguments.text or EXAMPLES
+    try:
+        answers = fill_mask(arguments.model, texts, arguments.top)
+    except InputError as error:
+        parser.error(str(error))
+    for text, best in zip(texts, answers, strict=True):
+        print(text)
+        print("    " + "   ".join(f"{token} {100 * probability:.1f} %" for token, probability in best))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,379 @@
+"""From a recipe to a native Transformers masked language model, with sparse prediction.
+
+What is built is a subclass of the library's own class under the same name, with the same weights: whatever it saves
+loads with stock `AutoModelForMaskedLM`. It adds one thing, `masked_positions`: only these positions go through the
+head and the vocabulary projection, in tensors of static shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+from transformers.models.megatron_bert.modeling_megatron_bert import MegatronBertSelfAttention
+
+from budget_trainer.errors import InputError
+
+# The paper's pre-LN BERT is the library's megatron-bert: no embedding LayerNorm, pre-LN blocks, a final LayerNorm.
+ALIASES = {"bert-mlm": "megatron-bert"}
+# The modules that turn hidden states into logits, in order. Types not listed compute all logits, then gather.
+HEADS = {
+    "bert": ("cls",),
+    "megatron-bert": ("cls",),
+    "roberta": ("lm_head",),
+    "roberta-prelayernorm": ("lm_head",),
+    "xlm-roberta": ("lm_head",),
+    "camembert": ("lm_head",),
+    "modernbert": ("head", "decoder"),
+    "eurobert": ("lm_head",),
+}
+MODEL_TYPES = (*ALIASES, *HEADS)
+# Their position numbers start behind the padding id.
+OFFSET_POSITIONS = ("roberta", "roberta-prelayernorm", "xlm-roberta", "camembert")
+# Our key -> the names that configs give it; every name that a config has is set.
+NATIVE_NAMES = {
+    "hidden_dropout_prob": ("hidden_dropout_prob", "mlp_dropout", "embedding_dropout", "dropout"),
+    "attention_probs_dropout_prob": ("attention_probs_dropout_prob", "attention_dropout"),
+    "hidden_act": ("hidden_act", "hidden_activation", "activation"),
+    "layer_norm_eps": ("layer_norm_eps", "norm_eps", "rms_norm_eps"),
+    "intermediate_size": ("intermediate_size", "hidden_dim"),
+}
+SPECIAL_NAMES = {
+    "pad": ("pad_token_id",),
+    "cls": ("cls_token_id", "bos_token_id"),
+    "sep": ("sep_token_id", "eos_token_id"),
+    "mask": ("mask_token_id",),
+}
+# Keys that config classes take without declaring them.
+UNDECLARED_KEYS = {"attn_implementation", "global_attn_every_n_layers", "global_rope_theta", "local_rope_theta"}
+# exp(-10000) is 0 in every precision, so a padded row has no probability and no gradient; fp16 still holds the number.
+PADDED_ROW_BIAS = -1e4
+
+if TYPE_CHECKING:
+    _Base = PreTrainedModel
+else:
+    _Base = object
+
+
+class SparsePrediction(_Base):
+    """Mixed into a masked-LM class of the library by `sparse_class`."""
+
+    # Trainer then passes num_items_in_batch and does not divide by the accumulation steps; the forward below uses it.
+    # (The stock BertForMaskedLM only looks as if it did, and trains with a loss several times too large.)
+    accepts_loss_kwargs = True
+    sparse_mask_prediction = True
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Return the last hidden states [B, L, H] for token ids [B, L] and a mask [B, L], 1 where there is a token."""
+        mask = _static_mask(self.config, attention_mask, input_ids)
+        return self.base_model(input_ids=input_ids, attention_mask=mask, **kwargs)[0]
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of hidden states [..., H]."""
+        for name in HEADS[self.config.model_type]:
+            hidden = getattr(self, name)(hidden)
+        return hidden
+
+    def masked_logits(
+        self, input_ids: Tensor, attention_mask: Tensor | None, masked_positions: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """Return the logits [B * S, V] at positions [B, S] of each block, not through a compiled `__call__`."""
+        if self.sparse_mask_prediction and self.config.model_type in HEADS:
+            return self.predict(_gather(self.encode(input_ids, attention_mask, **kwargs), masked_positions))
+        return _gather(self.dense_logits(input_ids, attention_mask, **kwargs), masked_positions)
+
+    def dense_logits(self, input_ids: Tensor | None, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
+        """Return the stock class's logits [B, L, V]."""
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs).logits
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        return_logits: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Predict the masked positions; without `masked_positions` and `labels`, exactly the stock forward.
+
+        Args:
+            input_ids: [B, L] token ids.
+            attention_mask: [B, L], 1 where there is a token; leave it out when no block has padding, which is faster.
+            masked_positions: [B, S] positions to predict, any in unused slots; None predicts every position.
+            labels: [B, S], or [B, L] without masked_positions; -100 in slots that do not count.
+            num_items_in_batch: the number of labels in the whole optimizer step on all ranks, which divides the summed
+                loss; by default the mean over this call's labels is taken.
+            return_logits: also return logits [B * S, V]; training does without.
+
+        Returns:
+            MaskedLMOutput with the loss in nats per label, in float32.
+        """
+        if masked_positions is None:
+            if labels is None:
+                return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            logits = self.dense_logits(input_ids, attention_mask, **kwargs).flatten(0, 1)
+        else:
+            assert input_ids is not None
+            logits = self.masked_logits(input_ids, attention_mask, masked_positions, **kwargs)
+        loss = None if labels is None else _mean_loss(logits, labels.flatten(), num_items_in_batch)
+        return MaskedLMOutput(loss=loss, logits=logits if return_logits or loss is None else None)
+
+
+class SparseMegatronBert(SparsePrediction):
+    """megatron-bert with PyTorch's fused attention; the library has only the eager one for this class."""
+
+    def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        for module in self.modules():
+            if type(module) is MegatronBertSelfAttention:
+                # Same parameters, same state, another forward: nothing is built twice or copied.
+                module.__class__ = FusedMegatronBertSelfAttention
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """As the parent's; calls embeddings and encoder, because the base model would always build a float mask."""
+        base: Any = self.base_model
+        mask = None if attention_mask is None else attention_mask[:, None, None, :].bool()
+        return base.encoder(base.embeddings(input_ids, **kwargs), attention_mask=mask)[0]
+
+
+class FusedMegatronBertSelfAttention(MegatronBertSelfAttention):
+    """The library's module with `scaled_dot_product_attention` inside, where nothing needs the probabilities."""
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, ...]:
+        """Return the context [B, L, H] of states [B, L, H]; the mask broadcasts to [B, 1, L, L], bool or additive."""
+        if args or any(value is not None and value is not False for value in kwargs.values()):
+            return super().forward(hidden_states, attention_mask, *args, **kwargs)
+        heads = (*hidden_states.shape[:-1], self.num_attention_heads, self.attention_head_size)
+        query, key, value = (
+            layer(hidden_states).view(heads).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        if attention_mask is not None and attention_mask.dtype != torch.bool:
+            attention_mask = attention_mask.to(query.dtype)  # additive, in float32 even under autocast
+        dropout = self.dropout.p if self.training else 0.0
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout)
+        return (context.transpose(1, 2).flatten(2),)
+
+
+def _gather(states: Tensor, positions: Tensor) -> Tensor:
+    """Return [B * S, D]: states [B, L, D] at positions [B, S]."""
+    batch, length, width = states.shape
+    start = torch.arange(batch, device=states.device)[:, None] * length
+    return states.reshape(batch * length, width).index_select(0, (positions + start).flatten())
+
+
+def _mean_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """Return the cross entropy of logits [N, V] and labels [N] in nats, divided by the number of labels that count."""
+    total = F.cross_entropy(logits.float(), labels, reduction="sum")
+    if num_items_in_batch is None:
+        return total / (labels != -100).sum().clamp(min=1)
+    if isinstance(num_items_in_batch, Tensor):
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / num_items_in_batch
+
+
+def _static_mask(config: PretrainedConfig, mask: Tensor | None, input_ids: Tensor) -> Any:
+    """Return the mask as fused attention takes it; the library would first read `mask.all()` back to the host."""
+    if mask is None or config._attn_implementation != "sdpa":
+        return mask
+    full = mask[:, None, None, :].bool()
+    if config.model_type != "modernbert":
+        return full
+    place = torch.arange(input_ids.shape[1], device=input_ids.device)
+    near = (place[:, None] - place[None, :]).abs() <= config.sliding_window
+    return {"full_attention": full, "sliding_attention": full & near}
+
+
+@cache
+def sparse_class(cls: type) -> type:
+    """Return the subclass of a masked-LM class with sparse prediction, under the same name and config class."""
+    mixin = SparseMegatronBert if cls.config_class.model_type == "megatron-bert" else SparsePrediction  # type: ignore
+    # The name becomes `architectures` in config.json; the library finds the module's source by __module__.
+    return type(cls.__name__, (mixin, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+
+
+def build_config(
+    model_type: str,
+    *,
+    vocab_size: int,
+    special_ids: Mapping[str, int],
+    max_position_embeddings: int,
+    model_config: Mapping[str, Any] | None = None,
+    **recipe: Any,
+) -> PretrainedConfig:
+    """Return the native config of a recipe; see `build_model` for the keys and errors."""
+    model_type = ALIASES.get(model_type, model_type)
+    if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise InputError(f"model_type={model_type!r} is no masked language model: use one of {', '.join(MODEL_TYPES)}")
+    config_class = CONFIG_MAPPING[model_type]
+    known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
+    if model_type in OFFSET_POSITIONS:
+        max_position_embeddings += special_ids["pad"] + 1
+    values: dict[str, Any] = {"vocab_size": vocab_size, "max_position_embeddings": max_position_embeddings}
+    for key, value in recipe.items():
+        values |= _native(key, value, known, model_type)
+    for name, keys in SPECIAL_NAMES.items():
+        values |= {key: special_ids[name] for key in keys if key in known}
+    for key in model_config or {}:
+        if key not in known | UNDECLARED_KEYS and not isinstance(getattr(config_class, key, None), property):
+            raise InputError(f"model_config key {key!r} is unknown to {config_class.__name__}: remove or correct it")
+    try:
+        return config_class(**values | dict(model_config or {}))
+    except Exception as error:  # the library's strict dataclasses have error classes of their own
+        reason = " ".join(str(error).split())
+        raise InputError(f"model_type={model_type!r} refuses its configuration: {reason}") from error
+
+
+def _native(key: str, value: Any, known: set[str], model_type: str) -> dict[str, Any]:
+    """Return a recipe's key under the names that the config has; None keeps the library's default."""
+    if value is None:
+        return {}
+    found = {name: value for name in NATIVE_NAMES.get(key, (key,)) if name in known}
+    if not found and not (key.endswith("dropout_prob") and value == 0):
+        raise InputError(f"{key}={value!r} has no counterpart in model_type={model_type!r}: leave it out")
+    return found
+
+
+def build_model(
+    model_type: str,
+    *,
+    vocab_size: int,
+    special_ids: Mapping[str, int],
+    max_position_embeddings: int,
+    hidden_size: int,
+    num_hidden_layers: int,
+    num_attention_heads: int,
+    intermediate_size: int,
+    hidden_dropout_prob: float = 0.1,
+    attention_probs_dropout_prob: float = 0.1,
+    hidden_act: str | None = None,
+    initializer_range: float = 0.02,
+    layer_norm_eps: float | None = None,
+    type_vocab_size: int | None = None,
+    pad_vocab_to_multiple_of: int = 64,
+    model_config: Mapping[str, Any] | None = None,
+    sparse_mask_prediction: bool = True,
+    seed: int = 42,
+) -> Any:
+    """Return a new model of a recipe, initialised by the stock class from the seed alone.
+
+    Args:
+        model_type: one of MODEL_TYPES, or any type that AutoModelForMaskedLM knows.
+        vocab_size: len(tokenizer); rows are added up to a multiple of `pad_vocab_to_multiple_of` and never predicted.
+        special_ids: token ids named pad, unk, cls, sep and mask.
+        max_position_embeddings: the longest block, in tokens; RoBERTa's offset is added here.
+        hidden_act, layer_norm_eps, type_vocab_size: None keeps the default of the model type.
+        model_config: further keys of the native config, verbatim.
+        sparse_mask_prediction: False computes the logits of every position first; same loss, for comparison.
+
+    Returns:
+        A PreTrainedModel on the CPU, in float32 and training mode.
+
+    Raises:
+        InputError: an unknown type or key, or a value that the config class refuses.
+    """
+    if pad_vocab_to_multiple_of < 1:
+        raise InputError(f"pad_vocab_to_multiple_of={pad_vocab_to_multiple_of} must be 1 or more")
+    config = build_config(
+        model_type,
+        vocab_size=-(-vocab_size // pad_vocab_to_multiple_of) * pad_vocab_to_multiple_of,
+        special_ids=special_ids,
+        max_position_embeddings=max_position_embeddings,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        intermediate_size=intermediate_size,
+        hidden_dropout_prob=hidden_dropout_prob,
+        attention_probs_dropout_prob=attention_probs_dropout_prob,
+        hidden_act=hidden_act,
+        initializer_range=initializer_range,
+        layer_norm_eps=layer_norm_eps,
+        type_vocab_size=type_vocab_size,
+        model_config=model_config,
+    )
+    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
+        torch.default_generator.manual_seed(seed)
+        model = sparse_class(MODEL_FOR_MASKED_LM_MAPPING[type(config)])(config)
+    model.sparse_mask_prediction = sparse_mask_prediction
+    bias = output_bias(model)
+    if bias is not None:
+        with torch.no_grad():
+            bias[vocab_size:] = PADDED_ROW_BIAS
+    return model.train()
+
+
+def load_pretrained(path: str, *, sparse_mask_prediction: bool = True, **config_values: Any) -> Any:
+    """Return the model of a checkpoint, to continue its training: safetensors only, no remote code, float32.
+
+    Args:
+        path: a folder, or a model's name on the Hub.
+        sparse_mask_prediction: as in `build_model`.
+        config_values: recipe keys to change, such as hidden_dropout_prob=0.0.
+
+    Raises:
+        InputError: the checkpoint is no masked language model, or a key does not apply to it.
+    """
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise InputError(f"model_name_or_path={path} is a {config.model_type!r}, no masked language model")
+    known = {field.name for field in fields(config)}
+    for key, value in config_values.items():
+        for name, native in _native(key, value, known, config.model_type).items():
+            setattr(config, name, native)
+    cls: Any = sparse_class(MODEL_FOR_MASKED_LM_MAPPING[type(config)])
+    model = cls.from_pretrained(
+        path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    model.sparse_mask_prediction = sparse_mask_prediction
+    return model.train()
+
+
+def output_bias(model: Any) -> nn.Parameter | None:
+    """Return the bias [V] of the vocabulary projection, or None where the model has none."""
+    decoder = model.get_output_embeddings()
+    return None if decoder is None else getattr(decoder, "bias", None)
+
+
+def set_output_bias(model: Any, unigram_counts: NDArray[Any]) -> None:
+    """Set the output bias to log unigram frequencies (add-one smoothed), so that training starts at that plateau.
+
+    Args:
+        model: a masked language model with an output bias.
+        unigram_counts: [len(tokenizer)] occurrences of each token; rows beyond are padding of the vocabulary.
+
+    Raises:
+        InputError: the model has no output bias, or more counts are given than it has rows.
+    """
+    bias = output_bias(model)
+    if bias is None:
+        raise InputError(f"model_type={model.config.model_type!r} has no output bias: switch its initialisation off")
+    counts = np.array(unigram_counts, dtype=np.float64)
+    if counts.ndim != 1 or not 0 < len(counts) <= len(bias) or (counts < 0).any():
+        raise InputError(f"unigram_counts of shape {counts.shape} must hold up to {len(bias)} counts, one per token")
+    for name in ("pad", "cls", "sep", "mask"):  # never a label
+        for key in SPECIAL_NAMES[name]:
+            token = getattr(model.config, key, None)
+            if isinstance(token, int) and token < len(counts):
+                counts[token] = 0
+    with torch.no_grad():
+        bias.fill_(PADDED_ROW_BIAS)
+        bias[: len(counts)] = torch.from_numpy(np.log((counts + 1) / (counts + 1).sum())).to(bias)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of parameters, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())

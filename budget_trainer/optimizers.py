@@ -1,0 +1,183 @@
+"""Optimizers by name, with parameter groups by module type.
+
+Muon trains the hidden matrices and AdamW the rest, inside one `Optimizer`, so that a scheduler, Accelerate and a
+gradient scaler see nothing special.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from budget_trainer.errors import InputError
+
+OPTIMIZERS = ("adam", "adamw", "adafactor", "muon")
+FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """torch.optim.Muon and fused AdamW behind one interface; every group says which by its `use_muon`.
+
+    The groups and the state belong to this object; both inner optimizers borrow them for the length of a step. So
+    loading a state, or a group changed by a scheduler, needs no copying back and forth.
+
+    Args:
+        groups: parameter groups, each with `params`, `lr`, `use_muon` and the options of its own algorithm.
+        fused: let AdamW use its fused kernel.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, fused: bool) -> None:
+        muon = [group for group in groups if group["use_muon"]]
+        adamw = [group for group in groups if not group["use_muon"]]
+        # Moonshot's scaling gives an update the size AdamW's has, so one learning rate serves both (arXiv 2502.16982).
+        inner: list[tuple[bool, torch.optim.Optimizer]] = []
+        if muon:
+            inner.append((True, torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw")))
+        if adamw:
+            inner.append((False, torch.optim.AdamW(adamw, fused=fused)))
+        super().__init__(groups, {})  # the same dicts, which now hold every option
+        self._inner = inner
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take one step; returns the closure's loss, if there is a closure."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for use_muon, optimizer in self._inner:
+            optimizer.param_groups = [group for group in self.param_groups if group["use_muon"] == use_muon]
+            optimizer.state = self.state
+            optimizer.step()
+        return loss
+
+
+def build_optimizer(
+    name: str,
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.01,
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.98,
+    adam_epsilon: float = 1e-6,
+    muon_learning_rate: float | None = None,
+    muon_momentum: float = 0.95,
+    muon_weight_decay: float | None = None,
+    embedding_learning_rate: float | None = None,
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a model, whose parameters are already on their device.
+
+    Args:
+        name: one of OPTIMIZERS. adafactor takes the given learning rate, without its own scaling.
+        model: every trainable parameter goes into exactly one group, a tied one once.
+        learning_rate: the peak, in units of the update.
+        weight_decay: for matrices and embeddings; biases, norms and other vectors have none.
+        muon_learning_rate, muon_weight_decay: None takes learning_rate and weight_decay; both algorithms' updates have
+            the same size.
+        embedding_learning_rate: of embeddings and the output projection; None takes learning_rate.
+
+    Raises:
+        InputError: an unknown name, or a number out of range.
+    """
+    if name not in OPTIMIZERS:
+        raise InputError(f"optimizer_type={name!r} is unknown: use one of {', '.join(OPTIMIZERS)}")
+    _check_not_negative(
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        muon_learning_rate=muon_learning_rate,
+        muon_weight_decay=muon_weight_decay,
+        embedding_learning_rate=embedding_learning_rate,
+    )
+    embedding_lr = learning_rate if embedding_learning_rate is None else embedding_learning_rate
+    groups = parameter_groups(
+        model, lr=learning_rate, weight_decay=weight_decay, embedding_lr=embedding_lr, split_hidden=name == "muon"
+    )
+    adam = {"betas": (adam_beta1, adam_beta2), "eps": adam_epsilon}
+    fused = _can_fuse(groups)
+    if name == "adam":  # with weight_decay as a term of the gradient; adamw decouples it
+        return torch.optim.Adam(groups, fused=fused, **adam)  # type: ignore[arg-type]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, fused=fused, **adam)  # type: ignore[arg-type]
+    if name == "adafactor":
+        from transformers.optimization import Adafactor  # the only one that needs more than torch
+
+        return Adafactor(groups, lr=learning_rate, scale_parameter=False, relative_step=False)
+    for group in groups:
+        group["use_muon"] = group["name"] == "hidden"
+        if group["use_muon"]:
+            group["momentum"] = muon_momentum
+            group["lr"] = learning_rate if muon_learning_rate is None else muon_learning_rate
+            group["weight_decay"] = weight_decay if muon_weight_decay is None else muon_weight_decay
+        else:
+            group.update(adam)
+    return MuonWithAdamW(groups, fused=fused)
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float, embedding_lr: float, split_hidden: bool
+) -> list[dict[str, Any]]:
+    """Return the non-empty groups of trainable parameters, as dicts with name, params, lr and weight_decay.
+
+    `no_decay` holds biases, the weights of norms and all other vectors; `embeddings` the embedding tables and the
+    output projection (often one tensor); `hidden` the other matrices; `decay` the rest. Without `split_hidden`,
+    `hidden` is part of `decay`, and so are `embeddings` unless they learn at another rate.
+    """
+    merged = {} if split_hidden else {"hidden": "decay"}
+    if embedding_lr == lr:
+        merged["embeddings"] = "decay"
+    params: dict[str, list[nn.Parameter]] = {"decay": [], "hidden": [], "embeddings": [], "no_decay": []}
+    for kind, parameter in _classified(model):
+        params[merged.get(kind, kind)].append(parameter)
+    return [
+        {
+            "name": kind,
+            "params": members,
+            "lr": embedding_lr if kind == "embeddings" else lr,
+            "weight_decay": 0.0 if kind == "no_decay" else weight_decay,
+        }
+        for kind, members in params.items()
+        if members
+    ]
+
+
+def _classified(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield each trainable parameter once with its kind, in the order of `model.parameters()`."""
+    kinds: dict[int, str] = {}
+    tables: list[Any] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    find_decoder: Any = getattr(model, "get_output_embeddings", lambda: None)
+    for table in [*tables, find_decoder()]:
+        if table is not None:
+            kinds[id(table.weight)] = "embeddings"
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim < 2 or name.endswith("bias") or _is_norm(module):
+                kinds.setdefault(id(parameter), "no_decay")
+            elif parameter.ndim == 2:
+                kinds.setdefault(id(parameter), "hidden")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            yield kinds.get(id(parameter), "decay"), parameter
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Say whether the module normalises: by type, or by a class name that ends in Norm (RMSNorm of any library)."""
+    return isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)) or type(module).__name__.endswith("Norm")
+
+
+def _can_fuse(groups: list[dict[str, Any]]) -> bool:
+    """Say whether every parameter is a float on a device with a fused Adam."""
+    return all(
+        parameter.device.type in FUSED_DEVICES and parameter.is_floating_point()
+        for group in groups
+        for parameter in group["params"]
+    )
+
+
+def _check_not_negative(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value >= 0:  # also refuses nan
+            raise InputError(f"{name}={value} must be 0 or more")

@@ -1,0 +1,78 @@
+"""The output folder of a run: refuse what would be lost, find where to go on, carry the clock over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from budget_trainer import checkpoints
+from budget_trainer.clock import BudgetClock, ClockFile
+from budget_trainer.errors import InputError
+
+FINAL, CLOCK, RUN, PROGRESS = "final", "clock.json", "run.json", "progress.jsonl"
+
+
+def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
+    """Where to go on: None for a fresh start. Reads only; nothing is written before every rank has passed here.
+
+    `auto` takes the newest complete checkpoint, or starts fresh where there is none. Raises InputError for a folder
+    that is finished, that holds a run nobody asked to resume, and for a checkpoint that is not complete.
+    """
+    if (output_dir / FINAL).exists():
+        raise InputError(f"output_dir: {output_dir} already has {FINAL}/; give another folder, or move {FINAL}/ away")
+    if resume_from_checkpoint is None:
+        leftovers = [name for name in (CLOCK, RUN, PROGRESS) if (output_dir / name).exists()]
+        leftovers += [folder.name for folder in output_dir.glob("checkpoint-*")]
+        if leftovers:
+            raise InputError(
+                f"output_dir: {output_dir} holds another run ({leftovers[0]}); add --resume_from_checkpoint auto to go "
+                "on with it, or give another folder"
+            )
+        return None
+    if resume_from_checkpoint == "auto":
+        return (checkpoints.checkpoints(output_dir) or [None])[-1]  # type: ignore[list-item]
+    checkpoint = Path(resume_from_checkpoint)
+    if not checkpoint.is_dir():
+        raise InputError(f"resume_from_checkpoint: {checkpoint} is not a folder; give one, or 'auto' for the newest")
+    return checkpoint
+
+
+def check_identity(identity: dict[str, Any], output_dir: Path, checkpoint: Path | None) -> None:
+    """Refuse to go on with another model, data or seed than the run began with. Verifies the checkpoint's checksums."""
+    for source in (checkpoint, output_dir):
+        if source is None:
+            continue
+        if source == checkpoint:
+            theirs = checkpoints.verify(source)["identity"]
+        elif (source / RUN).exists():
+            theirs = json.loads((source / RUN).read_text(encoding="utf-8"))["identity"]
+        else:
+            continue
+        for field in sorted(identity.keys() | theirs.keys()):
+            if identity.get(field) != theirs.get(field):
+                raise InputError(
+                    f"resume_from_checkpoint: {source} was begun with {field}={theirs.get(field)!r}, this run has "
+                    f"{identity.get(field)!r}; use the recipe it was begun with, or another output_dir"
+                )
+
+
+def restore_clock(clock: BudgetClock, output_dir: Path, checkpoint: Path | None) -> int:
+    """Charge what earlier jobs used (the larger of clock.json and the checkpoint); returns this job's number from 1."""
+    records = [ClockFile.read(output_dir / CLOCK)]
+    if checkpoint is not None:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        records.append(state.get("stateful_callbacks", {}).get("time_budget_clock", {}).get("shares", {}))
+    clock.restore(max(records, key=lambda shares: sum(shares.values())))
+    try:
+        return int(json.loads((output_dir / RUN).read_text(encoding="utf-8"))["job"]) + 1
+    except FileNotFoundError:
+        return 1
+
+
+def begin(output_dir: Path, identity: dict[str, Any], job: int) -> None:
+    """Claim the folder for this run (main process only): `run.json` says what it is, unfinished folders go."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    checkpoints.remove_partial(output_dir)
+    content = json.dumps({"job": job, "identity": identity}, indent=1)
+    (output_dir / RUN).write_text(content + "\n", encoding="utf-8")

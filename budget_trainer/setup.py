@@ -1,0 +1,198 @@
+"""From a recipe to the parts of a run, each checked before anything is written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.utils import logging as hf_logging
+
+from budget_trainer import run_folder
+from budget_trainer.arguments import Recipe
+from budget_trainer.clock import BudgetClock, ClockFile, format_duration
+from budget_trainer.data import BlockDataset, DataFolder
+from budget_trainer.errors import InputError
+from budget_trainer.evaluation import PinnedEvaluation
+from budget_trainer.modeling import build_model, load_pretrained, set_output_bias
+from budget_trainer.objective import MaskingCollator
+from budget_trainer.trainer import TimeBudgetTrainer
+
+ENDLESS_STEPS = 2**40  # max_steps of a run that only time ends
+
+
+def configure_logging(run: TrainingArguments) -> None:
+    """One voice: the main process at info, the others only when something is wrong; TensorBoard into the run."""
+    level = logging.INFO if run.process_index == 0 else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
+    for noisy in ("httpx", "datasets", "matplotlib", "fsspec", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    hf_logging.set_verbosity_warning()
+    hf_logging.disable_progress_bar()  # the budget's bar is the only one
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(run.output_dir) / "tensorboard"))
+
+
+def check_data(data: DataFolder, blocks: BlockDataset, recipe: Recipe) -> None:
+    """Refuse a corpus that cannot fill one batch, and blocks longer than the model; set max_steps for Trainer."""
+    run = recipe.run
+    batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * run.world_size
+    if blocks.rows < batch:
+        raise InputError(
+            f"data_dir: {data.path} has {blocks.rows} blocks, fewer than one batch of {batch}; lower "
+            "per_device_train_batch_size or gradient_accumulation_steps, or prepare more text"
+        )
+    if recipe.model.max_position_embeddings < data.block_size:
+        raise InputError(
+            f"max_position_embeddings: {recipe.model.max_position_embeddings} is below the block size {data.block_size} "
+            f"of {data.path}; raise it or cut shorter blocks"
+        )
+    if recipe.max_steps is None:
+        run.max_steps = ENDLESS_STEPS
+
+
+def make_model(recipe: Recipe, data: DataFolder) -> Any:
+    """The model of the recipe: new from the seed, or continued from `model_name_or_path`."""
+    m = recipe.model
+    if m.model_name_or_path is not None:
+        model = load_pretrained(
+            m.model_name_or_path,
+            sparse_mask_prediction=m.sparse_mask_prediction,
+            hidden_dropout_prob=m.hidden_dropout_prob,
+            attention_probs_dropout_prob=m.attention_probs_dropout_prob,
+        )
+        if model.config.vocab_size < data.vocab_size:
+            raise InputError(
+                f"model_name_or_path: {m.model_name_or_path} has a vocabulary of {model.config.vocab_size}, the data "
+                f"folder one of {data.vocab_size}; prepare the data with the model's own tokenizer"
+            )
+        return model
+    model = build_model(
+        m.model_type,
+        vocab_size=data.vocab_size,
+        special_ids=data.special_ids,
+        max_position_embeddings=m.max_position_embeddings,
+        hidden_size=m.hidden_size,
+        num_hidden_layers=m.num_hidden_layers,
+        num_attention_heads=m.num_attention_heads,
+        intermediate_size=m.intermediate_size,
+        hidden_dropout_prob=m.hidden_dropout_prob,
+        attention_probs_dropout_prob=m.attention_probs_dropout_prob,
+        hidden_act=m.hidden_act,
+        initializer_range=m.initializer_range,
+        type_vocab_size=m.type_vocab_size,
+        model_config=_mapping(m.model_config),
+        sparse_mask_prediction=m.sparse_mask_prediction,
+        seed=recipe.run.seed,
+    )
+    if m.unigram_bias:
+        set_output_bias(model, data.unigram_counts())
+    return model
+
+
+def _mapping(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"model_config: {text!r} is not a JSON object; write '{{\"key\": value}}', or a mapping in a recipe")
+    return value
+
+
+def make_collator(recipe: Recipe, data: DataFolder) -> MaskingCollator:
+    d = recipe.data
+    return MaskingCollator(
+        seed=recipe.run.seed,
+        special_ids=data.special_ids,
+        vocab_size=data.vocab_size,
+        block_size=data.block_size,
+        mlm_probability=d.mlm_probability,
+        mask_replace_prob=d.mask_replace_prob,
+        random_replace_prob=d.random_replace_prob,
+        max_predictions_per_seq=d.max_predictions_per_seq,
+        dup_factor=d.dup_factor,
+        has_padding=data.manifest["packing"] != "packed",
+    )
+
+
+def make_evaluation(data: DataFolder) -> PinnedEvaluation:
+    input_ids, token_bytes = data.validation_rows()
+    return PinnedEvaluation(input_ids, token_bytes, special_ids=data.special_ids, vocab_size=data.vocab_size)
+
+
+def optimizer_options(recipe: Recipe) -> dict[str, Any]:
+    o, run = recipe.optimizer, recipe.run
+    return {
+        "learning_rate": run.learning_rate,
+        "weight_decay": run.weight_decay,
+        "adam_beta1": run.adam_beta1,
+        "adam_beta2": run.adam_beta2,
+        "adam_epsilon": run.adam_epsilon,
+        "muon_learning_rate": o.muon_learning_rate,
+        "muon_momentum": o.muon_momentum,
+        "embedding_learning_rate": o.embedding_learning_rate,
+    }
+
+
+def identity(model: Any, data: DataFolder, recipe: Recipe) -> dict[str, Any]:
+    """What must stay the same over the jobs of a run: model, data, order, optimizer, batch."""
+    config = model.config.to_dict()
+    skip = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures", "use_cache"}
+    own = {f"model.{key}": value for key, value in json.loads(json.dumps(config)).items() if key not in skip}
+    run = recipe.run
+    return {
+        "data": data.fingerprint,
+        "seed": run.seed,
+        "optimizer_type": recipe.optimizer.optimizer_type,
+        "global_batch_size": run.per_device_train_batch_size * run.gradient_accumulation_steps * run.world_size,
+        **own,
+    }
+
+
+def samples_between_checkpoints(recipe: Recipe, data: DataFolder) -> int | None:
+    """`num_epochs_between_checkpoints` in samples; one "epoch" is one training shard per process, as in the original."""
+    epochs = recipe.budget.num_epochs_between_checkpoints
+    if epochs is None or epochs == -1:
+        return None
+    if epochs < 1:
+        raise InputError(f"num_epochs_between_checkpoints: {epochs} is not above zero; give 1 or more, or -1 for never")
+    train = data.manifest["splits"]["train"]
+    return epochs * max(1, train["rows"] // len(train["files"])) * recipe.run.world_size
+
+
+def claim(output_dir: Path, identity: dict[str, Any], job: int, clock: BudgetClock) -> ClockFile:
+    """Take the folder for this run and start its clock file (main process)."""
+    run_folder.begin(output_dir, identity, job)
+    clock_file = ClockFile(output_dir / run_folder.CLOCK, clock)
+    clock_file.start()
+    return clock_file
+
+
+def check_launch(trainer: TimeBudgetTrainer) -> None:
+    """Refuse to train alone when the launcher was asked for company: each process would train its own model."""
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked != trainer.accelerator.num_processes:
+        raise InputError(
+            f"WORLD_SIZE: the launcher started {asked} processes, but {trainer.accelerator.num_processes} train together; "
+            "launch with a profile of accelerate_configs/ (on a CPU cpu_2proc.yaml, or add --use_cpu true)"
+        )
+
+
+def print_summary(report: dict[str, Any], output_dir: Path) -> None:
+    """Three lines at the end of a run."""
+    evaluation, shares = report["evaluation"], report["shares"]
+    parts = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in shares.items() if seconds >= 0.05)
+    print(
+        f"\n{report['steps']} steps, {report['tokens']:,} tokens at {report['tokens_per_second']:,.0f}/s; used "
+        f"{report['used_seconds']:.1f}s of {report['budget_seconds']:.1f}s ({parts})"
+    )
+    print(
+        f"held-out loss {evaluation['loss']:.4f}, accuracy {evaluation['accuracy']:.4f}, "
+        f"bits per byte {evaluation['bits_per_byte']:.4f}\nreport in {output_dir}/run_report.json and .png",
+        flush=True,
+    )

@@ -1,0 +1,216 @@
+"""Corpus and tokenizer -> data folder: fixed-length blocks of token ids, split, sharded and described.
+
+    python -m data_prep.blocks --input wiki.txt.xz books/ --tokenizer tokenizer --output_dir blocks --num_proc 8
+
+Needs free disk space beside --output_dir for the text and its tokens (about 1.5 times the text) while it runs.
+"""
+
+import argparse
+import itertools
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from budget_trainer.errors import InputError
+from data_prep.cli import Parser, add_source_flags, command_line, positive, run, source_of
+from data_prep.corpus import TokenGroup, tokenise, write_text
+from data_prep.encoding import load_backend
+from data_prep.manifest import sha256_of, write_manifest, written_aside
+from data_prep.packing import PackedBlocks, one_document_rows, validation_rows
+from data_prep.shards import ShardWriter
+from data_prep.tokenizer import load_tokenizer, special_ids
+
+HELD_OUT = "validation.txt"  # the text of the validation blocks, so that any other model can be scored on it
+
+
+def build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Writes the data folder that the command line `args` describes into the empty `folder`, all but manifest.json,
+    and returns the manifest's content."""
+    cache = folder / "cache"
+    cache.mkdir()
+    tokenizer = load_tokenizer(args.tokenizer)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    tokenizer_file = folder / "tokenizer" / "tokenizer.json"
+    special = special_ids(tokenizer)
+    dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
+
+    sources, text = _collect(args, args.input, cache / "train.arrow")
+    fraction = 0.0 if args.validation_text else args.validation_fraction
+    groups = tokenise(text, tokenizer_file, dtype, fraction, args.num_proc)
+    held_out = cache / "held_out.txt"
+    train = _write_train(args, folder, _setting_aside(groups, held_out), special, dtype)
+    if args.validation_text:
+        source = source_of(args, args.validation_text, cache)
+        count, size = _write_texts(source.documents(), held_out)
+        sources.append({"path": source.path, "kind": source.kind, "documents": count, "text_bytes": size})
+    validation = _write_validation(args, folder, held_out, tokenizer_file, special, dtype)
+    shutil.rmtree(cache)
+    return {
+        "block_size": args.block_size,
+        "validation_block_size": args.validation_block_size,
+        "packing": args.packing,
+        "dtype": dtype,
+        "vocab_size": len(tokenizer),
+        "special_ids": special,
+        "tokenizer": {"folder": "tokenizer", "sha256": sha256_of(tokenizer_file)},
+        "splits": {"train": train, "validation": validation},
+        "sources": sources,
+    }
+
+
+def _collect(args: argparse.Namespace, paths: list[str], file: Path) -> tuple[list[dict[str, Any]], Path]:
+    """Copies the documents of all inputs into one Arrow file; returns what was read, for the manifest."""
+    sources = [source_of(args, path, file.parent) for path in paths]
+    counts = [{"path": source.path, "kind": source.kind, "documents": 0, "text_bytes": 0} for source in sources]
+
+    def counted() -> Iterator[str]:
+        for source, count in zip(sources, counts, strict=True):
+            for document in source.documents():
+                count["documents"] += 1  # type: ignore[operator]
+                count["text_bytes"] += len(document.encode())  # type: ignore[operator]
+                yield document
+
+    write_text(counted(), file)
+    return counts, file
+
+
+def _setting_aside(groups: Iterable[TokenGroup], file: Path) -> Iterator[TokenGroup]:
+    """Passes the groups on and writes their held-out documents to `file`, one line each."""
+    with file.open("w", encoding="utf-8", newline="\n") as out:
+        for group in groups:
+            out.writelines(f"{document}\n" for document in group.held_out)
+            yield group
+
+
+def _write_train(
+    args: argparse.Namespace, folder: Path, groups: Iterable[TokenGroup], special: dict[str, int], dtype: str
+) -> dict[str, Any]:
+    packed = PackedBlocks(args.block_size, special)
+    columns = {"input_ids": dtype} | ({"document_ids": "uint16"} if args.packing == "packed" else {})
+    writer = ShardWriter(folder, "train", args.num_shards, columns, args.block_size)
+    documents = text_bytes = tokens = 0
+
+    def write(input_ids: np.ndarray, document_ids: np.ndarray | None = None) -> None:
+        nonlocal tokens
+        tokens += int((input_ids != special["pad"]).sum())
+        writer.add(input_ids=input_ids, **({} if document_ids is None else {"document_ids": document_ids}))
+
+    for group in groups:
+        documents, text_bytes = documents + len(group.lengths), text_bytes + group.train_bytes
+        if args.packing == "packed":
+            write(*packed.add(group.ids, group.lengths))
+        else:
+            write(one_document_rows(group.ids, group.lengths, args.block_size, special))
+    if args.packing == "packed":
+        write(*packed.finish())
+    if not writer.rows:
+        raise InputError(
+            f"input {' '.join(args.input)}: no text is left to train on; give more documents or less validation"
+        )
+    files = writer.close()
+    return _split(writer.rows, tokens, documents, text_bytes, files)
+
+
+def _write_validation(
+    args: argparse.Namespace, folder: Path, held_out: Path, tokenizer_file: Path, special: dict[str, int], dtype: str
+) -> dict[str, Any]:
+    """The first blocks of the held-out documents as the pinned evaluation would cut them, and their text."""
+    if not args.validation_text and not args.validation_fraction:
+        return _split(0, 0, 0, 0, [])
+    blocks = validation_rows(
+        _read_texts(held_out),
+        load_backend(str(tokenizer_file)),
+        args.validation_block_size,
+        special,
+        args.max_validation_blocks,
+    )
+    if not len(blocks.input_ids):
+        flag = f"validation_text {args.validation_text}"
+        if not args.validation_text:
+            flag = f"validation_fraction {args.validation_fraction}"
+        raise InputError(f"{flag} gives no validation block of 16 tokens or more; raise it or give --validation_text")
+    columns = {"input_ids": dtype, "token_bytes": "uint16"}
+    writer = ShardWriter(folder, "validation", 1, columns, args.validation_block_size)
+    writer.add(input_ids=blocks.input_ids, token_bytes=blocks.token_bytes)
+    used = itertools.islice(_read_texts(held_out), blocks.documents)
+    documents, text_bytes = _write_texts((f"{text}\n" for text in used), folder / HELD_OUT)
+    text_bytes -= documents  # the blank lines
+    tokens = int((blocks.input_ids != special["pad"]).sum())
+    text = {"name": HELD_OUT, "bytes": (folder / HELD_OUT).stat().st_size, "sha256": sha256_of(folder / HELD_OUT)}
+    split = _split(writer.rows, tokens, documents, text_bytes, writer.close())
+    return {**split, "documents_held_out": blocks.documents_seen, "rows_cut": blocks.cut, "text": text}
+
+
+def _split(rows: int, tokens: int, documents: int, text_bytes: int, files: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"rows": rows, "tokens": tokens, "documents": documents, "text_bytes": text_bytes, "files": files}
+
+
+def _write_texts(documents: Iterable[str], file: Path) -> tuple[int, int]:
+    """One document per line; returns (documents, UTF-8 bytes without the line ends)."""
+    count = size = 0
+    with file.open("wb") as out:
+        for document in documents:
+            size += out.write(document.encode())
+            out.write(b"\n")
+            count += 1
+    return count, size
+
+
+def _read_texts(file: Path) -> Iterator[str]:
+    with file.open(encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            yield line.removesuffix("\n")
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(__doc__.splitlines()[0] if __doc__ else None)
+    add_source_flags(parser)
+    add = parser.add_argument
+    add("--tokenizer", required=True, help="folder, tokenizer.json, vocab.txt or Hub name")
+    add("--output_dir", type=Path, required=True, help="the data folder to make")
+    add("--block_size", type=positive, default=128, help="token positions of a block, [CLS] and [SEP] included")
+    add("--packing", choices=("packed", "one_document"), default="packed", help="may a block hold several documents?")
+    add("--num_shards", type=positive, default=8, help="train files; they differ by at most one row")
+    add("--num_proc", type=positive, default=2, help="processes that tokenise; the result does not depend on it")
+    add("--validation_fraction", type=float, default=0.01, help="share of documents held out, by hash of their text")
+    add("--validation_text", default=None, help="corpus to validate on instead; then all of --input is for training")
+    add("--validation_block_size", type=positive, default=128, help="128 is the pinned evaluation's")
+    add("--max_validation_blocks", type=positive, default=2000, help="validation blocks beyond this are left out")
+    add("--overwrite", action="store_true", help="replace an existing data folder")
+    args = parser.parse_args(argv)
+    for name in ("block_size", "validation_block_size"):
+        if not 16 <= getattr(args, name) <= 8192:
+            parser.error(f"--{name} {getattr(args, name)}: give 16 to 8192")
+    if not 0 <= args.validation_fraction < 1:
+        parser.error(f"--validation_fraction {args.validation_fraction}: give a share of at least 0 and less than 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run(lambda: _main(argv))
+
+
+def _main(argv: list[str] | None) -> None:
+    args = _parse(argv)
+    start = time.monotonic()
+    with written_aside(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
+        content = build(args, folder)
+        write_manifest(folder, content, command_line("blocks", argv))
+    train, validation = content["splits"]["train"], content["splits"]["validation"]
+    seconds = time.monotonic() - start
+    print(
+        f"{args.output_dir}: {train['rows']} train blocks of {args.block_size} ({train['tokens'] / 1e6:.1f} M tokens, "
+        f"{train['documents']} documents), {validation['rows']} validation blocks "
+        f"({validation.get('rows_cut', 0)} more were cut by --max_validation_blocks); {seconds:.1f} s, "
+        f"{train['text_bytes'] / 1e6 / seconds:.1f} MB of text per second"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""What the stages' command lines share: one-line errors, and the flags that say what to read."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from budget_trainer.errors import InputError
+from data_prep.documents import KINDS, Source
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without guessing and without a usage text around the error: `error: ...` and exit code 2."""
+
+    def __init__(self, description: str | None) -> None:
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(description=description, allow_abbrev=False, formatter_class=formatter)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
+def run(stage: Callable[[], None]) -> int:
+    """Exit code of a stage: 0, or 2 with one line on stderr for input or a disk that cannot be used."""
+    try:
+        stage()
+    except (InputError, OSError) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+def command_line(stage: str, argv: list[str] | None) -> str:
+    """The command as a person would type it again."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return shlex.join(["python", "-m", f"data_prep.{stage}", *arguments])
+
+
+def positive(text: str) -> int:
+    """An argparse type: an integer of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def add_source_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that `source_of` reads."""
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, help="files, folders, archives, or one name of the `datasets` library")
+    add("--kind", choices=KINDS, default="auto", help="form of the input; auto looks and says what it found")
+    add("--errors", choices=("strict", "replace"), default="strict", help="what to do with bytes that are not UTF-8")
+    add("--dataset_config", default=None, help="configuration of a `datasets` name, e.g. 20231101.en")
+    add("--dataset_split", default="train", help="split of a `datasets` name or folder")
+    add("--text_column", default="text", help="column of a `datasets` name or folder that holds the text")
+
+
+def source_of(args: argparse.Namespace, path: str, cache_dir: Path) -> Source:
+    """The source at `path`, read as the flags say; said on stdout when its kind was found by looking."""
+    source = Source(
+        path=path,
+        kind=args.kind,
+        errors=args.errors,
+        dataset_config=args.dataset_config,
+        dataset_split=args.dataset_split,
+        text_column=args.text_column,
+        cache_dir=cache_dir,
+    )
+    if args.kind == "auto":
+        print(f"{path}: read as {source.kind} (--kind says otherwise)")
+    return source

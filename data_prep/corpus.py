@@ -1,0 +1,122 @@
+"""Documents -> token ids: an Arrow file of text groups, then a parallel `datasets` map over the groups.
+
+A group is some documents, about 256 kB of text. Its borders depend on the text alone, so whatever is made from the
+groups in order is the same for any number of processes; and memory is bounded by the group, not by the corpus.
+"""
+
+import functools
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from tqdm.auto import tqdm
+
+from data_prep.encoding import Encoder
+
+GROUP_CHARACTERS = 256 * 1024
+_TEXT = pa.schema([("documents", pa.list_(pa.string()))])
+
+
+@dataclass
+class TokenGroup:
+    """Tokens of one group. ids [sum(lengths)], lengths [training documents]: without special tokens; documents
+    without a token are left out. held_out: the texts of the group's validation documents."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    train_bytes: int
+    held_out: list[str]
+
+
+def write_text(documents: Iterable[str], file: Path) -> tuple[int, int]:
+    """Writes the documents as groups; returns (documents, UTF-8 bytes)."""
+    count = size = 0
+    progress = tqdm(desc="reading", unit="B", unit_scale=True)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, _TEXT) as writer, progress:
+        for group in _groups(documents):
+            batch = pa.record_batch([pa.array([group], pa.list_(pa.string()))], schema=_TEXT)
+            writer.write_batch(batch)
+            group_size = int(batch.column(0).flatten().nbytes) - 4 * (len(group) + 1)  # less the offsets
+            count, size = count + len(group), size + group_size
+            progress.update(group_size)
+    return count, size
+
+
+def tokenise(file: Path, tokenizer_file: Path, dtype: str, fraction: float, num_proc: int) -> Iterator[TokenGroup]:
+    """Tokenises the groups that `write_text` wrote, in order. `fraction`: the share of documents held out, chosen by
+    their hash. Temporary files are made beside `file`."""
+    text = datasets.Dataset.from_file(str(file))
+    value = datasets.Value
+    features = datasets.Features(
+        ids=datasets.LargeList(value(dtype)),
+        lengths=datasets.LargeList(value("int64")),
+        train_bytes=value("int64"),
+        held_out=datasets.LargeList(value("string")),
+    )
+    tokens = text.with_format("arrow").map(
+        _tokenise_groups,
+        batched=True,
+        batch_size=4,
+        writer_batch_size=32,
+        num_proc=num_proc if num_proc > 1 else None,
+        remove_columns=text.column_names,
+        features=features,
+        fn_kwargs={"tokenizer_file": str(tokenizer_file), "fraction": fraction, "schema": features.arrow_schema},
+        cache_file_name=str(file.with_suffix(".tokens.arrow")),
+        new_fingerprint=file.stem,  # nothing is looked up by it: the cache is deleted with the folder it lies in
+        desc="tokenising",
+    )
+    for table in tokens.with_format("arrow").iter(batch_size=1):
+        ids, lengths = (table.column(name).chunk(0).flatten().to_numpy() for name in ("ids", "lengths"))
+        yield TokenGroup(ids, lengths, table["train_bytes"][0].as_py(), table["held_out"][0].as_py())
+
+
+def is_held_out(document: str, fraction: float) -> bool:
+    """Whether the document belongs to validation: a function of its words alone, so that it stays where it is as the
+    corpus grows, and copies that differ in case or spacing are never on both sides."""
+    words = " ".join(document.casefold().split())
+    digest = hashlib.blake2b(words.encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2.0**64
+
+
+@functools.cache
+def _encoder(tokenizer_file: str) -> Encoder:
+    return Encoder(tokenizer_file)  # one per process: loading costs as much as tokenising a megabyte
+
+
+def _groups(documents: Iterable[str]) -> Iterator[list[str]]:
+    group: list[str] = []
+    size = 0
+    for document in documents:
+        group.append(document)
+        size += len(document)
+        if size >= GROUP_CHARACTERS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _tokenise_groups(table: pa.Table, tokenizer_file: str, fraction: float, schema: pa.Schema) -> pa.Table:
+    # One thread per process: the processes are the parallelism, and Rust threads do not survive a fork.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    encoder = _encoder(tokenizer_file)
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+    for documents in table["documents"].to_pylist():
+        held = [is_held_out(document, fraction) for document in documents] if fraction else [False] * len(documents)
+        train = [document for document, out in zip(documents, held, strict=True) if not out]
+        encoded = encoder.encode(train)
+        columns["ids"].append(np.fromiter(itertools.chain.from_iterable(encoded), np.int64))
+        columns["lengths"].append([len(ids) for ids in encoded if ids])
+        columns["train_bytes"].append(sum(len(document.encode()) for document in train))
+        columns["held_out"].append([document for document, out in zip(documents, held, strict=True) if out])
+    return pa.table(
+        {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}, schema=schema
+    )

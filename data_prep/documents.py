@@ -1,0 +1,196 @@
+"""Readers: every kind of corpus becomes a stream of documents, one line of text each.
+
+A document is a str without line breaks: its paragraphs stripped and joined by one space. That is the form of the
+pinned evaluation, so that held-out blocks made here equal those it makes from the same text.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from budget_trainer.errors import InputError
+from data_prep.files import is_archive, lines, members, plain_name
+
+KINDS = ("auto", "text", "books", "wikiextractor", "docstrings", "dataset")
+# A document is held in memory while it is tokenised; a longer one (a dump without blank lines) is cut at a line end.
+MAX_DOCUMENT_CHARACTERS = 4_000_000
+_DATASET_SUFFIXES = (".parquet", ".arrow", ".csv", ".tsv", ".jsonl", ".json")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass
+class Source:
+    """Where documents come from. `path`: a file, folder, archive, `datasets` name, or for docstrings "installed" (this
+    interpreter's packages) or a folder of Python files. kind "auto" is replaced by the kind found. `cache_dir` takes
+    what the `datasets` library must keep on disk. InputError: nothing there, or a kind that it cannot be."""
+
+    path: str
+    kind: str = "auto"
+    errors: str = "strict"
+    dataset_config: str | None = None
+    dataset_split: str = "train"
+    text_column: str = "text"
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"kind {self.kind!r} is unknown; give one of {', '.join(KINDS)}")
+        if self.kind == "auto":
+            self.kind = find_kind(self.path)
+
+    def documents(self) -> Iterator[str]:
+        """The documents in order; InputError if there is not one."""
+        empty = True
+        for document in self._read():
+            empty = False
+            yield document
+        if empty:
+            raise InputError(f"input {self.path}: no text found when read as {self.kind}; check the file or --kind")
+
+    def _read(self) -> Iterator[str]:
+        if self.kind == "dataset":
+            return _rows_of_dataset(self)
+        if self.kind == "docstrings":
+            from data_prep.docstrings import installed_roots, read_docstrings  # late: only this kind needs it
+
+            return read_docstrings(installed_roots() if self.path == "installed" else [Path(self.path)])
+        reader = {"text": _text_file, "books": _book_file, "wikiextractor": _wikiextractor_file}[self.kind]
+        return (
+            document
+            for name, stream in members(Path(self.path))
+            for document in reader(name, lines(name, stream, self.errors))
+        )
+
+
+def read_documents(path: str | Path, kind: str = "auto", **options: Any) -> Iterator[str]:
+    """Streams the documents at `path`; `options` are the other fields of `Source`."""
+    return Source(str(path), kind, **options).documents()
+
+
+def paragraphs_to_documents(paragraphs: Iterable[str]) -> Iterator[str]:
+    """Splits at blank lines, strips the lines in between and joins each group with spaces."""
+    document: list[str] = []
+    size = 0
+    for paragraph in paragraphs:
+        paragraph = paragraph.strip()
+        if paragraph and size < MAX_DOCUMENT_CHARACTERS:
+            document.append(paragraph)
+            size += len(paragraph)
+        elif document:
+            yield " ".join(document)
+            document = [paragraph] if paragraph else []
+            size = len(paragraph)
+    if document:
+        yield " ".join(document)
+
+
+def find_kind(path: str) -> str:
+    """The kind of corpus at `path`, from names first and then from the first 200 lines; InputError if undecidable."""
+    here = Path(path)
+    if not here.exists():
+        if path == "installed":
+            return "docstrings"
+        if _HUB_NAME.fullmatch(path) and not here.parent.exists():
+            return "dataset"
+        raise InputError(f"input {path}: no such file or folder; give a path that exists")
+    files = 0
+    kinds = []
+    for name, stream in members(here):
+        files += 1
+        plain = plain_name(name)
+        if plain.endswith(".py"):
+            return "docstrings"
+        if plain.startswith("dataset_info") or plain.endswith(_DATASET_SUFFIXES):
+            return "dataset"
+        head = [line for line, _ in zip(lines(name, stream, "replace"), range(200), strict=False)]
+        kinds.append(_kind_of_lines(head))
+        if files == 3:
+            break
+    if not files:
+        raise InputError(f"input {path}: the folder holds no files; give one with text")
+    many = here.is_dir() or is_archive(here.name)
+    return max(kinds, key=kinds.count) if many or kinds[0] != "books" else "text"
+
+
+def _kind_of_lines(head: list[str]) -> str:
+    """wikiextractor by its marks; text (title, then one long line per paragraph, blank line between documents) against
+    books (blank lines between paragraphs, or hard-wrapped lines) by whether most groups of lines hold a long line that
+    follows another line."""
+    first = next((line.strip() for line in head if line.strip()), "")
+    if first.startswith("<doc ") or (first.startswith("{") and '"text"' in first):
+        return "wikiextractor"
+    groups = [group.split("\n") for group in re.split(r"\n\s*\n", "\n".join(head).strip())]
+    titled = sum(any(len(line) > 100 for line in group[1:]) for group in groups)
+    return "text" if 2 * titled >= len(groups) else "books"
+
+
+def _text_file(name: str, text: Iterable[str]) -> Iterator[str]:
+    return paragraphs_to_documents(text)
+
+
+def _book_file(name: str, text: Iterable[str]) -> Iterator[str]:
+    if not plain_name(name).endswith(".txt"):  # an index or a licence beside the books
+        return iter(())
+    return paragraphs_to_documents(line for line in text if line.strip())
+
+
+def _wikiextractor_file(name: str, text: Iterable[str]) -> Iterator[str]:
+    """<doc ...> paragraphs </doc>, or one JSON object with "text" per line; both may stand in one folder."""
+    article: list[str] | None = None  # the paragraphs since <doc>
+    for number, line in enumerate(text, 1):
+        if line.startswith("<doc "):
+            article = []
+        elif line.strip() == "</doc>" and article is not None:
+            yield from paragraphs_to_documents(article)
+            article = None
+        elif article is not None:
+            if line.strip():
+                article.append(line)
+        elif line.startswith("{"):
+            try:
+                paragraphs = _lines_of(json.loads(line)["text"])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InputError(
+                    f'input {name}: line {number} is not a JSON object with "text"; extract anew'
+                ) from error
+            yield from paragraphs_to_documents(paragraphs)
+        elif line.strip():
+            raise InputError(f"input {name}: line {number} stands outside <doc>...</doc>; check the file or --kind")
+    if article is not None:
+        raise InputError(f"input {name}: the last <doc> is not closed (cut off?); extract or fetch it again")
+
+
+def _lines_of(text: str) -> list[str]:
+    """The lines that are not blank, in characters that UTF-8 can hold (JSON may hold half a surrogate pair)."""
+    text = text.encode("utf-8", "replace").decode().replace("\r\n", "\n").replace("\r", "\n")
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def _rows_of_dataset(source: Source) -> Iterator[str]:
+    import datasets  # late: a second of import
+
+    here = Path(source.path)
+    cache = None if source.cache_dir is None else str(source.cache_dir)
+    try:
+        if (here / "state.json").exists():  # written by save_to_disk
+            rows = datasets.load_from_disk(source.path)
+        else:
+            rows = datasets.load_dataset(
+                source.path, source.dataset_config, split=source.dataset_split, streaming=True, cache_dir=cache
+            )
+        for row in rows:
+            if source.text_column not in row:
+                raise InputError(f"text_column {source.text_column!r} is not in {source.path}; it has {sorted(row)}")
+            paragraphs = _lines_of(row[source.text_column] or "")
+            yield from paragraphs_to_documents(paragraphs)
+    except InputError:
+        raise
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"dataset {source.path!r} (config {source.dataset_config}, split {source.dataset_split}) cannot be read: "
+            f"{reason}; check --input, --dataset_config and --dataset_split"
+        ) from error

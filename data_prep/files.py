@@ -1,0 +1,85 @@
+"""Text files as they come: plain, compressed, in folders and in tar archives; read as streams, never whole."""
+
+import bz2
+import contextlib
+import gzip
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from budget_trainer.errors import InputError
+
+_OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+_ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz", ".txz")
+_BROKEN = (lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile, tarfile.TarError)
+_BOM = b"\xef\xbb\xbf"
+
+
+def plain_name(name: str) -> str:
+    """The name without a compression suffix: a.txt.xz -> a.txt"""
+    path = Path(name)
+    return path.with_suffix("").name if path.suffix in _OPENERS else path.name
+
+
+def is_archive(name: str) -> bool:
+    """Whether the name is that of a tar archive."""
+    return name.endswith(_ARCHIVES)
+
+
+def members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """(name, decompressed stream) of a file, of the files below a folder in sorted order, or of a tar's files in
+    theirs. Each stream is valid until the next is asked for. Hidden files are left out."""
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            if not any(part.startswith(".") for part in file.relative_to(path).parts):
+                yield from members(file)
+    elif is_archive(path.name):
+        with naming_errors(str(path)), tarfile.open(path, "r|*") as archive:  # a stream: one pass, bounded memory
+            for entry in archive:
+                stream = archive.extractfile(entry) if entry.isfile() else None
+                if stream is not None and not Path(entry.name).name.startswith("."):
+                    yield f"{path}:{entry.name}", _decompressed(entry.name, stream)
+    elif path.is_file():
+        with path.open("rb") as stream:
+            yield str(path), _decompressed(path.name, stream)
+    else:
+        raise InputError(f"input {path}: no such file or folder; give a path that exists")
+
+
+def lines(name: str, stream: IO[bytes], errors: str = "strict") -> Iterator[str]:
+    """Lines without their ends (\\n, \\r\\n or \\r), as Python's text mode splits them. A BOM is dropped. Bytes that
+    are not UTF-8 raise InputError naming file and byte offset, or become U+FFFD with errors="replace"."""
+    offset = 0
+    with naming_errors(name):
+        for raw in stream:
+            start = 3 if not offset and raw.startswith(_BOM) else 0
+            try:
+                line = raw[start:].decode("utf-8", errors)
+            except UnicodeDecodeError as error:
+                at = start + error.start
+                raise InputError(
+                    f"input {name}: byte 0x{raw[at]:02x} at offset {offset + at} is not UTF-8; convert the file or "
+                    "give --errors replace"
+                ) from error
+            offset += len(raw)
+            if "\r" in line:
+                yield from line.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+            else:
+                yield line.removesuffix("\n")
+
+
+@contextlib.contextmanager
+def naming_errors(name: str) -> Iterator[None]:
+    """Turns what the decompressors raise for a damaged file into an InputError with its name."""
+    try:
+        yield
+    except _BROKEN as error:
+        raise InputError(f"input {name}: damaged or cut off ({error}); fetch the file again") from error
+
+
+def _decompressed(name: str, stream: IO[bytes]) -> IO[bytes]:
+    opener = _OPENERS.get(Path(name).suffix)
+    return stream if opener is None else opener(stream, "rb")  # type: ignore[operator, no-any-return]

@@ -1,0 +1,83 @@
+"""Rows of fixed length -> Arrow stream files that differ by at most one row."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from data_prep.manifest import sha256_of
+
+BATCH_BYTES = 2**20  # of one column in one record batch: the reader maps each batch as one array, so not too many
+
+
+class ShardWriter:
+    """Deals rows to `num_shards` files like cards: counts differ by at most one, and every file is a fair sample of
+    the corpus. Memory is bounded by one record batch per file. `columns`: name -> dtype; every column is a fixed-size
+    list of `length` values."""
+
+    def __init__(self, folder: Path, split: str, num_shards: int, columns: dict[str, str], length: int) -> None:
+        self._folder, self._split, self._length = folder, split, length
+        self._columns = {name: np.dtype(dtype) for name, dtype in columns.items()}
+        feature = {name: datasets.Sequence(datasets.Value(dtype), length=length) for name, dtype in columns.items()}
+        self._schema = datasets.Features(feature).arrow_schema
+        itemsize = max(dtype.itemsize for dtype in self._columns.values())
+        self._batch_rows = max(1, BATCH_BYTES // (length * itemsize))
+        self._waiting: list[list[dict[str, np.ndarray]]] = [[] for _ in range(num_shards)]
+        self._counts = [0] * num_shards
+        self._written = [0] * num_shards
+        self._sinks: list[Any] = [None] * num_shards
+        self._writers: list[Any] = [None] * num_shards
+        self.rows = 0
+
+    def add(self, **columns: np.ndarray) -> None:
+        """Appends rows: one integer array [n, length] per column."""
+        n = len(columns["input_ids"])
+        for shard in range(len(self._counts)):
+            mine = slice((shard - self.rows) % len(self._counts), n, len(self._counts))
+            part = {name: columns[name][mine].astype(dtype) for name, dtype in self._columns.items()}
+            if len(part["input_ids"]):
+                self._waiting[shard].append(part)
+                self._counts[shard] += len(part["input_ids"])
+                self._flush(shard, self._batch_rows)
+        self.rows += n
+
+    def close(self) -> list[dict[str, Any]]:
+        """Writes the rest, closes and names the files; returns their manifest entries. A shard without rows (fewer
+        rows than shards) leaves no file."""
+        used = [shard for shard, count in enumerate(self._counts) if count]
+        entries = []
+        for shard in used:
+            self._flush(shard, 1)
+            self._writers[shard].close()
+            self._sinks[shard].close()
+            file = self._folder / f"{self._split}-{shard:05d}-of-{len(used):05d}.arrow"
+            self._unnamed(shard).rename(file)
+            entry = {"name": file.name, "rows": self._counts[shard], "bytes": file.stat().st_size}
+            entries.append({**entry, "sha256": sha256_of(file)})
+        return entries
+
+    def _unnamed(self, shard: int) -> Path:
+        return self._folder / f"{self._split}-{shard:05d}.writing"  # the number of files is known at the end
+
+    def _flush(self, shard: int, at_least: int) -> None:
+        """Writes whole record batches of `_batch_rows` rows; with at_least=1 also the last, shorter one."""
+        if self._counts[shard] - self._written[shard] < at_least:
+            return
+        parts, self._waiting[shard] = self._waiting[shard], []
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in self._columns}
+        n = len(joined["input_ids"])
+        full = n if at_least == 1 else n // self._batch_rows * self._batch_rows
+        if self._writers[shard] is None:
+            self._sinks[shard] = pa.OSFile(str(self._unnamed(shard)), "wb")
+            self._writers[shard] = pa.ipc.new_stream(self._sinks[shard], self._schema)
+        for start in range(0, full, self._batch_rows):
+            arrays = []
+            for name in self._columns:
+                flat = joined[name][start : min(start + self._batch_rows, full)].ravel()
+                arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), self._length))
+            self._writers[shard].write_batch(pa.record_batch(arrays, schema=self._schema))
+        self._written[shard] += full
+        if full < n:
+            self._waiting[shard].append({name: values[full:] for name, values in joined.items()})

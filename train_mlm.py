@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Pre-train a masked language model inside a wall-clock budget.
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml train_mlm.py recipes/quickstart.yaml \
+        --data_dir out/data --output_dir out/run --total_training_time 10m
+
+The recipe comes first, the command line wins, an unknown key is an error. Everything counts from the first line below
+until the model is on disk in <output_dir>/final/: imports, set-up, compilation, data, validation, saves.
+"""
+
+from budget_trainer.clock import BudgetClock
+
+CLOCK = BudgetClock()  # before the heavy imports: they are paid for out of the budget
+
+import logging  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from functools import partial  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from budget_trainer.errors import InputError  # noqa: E402
+
+RESUMABLE_EXIT = 85
+log = logging.getLogger("train_mlm")
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """One run, or one job of it. Returns the exit code: 0 finished, 85 to be resumed."""
+    from transformers import ProgressCallback
+
+    from budget_trainer import run_folder, setup
+    from budget_trainer.callbacks.milestones import CheckpointCadence, FinetuneMarkers, ValidationCadence
+    from budget_trainer.callbacks.progress import BudgetProgressBar, ProgressLog
+    from budget_trainer.callbacks.time_budget import TimeBudgetCallback
+    from budget_trainer.data import DataFolder
+    from budget_trainer.distributed import ControlChannel
+    from budget_trainer.optimizers import build_optimizer
+    from budget_trainer.outcome import account, write_outcome
+    from budget_trainer.precision import settle_speed
+    from budget_trainer.recipes import parse_recipe
+    from budget_trainer.trainer import TimeBudgetTrainer
+
+    # What was asked, on what data, in which folder. Nothing is written before every check has passed.
+    recipe = parse_recipe(argv)
+    run, output_dir = recipe.run, Path(recipe.run.output_dir)
+    CLOCK.total_seconds = recipe.total_seconds
+    setup.configure_logging(run)
+    checkpoint = run_folder.find_checkpoint(output_dir, run.resume_from_checkpoint)
+    data = DataFolder.open(recipe.data.data_dir)
+    blocks = data.train(seed=run.seed)
+    setup.check_data(data, blocks, recipe)
+    if recipe.budget.auto_speed:
+        for line in settle_speed(run, recipe.total_seconds):
+            log.info(line)
+
+    # The model, and what a checkpoint of this run belongs to.
+    model = setup.make_model(recipe, data)
+    identity = setup.identity(model, data, recipe)
+    run_folder.check_identity(identity, output_dir, checkpoint)
+    job = run_folder.restore_clock(CLOCK, output_dir, checkpoint)
+    ControlChannel().barrier()  # all ranks have seen the folder as it was
+    clock_file = setup.claim(output_dir, identity, job, CLOCK) if run.process_index == 0 else None
+
+    # The Trainer: the budget first, then what happens at shares of it.
+    budget = TimeBudgetCallback(
+        clock=CLOCK, early_exit_time_marker=recipe.early_exit_seconds, job_time_limit=recipe.job_limit_seconds
+    )
+    trainer = TimeBudgetTrainer(
+        model=model,
+        args=run,
+        train_dataset=blocks,
+        data_collator=setup.make_collator(recipe, data),
+        processing_class=data.load_tokenizer(),
+        create_optimizer_fn=partial(build_optimizer, recipe.optimizer.optimizer_type, **setup.optimizer_options(recipe)),
+        evaluation=setup.make_evaluation(data),
+        evaluation_period_seconds=recipe.total_seconds * (recipe.validate_share or 1.0),
+        time_budget=budget,
+        identity=identity,
+        **recipe.schedule(),
+    )
+    setup.check_launch(trainer)
+    progress = ProgressLog(
+        budget, output_dir / run_folder.PROGRESS, job, trainer.global_batch_size * data.block_size
+    )
+    markers = FinetuneMarkers(budget, recipe.markers, output_dir, trainer.save_folder)
+    trainer.add_callback(progress)
+    trainer.add_callback(markers)
+    trainer.add_callback(
+        CheckpointCadence(budget, recipe.checkpoint_seconds, setup.samples_between_checkpoints(recipe, data))
+    )
+    if recipe.validate_share is not None:
+        trainer.add_callback(ValidationCadence(budget, recipe.validate_share))
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(BudgetProgressBar(budget))
+
+    # Train until the budget ends, then put the model on disk: here the budget ends.
+    trainer.rehearse_save(output_dir)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    resumable = budget.stop_reason in ("job_time_limit", "stop_requested")
+    final = output_dir / run_folder.FINAL if recipe.budget.finetune_checkpoint_at_end and not resumable else None
+    if final is not None:
+        trainer.save_folder(final)
+    CLOCK.stop()
+    if clock_file is not None:
+        clock_file.close()
+    if resumable:
+        log.info("%s: the run goes on with --resume_from_checkpoint auto", budget.stop_reason)
+        return RESUMABLE_EXIT
+
+    # Outside of the budget: the pinned evaluation on all blocks, the report, its picture and the card.
+    if final is not None and run.process_index == 0:
+        markers.copy_final(final)
+    report = account(trainer, progress, trainer.evaluate(), recipe.as_dict())
+    if run.process_index == 0:
+        write_outcome(output_dir, report, progress.path, final)
+        setup.print_summary(report, output_dir)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`train`, with bad input answered in one line and exit code 2."""
+    try:
+        return train(argv)
+    except InputError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(3)  # usually rank 0 says the same first, and the launcher ends us before we repeat it
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
