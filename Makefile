@@ -52,10 +52,10 @@ $(DATA)/corpus.txt: | $(INSTALLED)
 	$(BIN)/python -m data_prep.docstrings --output_file $@
 
 $(DATA)/tokenizer/tokenizer.json: $(DATA)/corpus.txt
-	$(BIN)/python -m data_prep.tokenizer --input $< --vocab_size 8192 --output_dir $(@D)
+	$(BIN)/python -m data_prep.tokenizer --input $< --vocab_size 8192 --output_dir $(@D) --overwrite
 
 $(DATA)/blocks/manifest.json: $(DATA)/corpus.txt $(DATA)/tokenizer/tokenizer.json
-	$(BIN)/python -m data_prep.blocks --input $< --tokenizer $(DATA)/tokenizer --output_dir $(@D)
+	$(BIN)/python -m data_prep.blocks --input $< --tokenizer $(DATA)/tokenizer --output_dir $(@D) --overwrite
 
 quickstart: $(INSTALLED) $(DATA)/blocks/manifest.json
 	$(BIN)/accelerate launch --config_file $(CONFIG) $(LAUNCH) train_mlm.py recipes/quickstart.yaml \

@@ -35,7 +35,6 @@ def train(argv: Sequence[str] | None = None) -> int:
     from budget_trainer.callbacks.progress import BudgetProgressBar, ProgressLog
     from budget_trainer.callbacks.time_budget import TimeBudgetCallback
     from budget_trainer.data import DataFolder
-    from budget_trainer.distributed import ControlChannel
     from budget_trainer.optimizers import build_optimizer
     from budget_trainer.outcome import account, write_outcome
     from budget_trainer.precision import settle_speed
@@ -54,14 +53,13 @@ def train(argv: Sequence[str] | None = None) -> int:
     if recipe.budget.auto_speed:
         for line in settle_speed(run, recipe.total_seconds):
             log.info(line)
+    setup.check_trackers(run)
 
     # The model, and what a checkpoint of this run belongs to.
     model = setup.make_model(recipe, data)
     identity = setup.identity(model, data, recipe)
     run_folder.check_identity(identity, output_dir, checkpoint)
     job = run_folder.restore_clock(CLOCK, output_dir, checkpoint)
-    ControlChannel().barrier()  # all ranks have seen the folder as it was
-    clock_file = setup.claim(output_dir, identity, job, CLOCK) if run.process_index == 0 else None
 
     # The Trainer: the budget first, then what happens at shares of it.
     budget = TimeBudgetCallback(
@@ -80,7 +78,9 @@ def train(argv: Sequence[str] | None = None) -> int:
         identity=identity,
         **recipe.schedule(),
     )
-    setup.check_launch(trainer)
+    setup.check_launch(trainer.accelerator.num_processes)
+    budget.channel.barrier()  # all ranks have seen the folder as it was
+    clock_file = setup.claim(output_dir, identity, job, CLOCK) if run.process_index == 0 else None
     progress = ProgressLog(
         budget, output_dir / run_folder.PROGRESS, job, trainer.global_batch_size * data.block_size
     )

@@ -11,7 +11,9 @@ import torch
 from transformers import TrainingArguments
 
 from budget_trainer.clock import parse_duration
+from budget_trainer.curves import make_curve
 from budget_trainer.errors import InputError
+from budget_trainer.optimizers import OPTIMIZERS
 
 
 def _flag(default: Any, text: str) -> Any:
@@ -110,6 +112,8 @@ class RunArguments(TrainingArguments):
         asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
         if asked or not torch.accelerator.is_available():
             self.use_cpu = True
+        if self.output_dir is None:
+            raise InputError("output_dir: missing; add --output_dir with a folder for this run")
         super().__post_init__()
 
 
@@ -185,8 +189,11 @@ class Recipe:
             raise InputError(f"{name}: a share of the budget, and there is none; add --total_training_time 24h")
         if self.data.data_dir is None:
             raise InputError("data_dir: missing; add --data_dir with a folder made by `python -m data_prep.blocks`")
-        if self.run.output_dir is None:
-            raise InputError("output_dir: missing; add --output_dir with a folder for this run")
+        if self.optimizer.optimizer_type not in OPTIMIZERS:
+            name = self.optimizer.optimizer_type
+            raise InputError(f"optimizer_type: {name!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
+        schedule = self.schedule()
+        make_curve(schedule["curve"], schedule["warmup_proportion"], **schedule["curve_options"])
 
     def schedule(self) -> dict[str, Any]:
         """`schedule`, `curve`, `warmup_proportion` and `curve_options` as TimeScheduleMixin takes them."""

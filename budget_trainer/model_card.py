@@ -78,8 +78,8 @@ def _summary(report: Mapping[str, Any]) -> str:
     size, budget = report.get("parameters"), report.get("budget_seconds")
     what = f"A {_text(report.get('model_type') or 'Transformers')} masked language model"
     what += f" with {size / 1e6:,.1f} million parameters" if size else ""
-    how = f" in {_minutes(report.get('used_seconds') or 0)}"
-    how += f" of a wall-clock budget of {_minutes(budget)}" if budget and math.isfinite(budget) else ""
+    how = f" in {_duration(report.get('used_seconds') or 0)}"
+    how += f" of a wall-clock budget of {_duration(budget)}" if budget and math.isfinite(budget) else ""
     steps, tokens = report.get("steps") or 0, report.get("tokens") or 0
     return f"{what}, pre-trained from scratch{how}: {steps:,} steps, {tokens:,} token positions."
 
@@ -131,7 +131,9 @@ def _environment(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [*rows, ("commit of budget-trainer", str(report.get("git_commit") or "not a git checkout"))]
 
 
-def _minutes(seconds: float) -> str:
+def _duration(seconds: float) -> str:
+    if seconds < 180:
+        return f"{seconds:.0f} seconds"
     return f"{seconds / 60:,.1f} minutes" if seconds < 6 * 3600 else f"{seconds / 3600:,.1f} hours"
 
 

@@ -219,6 +219,7 @@ def build_config(
     model_type = ALIASES.get(model_type, model_type)
     if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_MASKED_LM_MAPPING:
         raise InputError(f"model_type={model_type!r} is no masked language model: use one of {', '.join(MODEL_TYPES)}")
+    _check_sizes(recipe)
     config_class = CONFIG_MAPPING[model_type]
     known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
     if model_type in OFFSET_POSITIONS:
@@ -236,6 +237,16 @@ def build_config(
     except Exception as error:  # the library's strict dataclasses have error classes of their own
         reason = " ".join(str(error).split())
         raise InputError(f"model_type={model_type!r} refuses its configuration: {reason}") from error
+
+
+def _check_sizes(recipe: Mapping[str, Any]) -> None:
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    for key in sizes:
+        if isinstance(recipe.get(key), int) and recipe[key] < 1:
+            raise InputError(f"{key}={recipe[key]} must be 1 or more")
+    width, heads = recipe.get("hidden_size"), recipe.get("num_attention_heads")
+    if isinstance(width, int) and isinstance(heads, int) and width % heads:
+        raise InputError(f"hidden_size={width} is no multiple of num_attention_heads={heads}: change one of them")
 
 
 def _native(key: str, value: Any, known: set[str], model_type: str) -> dict[str, Any]:

@@ -41,6 +41,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__init__(groups, {})  # the same dicts, which now hold every option
         self._inner = inner
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_inner": self._inner}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Take one step; returns the closure's loss, if there is a closure."""

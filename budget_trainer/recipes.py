@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -28,7 +29,7 @@ class _Parser(HfArgumentParser):
 
 def parse_recipe(argv: Sequence[str] | None = None) -> Recipe:
     """The run that `[recipe.yaml] --flag value ...` describes. Raises InputError for anything it cannot read."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = _join_negative(sys.argv[1:] if argv is None else argv)
     path = words.pop(0) if words and not words[0].startswith("-") else None
     given = read_recipe(Path(path)) if path is not None else {}
     _check_keys(given, f"recipe {path}")
@@ -43,6 +44,17 @@ def parse_recipe(argv: Sequence[str] | None = None) -> Recipe:
             raise
         raise InputError(f"arguments: {' '.join(str(error).split())}; correct the recipe or the command line") from error
     return Recipe(*groups, path=path)
+
+
+def _join_negative(argv: Sequence[str]) -> list[str]:
+    """`--flag -5m` as `--flag=-5m`: argparse takes the value for a flag."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1].startswith("--") and "=" not in words[-1] and re.match(r"-[\d.]", word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

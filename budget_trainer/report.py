@@ -161,12 +161,16 @@ def draw_report(report: dict[str, Any], progress: Sequence[dict[str, Any]], path
         FigureCanvasAgg(figure)
         (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2)
         figure.suptitle(_title(report), fontsize=12, x=0.02, ha="left")
-        _draw_loss(top_left, progress)
-        _draw_line(top_right, progress, "learning_rate", "learning rate", COLOURS["evaluate"])
-        _draw_line(bottom_left, progress, "tokens_per_second", "tokens per second", COLOURS["save"])
+        last = max([line["elapsed_seconds"] for line in progress] + [report.get("used_seconds") or 0.0])
+        unit, unit_name = _time_unit(last)
+        _draw_loss(top_left, progress, report, unit)
+        _draw_line(top_right, progress, "learning_rate", unit, COLOURS["evaluate"])
+        _draw_line(bottom_left, progress, "tokens_per_second", unit, COLOURS["save"])
         top_right.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         bottom_left.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         bottom_left.set_ylim(0, 1.1 * bottom_left.get_ylim()[1])
+        for axes in (top_left, top_right, bottom_left):
+            _finish(axes, last / unit, unit_name)
         _draw_shares(bottom_right, report)
         figure.savefig(path, format="png")
 
@@ -176,7 +180,7 @@ def _title(report: dict[str, Any]) -> str:
     size = report.get("parameters")
     parts = [
         f"{report.get('model_type') or 'model'}" + (f", {size / 1e6:,.1f} M parameters" if size else ""),
-        f"{budget / 60:,.1f} min budget" if budget else f"{report.get('steps', 0):,} steps",
+        f"{_duration(budget)} budget" if budget else f"{report.get('steps', 0):,} steps",
         f"{report.get('engine') or 'plain'}, {world} process" + ("es" if world != 1 else ""),
     ]
     evaluation = report.get("evaluation") or {}
@@ -194,49 +198,60 @@ def _budget(report: dict[str, Any]) -> float | None:
     return seconds if seconds and math.isfinite(seconds) else None
 
 
+def _duration(seconds: float) -> str:
+    if seconds < 180:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:,.1f} min" if seconds < 6 * 3600 else f"{seconds / 3600:,.1f} h"
+
+
 def _series(progress: Sequence[dict[str, Any]], key: str) -> tuple[Any, Any]:
     """Seconds and values of the lines that have a number at `key`; beyond MAX_POINTS, means of equal runs of them."""
     import numpy as np
 
-    pairs = [(line["elapsed_seconds"], line[key]) for line in progress if isinstance(line.get(key), int | float)]
-    points = np.array(pairs, dtype=float).reshape(-1, 2)
+    pairs = [(line["elapsed_seconds"], line.get(key)) for line in progress]
+    points = np.array(pairs, dtype=float).reshape(-1, 2)  # None becomes NaN
     points = points[np.isfinite(points).all(axis=1)]
     if len(points) > MAX_POINTS:
         points = np.stack([part.mean(axis=0) for part in np.array_split(points, MAX_POINTS)])
     return points[:, 0], points[:, 1]
 
 
-def _time_unit(progress: Sequence[dict[str, Any]]) -> tuple[float, str]:
-    last = max((line["elapsed_seconds"] for line in progress), default=0.0)
-    if last < 120:
+def _time_unit(last_seconds: float) -> tuple[float, str]:
+    if last_seconds < 120:
         return 1.0, "seconds"
-    return (60.0, "minutes") if last < 6 * 3600 else (3600.0, "hours")
+    return (60.0, "minutes") if last_seconds < 6 * 3600 else (3600.0, "hours")
 
 
-def _draw_line(axes: Any, progress: Sequence[dict[str, Any]], key: str, title: str, colour: str) -> None:
+def _draw_line(axes: Any, progress: Sequence[dict[str, Any]], key: str, unit: float, colour: str) -> None:
     seconds, values = _series(progress, key)
-    unit, name = _time_unit(progress)
-    axes.plot(
-        seconds / unit, values, color=colour, linewidth=1.6, marker="o" if len(values) < 3 else None, label=title
-    )
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel(name)
-    axes.set_xlim(left=0)
-    if not len(values):
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1)
-        axes.text(0.5, 0.55, "nothing logged", transform=axes.transAxes, ha="center", color="#6b7480")
-
-
-def _draw_loss(axes: Any, progress: Sequence[dict[str, Any]]) -> None:
-    _draw_line(axes, progress, "loss", "training loss", COLOURS["train"])
-    rows = [{**line, **line["evaluation"]} for line in progress if line.get("evaluation")]
-    seconds, values = _series(rows, "loss")
-    unit, _ = _time_unit(progress)
     if len(values):
-        axes.plot(seconds / unit, values, "o", color=COLOURS["data_wait"], markersize=5, label="evaluation loss")
+        marker = "o" if len(values) < 3 else None
+        axes.plot(seconds / unit, values, color=colour, linewidth=1.6, marker=marker, label=f"training {key}")
+    axes.set_title(key.replace("_", " "), loc="left", fontsize=11)
+
+
+def _draw_loss(axes: Any, progress: Sequence[dict[str, Any]], report: dict[str, Any], unit: float) -> None:
+    _draw_line(axes, progress, "loss", unit, COLOURS["train"])
+    rows = [{**line, **line["evaluation"]} for line in progress if line.get("evaluation")]
+    final = [{"elapsed_seconds": report.get("used_seconds"), **(report.get("evaluation") or {})}]
+    for points, marker, label in ((rows, "o", "evaluation loss"), (final, "D", "final evaluation loss")):
+        seconds, values = _series(points, "loss")
+        if len(values):
+            axes.plot(seconds / unit, values, marker, color=COLOURS["data_wait"], markersize=5, label=label)
+    if axes.lines:
         axes.legend(frameon=False, loc="upper right")
     axes.set_title("loss (nats per predicted token)", loc="left", fontsize=11)
+
+
+def _finish(axes: Any, last: float, unit_name: str) -> None:
+    """The axis of time; where nothing was drawn, say so in place of axes without meaning."""
+    if axes.lines:
+        axes.set_xlim(0, 1.04 * last or 1.0)
+        axes.set_xlabel(unit_name)
+        return
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", color="#6b7480")
 
 
 def _draw_shares(axes: Any, report: dict[str, Any]) -> None:

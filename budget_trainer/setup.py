@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging as hf_logging
 
 from budget_trainer import run_folder
@@ -19,7 +20,6 @@ from budget_trainer.errors import InputError
 from budget_trainer.evaluation import PinnedEvaluation
 from budget_trainer.modeling import build_model, load_pretrained, set_output_bias
 from budget_trainer.objective import MaskingCollator
-from budget_trainer.trainer import TimeBudgetTrainer
 
 ENDLESS_STEPS = 2**40  # max_steps of a run that only time ends
 
@@ -44,10 +44,11 @@ def check_data(data: DataFolder, blocks: BlockDataset, recipe: Recipe) -> None:
             f"data_dir: {data.path} has {blocks.rows} blocks, fewer than one batch of {batch}; lower "
             "per_device_train_batch_size or gradient_accumulation_steps, or prepare more text"
         )
-    if recipe.model.max_position_embeddings < data.block_size:
+    longest = max(data.block_size, int(data.manifest["validation_block_size"]))
+    if recipe.model.model_name_or_path is None and recipe.model.max_position_embeddings < longest:
         raise InputError(
-            f"max_position_embeddings: {recipe.model.max_position_embeddings} is below the block size {data.block_size} "
-            f"of {data.path}; raise it or cut shorter blocks"
+            f"max_position_embeddings: {recipe.model.max_position_embeddings} is below the longest block of {data.path} "
+            f"(training {data.block_size}, validation {data.manifest['validation_block_size']}); raise it to {longest}"
         )
     if recipe.max_steps is None:
         run.max_steps = ENDLESS_STEPS
@@ -105,7 +106,7 @@ def _mapping(text: str | None) -> dict[str, Any] | None:
 
 
 def make_collator(recipe: Recipe, data: DataFolder) -> MaskingCollator:
-    d = recipe.data
+    d, train = recipe.data, data.manifest["splits"]["train"]
     return MaskingCollator(
         seed=recipe.run.seed,
         special_ids=data.special_ids,
@@ -116,7 +117,7 @@ def make_collator(recipe: Recipe, data: DataFolder) -> MaskingCollator:
         random_replace_prob=d.random_replace_prob,
         max_predictions_per_seq=d.max_predictions_per_seq,
         dup_factor=d.dup_factor,
-        has_padding=data.manifest["packing"] != "packed",
+        has_padding=train["tokens"] < train["rows"] * data.block_size,
     )
 
 
@@ -173,13 +174,24 @@ def claim(output_dir: Path, identity: dict[str, Any], job: int, clock: BudgetClo
     return clock_file
 
 
-def check_launch(trainer: TimeBudgetTrainer) -> None:
+def check_trackers(run: TrainingArguments) -> None:
+    """Refuse a tracker that is unknown or not installed before anything is written."""
+    for name in run.report_to:
+        try:
+            for tracker in get_reporting_integration_callbacks([name]):
+                tracker()
+        except (ValueError, RuntimeError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"report_to: {name!r} cannot be used ({reason}); install it, or choose another") from None
+
+
+def check_launch(processes: int) -> None:
     """Refuse to train alone when the launcher was asked for company: each process would train its own model."""
     asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked != trainer.accelerator.num_processes:
+    if asked != processes:
         raise InputError(
-            f"WORLD_SIZE: the launcher started {asked} processes, but {trainer.accelerator.num_processes} train together; "
-            "launch with a profile of accelerate_configs/ (on a CPU cpu_2proc.yaml, or add --use_cpu true)"
+            f"WORLD_SIZE: the launcher started {asked} processes, but {processes} train together; launch with a profile "
+            "of accelerate_configs/ (on a CPU cpu_2proc.yaml, or add --use_cpu true)"
         )
 
 

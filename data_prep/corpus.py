@@ -108,15 +108,18 @@ def _tokenise_groups(table: pa.Table, tokenizer_file: str, fraction: float, sche
     # One thread per process: the processes are the parallelism, and Rust threads do not survive a fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     encoder = _encoder(tokenizer_file)
-    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+    dtype = schema.field("ids").type.value_type.to_pandas_dtype()
+    ids: list[np.ndarray] = []
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names if name != "ids"}
     for documents in table["documents"].to_pylist():
-        held = [is_held_out(document, fraction) for document in documents] if fraction else [False] * len(documents)
+        held = [bool(fraction) and is_held_out(document, fraction) for document in documents]
         train = [document for document, out in zip(documents, held, strict=True) if not out]
         encoded = encoder.encode(train)
-        columns["ids"].append(np.fromiter(itertools.chain.from_iterable(encoded), np.int64))
-        columns["lengths"].append([len(ids) for ids in encoded if ids])
+        ids.append(np.fromiter(itertools.chain.from_iterable(encoded), dtype))
+        columns["lengths"].append([len(document) for document in encoded if document])
         columns["train_bytes"].append(sum(len(document.encode()) for document in train))
         columns["held_out"].append([document for document, out in zip(documents, held, strict=True) if out])
-    return pa.table(
-        {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}, schema=schema
-    )
+    borders = np.cumsum([0] + [len(group) for group in ids])
+    arrays = {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}
+    arrays["ids"] = pa.LargeListArray.from_arrays(borders, np.concatenate(ids))  # without a Python object per token
+    return pa.table(arrays, schema=schema)

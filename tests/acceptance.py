@@ -1,0 +1,331 @@
+#!/usr/bin/env python3
+"""Every promise of the project measured on this machine: `make acceptance`, or `tests/acceptance.py budget resume`.
+
+Prints a table (asked, measured, held), writes out/acceptance.json and out/acceptance.md, and exits with 1 where a line
+does not hold. What needs real text finds it in the folder BUDGET_DATA (default ../shared/data) and in ../shared/bench;
+where that is missing the line says "not measured". Takes over an hour on two cores, most of it `quality` and `budget`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from budget_trainer.report import environment  # noqa: E402
+
+DATA = Path(os.environ.get("BUDGET_DATA", ROOT.parent / "shared" / "data"))
+BENCH = ROOT.parent / "shared" / "bench"
+OUT = ROOT / "out" / "acceptance"
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+CONFIGS = {1: "accelerate_configs/cpu.yaml", 2: "accelerate_configs/cpu_2proc.yaml"}
+
+
+@dataclass
+class Line:
+    """One promise. `held` is None where it could not be measured."""
+
+    check: str
+    asked: str
+    measured: str
+    held: bool | None
+
+
+class Failed(Exception):
+    """A command that should have succeeded."""
+
+
+def sh(command: list[str], log: Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> float:
+    """Run a command with its output in `log`; returns seconds. Raises Failed with the last line of the log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    with log.open("w") as file:
+        code = subprocess.run(command, cwd=cwd, env=env, stdout=file, stderr=subprocess.STDOUT).returncode
+    if code:
+        raise Failed(f"exit code {code}: {last_line(log)} ({log})")
+    return time.monotonic() - begin
+
+
+def last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return " ".join(lines[-1].split()) if lines else ""
+
+
+def fresh(name: str) -> Path:
+    folder = OUT / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def quickstart() -> Iterator[Line]:
+    clone = fresh("quickstart") / "clone"
+    sh(["git", "clone", "--quiet", str(ROOT), str(clone)], OUT / "clone.log")
+    environ = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "MAKEFLAGS", "MFLAGS")}
+    python = f"PYTHON={getattr(sys, '_base_executable', sys.executable)}"
+    seconds = sh(["make", "quickstart", python], OUT / "quickstart.log", cwd=clone, env=environ)
+    asked = "make quickstart from a fresh clone, installation included: exit 0 in under 600 s"
+    yield Line("quickstart", asked, f"{seconds:.0f} s", seconds < 600)
+    said = (OUT / "quickstart.log").read_text(errors="replace").count("[MASK]")
+    yield Line("quickstart", "five fill-mask examples printed", f"{said} printed", said >= 5)
+    model = clone / "out" / "quickstart" / "final"
+    code = (
+        "import sys\n"
+        "for name in ('budget_trainer', 'data_prep', 'train_mlm'): sys.modules[name] = None\n"
+        "from transformers import AutoModelForMaskedLM, AutoTokenizer\n"
+        "AutoTokenizer.from_pretrained(sys.argv[1]); AutoModelForMaskedLM.from_pretrained(sys.argv[1])\n"
+    )
+    sh([sys.executable, "-I", "-c", code, str(model)], OUT / "load.log", cwd=Path("/"))
+    remote = "auto_map" in json.loads((model / "config.json").read_text())
+    yield Line("quickstart", "the checkpoint loads where none of our code can be imported", "loaded", not remote)
+
+
+def docstring_data() -> Path:
+    """The quickstart's data folder, made once."""
+    data = OUT / "data"
+    if not (data / "blocks" / "manifest.json").exists():
+        shutil.rmtree(data, ignore_errors=True)
+        corpus, prep = str(data / "corpus.txt"), [sys.executable, "-m"]
+        sh([*prep, "data_prep.docstrings", "--output_file", corpus], OUT / "docstrings.log")
+        tokenizer = ["--vocab_size", "8192", "--output_dir", str(data / "tokenizer")]
+        sh([*prep, "data_prep.tokenizer", "--input", corpus, *tokenizer], OUT / "tokenizer.log")
+        blocks = ["--tokenizer", str(data / "tokenizer"), "--output_dir", str(data / "blocks")]
+        sh([*prep, "data_prep.blocks", "--input", corpus, *blocks], OUT / "blocks.log")
+    return data / "blocks"
+
+
+def workers(launcher: psutil.Process) -> list[psutil.Process]:
+    """The processes that run train_mlm.py, rank 0 first."""
+    found = []
+    for process in launcher.children(recursive=True):
+        try:
+            if any(word.endswith("train_mlm.py") for word in process.cmdline()):
+                found.append((int(process.environ().get("RANK", "0")), process))
+        except psutil.Error:
+            continue
+    return [process for _, process in sorted(found, key=lambda pair: pair[0])]
+
+
+def timed_run(folder: Path, budget: int, processes: int, slowed: bool) -> tuple[float, float, dict]:
+    """Train for `budget` seconds; returns seconds until final/ appeared, from outside, and the report.
+
+    The first number counts from the creation of the process that runs train_mlm.py (a little before its first line),
+    the second from the launch (its own imports included).
+    """
+    command = [
+        *LAUNCH,
+        CONFIGS[processes],
+        "train_mlm.py",
+        "recipes/quickstart.yaml",
+        "--data_dir",
+        str(docstring_data()),
+    ]
+    command += ["--output_dir", str(folder / "run"), "--total_training_time", f"{budget}s"]
+    launched, begun, done, bursts = time.time(), 0.0, 0.0, 0
+    with (folder / "log.txt").open("w") as log:
+        child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        launcher = psutil.Process(child.pid)
+        running: list[psutil.Process] = []
+        while child.poll() is None:
+            if len(running) < processes:
+                running = workers(launcher)
+                begun = min((process.create_time() for process in running), default=0.0)
+            elif slowed and not done:
+                bursts += burst(running[-1])
+            if not done and (folder / "run" / "final" / "config.json").exists():
+                done = time.time()
+            time.sleep(0.01)
+    if child.returncode or not done:
+        raise Failed(f"exit code {child.returncode}: {last_line(folder / 'log.txt')} ({folder / 'log.txt'})")
+    if slowed and not bursts:
+        raise Failed("the second process was never slowed")
+    return done - begun, done - launched, json.loads((folder / "run" / "run_report.json").read_text())
+
+
+def burst(process: psutil.Process) -> int:
+    """Stop a process for 0.2 s, then leave it alone for 0.3 s."""
+    try:
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGCONT)
+    except psutil.NoSuchProcess:
+        return 0
+    time.sleep(0.3)
+    return 1
+
+
+def budget() -> Iterator[Line]:
+    for seconds, processes, slowed in [
+        *((seconds, processes, False) for seconds in (30, 60, 180) for processes in (1, 2)),
+        (60, 2, True),
+    ]:
+        name = (
+            f"budget {seconds} s, {processes} process{'es' if processes > 1 else ''}{', one slowed' if slowed else ''}"
+        )
+        least = 0.97 if seconds >= 180 else 0.95
+        try:
+            outside, launch, report = timed_run(fresh(name.replace(" ", "-")), seconds, processes, slowed)
+        except Failed as error:
+            yield Line(name, "a finished run", str(error), False)
+            continue
+        used = report["used_seconds"]
+        measured = f"{outside:.2f} s outside (from launch {launch:.2f}), {used:.2f} s in the report"
+        asked = f"final/ on disk within {least * seconds:g} to {seconds} s"
+        yield Line(name, asked, measured, all(least * seconds <= value <= seconds for value in (outside, used)))
+        share = report["learning_rate_last"] / report["learning_rate_peak"]
+        yield Line(name, "last learning rate at most 2 % of the peak", f"{100 * share:.2f} %", share <= 0.02)
+        if processes > 1:
+            ranks = {(rank["steps"], rank["learning_rates_sha256"]) for rank in report["ranks"]}
+            measured = f"{len(report['ranks'])} ranks, {len(ranks)} different histories of {report['steps']} steps"
+            held = len(ranks) == 1 and len(report["ranks"]) == processes
+            yield Line(name, "same steps, bit-equal learning rates", measured, held)
+
+
+def pytest_line(name: str, path: str, asked: str) -> Line:
+    """The outcome of one test file."""
+    if not (ROOT / path).exists():
+        return Line(name, asked, f"not measured: {path} is missing", None)
+    log = OUT / f"{name}.log"
+    try:
+        seconds = sh([sys.executable, "-m", "pytest", "-q", path], log)
+    except Failed as error:
+        return Line(name, asked, str(error), False)
+    skipped = " skipped" in last_line(log)
+    return Line(name, asked, f"{last_line(log).strip('= ')} ({seconds:.0f} s)", None if skipped else True)
+
+
+def right_loss() -> Iterator[Line]:
+    asked = "1 x 8, 8 x 1 and 2 processes x 4: losses, gradient norms, weights within 1e-4; sparse equals dense"
+    yield pytest_line("right_loss", "tests/distributed/test_right_loss.py", asked)
+
+
+def resume() -> Iterator[Line]:
+    asked = "kill -9 at step 40 of 60, resume from 30: same batches, masks, losses, weights, bit for bit"
+    yield pytest_line("resume", "tests/test_resume.py", asked)
+
+
+def missing(*paths: Path) -> str | None:
+    gone = [path for path in paths if not path.exists()]
+    return f"not measured: {gone[0]} is missing (set BUDGET_DATA)" if gone else None
+
+
+def uncased(folder: Path) -> Path:
+    """bert-base-uncased's tokenizer.json, unpacked."""
+    with tarfile.open(DATA / "vocab.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return next(folder.rglob("bert-base-uncased-tokenizer.json"))
+
+
+def quality() -> Iterator[Line]:
+    asked = "300 s, median of three: at least 0.40 bits per byte below the best stock rate"
+    train, held_out = DATA / "wiki2015_00.txt.xz", DATA / "wiki2015_03.txt.xz"
+    if reason := missing(train, held_out, DATA / "vocab.tar.xz", BENCH / "stock_mlm.py", BENCH / "eval_mlm.py"):
+        yield Line("quality", asked, reason, None)
+        return
+    commit = environment()["git_commit"] or "unknown-dirty"  # runs of another state of the code are never taken up
+    folder = fresh(f"quality-{commit}") if commit.endswith("-dirty") else OUT / f"quality-{commit}"
+    command = [sys.executable, "benchmarks/quality_at_budget.py", "--text", str(train), "--eval_text", str(held_out)]
+    command += ["--tokenizer", str(uncased(OUT / "vocab")), "--budget", "300s", "--output_dir", str(folder)]
+    command += ["--stock_script", str(BENCH / "stock_mlm.py"), "--eval_script", str(BENCH / "eval_mlm.py"), "--resume"]
+    sh(command, OUT / "quality.log")
+    rows = json.loads((folder / "results.json").read_text())["summary"]
+    stock = min(row["bits_per_byte"]["median"] for row in rows if row["kind"] == "stock")
+    for row in (row for row in rows if row["kind"] == "ours"):
+        below, faster = row["bits_per_byte_below_stock"], row["tokens_per_second_ratio"]
+        figures = f"{row['name']}: {row['bits_per_byte']['median']:.3f} against {stock:.3f}, {below:.3f} below"
+        figures += f"; {row['tokens_per_second']['median']:,.0f} tokens/s, {faster:.1f} times stock's"
+        yield Line("quality", asked, figures, below >= 0.40 and row["runs"] >= 3)
+
+
+def data_prep() -> Iterator[Line]:
+    speed, memory = "at least 2 MB/s of raw text from text to blocks (46 MB, two processes)", "memory under 2 GiB"
+    text = DATA / "wiki2018_00.txt.xz"
+    if reason := missing(text, DATA / "vocab.tar.xz"):
+        yield Line("data_prep", f"{speed}; {memory}", reason, None)
+        return
+    folder = fresh("data_prep")
+    command = [sys.executable, "-m", "data_prep.blocks", "--input", str(text), "--num_proc", "2"]
+    command += ["--tokenizer", str(uncased(OUT / "vocab")), "--output_dir", str(folder / "blocks")]
+    begin, peak = time.monotonic(), 0
+    with (folder / "log.txt").open("w") as log:
+        child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        while child.poll() is None:
+            peak = max(peak, proportional_bytes(psutil.Process(child.pid)))
+            time.sleep(0.2)
+    seconds = time.monotonic() - begin
+    if child.returncode:
+        raise Failed(f"exit code {child.returncode}: {last_line(folder / 'log.txt')}")
+    manifest = json.loads((folder / "blocks" / "manifest.json").read_text())
+    megabytes = sum(source["text_bytes"] for source in manifest["sources"]) / 1e6
+    measured = f"{megabytes / seconds:.2f} MB/s ({megabytes:.1f} MB in {seconds:.1f} s)"
+    yield Line("data_prep", speed, measured, megabytes / seconds >= 2)
+    yield Line("data_prep", memory, f"{peak / 2**30:.2f} GiB", peak < 2 * 2**30)
+
+
+def proportional_bytes(process: psutil.Process) -> int:
+    """Memory of a process and its children, pages they share counted once."""
+    total = 0
+    try:
+        for member in [process, *process.children(recursive=True)]:
+            total += member.memory_full_info().pss
+    except psutil.Error:
+        return 0
+    return total
+
+
+def test_time() -> Iterator[Line]:
+    seconds = sh([sys.executable, "-m", "pytest", "-q"], OUT / "tests.log")
+    asked = "make test passes in under 600 s"
+    yield Line("test_time", asked, f"{seconds:.0f} s, {last_line(OUT / 'tests.log').strip('= ')}", seconds < 600)
+
+
+CHECKS: dict[str, Callable[[], Iterator[Line]]] = {
+    check.__name__: check for check in (quickstart, right_loss, resume, data_prep, test_time, budget, quality)
+}
+
+
+def markdown(lines: list[Line]) -> str:
+    words = {True: "yes", False: "**no**", None: "not measured"}
+    rows = [(line.check, line.asked, line.measured.replace("|", "/"), words[line.held]) for line in lines]
+    table = [("check", "asked", "measured", "held"), ("---",) * 4, *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in table) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checks", nargs="*", help=f"all, or some of: {' '.join(CHECKS)}")
+    chosen = parser.parse_args(argv).checks or list(CHECKS)
+    if unknown := set(chosen) - set(CHECKS):
+        parser.error(f"checks: {sorted(unknown)[0]} is unknown; choose from {' '.join(CHECKS)}")
+    lines: list[Line] = []
+    for name in chosen:
+        print(f"== {name}", flush=True)
+        try:
+            for line in CHECKS[name]():
+                lines.append(line)
+                held = {True: "held", False: "NOT HELD", None: "not measured"}[line.held]
+                print(f"{held:12} {line.check}: {line.asked}\n{'':12} {line.measured}", flush=True)
+        except Failed as error:
+            lines.append(Line(name, "the check runs through", str(error), False))
+            print(f"NOT HELD     {name}: {error}", flush=True)
+        OUT.mkdir(parents=True, exist_ok=True)
+        (OUT.parent / "acceptance.json").write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
+        (OUT.parent / "acceptance.md").write_text(markdown(lines))
+    print("\n" + markdown(lines))
+    return 1 if any(line.held is False for line in lines) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""What many tests share: a tiny data folder, a tiny recipe, a launcher."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = Path(os.environ.get("BUDGET_DATA", ROOT.parent / "shared" / "data"))
+TINY = {
+    "model_type": "modernbert",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "per_device_train_batch_size": 8,
+    "learning_rate": "2e-3",
+    "logging_steps": 1,
+    "report_to": "none",
+}
+
+
+def words(options):
+    return [part for key, value in options.items() for part in (f"--{key}", str(value))]
+
+
+def run(command, **options):
+    """Run a command of the project; its output is in the failure message."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+    return subprocess.run(
+        [str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True, **options
+    )
+
+
+def launch(options, *, processes=1, script="train_mlm.py", **kwargs):
+    """`accelerate launch` of a script with the flags in `options`."""
+    config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "cpu_2proc.yaml")
+    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, script]
+    return run([*head, *words(options)], **kwargs)
+
+
+def train(options, **kwargs):
+    """train_mlm.py as a child process without a launcher."""
+    return run([sys.executable, "train_mlm.py", *words(options)], **kwargs)
+
+
+def report(output_dir):
+    return json.loads((Path(output_dir) / "run_report.json").read_text())
+
+
+def progress(output_dir):
+    return [json.loads(line) for line in (Path(output_dir) / "progress.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A text of 400 documents in a made-up language with structure: short, but not empty for a model."""
+    import random
+
+    chance = random.Random(0)
+    syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+    lexicon = ["".join(chance.choices(syllables, k=chance.randint(1, 4))) for _ in range(400)]
+    folder = tmp_path_factory.mktemp("corpus")
+    with open(folder / "corpus.txt", "w", encoding="utf-8") as text:
+        for _ in range(400):
+            for _ in range(chance.randint(1, 4)):
+                start = chance.randrange(400)
+                line = [lexicon[(start + 7 * i * i) % 400] for i in range(chance.randint(10, 60))]
+                text.write(" ".join(line).capitalize() + ".\n")
+            text.write("\n")
+    return folder / "corpus.txt"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    done = run(
+        [sys.executable, "-m", "data_prep.tokenizer", "--input", corpus, "--vocab_size", 500, "--output_dir", folder]
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(corpus, tokenizer, tmp_path_factory):
+    """Blocks of 64 tokens in 2 shards."""
+    folder = tmp_path_factory.mktemp("data") / "blocks"
+    command = [sys.executable, "-m", "data_prep.blocks", "--input", corpus, "--tokenizer", tokenizer]
+    command += ["--output_dir", folder, "--block_size", 64, "--num_shards", 2, "--num_proc", 1]
+    done = run([*command, "--validation_fraction", 0.1])
+    assert done.returncode == 0, done.stderr
+    return folder

@@ -1,0 +1,14 @@
+"""Several runs of train_mlm.py in one (possibly distributed) process: `many_runs.py '[{flags}, {flags}]'`."""
+
+import json
+import sys
+
+import train_mlm
+from budget_trainer.clock import BudgetClock
+from tests.conftest import words
+
+for options in json.loads(sys.argv[1]):
+    train_mlm.CLOCK = BudgetClock()
+    code = train_mlm.main(words(options))
+    if code:
+        sys.exit(code)

@@ -1,0 +1,130 @@
+"""Real runs through `accelerate launch`: the budget is kept, by one process and by two, also when one is slowed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, TINY, launch, progress, report, run
+
+NATIVE = """
+import sys
+sys.path = [p for p in sys.path if p]  # not the project's folder
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+import torch
+model, tokenizer = AutoModelForMaskedLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
+print(type(model).__name__, model(**tokenizer("some words", return_tensors="pt")).logits.shape[-1])
+assert "budget_trainer" not in sys.modules
+"""
+
+
+def check_budget(output_dir, seconds, processes):
+    account = report(output_dir)
+    assert account["stop_reason"] == "budget" and account["world_size"] == processes
+    assert 0.95 * seconds <= account["used_seconds"] <= seconds
+    assert sum(account["shares"].values()) == pytest.approx(account["used_seconds"])
+    assert account["learning_rate_last"] <= 0.02 * account["learning_rate_peak"]
+    assert len({(rank["steps"], rank["learning_rates_sha256"]) for rank in account["ranks"]}) == 1
+    assert len(account["ranks"]) == processes and account["steps"] == account["ranks"][0]["steps"]
+    return account
+
+
+def test_one_process_keeps_30_seconds_and_leaves_a_native_checkpoint(data_dir, tmp_path):
+    out = tmp_path / "out"
+    options = {**TINY, "report_to": "tensorboard", "finetune_time_markers": "0.75,0.999", "validate_every": "20%"}
+    options |= {"logging_steps": 10, "checkpoint_every": "25s", "data_dir": data_dir, "output_dir": out}
+    done = launch({**options, "total_training_time": "30s"})
+    assert done.returncode == 0, done.stderr
+    account = check_budget(out, 30, 1)
+    assert account["engine"] == "single" and account["tokens"] == account["steps"] * 8 * 64
+
+    names = {path.name for path in out.iterdir()}
+    assert {"final", "finetune-75", "finetune-99.9", "clock.json", "progress.jsonl", "run_report.json"} <= names
+    assert "run_report.png" in names and (out / "tensorboard").is_dir()
+    assert len([name for name in names if name.startswith("checkpoint-")]) == 1
+    assert not [name for name in names if name.startswith(".")], "nothing unfinished is left"
+    assert {path.suffix for path in (out / "final").iterdir()} <= {".json", ".safetensors", ".md", ".png"}
+    assert "run_report.png" in (out / "final" / "README.md").read_text()
+    marked, final = (load_file(out / name / "model.safetensors") for name in ("finetune-75", "final"))
+    assert any(not marked[key].equal(final[key]) for key in final)
+
+    lines = progress(out)
+    validations = [line for line in lines if "evaluation" in line]
+    assert validations and validations[-1]["evaluation"]["loss"] < validations[0]["evaluation"]["loss"] + 0.1
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    assert all(0 < line["share"] <= 1 for line in lines[:-1])
+
+    native = run([sys.executable, "-c", NATIVE, out / "final"], env={"PYTHONPATH": ""})
+    assert native.returncode == 0 and native.stdout.split()[0] == "ModernBertForMaskedLM", native.stderr
+
+
+def children(pid):
+    """Process ids below `pid`."""
+    found = []
+    for task in os.listdir("/proc"):
+        if task.isdigit():
+            try:
+                with open(f"/proc/{task}/stat") as stat:
+                    parent = int(stat.read().rpartition(")")[2].split()[1])
+            except (OSError, ValueError):
+                continue
+            if parent == pid:
+                found += [int(task), *children(int(task))]
+    return found
+
+
+def slow_rank_1(launcher, done):
+    """Stop and continue rank 1 from outside, in short bursts, until `done`."""
+    while not done.is_set():
+        for pid in children(launcher.pid):
+            try:
+                with open(f"/proc/{pid}/environ", "rb") as environ:
+                    if b"\0RANK=1\0" in b"\0" + environ.read():
+                        os.kill(pid, signal.SIGSTOP)
+                        time.sleep(0.1)
+                        os.kill(pid, signal.SIGCONT)
+            except OSError:
+                continue
+        time.sleep(0.1)
+
+
+def test_two_processes_one_slowed_agree_and_keep_40_seconds(data_dir, tmp_path):
+    out = tmp_path / "out"
+    options = {**TINY, "data_dir": data_dir, "output_dir": out, "total_training_time": "40s", "disable_tqdm": True}
+    config = ROOT / "accelerate_configs" / "cpu_2proc.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "train_mlm.py"]
+    command += [f"--{key}={value}" for key, value in options.items()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    done = threading.Event()
+    slower = threading.Thread(target=slow_rank_1, args=(launcher, done))
+    slower.start()
+    try:
+        _, error = launcher.communicate(timeout=240)
+    finally:
+        done.set()
+        slower.join()
+        launcher.kill()
+    assert launcher.returncode == 0, error.decode()
+    assert check_budget(out, 40, 2)["engine"] == "ddp"
+
+
+def test_job_time_limit_ends_the_job_with_a_checkpoint_and_the_next_one_finishes(data_dir, tmp_path):
+    out = tmp_path / "out"
+    options = {**TINY, "data_dir": data_dir, "output_dir": out, "total_training_time": "60s", "disable_tqdm": True}
+    first = launch({**options, "job_time_limit": "25s"})
+    assert first.returncode != 0 and "--resume_from_checkpoint auto" in first.stderr
+    assert not (out / "final").exists()
+    (checkpoint,) = out.glob("checkpoint-*")
+    second = launch({**options, "resume_from_checkpoint": "auto", "early_exit_time_marker": "50s"})
+    assert second.returncode == 0, second.stderr
+    account = report(out)
+    assert account["jobs"] == 2 and account["stop_reason"] == "early_exit_time_marker"
+    assert 0.95 * 50 <= account["used_seconds"] <= 50
+    assert account["steps"] > int(checkpoint.name.removeprefix("checkpoint-"))
+    assert account["learning_rate_last"] < account["learning_rate_peak"]

@@ -1,0 +1,110 @@
+"""Imports point one way: standard library < torch < transformers."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "budget_trainer"
+STANDARD_ONLY = {"clock", "curves", "errors", "__init__"}
+NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "scheduler", "checkpoints", "run_folder"}
+LEAVES = {"errors", "curves", "clock", "distributed", "optimizers", "objective", "modeling", "evaluation", "report"}
+LEAVES |= {"model_card", "checkpoints", "data"}
+
+
+def imports(path, top_only=False):
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def ours(path):
+    return {name.split(".", 1)[1] for name in imports(path) if name.startswith("budget_trainer.")}
+
+
+MODULES = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): path for path in PACKAGE.rglob("*.py")}
+
+
+def test_standard_library_only():
+    for name in STANDARD_ONLY:
+        roots = {module.split(".")[0] for module in imports(MODULES[name])}
+        assert roots <= set(sys.stdlib_module_names) | {"budget_trainer"}, name
+
+
+def test_no_transformers_below_the_trainer():
+    for name in NO_TRANSFORMERS:
+        roots = {module.split(".")[0] for module in imports(MODULES[name])}
+        assert not roots & {"transformers", "accelerate", "datasets"}, name
+
+
+def test_leaves_import_nothing_of_ours_but_the_error():
+    for name in LEAVES:
+        assert ours(MODULES[name]) <= {"errors"}, name
+
+
+def test_no_cycles():
+    edges = {name: ours(path) for name, path in MODULES.items()}
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, " -> ".join([*path, name])
+        if name in done or name not in edges:
+            return
+        path.append(name)
+        for other in edges[name]:
+            visit(other)
+        path.pop()
+        done.add(name)
+
+    for name in edges:
+        visit(name)
+
+
+def test_deepspeed_is_imported_only_by_the_optimizers():
+    for name, path in MODULES.items():
+        roots = {module.split(".")[0] for module in imports(path)}
+        assert "deepspeed" not in roots or name == "optimizers", name
+
+
+def test_scripts_do_not_import_each_other():
+    scripts = {"train_mlm", "finetune_glue", "sweep"}
+    for script in scripts:
+        path = ROOT / f"{script}.py"
+        if path.exists():
+            assert not scripts & {module.split(".")[0] for module in imports(path)}
+
+
+@pytest.mark.parametrize("code", ["import budget_trainer", "from budget_trainer import BudgetClock, make_curve"])
+def test_the_clock_starts_without_heavy_imports(code):
+    check = f"import sys; {code}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_lazy_names_exist():
+    import budget_trainer
+
+    for name in budget_trainer.__all__:
+        assert getattr(budget_trainer, name) is not None
+    with pytest.raises(AttributeError):
+        budget_trainer.nonesuch  # noqa: B018
+
+
+def test_every_flag_is_read():
+    """A flag nobody reads is a defect: each of ours is used outside of its declaration."""
+    from dataclasses import fields
+
+    from budget_trainer import arguments
+
+    text = "".join(path.read_text() for name, path in MODULES.items() if name != "arguments")
+    text += (ROOT / "train_mlm.py").read_text() + MODULES["arguments"].read_text().split("class Recipe")[1]
+    for group in arguments.GROUPS[:-1]:
+        for field in fields(group):
+            assert f".{field.name}" in text or f'"{field.name}"' in text, field.name

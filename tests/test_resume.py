@@ -1,0 +1,100 @@
+"""Kill -9 in the middle, resume: the same run as one that nobody disturbed, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, TINY, progress, report, train, words
+
+STEPS = {
+    **TINY,
+    "hidden_dropout_prob": 0.1,  # the dropout generator has to resume too
+    "attention_probs_dropout_prob": 0.1,
+    "lr_schedule": "step",
+    "max_steps": 60,
+    "num_epochs_between_checkpoints": 1,
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture(scope="module")
+def options(data_dir):
+    """A checkpoint near step 30: one "epoch" is a shard per process, and the batch is a 30th of a shard."""
+    manifest = json.loads((data_dir / "manifest.json").read_text())
+    shard = manifest["splits"]["train"]["rows"] // 2
+    return {**STEPS, "data_dir": data_dir, "per_device_train_batch_size": shard // 30}
+
+
+def kill_at(options, output_dir, step):
+    """Start a run and kill -9 it when it has logged `step`."""
+    command = [sys.executable, "train_mlm.py", *words({**options, "output_dir": output_dir})]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    log = output_dir / "progress.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) >= step:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    _, error = process.communicate()
+    assert process.returncode == -signal.SIGKILL, error
+    assert log.exists(), error
+
+
+@pytest.mark.parametrize("optimizer_type", ["adamw", "muon"])
+def test_kill_and_resume_is_bit_exact(options, optimizer_type, tmp_path):
+    options = {**options, "optimizer_type": optimizer_type}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = train({**options, "output_dir": whole})
+    assert done.returncode == 0, done.stderr
+
+    kill_at(options, broken, 40)
+    before = json.loads((broken / "clock.json").read_text())["elapsed_seconds"]
+    assert not (broken / "final").exists()
+    (checkpoint,) = broken.glob("checkpoint-*")
+    assert (checkpoint / "manifest.json").exists()
+    saved = int(checkpoint.name.removeprefix("checkpoint-"))
+    assert 30 <= saved < 40
+    refused = train({**options, "output_dir": broken})
+    assert refused.returncode == 2 and "--resume_from_checkpoint auto" in refused.stderr
+    done = train({**options, "output_dir": broken, "resume_from_checkpoint": "auto"})
+    assert done.returncode == 0, done.stderr
+
+    first, second = progress(whole), progress(broken)
+    resumed = [line for line in second if line["job"] == 2 and "loss" in line]
+    expected = [line for line in first if "loss" in line and line["step"] > saved]
+    assert [line["step"] for line in resumed] == list(range(saved + 1, 61))
+    for name in ("loss", "learning_rate", "grad_norm"):
+        assert [line[name] for line in resumed] == [line[name] for line in expected], name
+    a, b = load_file(whole / "final" / "model.safetensors"), load_file(broken / "final" / "model.safetensors")
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    assert report(broken)["jobs"] == 2 and report(broken)["steps"] == 60
+    assert report(broken)["used_seconds"] > before
+    assert sum(report(broken)["shares"].values()) == pytest.approx(report(broken)["used_seconds"])
+
+
+def test_resume_refuses_another_model_and_a_damaged_checkpoint(options, tmp_path):
+    output_dir = tmp_path / "run"
+    kill_at({**options, "max_steps": 1000}, output_dir, 40)
+    again = {**options, "max_steps": 1000, "output_dir": output_dir, "resume_from_checkpoint": "auto"}
+    other = train({**again, "hidden_size": 64})
+    assert other.returncode == 2
+    assert other.stderr.strip().splitlines()[-1].startswith("error: resume_from_checkpoint: ")
+    assert "model.hidden_size=32" in other.stderr
+
+    (checkpoint,) = output_dir.glob("checkpoint-*")
+    with open(checkpoint / "optimizer.pt", "r+b") as file:
+        file.seek(100)
+        file.write(b"damage")
+    damaged = train(again)
+    assert damaged.returncode == 2 and "does not match its checksum" in damaged.stderr

@@ -1,0 +1,129 @@
+"""The parts as plugins of anybody's Trainer."""
+
+import json
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
+
+from budget_trainer import BudgetClock, InputError, TimeBudgetCallback, TimeScheduleMixin
+
+
+class Tick(TrainerCallback):
+    """Each step takes one second of a fake clock."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.rates = []
+
+    def time(self):
+        return self.now
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.now += 1.0
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+class Words(torch.utils.data.Dataset):
+    def __len__(self):
+        return 10_000
+
+    def __getitem__(self, index):
+        ids = torch.tensor([(index * 7 + i) % 50 for i in range(8)])
+        return {"input_ids": ids, "labels": ids}
+
+
+def parts(folder, **options):
+    config = BertConfig(
+        vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    settings = {"max_steps": 1000, "per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True}
+    settings |= {"save_strategy": "no", "disable_tqdm": True, "learning_rate": 0.1, **options}
+    return {
+        "model": BertForMaskedLM(config),
+        "args": TrainingArguments(str(folder), **settings),
+        "train_dataset": Words(),
+    }
+
+
+def test_callback_stops_a_plain_trainer(tmp_path):
+    tick = Tick()
+    budget = TimeBudgetCallback(clock=BudgetClock(50.0, time_fn=tick.time))
+    trainer = Trainer(**parts(tmp_path), callbacks=[budget, tick])
+    trainer.train()
+    assert budget.stop_reason == "budget"
+    assert trainer.state.global_step == 50  # nothing to save: the last step ends with the budget
+    assert trainer.state.stateful_callbacks["time_budget_clock"]["elapsed_seconds"] == 50.0
+
+
+def test_callback_with_a_real_clock(tmp_path):
+    budget = TimeBudgetCallback("2s")
+    trainer = Trainer(**parts(tmp_path, max_steps=10**9), callbacks=[budget])
+    trainer.train()
+    assert budget.stop_reason == "budget" and 0 < trainer.state.global_step < 10**6
+    assert 0.8 * 2 <= budget.reading.elapsed <= 2 * 1.2
+
+
+def test_early_exit_stays_on_the_curve_of_the_whole_budget(tmp_path):
+    tick = Tick()
+    budget = TimeBudgetCallback(clock=BudgetClock(100.0, time_fn=tick.time), early_exit_time_marker=50.0)
+    trainer = Mixed(**parts(tmp_path), time_budget=budget, warmup_proportion=0.0, callbacks=[tick])
+    trainer.train()
+    assert budget.stop_reason == "early_exit_time_marker" and trainer.state.global_step == 50
+    assert 0.045 < tick.rates[-1] < 0.055
+
+
+class Mixed(TimeScheduleMixin, Trainer):
+    pass
+
+
+def test_mixin_schedules_by_time(tmp_path):
+    tick = Tick()
+    budget = TimeBudgetCallback(clock=BudgetClock(100.0, time_fn=tick.time))
+    trainer = Mixed(**parts(tmp_path), time_budget=budget, curve="linear", warmup_proportion=0.1, callbacks=[tick])
+    trainer.train()
+    assert 0.095 < max(tick.rates) <= 0.1 and tick.rates.index(max(tick.rates)) in (9, 10, 11)
+    assert tick.rates[-1] <= 0.02 * max(tick.rates)
+    assert sorted(tick.rates[12:], reverse=True) == tick.rates[12:]
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert all(0 <= line["share"] <= 1 for line in lines)
+
+
+def test_mixin_schedules_by_step(tmp_path):
+    tick = Tick()
+    budget = TimeBudgetCallback(clock=BudgetClock(time_fn=tick.time))
+    trainer = Mixed(
+        **parts(tmp_path, max_steps=10), time_budget=budget, schedule="step", warmup_proportion=0.0, callbacks=[tick]
+    )
+    trainer.train()
+    assert tick.rates == pytest.approx([0.1 * (1 - step / 10) for step in range(10)])
+
+
+def test_passed_budget_survives_a_resume(tmp_path):
+    tick = Tick()
+    make = lambda: TimeBudgetCallback(clock=BudgetClock(1000.0, time_fn=tick.time))  # noqa: E731
+    trainer = Trainer(**parts(tmp_path, max_steps=5, save_strategy="steps", save_steps=5), callbacks=[make(), tick])
+    trainer.train()
+    state = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["time_budget_clock"]["elapsed_seconds"] == 5.0
+    budget = TimeBudgetCallback("1000s")  # a plugin's own clock: starts at on_train_begin, on top of the old seconds
+    trainer = Trainer(**parts(tmp_path, max_steps=6), callbacks=[budget])
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert 5.0 < budget.reading.elapsed < 60.0
+
+
+def test_a_budget_that_the_setup_has_eaten_is_said(tmp_path):
+    tick = Tick()
+    clock = BudgetClock(10.0, time_fn=tick.time)
+    tick.now = 11.0
+    trainer = Trainer(**parts(tmp_path), callbacks=[TimeBudgetCallback(clock=clock), tick])
+    with pytest.raises(InputError, match=r"total_training_time: 10\.0s is spent before the first step"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("bad", [{}, {"total_training_time": "soon"}, {"total_training_time": -3}])
+def test_bad_budgets(bad):
+    with pytest.raises(InputError, match="total_training_time"):
+        TimeBudgetCallback(**bad)
