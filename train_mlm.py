@@ -18,7 +18,6 @@ import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from functools import partial  # noqa: E402
-from pathlib import Path  # noqa: E402
 
 from budget_trainer.errors import InputError  # noqa: E402
 
@@ -43,11 +42,11 @@ def train(argv: Sequence[str] | None = None) -> int:
 
     # What was asked, on what data, in which folder. Nothing is written before every check has passed.
     recipe = parse_recipe(argv)
-    run, output_dir = recipe.run, Path(recipe.run.output_dir)
+    run, output_dir = recipe.run, recipe.output_dir
     CLOCK.total_seconds = recipe.total_seconds
     setup.configure_logging(run)
     checkpoint = run_folder.find_checkpoint(output_dir, run.resume_from_checkpoint)
-    data = DataFolder.open(recipe.data.data_dir)
+    data = DataFolder.open(recipe.data_dir)
     blocks = data.train(seed=run.seed)
     setup.check_data(data, blocks, recipe)
     if recipe.budget.auto_speed:
@@ -56,7 +55,7 @@ def train(argv: Sequence[str] | None = None) -> int:
     setup.check_trackers(run)
 
     # The model, and what a checkpoint of this run belongs to.
-    model = setup.make_model(recipe, data)
+    model = setup.make_model(recipe, data, blocks)
     identity = setup.identity(model, data, recipe)
     run_folder.check_identity(identity, output_dir, checkpoint)
     job = run_folder.restore_clock(CLOCK, output_dir, checkpoint)
@@ -71,7 +70,9 @@ def train(argv: Sequence[str] | None = None) -> int:
         train_dataset=blocks,
         data_collator=setup.make_collator(recipe, data),
         processing_class=data.load_tokenizer(),
-        create_optimizer_fn=partial(build_optimizer, recipe.optimizer.optimizer_type, **setup.optimizer_options(recipe)),
+        create_optimizer_fn=partial(
+            build_optimizer, recipe.optimizer.optimizer_type, **setup.optimizer_options(recipe)
+        ),
         evaluation=setup.make_evaluation(data),
         evaluation_period_seconds=recipe.total_seconds * (recipe.validate_share or 1.0),
         time_budget=budget,
@@ -79,11 +80,9 @@ def train(argv: Sequence[str] | None = None) -> int:
         **recipe.schedule(),
     )
     setup.check_launch(trainer.accelerator.num_processes)
-    budget.channel.barrier()  # all ranks have seen the folder as it was
+    trainer.channel.barrier()  # all ranks have seen the folder as it was
     clock_file = setup.claim(output_dir, identity, job, CLOCK) if run.process_index == 0 else None
-    progress = ProgressLog(
-        budget, output_dir / run_folder.PROGRESS, job, trainer.global_batch_size * data.block_size
-    )
+    progress = ProgressLog(budget, output_dir / run_folder.PROGRESS, job, trainer.global_batch_size * data.block_size)
     markers = FinetuneMarkers(budget, recipe.markers, output_dir, trainer.save_folder)
     trainer.add_callback(progress)
     trainer.add_callback(markers)

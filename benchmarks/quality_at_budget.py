@@ -175,7 +175,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         text = f"{row['name'][:26]:26} {row['runs']:2} {bits['median']:9.3f} {bits['min']:6.3f} {bits['max']:6.3f}"
         text += f" {row['loss']['median']:6.3f} {row['tokens_per_second']['median']:9,.0f}"
         if "tokens_per_second_ratio" in row:
-            text += f"  {-row['bits_per_byte_below_stock']:+.3f}, {row['tokens_per_second_ratio']:.1f} x tokens/s"
+            text += f"  {0.0 - row['bits_per_byte_below_stock']:+.3f}, {row['tokens_per_second_ratio']:.1f} x tokens/s"
         lines.append(text)
     return "\n".join(lines)
 

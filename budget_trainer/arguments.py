@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ def _flag(default: Any, text: str) -> Any:
 class ModelArguments:
     """The architecture; every type saves a native Transformers checkpoint."""
 
-    model_type: str = _flag("bert-mlm", "bert-mlm (the paper's pre-LN BERT, saved as megatron-bert), bert, modernbert, ...")
+    model_type: str = _flag(
+        "bert-mlm", "bert-mlm (the paper's pre-LN BERT, saved as megatron-bert), bert, modernbert, ..."
+    )
     model_name_or_path: str | None = _flag(None, "Continue from these weights instead of training from scratch.")
     hidden_size: int = _flag(1024, "Width.")
     num_hidden_layers: int = _flag(24, "Depth.")
@@ -38,6 +41,11 @@ class ModelArguments:
     initializer_range: float = _flag(0.02, "Standard deviation of the initial weights.")
     model_config: str | None = _flag(None, "More keys of the native config, as JSON (in a recipe: a mapping).")
     sparse_mask_prediction: bool = _flag(True, "Project only masked positions onto the vocabulary.")
+    embedding_init: str = _flag("normal", "normal, or cooccurrence: from the corpus, paid for out of the budget.")
+    embedding_init_std: float = _flag(0.03, "cooccurrence: standard deviation of the embeddings.")
+    offset_heads: str | None = _flag(
+        None, "Relative positions that the first layer's heads attend to at first, as -1,1,-2,2."
+    )
     unigram_bias: bool = _flag(True, "Start the output bias at the log frequencies of the tokens.")
 
 
@@ -67,7 +75,9 @@ class OptimizerArguments:
 class BudgetArguments:
     """Time: what may be used, the learning-rate curve over it, what is saved when. Durations: 24h, 90m, 1h30m, 45s."""
 
-    total_training_time: str | None = _flag(None, "The budget over all jobs, final model included; a bare number is hours.")
+    total_training_time: str | None = _flag(
+        None, "The budget over all jobs, final model included; a bare number is hours."
+    )
     early_exit_time_marker: str | None = _flag(None, "Finish here, on the curve of total_training_time; bare: hours.")
     job_time_limit: str | None = _flag(None, "End this job in time with a checkpoint for the next one to go on.")
     lr_schedule: str = _flag("time", "time, step, or constant_step (num_warmup_steps of warmup).")
@@ -82,7 +92,9 @@ class BudgetArguments:
     finetune_checkpoint_at_end: bool = _flag(True, "Write final/ at the end.")
     checkpoint_every: str | None = _flag(None, "Training checkpoint each time this much of the budget is used.")
     num_epochs_between_checkpoints: int | None = _flag(None, "... or after this many shards per process.")
-    auto_speed: bool = _flag(False, "Use bf16 and torch_compile, where asked for, only if this machine and budget carry them.")
+    auto_speed: bool = _flag(
+        False, "Use bf16 and torch_compile, where asked for, only if this machine and budget carry them."
+    )
     validate_every: str | None = _flag(None, "Validate each time this share of the budget is used, as 10%.")
 
 
@@ -170,15 +182,24 @@ class Recipe:
         self.validate_share = parse_share(b.validate_every, "validate_every") if b.validate_every else None
         self.markers = parse_markers(b.finetune_time_markers)
         self.max_steps = self.run.max_steps if self.run.max_steps > 0 else None
+        if self.data.data_dir is None:
+            raise InputError("data_dir: missing; add --data_dir with a folder made by `python -m data_prep.blocks`")
+        self.data_dir, self.output_dir = Path(self.data.data_dir), Path(str(self.run.output_dir))
         self._check()
 
     def _check(self) -> None:
         if self.budget.lr_schedule not in ("time", "step", "constant_step"):
-            raise InputError(f"lr_schedule: {self.budget.lr_schedule!r} is unknown; choose time, step or constant_step")
+            raise InputError(
+                f"lr_schedule: {self.budget.lr_schedule!r} is unknown; choose time, step or constant_step"
+            )
         if self.budget.lr_schedule == "time" and math.isinf(self.total_seconds):
-            raise InputError("total_training_time: missing, and lr_schedule time needs it; add --total_training_time 24h")
+            raise InputError(
+                "total_training_time: missing, and lr_schedule time needs it; add --total_training_time 24h"
+            )
         if self.budget.lr_schedule != "time" and self.max_steps is None:
-            raise InputError(f"max_steps: missing, and lr_schedule {self.budget.lr_schedule} needs it; add --max_steps 23000")
+            raise InputError(
+                f"max_steps: missing, and lr_schedule {self.budget.lr_schedule} needs it; add --max_steps 23000"
+            )
         if not math.isinf(self.early_exit_seconds) and self.early_exit_seconds > self.total_seconds:
             raise InputError(
                 f"early_exit_time_marker: {self.budget.early_exit_time_marker} is beyond total_training_time "
@@ -187,8 +208,6 @@ class Recipe:
         if math.isinf(self.total_seconds) and (self.markers or self.validate_share):
             name = "finetune_time_markers" if self.markers else "validate_every"
             raise InputError(f"{name}: a share of the budget, and there is none; add --total_training_time 24h")
-        if self.data.data_dir is None:
-            raise InputError("data_dir: missing; add --data_dir with a folder made by `python -m data_prep.blocks`")
         if self.optimizer.optimizer_type not in OPTIMIZERS:
             name = self.optimizer.optimizer_type
             raise InputError(f"optimizer_type: {name!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
@@ -217,7 +236,9 @@ class Recipe:
                 raise InputError(f"{name}: {value!r} belongs to curve {owner[name]}, not {b.curve}; leave one out")
         if options.get("decay_step", 0) > 1:
             if self.max_steps is None:
-                raise InputError(f"decay_step: {b.decay_step:g} counts steps, and time has none; give a share such as 0.1")
+                raise InputError(
+                    f"decay_step: {b.decay_step:g} counts steps, and time has none; give a share such as 0.1"
+                )
             options["decay_step"] = options["decay_step"] / self.max_steps
         kind = "time" if b.lr_schedule == "time" else "step"
         return {"schedule": kind, "curve": b.curve, "warmup_proportion": warmup, "curve_options": options}
@@ -255,3 +276,11 @@ def parse_markers(value: str | None) -> list[float]:
     if any(share >= 1 for share in shares) or len(set(shares)) < len(shares):
         raise InputError(f"finetune_time_markers: {value!r} are not different shares below 1; write them as 0.5,0.9")
     return sorted(shares)
+
+
+def parse_offsets(value: str) -> list[int]:
+    """`-1,1,-2,2` as whole numbers."""
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise InputError(f"offset_heads: {value!r} are not relative positions; write them as -1,1,-2,2") from None

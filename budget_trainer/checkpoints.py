@@ -36,7 +36,9 @@ def publish(staging: Path, target: Path, manifest: dict[str, Any] | None = None)
     """
     files = sorted(path for path in staging.rglob("*") if path.is_file())
     if manifest is not None:
-        listed = {str(path.relative_to(staging)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+        listed = {
+            str(path.relative_to(staging)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+        }
         path = staging / MANIFEST
         path.write_text(json.dumps({**manifest, "files": listed}, indent=1) + "\n", encoding="utf-8")
         files.append(path)

@@ -69,7 +69,9 @@ class BudgetClock:
         elif total_training_time is not None:
             self.total_seconds = float(total_training_time)
             if not self.total_seconds > 0:
-                raise InputError(f"total_training_time: {total_training_time!r} is not above zero; give seconds or '2h'")
+                raise InputError(
+                    f"total_training_time: {total_training_time!r} is not above zero; give seconds or '2h'"
+                )
         self._time_fn = time_fn
         self._lock = threading.RLock()
         self._shares = dict.fromkeys(PHASES, 0.0)
@@ -153,7 +155,9 @@ class ClockFile:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"clock.json: {path} cannot be read ({error!r}); delete it to restart the clock") from None
+            raise InputError(
+                f"clock.json: {path} cannot be read ({error!r}); delete it to restart the clock"
+            ) from None
 
     def write(self) -> None:
         shares = self.clock.shares()

@@ -45,6 +45,12 @@ class ControlChannel:
             dist.all_reduce(tensor, group=self._group)
         return tensor
 
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Rank 0's CPU tensor on every rank."""
+        if self._group is not None:
+            dist.broadcast(tensor, src=0, group=self._group)
+        return tensor
+
     def gather(self, value: object) -> list:
         """A small picklable value of every rank, in rank order, on every rank."""
         values: list = [value] * self.world_size

@@ -26,11 +26,10 @@ def account(
     trainer: TimeBudgetTrainer, progress: ProgressLog, evaluation: dict[str, float] | None, recipe: dict[str, Any]
 ) -> dict[str, Any]:
     """What the report says. Call it on all ranks (their step counts and learning rates are gathered)."""
-    budget = trainer.time_budget
-    assert budget.clock is not None and budget.channel is not None
-    shares = budget.clock.shares()
-    mine = {"rank": budget.channel.rank, "steps": progress.steps, "learning_rates_sha256": progress.rates_sha256}
+    budget, shares = trainer.time_budget, trainer.clock.shares()
+    mine = {"rank": trainer.channel.rank, "steps": progress.steps, "learning_rates_sha256": progress.rates_sha256}
     assert isinstance(trainer.train_dataset, BlockDataset)
+    model: Any = trainer.model
     samples = trainer.samples_consumed
     block = progress.tokens_per_step // trainer.global_batch_size
     worked = shares["train"] + shares["data_wait"] + shares["compile"]
@@ -50,11 +49,11 @@ def account(
         "engine": engine(trainer),
         "stop_reason": budget.stop_reason or "max_steps",
         "jobs": progress.job,
-        "parameters": parameter_count(trainer.model),
-        "model_type": trainer.model.config.model_type,
+        "parameters": parameter_count(model),
+        "model_type": model.config.model_type,
         **environment(),
         "recipe": recipe,
-        "ranks": budget.channel.gather(mine),
+        "ranks": trainer.channel.gather(mine),
     }
 
 

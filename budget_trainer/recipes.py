@@ -35,15 +35,19 @@ def parse_recipe(argv: Sequence[str] | None = None) -> Recipe:
     _check_keys(given, f"recipe {path}")
     flags = [word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")]
     _check_keys({flag: None for flag in flags if flag != "help"}, "command line")
-    parser = _Parser(GROUPS, allow_abbrev=False, prog="train_mlm.py [recipe.yaml]")
+    groups_of_flags: Any = GROUPS
+    parser = _Parser(groups_of_flags, allow_abbrev=False, prog="train_mlm.py [recipe.yaml]")
     from_recipe = [word for key, value in given.items() for word in _as_words(key, value)]
     try:
         groups = parser.parse_args_into_dataclasses(args=[*from_recipe, *words], look_for_args_file=False)
     except (ValueError, TypeError, ImportError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"arguments: {' '.join(str(error).split())}; correct the recipe or the command line") from error
-    return Recipe(*groups, path=path)
+        raise InputError(
+            f"arguments: {' '.join(str(error).split())}; correct the recipe or the command line"
+        ) from error
+    model, data, optimizer, budget, run = groups
+    return Recipe(model, data, optimizer, budget, run, path)
 
 
 def _join_negative(argv: Sequence[str]) -> list[str]:

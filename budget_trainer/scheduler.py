@@ -25,7 +25,7 @@ class TimeScheduler(LRScheduler):
         self.progress = 0.0
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:  # type: ignore[override]
+    def get_lr(self) -> list[Any]:
         self.progress = min(max(self.progress_fn(), 0.0), 1.0)
         multiplier = self.curve(self.progress)
         return [base * multiplier for base in self.base_lrs]

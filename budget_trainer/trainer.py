@@ -16,6 +16,7 @@ from transformers import Trainer
 
 from budget_trainer import checkpoints
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
+from budget_trainer.clock import BudgetClock
 from budget_trainer.curves import Curve, make_curve
 from budget_trainer.data import BlockDataset, ExactSampler
 from budget_trainer.distributed import ControlChannel
@@ -53,7 +54,8 @@ class TimeScheduleMixin:
         self.time_budget = time_budget or TimeBudgetCallback(total_training_time)
         self.schedule = schedule
         self.curve = curve if callable(curve) else make_curve(curve, warmup_proportion, **(curve_options or {}))
-        super().__init__(*args, callbacks=[self.time_budget, *(callbacks or [])], **kwargs)
+        kwargs["callbacks"] = [self.time_budget, *(callbacks or [])]
+        super().__init__(*args, **kwargs)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -115,6 +117,16 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
         super().__init__(*args, **kwargs)
 
     @property
+    def channel(self) -> ControlChannel:
+        assert self.time_budget.channel is not None  # made at on_init_end
+        return self.time_budget.channel
+
+    @property
+    def clock(self) -> BudgetClock:
+        assert self.time_budget.clock is not None
+        return self.time_budget.clock
+
+    @property
     def global_batch_size(self) -> int:
         """Samples per optimizer step over all ranks."""
         return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -122,14 +134,15 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
     @property
     def samples_consumed(self) -> int:
         """Samples used so far by the run: the whole position in the data."""
-        position = (self.state.stateful_callbacks or {}).get(POSITION_KEY) or {}
+        state: Any = self.state
+        position = (state.stateful_callbacks or {}).get(POSITION_KEY) or {}
         return int(position.get("samples", self.state.global_step * self.global_batch_size))
 
     # ---- optimizer and data ----
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.create_optimizer_fn is not None:
-            self.optimizer = self.create_optimizer_fn(model or self.model)
+            self.optimizer = self.create_optimizer_fn(model or self.model)  # type: ignore[arg-type]
         return super().create_optimizer(model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
@@ -138,19 +151,20 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
             return super()._get_train_sampler(train_dataset)
         return ExactSampler(self._first_sample, self.args.max_steps * self.global_batch_size)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if isinstance(resume_from_checkpoint, str):
             self.state = type(self.state).load_from_json(os.path.join(resume_from_checkpoint, "trainer_state.json"))
             self._first_sample = self.samples_consumed
             self._resume_rng_from = resume_from_checkpoint
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
         batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._resume_rng_from is not None:  # making the loader's iterator has drawn from the generator
             self._load_rng_state(self._resume_rng_from)
             self._resume_rng_from = None
-        self.state.stateful_callbacks[POSITION_KEY] = {"samples": self.samples_consumed + self.global_batch_size}
+        state: Any = self.state
+        state.stateful_callbacks[POSITION_KEY] = {"samples": self.samples_consumed + self.global_batch_size}
         return batch
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -164,9 +178,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
         """The pinned evaluation, shared among the ranks; all blocks outside of training."""
         if self.evaluation is None:
             return super().evaluate(*args, **kwargs)
-        budget, clock = self.time_budget, self.time_budget.clock
-        assert clock is not None
-        channel = budget.channel or ControlChannel()
+        clock, channel = self.clock, self.channel
         run = partial(
             self.evaluation.run,
             self.model_wrapped if self.is_deepspeed_enabled or self.is_fsdp_enabled else self.model,
@@ -180,7 +192,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
             if self.is_in_train:
                 max_blocks = self.evaluation_blocks = self._affordable_blocks(run, channel)
             result = run(max_blocks=max_blocks)
-        budget.evaluate_seconds = clock.shares()["evaluate"] - begin
+        self.time_budget.evaluate_seconds = clock.shares()["evaluate"] - begin
         self.log({f"eval_{name}": value for name, value in result.items()})
         return {f"eval_{name}": value for name, value in result.items()}
 
@@ -191,10 +203,9 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
         """
         if self._evaluation_settled or self.evaluation_blocks <= FEWER_BLOCKS:
             return self.evaluation_blocks
-        assert self.time_budget.clock is not None
-        begin = self.time_budget.clock.elapsed_seconds()
+        begin = self.clock.elapsed_seconds()
         run(max_blocks=FEWER_BLOCKS)
-        seconds = (self.time_budget.clock.elapsed_seconds() - begin) * self.evaluation_blocks / FEWER_BLOCKS
+        seconds = (self.clock.elapsed_seconds() - begin) * self.evaluation_blocks / FEWER_BLOCKS
         (seconds,), _ = channel.agree([seconds])
         self._evaluation_settled = True
         if seconds <= 0.05 * self.evaluation_period_seconds:
@@ -208,15 +219,14 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:  # a pickle that nobody reads has no place beside safetensors
-            Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+            Path(output_dir or str(self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
     def _write_aside(self, target: Path, write: Callable[[Path], None], manifest: dict | None) -> float:
         """Let all ranks write `target` aside, then publish it; returns the seconds it took."""
-        clock, channel = self.time_budget.clock, self.time_budget.channel or ControlChannel()
-        assert clock is not None
+        clock, channel = self.clock, self.channel
         begin = clock.shares()["save"]
         with clock.phase("save"):
             staging = checkpoints.staging_folder(target)
@@ -245,14 +255,14 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Trainer's checkpoint, written aside under its own name and published with a manifest."""
-        run_dir = Path(self.args.output_dir)
+        run_dir = Path(str(self.args.output_dir))
         target = run_dir / f"checkpoint-{self.state.global_step}"
 
         def write(staging: Path) -> None:
             self._staging = staging.parent / f"{staging.name}.trainer"
             try:
                 super(TimeBudgetTrainer, self)._save_checkpoint(model, trial)
-                (self.time_budget.channel or ControlChannel()).barrier()
+                self.channel.barrier()
                 if self.args.should_save:
                     staging.rmdir()
                     (self._staging / target.name).rename(staging)

@@ -35,18 +35,14 @@ class TokenGroup:
     held_out: list[str]
 
 
-def write_text(documents: Iterable[str], file: Path) -> tuple[int, int]:
-    """Writes the documents as groups; returns (documents, UTF-8 bytes)."""
-    count = size = 0
+def write_text(documents: Iterable[str], file: Path) -> None:
+    """Writes the documents to an Arrow stream file, one group per record batch."""
     progress = tqdm(desc="reading", unit="B", unit_scale=True)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, _TEXT) as writer, progress:
         for group in _groups(documents):
             batch = pa.record_batch([pa.array([group], pa.list_(pa.string()))], schema=_TEXT)
             writer.write_batch(batch)
-            group_size = int(batch.column(0).flatten().nbytes) - 4 * (len(group) + 1)  # less the offsets
-            count, size = count + len(group), size + group_size
-            progress.update(group_size)
-    return count, size
+            progress.update(batch.nbytes)
 
 
 def tokenise(file: Path, tokenizer_file: Path, dtype: str, fraction: float, num_proc: int) -> Iterator[TokenGroup]:

@@ -18,6 +18,7 @@ KINDS = ("auto", "text", "books", "wikiextractor", "docstrings", "dataset")
 # A document is held in memory while it is tokenised; a longer one (a dump without blank lines) is cut at a line end.
 MAX_DOCUMENT_CHARACTERS = 4_000_000
 _DATASET_SUFFIXES = (".parquet", ".arrow", ".csv", ".tsv", ".jsonl", ".json")
+_TEXT_NAME = re.compile(r"\.txt$|^wiki_\d+$")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -96,20 +97,22 @@ def find_kind(path: str) -> str:
         if _HUB_NAME.fullmatch(path) and not here.parent.exists():
             return "dataset"
         raise InputError(f"input {path}: no such file or folder; give a path that exists")
-    files = 0
-    kinds = []
+    texts: list[str] = []
+    others: list[str] = []
+    data = False
     for name, stream in members(here):
-        files += 1
         plain = plain_name(name)
-        if plain.endswith(".py"):
-            return "docstrings"
-        if plain.startswith("dataset_info") or plain.endswith(_DATASET_SUFFIXES):
-            return "dataset"
+        if plain.endswith(_DATASET_SUFFIXES):
+            data = True
+            continue
         head = [line for line, _ in zip(lines(name, stream, "replace"), range(200), strict=False)]
-        kinds.append(_kind_of_lines(head))
-        if files == 3:
+        (texts if _TEXT_NAME.search(plain) else others).append(_kind_of_lines(head))
+        if len(texts) == 3:
             break
-    if not files:
+    if not texts and data:  # beside texts, a table is their index
+        return "dataset"
+    kinds = texts or others
+    if not kinds:
         raise InputError(f"input {path}: the folder holds no files; give one with text")
     many = here.is_dir() or is_archive(here.name)
     return max(kinds, key=kinds.count) if many or kinds[0] != "books" else "text"

@@ -37,7 +37,8 @@ def paragraphs_of(docstring: str) -> list[str]:
     """The English paragraphs of a docstring, each one line of text."""
     paragraphs: list[list[str]] = [[]]
     code_indent: int | None = None  # lines deeper than this belong to a code block
-    fenced, last_indent = False, 0
+    doctest = fenced = False
+    last_indent = 0
     for line in inspect.cleandoc(docstring.expandtabs()).split("\n"):
         text, indent = line.strip(), len(line) - len(line.lstrip())
         if text.startswith(("```", "~~~")):
@@ -46,12 +47,13 @@ def paragraphs_of(docstring: str) -> list[str]:
         elif fenced:
             continue
         elif not text:
+            doctest = False
             paragraphs.append([])
-        elif code_indent is not None and indent > code_indent:
+        elif doctest or (code_indent is not None and indent > code_indent):
             continue
         elif text.startswith((">>>", "...", "$ ", "In [", "Out[", "|", "+-")):
             paragraphs.append([])
-            code_indent = indent - 1 if text.startswith(">>>") else None  # what a doctest prints, up to a blank line
+            doctest = text.startswith(">>>")  # what it prints goes on up to a blank line
         else:
             code_indent = indent if text.endswith("::") or text.startswith("..") else None
             if indent > last_indent and len(paragraphs[-1]) == 1 and len(paragraphs[-1][0].split()) < 5:

@@ -118,6 +118,12 @@ def workers(launcher: psutil.Process) -> list[psutil.Process]:
     return [process for _, process in sorted(found, key=lambda pair: pair[0])]
 
 
+def age_seconds(pid: int) -> float:
+    """Seconds since a process was made, to 10 ms; psutil's creation time is off by up to a second (boot time)."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+
+
 def timed_run(folder: Path, budget: int, processes: int, slowed: bool) -> tuple[float, float, dict]:
     """Train for `budget` seconds; returns seconds until final/ appeared, from outside, and the report.
 
@@ -141,7 +147,7 @@ def timed_run(folder: Path, budget: int, processes: int, slowed: bool) -> tuple[
         while child.poll() is None:
             if len(running) < processes:
                 running = workers(launcher)
-                begun = min((process.create_time() for process in running), default=0.0)
+                begun = time.time() - max((age_seconds(process.pid) for process in running), default=0.0)
             elif slowed and not done:
                 bursts += burst(running[-1])
             if not done and (folder / "run" / "final" / "config.json").exists():

@@ -32,7 +32,10 @@ def refuse(capfd, tmp_path, data_dir, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"total_training_tim": "30s"}, "total_training_tim: unknown key (command line); did you mean total_training_time?"),
+        (
+            {"total_training_tim": "30s"},
+            "total_training_tim: unknown key (command line); did you mean total_training_time?",
+        ),
         ({"total_training_time": "-5m"}, "total_training_time: '-5m' is not a duration; write it as"),
         ({"total_training_time": "soon"}, "total_training_time: 'soon' is not a duration; write it as"),
         ({"total_training_time": None}, "total_training_time: missing, and lr_schedule time needs it"),
@@ -48,7 +51,10 @@ def refuse(capfd, tmp_path, data_dir, monkeypatch):
             {"lr_schedule": "constant_step", "max_steps": 10},
             "num_warmup_steps: 1000 is not below max_steps 10; lower it",
         ),
-        ({"num_train_epochs": "3"}, "num_train_epochs: not used here (command line); use total_training_time or max_steps"),
+        (
+            {"num_train_epochs": "3"},
+            "num_train_epochs: not used here (command line); use total_training_time or max_steps",
+        ),
         ({"learning_rate": "fast"}, "command line: argument --learning_rate"),
         ({"model_type": "gpt2"}, "model_type"),
         ({"optimizer_type": "lamb"}, "optimizer"),
@@ -77,7 +83,9 @@ def test_recipe_file(refuse, tmp_path, data_dir, capfd, monkeypatch):
         assert train_mlm.main([str(recipe)]) == 2
         return capfd.readouterr().err
 
-    assert "hiden_size: unknown key" in main("hiden_size: 3\n") and "did you mean hidden_size?" in main("hiden_size: 3\n")
+    assert "hiden_size: unknown key" in main("hiden_size: 3\n") and "did you mean hidden_size?" in main(
+        "hiden_size: 3\n"
+    )
     assert "is not a mapping" in main("- 3\n")
     assert "is not YAML" in main("a: [\n")
     assert train_mlm.main([str(tmp_path / "none.yaml")]) == 2

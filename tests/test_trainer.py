@@ -36,9 +36,7 @@ class Words(torch.utils.data.Dataset):
 
 
 def parts(folder, **options):
-    config = BertConfig(
-        vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-    )
+    config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     settings = {"max_steps": 1000, "per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True}
     settings |= {"save_strategy": "no", "disable_tqdm": True, "learning_rate": 0.1, **options}
     return {

@@ -39,7 +39,9 @@ class FinetuneMarkers(TrainerCallback):
         # The folder is the memory of a marker: asked once, at the start, where all ranks see the same.
         self.waiting = [share for share in markers if not marker_folder(self.output_dir, share).exists()]
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         for share in [share for share in self.waiting if self.time_budget.share >= share]:
             if self.time_budget.affords(self.time_budget.reading.save):
                 self.waiting.remove(share)
@@ -75,10 +77,14 @@ class CheckpointCadence(TrainerCallback):
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         return timed, state.global_step * batch // self.every_samples
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._last = self._counts(args, state)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         counts = self._counts(args, state)
         if counts != self._last and self.time_budget.affords(self.time_budget.reading.checkpoint):
             control.should_save = True
@@ -95,10 +101,14 @@ class ValidationCadence(TrainerCallback):
     def _count(self) -> int:
         return int(self.time_budget.share / self.every_share)
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._last = self._count()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self._count() > self._last and self.time_budget.affords(self.time_budget.reading.evaluate):
             control.should_evaluate = True
         self._last = self._count()

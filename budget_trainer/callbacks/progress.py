@@ -41,14 +41,21 @@ class ProgressLog(TrainerCallback):
         shares = self.time_budget.clock.shares()
         return shares["train"] + shares["data_wait"] + shares["compile"]
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = open(self.path, "a", encoding="utf-8")
         self._mark = (state.global_step, self._work_seconds())
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
         """The rates that this update will use."""
         rates = [float(group["lr"]) for group in optimizer.param_groups]
@@ -89,7 +96,9 @@ class ProgressLog(TrainerCallback):
             self._stream.write(json.dumps(line) + "\n")
             self._stream.flush()
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -104,14 +113,18 @@ class BudgetProgressBar(TrainerCallback):
         self._shown = 0.0
         self._tail = ""
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero and not args.disable_tqdm:
             timed = not math.isinf(self.time_budget.end_seconds)
             total = self.time_budget.end_seconds / 60 if timed else state.max_steps
             layout = "{l_bar}{bar}| {desc}" if timed else "{l_bar}{bar}| {n_fmt}/{total_fmt} steps{desc}"
             self._bar = tqdm(total=total, bar_format=layout, dynamic_ncols=True)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         now = time.monotonic()
         if self._bar is None or now - self._shown < 0.2:
             return
@@ -136,7 +149,9 @@ class BudgetProgressBar(TrainerCallback):
             rate = logs.get("tokens_per_second", 0.0)
             self._tail = f" · loss {logs['loss']:.3f} · lr {logs['learning_rate']:.1e} · {rate:,.0f} tokens/s"
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -94,7 +94,8 @@ class TimeBudgetCallback(TrainerCallback):
         """Whether optional work of `seconds` now still leaves room for a step and the save at the end."""
         now, rest = self.reading, self.reading.step + seconds
         return (
-            now.elapsed + rest + now.save <= self.end_seconds and now.job + rest + now.checkpoint <= self.job_limit_seconds
+            now.elapsed + rest + now.save <= self.end_seconds
+            and now.job + rest + now.checkpoint <= self.job_limit_seconds
         )
 
     def request_stop(self) -> None:
@@ -103,11 +104,16 @@ class TimeBudgetCallback(TrainerCallback):
 
     # ---- Trainer's events ----
 
-    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.channel = ControlChannel()
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        restored = (state.stateful_callbacks or {}).get(STATE_KEY) or {}
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        stored: Any = state.stateful_callbacks or {}
+        restored = stored.get(STATE_KEY) or {}
         if self.clock is None:
             self.clock = BudgetClock(self.total_training_time)
             self.clock.restore(restored.get("shares", {}))
@@ -125,12 +131,16 @@ class TimeBudgetCallback(TrainerCallback):
             )
         self._decide(control)
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         assert self.clock is not None
         first = not self._stepped and args.torch_compile
         self.clock.enter("compile" if first else "train")
 
-    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """The tick: just before `lr_scheduler.step()`, with every engine that uses Trainer's optimizer."""
         self._wait_for_device(args.device)
         shares = self._shares()
@@ -144,8 +154,11 @@ class TimeBudgetCallback(TrainerCallback):
         self._stepped = True
         self.progress = max(self.progress, self._progress())
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        state.stateful_callbacks[STATE_KEY] = {
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        stored: Any = state.stateful_callbacks
+        stored[STATE_KEY] = {
             "elapsed_seconds": self.reading.elapsed,
             "shares": self._shares(),
             "begin_seconds": self.begin_seconds,
@@ -185,6 +198,7 @@ class TimeBudgetCallback(TrainerCallback):
         )
         values, (self._stop_requested,) = self.channel.agree(astuple(mine), [self._stop_requested])
         self.reading = Reading(*values)
+
     def _progress(self) -> float:
         """Elapsed over the training end, both counted from the first step: warmup is not lost to the set-up."""
         if math.isinf(self.total_seconds):

@@ -1,0 +1,308 @@
+"""From text to a data folder: the same whatever the processes, nothing lost, the pinned evaluation's blocks."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from budget_trainer.data import DataFolder
+from data_prep import blocks
+from data_prep.corpus import is_held_out, tokenise, write_text
+from data_prep.documents import read_documents
+from data_prep.manifest import sha256_of
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def build(corpus, tokenizer, tmp_path):
+    """Runs the stage in this process; returns the opened folder."""
+
+    def run(name="blocks", **flags):
+        options = {"input": corpus, "tokenizer": tokenizer, "output_dir": tmp_path / name, "num_proc": 1}
+        options |= {"num_shards": 3, "validation_fraction": 0.1, **flags}
+        argv = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+        assert blocks.main(argv) == 0
+        return DataFolder.open(options["output_dir"])
+
+    return run
+
+
+def _rows(folder, split, column="input_ids"):
+    """The rows in the order they were dealt."""
+    entries = folder.manifest["splits"][split]["files"]
+    shards = [np.array(datasets.Dataset.from_file(str(folder.path / e["name"]))[column]) for e in entries]
+    out = np.empty((sum(map(len, shards)), shards[0].shape[1]), np.int64)
+    for i, shard in enumerate(shards):
+        out[i :: len(shards)] = shard
+    return out
+
+
+def _documents(corpus, held_out, fraction=0.1):
+    return [text for text in read_documents(corpus) if is_held_out(text, fraction) == held_out]
+
+
+def _ids(tokenizer, texts):
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    return [loaded(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+
+
+def test_same_bytes_for_any_number_of_processes(build, monkeypatch):
+    monkeypatch.setattr("data_prep.corpus.GROUP_CHARACTERS", 4000)  # several groups
+    one, two = build("one", num_proc=1), build("two", num_proc=2)
+    assert one.manifest["splits"] == two.manifest["splits"]
+    files = [entry for split in one.manifest["splits"].values() for entry in split["files"]]
+    assert len(files) == 4
+    for entry in files:
+        assert (one.path / entry["name"]).read_bytes() == (two.path / entry["name"]).read_bytes()
+        assert sha256_of(one.path / entry["name"]) == entry["sha256"]
+
+
+@pytest.mark.parametrize("packing, block_size", [("packed", 64), ("packed", 16), ("one_document", 32)])
+def test_no_text_is_lost(build, corpus, tokenizer, packing, block_size):
+    folder = build(packing=packing, block_size=block_size)
+    rows = _rows(folder, "train")
+    expected = _ids(tokenizer, _documents(corpus, held_out=False))
+    special = [folder.special_ids[name] for name in ("pad", "cls", "sep")]
+    assert rows[~np.isin(rows, special)].tolist() == [i for ids in expected for i in ids]
+    train = folder.manifest["splits"]["train"]
+    assert train["documents"] == len(expected)
+    assert train["rows"] == len(rows) == folder.train(0).rows
+    assert train["tokens"] == (rows != folder.special_ids["pad"]).sum()
+    assert train["text_bytes"] == sum(len(text.encode()) for text in _documents(corpus, held_out=False))
+    padded = (rows == folder.special_ids["pad"]).any(1)
+    if packing == "packed":
+        assert not padded[:-1].any()
+        documents = _rows(folder, "train", "document_ids")
+        assert documents.shape == rows.shape and (documents[:, 0] == 0).all()
+        joined = [i for ids in expected for i in [*ids, folder.special_ids["sep"]]]
+        assert rows[:, 1:-1].ravel()[: len(joined)].tolist() == joined
+    else:
+        assert padded.any()
+        assert len(rows) == sum(-(-len(ids) // (block_size - 2)) for ids in expected)
+
+
+def test_shards_are_balanced_and_readable_by_datasets(build):
+    folder = build(num_shards=7, block_size=16)
+    counts = [entry["rows"] for entry in folder.manifest["splits"]["train"]["files"]]
+    assert len(counts) == 7 and max(counts) - min(counts) <= 1
+    table = datasets.Dataset.from_file(str(folder.path / "train-00000-of-00007.arrow"))
+    assert table.features["input_ids"] == datasets.Sequence(datasets.Value("uint16"), length=16)
+    assert folder.manifest["dtype"] == "uint16"
+
+
+def test_fewer_rows_than_shards_leaves_no_empty_file(build, tmp_path):
+    (tmp_path / "short.txt").write_text("only a few words of text\n")
+    folder = build(input=tmp_path / "short.txt", validation_fraction=0, num_shards=5)
+    assert [entry["name"] for entry in folder.manifest["splits"]["train"]["files"]] == ["train-00000-of-00001.arrow"]
+    assert folder.manifest["splits"]["validation"]["rows"] == 0
+    with pytest.raises(ValueError, match="no validation rows"):
+        folder.validation_rows()
+
+
+def test_split_is_stable_as_the_corpus_grows(build, corpus, tmp_path):
+    texts = list(read_documents(corpus))
+    grown = tmp_path / "grown.txt"
+    extra = [f"A new document of number {i}, which says the word {i * 7} twice: {i * 7}." for i in range(200)]
+    grown.write_text("\n\n".join(extra[:100] + texts + extra[100:]))
+    before, after = build("before"), build("after", input=grown)
+    held = [set((folder.path / "validation.txt").read_text().split("\n")) - {""} for folder in (before, after)]
+    assert held[0] < held[1]
+    assert held[1] - held[0] <= set(extra)
+    assert is_held_out("Some  TEXT\n here", 0.5) == is_held_out("some text here", 0.5)
+    shares = [is_held_out(text, 0.3) for text in texts + extra]
+    assert 0.2 < np.mean(shares) < 0.4
+
+
+def _expected_validation(texts, tokenizer, limit=2000):
+    """What the pinned evaluation does, written down once more."""
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    for text in texts:
+        encoded = loaded(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids, spans = encoded["input_ids"], encoded["offset_mapping"]
+        for start in range(0, len(ids), 126):
+            piece = ids[start : start + 126]
+            if len(piece) >= 16 and limit:
+                limit -= 1
+                size = [len(text[a:b].encode()) for a, b in spans[start : start + 126]]
+                yield [loaded.cls_token_id, *piece, loaded.sep_token_id], [0, *size, 0]
+
+
+def _assert_validation_is(folder, expected):
+    ids, sizes = folder.validation_rows()
+    expected = list(expected)
+    assert len(ids) == len(sizes) == len(expected)
+    pad = folder.special_ids["pad"]
+    for row, size, (want, want_size) in zip(ids.tolist(), sizes.tolist(), expected, strict=True):
+        assert row == want + [pad] * (128 - len(want))
+        assert size == want_size + [0] * (128 - len(want))
+
+
+def test_validation_blocks_are_those_of_the_pinned_evaluation(build, corpus, tokenizer):
+    folder = build(block_size=64)  # whatever trains
+    held_out = _documents(corpus, held_out=True)
+    _assert_validation_is(folder, _expected_validation(held_out, tokenizer))
+    assert list(read_documents(folder.path / "validation.txt", "text")) == held_out
+    split = folder.manifest["splits"]["validation"]
+    assert split["documents"] == split["documents_held_out"] == len(held_out) and split["rows_cut"] == 0
+
+
+def test_accents_count_their_bytes(build, tokenizer, tmp_path):
+    text = tmp_path / "accents.txt"
+    text.write_text("Caf\u00e9 na\u00efve \u00dcber \u4e2d\u6587 bada kulo " * 10 + "\n", encoding="utf-8")
+    folder = build(validation_text=text)
+    _assert_validation_is(folder, _expected_validation(read_documents(text), tokenizer))
+    assert folder.validation_rows()[1].sum() > 10 * len("CafenaiveUberbadakulo")
+
+
+def test_max_validation_blocks_cuts_and_says_so(build, corpus, tokenizer):
+    whole = build("whole").manifest["splits"]
+    folder = build("cut", max_validation_blocks=5)
+    _assert_validation_is(folder, _expected_validation(_documents(corpus, held_out=True), tokenizer, limit=5))
+    split = folder.manifest["splits"]["validation"]
+    assert split["rows"] == 5 and split["rows_cut"] == whole["validation"]["rows"] - 5
+    assert split["documents"] < split["documents_held_out"]
+    assert folder.manifest["splits"]["train"] == whole["train"]  # what was cut is not trained on
+
+
+def test_a_separate_validation_text_leaves_all_input_to_training(build, corpus, tokenizer, tmp_path):
+    other = tmp_path / "other.txt"
+    texts = list(read_documents(corpus))[:20]
+    other.write_text("\n\n".join(texts))
+    folder = build(validation_text=other)
+    _assert_validation_is(folder, _expected_validation(texts, tokenizer))
+    assert folder.manifest["splits"]["train"]["documents"] == 400
+    assert [source["documents"] for source in folder.manifest["sources"]] == [400, 20]
+
+
+def test_equals_the_bench_script_itself(build, tokenizer):
+    script = ROOT.parent / "shared" / "bench" / "eval_mlm.py"
+    if not script.exists():
+        pytest.skip("no bench script")
+    spec = importlib.util.spec_from_file_location("eval_mlm", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = build()
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    _assert_validation_is(folder, module.blocks(str(folder.path / "validation.txt"), loaded, 128, 2000))
+
+
+def test_large_vocabulary_is_stored_in_32_bits(build, tokenizer, tmp_path):
+    content = json.loads((tokenizer / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    vocab.update({f"filler{i}": i for i in range(len(vocab), 70_000)})
+    vocab["[MASK]"], vocab["filler69999"] = 69_999, vocab["[MASK]"]
+    mask = next(token for token in content["added_tokens"] if token["content"] == "[MASK]")
+    mask["id"] = 69_999
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    folder = build(tokenizer=tmp_path / "tokenizer.json")
+    assert folder.manifest["dtype"] == "uint32" and folder.vocab_size == 70_000
+    assert folder.special_ids["mask"] == 69_999
+    assert folder.train(0)[0]["input_ids"].dtype == np.int64
+
+
+def test_several_inputs_and_the_manifest(build, corpus, tmp_path):
+    (tmp_path / "book.txt").write_text("One line of a book.\n\nAnother.\n")
+    output = tmp_path / "both"
+    command = ["--input", str(corpus), str(tmp_path / "book.txt"), "--kind", "text", "--output_dir", str(output)]
+    folder = build("first")
+    command += ["--tokenizer", str(folder.path / "tokenizer"), "--num_proc", "1"]
+    assert blocks.main(command) == 0
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert [source["documents"] for source in manifest["sources"]] == [400, 2]
+    assert manifest["command"].startswith("python -m data_prep.blocks --input ")
+    assert manifest["format_version"] == 1 and manifest["packing"] == "packed" and manifest["block_size"] == 128
+    assert set(manifest["special_ids"]) == {"pad", "unk", "cls", "sep", "mask"}
+    assert {"created", "versions", "tokenizer", "splits", "vocab_size", "validation_block_size"} <= set(manifest)
+    listed = [entry["name"] for split in manifest["splits"].values() for entry in split["files"]]
+    listed += ["tokenizer", "manifest.json", "validation.txt"]
+    assert sorted(file.name for file in output.iterdir()) == sorted(listed)  # no temporary file is left
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"input": "nothing.txt"}, "input nothing.txt: no such file"),
+        ({"tokenizer": "."}, "tokenizer .: one *tokenizer.json or *vocab.txt is needed"),
+        ({"input": "latin.txt"}, "input latin.txt: byte 0xe9 at offset 3 is not UTF-8"),
+        ({"input": "empty.txt"}, "no text found"),
+        ({"input": "short.txt", "validation_fraction": "0.01"}, "validation_fraction 0.01 gives no validation block"),
+        ({"validation_text": "short.txt"}, "validation_text short.txt gives no validation block"),
+        ({"validation_text": "nothing.txt"}, "input nothing.txt: no such file"),
+        ({"validation_fraction": "1.5"}, "--validation_fraction 1.5"),
+        ({"block_size": "15"}, "--block_size 15: give 16 to 8192"),
+        ({"block_size": "10000"}, "--block_size 10000"),
+        ({"num_shards": "0"}, "--num_shards"),
+        ({"packing": "loose"}, "--packing"),
+        ({"seed": "1"}, "unrecognized arguments: --seed 1"),
+        ({"output_dir": "latin.txt"}, "output_dir latin.txt exists and is no data folder"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(corpus, tokenizer, tmp_path, monkeypatch, capsys, change, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    (tmp_path / "empty.txt").write_bytes(b"\n")
+    (tmp_path / "short.txt").write_text("few words\n")
+    before = sorted(tmp_path.iterdir())
+    options = {"input": corpus, "tokenizer": tokenizer, "output_dir": "out", "num_proc": 1, "kind": "text", **change}
+    try:
+        code = blocks.main([part for key, value in options.items() for part in (f"--{key}", str(value))])
+    except SystemExit as stop:
+        code = stop.code
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert code == 2 and len(errors) == 1 and message in errors[0]
+    assert sorted(tmp_path.iterdir()) == before  # nothing half made is left
+
+
+def test_an_existing_folder_is_replaced_only_when_asked(build, corpus, tokenizer, capsys):
+    first = build("same")
+    argv = ["--input", str(corpus), "--tokenizer", str(tokenizer), "--output_dir", str(first.path), "--num_proc", "1"]
+    assert blocks.main(argv) == 2
+    assert "already holds a data folder; give another path or --overwrite" in capsys.readouterr().err
+    assert DataFolder.open(first.path).fingerprint == first.fingerprint
+    assert blocks.main([*argv, "--overwrite", "--block_size", "32"]) == 0
+    assert DataFolder.open(first.path).block_size == 32
+    assert [path.name for path in first.path.parent.iterdir()] == ["same"]
+
+
+def test_a_failure_leaves_the_old_folder(build, corpus, tokenizer, monkeypatch):
+    first = build("same")
+
+    def disk_full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(blocks, "write_manifest", disk_full)
+    argv = ["--input", str(corpus), "--tokenizer", str(tokenizer), "--output_dir", str(first.path), "--num_proc", "1"]
+    assert blocks.main([*argv, "--overwrite"]) == 2
+    assert DataFolder.open(first.path).fingerprint == first.fingerprint
+    assert [path.name for path in first.path.parent.iterdir()] == ["same"]
+
+
+def test_nothing_is_left_at_home_and_errors_have_no_traceback(corpus, tokenizer, tmp_path):
+    """As a user runs it; the home folder of the libraries' caches is watched."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "data_prep.blocks", "--input", corpus, "--tokenizer", tokenizer]
+    command += ["--output_dir", tmp_path / "out", "--validation_fraction", "0.1"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "tokenising (num_proc" in done.stderr  # progress
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+    again = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 2 and len(again.stderr.splitlines()) == 1
+
+
+def test_groups_bound_the_memory_and_keep_the_order(tmp_path, tokenizer):
+    texts = [f"document {i} " + "word " * (i % 50) for i in range(3000)]
+    file = tmp_path / "text.arrow"
+    write_text(iter(texts), file)
+    groups = list(tokenise(file, tokenizer / "tokenizer.json", "uint16", 0.0, num_proc=1))
+    assert len(groups) > 1
+    expected = _ids(tokenizer, texts)
+    assert np.concatenate([group.ids for group in groups]).tolist() == [i for ids in expected for i in ids]
+    assert np.concatenate([group.lengths for group in groups]).tolist() == [len(ids) for ids in expected]

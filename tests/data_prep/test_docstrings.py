@@ -1,0 +1,198 @@
+"""The docstring corpus: files are parsed and never run; what comes out reads like English."""
+
+import sys
+import textwrap
+
+import pytest
+
+from data_prep import docstrings
+from data_prep.docstrings import prose_of_file, read_docstrings
+from data_prep.prose import is_english, paragraphs_of
+
+SENTENCE = "This is the sentence number {} of the module, which is long enough to be kept as it is in the corpus."
+NUMBERS = "zero one two three four five six seven eight nine ten eleven".split()
+
+
+def _module(*words):
+    return '"""' + "\n\n".join(SENTENCE.format(word) for word in words) + '\n"""\n'
+
+
+@pytest.fixture
+def site_packages(tmp_path):
+    """Two packages and a single module, among files that must not run and files that do not parse."""
+    root = tmp_path / "site-packages"
+    marker = tmp_path / "it_ran"
+    files = {
+        "alpha/__init__.py": _module("zero", "one")
+        + f"open({str(marker)!r}, 'w')\nprint('it ran')\nraise SystemExit(9)\n",
+        "alpha/b.py": _module("two", "three", "four"),
+        "alpha/sub/c.py": _module("five", "six", "zero"),
+        "beta/__init__.py": _module("seven", "eight", "zero", "ONE"),
+        "beta/broken.py": _module("nine") + "def broken(:\n",
+        "beta/nul.py": _module("nine") + "\0",
+        "beta/tests/test_x.py": _module("nine", "ten", "eleven"),
+        "gamma.py": _module("nine", "ten"),
+        "beta/data.txt": _module("nine"),
+    }
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    (root / "beta" / "latin.py").write_bytes(b'"""caf\xe9"""\n')
+    (root / "beta" / "loop").symlink_to(root, target_is_directory=True)
+    yield root
+    assert not marker.exists()
+
+
+def _numbers(document):
+    return [word for word in document.split() if word.lower() in NUMBERS]
+
+
+def test_packages_take_turns_and_paragraphs_occur_once(site_packages, capsys):
+    documents = list(read_docstrings([site_packages]))
+    expected = [["zero", "one"], ["seven", "eight"], ["nine", "ten"], ["two", "three", "four"], ["five", "six"]]
+    assert [_numbers(document) for document in documents] == expected
+    assert "it ran" not in capsys.readouterr().out
+
+
+def test_the_corpus_does_not_depend_on_the_processes(site_packages):
+    assert list(read_docstrings([site_packages], num_proc=2)) == list(read_docstrings([site_packages]))
+
+
+def test_command_line(site_packages, tmp_path, capsys):
+    out = tmp_path / "folder" / "corpus.txt"
+    arguments = ["--output_file", str(out), "--packages", str(site_packages), "--num_proc", "1"]
+    assert docstrings.main(arguments) == 0
+    documents = out.read_text().removesuffix("\n\n").split("\n\n")
+    assert documents == list(read_docstrings([site_packages]))
+    assert "5 documents; all packages were read" in capsys.readouterr().out
+    assert docstrings.main(arguments) == 2
+    assert capsys.readouterr().err.endswith("exists; give another path or --overwrite\n")
+    assert docstrings.main([*arguments, "--overwrite"]) == 0
+    assert [file.name for file in out.parent.iterdir()] == ["corpus.txt"]
+
+
+def test_limits(tmp_path, capsys, monkeypatch):
+    root = tmp_path / "packages"
+    (root / "p").mkdir(parents=True)
+    for i in range(30):
+        (root / "p" / f"m{i:02}.py").write_text(_module(*(f"{word} in {i}" for word in NUMBERS)))
+    out = tmp_path / "corpus.txt"
+    arguments = ["--output_file", str(out), "--packages", str(root), "--num_proc", "1", "--overwrite"]
+    clock = iter(range(0, 1000, 7))
+    monkeypatch.setattr(docstrings.time, "monotonic", lambda: next(clock))
+    assert docstrings.main([*arguments, "--max_seconds", "21"]) == 0
+    assert "3 documents; --max_seconds 21 was reached" in capsys.readouterr().out
+    monkeypatch.undo()
+    (root / "p" / "big.py").write_text('"""' + "\n\n".join(SENTENCE.format(i) for i in range(11_000)) + '\n"""')
+    assert docstrings.main([*arguments, "--max_megabytes", "1"]) == 0
+    assert "1 documents; --max_megabytes 1 was reached" in capsys.readouterr().out
+    assert len(out.read_bytes()) > 1_000_000
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--packages", "nowhere"], "packages nowhere: no such folder"),
+        (["--packages", "."], "no English docstrings found"),
+        (["--max_megabytes", "0"], "--max_megabytes"),
+        (["--max_gigabytes", "1"], "unrecognized arguments"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, change, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = docstrings.main(["--output_file", "out.txt", "--num_proc", "1", *change])
+    except SystemExit as stop:
+        code = stop.code
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert code == 2 and len(error) == 1 and message in error[0]
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_prose_of_a_typical_docstring():
+    text = """\
+        Computes the mean of the values that were given, or of those along an axis.
+
+        The result is a new array, unless ``out`` was given; see :func:`~numpy.average` and `the manual
+        <https://example.org/x>`_ for how **weights** can be used with *this* function.
+
+        Parameters
+        ----------
+        values : array_like
+            The values whose mean is wanted, which may be of any type that can be converted.
+        axis : int, optional
+            Axis.
+
+        Args:
+            out (array, optional): Where the result should be stored instead of in a new array of its own.
+            name: short.
+        :param other: What should be done with the values that are not numbers at all.
+        :type other: str
+
+        Examples::
+
+            >>> mean([1, 2, 3])  # this is the mean of the three values and not of the others
+            this is what the program would print if it were run by the user
+
+        >>> mean([1])
+        and this is also printed by the program when it is run by the user
+
+        ======  =====
+        name    what
+        ======  =====
+
+        1. First the values are added together and the sum is kept.
+
+        .. code-block:: python
+
+            that = what_is(this, for_the, one_and_only)  # it is not for you to read this
+
+        .. versionadded:: 1.7 and this is not what we would like to see in the text of it
+        """
+    assert paragraphs_of(textwrap.dedent(text)) == [
+        "Computes the mean of the values that were given, or of those along an axis.",
+        "The result is a new array, unless out was given; see numpy.average and the manual for how weights can be "
+        "used with this function.",
+        "The values whose mean is wanted, which may be of any type that can be converted.",
+        "Where the result should be stored instead of in a new array of its own.",
+        "What should be done with the values that are not numbers at all.",
+        "First the values are added together and the sum is kept.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, english",
+    [
+        ("This is a sentence that is long enough to be English text.", True),
+        ("Too short to be it.", False),
+        ("Dies ist ein deutscher Satz, welcher lang genug sein sollte, aber nicht englisch.", False),
+        ("a = b + c; d = e(f, g) for x in y if z == 1 and w != 2", False),
+        (
+            "Gets ConvolutionalTransformerEncoderConfiguration of PretrainedTokenizerFastBackends if is in it or the",
+            False,
+        ),
+        ("and 12345 67890 the 1234567 of 8910 it 3.14159 is 2.71828 for 1.41421 in 1.73205 as", False),
+        ("This is a sentence that is long enough but holds a \x00 control character.", False),
+    ],
+)
+def test_is_english(text, english):
+    assert is_english(text) is english
+
+
+def test_odd_files_give_nothing(tmp_path):
+    file = tmp_path / "deep.py"
+    file.write_text('"""x"""\n' + "-" * 100_000 + "1\n")
+    assert prose_of_file(file) == []
+    assert prose_of_file(tmp_path / "missing.py") == []
+
+
+def test_the_standard_library_has_english():
+    import json
+
+    assert any("JavaScript Object Notation" in paragraph for paragraph in prose_of_file_of(json))
+
+
+def prose_of_file_of(module):
+    from pathlib import Path
+
+    return prose_of_file(Path(sys.modules[module.__name__].__file__))

@@ -1,0 +1,194 @@
+"""Readers: forms, kinds found by looking, and what they refuse."""
+
+import bz2
+import gzip
+import json
+import lzma
+import tarfile
+
+import pytest
+
+from budget_trainer.errors import InputError
+from data_prep.documents import MAX_DOCUMENT_CHARACTERS, Source, read_documents
+from tests.conftest import SHARED_DATA
+
+LONG = (
+    "A paragraph of some length, longer than a hundred characters, so that it differs from a line of a wrapped book."
+)
+WIKI = f"Title one\n  {LONG} \nSecond.\n\n \nTitle two\n{LONG} Another.\n"
+WIKI_DOCUMENTS = [" ".join(line.strip() for line in part.split("\n")) for part in WIKI.strip().split("\n\n \n")]
+
+
+def _read(path, kind="auto", **options):
+    return list(read_documents(path, kind, **options))
+
+
+@pytest.mark.parametrize("suffix, opener", [("", open), (".xz", lzma.open), (".gz", gzip.open), (".bz2", bz2.open)])
+def test_text_files_plain_and_compressed(tmp_path, suffix, opener):
+    file = tmp_path / f"wiki.txt{suffix}"
+    with opener(file, "wb") as out:
+        out.write(WIKI.encode())
+    assert Source(str(file)).kind == "text"
+    assert _read(file) == WIKI_DOCUMENTS
+    assert _read(tmp_path) == WIKI_DOCUMENTS  # the folder
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_line_ends_and_bom(tmp_path, end):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + WIKI.replace("\n", end).encode())
+    assert _read(tmp_path / "a.txt", "text") == WIKI_DOCUMENTS
+
+
+def test_books_one_document_per_file_from_folder_and_tar(tmp_path):
+    folder = tmp_path / "books"
+    folder.mkdir()
+    (folder / "b.txt").write_bytes(b"\xef\xbb\xbfCHAPTER I\r\n\r\nIt was a dark\r\nand stormy night.\r\n")
+    (folder / "a.txt").write_text("One.\n\nTwo.\n")
+    (folder / "index.tsv").write_text("not a book")
+    with tarfile.open(tmp_path / "books.tar.xz", "w:xz") as archive:
+        archive.add(folder, arcname="books", filter=lambda member: member)
+    books = ["One. Two.", "CHAPTER I It was a dark and stormy night."]
+    assert Source(str(folder)).kind == "books"
+    assert _read(folder) == books
+    assert Source(str(tmp_path / "books.tar.xz")).kind == "books"
+    assert sorted(_read(tmp_path / "books.tar.xz")) == sorted(books)
+
+
+def test_wikiextractor_both_forms(tmp_path):
+    folder = tmp_path / "AA"
+    folder.mkdir()
+    (folder / "wiki_00").write_text('<doc id="1" title="A">\nA\n\nText of A.\n</doc>\n<doc id="2">\n\n</doc>\n')
+    articles = [{"id": "3", "text": "B\n\nText\u2028of B."}, {"id": "4", "text": ""}, {"text": "half \ud800 pair"}]
+    (folder / "wiki_01").write_text("\n".join(map(json.dumps, articles)))
+    assert Source(str(tmp_path)).kind == "wikiextractor"
+    assert _read(tmp_path) == ["A Text of A.", "B Text\u2028of B.", "half ? pair"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('<doc id="1">\ntext\n', "not closed"),
+        ('<doc id="1">\ntext\n</doc>\nmore\n', "line 4 stands outside"),
+        ('{"id": 1}\n', "line 1 is not a JSON object"),
+        ('{"text": \n', "line 1 is not a JSON object"),
+    ],
+)
+def test_damaged_wikiextractor_output_is_refused(tmp_path, content, message):
+    (tmp_path / "wiki_00").write_text(content)
+    with pytest.raises(InputError, match=message):
+        _read(tmp_path, "wikiextractor")
+
+
+def test_a_local_dataset(tmp_path):
+    rows = [{"body": "One.\nTwo.\n\nThree."}, {"body": None}, {"body": "Four."}]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = {"cache_dir": tmp_path / "cache"}
+    assert Source(str(folder)).kind == "dataset"
+    assert _read(folder, text_column="body", **options) == ["One. Two. Three.", "Four."]
+    with pytest.raises(InputError, match=r"text_column 'text' is not in .*\['body'\]"):
+        _read(folder, **options)
+    with pytest.raises(InputError, match="dataset_split|split nothing"):
+        _read(folder, dataset_split="nothing", **options)
+
+
+def test_a_hub_name_is_streamed(tmp_path, monkeypatch):
+    import datasets
+
+    asked = {}
+
+    def load_dataset(*names, **options):
+        asked.update(names=names, **options)
+        return iter([{"text": "Hello\n\nthere."}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = Source("wikimedia/wikipedia", dataset_config="20231101.en", cache_dir=tmp_path)
+    assert source.kind == "dataset"
+    assert list(source.documents()) == ["Hello there."]
+    assert asked == {
+        "names": ("wikimedia/wikipedia", "20231101.en"),
+        "split": "train",
+        "streaming": True,
+        "cache_dir": str(tmp_path),
+    }
+
+
+def test_undecodable_bytes_name_file_and_offset(tmp_path):
+    file = tmp_path / "latin.txt"
+    file.write_bytes(b"plain\ncaf\xe9 au lait\n")
+    with pytest.raises(InputError, match=rf"{file}: byte 0xe9 at offset 9 is not UTF-8"):
+        _read(file, "text")
+    assert _read(file, "text", errors="replace") == ["plain caf\ufffd au lait"]
+
+
+@pytest.mark.parametrize("kind", ["text", "books", "wikiextractor"])
+def test_an_empty_corpus_is_refused(tmp_path, kind):
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    with pytest.raises(InputError, match=f"no text found when read as {kind}"):
+        _read(tmp_path / "empty.txt", kind)
+
+
+def test_what_is_not_there_is_refused(tmp_path):
+    for path in (tmp_path / "none.txt", tmp_path / "none"):
+        with pytest.raises(InputError, match="no such file or folder"):
+            _read(path)
+    with pytest.raises(InputError, match="holds no files"):
+        _read(tmp_path)
+    with pytest.raises(InputError, match="kind 'hdf5' is unknown"):
+        _read(tmp_path, "hdf5")
+
+
+@pytest.mark.parametrize("name", ["a.txt.xz", "a.txt.gz", "a.txt.bz2", "a.tar.xz"])
+def test_a_cut_off_archive_is_refused(tmp_path, name):
+    import random
+
+    text = "".join(chr(random.Random(0).randrange(97, 123)) + "\n" for _ in range(9)).encode() * 2000
+    whole = tmp_path / name
+    if ".tar" in name:
+        (tmp_path / "a.txt").write_bytes(random.Random(0).randbytes(50_000).hex().encode())
+        with tarfile.open(whole, "w:xz") as archive:
+            archive.add(tmp_path / "a.txt", arcname="a.txt")
+    else:
+        opener = {".xz": lzma, ".gz": gzip, ".bz2": bz2}[whole.suffix]
+        whole.write_bytes(opener.compress(text))
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(InputError, match="damaged or cut off"):
+        _read(whole, "text")
+
+
+def test_a_document_without_end_is_cut():
+    from data_prep.documents import paragraphs_to_documents
+
+    lines = ["x" * 1000] * (MAX_DOCUMENT_CHARACTERS // 1000 * 5 // 2)
+    sizes = [len(document) for document in paragraphs_to_documents(lines)]
+    assert len(sizes) == 3 and sum(sizes) == 1001 * len(lines) - 3
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no shared data")
+@pytest.mark.parametrize(
+    "name, kind, documents",
+    [
+        ("wiki2018_00.txt.xz", "text", None),
+        ("books_08.tar.xz", "books", 3),
+        ("books_hardwrapped.tar.xz", "books", 12),
+        ("wikiextractor_sample.tar.xz", "wikiextractor", 154),
+    ],
+)
+def test_real_corpora(name, kind, documents):
+    source = Source(str(SHARED_DATA / name))
+    assert source.kind == kind
+    if documents:
+        texts = list(source.documents())
+        assert len(texts) == documents
+        assert not any("\n" in text or "\r" in text or text.startswith("\ufeff") for text in texts)
+
+
+def test_reading_is_lazy(tmp_path):
+    """The first document of a folder comes before the second file is opened."""
+    (tmp_path / "a.txt").write_text(WIKI)
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    stream = read_documents(tmp_path, "text")
+    assert next(stream) == WIKI_DOCUMENTS[0]
+    with pytest.raises(InputError, match=r"b\.txt"):
+        list(stream)

@@ -1,0 +1,149 @@
+"""The tokenizer stage: what it trains is a stock BertTokenizer; other people's tokenizers load from any usual form."""
+
+import json
+import tarfile
+
+import pytest
+from transformers import AutoTokenizer
+
+from budget_trainer.errors import InputError
+from data_prep import tokenizer as stage
+from data_prep.documents import read_documents
+from data_prep.encoding import Encoder
+from data_prep.tokenizer import SPECIAL_TOKENS, load_tokenizer, special_ids, train_wordpiece
+from tests.conftest import SHARED_DATA
+
+TEXT = "The quick brown Fox jumps over the lazy dog. Caf\u00e9 na\u00efve \u00dcber 1234 (that) is \u2014 isn't it?"
+
+
+def test_trained_tokenizer_loads_as_stock_bert(tokenizer, corpus, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    assert type(loaded).__name__.startswith("BertTokenizer") and loaded.is_fast
+    assert len(loaded) <= 500 and loaded.model_max_length == 512
+    assert [loaded.convert_ids_to_tokens(i) for i in range(5)] == list(SPECIAL_TOKENS)
+    assert set(special_ids(loaded)) == {"pad", "unk", "cls", "sep", "mask"}
+    text = next(iter(read_documents(corpus)))
+    ids = loaded(text)["input_ids"]
+    assert ids[0] == loaded.cls_token_id and ids[-1] == loaded.sep_token_id and loaded.unk_token_id not in ids
+    assert loaded.decode(ids[1:-1]).replace(" ", "") == text.lower().replace(" ", "")
+
+
+def test_training_is_deterministic(corpus):
+    vocabularies = [train_wordpiece(corpus, 300).get_vocab() for _ in range(4)]
+    assert len(vocabularies[0]) == 300
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
+
+
+def test_case_is_kept_when_asked_for(tmp_path):
+    file = tmp_path / "paris.txt"
+    file.write_text("Paris is not paris\n" * 3)
+    assert "paris" in train_wordpiece(file, 100).tokenize("Paris")
+    cased = train_wordpiece(file, 100, lowercase=False)
+    assert cased.tokenize("Paris") == ["Paris"] and cased.tokenize("paris") == ["paris"]
+
+
+def test_small_corpus_says_so_and_alphabet_is_limited(tmp_path, capsys):
+    (tmp_path / "t.txt").write_text("some words and no more\n")
+    out = tmp_path / "tokenizer"
+    assert stage.main(["--input", str(tmp_path / "t.txt"), "--output_dir", str(out)]) == 0
+    assert "--vocab_size 8192: the corpus has no more" in capsys.readouterr().out
+    assert sorted(file.name for file in out.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    (tmp_path / "few.txt").write_text("abcabcabc xyz\n" * 3)
+    few = train_wordpiece(tmp_path / "few.txt", 100, limit_alphabet=3)
+    assert few.tokenize("xyz") == ["[UNK]"]
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no shared data")
+def test_forms_of_other_peoples_tokenizers(tmp_path):
+    with tarfile.open(SHARED_DATA / "vocab.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    vocab = tmp_path / "vocab"
+    from_json = load_tokenizer(str(vocab / "bert-base-uncased-tokenizer.json"))
+    from_vocab = load_tokenizer(str(vocab / "bert-base-uncased-vocab.txt"))
+    from_folder = load_tokenizer(str(vocab))  # the only *tokenizer.json there
+    from_json.save_pretrained(tmp_path / "saved")
+    saved = load_tokenizer(str(tmp_path / "saved"))
+    assert special_ids(from_json) == {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
+    for other in (from_vocab, from_folder, saved):
+        assert len(other) == len(from_json) == 30522 and special_ids(other) == special_ids(from_json)
+        assert other(TEXT)["input_ids"] == from_json(TEXT)["input_ids"]
+    cased = load_tokenizer(str(vocab / "bert-base-cased-vocab.txt"))
+    assert "Fox" in cased.tokenize(TEXT)
+
+
+def test_what_is_no_tokenizer_is_refused(tmp_path, tokenizer):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.json").write_text("{}")
+    plain = json.loads((tokenizer / "tokenizer.json").read_text())
+    del plain["model"]["vocab"]["[MASK]"]
+    plain["added_tokens"] = [token for token in plain["added_tokens"] if token["content"] != "[MASK]"]
+    (tmp_path / "plain.json").write_text(json.dumps(plain))
+    for name, message in (
+        ("empty", "found none"),
+        ("bad.json", "cannot be loaded"),
+        ("plain.json", "has no mask token"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_tokenizer(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--input", "nothing.txt"], "no such file"),
+        (["--vocab_size", "5"], "vocab_size 5 is too small"),
+        (["--vocab_size", "many"], "'many' is not a whole number"),
+        (["--kind", "hdf5"], "invalid choice"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(corpus, tmp_path, capsys, change, message):
+    out = tmp_path / "tokenizer"
+    try:
+        code = stage.main(["--input", str(corpus), "--output_dir", str(out), *change])
+    except SystemExit as stop:
+        code = stop.code
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert code == 2 and len(errors) == 1 and message in errors[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_output_is_kept(tmp_path, corpus, tokenizer, capsys):
+    before = (tokenizer / "tokenizer.json").read_bytes()
+    assert stage.main(["--input", str(corpus), "--output_dir", str(tokenizer)]) == 2
+    assert "already holds a tokenizer; give another path or --overwrite" in capsys.readouterr().err
+    assert (tokenizer / "tokenizer.json").read_bytes() == before
+    (tmp_path / "notes.txt").write_text("mine")
+    assert stage.main(["--input", str(corpus), "--output_dir", str(tmp_path), "--overwrite"]) == 2
+    assert "exists and is no tokenizer" in capsys.readouterr().err
+
+
+ODD = [
+    TEXT,
+    "a [MASK] b [CLS]c",
+    "\x0bx\u2028y  z\u00a0w \x00, \u0301, e\u0301 \u4e2d\u6587a\u0130 \u03a3\u03a3. \x85,\x1fq\ud7a3\u1100\u1161",
+    "x" * 300 + " supercalifragilistic",
+    "",
+]
+
+
+def test_word_by_word_encoding_is_exact(tokenizer, corpus):
+    encoder = Encoder(str(tokenizer / "tokenizer.json"))
+    assert encoder._words is not None
+    reference = AutoTokenizer.from_pretrained(tokenizer)
+    documents = list(read_documents(corpus))[:50]
+    for batch in (documents, ODD[:1], ODD[2:], documents, ODD):
+        expected = [reference(text, add_special_tokens=False, verbose=False)["input_ids"] for text in batch]
+        assert encoder.encode(batch) == expected
+
+
+def test_other_tokenizers_are_not_taken_apart(tmp_path, corpus):
+    from tokenizers import ByteLevelBPETokenizer
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train([str(corpus)], vocab_size=400, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    encoder = Encoder(str(tmp_path / "tokenizer.json"))
+    assert encoder._words is None
+    assert encoder.encode(ODD) == [bpe.encode(text, add_special_tokens=False).ids for text in ODD]
+    assert special_ids(load_tokenizer(str(tmp_path))) == {"pad": 1, "unk": 3, "cls": 0, "sep": 2, "mask": 4}

@@ -1,0 +1,197 @@
+"""The data folder as the trainer reads it: exact order, complete or refused."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from budget_trainer.data import BlockDataset, DataFolder, ExactSampler, permute
+from budget_trainer.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def data(data_dir):
+    return DataFolder.open(data_dir)
+
+
+@pytest.fixture
+def copy(data_dir, tmp_path):
+    """A data folder that a test may damage."""
+    return shutil.copytree(data_dir, tmp_path / "blocks")
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 16, 17, 100, 4096, 4097])
+def test_permute_is_a_bijection_that_differs_by_epoch_and_seed(n):
+    first = permute(np.arange(n), n, seed=1, epoch=0)
+    assert first.dtype == np.int64
+    assert sorted(first) == list(range(n))
+    if n >= 100:
+        for seed, epoch in ((1, 1), (2, 0)):
+            other = permute(np.arange(n), n, seed, epoch)
+            assert sorted(other) == list(range(n))
+            assert (first == other).mean() < 0.1
+
+
+def test_permute_looks_random():
+    n = 10_007
+    for epoch in range(5):
+        order = permute(np.arange(n), n, seed=3, epoch=epoch)
+        assert abs(np.corrcoef(np.arange(n), order)[0, 1]) < 0.05  # 5 standard deviations
+        assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
+        assert (np.diff(order) == 1).sum() < 10
+        # Each tenth of the epoch holds about a tenth of each tenth of the corpus.
+        table = np.histogram2d(np.arange(n), order, bins=10)[0]
+        assert table.min() > 60 and table.max() < 140
+
+
+def test_permute_of_part_is_part_of_permute_and_needs_no_list():
+    whole = permute(np.arange(1000), 1000, seed=0, epoch=2)
+    positions = np.array([[5, 999], [0, 5]])
+    assert (permute(positions, 1000, 0, 2) == whole[positions]).all()
+    assert 0 <= permute(np.array([10**12]), 10**12 + 39, 0, 0)[0] < 10**12 + 39
+
+
+def test_small_permutations_reach_every_order():
+    orders = {tuple(permute(np.arange(3), 3, seed=0, epoch=epoch)) for epoch in range(200)}
+    assert len(orders) == 6
+
+
+def test_every_row_once_per_epoch_and_order_is_pure(data):
+    blocks = data.train(seed=5)
+    epochs = 3
+    batch = blocks.__getitems__(range(epochs * blocks.rows))
+    assert (batch["epoch"] == np.repeat(np.arange(epochs), blocks.rows)).all()
+    for rows in batch["row"].reshape(epochs, -1):
+        assert sorted(rows) == list(range(blocks.rows))
+    again = data.train(seed=5)
+    for sample in (2 * blocks.rows + 1, 0, blocks.rows - 1, blocks.rows):  # any order, alone, across epochs
+        one = again[sample]
+        assert (one["input_ids"] == batch["input_ids"][sample]).all()
+        assert one["row"] == batch["row"][sample]
+    assert (data.train(seed=6).__getitems__(range(blocks.rows))["row"] != batch["row"][: blocks.rows]).any()
+
+
+def test_rows_are_those_of_the_files(data):
+    datasets = pytest.importorskip("datasets")
+    files = data.manifest["splits"]["train"]["files"]
+    tables = [datasets.Dataset.from_file(str(data.path / file["name"])) for file in files]
+    expected = np.array([row for table in tables for row in table["input_ids"]])
+    blocks = data.train(seed=0)
+    batch = blocks.__getitems__(range(blocks.rows))
+    assert batch["input_ids"].dtype == np.int64
+    assert (batch["input_ids"] == expected[batch["row"]]).all()
+    assert (data.unigram_counts() == np.bincount(expected.ravel(), minlength=data.vocab_size)).all()
+    few = data.unigram_counts(max_rows=3)
+    assert few.sum() == 3 * data.block_size and few[data.special_ids["cls"]] == 3
+
+
+def _numpy_batch(batch):
+    return batch
+
+
+def test_through_a_data_loader_with_workers(data):
+    blocks = data.train(seed=1)
+    start = blocks.rows - 3  # crosses an epoch
+    got = {}
+    for workers, context in ((0, None), (2, "fork"), (1, "spawn")):
+        loader = torch.utils.data.DataLoader(
+            blocks,
+            batch_size=4,
+            sampler=ExactSampler(start, 12),
+            num_workers=workers,
+            multiprocessing_context=context,
+            collate_fn=_numpy_batch,
+        )
+        got[context] = np.concatenate([batch["input_ids"] for batch in loader])
+    assert got[None].shape == (12, data.block_size)
+    assert (got["fork"] == got[None]).all() and (got["spawn"] == got[None]).all()
+
+
+def test_sampler_position_is_one_integer():
+    assert list(ExactSampler(7, 3)) == [7, 8, 9]
+    assert len(ExactSampler(7, 3)) == 3
+    assert list(ExactSampler(0, 10))[4:] == list(ExactSampler(4, 6))
+
+
+def test_endless_and_pickles_as_file_names(data):
+    blocks = data.train(seed=1)
+    first = blocks[0]
+    assert len(blocks) > 10**15
+    packed = pickle.dumps(blocks)
+    assert len(packed) < 5000
+    copy = pickle.loads(packed)
+    assert isinstance(copy, BlockDataset) and (copy[0]["input_ids"] == first["input_ids"]).all()
+
+
+def test_validation_rows(data):
+    ids, sizes = data.validation_rows()
+    assert ids.dtype == sizes.dtype == np.int64
+    assert ids.shape == sizes.shape == (data.manifest["splits"]["validation"]["rows"], 128)
+    some, some_sizes = data.validation_rows(limit=2)
+    assert (some == ids[:2]).all() and (some_sizes == sizes[:2]).all()
+    special = np.isin(ids, [data.special_ids[name] for name in ("pad", "cls", "sep")])
+    assert (sizes[special] == 0).all() and (sizes[~special] > 0).all()
+
+
+def test_tokenizer_needs_no_network(data, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    tokenizer = data.load_tokenizer()
+    assert len(tokenizer) == data.vocab_size
+    assert {name: getattr(tokenizer, f"{name}_token_id") for name in data.special_ids} == data.special_ids
+
+
+def test_fingerprint_is_the_training_data(copy):
+    before = DataFolder.open(copy).fingerprint
+    assert before == DataFolder.open(copy).fingerprint
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["created"] = "another day"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert DataFolder.open(copy).fingerprint == before
+    manifest["splits"]["train"]["files"][0]["sha256"] = "0" * 64
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert DataFolder.open(copy).fingerprint != before
+
+
+def _truncate_shard(folder):
+    file = folder / "train-00001-of-00002.arrow"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _change_tokenizer(folder):
+    file = folder / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text().replace("[MASK]", "[MUSK]"))
+
+
+def _other_version(folder):
+    file = folder / "manifest.json"
+    file.write_text(file.read_text().replace('"format_version": 1', '"format_version": 99'))
+
+
+DAMAGE = {
+    "truncated": _truncate_shard,
+    "train-00000-of-00002.arrow is missing": lambda folder: (folder / "train-00000-of-00002.arrow").unlink(),
+    "validation-00000-of-00001.arrow is missing": lambda folder: next(folder.glob("validation-*.arrow")).unlink(),
+    "tokenizer does not match": _change_tokenizer,
+    "tokenizer.json is missing": lambda folder: (folder / "tokenizer" / "tokenizer.json").unlink(),
+    "no manifest.json": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest.json cannot be read": lambda folder: (folder / "manifest.json").write_text('{"format_'),
+    "format_version 99": _other_version,
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_a_damaged_folder_is_refused(copy, message):
+    DAMAGE[message](copy)
+    with pytest.raises(InputError, match=message) as caught:
+        DataFolder.open(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_damage_of_the_same_size_is_refused_when_read(copy):
+    file = copy / "train-00000-of-00002.arrow"
+    file.write_bytes(bytes(len(file.read_bytes())))
+    with pytest.raises(InputError, match="cannot be read|rows"):
+        DataFolder.open(copy).train(seed=0)[0]
