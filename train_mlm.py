@@ -79,7 +79,7 @@ def train(argv: Sequence[str] | None = None) -> int:
         identity=identity,
         **recipe.schedule(),
     )
-    setup.check_launch(trainer.accelerator.num_processes)
+    setup.check_launch(trainer.accelerator.num_processes, run.n_gpu)
     trainer.channel.barrier()  # all ranks have seen the folder as it was
     clock_file = setup.claim(output_dir, identity, job, CLOCK) if run.process_index == 0 else None
     progress = ProgressLog(budget, output_dir / run_folder.PROGRESS, job, trainer.global_batch_size * data.block_size)
@@ -93,6 +93,9 @@ def train(argv: Sequence[str] | None = None) -> int:
         trainer.add_callback(ValidationCadence(budget, recipe.validate_share))
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(BudgetProgressBar(budget))
+
+    # A signal asks for a stop with a checkpoint, agreed on by all ranks; a second SIGINT ends at once.
+    setup.stop_on_signals(budget)
 
     # Train until the budget ends, then put the model on disk: here the budget ends.
     trainer.rehearse_save(output_dir)

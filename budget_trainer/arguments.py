@@ -109,6 +109,7 @@ class RunArguments(TrainingArguments):
     adam_epsilon: float = _flag(1e-6, "Adam's epsilon.")
     max_grad_norm: float = _flag(1.0, "Gradient clipping; 0 switches it off.")
     logging_steps: float = _flag(20, "Steps between log lines.")
+    logging_first_step: bool = _flag(True, "A line for the first step: a short run has something to show.")
     logging_nan_inf_filter: bool = _flag(False, "Left off: it waits for the device at every micro-step and hides NaN.")
     save_strategy: str = _flag("no", "Left alone: checkpoint_every says when to save.")
     save_total_limit: int | None = _flag(2, "Newest training checkpoints to keep.")

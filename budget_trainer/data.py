@@ -19,7 +19,7 @@ import torch
 from budget_trainer.errors import InputError
 
 FORMAT_VERSION = 1
-ENDLESS = 2**62  # len() of the endless data set: the largest power of two that any signed 64-bit counter can double
+ENDLESS = 2**62  # len() of the endless data set: fits any signed 64-bit counter
 _ROUNDS = 8
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # the constants of splitmix64's finaliser
 

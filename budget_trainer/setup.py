@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from transformers.utils import logging as hf_logging
 
 from budget_trainer import run_folder
 from budget_trainer.arguments import Recipe, parse_offsets
+from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 from budget_trainer.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.data import BlockDataset, DataFolder
 from budget_trainer.distributed import ControlChannel
@@ -218,14 +221,34 @@ def check_trackers(run: TrainingArguments) -> None:
             raise InputError(f"report_to: {name!r} cannot be used ({reason}); install it, or choose another") from None
 
 
-def check_launch(processes: int) -> None:
-    """Refuse to train alone when the launcher was asked for company: each process would train its own model."""
+def check_launch(processes: int, gpus_of_this_process: int = 1) -> None:
+    """Refuse to train alone when the launcher was asked for company: each process would train its own model.
+
+    And refuse several GPUs in one process: Trainer would use DataParallel, whose batch is not what was asked for.
+    """
+    if gpus_of_this_process > 1:
+        raise InputError(
+            f"num_processes: 1 process sees {gpus_of_this_process} GPUs; launch with accelerate_configs/ddp.yaml "
+            f"--num_processes {gpus_of_this_process}, or choose one with CUDA_VISIBLE_DEVICES=0"
+        )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if asked != processes:
         raise InputError(
             f"WORLD_SIZE: the launcher started {asked} processes, but {processes} train together; launch with a profile "
             "of accelerate_configs/ (on a CPU cpu_2proc.yaml, or add --use_cpu true)"
         )
+
+
+def stop_on_signals(budget: TimeBudgetCallback) -> None:
+    """SIGTERM, SIGINT and SIGUSR1 end this job after the step with a checkpoint; a second SIGINT ends it at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        budget.request_stop()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, handle)
 
 
 def print_summary(report: dict[str, Any], output_dir: Path) -> None:

@@ -250,7 +250,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
         seconds = self.save_folder(folder)
         if self.args.should_save:
             shutil.rmtree(folder)
-        self.time_budget.save_seconds = 1.5 * seconds + 0.1
+        self.time_budget.save_seconds = 1.5 * seconds + 0.3
         self.time_budget.checkpoint_seconds = 4.5 * seconds + 0.2  # weights and two moments, until one was measured
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

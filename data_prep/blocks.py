@@ -2,7 +2,7 @@
 
     python -m data_prep.blocks --input wiki.txt.xz books/ --tokenizer tokenizer --output_dir blocks --num_proc 8
 
-Needs free disk space beside --output_dir for the text and its tokens (about 1.5 times the text) while it runs.
+While it runs it needs about 0.3 GB of disk beside --output_dir for temporary files, which it deletes.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import numpy as np
 
 from budget_trainer.errors import InputError
 from data_prep.cli import Parser, add_source_flags, command_line, positive, run, source_of
-from data_prep.corpus import TokenGroup, tokenise, write_text
+from data_prep.corpus import TokenGroup, text_parts, tokenise
+from data_prep.documents import Source
 from data_prep.encoding import load_backend
 from data_prep.manifest import sha256_of, write_manifest, written_aside
 from data_prep.packing import PackedBlocks, one_document_rows, validation_rows
@@ -33,21 +34,21 @@ def build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     and returns the manifest's content."""
     cache = folder / "cache"
     cache.mkdir()
+    inputs = [source_of(args, path, cache) for path in args.input]
     tokenizer = load_tokenizer(args.tokenizer)
     tokenizer.save_pretrained(folder / "tokenizer")
     tokenizer_file = folder / "tokenizer" / "tokenizer.json"
     special = special_ids(tokenizer)
     dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
 
-    sources, text = _collect(args, args.input, cache / "train.arrow")
+    sources: list[dict[str, Any]] = []
+    documents = _counted(inputs, sources)
     fraction = 0.0 if args.validation_text else args.validation_fraction
-    groups = tokenise(text, tokenizer_file, dtype, fraction, args.num_proc)
+    groups = tokenise(text_parts(documents, cache), tokenizer_file, dtype, fraction, args.num_proc)
     held_out = cache / "held_out.txt"
     train = _write_train(args, folder, _setting_aside(groups, held_out), special, dtype)
     if args.validation_text:
-        source = source_of(args, args.validation_text, cache)
-        count, size = _write_texts(source.documents(), held_out)
-        sources.append({"path": source.path, "kind": source.kind, "documents": count, "text_bytes": size})
+        _write_texts(_counted([source_of(args, args.validation_text, cache)], sources), held_out)
     validation = _write_validation(args, folder, held_out, tokenizer_file, special, dtype)
     shutil.rmtree(cache)
     return {
@@ -63,20 +64,15 @@ def build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def _collect(args: argparse.Namespace, paths: list[str], file: Path) -> tuple[list[dict[str, Any]], Path]:
-    """Copies the documents of all inputs into one Arrow file; returns what was read, for the manifest."""
-    sources = [source_of(args, path, file.parent) for path in paths]
-    counts = [{"path": source.path, "kind": source.kind, "documents": 0, "text_bytes": 0} for source in sources]
-
-    def counted() -> Iterator[str]:
-        for source, count in zip(sources, counts, strict=True):
-            for document in source.documents():
-                count["documents"] += 1  # type: ignore[operator]
-                count["text_bytes"] += len(document.encode())  # type: ignore[operator]
-                yield document
-
-    write_text(counted(), file)
-    return counts, file
+def _counted(sources: list[Source], counts: list[dict[str, Any]]) -> Iterator[str]:
+    """The documents of all sources; appends one entry per source to `counts`, for the manifest."""
+    for source in sources:
+        count: dict[str, Any] = {"path": source.path, "kind": source.kind, "documents": 0, "text_bytes": 0}
+        counts.append(count)
+        for document in source.documents():
+            count["documents"] += 1
+            count["text_bytes"] += len(document.encode())
+            yield document
 
 
 def _setting_aside(groups: Iterable[TokenGroup], file: Path) -> Iterator[TokenGroup]:

@@ -1,7 +1,8 @@
-"""Documents -> token ids: an Arrow file of text groups, then a parallel `datasets` map over the groups.
+"""Documents -> token ids: Arrow files of text groups, and a parallel `datasets` map over the groups of each.
 
-A group is some documents, about 256 kB of text. Its borders depend on the text alone, so whatever is made from the
-groups in order is the same for any number of processes; and memory is bounded by the group, not by the corpus.
+A group is some documents, about 256 kB of text; a part is some groups, about 128 MB. Their borders depend on the text
+alone, so whatever is made from the groups in order is the same for any number of processes. Memory is bounded by the
+group, and disk space (and the mapped files that count as memory) by the part, whatever the size of the corpus.
 """
 
 import functools
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 from data_prep.encoding import Encoder
 
 GROUP_CHARACTERS = 256 * 1024
+PART_BYTES = 128 * 1024**2
 _TEXT = pa.schema([("documents", pa.list_(pa.string()))])
 
 
@@ -35,19 +37,42 @@ class TokenGroup:
     held_out: list[str]
 
 
-def write_text(documents: Iterable[str], file: Path) -> None:
-    """Writes the documents to an Arrow stream file, one group per record batch."""
-    progress = tqdm(desc="reading", unit="B", unit_scale=True)
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, _TEXT) as writer, progress:
-        for group in _groups(documents):
-            batch = pa.record_batch([pa.array([group], pa.list_(pa.string()))], schema=_TEXT)
-            writer.write_batch(batch)
-            progress.update(batch.nbytes)
+def text_parts(documents: Iterable[str], folder: Path) -> Iterator[Path]:
+    """Writes the documents to Arrow stream files, one group per record batch; yields each file when it is complete and
+    reads on when the next is asked for."""
+    groups = _groups(documents)
+    for number in itertools.count():
+        first = next(groups, None)
+        if first is None:
+            return
+        file = folder / f"part-{number:05d}.arrow"
+        progress = tqdm(desc="reading", unit="B", unit_scale=True)
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, _TEXT) as writer, progress:
+            for group in itertools.chain([first], groups):
+                batch = pa.record_batch([pa.array([group], pa.list_(pa.string()))], schema=_TEXT)
+                writer.write_batch(batch)
+                progress.update(batch.nbytes)
+                if progress.n >= PART_BYTES:
+                    break
+        yield file
 
 
-def tokenise(file: Path, tokenizer_file: Path, dtype: str, fraction: float, num_proc: int) -> Iterator[TokenGroup]:
-    """Tokenises the groups that `write_text` wrote, in order. `fraction`: the share of documents held out, chosen by
-    their hash. Temporary files are made beside `file`."""
+def tokenise(
+    parts: Iterable[Path], tokenizer_file: Path, dtype: str, fraction: float, num_proc: int
+) -> Iterator[TokenGroup]:
+    """Tokenises the groups of the files that `text_parts` yields, in order, and deletes each file after its last group.
+    `fraction`: the share of documents held out, chosen by their hash."""
+    for file in parts:
+        tokens = _tokenised(file, tokenizer_file, dtype, fraction, num_proc)
+        for table in tokens.with_format("arrow").iter(batch_size=1):
+            ids, lengths = (table.column(name).chunk(0).flatten().to_numpy() for name in ("ids", "lengths"))
+            yield TokenGroup(ids, lengths, table["train_bytes"][0].as_py(), table["held_out"][0].as_py())
+        del tokens
+        for used in file.parent.glob(f"{file.stem}.*"):
+            used.unlink()
+
+
+def _tokenised(file: Path, tokenizer_file: Path, dtype: str, fraction: float, num_proc: int) -> datasets.Dataset:
     text = datasets.Dataset.from_file(str(file))
     value = datasets.Value
     features = datasets.Features(
@@ -56,7 +81,7 @@ def tokenise(file: Path, tokenizer_file: Path, dtype: str, fraction: float, num_
         train_bytes=value("int64"),
         held_out=datasets.LargeList(value("string")),
     )
-    tokens = text.with_format("arrow").map(
+    return text.with_format("arrow").map(
         _tokenise_groups,
         batched=True,
         batch_size=4,
@@ -66,12 +91,9 @@ def tokenise(file: Path, tokenizer_file: Path, dtype: str, fraction: float, num_
         features=features,
         fn_kwargs={"tokenizer_file": str(tokenizer_file), "fraction": fraction, "schema": features.arrow_schema},
         cache_file_name=str(file.with_suffix(".tokens.arrow")),
-        new_fingerprint=file.stem,  # nothing is looked up by it: the cache is deleted with the folder it lies in
+        new_fingerprint=file.stem,  # nothing is looked up by it: the file is used once
         desc="tokenising",
     )
-    for table in tokens.with_format("arrow").iter(batch_size=1):
-        ids, lengths = (table.column(name).chunk(0).flatten().to_numpy() for name in ("ids", "lengths"))
-        yield TokenGroup(ids, lengths, table["train_bytes"][0].as_py(), table["held_out"][0].as_py())
 
 
 def is_held_out(document: str, fraction: float) -> bool:

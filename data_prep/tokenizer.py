@@ -78,6 +78,9 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     path = Path(name)
+    local = path.is_absolute() or name.startswith(".") or ("/" in name and path.parent.exists())
+    if local and not path.exists():
+        raise InputError(f"tokenizer {name!r}: no such file or folder; give one that exists or a Hub name")
     try:
         if path.is_dir() and not (path / "tokenizer_config.json").exists():
             tokenizer = _from_file(_only_file(path))

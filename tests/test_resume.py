@@ -32,8 +32,8 @@ def options(data_dir):
     return {**STEPS, "data_dir": data_dir, "per_device_train_batch_size": shard // 30}
 
 
-def kill_at(options, output_dir, step):
-    """Start a run and kill -9 it when it has logged `step`."""
+def kill_at(options, output_dir, step, number=signal.SIGKILL, code=-signal.SIGKILL):
+    """Start a run and send it a signal (kill -9) when it has logged `step`; returns what it wrote to stderr."""
     command = [sys.executable, "train_mlm.py", *words({**options, "output_dir": output_dir})]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -45,10 +45,11 @@ def kill_at(options, output_dir, step):
         if log.exists() and len(log.read_text().splitlines()) >= step:
             break
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(number)
     _, error = process.communicate()
-    assert process.returncode == -signal.SIGKILL, error
+    assert process.returncode == code, error
     assert log.exists(), error
+    return error
 
 
 @pytest.mark.parametrize("optimizer_type", ["adamw", "muon"])
@@ -81,6 +82,17 @@ def test_kill_and_resume_is_bit_exact(options, optimizer_type, tmp_path):
     assert report(broken)["jobs"] == 2 and report(broken)["steps"] == 60
     assert report(broken)["used_seconds"] > before
     assert sum(report(broken)["shares"].values()) == pytest.approx(report(broken)["used_seconds"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_leaves_a_checkpoint_and_exit_85(options, number, tmp_path):
+    output_dir = tmp_path / "run"
+    never = {**options, "num_epochs_between_checkpoints": -1}
+    error = kill_at(never, output_dir, 10, number, 85)
+    assert "stop_requested" in error and not (output_dir / "final").exists()
+    (checkpoint,) = output_dir.glob("checkpoint-*")
+    assert (checkpoint / "manifest.json").exists()
+    assert 10 <= int(checkpoint.name.removeprefix("checkpoint-")) < 60
 
 
 def test_resume_refuses_another_model_and_a_damaged_checkpoint(options, tmp_path):

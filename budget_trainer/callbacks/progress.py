@@ -46,7 +46,10 @@ class ProgressLog(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            cut = self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")  # by a crash
             self._stream = open(self.path, "a", encoding="utf-8")
+            if cut:
+                self._stream.write("\n")
         self._mark = (state.global_step, self._work_seconds())
 
     def on_pre_optimizer_step(

@@ -200,11 +200,16 @@ class TimeBudgetCallback(TrainerCallback):
         self.reading = Reading(*values)
 
     def _progress(self) -> float:
-        """Elapsed over the training end, both counted from the first step: warmup is not lost to the set-up."""
+        """Where the middle of the next step lies between the first step and the training end.
+
+        Counted from the first step, so that the warmup is not lost to the set-up. The training end is the budget less
+        the final save and one step, so that the last step has half a step's worth of the curve left at most.
+        """
         if math.isinf(self.total_seconds):
             return 0.0
-        end = self.total_seconds - self.reading.save - self.reading.step
-        return min(1.0, max(0.0, self.reading.elapsed - self.begin_seconds) / max(end - self.begin_seconds, 1e-9))
+        now = self.reading
+        middle, end = now.elapsed + now.step / 2, self.total_seconds - now.save - now.step
+        return min(1.0, max(0.0, middle - self.begin_seconds) / max(end - self.begin_seconds, 1e-9))
 
     def _decide(self, control: TrainerControl) -> None:
         now = self.reading
@@ -218,6 +223,7 @@ class TimeBudgetCallback(TrainerCallback):
         else:
             return
         control.should_training_stop = True
+        control.should_log = True  # a last line for the steps since the line before
         if self.stop_reason in ("job_time_limit", "stop_requested"):
             control.should_save = True
 

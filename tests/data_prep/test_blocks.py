@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from budget_trainer.data import DataFolder
 from data_prep import blocks
-from data_prep.corpus import is_held_out, tokenise, write_text
+from data_prep.corpus import is_held_out, text_parts, tokenise
 from data_prep.documents import read_documents
 from data_prep.manifest import sha256_of
 from tests.conftest import ROOT
@@ -287,22 +287,33 @@ def test_nothing_is_left_at_home_and_errors_have_no_traceback(corpus, tokenizer,
     home = tmp_path / "home"
     home.mkdir()
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "data_prep.blocks", "--input", corpus, "--tokenizer", tokenizer]
-    command += ["--output_dir", tmp_path / "out", "--validation_fraction", "0.1"]
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "rows.jsonl").write_text('{"text": "One more document, read by the datasets library."}\n')
+    command = [sys.executable, "-m", "data_prep.blocks", "--input", corpus, tmp_path / "rows"]
+    command += ["--tokenizer", tokenizer, "--output_dir", tmp_path / "out", "--validation_fraction", "0.1"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "rows: read as dataset" in done.stdout
     assert "tokenising (num_proc" in done.stderr  # progress
     assert [path for path in home.rglob("*") if path.is_file()] == []
     again = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 2 and len(again.stderr.splitlines()) == 1
 
 
-def test_groups_bound_the_memory_and_keep_the_order(tmp_path, tokenizer):
+def test_groups_and_parts_keep_the_order_and_leave_nothing(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("data_prep.corpus.GROUP_CHARACTERS", 20_000)
+    monkeypatch.setattr("data_prep.corpus.PART_BYTES", 100_000)
     texts = [f"document {i} " + "word " * (i % 50) for i in range(3000)]
-    file = tmp_path / "text.arrow"
-    write_text(iter(texts), file)
-    groups = list(tokenise(file, tokenizer / "tokenizer.json", "uint16", 0.0, num_proc=1))
-    assert len(groups) > 1
+    taken = []
+    parts = text_parts((taken.append(i) or text for i, text in enumerate(texts)), tmp_path)
+    groups = []
+    for group in tokenise(parts, tokenizer / "tokenizer.json", "uint16", 0.0, num_proc=1):
+        groups.append((group.ids.copy(), group.lengths.copy()))
+        assert len(list(tmp_path.glob("part-?????.arrow"))) == 1
+        if len(groups) == 1:
+            assert len(taken) < 1500  # the rest of the corpus is not read yet
     expected = _ids(tokenizer, texts)
-    assert np.concatenate([group.ids for group in groups]).tolist() == [i for ids in expected for i in ids]
-    assert np.concatenate([group.lengths for group in groups]).tolist() == [len(ids) for ids in expected]
+    assert len(groups) > 10
+    assert np.concatenate([ids for ids, _ in groups]).tolist() == [i for ids in expected for i in ids]
+    assert np.concatenate([lengths for _, lengths in groups]).tolist() == [len(ids) for ids in expected]
+    assert not list(tmp_path.iterdir())

@@ -80,6 +80,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, tokenizer):
     plain["added_tokens"] = [token for token in plain["added_tokens"] if token["content"] != "[MASK]"]
     (tmp_path / "plain.json").write_text(json.dumps(plain))
     for name, message in (
+        ("missing", "no such file or folder"),
         ("empty", "found none"),
         ("bad.json", "cannot be loaded"),
         ("plain.json", "has no mask token"),
