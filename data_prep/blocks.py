@@ -109,7 +109,7 @@ def _write_train(
             f"input {' '.join(args.input)}: no text is left to train on; give more documents or less validation"
         )
     files = writer.close()
-    return _split(writer.rows, tokens, documents, text_bytes, files)
+    return {**_split(writer.rows, tokens, documents, text_bytes, files), "filled": packed.filled}
 
 
 def _write_validation(

@@ -1,7 +1,8 @@
 """Tokens -> blocks, with numpy only. A block is [CLS] body [SEP], L positions, body L - 2.
 
-`packed` joins the documents with [SEP] and cuts full bodies; `one_document` never crosses a document's border and pads
-the shorter last piece. Neither loses a token. Rows come as int64 [n, L].
+`packed` joins the documents with [SEP] and cuts full bodies, the last one filled up with the corpus's first tokens: a
+block without padding needs no attention mask. `one_document` never crosses a document's border and pads the shorter last
+piece. Neither loses a token. Rows come as int64 [n, L].
 """
 
 from collections.abc import Iterable
@@ -21,6 +22,8 @@ class PackedBlocks:
         self._ids = np.zeros(0, np.int64)
         self._documents = np.zeros(0, np.int64)  # number of the document each carried token belongs to
         self._next = 0
+        self._first = np.zeros(0, np.int64)  # the corpus's first tokens, to fill the last block
+        self.filled = 0  # how many of them it took
 
     def add(self, ids: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """ids [sum(lengths)], lengths [documents] -> the blocks now full: (input_ids, document_ids), each [n, L]."""
@@ -29,6 +32,7 @@ class PackedBlocks:
         # Every document is followed by one [SEP], so its tokens move by one place per document before it.
         stream = np.full(len(ids) + len(lengths), self._special["sep"], np.int64)
         stream[np.arange(len(ids)) + np.repeat(np.arange(len(lengths)), lengths)] = ids
+        self._first = np.concatenate([self._first, stream[: self._length - 2 - len(self._first)]])
         self._ids = np.concatenate([self._ids, stream])
         self._documents = np.concatenate([self._documents, np.repeat(numbers, lengths + 1)])
         body = self._length - 2
@@ -38,18 +42,16 @@ class PackedBlocks:
         return rows
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """The last, padded block: [1, L], or [0, L] where nothing is left. Padding belongs to no document: it gets the
-        number after the block's last."""
-        tail, documents = self._ids[:-1], self._documents[:-1]  # the block's own [SEP] closes the last document
-        if not len(tail):
-            return self._rows(tail.reshape(0, self._length - 2), documents.reshape(0, self._length - 2))
-        ids, document_ids = self._rows(tail[None], documents[None])
-        padding = ((0, 0), (0, self._length - ids.shape[1]))
-        pad_id, no_document = self._special["pad"], int(document_ids.max()) + 1
-        return (
-            np.pad(ids, padding, constant_values=pad_id),
-            np.pad(document_ids, padding, constant_values=no_document),
-        )
+        """The last block: [1, L], or [0, L] where nothing is left. Filled up with the corpus's first tokens as one more
+        document; a corpus of less than a block is repeated."""
+        body = self._length - 2
+        if len(self._ids) <= 1:  # at most the [SEP] of a document that ended with its block, which has its own
+            empty = np.zeros((0, body), np.int64)
+            return self._rows(empty, empty)
+        self.filled = body - len(self._ids)
+        ids = np.concatenate([self._ids, np.resize(self._first, self.filled)])
+        documents = np.concatenate([self._documents, np.full(self.filled, self._next)])
+        return self._rows(ids[None], documents[None])
 
     def _rows(self, bodies: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # [CLS] belongs to the first document of its block, the closing [SEP] to the last.

@@ -68,7 +68,10 @@ def test_no_text_is_lost(build, corpus, tokenizer, packing, block_size):
     rows = _rows(folder, "train")
     expected = _ids(tokenizer, _documents(corpus, held_out=False))
     special = [folder.special_ids[name] for name in ("pad", "cls", "sep")]
-    assert rows[~np.isin(rows, special)].tolist() == [i for ids in expected for i in ids]
+    tokens, wanted = rows[~np.isin(rows, special)].tolist(), [i for ids in expected for i in ids]
+    assert tokens[: len(wanted)] == wanted
+    repeated = tokens[len(wanted) :]
+    assert repeated == wanted[: len(repeated)]
     train = folder.manifest["splits"]["train"]
     assert train["documents"] == len(expected)
     assert train["rows"] == len(rows) == folder.train(0).rows
@@ -76,13 +79,13 @@ def test_no_text_is_lost(build, corpus, tokenizer, packing, block_size):
     assert train["text_bytes"] == sum(len(text.encode()) for text in _documents(corpus, held_out=False))
     padded = (rows == folder.special_ids["pad"]).any(1)
     if packing == "packed":
-        assert not padded[:-1].any()
+        assert not padded.any() and len(repeated) <= train["filled"] < block_size - 2
         documents = _rows(folder, "train", "document_ids")
         assert documents.shape == rows.shape and (documents[:, 0] == 0).all()
         joined = [i for ids in expected for i in [*ids, folder.special_ids["sep"]]]
         assert rows[:, 1:-1].ravel()[: len(joined)].tolist() == joined
     else:
-        assert padded.any()
+        assert padded.any() and not repeated and train["filled"] == 0
         assert len(rows) == sum(-(-len(ids) // (block_size - 2)) for ids in expected)
 
 

@@ -26,8 +26,21 @@ def _packed(groups, length=16):
 def test_packed_blocks_are_full_and_hold_every_token_in_order():
     ids, _ = _packed(GROUPS)
     assert (ids[:, 0] == SPECIAL["cls"]).all()
-    assert (ids[:-1, -1] == SPECIAL["sep"]).all() and (ids[:-1] != SPECIAL["pad"]).all()
-    assert ids[ids >= 10].tolist() == list(range(10, 10 + sum(map(sum, GROUPS))))
+    assert (ids[:, -1] == SPECIAL["sep"]).all() and (ids != SPECIAL["pad"]).all()
+    tokens = ids[ids >= 10].tolist()
+    total = sum(map(sum, GROUPS))
+    assert tokens[:total] == list(range(10, 10 + total))
+    assert tokens[total:] == list(range(10, 10 + len(tokens) - total))  # the last block is filled from the beginning
+
+
+@pytest.mark.parametrize("length, expected", [(14, 1), (13, 1), (3, 1), (15, 2)])
+def test_the_last_block_is_full(length, expected):
+    blocks = PackedBlocks(16, SPECIAL)
+    first, _ = blocks.add(np.arange(10, 10 + length), np.array([length]))
+    last, documents = blocks.finish()
+    rows = np.concatenate([first, last])
+    assert len(rows) == expected and (rows != SPECIAL["pad"]).all()
+    assert len(last) == 0 or set(documents[0]) == ({0, 1} if blocks.filled else {0})
 
 
 def test_packed_bodies_are_the_documents_joined_by_sep():
@@ -38,22 +51,19 @@ def test_packed_bodies_are_the_documents_joined_by_sep():
         documents += [*range(start, start + size), SPECIAL["sep"]]
         start += size
     assert stream[: len(documents)] == documents
-    assert set(stream[len(documents) :]) <= {SPECIAL["pad"]}
+    assert stream[len(documents) :] == documents[: len(stream) - len(documents)]
 
 
 def test_document_ids_count_the_documents_of_a_block():
     ids, documents = _packed(GROUPS)
     assert (documents[:, 0] == 0).all() and (documents[:, 1] == 0).all()
     for row, numbers in zip(ids, documents, strict=True):
-        inside = row != SPECIAL["pad"]
         steps = np.diff(numbers)
         assert set(steps) <= {0, 1}
         # A number grows right after a [SEP], and after each [SEP] inside the body.
-        after_sep = (row[1:-1] == SPECIAL["sep"]) & inside[2:]
+        after_sep = row[1:-1] == SPECIAL["sep"]
         after_sep[-1] = False  # the block's own [SEP] closes the last document
-        assert (steps[1:][after_sep] == 1).all() and (steps[1:-1][~after_sep[:-1] & inside[2:-1]] == 0).all()
-        if not inside.all():
-            assert set(numbers[~inside]) == {numbers[inside].max() + 1}
+        assert (steps[1:][after_sep] == 1).all() and (steps[1:-1][~after_sep[:-1]] == 0).all()
 
 
 def test_packing_does_not_depend_on_the_groups():
