@@ -49,9 +49,8 @@ def train(argv: Sequence[str] | None = None) -> int:
     data = DataFolder.open(recipe.data_dir)
     blocks = data.train(seed=run.seed)
     setup.check_data(data, blocks, recipe)
-    if recipe.budget.auto_speed:
-        for line in settle_speed(run, recipe.total_seconds):
-            log.info(line)
+    for line in settle_speed(run, recipe.total_seconds, recipe.budget.auto_speed):
+        log.info(line)
     setup.check_trackers(run)
 
     # The model, and what a checkpoint of this run belongs to.

@@ -36,6 +36,7 @@ def account(
     return {
         "budget_seconds": budget.end_seconds,
         "used_seconds": sum(shares.values()),
+        "overrun_seconds": max(0.0, sum(shares.values()) - budget.end_seconds),
         "shares": shares,
         "steps": trainer.state.global_step,
         "samples": samples,

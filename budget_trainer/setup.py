@@ -259,6 +259,8 @@ def print_summary(report: dict[str, Any], output_dir: Path) -> None:
         f"\n{report['steps']} steps, {report['tokens']:,} tokens at {report['tokens_per_second']:,.0f}/s; used "
         f"{report['used_seconds']:.1f}s of {report['budget_seconds']:.1f}s ({parts})"
     )
+    if report["overrun_seconds"] > 0:
+        print(f"the budget was overrun by {report['overrun_seconds']:.1f}s")
     print(
         f"held-out loss {evaluation['loss']:.4f}, accuracy {evaluation['accuracy']:.4f}, "
         f"bits per byte {evaluation['bits_per_byte']:.4f}\nreport in {output_dir}/run_report.json and .png",

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
 from budget_trainer import checkpoints
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
@@ -156,7 +157,21 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
             self.state = type(self.state).load_from_json(os.path.join(resume_from_checkpoint, "trainer_state.json"))
             self._first_sample = self.samples_consumed
             self._resume_rng_from = resume_from_checkpoint
+            if self._nothing_left():
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self.time_budget.stop_reason = "budget"
+                return TrainOutput(self.state.global_step, math.nan, {})
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _nothing_left(self) -> bool:
+        """Whether earlier jobs have used the budget up: then the final model is the checkpoint's, as it is.
+
+        An engine that shards the model takes one more step instead: it has to be prepared to be saved.
+        """
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return False
+        (elapsed, save), _ = self.channel.agree([self.clock.elapsed_seconds(), self.time_budget.save_seconds])
+        return elapsed + save >= self.time_budget.end_seconds
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
         batch = super().get_batch_samples(epoch_iterator, num_batches, device)

@@ -128,3 +128,11 @@ def test_job_time_limit_ends_the_job_with_a_checkpoint_and_the_next_one_finishes
     assert 0.95 * 50 <= account["used_seconds"] <= 50
     assert account["steps"] > int(checkpoint.name.removeprefix("checkpoint-"))
     assert account["learning_rate_last"] < account["learning_rate_peak"]
+
+    # Nothing left: the newest complete checkpoint becomes the final model, and the overrun is said.
+    (out / "final").rename(tmp_path / "first-final")
+    third = launch({**options, "resume_from_checkpoint": "auto", "total_training_time": "30s"})
+    assert third.returncode == 0, third.stderr
+    final, saved = (load_file(folder / "model.safetensors") for folder in (out / "final", checkpoint))
+    assert all(final[key].equal(saved[key]) for key in saved)
+    assert report(out)["overrun_seconds"] > 10 and "overrun" in third.stdout

@@ -1,0 +1,74 @@
+"""What README shows is true: its commands parse, its targets and files exist, its Python runs."""
+
+import ast
+import importlib
+import re
+import shlex
+
+import pytest
+
+from budget_trainer.recipes import parse_recipe
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+SHELL = re.findall(r"```bash\n(.*?)```", README, re.S)
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def commands():
+    for block in SHELL:
+        for line in block.replace("\\\n", " ").splitlines():
+            line = line.split("#")[0].strip()
+            for command in line.split("&&"):
+                if command.strip():
+                    yield command.strip()
+
+
+def test_there_is_something_to_check():
+    assert sum("train_mlm.py" in command for command in commands()) >= 1
+    assert {"make quickstart", "make test"} <= set(commands()) and len(PYTHON) >= 3
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_command(command):
+    words = shlex.split(command)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), words[1]
+        for word in words[2:]:
+            assert re.search(rf"^{word.split('=')[0]}\s*\?=", (ROOT / "Makefile").read_text(), re.M), word
+            if word.startswith("CONFIG="):
+                assert (ROOT / word.removeprefix("CONFIG=")).exists()
+    elif "train_mlm.py" in words:
+        at = words.index("train_mlm.py")
+        assert (ROOT / words[words.index("--config_file") + 1]).exists()
+        assert parse_recipe([str(ROOT / words[at + 1]), *words[at + 2 :], "--use_cpu", "true"]).data_dir
+    elif words[:2] == ["python", "-m"]:
+        module = importlib.import_module(words[2])
+        if hasattr(module, "_parse"):
+            module._parse(words[3:])
+    elif words[0] == "pip":
+        for word in words:
+            assert not word.endswith(".txt") or (ROOT / word).exists()
+    else:
+        assert words[0] in (".", "python3"), f"a kind of command that no test covers: {command}"
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_names_that_are_imported_exist(code):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_every_flag_of_the_table_exists():
+    from budget_trainer.recipes import KEYS
+
+    for flag in re.findall(r"`--(\w+)", README):
+        known = flag in KEYS or flag.removeprefix("no_") in KEYS
+        assert known or flag in ("input", "kind", "help", "text", "cpu", "num_processes"), flag
+
+
+def test_files_that_are_named_exist():
+    for path in re.findall(r"`((?:docs|recipes|benchmarks|accelerate_configs|tests)/[\w./]+)`", README):
+        assert (ROOT / path).exists(), path
