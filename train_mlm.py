@@ -49,15 +49,15 @@ def train(argv: Sequence[str] | None = None) -> int:
     data = DataFolder.open(recipe.data_dir)
     blocks = data.train(seed=run.seed)
     setup.check_data(data, blocks, recipe)
-    for line in settle_speed(run, recipe.total_seconds, recipe.budget.auto_speed):
-        log.info(line)
     setup.check_trackers(run)
+    job = run_folder.restore_clock(CLOCK, output_dir, checkpoint)
+    for line in settle_speed(run, recipe.seconds_left(CLOCK.elapsed_seconds()), recipe.budget.auto_speed):
+        log.info(line)
 
     # The model, and what a checkpoint of this run belongs to.
-    model = setup.make_model(recipe, data, blocks)
+    model = setup.make_model(recipe, data, blocks, resumed=checkpoint is not None)
     identity = setup.identity(model, data, recipe)
     run_folder.check_identity(identity, output_dir, checkpoint)
-    job = run_folder.restore_clock(CLOCK, output_dir, checkpoint)
 
     # The Trainer: the budget first, then what happens at shares of it.
     budget = TimeBudgetCallback(
@@ -73,13 +73,17 @@ def train(argv: Sequence[str] | None = None) -> int:
             build_optimizer, recipe.optimizer.optimizer_type, **setup.optimizer_options(recipe)
         ),
         evaluation=setup.make_evaluation(data),
-        evaluation_period_seconds=recipe.total_seconds * (recipe.validate_share or 1.0),
         time_budget=budget,
         identity=identity,
         **recipe.schedule(),
     )
     setup.check_launch(trainer.accelerator.num_processes, run.n_gpu)
-    trainer.channel.barrier()  # all ranks have seen the folder as it was
+
+    # How long the end takes is measured; only then, when all ranks have seen the folder as it was, is it this run's.
+    trainer.rehearse_save(output_dir)
+    if recipe.validate_share is not None:
+        trainer.rehearse_evaluation(recipe.total_seconds * recipe.validate_share)
+    budget.check_room(resumed=checkpoint is not None)
     clock_file = setup.claim(output_dir, identity, job, CLOCK) if run.process_index == 0 else None
     progress = ProgressLog(budget, output_dir / run_folder.PROGRESS, job, trainer.global_batch_size * data.block_size)
     markers = FinetuneMarkers(budget, recipe.markers, output_dir, trainer.save_folder)
@@ -93,17 +97,16 @@ def train(argv: Sequence[str] | None = None) -> int:
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(BudgetProgressBar(budget))
 
-    # A signal asks for a stop with a checkpoint, agreed on by all ranks; a second SIGINT ends at once.
-    setup.stop_on_signals(budget)
-
-    # Train until the budget ends, then put the model on disk: here the budget ends.
-    trainer.rehearse_save(output_dir)
+    # Train until the budget ends, then put the model on disk: here the budget ends. A signal asks for a stop with a
+    # checkpoint, agreed on by all ranks; a second SIGINT ends at once.
+    handlers = setup.stop_on_signals(budget)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     resumable = budget.stop_reason in ("job_time_limit", "stop_requested")
     final = output_dir / run_folder.FINAL if recipe.budget.finetune_checkpoint_at_end and not resumable else None
     if final is not None:
         trainer.save_folder(final)
     CLOCK.stop()
+    setup.restore_signals(handlers)
     if clock_file is not None:
         clock_file.close()
     if resumable:

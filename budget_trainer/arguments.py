@@ -95,7 +95,7 @@ class BudgetArguments:
     auto_speed: bool = _flag(
         False, "Use bf16 and torch_compile, where asked for, only if this machine and budget carry them."
     )
-    validate_every: str | None = _flag(None, "Validate each time this share of the budget is used, as 10%.")
+    validate_every: str | None = _flag(None, "Validate each time this share of the budget is used, as 10%%.")
 
 
 @dataclass
@@ -132,34 +132,61 @@ class RunArguments(TrainingArguments):
 
 GROUPS = (ModelArguments, DataArguments, OptimizerArguments, BudgetArguments, RunArguments)
 
-# Flags of TrainingArguments that another flag has taken over: saying both would leave one of them unread.
+# Flags of TrainingArguments that would go unread here, or undo a promise, with what to do instead.
+_VALIDATION = "the pinned evaluation is the same in every run; use validate_every to say when"
+_LEAVE = "leave it out"
 REPLACED = {
-    "num_train_epochs": "total_training_time or max_steps",
-    "lr_scheduler_type": "curve",
-    "lr_scheduler_kwargs": "curve and its decay_* flags",
-    "warmup_ratio": "warmup_proportion",
-    "warmup_steps": "warmup_proportion, or num_warmup_steps with lr_schedule constant_step",
-    "optim": "optimizer_type",
-    "optim_args": "optimizer_type and its flags",
-    "save_strategy": "checkpoint_every",
-    "save_steps": "checkpoint_every",
-    "eval_strategy": "validate_every",
-    "eval_steps": "validate_every",
-    "eval_delay": "validate_every",
-    "load_best_model_at_end": "early_exit_time_marker",
-    "auto_find_batch_size": "per_device_train_batch_size",
-    "group_by_length": "data_prep's blocks of one length",
-    "train_sampling_strategy": "the exact order of (seed, sample)",
-    "data_seed": "seed",
-    "label_smoothing_factor": "the pinned objective",
-    "enable_jit_checkpoint": "job_time_limit",
-    "ignore_data_skip": "the sampler's own position",
-    "do_train": "nothing; train_mlm.py trains",
-    "do_eval": "validate_every",
-    "do_predict": "finetune_glue.py",
-    "remove_unused_columns": "nothing; blocks have no other columns",
-    "dataloader_drop_last": "nothing; every batch is whole",
-    "push_to_hub": "python -m budget_trainer.publish",
+    "num_train_epochs": "use total_training_time or max_steps",
+    "lr_scheduler_type": "use curve",
+    "lr_scheduler_kwargs": "use curve and its decay_* flags",
+    "warmup_ratio": "use warmup_proportion",
+    "warmup_steps": "use warmup_proportion, or num_warmup_steps with lr_schedule constant_step",
+    "optim": "use optimizer_type",
+    "optim_args": "use optimizer_type and its flags",
+    "optim_target_modules": "use optimizer_type and its flags",
+    "save_strategy": "use checkpoint_every",
+    "save_steps": "use checkpoint_every",
+    "save_on_each_node": _LEAVE,
+    "save_only_model": "a checkpoint is for going on and holds everything; use finetune_time_markers to keep models",
+    "eval_strategy": "use validate_every",
+    "eval_steps": "use validate_every",
+    "eval_delay": "use validate_every",
+    "eval_on_start": "use validate_every",
+    "per_device_eval_batch_size": _VALIDATION,
+    "eval_accumulation_steps": _VALIDATION,
+    "prediction_loss_only": _VALIDATION,
+    "batch_eval_metrics": _VALIDATION,
+    "include_for_metrics": _VALIDATION,
+    "eval_do_concat_batches": _VALIDATION,
+    "eval_use_gather_object": _VALIDATION,
+    "fp16_full_eval": _VALIDATION,
+    "bf16_full_eval": _VALIDATION,
+    "label_names": _LEAVE,
+    "length_column_name": _LEAVE,
+    "metric_for_best_model": "the last model is the best at the end of its schedule; " + _LEAVE,
+    "greater_is_better": "the last model is the best at the end of its schedule; " + _LEAVE,
+    "load_best_model_at_end": "the last model is the best at the end of its schedule; " + _LEAVE,
+    "auto_find_batch_size": "use per_device_train_batch_size",
+    "group_by_length": "blocks have one length; " + _LEAVE,
+    "train_sampling_strategy": "the order is a function of seed and sample; " + _LEAVE,
+    "data_seed": "use seed",
+    "label_smoothing_factor": _LEAVE,
+    "neftune_noise_alpha": _LEAVE,
+    "enable_jit_checkpoint": "SIGTERM, SIGINT and SIGUSR1 leave a checkpoint already; see job_time_limit",
+    "ignore_data_skip": "the sampler knows its position; " + _LEAVE,
+    "restore_callback_states_from_checkpoint": _LEAVE,
+    "do_train": "train_mlm.py trains; " + _LEAVE,
+    "do_eval": "use validate_every",
+    "do_predict": "use finetune_glue.py",
+    "remove_unused_columns": _LEAVE,
+    "dataloader_drop_last": "every batch is whole; " + _LEAVE,
+    "push_to_hub": "upload final/ with `hf upload` when the run is over",
+    "hub_model_id": "upload final/ with `hf upload` when the run is over",
+    "hub_strategy": "upload final/ with `hf upload` when the run is over",
+    "hub_token": "upload final/ with `hf upload` when the run is over",
+    "hub_private_repo": "upload final/ with `hf upload` when the run is over",
+    "hub_always_push": "upload final/ with `hf upload` when the run is over",
+    "hub_revision": "upload final/ with `hf upload` when the run is over",
 }
 
 
@@ -173,6 +200,7 @@ class Recipe:
     budget: BudgetArguments
     run: RunArguments
     path: str | None = None
+    explicit: frozenset[str] = frozenset()  # flags that the recipe or the command line named
 
     def __post_init__(self) -> None:
         b = self.budget
@@ -188,7 +216,13 @@ class Recipe:
         self.data_dir, self.output_dir = Path(self.data.data_dir), Path(str(self.run.output_dir))
         self._check()
 
+    def seconds_left(self, used: float) -> float:
+        """Seconds that this job can train in at most, after `used` seconds of the run."""
+        return min(min(self.total_seconds, self.early_exit_seconds) - used, self.job_limit_seconds)
+
     def _check(self) -> None:
+        self._check_numbers()
+        self._check_continued()
         if self.budget.lr_schedule not in ("time", "step", "constant_step"):
             raise InputError(
                 f"lr_schedule: {self.budget.lr_schedule!r} is unknown; choose time, step or constant_step"
@@ -214,6 +248,29 @@ class Recipe:
             raise InputError(f"optimizer_type: {name!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
         schedule = self.schedule()
         make_curve(schedule["curve"], schedule["warmup_proportion"], **schedule["curve_options"])
+
+    def _check_numbers(self) -> None:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
+            if getattr(self.run, name) < 1:
+                raise InputError(f"{name}: {getattr(self.run, name)} is below 1; give a whole number from 1 on")
+        if self.budget.num_warmup_steps < 0:
+            raise InputError(f"num_warmup_steps: {self.budget.num_warmup_steps} is below 0; give 0 or more")
+
+    def _check_continued(self) -> None:
+        """A checkpoint brings its architecture: flags that would be ignored beside it are refused."""
+        if self.model.model_name_or_path is None:
+            return
+        heeded = {
+            "model_name_or_path",
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "sparse_mask_prediction",
+        }
+        for name in sorted(self.explicit & {f.name for f in fields(ModelArguments)} - heeded):
+            raise InputError(
+                f"{name}: cannot be set beside model_name_or_path {self.model.model_name_or_path}, which brings its own; "
+                "leave one of them out"
+            )
 
     def schedule(self) -> dict[str, Any]:
         """`schedule`, `curve`, `warmup_proportion` and `curve_options` as TimeScheduleMixin takes them."""

@@ -81,7 +81,10 @@ def _summary(report: Mapping[str, Any]) -> str:
     how = f" in {_duration(report.get('used_seconds') or 0)}"
     how += f" of a wall-clock budget of {_duration(budget)}" if budget and math.isfinite(budget) else ""
     steps, tokens = report.get("steps") or 0, report.get("tokens") or 0
-    return f"{what}, pre-trained from scratch{how}: {steps:,} steps, {tokens:,} token positions."
+    origin = "pre-trained from scratch"
+    if (report.get("recipe") or {}).get("model_name_or_path"):
+        origin = "pre-trained further from existing weights"
+    return f"{what}, {origin}{how}: {steps:,} steps, {tokens:,} token positions."
 
 
 def _usage() -> str:

@@ -26,6 +26,8 @@ def account(
     trainer: TimeBudgetTrainer, progress: ProgressLog, evaluation: dict[str, float] | None, recipe: dict[str, Any]
 ) -> dict[str, Any]:
     """What the report says. Call it on all ranks (their step counts and learning rates are gathered)."""
+    if progress.steps == 0:  # nothing was left to train: the account is the earlier jobs'
+        progress.restore(trainer.state)
     budget, shares = trainer.time_budget, trainer.clock.shares()
     mine = {"rank": trainer.channel.rank, "steps": progress.steps, "learning_rates_sha256": progress.rates_sha256}
     assert isinstance(trainer.train_dataset, BlockDataset)

@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 from budget_trainer.arguments import GROUPS, REPLACED, Recipe
 from budget_trainer.errors import InputError
 
+NULLS = ("null", "~", "None", "")
 KEYS = {f.name for group in GROUPS for f in fields(group) if f.init}
 
 
@@ -33,7 +34,7 @@ def parse_recipe(argv: Sequence[str] | None = None) -> Recipe:
     path = words.pop(0) if words and not words[0].startswith("-") else None
     given = read_recipe(Path(path)) if path is not None else {}
     _check_keys(given, f"recipe {path}")
-    flags = [word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")]
+    flags = [word.split("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")]
     _check_keys({flag: None for flag in flags if flag != "help"}, "command line")
     groups_of_flags: Any = GROUPS
     parser = _Parser(groups_of_flags, allow_abbrev=False, prog="train_mlm.py [recipe.yaml]")
@@ -46,8 +47,12 @@ def parse_recipe(argv: Sequence[str] | None = None) -> Recipe:
         raise InputError(
             f"arguments: {' '.join(str(error).split())}; correct the recipe or the command line"
         ) from error
+    for key, value in given.items():
+        if value in NULLS and key not in flags:
+            owner = next(group for group in groups if hasattr(group, key))
+            setattr(owner, key, None)
     model, data, optimizer, budget, run = groups
-    return Recipe(model, data, optimizer, budget, run, path)
+    return Recipe(model, data, optimizer, budget, run, path, frozenset({*given, *flags}))
 
 
 def _join_negative(argv: Sequence[str]) -> list[str]:
@@ -77,12 +82,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def _check_keys(given: dict[str, Any], where: str) -> None:
     for key in given:
         name = key.removeprefix("no_") if key not in KEYS else key
+        if name in REPLACED:
+            raise InputError(f"{key}: not used here ({where}); {REPLACED[name]}")
         if name not in KEYS:
             close = difflib.get_close_matches(key, KEYS, n=1)
             fix = f"did you mean {close[0]}?" if close else "see train_mlm.py --help for all flags"
             raise InputError(f"{key}: unknown key ({where}); {fix}")
-        if name in REPLACED:
-            raise InputError(f"{key}: not used here ({where}); use {REPLACED[name]}")
 
 
 def _as_words(key: str, value: Any) -> list[str]:
@@ -91,8 +96,10 @@ def _as_words(key: str, value: Any) -> list[str]:
         return [f"--{key}", json.dumps(_typed(value))]
     if isinstance(value, list):
         return [f"--{key}", *map(str, value)]
-    if value in ("null", "~", "None", ""):
+    if value in NULLS:
         return []
+    if key not in KEYS:  # no_<flag>: true
+        return [f"--{key.removeprefix('no_')}={value.lower() in ('false', 'no', '0')}"]
     return [f"--{key}={value}"]
 
 

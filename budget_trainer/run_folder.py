@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,10 @@ def check_identity(identity: dict[str, Any], output_dir: Path, checkpoint: Path 
             continue
         if source == checkpoint:
             theirs = checkpoints.verify(source)["identity"]
-        elif (source / RUN).exists():
-            theirs = json.loads((source / RUN).read_text(encoding="utf-8"))["identity"]
         else:
-            continue
+            theirs = _read_run(output_dir).get("identity")
+            if theirs is None:
+                continue
         for field in sorted(identity.keys() | theirs.keys()):
             if identity.get(field) != theirs.get(field):
                 raise InputError(
@@ -64,15 +65,24 @@ def restore_clock(clock: BudgetClock, output_dir: Path, checkpoint: Path | None)
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         records.append(state.get("stateful_callbacks", {}).get("time_budget_clock", {}).get("shares", {}))
     clock.restore(max(records, key=lambda shares: sum(shares.values())))
+    return int(_read_run(output_dir).get("job", 0)) + 1
+
+
+def _read_run(output_dir: Path) -> dict[str, Any]:
+    """`run.json`, empty where there is none."""
     try:
-        return int(json.loads((output_dir / RUN).read_text(encoding="utf-8"))["job"]) + 1
+        content = json.loads((output_dir / RUN).read_text(encoding="utf-8"))
+        return {"job": int(content["job"]), "identity": dict(content["identity"])}
     except FileNotFoundError:
-        return 1
+        return {}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{RUN}: {output_dir / RUN} is damaged; delete it to go on with this folder's run") from None
 
 
 def begin(output_dir: Path, identity: dict[str, Any], job: int) -> None:
     """Claim the folder for this run (main process only): `run.json` says what it is, unfinished folders go."""
     output_dir.mkdir(parents=True, exist_ok=True)
     checkpoints.remove_partial(output_dir)
-    content = json.dumps({"job": job, "identity": identity}, indent=1)
-    (output_dir / RUN).write_text(content + "\n", encoding="utf-8")
+    aside = output_dir / f"{RUN}.tmp"
+    aside.write_text(json.dumps({"job": job, "identity": identity}, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, output_dir / RUN)

@@ -52,7 +52,7 @@ def check_data(data: DataFolder, blocks: BlockDataset, recipe: Recipe) -> None:
             f"data_dir: {data.path} has {blocks.rows} blocks, fewer than one batch of {batch}; lower "
             "per_device_train_batch_size or gradient_accumulation_steps, or prepare more text"
         )
-    longest = max(data.block_size, int(data.manifest["validation_block_size"]))
+    longest = longest_block(data)
     if recipe.model.model_name_or_path is None and recipe.model.max_position_embeddings < longest:
         raise InputError(
             f"max_position_embeddings: {recipe.model.max_position_embeddings} is below the longest block of {data.path} "
@@ -62,22 +62,14 @@ def check_data(data: DataFolder, blocks: BlockDataset, recipe: Recipe) -> None:
         run.max_steps = ENDLESS_STEPS
 
 
-def make_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset) -> Any:
-    """The model of the recipe: new from the seed, or continued from `model_name_or_path`."""
+def make_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, resumed: bool) -> Any:
+    """The model of the recipe: new from the seed, or continued from `model_name_or_path`.
+
+    A `resumed` run takes its weights from the checkpoint: nothing is counted for it.
+    """
     m = recipe.model
     if m.model_name_or_path is not None:
-        model = load_pretrained(
-            m.model_name_or_path,
-            sparse_mask_prediction=m.sparse_mask_prediction,
-            hidden_dropout_prob=m.hidden_dropout_prob,
-            attention_probs_dropout_prob=m.attention_probs_dropout_prob,
-        )
-        if model.config.vocab_size < data.vocab_size:
-            raise InputError(
-                f"model_name_or_path: {m.model_name_or_path} has a vocabulary of {model.config.vocab_size}, the data "
-                f"folder one of {data.vocab_size}; prepare the data with the model's own tokenizer"
-            )
-        return model
+        return _continued(recipe, data)
     model = build_model(
         m.model_type,
         vocab_size=data.vocab_size,
@@ -96,15 +88,51 @@ def make_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset) -> Any:
         sparse_mask_prediction=m.sparse_mask_prediction,
         seed=recipe.run.seed,
     )
+    if m.embedding_init not in ("normal", "cooccurrence"):
+        raise InputError(f"embedding_init: {m.embedding_init!r} is unknown; choose normal or cooccurrence")
+    if resumed:
+        return model
     if m.unigram_bias:
         set_output_bias(model, data.unigram_counts())
     if m.offset_heads is not None:
         set_offset_heads(model, parse_offsets(m.offset_heads))
     if m.embedding_init == "cooccurrence":
         _count_embeddings(model, data, blocks, recipe)
-    elif m.embedding_init != "normal":
-        raise InputError(f"embedding_init: {m.embedding_init!r} is unknown; choose normal or cooccurrence")
     return model
+
+
+def _continued(recipe: Recipe, data: DataFolder) -> Any:
+    m = recipe.model
+    path = str(m.model_name_or_path)
+    try:
+        model = load_pretrained(
+            path,
+            sparse_mask_prediction=m.sparse_mask_prediction,
+            hidden_dropout_prob=m.hidden_dropout_prob,
+            attention_probs_dropout_prob=m.attention_probs_dropout_prob,
+        )
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"model_name_or_path: {path} cannot be loaded ({reason}); give a checkpoint's folder"
+        ) from None
+    if model.config.vocab_size < data.vocab_size:
+        raise InputError(
+            f"model_name_or_path: {path} has a vocabulary of {model.config.vocab_size}, the data folder one of "
+            f"{data.vocab_size}; prepare the data with the model's own tokenizer"
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and positions < longest_block(data):
+        raise InputError(
+            f"model_name_or_path: {path} takes {positions} positions, {data.path} has blocks of {longest_block(data)}; "
+            "cut shorter blocks"
+        )
+    return model
+
+
+def longest_block(data: DataFolder) -> int:
+    """Tokens of the longest block, of training or validation."""
+    return max(data.block_size, int(data.manifest["validation_block_size"]))
 
 
 def _count_embeddings(model: Any, data: DataFolder, blocks: BlockDataset, recipe: Recipe) -> None:
@@ -231,6 +259,14 @@ def check_launch(processes: int, gpus_of_this_process: int = 1) -> None:
             f"num_processes: 1 process sees {gpus_of_this_process} GPUs; launch with accelerate_configs/ddp.yaml "
             f"--num_processes {gpus_of_this_process}, or choose one with CUDA_VISIBLE_DEVICES=0"
         )
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if (
+        launched and "WORLD_SIZE" not in os.environ
+    ):  # what accelerate's one-process launcher leaves when asked for more
+        raise InputError(
+            "num_processes: the launcher was asked for several processes and started one (a profile of one process, or "
+            "MULTI_CPU without mpirun); launch with accelerate_configs/cpu_2proc.yaml or ddp.yaml"
+        )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if asked != processes:
         raise InputError(
@@ -239,16 +275,24 @@ def check_launch(processes: int, gpus_of_this_process: int = 1) -> None:
         )
 
 
-def stop_on_signals(budget: TimeBudgetCallback) -> None:
-    """SIGTERM, SIGINT and SIGUSR1 end this job after the step with a checkpoint; a second SIGINT ends it at once."""
+def stop_on_signals(budget: TimeBudgetCallback) -> dict[int, Any]:
+    """SIGTERM, SIGINT and SIGUSR1 end this job after the step with a checkpoint; a second SIGINT ends it at once.
+
+    Returns the handlers that were there before.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
         budget.request_stop()
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, handle)
+    return {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+
+
+def restore_signals(handlers: dict[int, Any]) -> None:
+    """The model is on disk: signals end the process again."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def print_summary(report: dict[str, Any], output_dir: Path) -> None:

@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from budget_trainer.scheduler import TimeScheduler
 
 logger = logging.getLogger(__name__)
 FEWER_BLOCKS = 100
+PROBE_BLOCKS = 32
 POSITION_KEY = "data_position"  # in TrainerState.stateful_callbacks
 
 
@@ -95,8 +95,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
     """Everything: the mixin, plus exact data order, our optimizers, complete checkpoints and the pinned evaluation.
 
     `create_optimizer_fn(model)` builds the optimizer; `evaluation` is what `evaluate()` runs, on its first
-    `evaluation_blocks` blocks during training (fewer where that costs over 5 % of the `evaluation_period_seconds`
-    between two validations); `identity` says what a checkpoint belongs to (it is compared on resume).
+    `evaluation_blocks` blocks during training; `identity` says what a checkpoint belongs to (it is compared on resume).
     """
 
     def __init__(
@@ -105,13 +104,11 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
         create_optimizer_fn: Callable[[torch.nn.Module], torch.optim.Optimizer] | None = None,
         evaluation: PinnedEvaluation | None = None,
         evaluation_blocks: int = 1000,
-        evaluation_period_seconds: float = math.inf,
         identity: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.create_optimizer_fn, self.evaluation = create_optimizer_fn, evaluation
         self.evaluation_blocks, self.identity = evaluation_blocks, identity or {}
-        self.evaluation_period_seconds, self._evaluation_settled = evaluation_period_seconds, False
         self._staging: Path | None = None
         self._resume_rng_from: str | None = None
         self._first_sample = 0
@@ -159,7 +156,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
             self._resume_rng_from = resume_from_checkpoint
             if self._nothing_left():
                 self._load_from_checkpoint(resume_from_checkpoint)
-                self.time_budget.stop_reason = "budget"
+                self.time_budget.stop_reason = self.time_budget.end_reason
                 return TrainOutput(self.state.global_step, math.nan, {})
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -193,41 +190,47 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
         """The pinned evaluation, shared among the ranks; all blocks outside of training."""
         if self.evaluation is None:
             return super().evaluate(*args, **kwargs)
-        clock, channel = self.clock, self.channel
-        run = partial(
-            self.evaluation.run,
+        begin = self.clock.shares()["evaluate"]
+        with self.clock.phase("evaluate"):
+            result = self._run_evaluation(self.evaluation_blocks if self.is_in_train else max_blocks)
+        self.time_budget.evaluate_seconds = self.clock.shares()["evaluate"] - begin
+        metrics = {f"eval_{name}": value for name, value in result.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def rehearse_evaluation(self, period_seconds: float) -> None:
+        """Time one batch of the pinned evaluation and settle how many blocks validations during training take.
+
+        `evaluation_blocks`, or FEWER_BLOCKS where they would cost over 5 % of `period_seconds`, the time between two
+        validations. Rank 0's measurement counts. Without it the first validation would be free in the budget's eyes.
+        """
+        if self.evaluation is None:
+            return
+        begin = self.clock.shares()["evaluate"]
+        with self.clock.phase("evaluate"):
+            self._run_evaluation(PROBE_BLOCKS)
+        per_block = (self.clock.shares()["evaluate"] - begin) / PROBE_BLOCKS
+        (per_block,), _ = self.channel.agree([per_block])
+        seconds = per_block * self.evaluation_blocks
+        if seconds > 0.05 * period_seconds and self.evaluation_blocks > FEWER_BLOCKS:
+            if self.args.should_log:
+                logger.info(
+                    "validating on %d blocks: %d would take %.0fs", FEWER_BLOCKS, self.evaluation_blocks, seconds
+                )
+            self.evaluation_blocks = FEWER_BLOCKS
+        self.time_budget.evaluate_seconds = per_block * self.evaluation_blocks
+
+    def _run_evaluation(self, max_blocks: int | None) -> dict[str, float]:
+        assert self.evaluation is not None
+        return self.evaluation.run(
             self.model_wrapped if self.is_deepspeed_enabled or self.is_fsdp_enabled else self.model,
             device=self.args.device,
-            rank=channel.rank,
-            world_size=channel.world_size,
-            reduce_sum=channel.sum,
+            rank=self.channel.rank,
+            world_size=self.channel.world_size,
+            reduce_sum=self.channel.sum,
+            max_blocks=max_blocks,
         )
-        begin = clock.shares()["evaluate"]
-        with clock.phase("evaluate"):
-            if self.is_in_train:
-                max_blocks = self.evaluation_blocks = self._affordable_blocks(run, channel)
-            result = run(max_blocks=max_blocks)
-        self.time_budget.evaluate_seconds = clock.shares()["evaluate"] - begin
-        self.log({f"eval_{name}": value for name, value in result.items()})
-        return {f"eval_{name}": value for name, value in result.items()}
-
-    def _affordable_blocks(self, run: Callable[..., dict], channel: ControlChannel) -> int:
-        """`evaluation_blocks`, or FEWER_BLOCKS where each validation would cost over 5 % of its share of the budget.
-
-        Asked once per job, by timing FEWER_BLOCKS; rank 0's answer counts.
-        """
-        if self._evaluation_settled or self.evaluation_blocks <= FEWER_BLOCKS:
-            return self.evaluation_blocks
-        begin = self.clock.elapsed_seconds()
-        run(max_blocks=FEWER_BLOCKS)
-        seconds = (self.clock.elapsed_seconds() - begin) * self.evaluation_blocks / FEWER_BLOCKS
-        (seconds,), _ = channel.agree([seconds])
-        self._evaluation_settled = True
-        if seconds <= 0.05 * self.evaluation_period_seconds:
-            return self.evaluation_blocks
-        if self.args.should_log:
-            logger.info("validating on %d blocks: %d would take %.0fs", FEWER_BLOCKS, self.evaluation_blocks, seconds)
-        return FEWER_BLOCKS
 
     # ---- saving: complete or absent ----
 
@@ -261,11 +264,11 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
 
     def rehearse_save(self, output_dir: str | os.PathLike[str]) -> None:
         """Write the model once and delete it: how long the end will take, and that the disk takes it, known early."""
-        folder = Path(output_dir) / "rehearsal"
+        folder = Path(output_dir) / ".partial-rehearsal"
         seconds = self.save_folder(folder)
         if self.args.should_save:
             shutil.rmtree(folder)
-        self.time_budget.save_seconds = 1.5 * seconds + 0.3
+        self.time_budget.save_seconds = self.time_budget.reserve(seconds)
         self.time_budget.checkpoint_seconds = 4.5 * seconds + 0.2  # weights and two moments, until one was measured
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

@@ -2,14 +2,20 @@
 
 import json
 import shutil
+import sys
+from dataclasses import fields
 
 import pytest
 
 import train_mlm
+from budget_trainer.arguments import ModelArguments
 from budget_trainer.clock import BudgetClock
 from budget_trainer.errors import InputError
+from budget_trainer.recipes import parse_recipe
 from budget_trainer.setup import check_launch
-from tests.conftest import TINY, words
+from tests.conftest import TINY, run, words
+
+DROPOUTS = {"hidden_dropout_prob", "attention_probs_dropout_prob"}
 
 
 @pytest.fixture
@@ -18,12 +24,12 @@ def refuse(capfd, tmp_path, data_dir, monkeypatch):
 
     def call(changes, output_dir=tmp_path / "out"):
         monkeypatch.setattr(train_mlm, "CLOCK", BudgetClock())
-        before = sorted(path for path in tmp_path.rglob("*"))
+        before = set(tmp_path.rglob("*"))
         options = {**TINY, "data_dir": data_dir, "output_dir": output_dir, "total_training_time": "30s", **changes}
         code = train_mlm.main(words({key: value for key, value in options.items() if value is not None}))
         lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
         assert code == 2 and len(lines) == 1, (code, lines)
-        assert sorted(path for path in tmp_path.rglob("*")) == before
+        assert set(tmp_path.rglob("*")) - before <= {tmp_path / "out"}, "at most an empty folder is new"
         return lines[0].removeprefix("error: ")
 
     return call
@@ -55,6 +61,16 @@ def refuse(capfd, tmp_path, data_dir, monkeypatch):
             {"num_train_epochs": "3"},
             "num_train_epochs: not used here (command line); use total_training_time or max_steps",
         ),
+        ({"save_only_model": "true"}, "save_only_model: not used here (command line); a checkpoint is for going on"),
+        ({"logging_steps": "0.1"}, "logging_steps: 0.1 is below 1; give"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: 0 is below 1; give"),
+        ({"num_warmup_steps": -5}, "num_warmup_steps: -5 is below 0; give"),
+        ({"total_training_time": "1s"}, "total_training_time: 1.0s is spent before the first step (set-up and the"),
+        ({"job_time_limit": "1s"}, "job_time_limit: 1.0s is spent before the first step (set-up and a checkpoint"),
+        ({"embedding_init": "magic"}, "embedding_init: 'magic' is unknown; choose"),
+        ({"offset_heads": "left"}, "offset_heads: 'left' are not relative positions; write"),
+        ({"offset_heads": "-1,1"}, "offset_heads: 'modernbert' without rotary positions and attention biases"),
+        ({"model_name_or_path": "/nowhere"}, "beside model_name_or_path /nowhere, which brings its own; leave"),
         ({"learning_rate": "fast"}, "command line: argument --learning_rate"),
         ({"model_type": "gpt2"}, "model_type"),
         ({"optimizer_type": "lamb"}, "optimizer"),
@@ -90,6 +106,24 @@ def test_recipe_file(refuse, tmp_path, data_dir, capfd, monkeypatch):
     assert "is not YAML" in main("a: [\n")
     assert train_mlm.main([str(tmp_path / "none.yaml")]) == 2
     assert "cannot be read" in capfd.readouterr().err
+
+
+def test_continuing_from_nothing(refuse):
+    own = dict.fromkeys(TINY.keys() & {f.name for f in fields(ModelArguments)} - DROPOUTS)  # None leaves the flag out
+    message = refuse({**own, "model_name_or_path": "/nowhere"})
+    assert message.startswith("model_name_or_path: /nowhere cannot be loaded")
+
+
+def test_help_and_the_other_spellings(capfd, tmp_path):
+    with pytest.raises(SystemExit) as done:
+        train_mlm.main(["--help"])
+    assert done.value.code == 0 and "--total_training_time" in capfd.readouterr().out
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("save_total_limit: null\nno_finetune_checkpoint_at_end: true\nlearning_rate: 1e-3\n")
+    flags = ["--data_dir", "d", "--output_dir", str(tmp_path / "o"), "--total-training-time", "24"]
+    parsed = parse_recipe([str(recipe), *flags])
+    assert parsed.run.save_total_limit is None and parsed.budget.finetune_checkpoint_at_end is False
+    assert parsed.total_seconds == 24 * 3600 and parsed.run.learning_rate == 1e-3
 
 
 def test_data_folder(refuse, data_dir, tmp_path):
@@ -128,3 +162,11 @@ def test_world_size_that_was_not_asked_for(monkeypatch):
     with pytest.raises(InputError, match="WORLD_SIZE: the launcher started 2 processes, but 1 train together; launch"):
         check_launch(1)
     check_launch(2)
+
+
+def test_a_launcher_that_started_one_process_of_two(data_dir, tmp_path):
+    options = {**TINY, "data_dir": data_dir, "output_dir": tmp_path / "out", "total_training_time": "30s"}
+    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
+    done = run([*head, "--num_processes", "2", "train_mlm.py", *words(options)])
+    assert done.returncode != 0 and "error: num_processes: the launcher was asked for several" in done.stderr
+    assert not (tmp_path / "out" / "run.json").exists()

@@ -108,3 +108,27 @@ def test_every_flag_is_read():
     for group in arguments.GROUPS[:-1]:
         for field in fields(group):
             assert f".{field.name}" in text or f'"{field.name}"' in text, field.name
+
+
+# TrainingArguments that Trainer, Accelerate or this project read in such a run.
+READ = """output_dir per_device_train_batch_size max_steps learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon
+max_grad_norm gradient_accumulation_steps average_tokens_across_devices bf16 fp16 bf16_dtype tf32 logging_strategy
+logging_steps logging_first_step log_on_each_node logging_nan_inf_filter log_level log_level_replica disable_tqdm
+report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id save_total_limit seed
+full_determinism use_cpu torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps
+gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
+dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+dataloader_multiprocessing_context dataloader_in_order accelerator_config parallelism_config deepspeed fsdp fsdp_config
+ddp_backend ddp_timeout ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
+local_rank resume_from_checkpoint include_num_input_tokens_seen debug skip_memory_metrics liger_kernel_config
+use_liger_kernel use_cache place_model_on_device""".split()
+
+
+def test_every_flag_of_training_arguments_is_read_or_refused():
+    from dataclasses import fields
+
+    from budget_trainer.arguments import REPLACED, RunArguments
+
+    names = {field.name for field in fields(RunArguments) if field.init}
+    assert not names - set(READ) - set(REPLACED), "new flags: say whether they are read"
+    assert not set(READ) & set(REPLACED)

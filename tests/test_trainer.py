@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 from budget_trainer import BudgetClock, InputError, TimeBudgetCallback, TimeScheduleMixin
+from budget_trainer.callbacks.time_budget import Reading
 
 
 class Tick(TrainerCallback):
@@ -57,11 +58,13 @@ def test_callback_stops_a_plain_trainer(tmp_path):
 
 
 def test_callback_with_a_real_clock(tmp_path):
-    budget = TimeBudgetCallback("2s")
+    budget = TimeBudgetCallback("3s")
     trainer = Trainer(**parts(tmp_path, max_steps=10**9), callbacks=[budget])
     trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
     assert budget.stop_reason == "budget" and 0 < trainer.state.global_step < 10**6
-    assert 0.8 * 2 <= budget.reading.elapsed <= 2 * 1.2
+    assert budget.reading.save > 0 and budget.clock.elapsed_seconds() <= 3
+    assert not list(tmp_path.glob(".partial*"))
 
 
 def test_early_exit_stays_on_the_curve_of_the_whole_budget(tmp_path):
@@ -119,6 +122,45 @@ def test_a_budget_that_the_setup_has_eaten_is_said(tmp_path):
     trainer = Trainer(**parts(tmp_path), callbacks=[TimeBudgetCallback(clock=clock), tick])
     with pytest.raises(InputError, match=r"total_training_time: 10\.0s is spent before the first step"):
         trainer.train()
+
+
+class Channel:
+    """One rank of two; a signal arrives while the message is under way."""
+
+    rank, world_size = 1, 2
+
+    def __init__(self, budget, others_flag):
+        self.budget, self.others_flag, self.late = budget, others_flag, False
+
+    def agree(self, readings, flags):
+        agreed = [flag or self.others_flag for flag in flags]
+        if self.late:
+            self.budget.request_stop()
+        return list(readings), agreed
+
+
+def test_a_signal_counts_when_it_was_agreed_on(tmp_path):
+    tick = Tick()
+    budget = TimeBudgetCallback(clock=BudgetClock(100.0, time_fn=tick.time))
+    budget.channel = channel = Channel(budget, others_flag=False)
+    control = TrainerControl()
+    channel.late = True
+    budget._agree()
+    budget._decide(control)
+    assert budget.stop_reason is None, "the others do not know of it yet"
+    channel.late = False
+    budget._agree()
+    budget._decide(control)
+    assert budget.stop_reason == "stop_requested" and control.should_save and control.should_training_stop
+
+
+def test_optional_work_is_promised_once():
+    budget = TimeBudgetCallback(60.0)
+    budget.clock = BudgetClock(60.0, time_fn=lambda: 0.0)
+    budget.reading = Reading(elapsed=54.0, job=54.0, step=0.1, save=1.5, checkpoint=4.0, evaluate=2.0)
+    assert budget.affords(1.5)
+    assert not budget.affords(4.0), "the marker has taken the room"
+    assert budget.affords(2.0) and not budget.affords(2.0)
 
 
 @pytest.mark.parametrize("bad", [{}, {"total_training_time": "soon"}, {"total_training_time": -3}])

@@ -49,6 +49,8 @@ class FinetuneMarkers(TrainerCallback):
 
     def copy_final(self, final: Path) -> None:
         """After the budget has ended: the markers that lay within the reserve (main process only)."""
+        if self.time_budget.stop_reason != self.time_budget.end_reason:
+            return  # max_steps came first: their time never did
         end = self.time_budget.end_seconds / self.time_budget.total_seconds
         for share in [share for share in self.waiting if share <= end]:
             target = marker_folder(self.output_dir, share)

@@ -14,6 +14,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 
+STATE_KEY = "progress"  # in TrainerState.stateful_callbacks
+REMEMBERED = ("steps", "learning_rate_last", "learning_rate_peak")
+
 
 class ProgressLog(TrainerCallback):
     """One JSON line per log in `progress.jsonl` (main process), and the trail of learning rates (every process).
@@ -51,6 +54,19 @@ class ProgressLog(TrainerCallback):
             if cut:
                 self._stream.write("\n")
         self._mark = (state.global_step, self._work_seconds())
+        self.restore(state)
+
+    def restore(self, state: TrainerState) -> None:
+        """Take over the steps and rates of earlier jobs from a checkpoint's state."""
+        stored: Any = state.stateful_callbacks or {}
+        for name, value in (stored.get(STATE_KEY) or {}).items():
+            setattr(self, name, value)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        stored: Any = state.stateful_callbacks
+        stored[STATE_KEY] = {name: getattr(self, name) for name in REMEMBERED}
 
     def on_pre_optimizer_step(
         self,

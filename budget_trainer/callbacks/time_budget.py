@@ -6,6 +6,7 @@ import math
 from collections import deque
 from dataclasses import astuple, dataclass
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ class TimeBudgetCallback(TrainerCallback):
     """Stops training so that the final model can be on disk inside `total_training_time`.
 
     `Trainer(..., callbacks=[TimeBudgetCallback("2h")])` is all that a plain Trainer needs; the clock then starts at
-    `on_train_begin`. A script that wants its set-up counted hands in a running `clock`.
+    `on_train_begin`, and the room for saving the model afterwards is measured by writing it once. A script that wants
+    its set-up counted hands in a running `clock`.
 
     `early_exit_time_marker` stops earlier on the same learning-rate curve; `job_time_limit` ends only this job, with
     a training checkpoint, for a later job to go on. Durations as `parse_duration` takes them; numbers are seconds.
@@ -69,7 +71,8 @@ class TimeBudgetCallback(TrainerCallback):
         self.stop_reason: str | None = None
         self._steps: deque[float] = deque(maxlen=32)
         self._worked = 0.0  # seconds of train and data_wait up to the last step
-        self._stop_requested = False
+        self._stop_requested = self._stop_agreed = False
+        self._promised = 0.0  # seconds of optional work that this reading has already been asked for
         self._stepped = False  # whether this job has finished a step
         self._fresh = True  # whether this is the first job of the run
         self._event: torch.cuda.Event | None = None
@@ -86,16 +89,47 @@ class TimeBudgetCallback(TrainerCallback):
         return min(self.total_seconds, self.early_exit_seconds)
 
     @property
+    def end_reason(self) -> str:
+        """Which of the two limits `end_seconds` is."""
+        return "early_exit_time_marker" if self.early_exit_seconds < self.total_seconds else "budget"
+
+    @property
     def share(self) -> float:
         """The used share of the whole budget at the last reading (0.0 without a limit)."""
         return self.reading.elapsed / self.total_seconds
 
     def affords(self, seconds: float) -> bool:
-        """Whether optional work of `seconds` now still leaves room for a step and the save at the end."""
-        now, rest = self.reading, self.reading.step + seconds
-        return (
-            now.elapsed + rest + now.save <= self.end_seconds
-            and now.job + rest + now.checkpoint <= self.job_limit_seconds
+        """Whether optional work of `seconds` now still leaves room for a step and the save at the end.
+
+        A yes is a promise: what else is asked for after the same step has to fit beside it.
+        """
+        now, rest = self.reading, self.reading.step + self._promised + seconds
+        fits = now.elapsed + rest + now.save <= self.end_seconds
+        fits = fits and now.job + rest + now.checkpoint <= self.job_limit_seconds
+        if fits:
+            self._promised += seconds
+        return fits
+
+    def check_room(self, resumed: bool = False) -> None:
+        """Raise InputError on all ranks where nothing is left to train in (a resumed run may still finish)."""
+        self._agree()
+        now = self.reading
+        earlier = now.elapsed - now.job
+        if now.job + now.checkpoint >= self.job_limit_seconds:
+            raise InputError(
+                f"job_time_limit: {self.job_limit_seconds:.1f}s is spent before the first step (set-up and a checkpoint "
+                f"take {now.job + now.checkpoint:.1f}s on this machine); give the job more time"
+            )
+        if now.elapsed + now.save < self.end_seconds or resumed:
+            return
+        if earlier > 0:
+            raise InputError(
+                f"total_training_time: {self.end_seconds:.1f}s is spent, earlier jobs used {earlier:.1f}s and left no "
+                "checkpoint; give more time, or another output_dir to start again"
+            )
+        raise InputError(
+            f"total_training_time: {self.end_seconds:.1f}s is spent before the first step (set-up and the final save "
+            f"take {now.elapsed + now.save:.1f}s on this machine); give more time or a smaller model"
         )
 
     def request_stop(self) -> None:
@@ -117,18 +151,14 @@ class TimeBudgetCallback(TrainerCallback):
         if self.clock is None:
             self.clock = BudgetClock(self.total_training_time)
             self.clock.restore(restored.get("shares", {}))
+        if not self.save_seconds and args.should_save:
+            self._rehearse(args, kwargs.get("model"))
         self.clock.enter("train")
         self.channel = self.channel or ControlChannel()  # a callback added after Trainer's __init__ has none yet
-        self._agree()
+        self.check_room(resumed=bool(restored))
         self._stepped, self._fresh = False, not restored
         self.begin_seconds = float(restored.get("begin_seconds", self.reading.elapsed))
         self.progress = max(self.progress, self._progress())
-        if self.reading.elapsed + self.reading.save >= self.end_seconds and not restored:
-            used = self.reading.elapsed + self.reading.save
-            raise InputError(
-                f"total_training_time: {self.end_seconds:.1f}s is spent before the first step (set-up and the final "
-                f"save take {used:.1f}s on this machine); give more time or a smaller model"
-            )
         self._decide(control)
 
     def on_step_begin(
@@ -167,6 +197,23 @@ class TimeBudgetCallback(TrainerCallback):
 
     # ---- inside ----
 
+    def _rehearse(self, args: TrainingArguments, model: Any) -> None:
+        """In a plain Trainer: write the model once and delete it, to know how long the save after training will take."""
+        if not hasattr(model, "save_pretrained"):
+            return
+        assert self.clock is not None
+        with self.clock.phase("save"):
+            begin = self.clock.shares()["save"]
+            with TemporaryDirectory(dir=args.output_dir, prefix=".partial-") as folder:
+                model.save_pretrained(folder)
+            seconds = self.clock.shares()["save"] - begin
+        self.save_seconds = self.reserve(seconds)
+
+    @staticmethod
+    def reserve(seconds: float) -> float:
+        """What to keep free for a save that took `seconds`: disks are uneven."""
+        return 1.5 * seconds + 0.3 if seconds > 0 else 0.0
+
     def _shares(self) -> dict[str, float]:
         assert self.clock is not None
         return self.clock.shares()
@@ -196,8 +243,10 @@ class TimeBudgetCallback(TrainerCallback):
             self.checkpoint_seconds,
             self.evaluate_seconds,
         )
-        values, (self._stop_requested,) = self.channel.agree(astuple(mine), [self._stop_requested])
+        # The request is this rank's, written by a signal handler at any moment; decisions read only what was agreed.
+        values, (self._stop_agreed,) = self.channel.agree(astuple(mine), [self._stop_requested])
         self.reading = Reading(*values)
+        self._promised = 0.0
 
     def _progress(self) -> float:
         """Where the middle of the next step lies between the first step and the training end.
@@ -214,11 +263,10 @@ class TimeBudgetCallback(TrainerCallback):
     def _decide(self, control: TrainerControl) -> None:
         now = self.reading
         if now.elapsed + now.step + now.save > self.end_seconds:
-            early = self.early_exit_seconds < self.total_seconds
-            self.stop_reason = "early_exit_time_marker" if early else "budget"
+            self.stop_reason = self.end_reason
         elif now.job + now.step + now.checkpoint > self.job_limit_seconds:
             self.stop_reason = "job_time_limit"
-        elif self._stop_requested:
+        elif self._stop_agreed:
             self.stop_reason = "stop_requested"
         else:
             return

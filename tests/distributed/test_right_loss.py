@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.conftest import ROOT, TINY, progress, run
 
 MODELS = ("bert", "megatron-bert", "modernbert")
-BATCHES = {"1x8": (1, 8), "8x1": (8, 1), "8x1-dense": (8, 1), "2x2x2": (2, 2)}
+BATCHES = {"1x8": (1, 8), "8x1": (8, 1), "8x1-dense": (8, 1), "2 processes x 4": (4, 1), "2x2x2": (2, 2)}
 TOLERANCE = 1e-4
 
 
@@ -40,7 +40,10 @@ def options(model, batch, data_dir, folder):
 def runs(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("right_loss")
     head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    for config, batches in (("cpu.yaml", ("1x8", "8x1", "8x1-dense")), ("cpu_2proc.yaml", ("2x2x2",))):
+    for config, batches in (
+        ("cpu.yaml", ("1x8", "8x1", "8x1-dense")),
+        ("cpu_2proc.yaml", ("2 processes x 4", "2x2x2")),
+    ):
         flags = json.dumps([options(model, batch, data_dir, folder) for model in MODELS for batch in batches])
         done = run([*head, ROOT / "accelerate_configs" / config, "tests/distributed/many_runs.py", flags])
         assert done.returncode == 0, done.stderr
@@ -53,7 +56,7 @@ def distance(a, b):
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("batch", ["1x8", "8x1-dense", "2x2x2"])
+@pytest.mark.parametrize("batch", ["1x8", "8x1-dense", "2 processes x 4", "2x2x2"])
 @pytest.mark.parametrize("model", MODELS)
 def test_same_training_however_the_batch_is_cut(runs, model, batch):
     mine, reference = runs / f"{model}-{batch}", runs / f"{model}-8x1"
