@@ -80,13 +80,19 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if complete else None
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of `folder` after checking every file's checksum; InputError where anything is amiss."""
+def complete_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint that somebody asked for; InputError where it is not complete."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(
             f"resume_from_checkpoint: {folder} is not a complete checkpoint; give another one, or 'auto' for the newest"
         )
+    return manifest
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of `folder` after checking every file's checksum; InputError where anything is amiss."""
+    manifest = complete_manifest(folder)
     for name, entry in manifest["files"].items():
         if sha256(folder / name) != entry["sha256"]:
             raise InputError(

@@ -36,6 +36,7 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
     checkpoint = Path(resume_from_checkpoint)
     if not checkpoint.is_dir():
         raise InputError(f"resume_from_checkpoint: {checkpoint} is not a folder; give one, or 'auto' for the newest")
+    checkpoints.complete_manifest(checkpoint)
     return checkpoint
 
 

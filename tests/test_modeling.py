@@ -199,11 +199,7 @@ def test_training_step_compiles_to_one_graph_and_evaluation_adds_none(model_type
 
 LOAD = """
 import sys, json, torch
-try:
-    import budget_trainer
-    sys.exit("budget_trainer is importable")
-except ImportError:
-    pass
+sys.modules["budget_trainer"] = None  # also where the package is installed, nothing of ours can be imported
 from transformers import AutoModelForMaskedLM
 model = AutoModelForMaskedLM.from_pretrained(sys.argv[1]).eval()
 ids, mask = (torch.tensor(x) for x in json.load(open(sys.argv[2])))
