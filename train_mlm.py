@@ -29,7 +29,7 @@ def train(argv: Sequence[str] | None = None) -> int:
     """One run, or one job of it. Returns the exit code: 0 finished, 85 to be resumed."""
     from transformers import ProgressCallback
 
-    from budget_trainer import run_folder, setup
+    from budget_trainer import launch, run_folder, setup
     from budget_trainer.callbacks.milestones import CheckpointCadence, FinetuneMarkers, ValidationCadence
     from budget_trainer.callbacks.progress import BudgetProgressBar, ProgressLog
     from budget_trainer.callbacks.time_budget import TimeBudgetCallback
@@ -44,12 +44,12 @@ def train(argv: Sequence[str] | None = None) -> int:
     recipe = parse_recipe(argv)
     run, output_dir = recipe.run, recipe.output_dir
     CLOCK.total_seconds = recipe.total_seconds
-    setup.configure_logging(run)
+    launch.configure_logging(run)
     checkpoint = run_folder.find_checkpoint(output_dir, run.resume_from_checkpoint)
     data = DataFolder.open(recipe.data_dir)
     blocks = data.train(seed=run.seed)
     setup.check_data(data, blocks, recipe)
-    setup.check_trackers(run)
+    launch.check_trackers(run)
     job = run_folder.restore_clock(CLOCK, output_dir, checkpoint)
     for line in settle_speed(run, recipe.seconds_left(CLOCK.elapsed_seconds()), recipe.budget.auto_speed):
         log.info(line)
@@ -77,7 +77,7 @@ def train(argv: Sequence[str] | None = None) -> int:
         identity=identity,
         **recipe.schedule(),
     )
-    setup.check_launch(trainer.accelerator.num_processes, run.n_gpu)
+    launch.check_launch(trainer.accelerator.num_processes, run.n_gpu)
 
     # How long the end takes is measured; only then, when all ranks have seen the folder as it was, is it this run's.
     trainer.rehearse_save(output_dir)
@@ -99,14 +99,14 @@ def train(argv: Sequence[str] | None = None) -> int:
 
     # Train until the budget ends, then put the model on disk: here the budget ends. A signal asks for a stop with a
     # checkpoint, agreed on by all ranks; a second SIGINT ends at once.
-    handlers = setup.stop_on_signals(budget)
+    handlers = launch.stop_on_signals(budget)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     resumable = budget.stop_reason in ("job_time_limit", "stop_requested")
     final = output_dir / run_folder.FINAL if recipe.budget.finetune_checkpoint_at_end and not resumable else None
     if final is not None:
         trainer.save_folder(final)
     CLOCK.stop()
-    setup.restore_signals(handlers)
+    launch.restore_signals(handlers)
     if clock_file is not None:
         clock_file.close()
     if resumable:

@@ -9,6 +9,7 @@ position; the first layer's heads start by looking at the neighbours.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -99,8 +100,10 @@ def _reduce(
     column = torch.from_numpy(np.concatenate(shifted))
     value = torch.from_numpy(np.concatenate([values for _, _, values in blocks]))
     shape = (vocab_size, context_words * len(blocks))
-    matrix = torch.sparse_coo_tensor(torch.stack([row, column]), value, shape).coalesce().to_sparse_csr()
-    transposed = torch.sparse_coo_tensor(torch.stack([column, row]), value, shape[::-1]).coalesce().to_sparse_csr()
+    with warnings.catch_warnings():  # sparse CSR is called beta at every first use
+        warnings.simplefilter("ignore", UserWarning)
+        matrix = torch.sparse_coo_tensor(torch.stack([row, column]), value, shape).coalesce().to_sparse_csr()
+        transposed = torch.sparse_coo_tensor(torch.stack([column, row]), value, shape[::-1]).coalesce().to_sparse_csr()
     probe = torch.randn(shape[1], min(size + 32, vocab_size), generator=torch.Generator().manual_seed(seed))
     for _ in range(2):
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(probe)[0])[0]

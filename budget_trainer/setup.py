@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
-from transformers.utils import logging as hf_logging
 
 from budget_trainer import run_folder
 from budget_trainer.arguments import Recipe, parse_offsets
-from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 from budget_trainer.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.data import BlockDataset, DataFolder
 from budget_trainer.distributed import ControlChannel
@@ -30,17 +22,6 @@ from budget_trainer.objective import MaskingCollator
 COUNTED_TOKENS_PER_SECOND = 30_000  # of the budget
 MOST_COUNTED_TOKENS = 50_000_000
 ENDLESS_STEPS = 2**40  # max_steps of a run that only time ends
-
-
-def configure_logging(run: TrainingArguments) -> None:
-    """One voice: the main process at info, the others only when something is wrong; TensorBoard into the run."""
-    level = logging.INFO if run.process_index == 0 else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
-    for noisy in ("httpx", "datasets", "matplotlib", "fsspec", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    hf_logging.set_verbosity_warning()
-    hf_logging.disable_progress_bar()  # the budget's bar is the only one
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(str(run.output_dir)) / "tensorboard"))
 
 
 def check_data(data: DataFolder, blocks: BlockDataset, recipe: Recipe) -> None:
@@ -236,63 +217,6 @@ def claim(output_dir: Path, identity: dict[str, Any], job: int, clock: BudgetClo
     clock_file = ClockFile(output_dir / run_folder.CLOCK, clock)
     clock_file.start()
     return clock_file
-
-
-def check_trackers(run: TrainingArguments) -> None:
-    """Refuse a tracker that is unknown or not installed before anything is written."""
-    for name in run.report_to or []:
-        try:
-            for tracker in get_reporting_integration_callbacks([name]):
-                tracker()
-        except (ValueError, RuntimeError, ImportError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"report_to: {name!r} cannot be used ({reason}); install it, or choose another") from None
-
-
-def check_launch(processes: int, gpus_of_this_process: int = 1) -> None:
-    """Refuse to train alone when the launcher was asked for company: each process would train its own model.
-
-    And refuse several GPUs in one process: Trainer would use DataParallel, whose batch is not what was asked for.
-    """
-    if gpus_of_this_process > 1:
-        raise InputError(
-            f"num_processes: 1 process sees {gpus_of_this_process} GPUs; launch with accelerate_configs/ddp.yaml "
-            f"--num_processes {gpus_of_this_process}, or choose one with CUDA_VISIBLE_DEVICES=0"
-        )
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
-    if (
-        launched and "WORLD_SIZE" not in os.environ
-    ):  # what accelerate's one-process launcher leaves when asked for more
-        raise InputError(
-            "num_processes: the launcher was asked for several processes and started one (a profile of one process, or "
-            "MULTI_CPU without mpirun); launch with accelerate_configs/cpu_2proc.yaml or ddp.yaml"
-        )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked != processes:
-        raise InputError(
-            f"WORLD_SIZE: the launcher started {asked} processes, but {processes} train together; launch with a profile "
-            "of accelerate_configs/ (on a CPU cpu_2proc.yaml, or add --use_cpu true)"
-        )
-
-
-def stop_on_signals(budget: TimeBudgetCallback) -> dict[int, Any]:
-    """SIGTERM, SIGINT and SIGUSR1 end this job after the step with a checkpoint; a second SIGINT ends it at once.
-
-    Returns the handlers that were there before.
-    """
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        budget.request_stop()
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    return {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-
-
-def restore_signals(handlers: dict[int, Any]) -> None:
-    """The model is on disk: signals end the process again."""
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def print_summary(report: dict[str, Any], output_dir: Path) -> None:

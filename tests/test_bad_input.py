@@ -11,8 +11,8 @@ import train_mlm
 from budget_trainer.arguments import ModelArguments
 from budget_trainer.clock import BudgetClock
 from budget_trainer.errors import InputError
+from budget_trainer.launch import check_launch
 from budget_trainer.recipes import parse_recipe
-from budget_trainer.setup import check_launch
 from tests.conftest import TINY, run, words
 
 DROPOUTS = {"hidden_dropout_prob", "attention_probs_dropout_prob"}

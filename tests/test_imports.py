@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "budget_trainer"
 STANDARD_ONLY = {"clock", "curves", "errors", "__init__"}
 NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "scheduler", "checkpoints", "run_folder"}
-LEAVES = {"errors", "curves", "clock", "distributed", "optimizers", "objective", "modeling", "evaluation", "report"}
+LEAVES = {"errors", "curves", "clock", "distributed", "optimizers", "objective", "sparse", "evaluation", "report"}
 LEAVES |= {"model_card", "checkpoints", "data"}
 
 

@@ -13,15 +13,14 @@ from transformers import AutoModelForMaskedLM, MegatronBertForMaskedLM, Trainer,
 
 from budget_trainer.errors import InputError
 from budget_trainer.modeling import (
-    HEADS,
     PADDED_ROW_BIAS,
     build_model,
     load_pretrained,
     output_bias,
     parameter_count,
     set_output_bias,
-    sparse_class,
 )
+from budget_trainer.sparse import HEADS, sparse_class
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 VOCAB = 100

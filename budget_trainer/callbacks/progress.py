@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
+import sys
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -130,6 +130,7 @@ class BudgetProgressBar(TrainerCallback):
         self.time_budget = time_budget
         self._bar: tqdm | None = None
         self._shown = 0.0
+        self._pause = 0.2
         self._tail = ""
 
     def on_train_begin(
@@ -138,14 +139,16 @@ class BudgetProgressBar(TrainerCallback):
         if state.is_world_process_zero and not args.disable_tqdm:
             timed = not math.isinf(self.time_budget.end_seconds)
             total = self.time_budget.end_seconds / 60 if timed else state.max_steps
-            layout = "{l_bar}{bar}| {desc}" if timed else "{l_bar}{bar}| {n_fmt}/{total_fmt} steps{desc}"
+            head = "{percentage:3.0f}%|{bar}| "
+            layout = head + ("{desc}" if timed else "{n_fmt}/{total_fmt} steps{desc}")
+            self._pause = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file needs no more
             self._bar = tqdm(total=total, bar_format=layout, dynamic_ncols=True)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        now = time.monotonic()
-        if self._bar is None or now - self._shown < 0.2:
+        now = self.time_budget.reading.elapsed
+        if self._bar is None or now - self._shown < self._pause:
             return
         self._shown = now
         if math.isinf(self.time_budget.end_seconds):
