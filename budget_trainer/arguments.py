@@ -253,6 +253,12 @@ class Recipe:
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
             if getattr(self.run, name) < 1:
                 raise InputError(f"{name}: {getattr(self.run, name)} is below 1; give a whole number from 1 on")
+        epochs = self.budget.num_epochs_between_checkpoints
+        if epochs is not None and epochs < 1 and epochs != -1:
+            raise InputError(f"num_epochs_between_checkpoints: {epochs} is below 1; give 1 or more, or -1 for never")
+        if self.model.embedding_init not in ("normal", "cooccurrence"):
+            name = self.model.embedding_init
+            raise InputError(f"embedding_init: {name!r} is unknown; choose normal or cooccurrence")
         if self.budget.num_warmup_steps < 0:
             raise InputError(f"num_warmup_steps: {self.budget.num_warmup_steps} is below 0; give 0 or more")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,6 @@ def make_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, resumed: 
         sparse_mask_prediction=m.sparse_mask_prediction,
         seed=recipe.run.seed,
     )
-    if m.embedding_init not in ("normal", "cooccurrence"):
-        raise InputError(f"embedding_init: {m.embedding_init!r} is unknown; choose normal or cooccurrence")
     if resumed:
         return model
     if m.unigram_bias:
@@ -203,10 +202,6 @@ def samples_between_checkpoints(recipe: Recipe, data: DataFolder) -> int | None:
     epochs = recipe.budget.num_epochs_between_checkpoints
     if epochs is None or epochs == -1:
         return None
-    if epochs < 1:
-        raise InputError(
-            f"num_epochs_between_checkpoints: {epochs} is not above zero; give 1 or more, or -1 for never"
-        )
     train = data.manifest["splits"]["train"]
     return epochs * max(1, train["rows"] // len(train["files"])) * recipe.run.world_size
 
@@ -223,9 +218,10 @@ def print_summary(report: dict[str, Any], output_dir: Path) -> None:
     """Three lines at the end of a run."""
     evaluation, shares = report["evaluation"], report["shares"]
     parts = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in shares.items() if seconds >= 0.05)
+    budget = f" of {report['budget_seconds']:.1f}s" if math.isfinite(report["budget_seconds"]) else ""
     print(
         f"\n{report['steps']} steps, {report['tokens']:,} tokens at {report['tokens_per_second']:,.0f}/s; used "
-        f"{report['used_seconds']:.1f}s of {report['budget_seconds']:.1f}s ({parts})"
+        f"{report['used_seconds']:.1f}s{budget} ({parts})"
     )
     if report["overrun_seconds"] > 0:
         print(f"the budget was overrun by {report['overrun_seconds']:.1f}s")

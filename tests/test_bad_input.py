@@ -64,6 +64,7 @@ def refuse(capfd, tmp_path, data_dir, monkeypatch):
         ({"save_only_model": "true"}, "save_only_model: not used here (command line); a checkpoint is for going on"),
         ({"logging_steps": "0.1"}, "logging_steps: 0.1 is below 1; give"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: 0 is below 1; give"),
+        ({"num_epochs_between_checkpoints": 0}, "num_epochs_between_checkpoints: 0 is below 1; give"),
         ({"num_warmup_steps": -5}, "num_warmup_steps: -5 is below 0; give"),
         ({"total_training_time": "0.2s"}, "total_training_time: 0.2s is spent before the first step (set-up and the"),
         ({"job_time_limit": "0.2s"}, "job_time_limit: 0.2s is spent before the first step (set-up and a checkpoint"),

@@ -26,10 +26,12 @@ STEPS = {
 
 @pytest.fixture(scope="module")
 def options(data_dir):
-    """A checkpoint near step 30: one "epoch" is a shard per process, and the batch is a 30th of a shard."""
+    """A checkpoint at step 30 exactly: the batch is a 30th, rounded up, of as many shards as make that fall on step 30."""
     manifest = json.loads((data_dir / "manifest.json").read_text())
     shard = manifest["splits"]["train"]["rows"] // 2
-    return {**STEPS, "data_dir": data_dir, "per_device_train_batch_size": shard // 30}
+    shards = next(n for n in range(1, 100) if 29 * -(-n * shard // 30) < n * shard)
+    cadence = {"num_epochs_between_checkpoints": shards, "per_device_train_batch_size": -(-shards * shard // 30)}
+    return {**STEPS, "data_dir": data_dir, **cadence}
 
 
 def kill_at(options, output_dir, step, number=signal.SIGKILL, code=-signal.SIGKILL):
@@ -62,10 +64,8 @@ def test_kill_and_resume_is_bit_exact(options, optimizer_type, tmp_path):
     kill_at(options, broken, 40)
     before = json.loads((broken / "clock.json").read_text())["elapsed_seconds"]
     assert not (broken / "final").exists()
-    (checkpoint,) = broken.glob("checkpoint-*")
-    assert (checkpoint / "manifest.json").exists()
-    saved = int(checkpoint.name.removeprefix("checkpoint-"))
-    assert 30 <= saved < 40
+    assert [folder.name for folder in broken.glob("checkpoint-*")] == ["checkpoint-30"]
+    assert (broken / "checkpoint-30" / "manifest.json").exists()
     refused = train({**options, "output_dir": broken})
     assert refused.returncode == 2 and "--resume_from_checkpoint auto" in refused.stderr
     done = train({**options, "output_dir": broken, "resume_from_checkpoint": "auto"})
@@ -73,8 +73,8 @@ def test_kill_and_resume_is_bit_exact(options, optimizer_type, tmp_path):
 
     first, second = progress(whole), progress(broken)
     resumed = [line for line in second if line["job"] == 2 and "loss" in line]
-    expected = [line for line in first if "loss" in line and line["step"] > saved]
-    assert [line["step"] for line in resumed] == list(range(saved + 1, 61))
+    expected = [line for line in first if "loss" in line and line["step"] > 30]
+    assert [line["step"] for line in resumed] == list(range(31, 61))
     for name in ("loss", "learning_rate", "grad_norm"):
         assert [line[name] for line in resumed] == [line[name] for line in expected], name
     a, b = load_file(whole / "final" / "model.safetensors"), load_file(broken / "final" / "model.safetensors")
