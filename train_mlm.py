@@ -51,11 +51,12 @@ def train(argv: Sequence[str] | None = None) -> int:
     setup.check_data(data, blocks, recipe)
     launch.check_trackers(run)
     job = run_folder.restore_clock(CLOCK, output_dir, checkpoint)
-    for line in settle_speed(run, recipe.seconds_left(CLOCK.elapsed_seconds()), recipe.budget.auto_speed):
-        log.info(line)
 
-    # The model, and what a checkpoint of this run belongs to.
+    # The model, what a checkpoint of this run belongs to, and whether bf16 and compiling pay here.
     model = setup.make_model(recipe, data, blocks, resumed=checkpoint is not None)
+    collator = setup.make_collator(recipe, data)
+    micro_batch = collator(blocks.__getitems__(range(run.per_device_train_batch_size)))
+    speed = settle_speed(recipe, model, micro_batch, CLOCK.elapsed_seconds(), checkpoint)
     identity = setup.identity(model, data, recipe)
     run_folder.check_identity(identity, output_dir, checkpoint)
 
@@ -67,7 +68,7 @@ def train(argv: Sequence[str] | None = None) -> int:
         model=model,
         args=run,
         train_dataset=blocks,
-        data_collator=setup.make_collator(recipe, data),
+        data_collator=collator,
         processing_class=data.load_tokenizer(),
         create_optimizer_fn=partial(
             build_optimizer, recipe.optimizer.optimizer_type, **setup.optimizer_options(recipe)
@@ -75,6 +76,10 @@ def train(argv: Sequence[str] | None = None) -> int:
         evaluation=setup.make_evaluation(data),
         time_budget=budget,
         identity=identity,
+        stages=recipe.stages(data.block_size),
+        throughput=setup.make_throughput(recipe, budget),
+        speed=speed,
+        regional_compile=recipe.budget.regional_compile,
         **recipe.schedule(),
     )
     launch.check_launch(trainer.accelerator.num_processes, run.n_gpu)
@@ -85,12 +90,13 @@ def train(argv: Sequence[str] | None = None) -> int:
         trainer.rehearse_evaluation(recipe.total_seconds * recipe.validate_share)
     budget.check_room(resumed=checkpoint is not None)
     clock_file = setup.claim(output_dir, identity, job, CLOCK) if run.process_index == 0 else None
-    progress = ProgressLog(budget, output_dir / run_folder.PROGRESS, job, trainer.global_batch_size * data.block_size)
+    progress = ProgressLog(budget, output_dir / run_folder.PROGRESS, job)
     markers = FinetuneMarkers(budget, recipe.markers, output_dir, trainer.save_folder)
     trainer.add_callback(progress)
     trainer.add_callback(markers)
+    every_samples = setup.samples_between_checkpoints(recipe, data)
     trainer.add_callback(
-        CheckpointCadence(budget, recipe.checkpoint_seconds, setup.samples_between_checkpoints(recipe, data))
+        CheckpointCadence(budget, recipe.checkpoint_seconds, every_samples, lambda: trainer.samples_consumed)
     )
     if recipe.validate_share is not None:
         trainer.add_callback(ValidationCadence(budget, recipe.validate_share))

@@ -14,7 +14,7 @@ _WHERE = {
     "InputError": "errors",
     "TimeBudgetCallback": "callbacks.time_budget",
     "TimeBudgetTrainer": "trainer",
-    "TimeScheduleMixin": "trainer",
+    "TimeScheduleMixin": "mixin",
     "TimeScheduler": "scheduler",
     "format_duration": "clock",
     "get_time_budget_schedule": "scheduler",

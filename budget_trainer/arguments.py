@@ -15,6 +15,7 @@ from budget_trainer.clock import parse_duration
 from budget_trainer.curves import make_curve
 from budget_trainer.errors import InputError
 from budget_trainer.optimizers import OPTIMIZERS
+from budget_trainer.stages import Stages, make_stages
 
 
 def _flag(default: Any, text: str) -> Any:
@@ -41,6 +42,7 @@ class ModelArguments:
     initializer_range: float = _flag(0.02, "Standard deviation of the initial weights.")
     model_config: str | None = _flag(None, "More keys of the native config, as JSON (in a recipe: a mapping).")
     sparse_mask_prediction: bool = _flag(True, "Project only masked positions onto the vocabulary.")
+    cross_entropy: str = _flag("chunked", "chunked: never holds all logits at once; full: one tensor of logits.")
     embedding_init: str = _flag("normal", "normal, or cooccurrence: from the corpus, paid for out of the budget.")
     embedding_init_std: float = _flag(0.03, "cooccurrence: standard deviation of the embeddings.")
     offset_heads: str | None = _flag(
@@ -92,9 +94,19 @@ class BudgetArguments:
     finetune_checkpoint_at_end: bool = _flag(True, "Write final/ at the end.")
     checkpoint_every: str | None = _flag(None, "Training checkpoint each time this much of the budget is used.")
     num_epochs_between_checkpoints: int | None = _flag(None, "... or after this many shards per process.")
-    auto_speed: bool = _flag(
-        False, "Use bf16 and torch_compile, where asked for, only if this machine and budget carry them."
+    mlm_probability_curve: str | None = _flag(
+        None, "Masking rate in at most 4 stages of the schedule, value@share: 0.3@0,0.15@0.6; replaces mlm_probability."
     )
+    batch_size_curve: str | None = _flag(
+        None, "Share of gradient_accumulation_steps in stages: 0.25@0,0.5@0.1,1@0.3."
+    )
+    sequence_length_curve: str | None = _flag(
+        None, "Share of the block length in stages: 0.25@0,1@0.2 cuts each block into 4 parts at first."
+    )
+    auto_speed: bool = _flag(
+        False, "Measure whether bf16 and torch_compile, where asked for, pay in this budget; else they are switched off."
+    )
+    regional_compile: bool = _flag(False, "torch_compile layer by layer: a fraction of the compile time.")
     validate_every: str | None = _flag(None, "Validate each time this share of the budget is used, as 10%%.")
 
 
@@ -115,6 +127,7 @@ class RunArguments(TrainingArguments):
     save_total_limit: int | None = _flag(2, "Newest training checkpoints to keep.")
     ignore_data_skip: bool = _flag(True, "Left on: the sampler knows its position.")
     ddp_find_unused_parameters: bool | None = _flag(False, "Left off: every parameter is used.")
+    dataloader_num_workers: int = _flag(-1, "Loader processes; -1: 2 beside an accelerator, 0 where the CPU trains.")
     remove_unused_columns: bool = _flag(False, "Left off: the collator takes whole batches.")
     report_to: str | None = _flag("tensorboard", "Trackers: tensorboard, wandb, ..., or none.")
     seed: int = _flag(42, "Seed of weights, order, masks and dropout.")
@@ -125,6 +138,12 @@ class RunArguments(TrainingArguments):
         asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
         if asked or not torch.accelerator.is_available():
             self.use_cpu = True
+        if self.fp16 and self.use_cpu:
+            raise InputError("fp16: True needs a GPU; use --bf16 true, which a CPU can, or neither")
+        if self.dataloader_num_workers < 0:
+            self.dataloader_num_workers = 0 if self.use_cpu else 2
+        if self.accelerator_config is None and not self.use_cpu:
+            self.accelerator_config = {"non_blocking": True}  # copies to the device do not stop the host
         if self.output_dir is None:
             raise InputError("output_dir: missing; add --output_dir with a folder for this run")
         super().__post_init__()
@@ -246,6 +265,13 @@ class Recipe:
         if self.optimizer.optimizer_type not in OPTIMIZERS:
             name = self.optimizer.optimizer_type
             raise InputError(f"optimizer_type: {name!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
+        if {"mlm_probability", "mlm_probability_curve"} <= self.explicit and self.budget.mlm_probability_curve:
+            raise InputError(
+                f"mlm_probability: {self.data.mlm_probability} beside mlm_probability_curve "
+                f"{self.budget.mlm_probability_curve}, which says it all; leave one of them out"
+            )
+        if self.model.cross_entropy not in ("chunked", "full"):
+            raise InputError(f"cross_entropy: {self.model.cross_entropy!r} is unknown; choose chunked or full")
         schedule = self.schedule()
         make_curve(schedule["curve"], schedule["warmup_proportion"], **schedule["curve_options"])
 
@@ -262,6 +288,18 @@ class Recipe:
         if self.budget.num_warmup_steps < 0:
             raise InputError(f"num_warmup_steps: {self.budget.num_warmup_steps} is below 0; give 0 or more")
 
+    def stages(self, block_size: int) -> Stages:
+        """What changes along the schedule, for blocks of `block_size` tokens."""
+        b = self.budget
+        return make_stages(
+            mlm_probability=self.data.mlm_probability,
+            gradient_accumulation_steps=self.run.gradient_accumulation_steps,
+            block_size=block_size,
+            mlm_probability_curve=b.mlm_probability_curve,
+            batch_size_curve=b.batch_size_curve,
+            sequence_length_curve=b.sequence_length_curve,
+        )
+
     def _check_continued(self) -> None:
         """A checkpoint brings its architecture: flags that would be ignored beside it are refused."""
         if self.model.model_name_or_path is None:
@@ -271,6 +309,7 @@ class Recipe:
             "hidden_dropout_prob",
             "attention_probs_dropout_prob",
             "sparse_mask_prediction",
+            "cross_entropy",
         }
         for name in sorted(self.explicit & {f.name for f in fields(ModelArguments)} - heeded):
             raise InputError(

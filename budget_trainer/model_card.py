@@ -113,6 +113,8 @@ def _results(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         rows.append(("evaluated on", f"{evaluation['blocks']:,} blocks, {evaluation.get('tokens') or 0:,} tokens"))
     if report.get("tokens_per_second"):
         rows.append(("training tokens per second", f"{report['tokens_per_second']:,.0f}"))
+    if report.get("mfu"):
+        rows.append(("model FLOPs utilisation", f"{100 * report['mfu']:.1f} % of the measured matmul peak"))
     return rows
 
 

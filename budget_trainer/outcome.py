@@ -33,7 +33,7 @@ def account(
     assert isinstance(trainer.train_dataset, BlockDataset)
     model: Any = trainer.model
     samples = trainer.samples_consumed
-    block = progress.tokens_per_step // trainer.global_batch_size
+    block = trainer._block_size()
     worked = shares["train"] + shares["data_wait"] + shares["compile"]
     return {
         "budget_seconds": budget.end_seconds,
@@ -44,6 +44,9 @@ def account(
         "samples": samples,
         "tokens": samples * block,
         "tokens_per_second": samples * block / worked if worked > 0 else 0.0,
+        **(trainer.throughput.overall() if trainer.throughput is not None else {}),
+        "data_wait_share": shares["data_wait"] / worked if worked > 0 else 0.0,
+        "speed": trainer.speed,
         "passes_over_corpus": samples / trainer.train_dataset.rows,
         "learning_rate_last": progress.learning_rate_last,
         "learning_rate_peak": progress.learning_rate_peak,

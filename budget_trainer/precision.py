@@ -1,40 +1,205 @@
-"""Whether bf16 and torch.compile pay on this machine."""
+"""Whether bf16 and torch.compile pay on this machine, in this budget: measured, not assumed.
+
+bf16 doubles the speed of large matrices on a CPU with avx512_bf16 and slows small ones; compiling saves a third of a step
+and takes 20 to 60 s. `settle_speed` decides before Trainer is built, because Accelerator fixes the precision.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from accelerate.utils import compile_regions
 
-COMPILE_FROM_SECONDS = 240.0  # compiling takes 20 to 60 s and saves a third of a step: a shorter budget loses by it
+from budget_trainer.arguments import Recipe, RunArguments
+from budget_trainer.distributed import ControlChannel
+from budget_trainer.run_folder import remembered_speed
 
-
+log = logging.getLogger(__name__)
+PROBE_SHARE = 0.03  # of the budget
+PROBE_FROM_SECONDS = 120.0  # a shorter budget is not probed
+COMPILE_FROM_SECONDS = 240.0  # where compiling is too dear to be probed, a shorter budget loses by it
+COMPILE_PROBE_SECONDS = 45.0  # probes shorter than this do not try to compile
+REPEATS = 3
 COMPILERS = ("c++", "g++", "clang++")
+COMPILE = ("no", "regional", "whole")
 
 
-def settle_speed(run: TrainingArguments, budget_seconds: float, auto_speed: bool) -> list[str]:
-    """Switch off what the machine or the budget does not carry; returns a line for the log each.
+@dataclass(frozen=True)
+class Speed:
+    """How a step is computed."""
 
-    torch.compile needs a C++ compiler; without one training is eager. With `auto_speed` it also needs a budget of at
-    least 4 minutes, and bf16 on a CPU needs its instructions.
+    bf16: bool
+    compile: str  # one of COMPILE
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a way of computing costs: seconds per micro-batch, and once for compiling."""
+
+    step: float
+    compile: float = 0.0
+
+
+def settle_speed(
+    recipe: Recipe, model: Any, batch: Mapping[str, torch.Tensor], elapsed_seconds: float, checkpoint: Path | None
+) -> dict[str, Any]:
+    """Settle `bf16`, `torch_compile` and `regional_compile` of the recipe; returns what a checkpoint remembers.
+
+    torch.compile needs a C++ compiler; without one training is eager. With `auto_speed` both have to pay: a probe of at
+    most PROBE_SHARE of what is left measures bf16 against fp32 and, where that buys enough time, compiling against not;
+    rank 0's measurement counts. A resumed job takes what its checkpoint remembers. `batch` is a collated micro-batch.
     """
-    said = []
-    if run.torch_compile and run.torch_compile_backend == "inductor":
-        if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), *COMPILERS)):
-            said.append("torch_compile: off, there is no C++ compiler here (install g++ to have it)")
-        elif auto_speed and budget_seconds < COMPILE_FROM_SECONDS:
-            said.append(f"torch_compile: off, a budget below {COMPILE_FROM_SECONDS:g}s does not earn it back")
-        if said:
-            run.torch_compile, run.torch_compile_backend, run.torch_compile_mode = False, None, None
-    if auto_speed and run.bf16 and run.device.type == "cpu" and not cpu_has_bf16():
-        run.bf16 = False
-        run.mixed_precision = "no"
-        said.append("bf16: off, this CPU has no instructions for it")
-    return said
+    run = recipe.run
+    asked = speed = Speed(bool(run.bf16), _asked_compile(recipe))
+    if speed.compile != "no" and run.torch_compile_backend == "inductor" and not has_compiler():
+        log.info("torch_compile: off, there is no C++ compiler here (install g++ to have it)")
+        speed = Speed(speed.bf16, "no")
+    if recipe.budget.auto_speed:
+        stored = remembered_speed(checkpoint)
+        if stored.get("asked") == asdict(asked):
+            kept = Speed(**stored["settled"])
+            speed = Speed(kept.bf16, kept.compile if speed.compile != "no" else "no")
+        else:
+            speed = _agreed(_cheaper(speed, recipe, model, batch, recipe.seconds_left(elapsed_seconds)))
+    _apply(speed, recipe)
+    return {"asked": asdict(asked), "settled": asdict(speed)}
+
+
+def most_steps(costs: Mapping[Speed, Cost], remaining_seconds: float) -> Speed:
+    """The way that takes the most steps in the time that is left; the first one of equals."""
+    return max(costs, key=lambda speed: (remaining_seconds - costs[speed].compile) / costs[speed].step)
+
+
+def has_compiler() -> bool:
+    """Whether a C++ compiler is at hand for torch.compile."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), *COMPILERS))
 
 
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware (avx512_bf16 or amx)."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _asked_compile(recipe: Recipe) -> str:
+    if not recipe.run.torch_compile:
+        return "no"
+    return "regional" if recipe.budget.regional_compile else "whole"
+
+
+def _cheaper(speed: Speed, recipe: Recipe, model: Any, batch: Mapping[str, torch.Tensor], remaining: float) -> Speed:
+    """What of `speed` pays: by rule where the budget is short or an engine places the model, else by probe."""
+    run = recipe.run
+    if speed.bf16 and run.device.type == "cpu" and not cpu_has_bf16():
+        log.info("bf16: off, this CPU has no instructions for it")
+        speed = Speed(False, speed.compile)
+    limit = PROBE_SHARE * remaining
+    probes = remaining >= PROBE_FROM_SECONDS and not _engine_places_the_model(run)
+    if speed.compile != "no" and not (probes and limit >= COMPILE_PROBE_SECONDS) and remaining < COMPILE_FROM_SECONDS:
+        log.info("torch_compile: off, a budget below %gs does not earn it back", COMPILE_FROM_SECONDS)
+        speed = Speed(speed.bf16, "no")
+    if not probes:
+        return speed
+    costs = probe(speed, model, batch, run.device, limit)
+    if costs:
+        eager = most_steps({way: cost for way, cost in costs.items() if way.compile == "no"}, remaining)
+        compiled = {way: cost for way, cost in costs.items() if way.compile != "no"}
+        best = most_steps({eager: costs[eager], **compiled}, remaining) if compiled else None
+        speed = best or Speed(eager.bf16, speed.compile)
+        said = ", ".join(f"{_name(way)} {cost.step:.3f}s" for way, cost in costs.items())
+        log.info("a micro-batch takes %s: %s", said, _name(speed))
+    return speed
+
+
+def probe(
+    asked: Speed,
+    model: Any,
+    batch: Mapping[str, torch.Tensor],
+    device: torch.device,
+    limit_seconds: float,
+    time_fn: Callable[[], float] = time.monotonic,
+) -> dict[Speed, Cost]:
+    """Time forward and backward of one micro-batch in the ways that `asked` allows, within `limit_seconds`.
+
+    Eager ways first; compiled ones only where the limit is COMPILE_PROBE_SECONDS or more. What no longer fits is left
+    out, so the result may be empty. Weights, gradients and the random state are left as they were.
+    """
+    begin = time_fn()
+    ways = [Speed(asked.bf16, "no")] + ([Speed(False, "no")] if asked.bf16 else [])
+    if asked.compile != "no" and limit_seconds >= COMPILE_PROBE_SECONDS:
+        ways += [Speed(asked.bf16, "regional"), Speed(asked.bf16, "whole")]
+    if len(ways) == 1:
+        return {}
+    model.to(device)
+    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+    costs: dict[Speed, Cost] = {}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for way in ways:
+            longest = max((cost.step for cost in costs.values()), default=0.0)
+            needed = COMPILE_PROBE_SECONDS / 2 if way.compile != "no" else 0.0
+            if time_fn() - begin + needed + (REPEATS + 1) * 2 * longest > limit_seconds and costs:
+                break
+            costs[way] = _time(_compiled(model, way), inputs, way, device, time_fn)
+    model.zero_grad(set_to_none=True)
+    return costs if len(costs) > 1 else {}
+
+
+def _time(
+    model: Any,
+    inputs: Mapping[str, torch.Tensor],
+    way: Speed,
+    device: torch.device,
+    time_fn: Callable[[], float],
+) -> Cost:
+    """The first pass (it compiles and warms up) and the fastest of REPEATS more."""
+    seconds = []
+    for _ in range(1 + REPEATS):
+        begin = time_fn()
+        with torch.autocast(device.type, torch.bfloat16, enabled=way.bf16):
+            loss = model(**inputs).loss
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time_fn() - begin)
+    step = max(min(seconds[1:]), 1e-6)
+    return Cost(step, max(0.0, seconds[0] - step) if way.compile != "no" else 0.0)
+
+
+def _compiled(model: Any, way: Speed) -> Any:
+    if way.compile == "no":
+        return model
+    return compile_regions(model, dynamic=False) if way.compile == "regional" else torch.compile(model, dynamic=False)
+
+
+def _engine_places_the_model(run: RunArguments) -> bool:
+    """DeepSpeed and FSDP shard the model when Trainer is built: nothing can be timed before."""
+    asked = [os.environ.get(name, "").lower() for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")]
+    return bool(run.deepspeed or run.fsdp) or "true" in asked
+
+
+def _agreed(speed: Speed) -> Speed:
+    """Rank 0's choice on every rank."""
+    (bf16, kind), _ = ControlChannel().agree([float(speed.bf16), float(COMPILE.index(speed.compile))])
+    return Speed(bool(bf16), COMPILE[int(kind)])
+
+
+def _apply(speed: Speed, recipe: Recipe) -> None:
+    """Make the arguments say what was settled, before Trainer reads them."""
+    run = recipe.run
+    if run.bf16 and not speed.bf16:
+        run.bf16, run.mixed_precision = False, "no"
+    if run.torch_compile and speed.compile == "no":
+        run.torch_compile, run.torch_compile_backend, run.torch_compile_mode = False, None, None
+    recipe.budget.regional_compile = speed.compile == "regional"
+
+
+def _name(speed: Speed) -> str:
+    words = ["bf16" if speed.bf16 else "fp32"]
+    return " ".join(words + ([f"{speed.compile} compiled"] if speed.compile != "no" else []))

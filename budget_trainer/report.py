@@ -169,6 +169,8 @@ def draw_report(report: dict[str, Any], progress: Sequence[dict[str, Any]], path
         top_right.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         bottom_left.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         bottom_left.set_ylim(0, 1.1 * bottom_left.get_ylim()[1])
+        if report.get("mfu"):
+            bottom_left.set_title(f"tokens per second ({100 * report['mfu']:.1f} % MFU)", loc="left", fontsize=11)
         for axes in (top_left, top_right, bottom_left):
             _finish(axes, last / unit, unit_name)
         _draw_shares(bottom_right, report)

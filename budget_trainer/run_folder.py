@@ -69,6 +69,14 @@ def restore_clock(clock: BudgetClock, output_dir: Path, checkpoint: Path | None)
     return int(_read_run(output_dir).get("job", 0)) + 1
 
 
+def remembered_speed(checkpoint: Path | None) -> dict[str, Any]:
+    """What the job that wrote `checkpoint` had settled about precision and compilation; empty where nothing was."""
+    if checkpoint is None:
+        return {}
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return dict(state.get("stateful_callbacks", {}).get("speed", {}))
+
+
 def _read_run(output_dir: Path) -> dict[str, Any]:
     """`run.json`, empty where there is none."""
     try:

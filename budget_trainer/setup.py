@@ -11,11 +11,14 @@ import torch
 
 from budget_trainer import run_folder
 from budget_trainer.arguments import Recipe, parse_offsets
+from budget_trainer.callbacks.throughput import Throughput
+from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 from budget_trainer.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.data import BlockDataset, DataFolder
 from budget_trainer.distributed import ControlChannel
 from budget_trainer.errors import InputError
 from budget_trainer.evaluation import PinnedEvaluation
+from budget_trainer.flops import measure_peak_flops
 from budget_trainer.initialization import cooccurrence_embeddings, set_embeddings, set_offset_heads
 from budget_trainer.modeling import build_model, load_pretrained, set_output_bias
 from budget_trainer.objective import MaskingCollator
@@ -40,6 +43,7 @@ def check_data(data: DataFolder, blocks: BlockDataset, recipe: Recipe) -> None:
             f"max_position_embeddings: {recipe.model.max_position_embeddings} is below the longest block of {data.path} "
             f"(training {data.block_size}, validation {data.manifest['validation_block_size']}); raise it to {longest}"
         )
+    recipe.stages(data.block_size)  # refuses curves that these blocks cannot follow
     if recipe.max_steps is None:
         run.max_steps = ENDLESS_STEPS
 
@@ -149,18 +153,27 @@ def _mapping(text: str | None) -> dict[str, Any] | None:
 
 def make_collator(recipe: Recipe, data: DataFolder) -> MaskingCollator:
     d, train = recipe.data, data.manifest["splits"]["train"]
+    first = recipe.stages(data.block_size).at(0.0)
     return MaskingCollator(
         seed=recipe.run.seed,
         special_ids=data.special_ids,
         vocab_size=data.vocab_size,
         block_size=data.block_size,
-        mlm_probability=d.mlm_probability,
+        mlm_probability=first.mlm_probability,
         mask_replace_prob=d.mask_replace_prob,
         random_replace_prob=d.random_replace_prob,
         max_predictions_per_seq=d.max_predictions_per_seq,
         dup_factor=d.dup_factor,
         has_padding=train["tokens"] < train["rows"] * data.block_size,
     )
+
+
+def make_throughput(recipe: Recipe, budget: TimeBudgetCallback) -> Throughput:
+    """Measures this device's matmul peak in the precision of the run, for at most a second and 0.5 % of the budget."""
+    run = recipe.run
+    dtype = torch.bfloat16 if run.bf16 else torch.float16 if run.fp16 else torch.float32
+    seconds = min(1.0, 0.005 * recipe.total_seconds)
+    return Throughput(budget, run.world_size, measure_peak_flops(run.device, dtype, seconds))
 
 
 def make_evaluation(data: DataFolder) -> PinnedEvaluation:
@@ -223,6 +236,11 @@ def print_summary(report: dict[str, Any], output_dir: Path) -> None:
         f"\n{report['steps']} steps, {report['tokens']:,} tokens at {report['tokens_per_second']:,.0f}/s; used "
         f"{report['used_seconds']:.1f}s{budget} ({parts})"
     )
+    if report.get("mfu"):
+        print(
+            f"{report['model_tflops_per_second']:.3g} TFLOP/s of the model, {100 * report['mfu']:.1f} % of this device's "
+            f"matmul peak; waiting for data {100 * report['data_wait_share']:.2f} %"
+        )
     if report["overrun_seconds"] > 0:
         print(f"the budget was overrun by {report['overrun_seconds']:.1f}s")
     print(

@@ -1,28 +1,25 @@
-"""The Trainer that keeps a budget: schedule, exact data position, complete checkpoints, pinned evaluation."""
+"""The Trainer that keeps a budget: schedule, exact data position, stages, complete checkpoints, pinned evaluation."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from budget_trainer import checkpoints
-from budget_trainer.callbacks.time_budget import TimeBudgetCallback
-from budget_trainer.clock import BudgetClock
-from budget_trainer.curves import Curve, make_curve
+from budget_trainer.callbacks.stages import StageCadence
+from budget_trainer.callbacks.throughput import Throughput
 from budget_trainer.data import BlockDataset, ExactSampler
-from budget_trainer.distributed import ControlChannel
-from budget_trainer.errors import InputError
 from budget_trainer.evaluation import PinnedEvaluation
-from budget_trainer.scheduler import TimeScheduler
+from budget_trainer.flops import model_flops_per_token
+from budget_trainer.mixin import TimeScheduleMixin
+from budget_trainer.saving import CompleteSaves
+from budget_trainer.stages import Stage, Stages
 
 logger = logging.getLogger(__name__)
 FEWER_BLOCKS = 100
@@ -30,72 +27,13 @@ PROBE_BLOCKS = 32
 POSITION_KEY = "data_position"  # in TrainerState.stateful_callbacks
 
 
-class TimeScheduleMixin:
-    """Adds the budget and its learning-rate curve to any Trainer: `class MySFT(TimeScheduleMixin, SFTTrainer)`.
-
-    `total_training_time` (`"2h"`) makes the callback, or hand in `time_budget`. `curve` is a name of `CURVES` with
-    `warmup_proportion` and `curve_options`, or a function of the progress. With `schedule="step"` the progress is
-    step over `max_steps` and time only stops the run.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        total_training_time: str | float | None = None,
-        time_budget: TimeBudgetCallback | None = None,
-        schedule: str = "time",
-        curve: str | Curve = "linear",
-        warmup_proportion: float = 0.06,
-        curve_options: dict[str, Any] | None = None,
-        callbacks: list | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if schedule not in ("time", "step"):
-            raise InputError(f"schedule: {schedule!r} is unknown; choose time or step")
-        self.time_budget = time_budget or TimeBudgetCallback(total_training_time)
-        self.schedule = schedule
-        self.curve = curve if callable(curve) else make_curve(curve, warmup_proportion, **(curve_options or {}))
-        kwargs["callbacks"] = [self.time_budget, *(callbacks or [])]
-        super().__init__(*args, **kwargs)
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The seam that serves every engine; `num_training_steps` counts only for `schedule="step"`."""
-        trainer: Any = self
-        if trainer.lr_scheduler is None:
-
-            def progress() -> float:
-                if self.schedule == "time":
-                    return self.time_budget.progress
-                return min(1.0, self._steps_done() / num_training_steps)
-
-            trainer.lr_scheduler = TimeScheduler(optimizer or trainer.optimizer, self.curve, progress)
-            trainer._created_lr_scheduler = True
-        return trainer.lr_scheduler
-
-    def _steps_done(self) -> int:
-        """Updates done when the scheduler asks: Trainer asks once at creation, then just before it counts a step."""
-        trainer: Any = self
-        return trainer.state.global_step + 1 if trainer.is_in_train and trainer.lr_scheduler is not None else 0
-
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
-        clock = self.time_budget.clock
-        assert clock is not None
-        with clock.phase("data_wait"):
-            return super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the used budget to every log line, so that it reaches `log_history` and all trackers."""
-        logs = {**logs, "elapsed_seconds": round(self.time_budget.reading.elapsed, 3), "share": self.time_budget.share}
-        super().log(logs, start_time)  # type: ignore[misc]
-
-
-class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
+class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, Trainer):
     """Everything: the mixin, plus exact data order, our optimizers, complete checkpoints and the pinned evaluation.
 
     `create_optimizer_fn(model)` builds the optimizer; `evaluation` is what `evaluate()` runs, on its first
-    `evaluation_blocks` blocks during training; `identity` says what a checkpoint belongs to (it is compared on resume).
+    `evaluation_blocks` blocks during training; `identity` says what a checkpoint belongs to (it is compared on resume);
+    `stages` change masking rate, batch and sequence length along the schedule; `throughput` measures; `speed` is what a
+    checkpoint remembers of the settled precision and compilation; `regional_compile` compiles layer by layer.
     """
 
     def __init__(
@@ -105,28 +43,46 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
         evaluation: PinnedEvaluation | None = None,
         evaluation_blocks: int = 1000,
         identity: dict[str, Any] | None = None,
+        stages: Stages | None = None,
+        throughput: Throughput | None = None,
+        speed: dict[str, Any] | None = None,
+        regional_compile: bool = False,
         **kwargs: Any,
     ) -> None:
         self.create_optimizer_fn, self.evaluation = create_optimizer_fn, evaluation
         self.evaluation_blocks, self.identity = evaluation_blocks, identity or {}
-        self._staging: Path | None = None
+        self.throughput, self.speed, self.regional_compile = throughput, speed or {}, regional_compile
         self._resume_rng_from: str | None = None
         self._first_sample = 0
+        self._micro_batches = 0  # of this job, as Trainer counts them
+        self._batches: Iterator | None = None  # our own loader, once the stages need another collator than Trainer's
+        self._stage: Stage | None = None
         super().__init__(*args, **kwargs)
+        self.full_accumulation = self.args.gradient_accumulation_steps
+        if throughput is not None:
+            self.add_callback(throughput)
+            self._count_flops()
+        if stages is not None and not stages.constant:
+            cadence = StageCadence(
+                self.time_budget,
+                stages,
+                progress=self.stage_progress,
+                micro_batches=lambda: self._micro_batches,
+                enter=self.enter_stage,
+            )
+            self.add_callback(cadence)
 
-    @property
-    def channel(self) -> ControlChannel:
-        assert self.time_budget.channel is not None  # made at on_init_end
-        return self.time_budget.channel
-
-    @property
-    def clock(self) -> BudgetClock:
-        assert self.time_budget.clock is not None
-        return self.time_budget.clock
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """torch.compile with static shapes: every batch of a stage has the same ones."""
+        arguments = super()._build_accelerator_args(**kwargs)
+        plugin = arguments.get("dynamo_plugin")
+        if plugin is not None:
+            plugin.dynamic, plugin.use_regional_compilation = False, self.regional_compile
+        return arguments
 
     @property
     def global_batch_size(self) -> int:
-        """Samples per optimizer step over all ranks."""
+        """Samples per optimizer step over all ranks, in the present stage."""
         return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     @property
@@ -147,12 +103,15 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
         """One endless epoch from the first unused sample on: resume is O(1), and the order ignores the ranks."""
         if not isinstance(train_dataset or self.train_dataset, BlockDataset):
             return super()._get_train_sampler(train_dataset)
-        return ExactSampler(self._first_sample, self.args.max_steps * self.global_batch_size)
+        # One step more than is taken: Trainer treats the last step of an epoch as one that may be short.
+        full = self.args.per_device_train_batch_size * self.full_accumulation * self.args.world_size
+        return ExactSampler(self._first_sample, (self.args.max_steps + 1) * full)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if isinstance(resume_from_checkpoint, str):
             self.state = type(self.state).load_from_json(os.path.join(resume_from_checkpoint, "trainer_state.json"))
             self._first_sample = self.samples_consumed
+            self._batches, self._micro_batches = None, 0
             self._resume_rng_from = resume_from_checkpoint
             if self._nothing_left():
                 self._load_from_checkpoint(resume_from_checkpoint)
@@ -171,18 +130,65 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
         return elapsed + save >= self.time_budget.end_seconds
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
-        batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._stage is not None:
+            if self._batches is None:  # at the first step, and where a stage changed the collator
+                self._first_sample = self.samples_consumed
+                self._batches = iter(self.get_train_dataloader())
+            epoch_iterator = self._batches
+        batch, predicted = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._resume_rng_from is not None:  # making the loader's iterator has drawn from the generator
             self._load_rng_state(self._resume_rng_from)
             self._resume_rng_from = None
         state: Any = self.state
         state.stateful_callbacks[POSITION_KEY] = {"samples": self.samples_consumed + self.global_batch_size}
-        return batch
+        self._micro_batches += num_batches
+        if self.throughput is not None:
+            self.throughput.count(self.global_batch_size * self._block_size(), predicted)
+        return batch, predicted
+
+    def _block_size(self) -> int:
+        return int(getattr(self.data_collator, "block_size", 0))
+
+    def enter_stage(self, stage: Stage, compiles: bool) -> None:
+        """From the next step on: this masking rate, batch and sequence length. The order of the samples stays."""
+        before = self.args.gradient_accumulation_steps
+        self.args.gradient_accumulation_steps = stage.accumulation
+        if self._stage is None or (stage.mlm_probability, stage.sequence_parts) != (
+            self._stage.mlm_probability,
+            self._stage.sequence_parts,
+        ):
+            collator: Any = self.data_collator
+            self.data_collator = collator.with_stage(
+                mlm_probability=stage.mlm_probability, sequence_parts=stage.sequence_parts
+            )
+            self._batches = None
+        self._stage = stage
+        self.time_budget.expect(stage.accumulation / before, compiles)
+        self._count_flops()
+
+    def _count_flops(self) -> None:
+        """FLOPs per token of the present stage, for the throughput."""
+        collator: Any = self.data_collator
+        if self.throughput is None or not hasattr(collator, "slots"):
+            return
+        length = collator.block_size // getattr(collator, "sequence_parts", 1)
+        self.throughput.flops_per_token = model_flops_per_token(self.model, length, collator.slots)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds what was realised since the line before, so that it reaches `log_history` and all trackers."""
         if isinstance(self.train_dataset, BlockDataset):
             self.state.epoch = self.samples_consumed / self.train_dataset.rows  # passes over the corpus
+        if self.throughput is not None and "loss" in logs:
+            logs |= self.throughput.rates() | self._realised()
         super().log(logs, start_time)
+
+    def _realised(self) -> dict[str, float]:
+        """The stage's figures, where there are stages: what the last step really had."""
+        if self._stage is None:
+            return {}
+        length = self._block_size() // self._stage.sequence_parts
+        rate = self._stage.mlm_probability
+        return {"mlm_probability": rate, "batch_size": self.global_batch_size, "sequence_length": length}
 
     # ---- evaluation ----
 
@@ -231,64 +237,3 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
             reduce_sum=self.channel.sum,
             max_blocks=max_blocks,
         )
-
-    # ---- saving: complete or absent ----
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:  # a pickle that nobody reads has no place beside safetensors
-            Path(output_dir or str(self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
-
-    def _write_aside(self, target: Path, write: Callable[[Path], None], manifest: dict | None) -> float:
-        """Let all ranks write `target` aside, then publish it; returns the seconds it took."""
-        clock, channel = self.clock, self.channel
-        begin = clock.shares()["save"]
-        with clock.phase("save"):
-            staging = checkpoints.staging_folder(target)
-            if self.args.should_save:
-                checkpoints.fresh(staging)
-            channel.barrier()
-            write(staging)
-            channel.barrier()
-            if self.args.should_save:
-                checkpoints.publish(staging, target, manifest)
-            channel.barrier()
-        return clock.shares()["save"] - begin
-
-    def save_folder(self, target: str | os.PathLike[str]) -> float:
-        """Write the model and its tokenizer to `target`, complete or absent; returns seconds. Call it on all ranks."""
-        return self._write_aside(Path(target), lambda folder: self.save_model(str(folder), _internal_call=True), None)
-
-    def rehearse_save(self, output_dir: str | os.PathLike[str]) -> None:
-        """Write the model once and delete it: how long the end will take, and that the disk takes it, known early."""
-        folder = Path(output_dir) / ".partial-rehearsal"
-        seconds = self.save_folder(folder)
-        if self.args.should_save:
-            shutil.rmtree(folder)
-        self.time_budget.save_seconds = self.time_budget.reserve(seconds)
-        self.time_budget.checkpoint_seconds = 4.5 * seconds + 0.2  # weights and two moments, until one was measured
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Trainer's checkpoint, written aside under its own name and published with a manifest."""
-        run_dir = Path(str(self.args.output_dir))
-        target = run_dir / f"checkpoint-{self.state.global_step}"
-
-        def write(staging: Path) -> None:
-            self._staging = staging.parent / f"{staging.name}.trainer"
-            try:
-                super(TimeBudgetTrainer, self)._save_checkpoint(model, trial)
-                self.channel.barrier()
-                if self.args.should_save:
-                    staging.rmdir()
-                    (self._staging / target.name).rename(staging)
-                    self._staging.rmdir()
-            finally:
-                self._staging = None
-
-        manifest = {"step": self.state.global_step, "world_size": self.args.world_size, "identity": self.identity}
-        self.time_budget.checkpoint_seconds = self._write_aside(target, write, manifest)
-        if self.args.should_save:
-            checkpoints.rotate(run_dir, self.args.save_total_limit)

@@ -67,27 +67,29 @@ class CheckpointCadence(TrainerCallback):
     """
 
     def __init__(
-        self, time_budget: TimeBudgetCallback, every_seconds: float = math.inf, every_samples: int | None = None
+        self,
+        time_budget: TimeBudgetCallback,
+        every_seconds: float = math.inf,
+        every_samples: int | None = None,
+        samples: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.time_budget, self.every_seconds, self.every_samples = time_budget, every_seconds, every_samples
+        self.time_budget, self.every_seconds = time_budget, every_seconds
+        self.every_samples, self.samples = every_samples, samples
         self._last = (0, 0)
 
-    def _counts(self, args: TrainingArguments, state: TrainerState) -> tuple[int, int]:
+    def _counts(self) -> tuple[int, int]:
         timed = int(self.time_budget.reading.elapsed // self.every_seconds)
-        if self.every_samples is None:
-            return timed, 0
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return timed, state.global_step * batch // self.every_samples
+        return timed, 0 if self.every_samples is None else self.samples() // self.every_samples
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._last = self._counts(args, state)
+        self._last = self._counts()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        counts = self._counts(args, state)
+        counts = self._counts()
         if counts != self._last and self.time_budget.affords(self.time_budget.reading.checkpoint):
             control.should_save = True
         self._last = counts

@@ -15,34 +15,30 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 
 STATE_KEY = "progress"  # in TrainerState.stateful_callbacks
+LOGGED = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "tflops", "mfu", "data_wait_share")
+LOGGED += ("predicted_share", "mlm_probability", "batch_size", "sequence_length")
 REMEMBERED = ("steps", "learning_rate_last", "learning_rate_peak")
 
 
 class ProgressLog(TrainerCallback):
     """One JSON line per log in `progress.jsonl` (main process), and the trail of learning rates (every process).
 
-    A training line has `job`, `elapsed_seconds`, `share`, `step`, `loss`, `learning_rate`, `grad_norm` and
-    `tokens_per_second` (positions over all ranks per second of training since the line before); a validation line has
-    `evaluation` instead. `rates_sha256` is the same on all ranks if and only if they took the same steps at bit-equal
+    A training line has `job`, `elapsed_seconds`, `share`, `step`, `loss`, `learning_rate`, `grad_norm`, what `Throughput`
+    measured since the line before and, with stages, the realised masking rate, batch and sequence length; a validation
+    line has `evaluation` instead. `rates_sha256` is the same on all ranks if and only if they took the same steps at bit-equal
     learning rates.
     """
 
-    def __init__(self, time_budget: TimeBudgetCallback, path: str | Path, job: int, tokens_per_step: int) -> None:
-        self.time_budget, self.path, self.job, self.tokens_per_step = time_budget, Path(path), job, tokens_per_step
+    def __init__(self, time_budget: TimeBudgetCallback, path: str | Path, job: int) -> None:
+        self.time_budget, self.path, self.job = time_budget, Path(path), job
         self.steps = 0
         self.learning_rate_last = self.learning_rate_peak = 0.0
         self._rates = hashlib.sha256()
-        self._mark = (0, 0.0)  # step and seconds of work at the last line
         self._stream: TextIO | None = None
 
     @property
     def rates_sha256(self) -> str:
         return self._rates.hexdigest()
-
-    def _work_seconds(self) -> float:
-        assert self.time_budget.clock is not None
-        shares = self.time_budget.clock.shares()
-        return shares["train"] + shares["data_wait"] + shares["compile"]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -53,7 +49,6 @@ class ProgressLog(TrainerCallback):
             self._stream = open(self.path, "a", encoding="utf-8")
             if cut:
                 self._stream.write("\n")
-        self._mark = (state.global_step, self._work_seconds())
         self.restore(state)
 
     def restore(self, state: TrainerState) -> None:
@@ -100,11 +95,7 @@ class ProgressLog(TrainerCallback):
             "step": state.global_step,
         }
         if "loss" in logs:
-            step, work = self._mark
-            self._mark = (state.global_step, self._work_seconds())
-            rate = (state.global_step - step) * self.tokens_per_step / max(self._mark[1] - work, 1e-9)
-            logs["tokens_per_second"] = line["tokens_per_second"] = round(rate, 1)
-            line |= {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+            line |= {name: logs[name] for name in LOGGED if name in logs}
         elif "eval_loss" in logs:
             line["evaluation"] = {
                 name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")

@@ -29,6 +29,7 @@ class Reading:
     save: float  # writing the model
     checkpoint: float  # writing a training checkpoint
     evaluate: float  # one validation
+    compile: float = 0.0  # compiling for new shapes
 
 
 class TimeBudgetCallback(TrainerCallback):
@@ -64,17 +65,19 @@ class TimeBudgetCallback(TrainerCallback):
         if total_training_time is not None:
             BudgetClock(total_training_time)  # refuses a bad duration here, not hours later
         self.channel: ControlChannel | None = None
-        self.reading = Reading(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        self.reading = Reading(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
         self.save_seconds = self.checkpoint_seconds = self.evaluate_seconds = 0.0  # rank 0's measurements count
         self.begin_seconds = 0.0  # agreed: when training began; the curve starts here
         self.progress = 0.0
         self.stop_reason: str | None = None
         self._steps: deque[float] = deque(maxlen=32)
-        self._worked = 0.0  # seconds of train and data_wait up to the last step
+        self._worked = self._compiled = 0.0  # seconds of train and data_wait, and of compile, up to the last step
         self._stop_requested = self._stop_agreed = False
         self._promised = 0.0  # seconds of optional work that this reading has already been asked for
         self._stepped = False  # whether this job has finished a step
         self._fresh = True  # whether this is the first job of the run
+        self._compiles = True  # whether the next step is the first of its shapes
+        self._compile_seconds = 0.0  # what the longest first step took
         self._event: torch.cuda.Event | None = None
 
     # ---- what others read ----
@@ -136,6 +139,11 @@ class TimeBudgetCallback(TrainerCallback):
         """Ask for a stop with a checkpoint after this step; safe from a signal handler, on any rank."""
         self._stop_requested = True
 
+    def expect(self, longer: float, compiles: bool) -> None:
+        """The next steps take `longer` times what the last ones took; with `compiles` the next one compiles as well."""
+        self._steps = deque((seconds * longer for seconds in self._steps), maxlen=self._steps.maxlen)
+        self._compiles = self._compiles or compiles
+
     # ---- Trainer's events ----
 
     def on_init_end(
@@ -156,7 +164,8 @@ class TimeBudgetCallback(TrainerCallback):
         self.clock.enter("train")
         self.channel = self.channel or ControlChannel()  # a callback added after Trainer's __init__ has none yet
         self.check_room(resumed=bool(restored))
-        self._stepped, self._fresh = False, not restored
+        self._stepped, self._fresh, self._compiles = False, not restored, True
+        self._compiled = self._shares()["compile"]
         self.begin_seconds = float(restored.get("begin_seconds", self.reading.elapsed))
         self.progress = max(self.progress, self._progress())
         self._decide(control)
@@ -165,8 +174,7 @@ class TimeBudgetCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         assert self.clock is not None
-        first = not self._stepped and args.torch_compile
-        self.clock.enter("compile" if first else "train")
+        self.clock.enter("compile" if self._compiles and args.torch_compile else "train")
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -175,9 +183,12 @@ class TimeBudgetCallback(TrainerCallback):
         self._wait_for_device(args.device)
         shares = self._shares()
         worked = shares["train"] + shares["data_wait"]
-        if self._stepped:  # the first one compiles and warms up: it says nothing of the next
+        if not self._compiles:  # the first one compiles and warms up: it says nothing of the next
             self._steps.append(worked - self._worked)
-        self._worked = worked
+        elif args.torch_compile:
+            self._compile_seconds = max(self._compile_seconds, shares["compile"] - self._compiled)
+            self._compiled = shares["compile"]
+        self._worked, self._compiles = worked, False
         self._agree()
         if not self._stepped and self._fresh:
             self.begin_seconds = self.reading.elapsed
@@ -242,6 +253,7 @@ class TimeBudgetCallback(TrainerCallback):
             self.save_seconds,
             self.checkpoint_seconds,
             self.evaluate_seconds,
+            self._compile_seconds,
         )
         # The request is this rank's, written by a signal handler at any moment; decisions read only what was agreed.
         values, (self._stop_agreed,) = self.channel.agree(astuple(mine), [self._stop_requested])

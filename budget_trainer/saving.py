@@ -1,0 +1,104 @@
+"""Saving for a Trainer: written aside, made durable, renamed; complete or absent (`checkpoints` does the files)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer
+
+from budget_trainer import checkpoints
+from budget_trainer.callbacks.time_budget import TimeBudgetCallback
+from budget_trainer.clock import BudgetClock
+from budget_trainer.distributed import ControlChannel
+
+SPEED_KEY = "speed"  # in TrainerState.stateful_callbacks
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+
+class CompleteSaves(_Base):
+    """Mixed into a Trainer with a TimeBudgetCallback; every save is charged to the clock's `save`."""
+
+    time_budget: TimeBudgetCallback
+    identity: dict[str, Any]
+    speed: dict[str, Any]
+    _staging: Path | None = None
+
+    @property
+    def channel(self) -> ControlChannel:
+        assert self.time_budget.channel is not None  # made at on_init_end
+        return self.time_budget.channel
+
+    @property
+    def clock(self) -> BudgetClock:
+        assert self.time_budget.clock is not None
+        return self.time_budget.clock
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:  # a pickle that nobody reads has no place beside safetensors
+            Path(output_dir or str(self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _write_aside(self, target: Path, write: Callable[[Path], None], manifest: dict | None) -> float:
+        """Let all ranks write `target` aside, then publish it; returns the seconds it took."""
+        clock, channel = self.clock, self.channel
+        begin = clock.shares()["save"]
+        with clock.phase("save"):
+            staging = checkpoints.staging_folder(target)
+            if self.args.should_save:
+                checkpoints.fresh(staging)
+            channel.barrier()
+            write(staging)
+            channel.barrier()
+            if self.args.should_save:
+                checkpoints.publish(staging, target, manifest)
+            channel.barrier()
+        return clock.shares()["save"] - begin
+
+    def save_folder(self, target: str | os.PathLike[str]) -> float:
+        """Write the model and its tokenizer to `target`, complete or absent; returns seconds. Call it on all ranks."""
+        return self._write_aside(Path(target), lambda folder: self.save_model(str(folder), _internal_call=True), None)
+
+    def rehearse_save(self, output_dir: str | os.PathLike[str]) -> None:
+        """Write the model once and delete it: how long the end will take, and that the disk takes it, known early."""
+        folder = Path(output_dir) / ".partial-rehearsal"
+        seconds = self.save_folder(folder)
+        if self.args.should_save:
+            shutil.rmtree(folder)
+        self.time_budget.save_seconds = self.time_budget.reserve(seconds)
+        self.time_budget.checkpoint_seconds = 4.5 * seconds + 0.2  # weights and two moments, until one was measured
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Trainer's checkpoint, written aside under its own name and published with a manifest."""
+        run_dir = Path(str(self.args.output_dir))
+        state: Any = self.state
+        state.stateful_callbacks[SPEED_KEY] = self.speed
+        target = run_dir / f"checkpoint-{self.state.global_step}"
+
+        def write(staging: Path) -> None:
+            self._staging = staging.parent / f"{staging.name}.trainer"
+            try:
+                super(CompleteSaves, self)._save_checkpoint(model, trial)
+                self.channel.barrier()
+                if self.args.should_save:
+                    staging.rmdir()
+                    (self._staging / target.name).rename(staging)
+                    self._staging.rmdir()
+            finally:
+                self._staging = None
+
+        manifest = {"step": self.state.global_step, "world_size": self.args.world_size, "identity": self.identity}
+        self.time_budget.checkpoint_seconds = self._write_aside(target, write, manifest)
+        if self.args.should_save:
+            checkpoints.rotate(run_dir, self.args.save_total_limit)

@@ -1,0 +1,97 @@
+"""Masking rate, batch and sequence length follow the schedule in a real run; the realised values are in the log."""
+
+import json
+
+import pytest
+
+from tests.conftest import TINY, launch, progress, report, train
+
+CURVES = {
+    **TINY,
+    "lr_schedule": "step",
+    "max_steps": 40,
+    "total_training_time": "10m",
+    "gradient_accumulation_steps": 4,
+    "per_device_train_batch_size": 4,
+    "mlm_probability_curve": "0.4@0,0.15@0.5",
+    "batch_size_curve": "0.25@0,0.5@0.2,1@0.6",
+    "sequence_length_curve": "0.5@0,1@0.3",
+}
+
+
+def realised(folder):
+    lines = [line for line in progress(folder) if "loss" in line]
+    return {
+        line["step"]: tuple(line[name] for name in ("mlm_probability", "batch_size", "sequence_length"))
+        for line in lines
+    }, lines
+
+
+@pytest.fixture(scope="module")
+def one(data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("curves") / "one"
+    done = train({**CURVES, "data_dir": data_dir, "output_dir": folder})
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_realised_values_follow_the_curves(one):
+    by_step, lines = realised(one)
+    assert len(by_step) == 40
+    assert by_step[1] == (0.4, 4, 32)
+    assert by_step[8] == (0.4, 4, 32) and by_step[9] == (0.4, 8, 32), "20 % of the steps are done after step 8"
+    assert by_step[12] == (0.4, 8, 32) and by_step[13] == (0.4, 8, 64)
+    assert by_step[20] == (0.4, 8, 64) and by_step[21] == (0.15, 8, 64)
+    assert by_step[40] == (0.15, 16, 64)
+    first_full = min(step for step, values in by_step.items() if values[1] == 16)
+    assert first_full in (25, 26), "a count of micro-batches that 4 divides"
+    for line in lines:  # [CLS] and [SEP] are not predicted: 15 % of 62 of 64 positions
+        specials = 2 / line["sequence_length"]
+        expected = line["mlm_probability"] * (1 - specials)
+        assert line["predicted_share"] == pytest.approx(expected, rel=0.06), line["step"]
+
+
+def test_samples_are_counted_through_the_stages(one):
+    by_step, _ = realised(one)
+    said = report(one)
+    assert said["samples"] == sum(values[1] for values in by_step.values())
+    assert said["tokens"] == 64 * said["samples"]
+    assert said["mfu"] > 0 and said["model_tflops_per_second"] > 0 and 0 <= said["data_wait_share"] < 1
+
+
+def test_two_processes_take_the_same_stages(one, data_dir, tmp_path):
+    """Half the accumulation on each of two processes: the same batches, so the same losses."""
+    options = {**CURVES, "gradient_accumulation_steps": 2, "batch_size_curve": "0.5@0,1@0.6", "data_dir": data_dir}
+    single = {**options, "gradient_accumulation_steps": 4, "output_dir": tmp_path / "single"}
+    done = train(single)
+    assert done.returncode == 0, done.stderr
+    done = launch({**options, "output_dir": tmp_path / "pair"}, processes=2)
+    assert done.returncode == 0, done.stderr
+    (_, a), (_, b) = realised(tmp_path / "single"), realised(tmp_path / "pair")
+    same = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x["batch_size"] == y["batch_size"]]
+    assert len(same) >= 38  # the larger batch may begin a step apart: their counts of micro-batches differ
+    first = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x["batch_size"] != y["batch_size"]) if len(
+        same
+    ) < 40 else 40
+    for x, y in zip(a[:first], b[:first], strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-4), x["step"]
+
+
+def test_resume_goes_on_in_its_stage(one, data_dir, tmp_path):
+    """A job ended in the middle by its limit of steps goes on with the next sample, rate and length."""
+    options = {**CURVES, "data_dir": data_dir, "output_dir": tmp_path / "run"}
+    manifest = json.loads((data_dir / "manifest.json").read_text())
+    shard = manifest["splits"]["train"]["rows"] // 2
+    done = train({**options, "num_epochs_between_checkpoints": 1, "save_total_limit": 10})
+    assert done.returncode == 0, done.stderr
+    checkpoints = sorted((tmp_path / "run").glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    assert checkpoints, f"a checkpoint each {shard} samples"
+    whole, _ = realised(tmp_path / "run")
+    (tmp_path / "run" / "final").rename(tmp_path / "final-of-whole")
+    done = train({**options, "resume_from_checkpoint": checkpoints[0]})
+    assert done.returncode == 0, done.stderr
+    again, _ = realised(tmp_path / "run")
+    assert again == whole
+    losses = [line["loss"] for line in progress(one) if "loss" in line]
+    resumed = {line["step"]: line["loss"] for line in progress(tmp_path / "run") if line["job"] == 2 and "loss" in line}
+    assert resumed and all(losses[step - 1] == loss for step, loss in resumed.items())

@@ -1,0 +1,73 @@
+"""What only a GPU can show: the hot loop waits for the device no more than the one-step lag."""
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from budget_trainer import BudgetClock, TimeBudgetCallback
+from budget_trainer.modeling import build_model
+from budget_trainer.objective import MaskingCollator
+from budget_trainer.optimizers import build_optimizer
+from budget_trainer.trainer import TimeBudgetTrainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+
+
+class Strict(TrainerCallback):
+    """From step 4 to 11 every implicit synchronisation is an error; the loss is not logged in between."""
+
+    steps = 0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        torch.cuda.set_sync_debug_mode("error" if 4 <= state.global_step < 12 else "default")
+        self.steps += 4 <= state.global_step < 12
+
+    def on_train_end(self, args, state, control, **kwargs):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("model_type", ["bert-mlm", "bert", "modernbert"])
+@pytest.mark.parametrize("optimizer_type", ["adamw", "muon"])
+def test_the_hot_loop_does_not_synchronise(data_dir, tmp_path, model_type, optimizer_type):
+    from budget_trainer.arguments import RunArguments
+    from budget_trainer.data import DataFolder
+
+    data = DataFolder.open(data_dir)
+    model = build_model(
+        model_type,
+        vocab_size=data.vocab_size,
+        special_ids=data.special_ids,
+        max_position_embeddings=64,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+    )
+    collator = MaskingCollator(
+        seed=1, special_ids=data.special_ids, vocab_size=data.vocab_size, block_size=data.block_size
+    )
+    run = RunArguments(
+        output_dir=str(tmp_path),
+        max_steps=16,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        bf16=True,
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1000,
+        logging_first_step=False,
+    )
+    strict = Strict()
+    trainer = TimeBudgetTrainer(
+        model=model,
+        args=run,
+        train_dataset=data.train(seed=1),
+        data_collator=collator,
+        create_optimizer_fn=lambda m: build_optimizer(optimizer_type, m, learning_rate=1e-3),
+        time_budget=TimeBudgetCallback(clock=BudgetClock("10m")),
+        callbacks=[strict],
+    )
+    trainer.train()
+    assert trainer.state.global_step == 16 and strict.steps == 16
