@@ -1,7 +1,6 @@
 """Every YAML of the repository parses, and Accelerate takes every launch configuration."""
 
 import argparse
-import re
 from pathlib import Path
 
 import pytest
@@ -72,10 +71,12 @@ def test_train_mlm_takes_the_recipe(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_has_its_row_and_its_command(path: Path) -> None:
+    """In the table of results; a recipe that nobody has run says how to run it."""
     readme = (ROOT / "recipes" / "README.md").read_text()
-    (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{path.name}`") and line.count("|") == 9]
-    said = f"recipes/{path.name}" in re.sub(r"\\\n\s*", " ", readme)
-    assert said or "unmeasured |" not in row.split("|", 6)[5] + "|"
+    rows = [line.split("|") for line in readme.splitlines() if line.startswith(f"| `{path.name}`")]
+    rates = [row[5].strip() for row in rows if len(row) == 10]  # 8 columns; tokens/s is the fifth
+    assert rates, "no row"
+    assert set(rates) != {"unmeasured"} or f"train_mlm.py recipes/{path.name}" in readme
 
 
 def test_the_papers_batch_is_the_same_on_one_gpu_and_on_eight(tmp_path: Path) -> None:
