@@ -7,6 +7,10 @@
 Runs one process at a time, ours and stock in turns, scores every checkpoint with one script, and prints one table.
 The budget of ours holds set-up and compilation, with an empty compile cache for every run; that of the stock script
 holds its training only. Each result is appended to results.jsonl as it comes: --resume skips what is there.
+
+With --ablate "name: flag=value flag2=value2" (repeatable) or --ablations recipes/ablations/cpu_10m.yaml, variants of the
+one recipe run beside it, seed by seed, so that a machine that drifts does so for all of them; a second table has each
+variant's difference to the recipe with the same seed. --stock_learning_rates without a value leaves the baseline out.
 """
 
 import argparse
@@ -25,6 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import ablations  # noqa: E402
 from budget_trainer.clock import format_duration, parse_duration  # noqa: E402
 from budget_trainer.errors import InputError  # noqa: E402
 from budget_trainer.report import environment, write_json_atomic  # noqa: E402
@@ -41,6 +46,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--eval_text", required=True, help="held-out text in the same form")
     add("--tokenizer", required=True, help="folder, tokenizer.json or vocab.txt that all runs share")
     add("--recipes", nargs="+", default=["recipes/cpu_10m.yaml"], help="recipes of train_mlm.py")
+    add("--ablate", action="append", default=[], metavar="NAME: FLAG=VALUE ...", help="a variant of the one recipe")
+    add("--ablations", help="YAML file of variants: name to changed flags")
     add("--seeds", type=int, default=3, help="runs per recipe (3)")
     add("--stock_learning_rates", nargs="*", default=["5e-4", "1e-3", "2e-3"], help="one stock run for each")
     add("--stock_script", default="../shared/bench/stock_mlm.py", help="the baseline")
@@ -62,6 +69,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for recipe in a.recipes:
         if not Path(recipe).is_file():
             raise InputError(f"recipes: {recipe} does not exist; give files of recipes/")
+    a.variants = ablations.gather(a.ablations, a.ablate)
+    ablations.check(a.variants, a.recipes)
     a.output_dir = Path(a.output_dir).resolve()
     if (a.output_dir / "results.jsonl").exists() and not a.resume:
         raise InputError(f"output_dir: {a.output_dir} holds results; add --resume to go on, or give another folder")
@@ -69,16 +78,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def plan(a: argparse.Namespace) -> list[dict[str, Any]]:
-    """The runs, ours and stock in turns, so that a machine that drifts does so for both."""
+    """The runs, ours and stock in turns, variants seed by seed, so that a machine that drifts does so for all."""
     stock = [
         {"kind": "stock", "name": f"stock lr {rate}" + (" bf16" if a.bf16_stock else ""), "rate": rate, "seed": 0}
         for rate in a.stock_learning_rates
     ]
-    ours = [
-        {"kind": "ours", "name": Path(recipe).stem, "recipe": str(Path(recipe).resolve()), "seed": seed}
-        for seed in range(a.seeds)
-        for recipe in a.recipes
+    base = [
+        {"kind": "ours", "name": Path(recipe).stem, "recipe": str(Path(recipe).resolve())} for recipe in a.recipes
     ]
+    base += [{**base[0], "kind": "ablation", "name": name, "changes": a.variants[name]} for name in a.variants]
+    ours = [{**job, "seed": seed} for seed in range(a.seeds) for job in base]
     turns = itertools.zip_longest(ours, stock)
     return [{**job, "budget_seconds": a.seconds} for pair in turns for job in pair if job is not None]
 
@@ -124,9 +133,11 @@ def run_stock(a: argparse.Namespace, job: dict[str, Any], folder: Path, data: st
 
 
 def run_ours(a: argparse.Namespace, job: dict[str, Any], folder: Path, data: str) -> tuple[Path, dict[str, Any]]:
-    run = folder / "run"
+    run, recipe = folder / "run", job["recipe"]
+    if "changes" in job:
+        recipe = ablations.write_variant(Path(recipe), job["changes"], folder / "recipe.yaml")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", a.config_file, "train_mlm.py"]
-    command += [job["recipe"], "--data_dir", data, "--output_dir", str(run)]
+    command += [recipe, "--data_dir", data, "--output_dir", str(run)]
     command += ["--total_training_time", f"{a.seconds:g}s", "--seed", str(job["seed"])]
     child(command, folder / "log.txt", TORCHINDUCTOR_CACHE_DIR=str(folder / "compile-cache"))
     shutil.rmtree(folder / "compile-cache", ignore_errors=True)
@@ -149,14 +160,16 @@ def run_job(a: argparse.Namespace, job: dict[str, Any], data: str) -> dict[str, 
 
 
 def summarise(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per name: runs, medians, lowest and highest; against the best stock rate where there is one."""
+    """One row per name: runs, median, mean, lowest, highest and spread (highest - lowest); against the best stock rate
+    where there is one; variants against the recipe (`ablations.add_deltas`)."""
     rows = []
     for name in dict.fromkeys(result["name"] for result in results):
         runs = [result for result in results if result["name"] == name]
         row: dict[str, Any] = {"name": name, "kind": runs[0]["kind"], "runs": len(runs)}
         for key in (*SCORES, "tokens_per_second", "used_seconds"):
             values = [run[key] for run in runs]
-            row[key] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+            row[key] = {"median": statistics.median(values), "mean": statistics.mean(values)}
+            row[key] |= {"min": min(values), "max": max(values), "spread": max(values) - min(values)}
         rows.append(row)
     stock = min(
         (row for row in rows if row["kind"] == "stock"), key=lambda row: row["bits_per_byte"]["median"], default=None
@@ -164,15 +177,21 @@ def summarise(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows if stock else []:
         assert stock is not None
         row["bits_per_byte_below_stock"] = stock["bits_per_byte"]["median"] - row["bits_per_byte"]["median"]
+        row["mean_bits_per_byte_below_stock"] = stock["bits_per_byte"]["mean"] - row["bits_per_byte"]["mean"]
         row["tokens_per_second_ratio"] = row["tokens_per_second"]["median"] / stock["tokens_per_second"]["median"]
+    ablations.add_deltas(rows, results)
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'run':26} {'n':>2} {'bits/byte':>9} {'min':>6} {'max':>6} {'loss':>6} {'tokens/s':>9}  vs best stock"]
+    lines = [
+        f"{'run':26} {'n':>2} {'bits/byte':>9} {'mean':>6} {'min':>6} {'max':>6} {'spread':>6} {'loss':>6} {'tokens/s':>9}"
+        "  vs best stock"
+    ]
     for row in rows:
         bits = row["bits_per_byte"]
-        text = f"{row['name'][:26]:26} {row['runs']:2} {bits['median']:9.3f} {bits['min']:6.3f} {bits['max']:6.3f}"
+        text = f"{row['name'][:26]:26} {row['runs']:2} {bits['median']:9.3f} {bits['mean']:6.3f}"
+        text += f" {bits['min']:6.3f} {bits['max']:6.3f} {bits['spread']:6.3f}"
         text += f" {row['loss']['median']:6.3f} {row['tokens_per_second']['median']:9,.0f}"
         if "tokens_per_second_ratio" in row:
             text += f"  {0.0 - row['bits_per_byte_below_stock']:+.3f}, {row['tokens_per_second_ratio']:.1f} x tokens/s"
@@ -205,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
         write_json_atomic(
             a.output_dir / "results.json", {"summary": rows, "runs": results, "asked": asked, **environment()}
         )
-        print(table(rows) + f"\nall figures in {a.output_dir / 'results.json'}")
+        print(table(rows) + ablations.table(rows) + f"\nall figures in {a.output_dir / 'results.json'}")
         return 0
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,7 +8,13 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
+from benchmarks import ablations
+from budget_trainer.arguments import Recipe
+from budget_trainer.recipes import parse_recipe
+
 ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+ABLATIONS = sorted((ROOT / "recipes" / "ablations").glob("*.yaml"))
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 HIDDEN = ("out", "build", "dist", "runs")
 YAMLS = sorted(
@@ -48,3 +54,47 @@ def test_a_configuration_starts_what_its_name_says(name: str, processes: int, mu
 def test_ddp_asks_for_the_number_of_gpus() -> None:
     with pytest.raises(ValueError, match="num_processes"):
         launched(ROOT / "accelerate_configs" / "ddp.yaml")
+
+
+def parsed(path: Path, folder: Path) -> Recipe:
+    """What train_mlm.py makes of the recipe; fp16 is left out, because it needs a GPU."""
+    flags = ["--data_dir", str(folder), "--output_dir", str(folder / "out"), "--total_training_time", "1h"]
+    return parse_recipe([str(path), *flags, "--use_cpu", "true", "--fp16", "false"])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_train_mlm_takes_the_recipe(path: Path, tmp_path: Path) -> None:
+    recipe = parsed(path, tmp_path)
+    assert recipe.model.hidden_size % recipe.model.num_attention_heads == 0
+    assert recipe.explicit >= {"model_type", "optimizer_type", "learning_rate", "curve", "warmup_proportion"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_has_its_row_and_its_command(path: Path) -> None:
+    """In the table of results; a recipe that nobody has run says how to run it."""
+    readme = (ROOT / "recipes" / "README.md").read_text()
+    rows = [line.split("|") for line in readme.splitlines() if line.startswith(f"| `{path.name}`")]
+    rates = [row[5].strip() for row in rows if len(row) == 10]  # 8 columns; tokens/s is the fifth
+    assert rates, "no row"
+    assert set(rates) != {"unmeasured"} or f"train_mlm.py recipes/{path.name}" in readme
+
+
+def test_the_papers_batch_is_the_same_on_one_gpu_and_on_eight(tmp_path: Path) -> None:
+    eight, one = (parsed(ROOT / "recipes" / f"{name}.yaml", tmp_path) for name in ("izsak2021", "izsak2021_1gpu"))
+    batch = [run.per_device_train_batch_size * run.gradient_accumulation_steps for run in (eight.run, one.run)]
+    assert [8 * batch[0], batch[1]] == [4096, 4096]
+    same = {name: (value, one.as_dict()[name]) for name, value in eight.as_dict().items()}
+    assert {name for name, (a, b) in same.items() if a != b} == {"recipe", "gradient_accumulation_steps"}
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_every_ablation_changes_its_recipe(path: Path, tmp_path: Path) -> None:
+    base = ROOT / "recipes" / path.name
+    variants = ablations.gather(str(path), [])
+    ablations.check(variants, [str(base)])
+    assert 1 <= len(variants) <= 10
+    before = parsed(base, tmp_path).as_dict()
+    for name, changes in variants.items():
+        after = parsed(Path(ablations.write_variant(base, changes, tmp_path / "recipe.yaml")), tmp_path).as_dict()
+        different = {key for key in before if before[key] != after[key]} - {"recipe"}
+        assert different == set(changes), name

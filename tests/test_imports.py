@@ -10,9 +10,9 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "budget_trainer"
 STANDARD_ONLY = {"clock", "curves", "errors", "stages", "__init__"}
-NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "scheduler", "checkpoints", "run_folder"}
+NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "scheduler", "checkpoints", "run_folder", "flops"}
 LEAVES = {"errors", "curves", "clock", "distributed", "optimizers", "objective", "sparse", "evaluation", "report"}
-LEAVES |= {"model_card", "checkpoints", "data", "stages"}
+LEAVES |= {"model_card", "checkpoints", "data", "stages", "flops"}
 
 
 def imports(path, top_only=False):

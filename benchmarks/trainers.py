@@ -1,0 +1,139 @@
+"""The Trainers that run a workload: ours, as train_mlm.py builds it, and the stock one."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DataCollatorForLanguageModeling,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
+
+from benchmarks.measured import Gauge, Measured
+from benchmarks.workload import Rows, Text, Workload
+from budget_trainer.arguments import RunArguments
+from budget_trainer.callbacks.time_budget import TimeBudgetCallback
+from budget_trainer.clock import BudgetClock
+from budget_trainer.errors import InputError
+from budget_trainer.modeling import build_model
+from budget_trainer.objective import MaskingCollator
+from budget_trainer.optimizers import build_optimizer
+from budget_trainer.setup import ENDLESS_STEPS
+from budget_trainer.trainer import TimeBudgetTrainer
+
+LEARNING_RATE = 1e-4  # constant and low: speed is measured here, and no run may diverge
+
+
+class OurTrainer(Measured, TimeBudgetTrainer):
+    """train_mlm.py's Trainer, measured."""
+
+
+class StockTrainer(Measured, Trainer):
+    """Transformers' Trainer, measured."""
+
+
+def ours(w: Workload, text: Text, folder: Path) -> OurTrainer:
+    """The parts of train_mlm.py: its model, collator, data set, optimizer and Trainer, with a budget without an end."""
+    run = RunArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=w.batch_size,
+        gradient_accumulation_steps=w.gradient_accumulation_steps,
+        max_steps=ENDLESS_STEPS,
+        learning_rate=LEARNING_RATE,
+        bf16=w.bf16,
+        torch_compile=w.compile,
+        dataloader_num_workers=w.dataloader_num_workers,
+        use_cpu=w.use_cpu,
+        logging_steps=50,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    budget = TimeBudgetCallback(clock=BudgetClock("1000h"))
+    budget.save_seconds = 1.0  # nothing is saved here, so nothing is rehearsed
+    model = build_model(
+        w.model_type,
+        vocab_size=w.vocab_size,
+        special_ids=text.special_ids,
+        max_position_embeddings=w.block_size,
+        hidden_size=w.hidden_size,
+        num_hidden_layers=w.num_hidden_layers,
+        num_attention_heads=w.num_attention_heads,
+        intermediate_size=w.intermediate_size,
+        hidden_dropout_prob=w.dropout,
+        attention_probs_dropout_prob=w.dropout,
+        model_config=w.model_config,
+        sparse_mask_prediction=w.sparse,
+    )
+    collator = MaskingCollator(
+        seed=0,
+        special_ids=text.special_ids,
+        vocab_size=w.vocab_size,
+        block_size=w.block_size,
+        mlm_probability=w.mlm_probability,
+    )
+    trainer = OurTrainer(
+        model=model,
+        args=run,
+        train_dataset=text.blocks,
+        data_collator=collator,
+        create_optimizer_fn=partial(
+            build_optimizer, w.optimizer_type, learning_rate=LEARNING_RATE, weight_decay=run.weight_decay
+        ),
+        time_budget=budget,
+        curve="constant",
+        gauge=Gauge(run.device),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def stock(w: Workload, text: Text, folder: Path) -> StockTrainer:
+    """What a user writes with Transformers alone: stock model, collator, optimizer and Trainer at their defaults.
+
+    Only BERT, and without gradient accumulation, with which the stock class scales its loss wrongly.
+    """
+    if w.model_type != "bert" or w.gradient_accumulation_steps != 1:
+        raise InputError("stock: compares model_type bert without gradient accumulation; leave them at that")
+    tokenizer = text.tokenizer()
+    config = BertConfig(
+        vocab_size=w.vocab_size,
+        hidden_size=w.hidden_size,
+        num_hidden_layers=w.num_hidden_layers,
+        num_attention_heads=w.num_attention_heads,
+        intermediate_size=w.intermediate_size,
+        max_position_embeddings=w.block_size,
+        hidden_dropout_prob=w.dropout,
+        attention_probs_dropout_prob=w.dropout,
+    )
+    run = TrainingArguments(
+        str(folder),
+        max_steps=1_000_000,
+        per_device_train_batch_size=w.batch_size,
+        learning_rate=LEARNING_RATE,
+        weight_decay=0.01,
+        bf16=w.bf16,
+        torch_compile=w.compile,
+        dataloader_num_workers=w.dataloader_num_workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=w.use_cpu or not torch.accelerator.is_available(),
+        save_strategy="no",
+        report_to="none",
+        logging_steps=50,
+        disable_tqdm=True,
+    )
+    trainer = StockTrainer(
+        model=BertForMaskedLM(config),
+        args=run,
+        train_dataset=Rows(text.rows(w.batch_size)),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=w.mlm_probability),
+        processing_class=tokenizer,
+        gauge=Gauge(run.device),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer

@@ -1,0 +1,302 @@
+"""Each benchmark runs end to end at toy size, and its JSON has the keys that its table shows."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import ablations, quality_at_budget, scaling, throughput
+from benchmarks.measured import PHASES, Gauge, Stretches, shares
+from benchmarks.workload import ROWS, Text, Workload, fit, write_zipf
+from budget_trainer.errors import InputError
+from tests.conftest import ROOT, run
+
+TOY = ["--vocab_size", 200, "--seq_length", 32, "--steps", 2, "--warmup_steps", 1, "--peak_seconds", 0.02]
+TOY += ["--no_compile", "--heads", 2, "--intermediate_size", 64]
+
+
+# ---- throughput ----
+
+
+@pytest.fixture(scope="module")
+def throughput_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("throughput")
+    command = [sys.executable, "benchmarks/throughput.py", "--variants", "ours,stock", "--output_dir", folder]
+    command += [*TOY, "--rounds", 2, "--hidden_size", 32, "--layers", 1, "--batch_size", 4, "--use_cpu"]
+    done = run(command)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return json.loads((folder / "throughput.json").read_text()), done.stdout
+
+
+def test_throughput_writes_what_it_says(throughput_run):
+    result, printed = throughput_run
+    assert {"benchmark", "asked", "variants", "rounds", "versions", "hardware", "git_commit"} <= set(result)
+    assert len(result["rounds"]) == 2 and list(result["rounds"][1]) == ["stock", "ours"], "turns rotate"
+    for name, row in result["variants"].items():
+        assert {"median", "min", "max"} == set(row["tokens_per_second"]) == set(row["ratio_to_stock"])
+        assert row["tokens_per_second"]["min"] <= row["tokens_per_second"]["median"]
+        assert set(row["shares"]) == {*PHASES, "rest", "trainer_overhead"}
+        assert sum(row["shares"][phase] for phase in (*PHASES, "rest")) == pytest.approx(1)
+        assert all(row["shares"][phase] > 0 for phase in PHASES)
+        assert 0 < row["mfu"] <= row["mfu_computed"] and row["peak_memory_mib"] > 50
+        assert row["compile_seconds"] == 0 and row["workload"]["batch_size"] == 4
+        assert name in printed
+    assert result["variants"]["stock"]["ratio_to_stock"]["median"] == 1
+    ours, stock = (result["variants"][name] for name in ("ours", "stock"))
+    assert ours["dtype"] == "bfloat16" and stock["dtype"] == "float32"
+    assert ours["flops_per_token_computed"] < stock["flops_per_token_computed"]
+    # 4 of 30 tokens are predicted; the padded rows of our vocabulary (256 for 200) are the rest of the difference.
+    assert ours["flops_per_token"] == pytest.approx(stock["flops_per_token"], rel=0.05)
+
+
+def test_summary_of_throughput():
+    """2 rounds: 1,000 and 2,000 tokens/s of ours, 500 of stock; the ratio is taken round by round."""
+    jobs = {
+        "ours": Workload(batch_size=10, block_size=10),
+        "stock": Workload(batch_size=10, block_size=10, sparse=False, bf16=False),
+    }
+    facts = {
+        name: {"peak_flops": peak, "flops_per_token": 2.0, "flops_per_token_computed": 4.0, "device": "cpu"}
+        | {"warmup_seconds": 3.0, "warmup_steps": 2, "first_step_seconds": 2.0}
+        for name, peak in (("ours", 1e6), ("stock", 5e5))
+    }
+
+    def turn(seconds):
+        return {"steps": 10, "seconds": seconds, "phases": dict.fromkeys(PHASES, seconds / 10), "peak_memory_mib": 7.0}
+
+    rounds = [{"ours": turn(1.0), "stock": turn(2.0)}, {"ours": turn(0.5), "stock": turn(2.0)}]
+    rows = throughput.summarise(jobs, facts, rounds, {})
+    assert rows["ours"]["tokens_per_second"] == {"median": 1500, "min": 1000, "max": 2000}
+    assert rows["ours"]["ratio_to_stock"] == {"median": 3, "min": 2, "max": 4}
+    assert rows["ours"]["mfu"] == pytest.approx(2 * 1500 / 1e6)
+    assert rows["stock"]["mfu_computed"] == pytest.approx(4 * 500 / 5e5)
+    assert rows["ours"]["shares"]["rest"] == pytest.approx(0.5)
+    assert rows["ours"]["shares"]["trainer_overhead"] == pytest.approx(0.7)
+    assert rows["ours"]["compile_seconds"] == pytest.approx(3.0 - 2 * 100 / 1500)
+    assert rows["stock"]["compile_seconds"] > 0, "its job says compile"
+    assert len(throughput.table(rows).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--variants", "ours,theirs"], "variants: 'theirs' is unknown"),
+        (["--rounds", "0"], "rounds: 0 is below 1"),
+        (["--steps", "0"], "steps: 0 is below 1"),
+    ],
+)
+def test_throughput_refuses(flags, message):
+    with pytest.raises(InputError, match=message):
+        throughput.parse(flags)
+
+
+def test_variants_are_what_their_names_say():
+    a = throughput.parse(["--stock_bf16", "--variants", ",".join(throughput.VARIANTS), "--model_config", '{"a": 1}'])
+    jobs = {name: throughput.workload(a, name) for name in a.names}
+    assert list(jobs) == list(throughput.VARIANTS), "stock_bf16 is not there twice"
+    assert jobs["ours"] == Workload(model_config={"a": 1})
+    assert (jobs["stock"].sparse, jobs["stock"].bf16, jobs["stock"].compile) == (False, False, False)
+    assert jobs["stock"].model_config is None and jobs["stock_bf16"].bf16
+    assert jobs["dense"] == Workload(sparse=False, model_config={"a": 1})
+    assert jobs["ours_modernbert"].intermediate_size == 704, "two thirds of 1024, a multiple of 64"
+
+
+# ---- text ----
+
+
+def test_made_text(tmp_path):
+    write_zipf(tmp_path / "a.arrow", rows=ROWS, block_size=8, vocab_size=50)
+    text = Text(str(tmp_path / "a.arrow"), Workload(vocab_size=50, block_size=8))
+    rows = text.rows(multiple=100)
+    assert rows.shape == (16_400, 8) and rows.dtype == torch.int32
+    assert (rows[:, 0] == 2).all() and (rows[:, -1] == 3).all()
+    body = rows[:, 1:-1]
+    assert body.min() == 5 and body.max() == 49
+    counts = torch.bincount(body.flatten(), minlength=50)[5:].double()
+    expected = 1 / (torch.arange(45) + 2.7)
+    assert torch.allclose(counts / counts.sum(), expected.double() / expected.sum(), atol=0.005)
+    tokenizer = text.tokenizer()
+    assert len(tokenizer) == 50 and tokenizer.mask_token_id == 4 and tokenizer.pad_token_id == 0
+
+
+def test_text_from_a_data_folder(data_dir, tmp_path):
+    workload, path = fit(Workload(block_size=64), str(data_dir), tmp_path)
+    assert path == str(data_dir) and workload.vocab_size < 30_522
+    text = Text(path, workload)
+    assert text.rows(8).shape[1] == 64 and text.tokenizer().mask_token_id == text.special_ids["mask"]
+    with pytest.raises(InputError, match="give --seq_length 64"):
+        fit(Workload(block_size=128), str(data_dir), tmp_path)
+
+
+@pytest.mark.parametrize(("block", "vocabulary"), [(2, 100), (8, 5)])
+def test_text_without_room(block, vocabulary, tmp_path):
+    with pytest.raises(InputError, match="seq_length"):
+        write_zipf(tmp_path / "a.arrow", rows=1, block_size=block, vocab_size=vocabulary)
+
+
+# ---- phases ----
+
+
+def test_phases_add_up():
+    gauge = Gauge(torch.device("cpu"))
+    with gauge.phase("forward"):
+        sum(range(1000))
+    assert gauge.seconds["forward"] > 0 and gauge.seconds["backward"] == 0
+    account = shares({"data_wait": 1.0, "forward": 3.0, "backward": 4.0, "clip": 0.5, "optimizer": 1.0}, 10.0)
+    assert account["rest"] == pytest.approx(0.05) and account["trainer_overhead"] == pytest.approx(0.2)
+
+
+def test_stretches_leave_out_warmup_and_waiting():
+    """2 steps of warm-up, a stretch of 3 after a settling step, a stretch of 1 after another, the end."""
+    accounts, counts, answers = [], [], [(3, False), (1, True), None]
+
+    def next_stretch(account):
+        accounts.append(account)
+        counts.append(steps)
+        return answers[len(accounts) - 1]
+
+    callback = Stretches(Gauge(torch.device("cpu")), 2, next_stretch)
+    control = SimpleNamespace(should_training_stop=False)
+    callback.on_train_begin(None, None, control)
+    steps = 0
+    while not control.should_training_stop:
+        steps += 1
+        assert steps < 20
+        callback.on_step_end(None, None, control)
+    assert counts == [2, 6, 8]
+    assert set(accounts[0]) == {"warmup_seconds", "first_step_seconds"}
+    assert [account["steps"] for account in accounts[1:]] == [3, 1]
+    assert set(accounts[1]) == {"steps", "seconds", "phases", "peak_memory_mib"}
+
+
+# ---- scaling ----
+
+
+def test_scaling_goes_on_after_a_point_that_fails(tmp_path):
+    command = [sys.executable, "benchmarks/scaling.py", "--sizes", "33x1", "32x1", "--batch_sizes", 4]
+    done = run([*command, *TOY, "--launch", "cpu", "--output_dir", tmp_path, "--png"])
+    assert done.returncode == 0, done.stderr + done.stdout
+    result = json.loads((tmp_path / "scaling.json").read_text())
+    assert {"benchmark", "asked", "points", "versions", "hardware", "git_commit"} <= set(result)
+    failed, good = result["points"]
+    assert failed["status"] == "failed" and "hidden_size=33" in failed["error"]
+    assert good["status"] == "ok" and good["launch"] == "cpu" and good["workload"]["hidden_size"] == 32
+    figures = "processes parameters tokens_per_second step_seconds mfu peak_memory_mib first_step_seconds".split()
+    assert all(good[name] > 0 for name in figures)
+    assert good["tokens_per_second"] == pytest.approx(4 * 32 / good["step_seconds"])
+    assert "failed: " in done.stdout and (tmp_path / "scaling.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("a\nerror: sizes: bad\nsubprocess.CalledProcessError: Command", "error: sizes: bad"),
+        ("torch.OutOfMemoryError: CUDA out of memory\nE1 torch.distributed ChildFailedError:\n", "torch.OutOfMemory"),
+        ("Killed\n", "Killed"),
+        ("", "no output"),
+    ],
+)
+def test_the_last_line_of_a_point(log, line):
+    assert scaling.last_error(log).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sizes", "256"], "sizes: '256' is not width x layers"),
+        (["--launch", "nonesuch"], "launch: 'nonesuch' is none of"),
+        (["--launch", "ddp:x"], "launch: 'ddp:x' is none of"),
+        (["--steps", "0"], "steps: 0 is below 1"),
+    ],
+)
+def test_scaling_refuses(flags, message):
+    with pytest.raises(InputError, match=message):
+        scaling.parse(flags)
+
+
+def test_points_are_every_combination():
+    a = scaling.parse(["--sizes", "128x2", "256x4", "--batch_sizes", "8", "16", "--launch", "cpu", "ddp:4"])
+    jobs = scaling.points(a)
+    assert len(jobs) == 8 and [launch for launch, _ in jobs[::4]] == ["cpu", "ddp:4"]
+    assert jobs[2][1].num_attention_heads == 4 and jobs[2][1].intermediate_size == 1024
+    assert a.launches[1] == (str(ROOT / "accelerate_configs" / "ddp.yaml"), ["--num_processes", "4"])
+
+
+# ---- quality at a budget ----
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Flags of quality_at_budget.py whose files exist."""
+    for name in ("text", "eval_text", "tokenizer", "stock_script", "eval_script"):
+        (tmp_path / name).touch()
+    flags = [part for name in ("text", "eval_text", "tokenizer") for part in (f"--{name}", str(tmp_path / name))]
+    flags += [part for name in ("stock_script", "eval_script") for part in (f"--{name}", str(tmp_path / name))]
+    flags += ["--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml"), "--output_dir", str(tmp_path / "out")]
+    return [*flags, "--recipes", str(ROOT / "recipes" / "cpu_10m.yaml")]
+
+
+def test_variants_run_seed_by_seed(asked):
+    flags = ["--seeds", "2", "--stock_learning_rates", "1e-3", "--ablate", "wide: hidden_size=512 curve=cosine"]
+    a = quality_at_budget.parse([*asked, *flags, "--ablate", "plain: offset_heads=null"])
+    jobs = quality_at_budget.plan(a)
+    assert [(job["name"], job["seed"]) for job in jobs if job["kind"] != "stock"] == [
+        ("cpu_10m", 0),
+        ("wide", 0),
+        ("plain", 0),
+        ("cpu_10m", 1),
+        ("wide", 1),
+        ("plain", 1),
+    ]
+    assert sum(job["kind"] == "stock" for job in jobs) == 1
+    assert jobs[2]["changes"] == {"hidden_size": "512", "curve": "cosine"} and "changes" not in jobs[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ablate", "wide hidden_size=512"], "cannot be read"),
+        (["--ablate", "wide: hidden_size"], "cannot be read"),
+        (["--ablate", "wide:"], "changes nothing"),
+        (["--ablate", "a: curve=exp", "--ablate", "a: curve=wsd"], "given twice"),
+        (["--ablate", "a: hidden=512"], "'hidden', which is no flag"),
+        (["--ablate", "cpu_10m: curve=exp"], "name of another run"),
+        (["--ablate", "a: curve=exp", "--recipes", "recipes/cpu_10m.yaml", "recipes/quickstart.yaml"], "one recipe"),
+        (["--ablations", "nonesuch.yaml"], "cannot be read"),
+    ],
+)
+def test_bad_variants(flags, message, asked):
+    with pytest.raises(InputError, match=message):
+        quality_at_budget.parse([*asked, *flags])
+
+
+def results():
+    """Two seeds of a recipe and a variant, the second seed 0.1 harder for both; one stock run."""
+    common = {"loss": 4.0, "accuracy": 0.3, "used_seconds": 10.0}
+    rows = [("ours", "base", 0, 1.7, 100), ("ablation", "off", 0, 1.9, 50), ("ours", "base", 1, 1.8, 100)]
+    rows += [("ablation", "off", 1, 2.1, 100), ("stock", "stock lr 1e-3", 0, 2.7, 20)]
+    keys = ("kind", "name", "seed", "bits_per_byte", "tokens_per_second")
+    return [{**common, **dict(zip(keys, row, strict=True))} for row in rows]
+
+
+def test_summary_of_variants():
+    base, off, stock = quality_at_budget.summarise(results())
+    bits = base["bits_per_byte"]
+    assert [bits[key] for key in ("median", "mean", "min", "max", "spread")] == pytest.approx(
+        [1.75, 1.75, 1.7, 1.8, 0.1]
+    )
+    assert base["mean_bits_per_byte_below_stock"] == pytest.approx(0.95)
+    assert "bits_per_byte_to_base" not in base and "bits_per_byte_to_base" not in stock
+    delta = off["bits_per_byte_to_base"]
+    assert [delta[key] for key in ("mean", "min", "max")] == pytest.approx([0.25, 0.2, 0.3])
+    assert off["tokens_per_second_to_base"] == pytest.approx(0.75)
+    assert "+0.250" in ablations.table([base, off, stock]) and "stock" not in ablations.table([base, off, stock])
+    assert ablations.table([base, stock]) == ""
+    assert len(quality_at_budget.table([base, off, stock]).splitlines()) == 4
+
+
+def test_a_variant_without_its_seed_of_the_base():
+    rows = quality_at_budget.summarise([result for result in results() if result["kind"] != "ours"])
+    assert "bits_per_byte_to_base" not in rows[0]
