@@ -1,7 +1,8 @@
 """A simple sentence splitter, for the segments of next-sentence prediction.
 
 A sentence ends at `.`, `!`, `?` or an ellipsis, with any closing quotes and brackets after it, where white space and then a
-capital letter, a digit or an opening quote or bracket follow. So "e.g. this" stays together and "Dr. Smith" does not.
+capital letter or a digit follow, opening quotes and brackets before it or not. "e.g. this" stays together, "Dr. Who" does
+not, and a script without capitals is not split: its documents are cut by length.
 """
 
 import re
