@@ -47,7 +47,7 @@ def train(argv: Sequence[str] | None = None) -> int:
     launch.configure_logging(run)
     checkpoint = run_folder.find_checkpoint(output_dir, run.resume_from_checkpoint)
     data = DataFolder.open(recipe.data_dir)
-    blocks = data.train(seed=run.seed)
+    blocks = data.train(seed=run.seed, columns=data.columns_for(document_mask=recipe.data.document_mask))
     setup.check_data(data, blocks, recipe)
     launch.check_trackers(run)
     job = run_folder.restore_clock(CLOCK, output_dir, checkpoint)

@@ -61,6 +61,8 @@ class DataArguments:
     random_replace_prob: float = _flag(0.1, "Share of these shown as a random token; the rest stays.")
     max_predictions_per_seq: int | None = _flag(None, "Prediction slots per block; None: what mlm_probability needs.")
     dup_factor: int | None = _flag(None, "This many fixed maskings of each block; None: fresh masks in every epoch.")
+    whole_word_mask: bool = _flag(False, "Mask whole words: all tokens of a word or none.")
+    document_mask: bool = _flag(False, "No attention across the documents of a block (packing packed).")
 
 
 @dataclass

@@ -7,21 +7,26 @@ one integer, "samples consumed": resuming is O(1), exact, and the same for any n
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from budget_trainer.errors import InputError
+from budget_trainer.permutation import permute
+from budget_trainer.rows import Rows
 
 FORMAT_VERSION = 1
 ENDLESS = 2**62  # len() of the endless data set: fits any signed 64-bit counter
-_ROUNDS = 8
-_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # the constants of splitmix64's finaliser
+# Columns beside input_ids, and the packing whose folders hold them.
+MADE_BY = {"document_ids": "packed", "token_type_ids": "nsp", "next_sentence_label": "nsp"}
+_NO_DOCUMENTS_TO_PART = {
+    "one_document": "a block holds one document, so there is nothing to mask",
+    "nsp": "a block holds one sentence pair, so there is nothing to mask",
+}
 
 
 @dataclass(frozen=True)
@@ -74,18 +79,52 @@ class DataFolder:
             digest.update(entry["sha256"].encode())
         return digest.hexdigest()
 
-    def train(self, seed: int) -> "BlockDataset":
-        """The endless training set in the order of `seed`."""
+    @property
+    def train_columns(self) -> tuple[str, ...]:
+        """What the training rows hold, input_ids first; older folders do not list it."""
+        old = ("input_ids", "document_ids") if self.manifest["packing"] == "packed" else ("input_ids",)
+        return tuple(self.manifest["splits"]["train"].get("columns", old))
+
+    def columns_for(self, *, document_mask: bool = False, next_sentence: bool = False) -> tuple[str, ...]:
+        """The columns to train with: `document_ids` for a document mask, types and labels for next-sentence prediction.
+
+        InputError names the flag (document_mask or add_nsp) that this folder's packing does not serve."""
+        packing = self.manifest["packing"]
+        if document_mask and packing in _NO_DOCUMENTS_TO_PART:
+            raise InputError(
+                f"document_mask: data folder {self.path} has packing {packing}: {_NO_DOCUMENTS_TO_PART[packing]}; leave "
+                "document_mask out, or make the folder anew with `python -m data_prep.blocks --packing packed`"
+            )
+        if next_sentence and "next_sentence_label" not in self.train_columns:
+            raise InputError(
+                f"add_nsp: data folder {self.path} has packing {packing}, without sentence pairs; make the folder anew "
+                "with `python -m data_prep.blocks --packing nsp`, or leave add_nsp out"
+            )
+        documents = ("document_ids",) if document_mask else ()
+        pairs = ("token_type_ids", "next_sentence_label") if next_sentence else ()
+        return ("input_ids", *documents, *pairs)
+
+    def train(self, seed: int, columns: Sequence[str] = ("input_ids",)) -> "BlockDataset":
+        """The endless training set in the order of `seed`. InputError names a column that the folder does not have."""
         files, rows = self._files("train")
-        return BlockDataset(files, rows, self.block_size, seed)
+        for name in columns:
+            if name not in ("input_ids", *MADE_BY):
+                raise InputError(f"column {name!r} is unknown; choose of input_ids, {', '.join(MADE_BY)}")
+            if name not in self.train_columns:
+                raise InputError(
+                    f"column {name}: data folder {self.path} (packing {self.manifest['packing']}) has none; make a folder "
+                    f"with `python -m data_prep.blocks --packing {MADE_BY[name]}`"
+                )
+        lengths = {name: 0 if name == "next_sentence_label" else self.block_size for name in columns}
+        return BlockDataset(files, rows, lengths, seed)
 
     def validation_rows(self, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The first `limit` validation rows (all: None): input_ids and token_bytes, both int64 [n, Lv]."""
         files, rows = self._files("validation")
         length = int(self.manifest["validation_block_size"])
         wanted = np.arange(rows if limit is None else min(limit, rows))
-        ids, sizes = (_Rows(files, column, length, rows).take(wanted) for column in ("input_ids", "token_bytes"))
-        return ids, sizes
+        found = Rows(files, {"input_ids": length, "token_bytes": length}, rows).take(wanted)
+        return found["input_ids"], found["token_bytes"]
 
     def load_tokenizer(self) -> Any:
         """The tokenizer the blocks were made with; never asks the network."""
@@ -96,11 +135,11 @@ class DataFolder:
     def unigram_counts(self, max_rows: int = 20000) -> np.ndarray:
         """Occurrences of each token, special ones included, in `max_rows` evenly spaced train rows: int64 [vocab]."""
         files, rows = self._files("train")
-        reader = _Rows(files, "input_ids", self.block_size, rows)
+        reader = Rows(files, {"input_ids": self.block_size}, rows)
         wanted = np.arange(rows) if rows <= max_rows else np.arange(max_rows) * rows // max_rows
         counts = np.zeros(self.vocab_size, np.int64)
         for part in np.array_split(wanted, max(1, len(wanted) // 4096)):
-            counts += np.bincount(reader.take(part).ravel(), minlength=self.vocab_size)
+            counts += np.bincount(reader.take(part)["input_ids"].ravel(), minlength=self.vocab_size)
         return counts
 
     def _files(self, split: str) -> tuple[list[Path], int]:
@@ -115,29 +154,32 @@ class DataFolder:
 
 class BlockDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Endless training set indexed by the global sample number (module docstring). Pickles as its file names and
-    opens the files on first use in each process, so it serves any number of forked or spawned DataLoader workers."""
+    opens the files on first use in each process, so it serves any number of forked or spawned DataLoader workers.
 
-    def __init__(self, files: Sequence[Path], rows: int, block_size: int, seed: int) -> None:
+    `columns`: name -> values in each row, 0 for a single one (`Rows`)."""
+
+    def __init__(self, files: Sequence[Path], rows: int, columns: Mapping[str, int], seed: int) -> None:
         self.rows = rows
         self.seed = seed
-        self._reader = _Rows(list(files), "input_ids", block_size, rows)
+        self._reader = Rows(files, columns, rows)
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, sample: int) -> dict[str, Any]:
-        """One sample: input_ids int64 [L], epoch and row int64 scalars."""
+        """One sample: its columns, epoch and row, without the B of `__getitems__`."""
         return {name: values[0] for name, values in self.__getitems__([sample]).items()}
 
     def __getitems__(self, samples: Sequence[int]) -> dict[str, np.ndarray]:
-        """The batch of these samples, for torch's fetcher: input_ids [B, L], epoch [B], row [B], all int64."""
+        """The batch of these samples, for torch's fetcher, all int64: input_ids [B, L] and whatever columns were asked
+        for ([B, L], next_sentence_label [B]), epoch [B], row [B]."""
         numbers = np.asarray(samples, np.int64)
         epochs = numbers // self.rows
         rows = np.empty_like(numbers)
         for epoch in np.unique(epochs):  # nearly always one
             here = epochs == epoch
             rows[here] = permute(numbers[here] % self.rows, self.rows, self.seed, int(epoch))
-        return {"input_ids": self._reader.take(rows), "epoch": epochs, "row": rows}
+        return {**self._reader.take(rows), "epoch": epochs, "row": rows}
 
 
 class ExactSampler(torch.utils.data.Sampler[int]):
@@ -152,80 +194,6 @@ class ExactSampler(torch.utils.data.Sampler[int]):
 
     def __len__(self) -> int:
         return self.length
-
-
-def permute(positions: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
-    """Where a keyed bijection of range(n) sends `positions` (any shape, each in [0, n)): int64 of the same shape.
-
-    A balanced Feistel network permutes the 4**k numbers that enclose range(n) (at most 4 n of them); a result outside
-    is sent through again until it falls inside ("cycle walking", Black and Rogaway 2002), which keeps it a bijection.
-    No memory beyond the positions: an epoch of a billion rows needs no list.
-    """
-    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
-    digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=8 * _ROUNDS).digest()
-    keys = np.frombuffer(digest, "<u8").astype(np.uint64)
-    values = np.array(positions, np.uint64)  # a copy: walked in place
-    outside = np.ones(values.shape, bool)
-    while outside.any():
-        values[outside] = _feistel(values[outside], half, keys)
-        outside = values >= np.uint64(n)
-    return values.astype(np.int64)
-
-
-def _feistel(values: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    left, right = values >> half, values & mask
-    for key in keys:
-        mixed = right ^ key
-        for shift, factor in zip((30, 27), _MIX, strict=True):
-            mixed = (mixed ^ (mixed >> np.uint64(shift))) * factor  # array arithmetic wraps modulo 2**64
-        # The high bits are the well mixed ones.
-        left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(32)) & mask
-    return (left << half) | right
-
-
-class _Rows:
-    """Rows of one fixed-size column over several memory-mapped Arrow stream files, as zero-copy [n, L] views."""
-
-    def __init__(self, files: list[Path], column: str, length: int, rows: int) -> None:
-        self._files, self._column, self._length, self._rows = files, column, length, rows
-        self._views: list[np.ndarray] | None = None
-        self._ends = np.zeros(0, np.int64)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_views": None}  # maps are per process: reopened on first use
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """int64 [len(rows), L]"""
-        views = self._open() if self._views is None else self._views
-        where = np.searchsorted(self._ends, rows, side="right")
-        out = np.empty((len(rows), self._length), np.int64)
-        for i, (view, row) in enumerate(zip(where.tolist(), rows.tolist(), strict=True)):
-            out[i] = views[view][row - self._ends[view]]  # ends[view] - row counts from the end: see _open
-        return out
-
-    def _open(self) -> list[np.ndarray]:
-        views = []
-        for file in self._files:
-            try:
-                table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
-                chunks = table.column(self._column).chunks
-            except (pa.ArrowInvalid, KeyError, OSError) as error:
-                raise InputError(
-                    f"data file {file} cannot be read ({str(error).splitlines()[0]}); make the folder anew "
-                    "with data_prep.blocks"
-                ) from error
-            for chunk in chunks:
-                if len(chunk):
-                    views.append(chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, self._length))
-        self._ends = np.cumsum([len(view) for view in views], dtype=np.int64)
-        if not views or self._ends[-1] != self._rows:
-            raise InputError(
-                f"data folder {self._files[0].parent}: the manifest lists {self._rows} rows, the files hold "
-                f"{self._ends[-1] if views else 0}; make the folder anew with data_prep.blocks"
-            )
-        self._views = views
-        return views
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

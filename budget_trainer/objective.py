@@ -1,49 +1,40 @@
 """Dynamic masking as a pure function of (seed, epoch, row, position).
 
-Every random decision is a counter-based hash (the finaliser of SplitMix64: Steele, Lea and Flood, OOPSLA 2014) of the
-place where it is taken, so a block gets the same mask whatever the number of ranks, workers or restarts, and
-nothing has to be saved to resume. All arithmetic is modulo 2**64 on numpy arrays, without a loop over rows.
+Every random decision is a counter-based hash of the place where it is taken (`hashing`), so a block gets the same mask
+whatever the number of ranks, workers or restarts, and nothing has to be saved to resume. No loop over rows.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from budget_trainer.choice import I64, choose_words, slots_of, smallest, word_table
 from budget_trainer.errors import InputError
+from budget_trainer.hashing import U64, hash64, uniform
+from budget_trainer.objective_checks import check_counts, check_parts, check_rates, check_special_ids
 
 IGNORED_LABEL = -100  # the label that torch's cross entropy leaves out by default
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: the increment of SplitMix64
-_MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
 _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
+_TOP = np.uint64(1 << 63)
 # One constant per decision, so that which token is chosen says nothing about what happens to it.
 _STREAM_CHOICE, _STREAM_ACTION, _STREAM_TOKEN = np.uint64(1), np.uint64(2), np.uint64(3)
 
 Batch = Mapping[str, Any] | Sequence[Mapping[str, Any]]
-U64 = NDArray[np.uint64]
 
 
-def mix64(x: U64) -> U64:
-    """Return a bijective scrambling of uint64 values of any shape (the output function of SplitMix64)."""
-    x = (x ^ (x >> np.uint64(30))) * _MULTIPLY_1
-    x = (x ^ (x >> np.uint64(27))) * _MULTIPLY_2
-    return x ^ (x >> np.uint64(31))
+class Realised(NamedTuple):
+    """What masking did to one batch, in tokens: the rate is predicted / candidates, [MASK]'s share masked / predicted."""
 
-
-def hash64(key: U64, counter: U64) -> U64:
-    """Return 64 hash bits for each broadcast pair of key and counter."""
-    return mix64(mix64(key) + (counter + np.uint64(1)) * _GOLDEN)
-
-
-def uniform(bits: U64) -> NDArray[np.float64]:
-    """Turn 64 hash bits into a float64 in [0, 1), from their upper 53."""
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    predicted: int
+    candidates: int  # ordinary tokens: not [CLS], [SEP] or padding
+    masked: int  # predicted tokens that are shown as [MASK]
 
 
 def prediction_slots(mlm_probability: float, block_size: int) -> int:
@@ -63,14 +54,18 @@ class MaskingCollator:
         special_ids: token ids named pad, unk, cls, sep and mask.
         vocab_size: len(tokenizer); random tokens are drawn below it, never a special one.
         mlm_probability: the share of tokens to predict, in (0, 1].
-        mask_replace_prob, random_replace_prob: 0.8 and 0.1 as in BERT; their sum is at most 1.
+        mask_replace_prob, random_replace_prob: 0.8 and 0.1 as in BERT, 1 and 0 for all-[MASK]; together at most 1.
         max_predictions_per_seq: S, the slots of a block (20 in the paper). By default `prediction_slots`, the smallest
             number that never cuts a choice short: 19 for blocks of 128 at 15 %.
-        block_size: tokens in a block, [CLS] and [SEP] included.
+        block_size: L, tokens in a block, [CLS] and [SEP] included.
         dup_factor: with N, the epoch counts modulo N: N fixed maskings of each block, as the original's data held;
             None gives fresh masks for ever.
         has_padding: True when blocks may hold padding. The output then always has an attention mask, else never:
             keys stay the same in every batch (torch.compile), and full blocks take the faster attention without one.
+        whole_words: bool [vocab_size] from `whole_words.continues_word`. Words are then chosen whole, by the hash of their
+            first token, as many as fit into the wanted number of tokens; where none fits, none is predicted.
+        sequence_parts: P. A block is cut into P blocks of L / P tokens, each with its own [CLS] and [SEP], which overwrite
+            the tokens at its ends. S is that of the part: `prediction_slots`, or max_predictions_per_seq / P rounded up.
 
     Raises:
         InputError: an argument is out of its range.
@@ -89,48 +84,89 @@ class MaskingCollator:
         max_predictions_per_seq: int | None = None,
         dup_factor: int | None = None,
         has_padding: bool = False,
+        whole_words: NDArray[np.bool_] | None = None,
+        sequence_parts: int = 1,
     ) -> None:
-        _check_special_ids(special_ids, vocab_size)
-        _check_rates(mlm_probability, mask_replace_prob, random_replace_prob)
-        _check_counts(block_size, max_predictions_per_seq, dup_factor)
+        check_special_ids(special_ids, vocab_size)
+        check_rates(mlm_probability, mask_replace_prob, random_replace_prob)
+        check_counts(block_size, max_predictions_per_seq, dup_factor)
         self.seed = seed
-        self.mlm_probability = mlm_probability
         self.mask_replace_prob = mask_replace_prob
         self.random_replace_prob = random_replace_prob
         self.block_size = block_size
-        self.slots = max_predictions_per_seq or prediction_slots(mlm_probability, block_size)
+        self.max_predictions_per_seq = max_predictions_per_seq
         self.dup_factor = dup_factor
         self.has_padding = has_padding
-        self.pad_id, self.mask_id = special_ids["pad"], special_ids["mask"]
-        self._never_chosen = tuple(special_ids[name] for name in ("pad", "cls", "sep"))
-        self._ordinary_ids = np.setdiff1d(np.arange(vocab_size), list(special_ids.values()))
+        self.pad_id, self.cls_id, self.sep_id, self.mask_id = (special_ids[n] for n in ("pad", "cls", "sep", "mask"))
+        specials = sorted(set(special_ids.values()))
+        self._ordinary_ids = np.setdiff1d(np.arange(vocab_size), specials)
+        self._words = None if whole_words is None else word_table(whole_words, specials, vocab_size)
+        self._set_stage(mlm_probability, sequence_parts)
+
+    def with_stage(
+        self, *, mlm_probability: float | None = None, sequence_parts: int | None = None
+    ) -> MaskingCollator:
+        """Return a copy for another stage of the budget; None leaves a value as it is. This one does not change.
+
+        The slots follow rate and parts, or the parts alone where max_predictions_per_seq was given.
+        """
+        other = copy.copy(self)
+        other._set_stage(
+            self.mlm_probability if mlm_probability is None else mlm_probability,
+            self.sequence_parts if sequence_parts is None else sequence_parts,
+        )
+        return other
+
+    def _set_stage(self, mlm_probability: float, sequence_parts: int) -> None:
+        check_rates(mlm_probability, self.mask_replace_prob, self.random_replace_prob)
+        check_parts(sequence_parts, self.block_size)
+        self.mlm_probability, self.sequence_parts = mlm_probability, sequence_parts
+        if self.max_predictions_per_seq is None:
+            self.slots = prediction_slots(mlm_probability, self.block_size // sequence_parts)
+        else:
+            self.slots = -(-self.max_predictions_per_seq // sequence_parts)
 
     def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Mask one batch.
 
         Args:
             batch: `input_ids` [B, L], `epoch` [B] and `row` [B], integer arrays; or a list of such samples without B.
-                `token_type_ids` [B, L] are passed on.
+                Where they are there, `document_ids` [B, L] and `token_type_ids` [B, L] are cut like the ids and passed
+                on, `next_sentence_label` [B] is passed on.
 
         Returns:
-            int64 tensors: `input_ids` [B, L] after corruption, `masked_positions` [B, S] in rising order (0 in unused
-            slots), `labels` [B, S] (-100 in unused slots), and `attention_mask` [B, L] where blocks may be padded.
+            int64 tensors, N = B * P blocks of M = L / P tokens, the parts of a block side by side: `input_ids` [N, M]
+            after corruption, `masked_positions` [N, S] in rising order (0 in unused slots), `labels` [N, S] (-100 in
+            unused slots), and `attention_mask` [N, M] where blocks may be padded. A part without a token has [CLS] as
+            its only visible position and predicts nothing.
+
+        Raises:
+            InputError: padding without has_padding; a length that the parts do not divide; sentence pairs in parts.
         """
         rows = _stack(batch)
         ids = np.array(rows["input_ids"], dtype=np.int64)  # a copy: the caller's may be a memory map
         keys = self._row_keys(np.asarray(rows["epoch"]), np.asarray(rows["row"]))
         if not self.has_padding and (ids == self.pad_id).any():
             raise InputError("has_padding=False, but a block holds padding: set has_padding=True")
+        out = self._passed_on(rows, ids.shape)
+        ids = self._cut_ids(ids)
         positions, used = self._choose(ids, keys)
         originals = np.take_along_axis(ids, positions, axis=1)
-        out = {"attention_mask": (ids != self.pad_id).astype(np.int64)} if self.has_padding else {}
+        if self.has_padding:
+            out["attention_mask"] = (ids != self.pad_id).astype(np.int64)
         # Only used slots write: an unused one points at position 0, which may hold a token that is to stay.
         r, s = np.nonzero(used)
-        ids[r, positions[r, s]] = self._replace(originals, positions, keys)[r, s]
+        ids[r, positions[r, s]] = self._replace(originals, positions, keys, ids.shape[1])[r, s]
         out |= {"input_ids": ids, "masked_positions": positions, "labels": np.where(used, originals, IGNORED_LABEL)}
-        if "token_type_ids" in rows:
-            out["token_type_ids"] = np.array(rows["token_type_ids"], dtype=np.int64)
         return {name: torch.from_numpy(array) for name, array in out.items()}
+
+    def realised(self, batch: Mapping[str, Any]) -> Realised:
+        """Count what masking did to a collated batch (CPU tensors or arrays; exact: corruption keeps specials apart)."""
+        ids, labels = np.asarray(batch["input_ids"]), np.asarray(batch["labels"])
+        used = labels != IGNORED_LABEL
+        shown = np.take_along_axis(ids, np.asarray(batch["masked_positions"]), axis=1)
+        masked = np.count_nonzero(used & (shown == self.mask_id))
+        return Realised(int(np.count_nonzero(used)), int(np.count_nonzero(self._candidates(ids))), int(masked))
 
     def _row_keys(self, epoch: NDArray[Any], row: NDArray[Any]) -> U64:
         """Return the key [B, 1] of each block's masking in its epoch."""
@@ -139,22 +175,66 @@ class MaskingCollator:
         seed = np.array([self.seed & int(_LAST)], dtype=np.uint64)
         return hash64(hash64(seed, epoch.astype(np.uint64)), row.astype(np.uint64))[:, None]
 
-    def _choose(self, ids: NDArray[np.int64], keys: U64) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the positions [B, S] to predict, rising, 0 where unused; and which slots are used [B, S]."""
-        length = ids.shape[1]
-        candidate = ~np.logical_or.reduce([ids == special for special in self._never_chosen])
-        counts = candidate.sum(axis=1)
-        wanted = np.minimum(np.maximum(1, np.rint(self.mlm_probability * counts)), np.minimum(counts, self.slots))
-        score = np.where(candidate, hash64(keys ^ _STREAM_CHOICE, np.arange(length, dtype=np.uint64)), _LAST)
-        order = np.argsort(score, axis=1, kind="stable")[:, : self.slots]
-        slot = np.arange(self.slots)
-        used = slot < wanted[:, None]
-        order = np.pad(order, ((0, 0), (0, self.slots - order.shape[1])))  # where S exceeds the length
-        positions = np.sort(np.where(used, order, length), axis=1)  # used slots come first
-        return np.where(used, positions, 0), used
+    def _cut_ids(self, ids: I64) -> I64:
+        """Cut [B, L] into [N, M] and write [CLS] and [SEP] at the borders between the parts."""
+        if self.sequence_parts == 1:
+            return ids
+        parts = ids.reshape(len(ids), self.sequence_parts, -1)
+        parts[:, 1:, 0] = self.cls_id  # also where the part is all padding: one position has to be visible
+        ends = parts[:, :-1, -1]
+        ends[ends != self.pad_id] = self.sep_id  # a text that ended before has its [SEP]
+        return parts.reshape(-1, parts.shape[2])
 
-    def _replace(self, originals: NDArray[np.int64], positions: NDArray[np.int64], keys: U64) -> NDArray[np.int64]:
-        """Return what stands in the input at the chosen positions [B, S]."""
+    def _passed_on(self, rows: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+        """Return the columns besides the ids, int64, cut like them."""
+        if shape[1] % self.sequence_parts:
+            raise InputError(f"sequence_parts={self.sequence_parts} does not divide the block's {shape[1]} tokens")
+        out: dict[str, NDArray[Any]] = {}
+        for name in ("document_ids", "token_type_ids"):
+            if name in rows:
+                values = np.array(rows[name], dtype=np.int64)
+                out[name] = values.reshape(-1, shape[1] // self.sequence_parts)
+        if self.sequence_parts > 1 and "document_ids" in out:
+            documents = out["document_ids"]
+            # [CLS] belongs to the first document of its part, [SEP] to the last; the count begins at 0.
+            documents[:, 0], documents[:, -1] = documents[:, 1], documents[:, -2]
+            documents -= documents[:, :1].copy()
+        if "next_sentence_label" in rows:
+            if self.sequence_parts > 1:
+                raise InputError(
+                    f"sequence_parts={self.sequence_parts} would cut sentence pairs apart: use 1 with next-sentence prediction"
+                )
+            out["next_sentence_label"] = np.array(rows["next_sentence_label"], dtype=np.int64)
+        return out
+
+    def _candidates(self, ids: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return bool, the shape of ids: neither padding, [CLS] nor [SEP]."""
+        return (ids != self.pad_id) & (ids != self.cls_id) & (ids != self.sep_id)
+
+    def _choose(self, ids: I64, keys: U64) -> tuple[I64, NDArray[np.bool_]]:
+        """Return the positions [N, S] to predict, rising, 0 where unused; and which slots are used [N, S]."""
+        length = ids.shape[1]
+        candidate = self._candidates(ids)
+        counts = np.count_nonzero(candidate, axis=1)
+        wanted = np.minimum(np.maximum(1, np.rint(self.mlm_probability * counts)), np.minimum(counts, self.slots))
+        # The score ends in the position and begins with "no candidate": one sort of numbers, without ties, and the
+        # positions come out of it. 56 bits of the hash are left in blocks of 128.
+        place_mask = np.uint64((1 << length.bit_length()) - 1)
+        score = hash64(keys ^ _STREAM_CHOICE, np.arange(length * self.sequence_parts, dtype=np.uint64))
+        score = score.reshape(ids.shape)
+        score >>= np.uint64(1)
+        score &= ~place_mask
+        score |= np.arange(length, dtype=np.uint64)
+        if self._words is not None:
+            return slots_of(choose_words(self._words[ids], candidate, score, place_mask, wanted), self.slots)
+        score[~candidate] |= _TOP
+        return smallest(score, place_mask, wanted, self.slots)
+
+    def _replace(self, originals: I64, positions: I64, keys: U64, length: int) -> I64:
+        """Return what stands in the input at the chosen positions [N, S] of parts of `length` tokens."""
+        if self.sequence_parts > 1:  # hashes are those of the position in the block
+            positions = positions + np.arange(len(positions))[:, None] % self.sequence_parts * length
+            keys = np.repeat(keys, self.sequence_parts, axis=0)
         place = positions.astype(np.uint64)
         action = uniform(hash64(keys ^ _STREAM_ACTION, place))
         # The modulo favours some ids by at most vocab_size / 2**64.
@@ -170,35 +250,3 @@ def _stack(batch: Batch) -> Mapping[str, Any]:
     if isinstance(batch, Mapping):
         return batch
     return {name: np.stack([np.asarray(sample[name]) for sample in batch]) for name in batch[0]}
-
-
-def _check_special_ids(special_ids: Mapping[str, int], vocab_size: int) -> None:
-    for name in ("pad", "unk", "cls", "sep", "mask"):
-        if name not in special_ids:
-            raise InputError(f"special_ids={dict(special_ids)} lacks {name!r}: give pad, unk, cls, sep and mask")
-        if not 0 <= special_ids[name] < vocab_size:
-            raise InputError(f"special_ids[{name!r}]={special_ids[name]} is outside the vocabulary of {vocab_size}")
-    if vocab_size <= len(set(special_ids.values())):
-        raise InputError(f"vocab_size={vocab_size} holds special tokens only: use a larger tokenizer")
-
-
-def _check_rates(mlm_probability: float, mask_replace_prob: float, random_replace_prob: float) -> None:
-    if not 0 < mlm_probability <= 1:
-        raise InputError(f"mlm_probability={mlm_probability} must be above 0 and at most 1, such as 0.15")
-    for name, value in (("mask_replace_prob", mask_replace_prob), ("random_replace_prob", random_replace_prob)):
-        if not 0 <= value <= 1:
-            raise InputError(f"{name}={value} must be between 0 and 1")
-    if mask_replace_prob + random_replace_prob > 1 + 1e-9:
-        raise InputError(
-            f"mask_replace_prob={mask_replace_prob} and random_replace_prob={random_replace_prob} exceed 1 together: "
-            "lower one of them"
-        )
-
-
-def _check_counts(block_size: int, max_predictions_per_seq: int | None, dup_factor: int | None) -> None:
-    if block_size < 3:
-        raise InputError(f"block_size={block_size} leaves no token between [CLS] and [SEP]: use 3 or more")
-    if max_predictions_per_seq is not None and max_predictions_per_seq < 1:
-        raise InputError(f"max_predictions_per_seq={max_predictions_per_seq} must be 1 or more, such as 20")
-    if dup_factor is not None and dup_factor < 1:
-        raise InputError(f"dup_factor={dup_factor} must be 1 or more; leave it out for fresh masks in every epoch")

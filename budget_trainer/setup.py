@@ -22,6 +22,7 @@ from budget_trainer.flops import measure_peak_flops
 from budget_trainer.initialization import cooccurrence_embeddings, set_embeddings, set_offset_heads
 from budget_trainer.modeling import build_model, load_pretrained, set_output_bias
 from budget_trainer.objective import MaskingCollator
+from budget_trainer.whole_words import continues_word
 
 COUNTED_TOKENS_PER_SECOND = 30_000  # of the budget
 MOST_COUNTED_TOKENS = 50_000_000
@@ -165,6 +166,7 @@ def make_collator(recipe: Recipe, data: DataFolder) -> MaskingCollator:
         max_predictions_per_seq=d.max_predictions_per_seq,
         dup_factor=d.dup_factor,
         has_padding=train["tokens"] < train["rows"] * data.block_size,
+        whole_words=continues_word(data.load_tokenizer()) if d.whole_word_mask else None,
     )
 
 

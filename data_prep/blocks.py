@@ -22,7 +22,8 @@ from data_prep.corpus import TokenGroup, text_parts, tokenise
 from data_prep.documents import Source
 from data_prep.encoding import load_backend
 from data_prep.manifest import sha256_of, write_manifest, written_aside
-from data_prep.packing import PackedBlocks, one_document_rows, validation_rows
+from data_prep.packers import PACKERS, Packer
+from data_prep.packing import validation_rows
 from data_prep.shards import ShardWriter
 from data_prep.tokenizer import load_tokenizer, special_ids
 
@@ -44,9 +45,11 @@ def build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     sources: list[dict[str, Any]] = []
     documents = _counted(inputs, sources)
     fraction = 0.0 if args.validation_text else args.validation_fraction
-    groups = tokenise(text_parts(documents, cache), tokenizer_file, dtype, fraction, args.num_proc)
+    packer = PACKERS[args.packing](args.block_size, special)
+    parts = text_parts(documents, cache)
+    groups = tokenise(parts, tokenizer_file, dtype, fraction, args.num_proc, packer.sentences)
     held_out = cache / "held_out.txt"
-    train = _write_train(args, folder, _setting_aside(groups, held_out), special, dtype)
+    train = _write_train(args, folder, _setting_aside(groups, held_out), packer, special, dtype)
     if args.validation_text:
         _write_texts(_counted([source_of(args, args.validation_text, cache)], sources), held_out)
     validation = _write_validation(args, folder, held_out, tokenizer_file, special, dtype)
@@ -84,32 +87,32 @@ def _setting_aside(groups: Iterable[TokenGroup], file: Path) -> Iterator[TokenGr
 
 
 def _write_train(
-    args: argparse.Namespace, folder: Path, groups: Iterable[TokenGroup], special: dict[str, int], dtype: str
+    args: argparse.Namespace,
+    folder: Path,
+    groups: Iterable[TokenGroup],
+    packer: Packer,
+    special: dict[str, int],
+    dtype: str,
 ) -> dict[str, Any]:
-    packed = PackedBlocks(args.block_size, special)
-    columns = {"input_ids": dtype} | ({"document_ids": "uint16"} if args.packing == "packed" else {})
-    writer = ShardWriter(folder, "train", args.num_shards, columns, args.block_size)
+    columns = {"input_ids": dtype, **packer.columns}
+    writer = ShardWriter(folder, "train", args.num_shards, columns, args.block_size, packer.scalars)
     documents = text_bytes = tokens = 0
 
-    def write(input_ids: np.ndarray, document_ids: np.ndarray | None = None) -> None:
+    def write(rows: dict[str, np.ndarray]) -> None:
         nonlocal tokens
-        tokens += int((input_ids != special["pad"]).sum())
-        writer.add(input_ids=input_ids, **({} if document_ids is None else {"document_ids": document_ids}))
+        tokens += int((rows["input_ids"] != special["pad"]).sum())
+        writer.add(**rows)
 
     for group in groups:
         documents, text_bytes = documents + len(group.lengths), text_bytes + group.train_bytes
-        if args.packing == "packed":
-            write(*packed.add(group.ids, group.lengths))
-        else:
-            write(one_document_rows(group.ids, group.lengths, args.block_size, special))
-    if args.packing == "packed":
-        write(*packed.finish())
+        write(packer.add(group))
+    write(packer.finish())
     if not writer.rows:
         raise InputError(
             f"input {' '.join(args.input)}: no text is left to train on; give more documents or less validation"
         )
-    files = writer.close()
-    return {**_split(writer.rows, tokens, documents, text_bytes, files), "filled": packed.filled}
+    split = _split(writer.rows, tokens, documents, text_bytes, writer.close())
+    return {"columns": list(columns), **split, **packer.facts()}
 
 
 def _write_validation(
@@ -170,7 +173,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--tokenizer", required=True, help="folder, tokenizer.json, vocab.txt or Hub name")
     add("--output_dir", type=Path, required=True, help="the data folder to make")
     add("--block_size", type=positive, default=128, help="token positions of a block, [CLS] and [SEP] included")
-    add("--packing", choices=("packed", "one_document"), default="packed", help="may a block hold several documents?")
+    packing = "several documents in a block, one only, or sentence pairs for next-sentence prediction"
+    add("--packing", choices=tuple(PACKERS), default="packed", help=packing)
     add("--num_shards", type=positive, default=8, help="train files; they differ by at most one row")
     add("--num_proc", type=positive, default=2, help="processes that tokenise; the result does not depend on it")
     add("--validation_fraction", type=float, default=0.01, help="share of documents held out, by hash of their text")

@@ -20,6 +20,7 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from data_prep.encoding import Encoder
+from data_prep.sentences import split_sentences
 
 GROUP_CHARACTERS = 256 * 1024
 PART_BYTES = 128 * 1024**2
@@ -29,12 +30,14 @@ _TEXT = pa.schema([("documents", pa.list_(pa.string()))])
 @dataclass
 class TokenGroup:
     """Tokens of one group. ids [sum(lengths)], lengths [training documents]: without special tokens; documents
-    without a token are left out. held_out: the texts of the group's validation documents."""
+    without a token are left out. held_out: the texts of the group's validation documents. sentences: the lengths of the
+    documents' sentences in tokens, those without a token left out; empty where they were not asked for."""
 
     ids: np.ndarray
     lengths: np.ndarray
     train_bytes: int
     held_out: list[str]
+    sentences: np.ndarray
 
 
 def text_parts(documents: Iterable[str], folder: Path) -> Iterator[Path]:
@@ -58,21 +61,31 @@ def text_parts(documents: Iterable[str], folder: Path) -> Iterator[Path]:
 
 
 def tokenise(
-    parts: Iterable[Path], tokenizer_file: Path, dtype: str, fraction: float, num_proc: int
+    parts: Iterable[Path],
+    tokenizer_file: Path,
+    dtype: str,
+    fraction: float,
+    num_proc: int,
+    sentences: bool = False,
 ) -> Iterator[TokenGroup]:
     """Tokenises the groups of the files that `text_parts` yields, in order, and deletes each file after its last group.
-    `fraction`: the share of documents held out, chosen by their hash."""
+    `fraction`: the share of documents held out, chosen by their hash. `sentences`: tokenise sentence by sentence and say
+    where they end."""
     for file in parts:
-        tokens = _tokenised(file, tokenizer_file, dtype, fraction, num_proc)
+        tokens = _tokenised(file, tokenizer_file, dtype, fraction, num_proc, sentences)
         for table in tokens.with_format("arrow").iter(batch_size=1):
-            ids, lengths = (table.column(name).chunk(0).flatten().to_numpy() for name in ("ids", "lengths"))
-            yield TokenGroup(ids, lengths, table["train_bytes"][0].as_py(), table["held_out"][0].as_py())
+            ids, lengths, ends = (
+                table.column(name).chunk(0).flatten().to_numpy() for name in ("ids", "lengths", "sentences")
+            )
+            yield TokenGroup(ids, lengths, table["train_bytes"][0].as_py(), table["held_out"][0].as_py(), ends)
         del tokens
         for used in file.parent.glob(f"{file.stem}.*"):
             used.unlink()
 
 
-def _tokenised(file: Path, tokenizer_file: Path, dtype: str, fraction: float, num_proc: int) -> datasets.Dataset:
+def _tokenised(
+    file: Path, tokenizer_file: Path, dtype: str, fraction: float, num_proc: int, sentences: bool
+) -> datasets.Dataset:
     text = datasets.Dataset.from_file(str(file))
     value = datasets.Value
     features = datasets.Features(
@@ -80,6 +93,7 @@ def _tokenised(file: Path, tokenizer_file: Path, dtype: str, fraction: float, nu
         lengths=datasets.LargeList(value("int64")),
         train_bytes=value("int64"),
         held_out=datasets.LargeList(value("string")),
+        sentences=datasets.LargeList(value("int64")),
     )
     return text.with_format("arrow").map(
         _tokenise_groups,
@@ -89,7 +103,12 @@ def _tokenised(file: Path, tokenizer_file: Path, dtype: str, fraction: float, nu
         num_proc=num_proc if num_proc > 1 else None,
         remove_columns=text.column_names,
         features=features,
-        fn_kwargs={"tokenizer_file": str(tokenizer_file), "fraction": fraction, "schema": features.arrow_schema},
+        fn_kwargs={
+            "tokenizer_file": str(tokenizer_file),
+            "fraction": fraction,
+            "sentences": sentences,
+            "schema": features.arrow_schema,
+        },
         cache_file_name=str(file.with_suffix(".tokens.arrow")),
         new_fingerprint=file.stem,  # nothing is looked up by it: the file is used once
         desc="tokenising",
@@ -122,7 +141,9 @@ def _groups(documents: Iterable[str]) -> Iterator[list[str]]:
         yield group
 
 
-def _tokenise_groups(table: pa.Table, tokenizer_file: str, fraction: float, schema: pa.Schema) -> pa.Table:
+def _tokenise_groups(
+    table: pa.Table, tokenizer_file: str, fraction: float, sentences: bool, schema: pa.Schema
+) -> pa.Table:
     # One thread per process: the processes are the parallelism, and Rust threads do not survive a fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     encoder = _encoder(tokenizer_file)
@@ -132,9 +153,13 @@ def _tokenise_groups(table: pa.Table, tokenizer_file: str, fraction: float, sche
     for documents in table["documents"].to_pylist():
         held = [bool(fraction) and is_held_out(document, fraction) for document in documents]
         train = [document for document, out in zip(documents, held, strict=True) if not out]
-        encoded = encoder.encode(train)
+        texts = [split_sentences(document) if sentences else [document] for document in train]
+        encoded = encoder.encode(list(itertools.chain.from_iterable(texts)))
         ids.append(np.fromiter(itertools.chain.from_iterable(encoded), dtype))
-        columns["lengths"].append([len(document) for document in encoded if document])
+        sizes = iter([len(text) for text in encoded])
+        lengths = [sum(itertools.islice(sizes, len(document))) for document in texts]
+        columns["lengths"].append([length for length in lengths if length])
+        columns["sentences"].append([len(text) for text in encoded if text] if sentences else [])
         columns["train_bytes"].append(sum(len(document.encode()) for document in train))
         columns["held_out"].append([document for document, out in zip(documents, held, strict=True) if out])
     borders = np.cumsum([0] + [len(group) for group in ids])

@@ -1,5 +1,6 @@
 """Rows of fixed length -> Arrow stream files that differ by at most one row."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,28 @@ BATCH_BYTES = 2**20  # of one column in one record batch: the reader maps each b
 
 class ShardWriter:
     """Deals rows to `num_shards` files like cards: counts differ by at most one, and every file is a fair sample of
-    the corpus. Memory is bounded by one record batch per file. `columns`: name -> dtype; every column is a fixed-size
-    list of `length` values."""
+    the corpus. Memory is bounded by one record batch per file.
 
-    def __init__(self, folder: Path, split: str, num_shards: int, columns: dict[str, str], length: int) -> None:
-        self._folder, self._split, self._length = folder, split, length
+    `columns`: name -> dtype; a column is a fixed-size list of `length` values, or one value where it is named in
+    `scalars`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        num_shards: int,
+        columns: Mapping[str, str],
+        length: int,
+        scalars: Sequence[str] = (),
+    ) -> None:
+        self._folder, self._split, self._length, self._scalars = folder, split, length, frozenset(scalars)
         self._columns = {name: np.dtype(dtype) for name, dtype in columns.items()}
-        feature = {name: datasets.Sequence(datasets.Value(dtype), length=length) for name, dtype in columns.items()}
+        feature = {
+            name: datasets.Value(dtype)
+            if name in self._scalars
+            else datasets.Sequence(datasets.Value(dtype), length=length)
+            for name, dtype in columns.items()
+        }
         self._schema = datasets.Features(feature).arrow_schema
         itemsize = max(dtype.itemsize for dtype in self._columns.values())
         self._batch_rows = max(1, BATCH_BYTES // (length * itemsize))
@@ -32,7 +48,7 @@ class ShardWriter:
         self.rows = 0
 
     def add(self, **columns: np.ndarray) -> None:
-        """Appends rows: one integer array [n, length] per column."""
+        """Appends rows: one integer array [n, length] per column, [n] per scalar one."""
         n = len(columns["input_ids"])
         for shard in range(len(self._counts)):
             mine = slice((shard - self.rows) % len(self._counts), n, len(self._counts))
@@ -75,8 +91,9 @@ class ShardWriter:
         for start in range(0, full, self._batch_rows):
             arrays = []
             for name in self._columns:
-                flat = joined[name][start : min(start + self._batch_rows, full)].ravel()
-                arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), self._length))
+                flat = pa.array(joined[name][start : min(start + self._batch_rows, full)].ravel())
+                listed = name not in self._scalars
+                arrays.append(pa.FixedSizeListArray.from_arrays(flat, self._length) if listed else flat)
             self._writers[shard].write_batch(pa.record_batch(arrays, schema=self._schema))
         self._written[shard] += full
         if full < n:

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from budget_trainer.data import BlockDataset, DataFolder, ExactSampler, permute
+from budget_trainer.data import BlockDataset, DataFolder, ExactSampler
 from budget_trainer.errors import InputError
+from budget_trainer.permutation import permute
+from budget_trainer.rows import Rows
+from data_prep.shards import ShardWriter
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,111 @@ def test_rows_are_those_of_the_files(data):
     assert (data.unigram_counts() == np.bincount(expected.ravel(), minlength=data.vocab_size)).all()
     few = data.unigram_counts(max_rows=3)
     assert few.sum() == 3 * data.block_size and few[data.special_ids["cls"]] == 3
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Three files of several record batches each, with columns of different types; and what they hold, by row."""
+    folder = tmp_path_factory.mktemp("table")
+    random, n, length = np.random.default_rng(0), 1000, 16
+    types = {"input_ids": "uint32", "document_ids": "uint16", "token_type_ids": "uint8", "next_sentence_label": "uint8"}
+    rows = {name: random.integers(0, 200, (n, length)) for name in types}
+    rows["input_ids"] += 2**20
+    rows["next_sentence_label"] = random.integers(0, 2, n)
+    writer = ShardWriter(folder, "train", 3, types, length, scalars=("next_sentence_label",))
+    writer._batch_rows = 77
+    for start in range(0, n, 130):
+        writer.add(**{name: values[start : start + 130] for name, values in rows.items()})
+    files = [folder / entry["name"] for entry in writer.close()]
+    order = np.concatenate([np.arange(n)[shard::3] for shard in range(3)])
+    return files, {name: values[order] for name, values in rows.items()}
+
+
+def test_rows_of_any_columns_and_types(table):
+    files, expected = table
+    lengths = {name: 16 * (values.ndim - 1) for name, values in expected.items()}
+    reader = Rows(files, lengths, 1000)
+    for wanted in (np.arange(1000), np.array([999, 0, 333, 334, 0]), np.zeros(0, np.int64)):
+        got = pickle.loads(pickle.dumps(reader)).take(wanted)
+        assert got.keys() == expected.keys()
+        for name, values in got.items():
+            assert values.dtype == np.int64 and values.shape == expected[name][wanted].shape
+            assert (values == expected[name][wanted]).all()
+            values[...] = 0  # the caller's own, not the file's
+    assert (Rows(files, {"token_type_ids": 16}, 1000).take(np.arange(9))["token_type_ids"][8] > 0).any()
+
+
+@pytest.mark.parametrize(
+    "columns, rows, message",
+    [
+        ({"input_ids": 16}, 999, "the manifest lists 999 rows, the files hold 1000"),
+        ({"input_ids": 32}, 1000, "cannot be read .column input_ids is .*, not 32 integers per row"),
+        ({"next_sentence_label": 16}, 1000, "cannot be read"),
+        ({"token_bytes": 16}, 1000, "cannot be read"),
+    ],
+)
+def test_files_that_do_not_hold_what_was_promised(table, columns, rows, message):
+    with pytest.raises(InputError, match=message):
+        Rows(table[0], columns, rows).take(np.zeros(1, np.int64))
+
+
+def test_columns_of_the_training_rows(data):
+    assert data.train_columns == ("input_ids", "document_ids")
+    plain, both = data.train(seed=3), data.train(seed=3, columns=("input_ids", "document_ids"))
+    samples = range(5, 45)
+    first, second = plain.__getitems__(samples), both.__getitems__(samples)
+    assert set(second) == {*first, "document_ids"} and all((second[name] == first[name]).all() for name in first)
+    documents = second["document_ids"]
+    assert documents.dtype == np.int64 and documents.shape == first["input_ids"].shape
+    assert (documents[:, 0] == 0).all() and set(np.unique(np.diff(documents, axis=1))) == {0, 1}
+    assert (pickle.loads(pickle.dumps(both))[7]["document_ids"] == documents[2]).all()
+    assert set(both[0]) == {"input_ids", "document_ids", "epoch", "row"}
+
+
+def test_columns_that_a_folder_does_not_have(data):
+    for name, packing in (("token_type_ids", "nsp"), ("next_sentence_label", "nsp")):
+        with pytest.raises(InputError, match=f"^column {name}: data folder .*blocks --packing {packing}`$"):
+            data.train(seed=0, columns=("input_ids", name))
+    with pytest.raises(InputError, match="column 'labels' is unknown; choose of input_ids, document_ids"):
+        data.train(seed=0, columns=("input_ids", "labels"))
+
+
+def _with_packing(copy, packing, columns):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["packing"] = packing
+    manifest["splits"]["train"].pop("columns")
+    if columns:
+        manifest["splits"]["train"]["columns"] = columns
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return DataFolder.open(copy)
+
+
+def test_folders_without_a_list_of_columns(copy):
+    assert _with_packing(copy, "packed", None).train_columns == ("input_ids", "document_ids")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["packing"] = "one_document"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert DataFolder.open(copy).train_columns == ("input_ids",)
+
+
+def test_columns_for_what_is_trained(data, copy):
+    assert data.columns_for() == ("input_ids",)
+    assert data.columns_for(document_mask=True) == ("input_ids", "document_ids")
+    with pytest.raises(InputError, match="^add_nsp: data folder .* has packing packed, without sentence pairs; make"):
+        data.columns_for(next_sentence=True)
+    pairs = ["input_ids", "token_type_ids", "next_sentence_label"]
+    nsp = _with_packing(copy, "nsp", pairs)
+    assert nsp.columns_for(next_sentence=True) == tuple(pairs)
+    with pytest.raises(InputError, match="^document_mask: .* packing nsp: a block holds one sentence pair, so there"):
+        nsp.columns_for(document_mask=True)
+
+
+def test_the_document_mask_needs_several_documents_in_a_block(copy):
+    one = _with_packing(copy, "one_document", ["input_ids"])
+    with pytest.raises(InputError, match="^document_mask: .* packing one_document: a block holds one document, so there"):
+        one.columns_for(document_mask=True)
+    with pytest.raises(InputError, match="blocks --packing packed"):
+        one.train(seed=0, columns=("input_ids", "document_ids"))
 
 
 def _numpy_batch(batch):

@@ -11,8 +11,13 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "budget_trainer"
 STANDARD_ONLY = {"clock", "curves", "errors", "stages", "__init__"}
 NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "scheduler", "checkpoints", "run_folder", "flops"}
-LEAVES = {"errors", "curves", "clock", "distributed", "optimizers", "objective", "sparse", "evaluation", "report"}
-LEAVES |= {"model_card", "checkpoints", "data", "stages", "flops"}
+NO_TRANSFORMERS |= {"objective", "hashing", "choice", "objective_checks", "whole_words", "rows", "permutation"}
+LEAVES = {"errors", "curves", "clock", "distributed", "optimizers", "sparse", "evaluation", "report", "stages", "flops"}
+LEAVES |= {"model_card", "checkpoints", "hashing", "choice", "whole_words", "objective_checks", "rows", "permutation"}
+ABOVE_LEAVES = {
+    "objective": {"errors", "choice", "hashing", "objective_checks"},
+    "data": {"errors", "permutation", "rows"},
+}
 
 
 def imports(path, top_only=False):
@@ -47,6 +52,12 @@ def test_no_transformers_below_the_trainer():
 def test_leaves_import_nothing_of_ours_but_the_error():
     for name in LEAVES:
         assert ours(MODULES[name]) <= {"errors"}, name
+
+
+def test_what_stands_on_leaves_stands_on_these_only():
+    for name, below in ABOVE_LEAVES.items():
+        assert ours(MODULES[name]) <= below, name
+        assert below <= LEAVES
 
 
 def test_no_cycles():

@@ -1,5 +1,6 @@
 """Masking is a function of (seed, epoch, row, position) and nothing else."""
 
+import hashlib
 import pickle
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from budget_trainer.errors import InputError
-from budget_trainer.objective import MaskingCollator, hash64, prediction_slots, uniform
+from budget_trainer.hashing import hash64, uniform
+from budget_trainer.objective import MaskingCollator, prediction_slots
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 VOCAB = 200
@@ -154,6 +156,68 @@ def test_blocks_shorter_than_block_size_and_other_integer_types():
 @pytest.mark.parametrize(("rate", "size", "slots"), [(0.15, 128, 19), (0.15, 512, 76), (0.4, 128, 50), (0.01, 16, 1)])
 def test_default_slots_are_what_a_full_block_needs(rate, size, slots):
     assert prediction_slots(rate, size) == slots
+
+
+# SHA-256 of what the first released collator made of `_golden_source`: another value would change runs in progress.
+GOLDEN = {
+    "plain": ({}, ""),
+    "full blocks": ({"has_padding": False}, ""),
+    "slots": ({"max_predictions_per_seq": 3}, ""),
+    "many slots": ({"max_predictions_per_seq": 50, "mlm_probability": 0.6}, ""),
+    "dup_factor": ({"dup_factor": 2, "seed": -5}, ""),
+    "no masks": ({"mask_replace_prob": 0.0, "random_replace_prob": 1.0, "mlm_probability": 0.3}, ""),
+}
+
+
+def _golden_source(padded, rows=40, length=32):
+    """Blocks made of hashes: numpy's generators may change, this does not."""
+    numbers = np.arange(rows * length, dtype=np.uint64).reshape(rows, length)
+    ids = (hash64(np.array([99], dtype=np.uint64), numbers) % np.uint64(VOCAB - 5)).astype(np.int64) + 5
+    ids[:, 0], ids[:, 20], ids[:, -1] = SPECIAL["cls"], SPECIAL["sep"], SPECIAL["sep"]
+    for i in range(0, rows if padded else 0, 2):
+        ids[i, 2 + i % 29 :] = SPECIAL["pad"]
+    return {"input_ids": ids, "epoch": np.arange(rows) // 10, "row": np.arange(rows) * 7}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_masks_are_those_of_the_first_release(name):
+    options, expected = GOLDEN[name]
+    masker = collator(**options)
+    out = masker(_golden_source(masker.has_padding))
+    digest = hashlib.sha256()
+    for key in sorted(out):
+        digest.update(f"{key} {tuple(out[key].shape)}".encode() + out[key].numpy().astype("<i8").tobytes())
+    assert digest.hexdigest() == expected
+
+
+def test_realised_counts_are_exact_after_corruption():
+    source = batch()
+    ordinary = ~np.isin(source["input_ids"], [SPECIAL["pad"], SPECIAL["cls"], SPECIAL["sep"]])
+    for options in ({}, {"mask_replace_prob": 1.0, "random_replace_prob": 0.0}, {"mlm_probability": 0.4}):
+        masker = collator(**options)
+        out = masker(source)
+        predicted, candidates, masked = masker.realised(out)
+        used = out["labels"] != -100
+        shown = out["input_ids"].gather(1, out["masked_positions"])
+        assert predicted == int(used.sum()) and candidates == ordinary.sum()
+        assert masked == int(((shown == SPECIAL["mask"]) & used).sum())
+        assert abs(predicted / candidates - masker.mlm_probability) < 0.04
+        assert masked == predicted if masker.mask_replace_prob == 1 else 0.7 < masked / predicted < 0.9
+
+
+def test_columns_besides_the_ids_are_passed_on_as_int64():
+    source = batch(8)
+    extra = {
+        "document_ids": np.arange(8 * 32, dtype=np.uint16).reshape(8, 32),
+        "token_type_ids": np.ones((8, 32), np.uint8),
+        "next_sentence_label": np.arange(8, dtype=np.uint8) % 2,
+    }
+    out = collator()(source | extra)
+    for name, values in extra.items():
+        assert out[name].dtype == torch.int64 and (out[name].numpy() == values).all()
+    assert same({name: out[name] for name in collator()(source)}, collator()(source))
+    samples = [take(source | extra, i) for i in range(8)]
+    assert same(collator()(samples), out)
 
 
 def test_hash_is_pinned_and_spreads():

@@ -36,7 +36,7 @@ def _rows(folder, split, column="input_ids"):
     """The rows in the order they were dealt."""
     entries = folder.manifest["splits"][split]["files"]
     shards = [np.array(datasets.Dataset.from_file(str(folder.path / e["name"]))[column]) for e in entries]
-    out = np.empty((sum(map(len, shards)), shards[0].shape[1]), np.int64)
+    out = np.empty((sum(map(len, shards)), *shards[0].shape[1:]), np.int64)
     for i, shard in enumerate(shards):
         out[i :: len(shards)] = shard
     return out
@@ -87,6 +87,43 @@ def test_no_text_is_lost(build, corpus, tokenizer, packing, block_size):
     else:
         assert padded.any() and not repeated and train["filled"] == 0
         assert len(rows) == sum(-(-len(ids) // (block_size - 2)) for ids in expected)
+
+
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_sentence_pairs(build, corpus, tokenizer, monkeypatch, block_size):
+    monkeypatch.setattr("data_prep.corpus.GROUP_CHARACTERS", 20_000)  # several groups
+    folder = build(packing="nsp", block_size=block_size)
+    train = folder.manifest["splits"]["train"]
+    assert folder.manifest["packing"] == "nsp"
+    assert train["columns"] == ["input_ids", "token_type_ids", "next_sentence_label"]
+    assert folder.train_columns == tuple(train["columns"])
+    rows = folder.train(0, folder.columns_for(next_sentence=True)).__getitems__(range(train["rows"]))
+    ids, types, labels = rows["input_ids"], rows["token_type_ids"], rows["next_sentence_label"]
+    assert ids.shape == types.shape == (train["rows"], block_size) and labels.shape == (train["rows"],)
+    assert train["pairs"] == {"follows": (labels == 0).sum(), "random": (labels == 1).sum()}
+    assert abs(labels.mean() - 0.5) < 0.1
+    sep, pad = folder.special_ids["sep"], folder.special_ids["pad"]
+    assert ((ids == sep).sum(axis=1) == 2).all() and (ids[types == 1] != pad).all()
+    assert train["tokens"] == (ids != pad).sum() < ids.size
+    # In the order they were dealt, what belongs to A or follows is the text.
+    ids, types, labels = (_rows(folder, "train", name) for name in train["columns"])
+    special = [folder.special_ids[name] for name in ("pad", "cls", "sep")]
+    belongs = ~np.isin(ids, special) & ((types == 0) | (labels[:, None] == 0))
+    expected = _ids(tokenizer, _documents(corpus, held_out=False))
+    assert ids[belongs].tolist() == [i for document in expected for i in document]
+
+
+def test_sentence_pairs_are_the_same_for_any_number_of_processes(build, monkeypatch):
+    monkeypatch.setattr("data_prep.corpus.GROUP_CHARACTERS", 4000)
+    one, two = build("one", num_proc=1, packing="nsp"), build("two", num_proc=2, packing="nsp")
+    assert one.manifest["splits"] == two.manifest["splits"]  # with the files' checksums
+    packed = build("packed")
+    assert one.manifest["splits"]["validation"] == packed.manifest["splits"]["validation"]
+
+
+def test_columns_are_listed(build):
+    assert build("a").manifest["splits"]["train"]["columns"] == ["input_ids", "document_ids"]
+    assert build("b", packing="one_document").manifest["splits"]["train"]["columns"] == ["input_ids"]
 
 
 def test_shards_are_balanced_and_readable_by_datasets(build):
@@ -241,6 +278,7 @@ def test_several_inputs_and_the_manifest(build, corpus, tmp_path):
         ({"block_size": "10000"}, "--block_size 10000"),
         ({"num_shards": "0"}, "--num_shards"),
         ({"packing": "loose"}, "--packing"),
+        ({"packing": "nsp", "input": "short.txt", "validation_fraction": 0}, "packing nsp: the corpus has one document"),
         ({"seed": "1"}, "unrecognized arguments: --seed 1"),
         ({"output_dir": "latin.txt"}, "output_dir latin.txt exists and is no data folder"),
     ],

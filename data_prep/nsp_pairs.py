@@ -1,0 +1,181 @@
+"""Sentence pairs for next-sentence prediction: [CLS] A [SEP] B [SEP], padded (Devlin et al. 2019, section 3.1).
+
+As BERT's create_pretraining_data.py, with two differences. Segments are whole sentences and are never truncated: a
+sentence of more than half a block is cut in advance, so that a pair always fits, nothing of a document is lost, and where a
+segment ends tells nothing about the label. And the labels balance: where a document's last sentence stands alone, so that
+its partner must be random, a later pair that would have been random as well is not.
+"""
+
+import hashlib
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from budget_trainer.errors import InputError
+
+SHORT_SEQ_PROB = 0.1  # of a pair to be cut to a random length, as in BERT: fine-tuning sees short inputs
+RESERVOIR = 64  # documents of earlier groups that random segments may come from
+FOLLOWS, RANDOM = 0, 1  # next_sentence_label, as in BertForPreTraining
+
+
+@dataclass(frozen=True)
+class _Document:
+    """ids [n]; ends: the rising ends of its sentences, the last one n."""
+
+    ids: np.ndarray
+    ends: list[int]
+
+    def last_end(self, start: int, room: int, sentences: int) -> int:
+        """The last end at most `room` tokens behind `start`, but behind at least so many sentences where there are."""
+        behind = bisect_right(self.ends, start)
+        number = max(bisect_right(self.ends, start + room), behind + sentences)
+        return self.ends[min(number, len(self.ends)) - 1]
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """The random decisions of one pair: uniform whole numbers of 64 bits, a hash of the pair's number."""
+
+    label: int
+    short: int
+    length: int
+    border: int
+    document: int
+    sentence: int
+
+    @classmethod
+    def of(cls, pair: int) -> "_Draws":
+        return cls(*struct.unpack("<6Q", hashlib.blake2b(f"nsp {pair}".encode(), digest_size=48).digest()))
+
+
+class SentencePairs:
+    """Makes pairs of a stream of groups, in order: the same for any number of processes. Memory is that of one group and
+    of a piece of each of `RESERVOIR` documents before it."""
+
+    def __init__(self, block_size: int, special_ids: dict[str, int]) -> None:
+        self._length, self._special = block_size, special_ids
+        self._room = block_size - 3  # for A and B
+        self._longest = self._room // 2  # sentence
+        self._reservoir: list[_Document] = []
+        self._waiting: list[_Document] = []  # the first documents, as long as there is only one
+        self._owed = 0  # pairs that had to be random and are not yet made up for; each is half a pair too many
+        self._counts = [0, 0]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Pairs made so far: (B really follows, B is random)."""
+        return self._counts[FOLLOWS], self._counts[RANDOM]
+
+    def add(self, ids: np.ndarray, lengths: np.ndarray, sentences: np.ndarray) -> dict[str, np.ndarray]:
+        """ids [sum(lengths)]; lengths [documents] and sentences, both in tokens, at least 1 and in the same order.
+
+        Returns input_ids and token_type_ids int64 [n, L] and next_sentence_label int64 [n]."""
+        documents = self._waiting + list(self._documents(ids, lengths, sentences))
+        pool = self._reservoir + documents
+        if len(pool) < 2:
+            self._waiting = documents
+            return self.stacked([])
+        self._waiting = []
+        first = len(self._reservoir)
+        rows = [row for own in range(first, len(pool)) for row in self._rows(own, pool)]
+        self._reservoir = [self._piece(document) for document in pool[-RESERVOIR:]]
+        return self.stacked(rows)
+
+    def check(self) -> None:
+        """InputError: a corpus of one document, or whose documents are single sentences."""
+        if self._waiting:
+            raise InputError("packing nsp: the corpus has one document only, so no random partner; give two or more")
+        if sum(self._counts) and not self._counts[FOLLOWS]:
+            raise InputError(
+                "packing nsp: no document has two sentences, so nothing follows; give longer documents, or --packing packed"
+            )
+
+    def stacked(self, rows: list[tuple[np.ndarray, np.ndarray, int]]) -> dict[str, np.ndarray]:
+        """The columns of these rows."""
+        shape = (len(rows), self._length)
+        return {
+            "input_ids": np.array([ids for ids, _, _ in rows], np.int64).reshape(shape),
+            "token_type_ids": np.array([types for _, types, _ in rows], np.int64).reshape(shape),
+            "next_sentence_label": np.array([label for _, _, label in rows], np.int64),
+        }
+
+    def _documents(self, ids: np.ndarray, lengths: np.ndarray, sentences: np.ndarray) -> Iterator[_Document]:
+        ends = np.cumsum(self._cut(sentences))
+        borders = np.cumsum(lengths)
+        starts = borders - lengths
+        inside = np.searchsorted(ends, borders)  # each document ends with a sentence
+        first = 0
+        for start, border, last in zip(starts.tolist(), borders.tolist(), inside.tolist(), strict=True):
+            yield _Document(ids[start:border], (ends[first : last + 1] - start).tolist())
+            first = last + 1
+
+    def _cut(self, sentences: np.ndarray) -> np.ndarray:
+        """The lengths of the sentences, those that are too long cut into pieces of the longest length and a rest."""
+        pieces = -(-sentences // self._longest)
+        lengths = np.full(int(pieces.sum()), self._longest, np.int64)
+        lengths[np.cumsum(pieces) - 1] = sentences - (pieces - 1) * self._longest
+        return lengths
+
+    def _rows(self, own: int, pool: list[_Document]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """The pairs of document number `own`: ids [L], types [L] and label. All its tokens are in them, in order."""
+        document, start = pool[own], 0
+        while start < len(document.ids):
+            draws = _Draws.of(sum(self._counts))
+            short = draws.short < SHORT_SEQ_PROB * 2.0**64
+            target = 2 + draws.length % (self._room - 1) if short else self._room
+            end = document.last_end(start, target, sentences=2)
+            # A leaves room for any first sentence of B, whatever the label.
+            borders = document.ends[bisect_right(document.ends, start) : bisect_right(document.ends, end - 1)]
+            borders = [border for border in borders if border - start <= self._room - self._longest]
+            border = borders[draws.border % len(borders)] if borders else end
+            label = self._label(draws, bool(borders))
+            first = document.ids[start:border]
+            second = document.ids[border:end]
+            if label == RANDOM:
+                second = _random_segment(draws, own, pool, target - len(first))
+            self._counts[label] += 1
+            yield *self._row(first, second), label
+            start = end if label == FOLLOWS else border
+
+    def _label(self, draws: _Draws, free: bool) -> int:
+        """FOLLOWS or RANDOM, half and half on the whole; RANDOM where nothing follows."""
+        if not free:
+            self._owed += 1
+            return RANDOM
+        label = draws.label >> 63
+        if label == RANDOM and self._owed >= 2:
+            self._owed -= 2
+            return FOLLOWS
+        return label
+
+    def _row(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.full(self._length, self._special["pad"], np.int64)
+        types = np.zeros(self._length, np.int64)
+        middle = 1 + len(first)
+        end = middle + 1 + len(second)
+        ids[0], ids[middle], ids[end] = self._special["cls"], self._special["sep"], self._special["sep"]
+        ids[1:middle], ids[middle + 1 : end] = first, second
+        types[middle + 1 : end + 1] = 1
+        return ids, types
+
+    def _piece(self, document: _Document) -> _Document:
+        """Some sentences from the document's middle on, as a copy that does not keep its group in memory."""
+        size = 4 * self._room
+        if len(document.ids) <= size:
+            return _Document(document.ids.copy(), document.ends)
+        start = document.ends[len(document.ends) // 2 - 1] if len(document.ends) > 1 else 0
+        end = document.last_end(start, size, sentences=1)
+        ends = [value - start for value in document.ends if start < value <= end]
+        return _Document(document.ids[start:end].copy(), ends)
+
+
+def _random_segment(draws: _Draws, own: int, pool: list[_Document], room: int) -> np.ndarray:
+    """Sentences of any other document in the pool, from any one on, as many as fit; at least one."""
+    other = draws.document % (len(pool) - 1)
+    document = pool[other + (other >= own)]
+    number = draws.sentence % len(document.ends)
+    start = document.ends[number - 1] if number else 0
+    return document.ids[start : document.last_end(start, room, sentences=1)]
