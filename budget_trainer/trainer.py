@@ -22,6 +22,7 @@ from budget_trainer.data import BlockDataset, ExactSampler
 from budget_trainer.distributed import ControlChannel
 from budget_trainer.errors import InputError
 from budget_trainer.evaluation import PinnedEvaluation
+from budget_trainer.nsp import count_pairs
 from budget_trainer.scheduler import TimeScheduler
 
 logger = logging.getLogger(__name__)
@@ -172,6 +173,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
         batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count_pairs(batch[0], self.args.world_size)
         if self._resume_rng_from is not None:  # making the loader's iterator has drawn from the generator
             self._load_rng_state(self._resume_rng_from)
             self._resume_rng_from = None

@@ -9,10 +9,10 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "budget_trainer"
-STANDARD_ONLY = {"clock", "curves", "errors", "__init__"}
+STANDARD_ONLY = {"clock", "curves", "errors", "model_types", "__init__"}
 NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "scheduler", "checkpoints", "run_folder"}
 LEAVES = {"errors", "curves", "clock", "distributed", "optimizers", "objective", "sparse", "evaluation", "report"}
-LEAVES |= {"model_card", "checkpoints", "data"}
+LEAVES |= {"model_card", "checkpoints", "data", "model_types", "layer_norm"}
 
 
 def imports(path, top_only=False):
