@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from budget_trainer.clock import parse_duration
 from budget_trainer.curves import make_curve
 from budget_trainer.errors import InputError
+from budget_trainer.model_types import check_pair_type, resolve_model_type
 from budget_trainer.optimizers import OPTIMIZERS
 from budget_trainer.stages import Stages, make_stages
 
@@ -30,6 +31,12 @@ class ModelArguments:
         "bert-mlm", "bert-mlm (the paper's pre-LN BERT, saved as megatron-bert), bert, modernbert, ..."
     )
     model_name_or_path: str | None = _flag(None, "Continue from these weights instead of training from scratch.")
+    encoder_ln_mode: str | None = _flag(None, "pre-ln or post-ln; None is the model type's own (bert-mlm: pre-ln).")
+    layernorm_embedding: bool | None = _flag(None, "A norm behind the embeddings; None is the model type's own.")
+    layer_norm_type: str | None = _flag(
+        None, "pytorch, apex (NVIDIA's fused kernel, on a GPU) or rms_norm; None is the model type's own."
+    )
+    add_nsp: bool = _flag(False, "Next-sentence prediction too, on data of sentence pairs (bert, megatron-bert).")
     hidden_size: int = _flag(1024, "Width.")
     num_hidden_layers: int = _flag(24, "Depth.")
     num_attention_heads: int = _flag(16, "Attention heads; they divide hidden_size.")
@@ -237,6 +244,17 @@ class Recipe:
         self.data_dir, self.output_dir = Path(self.data.data_dir), Path(str(self.run.output_dir))
         self._check()
 
+    @property
+    def model_type(self) -> str:
+        """The native type that `model_type` and the original's words for the layout choose."""
+        m = self.model
+        return resolve_model_type(m.model_type, m.encoder_ln_mode, m.layernorm_embedding, m.layer_norm_type)
+
+    @property
+    def add_nsp(self) -> bool:
+        """Whether next-sentence prediction is trained; the original also said it by the model type."""
+        return self.model.add_nsp or self.model.model_type == "bert-mlm-nsp"
+
     def seconds_left(self, used: float) -> float:
         """Seconds that this job can train in at most, after `used` seconds of the run."""
         return min(min(self.total_seconds, self.early_exit_seconds) - used, self.job_limit_seconds)
@@ -244,6 +262,7 @@ class Recipe:
     def _check(self) -> None:
         self._check_numbers()
         self._check_continued()
+        self._check_model_type()
         if self.budget.lr_schedule not in ("time", "step", "constant_step"):
             raise InputError(
                 f"lr_schedule: {self.budget.lr_schedule!r} is unknown; choose time, step or constant_step"
@@ -312,12 +331,22 @@ class Recipe:
             "attention_probs_dropout_prob",
             "sparse_mask_prediction",
             "cross_entropy",
+            "add_nsp",
         }
+        if self.model.layer_norm_type != "rms_norm":  # only another kernel on the same weights
+            heeded.add("layer_norm_type")
         for name in sorted(self.explicit & {f.name for f in fields(ModelArguments)} - heeded):
             raise InputError(
                 f"{name}: cannot be set beside model_name_or_path {self.model.model_name_or_path}, which brings its own; "
                 "leave one of them out"
             )
+
+    def _check_model_type(self) -> None:
+        model_type = self.model_type
+        if self.model.model_type == "bert-mlm-nsp" and "add_nsp" in self.explicit and not self.model.add_nsp:
+            raise InputError("add_nsp: false contradicts model_type bert-mlm-nsp; use model_type bert-mlm")
+        if self.add_nsp and self.model.model_name_or_path is None:
+            check_pair_type(model_type)
 
     def schedule(self) -> dict[str, Any]:
         """`schedule`, `curve`, `warmup_proportion` and `curve_options` as TimeScheduleMixin takes them."""

@@ -20,7 +20,10 @@ from budget_trainer.errors import InputError
 from budget_trainer.evaluation import PinnedEvaluation
 from budget_trainer.flops import measure_peak_flops
 from budget_trainer.initialization import cooccurrence_embeddings, set_embeddings, set_offset_heads
+from budget_trainer.layer_norm import check_apex, use_apex
+from budget_trainer.model_config import check_positions
 from budget_trainer.modeling import build_model, load_pretrained, set_output_bias
+from budget_trainer.nsp import check_pair_data
 from budget_trainer.objective import MaskingCollator
 from budget_trainer.whole_words import continues_word
 
@@ -38,6 +41,7 @@ def check_data(data: DataFolder, blocks: BlockDataset, recipe: Recipe) -> None:
             f"data_dir: {data.path} has {blocks.rows} blocks, fewer than one batch of {batch}; lower "
             "per_device_train_batch_size or gradient_accumulation_steps, or prepare more text"
         )
+    check_pair_data(data.path, data.manifest["packing"], recipe.add_nsp)
     longest = longest_block(data)
     if recipe.model.model_name_or_path is None and recipe.model.max_position_embeddings < longest:
         raise InputError(
@@ -55,10 +59,20 @@ def make_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, resumed: 
     A `resumed` run takes its weights from the checkpoint: nothing is counted for it.
     """
     m = recipe.model
-    if m.model_name_or_path is not None:
-        return _continued(recipe, data)
+    if m.layer_norm_type == "apex":
+        check_apex(recipe.run.device)
+    new = m.model_name_or_path is None
+    model = _new_model(recipe, data, blocks, resumed) if new else _continued(recipe, data)
+    check_positions(model.config, longest_block(data), "max_position_embeddings" if new else "model_name_or_path")
+    if m.layer_norm_type == "apex":
+        use_apex(model)
+    return model
+
+
+def _new_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, resumed: bool) -> Any:
+    m = recipe.model
     model = build_model(
-        m.model_type,
+        recipe.model_type,
         vocab_size=data.vocab_size,
         special_ids=data.special_ids,
         max_position_embeddings=m.max_position_embeddings,
@@ -73,6 +87,7 @@ def make_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, resumed: 
         type_vocab_size=m.type_vocab_size,
         model_config=_mapping(m.model_config),
         sparse_mask_prediction=m.sparse_mask_prediction,
+        add_nsp=recipe.add_nsp,
         seed=recipe.run.seed,
     )
     if resumed:
@@ -93,6 +108,8 @@ def _continued(recipe: Recipe, data: DataFolder) -> Any:
         model = load_pretrained(
             path,
             sparse_mask_prediction=m.sparse_mask_prediction,
+            add_nsp=recipe.add_nsp,
+            seed=recipe.run.seed,
             hidden_dropout_prob=m.hidden_dropout_prob,
             attention_probs_dropout_prob=m.attention_probs_dropout_prob,
         )
@@ -105,12 +122,6 @@ def _continued(recipe: Recipe, data: DataFolder) -> Any:
         raise InputError(
             f"model_name_or_path: {path} has a vocabulary of {model.config.vocab_size}, the data folder one of "
             f"{data.vocab_size}; prepare the data with the model's own tokenizer"
-        )
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and positions < longest_block(data):
-        raise InputError(
-            f"model_name_or_path: {path} takes {positions} positions, {data.path} has blocks of {longest_block(data)}; "
-            "cut shorter blocks"
         )
     return model
 
@@ -207,6 +218,7 @@ def identity(model: Any, data: DataFolder, recipe: Recipe) -> dict[str, Any]:
         "data": data.fingerprint,
         "seed": run.seed,
         "optimizer_type": recipe.optimizer.optimizer_type,
+        "add_nsp": recipe.add_nsp,
         "global_batch_size": run.per_device_train_batch_size * run.gradient_accumulation_steps * run.world_size,
         **own,
     }

@@ -18,6 +18,7 @@ from budget_trainer.data import BlockDataset, ExactSampler
 from budget_trainer.evaluation import PinnedEvaluation
 from budget_trainer.flops import model_flops_per_token
 from budget_trainer.mixin import TimeScheduleMixin
+from budget_trainer.nsp import count_pairs
 from budget_trainer.saving import CompleteSaves
 from budget_trainer.stages import Stage, Stages
 
@@ -136,6 +137,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, Trainer):
                 self._batches = iter(self.get_train_dataloader())
             epoch_iterator = self._batches
         batch, predicted = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count_pairs(batch, self.args.world_size)
         if self._resume_rng_from is not None:  # making the loader's iterator has drawn from the generator
             self._load_rng_state(self._resume_rng_from)
             self._resume_rng_from = None

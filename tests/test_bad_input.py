@@ -83,13 +83,32 @@ def refuse(capfd, tmp_path, data_dir, monkeypatch):
         ({"offset_heads": "-1,1"}, "offset_heads: 'modernbert' without rotary positions and attention biases"),
         ({"model_name_or_path": "/nowhere"}, "beside model_name_or_path /nowhere, which brings its own; leave"),
         ({"learning_rate": "fast"}, "command line: argument --learning_rate"),
-        ({"model_type": "gpt2"}, "model_type"),
+        ({"model_type": "gpt2"}, "model_type='gpt2' has no masked-language-model head; use one of bert-mlm, "),
+        ({"encoder_ln_mode": "sandwich"}, "encoder_ln_mode: 'sandwich' is unknown; choose pre-ln or post-ln"),
+        ({"layer_norm_type": "group"}, "layer_norm_type: 'group' is unknown; choose pytorch or apex or rms_norm"),
+        ({"encoder_ln_mode": "post-ln"}, "encoder_ln_mode post-ln: contradicts model_type modernbert (pre-ln, a norm"),
+        (
+            {"model_type": "bert-mlm", "encoder_ln_mode": "post-ln", "layernorm_embedding": "false"},
+            "encoder_ln_mode post-ln, layernorm_embedding false: model_type bert-mlm would need a native class of this "
+            "layout, there is none; use model_type",
+        ),
+        (
+            {"layer_norm_type": "apex", "use_cpu": "true"},
+            "layer_norm_type: apex runs on NVIDIA GPUs, this run is on 'cpu'; use layer_norm_type pytorch",
+        ),
+        ({"add_nsp": "true"}, "add_nsp: model_type modernbert has no next-sentence head here; use model_type bert or"),
+        ({"model_type": "bert-mlm-nsp", "add_nsp": "false"}, "add_nsp: false contradicts model_type bert-mlm-nsp; use"),
+        ({"model_type": "bert", "add_nsp": "true"}, "holds no sentence pairs (packing 'packed'); prepare it with"),
         ({"optimizer_type": "lamb"}, "optimizer"),
         ({"model_config": '{"colour": 1}'}, "colour"),
         ({"model_config": "colour"}, "model_config: 'colour' is not a JSON object; write"),
-        ({"num_attention_heads": 5}, "num_attention_heads"),
+        ({"num_attention_heads": 5}, "num_attention_heads=5 does not divide hidden_size=32; change one of them"),
         ({"mlm_probability": 1.5}, "mlm_probability"),
         ({"max_position_embeddings": 32}, "max_position_embeddings: 32 is below the longest block"),
+        (
+            {"model_config": '{"max_position_embeddings": 32}'},
+            "max_position_embeddings: this modernbert takes 32 tokens, the longest block of data_dir has 128; give it",
+        ),
         ({"per_device_train_batch_size": 1000000}, "fewer than one batch of 1000000; lower"),
         ({"data_dir": None}, "data_dir: missing; add --data_dir"),
         ({"data_dir": "/nowhere"}, "/nowhere"),
@@ -123,6 +142,24 @@ def test_continuing_from_nothing(refuse):
     own = dict.fromkeys(TINY.keys() & {f.name for f in fields(ModelArguments)} - DROPOUTS)  # None leaves the flag out
     message = refuse({**own, "model_name_or_path": "/nowhere"})
     assert message.startswith("model_name_or_path: /nowhere cannot be loaded")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("encoder_ln_mode", "pre-ln"), ("layernorm_embedding", "true"), ("layer_norm_type", "rms_norm")],
+)
+def test_a_checkpoint_brings_its_own_layout(refuse, flag, value):
+    own = dict.fromkeys(TINY.keys() & {f.name for f in fields(ModelArguments)} - DROPOUTS)
+    message = refuse({**own, "model_name_or_path": "/nowhere", flag: value})
+    assert message.startswith(f"{flag}: cannot be set beside model_name_or_path /nowhere")
+
+
+def test_sentence_pairs_without_next_sentence_prediction(refuse, data_dir, tmp_path):
+    copy = tmp_path / "pairs"
+    shutil.copytree(data_dir, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "packing": "nsp"}))
+    assert "holds sentence pairs (packing 'nsp'), which only next-sentence" in refuse({"data_dir": copy})
 
 
 def test_help_and_the_other_spellings(capfd, tmp_path):

@@ -9,11 +9,12 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "budget_trainer"
-STANDARD_ONLY = {"clock", "curves", "errors", "stages", "__init__"}
+STANDARD_ONLY = {"clock", "curves", "errors", "stages", "model_types", "__init__"}
 NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "scheduler", "checkpoints", "run_folder", "flops"}
 NO_TRANSFORMERS |= {"objective", "hashing", "choice", "objective_checks", "whole_words", "rows", "permutation"}
 LEAVES = {"errors", "curves", "clock", "distributed", "optimizers", "sparse", "evaluation", "report", "stages", "flops"}
-LEAVES |= {"model_card", "checkpoints", "hashing", "choice", "whole_words", "objective_checks", "rows", "permutation"}
+LEAVES |= {"model_card", "checkpoints", "model_types", "layer_norm"}
+LEAVES |= {"hashing", "choice", "whole_words", "objective_checks", "rows", "permutation"}
 ABOVE_LEAVES = {
     "objective": {"errors", "choice", "hashing", "objective_checks"},
     "data": {"errors", "permutation", "rows"},

@@ -9,9 +9,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, MegatronBertForMaskedLM, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MegatronBertForMaskedLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from budget_trainer.errors import InputError
+from budget_trainer.model_config import check_positions
 from budget_trainer.modeling import (
     PADDED_ROW_BIAS,
     build_model,
@@ -233,6 +241,41 @@ def test_a_checkpoint_loads_in_stock_transformers_without_us(model_type, tmp_pat
     assert 0.3 in dropouts
 
 
+# Types without a sparse head of their own here: all logits first, then the masked positions of them.
+OTHER_TYPES = ["albert", "convbert", "deberta-v2", "distilbert", "electra", "ernie", "mpnet", "rembert"]
+
+
+@pytest.mark.parametrize("model_type", OTHER_TYPES)
+def test_any_masked_language_model_trains_and_reloads(model_type, tmp_path):
+    model, inputs = tiny(model_type, initializer_range=0.05), batch()
+    assert model_type not in HEADS
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(3):
+        losses.append(loss_and_gradients(model, inputs)[0])
+        optimizer.step()
+    assert losses[2] < losses[1] < losses[0]
+    model.eval().save_pretrained(tmp_path)
+    stock = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    assert type(stock) is not type(model) and type(stock).__name__ == type(model).__name__
+    given = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+    valid = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        assert torch.allclose(stock(**given).logits[valid], model(**given).logits[valid], atol=1e-5)
+    again = load_pretrained(str(tmp_path)).eval()
+    assert again(**inputs).loss.item() == pytest.approx(model(**inputs).loss.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("pad", [0, 1])
+@pytest.mark.parametrize("model_type", sorted({*FAMILIES, *OTHER_TYPES, "xlm-roberta", "camembert", "esm", "ibert"}))
+def test_the_longest_block_fits_and_one_more_token_is_refused(model_type, pad):
+    model = tiny(model_type, special_ids=SPECIAL | {"pad": pad, "unk": 1 - pad}, max_position_embeddings=24)
+    model(**batch(length=24, padded=False)).loss.backward()
+    check_positions(model.config, 24, "max_position_embeddings")
+    with pytest.raises(InputError, match=f"^model_name_or_path: this {model.config.model_type} takes 24 tokens, .* 25; "):
+        check_positions(model.config, 25, "model_name_or_path")
+
+
 def test_stock_checkpoints_can_be_continued(tmp_path):
     stock = MegatronBertForMaskedLM(tiny("megatron-bert").config)
     stock.save_pretrained(tmp_path)
@@ -240,6 +283,12 @@ def test_stock_checkpoints_can_be_continued(tmp_path):
     given = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
     assert torch.allclose(ours(**given).logits[0], stock.eval()(**given).logits[0], atol=1e-5)
     assert ours(**inputs).loss.item() > 0
+
+
+def test_checkpoints_that_cannot_be_continued(tmp_path):
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=50)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="is a 'gpt2', which has no masked-language-model head; give a checkpoint of"):
+        load_pretrained(str(tmp_path))
 
 
 def test_initialisation_follows_the_stock_class_and_the_seed():
@@ -317,13 +366,13 @@ def test_eager_attention_gives_the_same_loss(model_type):
 @pytest.mark.parametrize(
     ("model_type", "changes", "message"),
     [
-        ("bort", {}, "model_type='bort'"),
-        ("gpt2", {}, "model_type='gpt2'"),
+        ("bort", {}, "model_type='bort' has no masked-language-model head; use one of bert-mlm, "),
+        ("gpt2", {}, "model_type='gpt2' has no masked-language-model head; use one of bert-mlm, "),
         ("bert", {"model_config": {"norm_bais": True}}, "'norm_bais'"),
-        ("eurobert", {"hidden_dropout_prob": 0.1}, "hidden_dropout_prob=0.1"),
+        ("eurobert", {"hidden_dropout_prob": 0.1}, "hidden_dropout_prob=0.1 .*: set it to 0"),
         ("modernbert", {"type_vocab_size": 2}, "type_vocab_size=2"),
         ("bert", {"hidden_size": "wide"}, "hidden_size"),
-        ("bert", {"hidden_size": 33}, "hidden_size=33"),
+        ("bert", {"hidden_size": 33}, "num_attention_heads=2 does not divide hidden_size=33; change one of them"),
         ("bert", {"num_attention_heads": 0}, "num_attention_heads=0"),
         ("bert", {"pad_vocab_to_multiple_of": 0}, "pad_vocab_to_multiple_of=0"),
     ],
@@ -337,7 +386,7 @@ def test_bad_recipes_name_the_field(model_type, changes, message):
 def test_bad_counts_and_missing_bias():
     with pytest.raises(InputError, match="unigram_counts"):
         set_output_bias(tiny("bert"), np.ones(1000))
-    with pytest.raises(InputError, match="no output bias"):
+    with pytest.raises(InputError, match="unigram_bias: .* no output bias; set it to false"):
         set_output_bias(tiny("eurobert"), np.ones(VOCAB))
 
 
