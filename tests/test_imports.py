@@ -11,8 +11,9 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "budget_trainer"
 STANDARD_ONLY = {"clock", "curves", "errors", "__init__"}
 NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "scheduler", "checkpoints", "run_folder"}
-LEAVES = {"errors", "curves", "clock", "distributed", "optimizers", "objective", "sparse", "evaluation", "report"}
-LEAVES |= {"model_card", "checkpoints", "data"}
+NO_TRANSFORMERS |= {"attention", "fused_attention", "cross_entropy"}
+LEAVES = {"errors", "curves", "clock", "distributed", "optimizers", "objective", "evaluation", "report"}
+LEAVES |= {"model_card", "checkpoints", "data", "attention", "cross_entropy"}
 
 
 def imports(path, top_only=False):
