@@ -6,27 +6,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.activations import gelu
 from transformers.modeling_outputs import MaskedLMOutput
-from transformers.models.megatron_bert.modeling_megatron_bert import MegatronBertSelfAttention
 
-# The modules that turn hidden states into logits, in order. Types not listed compute all logits, then gather.
-HEADS = {
-    "bert": ("cls",),
-    "megatron-bert": ("cls",),
-    "roberta": ("lm_head",),
-    "roberta-prelayernorm": ("lm_head",),
-    "xlm-roberta": ("lm_head",),
-    "camembert": ("lm_head",),
-    "modernbert": ("head", "decoder"),
-    "eurobert": ("lm_head",),
+from budget_trainer import attention
+from budget_trainer.cross_entropy import linear_cross_entropy, logits_loss, loss_per_label
+from budget_trainer.errors import InputError
+from budget_trainer.fused_attention import fuse_attention
+
+
+def _bert_transform(model: Any, hidden: Tensor) -> Tensor:
+    return model.cls.predictions.transform(hidden)
+
+
+def _roberta_transform(model: Any, hidden: Tensor) -> Tensor:
+    return model.lm_head.layer_norm(gelu(model.lm_head.dense(hidden)))
+
+
+# What a model does to hidden states [..., H] before their projection onto the vocabulary, its output embeddings. Types
+# not listed compute all logits, then gather.
+HEADS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "bert": _bert_transform,
+    "megatron-bert": _bert_transform,
+    "roberta": _roberta_transform,
+    "roberta-prelayernorm": _roberta_transform,
+    "xlm-roberta": _roberta_transform,
+    "camembert": _roberta_transform,
+    "modernbert": lambda model, hidden: model.head(hidden),
+    "eurobert": lambda model, hidden: hidden,
 }
+# Types whose self-attention has `query`, `key` and `value` projections, which are joined.
+FUSED = ("bert", "megatron-bert", "roberta", "roberta-prelayernorm", "xlm-roberta", "camembert")
+# Rotary positions are relative: they need no restart at a document.
+RELATIVE = ("modernbert", "eurobert")
 
 if TYPE_CHECKING:
     _Base = PreTrainedModel
@@ -41,28 +60,78 @@ class SparsePrediction(_Base):
     # (The stock BertForMaskedLM only looks as if it did, and trains with a loss several times too large.)
     accepts_loss_kwargs = True
     sparse_mask_prediction = True
+    cross_entropy = "chunked"  # or "full": all logits of a batch at once
+    max_documents: int | None = None  # in a block; see `attention.document_segments`
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Return the last hidden states [B, L, H] for token ids [B, L] and a mask [B, L], 1 where there is a token."""
-        mask = _static_mask(self.config, attention_mask, input_ids)
+    def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        if config.model_type in FUSED and not getattr(config, "is_decoder", False):
+            fuse_attention(self)
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the last hidden states [B, L, H] for token ids [B, L] and a mask [B, L], 1 where there is a token.
+
+        With `document_ids` [B, L] no attention crosses documents, and absolute positions restart at each.
+        """
+        if document_ids is not None:
+            check_document_mask(self)
+            document_ids = attention.separate_padding(document_ids, attention_mask)
+            if self.config.model_type not in RELATIVE:
+                kwargs.setdefault("position_ids", attention.position_ids(self.base_model, document_ids))
+        mask = attention.static_mask(self.config, attention_mask, document_ids)
         return self.base_model(input_ids=input_ids, attention_mask=mask, **kwargs)[0]
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of hidden states [..., H]."""
-        for name in HEADS[self.config.model_type]:
-            hidden = getattr(self, name)(hidden)
-        return hidden
+        return self.get_output_embeddings()(HEADS[self.config.model_type](self, hidden))
+
+    def masked_loss(self, hidden: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Return the loss of hidden states [N, H] with labels [N]; without their logits where the class allows it.
+
+        It is the summed cross entropy in nats over `num_items_in_batch`, or over the labels that are not -100.
+        """
+        projection: Any = self.get_output_embeddings()
+        if self.cross_entropy == "full" or type(projection) is not nn.Linear:
+            return logits_loss(self.predict(hidden), labels, num_items_in_batch)
+        states = HEADS[self.config.model_type](self, hidden)
+        total = linear_cross_entropy(states, projection.weight, projection.bias, labels)
+        return loss_per_label(total, labels, num_items_in_batch)
+
+    def masked_hidden(self, input_ids: Tensor, masked_positions: Tensor, **kwargs: Any) -> Tensor:
+        """Return the last hidden states [B * S, H] at positions [B, S] of each block; the rest is for `encode`."""
+        return _gather(self.encode(input_ids, **kwargs), masked_positions)
 
     def masked_logits(
         self, input_ids: Tensor, attention_mask: Tensor | None, masked_positions: Tensor, **kwargs: Any
     ) -> Tensor:
         """Return the logits [B * S, V] at positions [B, S] of each block, not through a compiled `__call__`."""
-        if self.sparse_mask_prediction and self.config.model_type in HEADS:
-            return self.predict(_gather(self.encode(input_ids, attention_mask, **kwargs), masked_positions))
+        if self._is_sparse:
+            return self.predict(
+                self.masked_hidden(input_ids, masked_positions, attention_mask=attention_mask, **kwargs)
+            )
         return _gather(self.dense_logits(input_ids, attention_mask, **kwargs), masked_positions)
 
-    def dense_logits(self, input_ids: Tensor | None, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
-        """Return the stock class's logits [B, L, V]."""
+    @property
+    def _is_sparse(self) -> bool:
+        return self.sparse_mask_prediction and self.config.model_type in HEADS
+
+    def dense_logits(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        document_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the stock class's logits [B, L, V], or what it lacks: those of packed documents."""
+        if document_ids is not None:
+            assert input_ids is not None
+            return self.predict(self.encode(input_ids, attention_mask, document_ids=document_ids, **kwargs))
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs).logits
 
     def forward(
@@ -73,9 +142,10 @@ class SparsePrediction(_Base):
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_logits: bool = False,
+        document_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Predict the masked positions; without `masked_positions` and `labels`, exactly the stock forward.
+        """Predict the masked positions; without positions, labels and documents, exactly the stock forward.
 
         Args:
             input_ids: [B, L] token ids.
@@ -85,56 +155,69 @@ class SparsePrediction(_Base):
             num_items_in_batch: the number of labels in the whole optimizer step on all ranks, which divides the summed
                 loss; by default the mean over this call's labels is taken.
             return_logits: also return logits [B * S, V]; training does without.
+            document_ids: [B, L], rising within a block: the document of each token, which alone it attends to.
 
         Returns:
             MaskedLMOutput with the loss in nats per label, in float32.
+
+        Raises:
+            InputError: document_ids for a type that cannot keep documents apart.
         """
+        given: dict[str, Any] = {"attention_mask": attention_mask, **kwargs}
+        if document_ids is not None:
+            given["document_ids"] = document_ids
         if masked_positions is None:
+            if labels is None and document_ids is None:
+                return super().forward(input_ids=input_ids, **given)
+            logits = self.dense_logits(input_ids, **given)
             if labels is None:
-                return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-            logits = self.dense_logits(input_ids, attention_mask, **kwargs).flatten(0, 1)
+                return MaskedLMOutput(logits=logits)
+            logits = logits.flatten(0, 1)
         else:
             assert input_ids is not None
-            logits = self.masked_logits(input_ids, attention_mask, masked_positions, **kwargs)
-        loss = None if labels is None else _mean_loss(logits, labels.flatten(), num_items_in_batch)
+            if labels is not None and not return_logits and self._is_sparse:
+                hidden = self.masked_hidden(input_ids, masked_positions, **given)
+                return MaskedLMOutput(loss=self.masked_loss(hidden, labels.flatten(), num_items_in_batch))
+            logits = self.masked_logits(input_ids, masked_positions=masked_positions, **given)
+        loss = None if labels is None else logits_loss(logits, labels.flatten(), num_items_in_batch)
         return MaskedLMOutput(loss=loss, logits=logits if return_logits or loss is None else None)
 
 
 class SparseMegatronBert(SparsePrediction):
-    """megatron-bert with PyTorch's fused attention; the library has only the eager one for this class."""
+    """megatron-bert with fused attention, also of packed documents; the library has only the eager one."""
 
-    def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
-        for module in self.modules():
-            if type(module) is MegatronBertSelfAttention:
-                # Same parameters, same state, another forward: nothing is built twice or copied.
-                module.__class__ = FusedMegatronBertSelfAttention
-
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """As the parent's; calls embeddings and encoder, because the base model would always build a float mask."""
         base: Any = self.base_model
-        mask = None if attention_mask is None else attention_mask[:, None, None, :].bool()
+        mask: attention.AttentionMask = None
+        if document_ids is not None:
+            document_ids = attention.separate_padding(document_ids, attention_mask)
+            kwargs.setdefault("position_ids", attention.position_ids(base, document_ids))
+            mask = attention.build_mask(document_ids, self._backend(input_ids.device), self.max_documents)
+        elif attention_mask is not None:
+            mask = attention_mask[:, None, None, :].bool()
         return base.encoder(base.embeddings(input_ids, **kwargs), attention_mask=mask)[0]
 
+    def _backend(self, device: torch.device) -> str:
+        kind, config = device.type, self.config
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
+        dropout = config.attention_probs_dropout_prob if self.training else 0.0
+        return attention.choose_backend(device, dtype, config.hidden_size // config.num_attention_heads, dropout)
 
-class FusedMegatronBertSelfAttention(MegatronBertSelfAttention):
-    """The library's module with `scaled_dot_product_attention` inside, where nothing needs the probabilities."""
 
-    def forward(  # type: ignore[override]
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, ...]:
-        """Return the context [B, L, H] of states [B, L, H]; the mask broadcasts to [B, 1, L, L], bool or additive."""
-        if args or any(value is not None and value is not False for value in kwargs.values()):
-            return super().forward(hidden_states, attention_mask, *args, **kwargs)
-        heads = (*hidden_states.shape[:-1], self.num_attention_heads, self.attention_head_size)
-        query, key, value = (
-            layer(hidden_states).view(heads).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
-        if attention_mask is not None and attention_mask.dtype != torch.bool:
-            attention_mask = attention_mask.to(query.dtype)  # additive, in float32 even under autocast
-        dropout = self.dropout.p if self.training else 0.0
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout)
-        return (context.transpose(1, 2).flatten(2),)
+def check_document_mask(model: Any) -> None:
+    """Raise InputError where `model` cannot keep the documents of a packed block apart; call it at set-up."""
+    kind, how = model.config.model_type, model.config._attn_implementation
+    if kind not in HEADS or not isinstance(model, SparsePrediction):
+        raise InputError(f"model_type={kind!r} cannot keep packed documents apart: use one of {', '.join(HEADS)}")
+    if kind != "megatron-bert" and how not in ("sdpa", "eager"):
+        raise InputError(f"attn_implementation={how!r} cannot keep packed documents apart: use 'sdpa' or 'eager'")
 
 
 def _gather(states: Tensor, positions: Tensor) -> Tensor:
@@ -142,28 +225,6 @@ def _gather(states: Tensor, positions: Tensor) -> Tensor:
     batch, length, width = states.shape
     start = torch.arange(batch, device=states.device)[:, None] * length
     return states.reshape(batch * length, width).index_select(0, (positions + start).flatten())
-
-
-def _mean_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-    """Return the cross entropy of logits [N, V] and labels [N] in nats, divided by the number of labels that count."""
-    total = F.cross_entropy(logits.float(), labels, reduction="sum")
-    if num_items_in_batch is None:
-        return total / (labels != -100).sum().clamp(min=1)
-    if isinstance(num_items_in_batch, Tensor):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
-
-
-def _static_mask(config: PretrainedConfig, mask: Tensor | None, input_ids: Tensor) -> Any:
-    """Return the mask as fused attention takes it; the library would first read `mask.all()` back to the host."""
-    if mask is None or config._attn_implementation != "sdpa":
-        return mask
-    full = mask[:, None, None, :].bool()
-    if config.model_type != "modernbert":
-        return full
-    place = torch.arange(input_ids.shape[1], device=input_ids.device)
-    near = (place[:, None] - place[None, :]).abs() <= config.sliding_window
-    return {"full_attention": full, "sliding_attention": full & near}
 
 
 @cache

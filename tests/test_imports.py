@@ -12,8 +12,9 @@ PACKAGE = ROOT / "budget_trainer"
 STANDARD_ONLY = {"clock", "curves", "errors", "stages", "model_types", "__init__"}
 NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "scheduler", "checkpoints", "run_folder", "flops"}
 NO_TRANSFORMERS |= {"objective", "hashing", "choice", "objective_checks", "whole_words", "rows", "permutation"}
-LEAVES = {"errors", "curves", "clock", "distributed", "optimizers", "sparse", "evaluation", "report", "stages", "flops"}
-LEAVES |= {"model_card", "checkpoints", "model_types", "layer_norm"}
+NO_TRANSFORMERS |= {"attention", "fused_attention", "cross_entropy"}
+LEAVES = {"errors", "curves", "clock", "distributed", "optimizers", "evaluation", "report", "stages", "flops"}
+LEAVES |= {"model_card", "checkpoints", "model_types", "layer_norm", "attention", "cross_entropy"}
 LEAVES |= {"hashing", "choice", "whole_words", "objective_checks", "rows", "permutation"}
 ABOVE_LEAVES = {
     "objective": {"errors", "choice", "hashing", "objective_checks"},

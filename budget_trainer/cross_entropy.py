@@ -1,0 +1,134 @@
+"""Cross entropy of a linear projection in chunks of rows: the logits of all rows never exist at once.
+
+The forward pass takes each chunk's logits to their loss and on to the gradients (softmax minus one-hot), while they are
+still in the cache; backward only multiplies by the incoming scalar. Every logit is computed once, as without chunks. The
+idea is that of fused linear cross entropy (Hsu et al., Liger Kernel, 2024), here in plain PyTorch on any device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORED_LABEL = -100
+# Bytes that a chunk's float32 logits may take: about a CPU's last-level cache; on a GPU enough rows to fill it.
+CHUNK_BYTES = {"cpu": 32 * 2**20}
+ACCELERATOR_CHUNK_BYTES = 512 * 2**20
+
+
+def default_chunk_size(vocab_size: int, device: torch.device) -> int:
+    """Return the rows of a chunk for a projection onto `vocab_size` tokens on `device`; at least 16."""
+    return max(16, CHUNK_BYTES.get(device.type, ACCELERATOR_CHUNK_BYTES) // (4 * vocab_size))
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk_size: int | None = None
+) -> Tensor:
+    """Return the summed cross entropy of `hidden @ weight.T + bias` in nats, a float32 scalar.
+
+    Equals `F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="sum")` and its gradients. Matrices
+    are multiplied in autocast's precision where that is on; log-sum-exp, loss, and the sums over chunks are in float32.
+    The gradients formed in the forward pass are those of the sum, between -1 and 1 per logit: no loss scale is in them.
+
+    Args:
+        hidden: [N, H] states, N > 0.
+        weight: [V, H], may be tied to the embeddings.
+        bias: [V] or None.
+        labels: [N] int64; rows labelled -100 do not count.
+        chunk_size: rows per chunk, at least 1; by default `default_chunk_size`.
+    """
+    size = default_chunk_size(len(weight), weight.device) if chunk_size is None else chunk_size
+    if torch.is_grad_enabled():
+        return _LinearCrossEntropy.apply(hidden, weight, bias, labels, size)
+    return _loss_and_gradients(hidden, weight, bias, labels, size, (False, False, False))[0]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk_size: int
+    ) -> Tensor:
+        total, *gradients = _loss_and_gradients(hidden, weight, bias, labels, chunk_size, ctx.needs_input_grad[:3])
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = (hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = (
+            None if gradient is None else (gradient * incoming[0]).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return *gradients, None, None
+
+
+def _loss_and_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    chunk_size: int,
+    needed: tuple[bool, ...],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Return the summed loss and its gradients by hidden, weight and bias in float32, None where not `needed`."""
+    dtype = _matmul_dtype(hidden)
+    matrix = weight.to(dtype)
+    offset = None if bias is None else bias.to(dtype)
+    valid = (labels != IGNORED_LABEL).float()[:, None]
+    targets = labels.clamp(min=0)[:, None]
+    chunks = -(-len(hidden) // chunk_size)
+    rows = -(-len(hidden) // chunks)  # chunks of equal size: no small last one
+    total = hidden.new_zeros((), dtype=torch.float32)
+    by_hidden: list[Tensor] = []
+    by_weight: Tensor | None = None
+    by_bias: Tensor | None = None
+    for begin in range(0, len(hidden), rows):
+        end = min(begin + rows, len(hidden))
+        states, on, target = hidden[begin:end].to(dtype), valid[begin:end], targets[begin:end]
+        scores = F.linear(states, matrix, offset).float().log_softmax(-1)
+        total = total - (scores.gather(1, target) * on).sum()
+        if not any(needed):
+            continue
+        scores = scores.exp_().scatter_add_(1, target, -torch.ones_like(on))
+        # Rows that do not count are zeroed in the small factors: that saves a pass over the scores.
+        errors = scores.to(dtype)
+        if needed[0]:
+            by_hidden.append((errors @ matrix).float() * on)
+        if needed[1]:
+            by_weight = _add_product(by_weight, errors.t(), states * on.to(dtype))
+        if needed[2]:
+            share = scores.t().mv(on.squeeze(1))
+            by_bias = share if by_bias is None else by_bias + share
+    return total, torch.cat(by_hidden) if by_hidden else None, by_weight, by_bias
+
+
+def _matmul_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the precision that autocast gives matrix products on this device, else that of the states."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """Return total + left @ right in float32; the product itself has the precision of its factors."""
+    if total is None:
+        return (left @ right).float()
+    if left.dtype == torch.float32:
+        return total.addmm_(left, right)
+    return total.add_(left @ right)
+
+
+def logits_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """Return the cross entropy of logits [N, V] and labels [N] in nats, divided as `loss_per_label` does."""
+    return loss_per_label(F.cross_entropy(logits.float(), labels, reduction="sum"), labels, num_items_in_batch)
+
+
+def loss_per_label(total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """Return a summed loss divided by `num_items_in_batch`, or by the number of labels that are not -100."""
+    if num_items_in_batch is None:
+        return total / (labels != IGNORED_LABEL).sum().clamp(min=1)
+    if isinstance(num_items_in_batch, Tensor):
+        num_items_in_batch = num_items_in_batch.to(total.device, non_blocking=True)
+    return total / num_items_in_batch
