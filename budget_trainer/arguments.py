@@ -104,16 +104,16 @@ class BudgetArguments:
     checkpoint_every: str | None = _flag(None, "Training checkpoint each time this much of the budget is used.")
     num_epochs_between_checkpoints: int | None = _flag(None, "... or after this many shards per process.")
     mlm_probability_curve: str | None = _flag(
-        None, "Masking rate in at most 4 stages of the schedule, value@share: 0.3@0,0.15@0.6; replaces mlm_probability."
+        None,
+        "Masking rate in at most 4 stages of the schedule, value@share: 0.3@0,0.15@0.6; replaces mlm_probability.",
     )
-    batch_size_curve: str | None = _flag(
-        None, "Share of gradient_accumulation_steps in stages: 0.25@0,0.5@0.1,1@0.3."
-    )
+    batch_size_curve: str | None = _flag(None, "Share of gradient_accumulation_steps in stages: 0.25@0,0.5@0.1,1@0.3.")
     sequence_length_curve: str | None = _flag(
         None, "Share of the block length in stages: 0.25@0,1@0.2 cuts each block into 4 parts at first."
     )
     auto_speed: bool = _flag(
-        False, "Measure whether bf16 and torch_compile, where asked for, pay in this budget; else they are switched off."
+        False,
+        "Measure whether bf16 and torch_compile, where asked for, pay in this budget; else they are switched off.",
     )
     regional_compile: bool = _flag(False, "torch_compile layer by layer: a fraction of the compile time.")
     validate_every: str | None = _flag(None, "Validate each time this share of the budget is used, as 10%%.")

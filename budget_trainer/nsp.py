@@ -148,4 +148,6 @@ def pair_class(config: PretrainedConfig) -> Any:
 
 @cache
 def _mixed(cls: type) -> type:
-    return type(cls.__name__, (PairPrediction, sparse_class(cls)), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    return type(
+        cls.__name__, (PairPrediction, sparse_class(cls)), {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    )

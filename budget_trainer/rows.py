@@ -93,9 +93,7 @@ class Rows:
         return _Opened(first, ends, np.array(file_of, np.int64), places_of, windows)
 
 
-def _locate(
-    file: Path, columns: Mapping[str, int]
-) -> tuple[list[int], dict[str, tuple[list[int], NDArray[Any]]]]:
+def _locate(file: Path, columns: Mapping[str, int]) -> tuple[list[int], dict[str, tuple[list[int], NDArray[Any]]]]:
     """Return the rows of each record batch and, per column, where its values begin in the file, read as their type."""
     mapped = pa.memory_map(str(file)).read_buffer()
     table = pa.ipc.open_stream(mapped).read_all()

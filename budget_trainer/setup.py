@@ -25,6 +25,7 @@ from budget_trainer.model_config import check_positions
 from budget_trainer.modeling import build_model, load_pretrained, set_output_bias
 from budget_trainer.nsp import check_pair_data
 from budget_trainer.objective import MaskingCollator
+from budget_trainer.sparse import check_document_mask
 from budget_trainer.whole_words import continues_word
 
 COUNTED_TOKENS_PER_SECOND = 30_000  # of the budget
@@ -66,6 +67,9 @@ def make_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, resumed: 
     check_positions(model.config, longest_block(data), "max_position_embeddings" if new else "model_name_or_path")
     if m.layer_norm_type == "apex":
         use_apex(model)
+    if recipe.data.document_mask:
+        check_document_mask(model)
+    model.cross_entropy = m.cross_entropy
     return model
 
 

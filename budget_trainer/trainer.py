@@ -58,6 +58,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, Trainer):
         self._micro_batches = 0  # of this job, as Trainer counts them
         self._batches: Iterator | None = None  # our own loader, once the stages need another collator than Trainer's
         self._stage: Stage | None = None
+        self._had: dict[str, float] = {}  # what the last step had: when its line is logged the next stage may be there
         super().__init__(*args, **kwargs)
         self.full_accumulation = self.args.gradient_accumulation_steps
         if throughput is not None:
@@ -144,6 +145,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, Trainer):
         state: Any = self.state
         state.stateful_callbacks[POSITION_KEY] = {"samples": self.samples_consumed + self.global_batch_size}
         self._micro_batches += num_batches
+        self._had = self._realised()
         if self.throughput is not None:
             self.throughput.count(self.global_batch_size * self._block_size(), predicted)
         return batch, predicted
@@ -181,11 +183,11 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, Trainer):
         if isinstance(self.train_dataset, BlockDataset):
             self.state.epoch = self.samples_consumed / self.train_dataset.rows  # passes over the corpus
         if self.throughput is not None and "loss" in logs:
-            logs |= self.throughput.rates() | self._realised()
+            logs |= self.throughput.rates() | self._had
         super().log(logs, start_time)
 
     def _realised(self) -> dict[str, float]:
-        """The stage's figures, where there are stages: what the last step really had."""
+        """The stage's figures for the step that begins, where there are stages."""
         if self._stage is None:
             return {}
         length = self._block_size() // self._stage.sequence_parts

@@ -272,7 +272,9 @@ def test_the_longest_block_fits_and_one_more_token_is_refused(model_type, pad):
     model = tiny(model_type, special_ids=SPECIAL | {"pad": pad, "unk": 1 - pad}, max_position_embeddings=24)
     model(**batch(length=24, padded=False)).loss.backward()
     check_positions(model.config, 24, "max_position_embeddings")
-    with pytest.raises(InputError, match=f"^model_name_or_path: this {model.config.model_type} takes 24 tokens, .* 25; "):
+    with pytest.raises(
+        InputError, match=f"^model_name_or_path: this {model.config.model_type} takes 24 tokens, .* 25; "
+    ):
         check_positions(model.config, 25, "model_name_or_path")
 
 

@@ -241,9 +241,7 @@ def test_the_pinned_evaluation_scores_it_as_the_masked_model(model_type, tmp_pat
     rows = np.random.default_rng(0).integers(5, VOCAB, (8, 32))
     rows[:, 0], rows[:, -1] = SPECIAL["cls"], SPECIAL["sep"]
     evaluation = PinnedEvaluation(rows, np.ones_like(rows), special_ids=SPECIAL, vocab_size=VOCAB)
-    scores = [
-        evaluation.run(m, device="cpu")["loss"] for m in (model, AutoModelForMaskedLM.from_pretrained(tmp_path))
-    ]
+    scores = [evaluation.run(m, device="cpu")["loss"] for m in (model, AutoModelForMaskedLM.from_pretrained(tmp_path))]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 

@@ -86,7 +86,9 @@ def test_exp_on_time_decays_as_documented(budget):
 def test_steps_need_a_last_one(lr_schedule, tmp_path):
     """B4: without max_steps the original warmed up over 6 % of 2**63 steps."""
     flags = {**TINY, "data_dir": "d", "output_dir": tmp_path, "total_training_time": "1h", "lr_schedule": lr_schedule}
-    with pytest.raises(InputError, match=f"^max_steps: missing, and lr_schedule {lr_schedule} needs it; add --max_steps"):
+    with pytest.raises(
+        InputError, match=f"^max_steps: missing, and lr_schedule {lr_schedule} needs it; add --max_steps"
+    ):
         parse_recipe(words(flags))
 
 

@@ -78,7 +78,9 @@ def recipe_of(tmp_path, **flags):
 def costs(monkeypatch):
     """What the probe measures, without measuring."""
     table = {}
-    monkeypatch.setattr(precision, "probe", lambda asked, *rest: {w: c for w, c in table.items() if asked.bf16 or not w.bf16})
+    monkeypatch.setattr(
+        precision, "probe", lambda asked, *rest: {w: c for w, c in table.items() if asked.bf16 or not w.bf16}
+    )
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
     monkeypatch.setattr(precision, "has_compiler", lambda: True)
     return table

@@ -66,7 +66,8 @@ def test_compiling_again_has_to_be_affordable(left, entered):
 
 def test_a_larger_batch_keeps_its_shapes():
     run = Run(torch_compile=True, left=5.0, compile_seconds=20.0, batch_size_curve="0.5@0,1@0.5")
-    assert run.step(0.6) == (Stage(0.15, 8, 1), False)
+    assert [run.step(0.6)[0].accumulation for _ in range(2)] == [4, 8]
+    assert run.entered[-1] == (Stage(0.15, 8, 1), False)
 
 
 def test_the_guess_of_the_next_step_grows_with_the_batch():
