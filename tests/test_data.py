@@ -96,7 +96,12 @@ def table(tmp_path_factory):
     """Three files of several record batches each, with columns of different types; and what they hold, by row."""
     folder = tmp_path_factory.mktemp("table")
     random, n, length = np.random.default_rng(0), 1000, 16
-    types = {"input_ids": "uint32", "document_ids": "uint16", "token_type_ids": "uint8", "next_sentence_label": "uint8"}
+    types = {
+        "input_ids": "uint32",
+        "document_ids": "uint16",
+        "token_type_ids": "uint8",
+        "next_sentence_label": "uint8",
+    }
     rows = {name: random.integers(0, 200, (n, length)) for name in types}
     rows["input_ids"] += 2**20
     rows["next_sentence_label"] = random.integers(0, 2, n)
@@ -190,7 +195,9 @@ def test_columns_for_what_is_trained(data, copy):
 
 def test_the_document_mask_needs_several_documents_in_a_block(copy):
     one = _with_packing(copy, "one_document", ["input_ids"])
-    with pytest.raises(InputError, match="^document_mask: .* packing one_document: a block holds one document, so there"):
+    with pytest.raises(
+        InputError, match="^document_mask: .* packing one_document: a block holds one document, so there"
+    ):
         one.columns_for(document_mask=True)
     with pytest.raises(InputError, match="blocks --packing packed"):
         one.train(seed=0, columns=("input_ids", "document_ids"))

@@ -278,7 +278,10 @@ def test_several_inputs_and_the_manifest(build, corpus, tmp_path):
         ({"block_size": "10000"}, "--block_size 10000"),
         ({"num_shards": "0"}, "--num_shards"),
         ({"packing": "loose"}, "--packing"),
-        ({"packing": "nsp", "input": "short.txt", "validation_fraction": 0}, "packing nsp: the corpus has one document"),
+        (
+            {"packing": "nsp", "input": "short.txt", "validation_fraction": 0},
+            "packing nsp: the corpus has one document",
+        ),
         ({"seed": "1"}, "unrecognized arguments: --seed 1"),
         ({"output_dir": "latin.txt"}, "output_dir latin.txt exists and is no data folder"),
     ],
