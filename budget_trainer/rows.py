@@ -104,8 +104,10 @@ def _locate(file: Path, columns: Mapping[str, int]) -> tuple[list[int], dict[str
         sizes = [len(chunk) for chunk in chunks]
         places, dtype = [], np.dtype(np.uint8)
         for chunk in chunks:
-            values = chunk.flatten() if length else chunk
-            if len(values) != len(chunk) * max(1, length) or not pa.types.is_integer(values.type):
+            listed = isinstance(chunk, pa.FixedSizeListArray)
+            values = chunk.flatten() if listed else chunk
+            size = chunk.type.list_size if listed else 0
+            if size != length or len(values) != len(chunk) * max(1, length) or not pa.types.is_integer(values.type):
                 raise ValueError(f"column {name} is {chunk.type}, not {length or 'single'} integers per row")
             dtype = np.dtype(values.type.to_pandas_dtype())
             place, odd = divmod(values.buffers()[1].address - mapped.address, dtype.itemsize)

@@ -1,5 +1,6 @@
 """The packings by name: each turns groups of documents into the columns of the training rows."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -77,7 +78,7 @@ class Nsp:
     """Sentence pairs for next-sentence prediction (`SentencePairs`)."""
 
     columns = {"token_type_ids": "uint8", "next_sentence_label": "uint8"}
-    scalars = ("next_sentence_label",)
+    scalars: tuple[str, ...] = ("next_sentence_label",)
     sentences = True
 
     def __init__(self, block_size: int, special_ids: dict[str, int]) -> None:
@@ -98,7 +99,7 @@ class Nsp:
         return {"filled": 0, "pairs": {"follows": follows, "random": random}}
 
 
-PACKERS: dict[str, type[Packed] | type[OneDocument] | type[Nsp]] = {
+PACKERS: dict[str, Callable[[int, dict[str, int]], Packer]] = {
     "packed": Packed,
     "one_document": OneDocument,
     "nsp": Nsp,

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+import train_mlm
+from budget_trainer.clock import BudgetClock
 from budget_trainer.data import BlockDataset, DataFolder, ExactSampler
 from budget_trainer.errors import InputError
 from budget_trainer.permutation import permute
@@ -201,6 +203,15 @@ def test_the_document_mask_needs_several_documents_in_a_block(copy):
         one.columns_for(document_mask=True)
     with pytest.raises(InputError, match="blocks --packing packed"):
         one.train(seed=0, columns=("input_ids", "document_ids"))
+
+
+def test_the_document_mask_is_refused_from_the_command_line(copy, tmp_path, capsys, monkeypatch):
+    _with_packing(copy, "one_document", ["input_ids"])
+    monkeypatch.setattr(train_mlm, "CLOCK", BudgetClock())
+    flags = ["--data_dir", str(copy), "--output_dir", str(tmp_path / "out"), "--total_training_time", "30s"]
+    assert train_mlm.main([*flags, "--document_mask", "true"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "document_mask: data folder" in lines[0] and "nothing to mask" in lines[0]
 
 
 def _numpy_batch(batch):

@@ -160,12 +160,18 @@ def test_default_slots_are_what_a_full_block_needs(rate, size, slots):
 
 # SHA-256 of what the first released collator made of `_golden_source`: another value would change runs in progress.
 GOLDEN = {
-    "plain": ({}, ""),
-    "full blocks": ({"has_padding": False}, ""),
-    "slots": ({"max_predictions_per_seq": 3}, ""),
-    "many slots": ({"max_predictions_per_seq": 50, "mlm_probability": 0.6}, ""),
-    "dup_factor": ({"dup_factor": 2, "seed": -5}, ""),
-    "no masks": ({"mask_replace_prob": 0.0, "random_replace_prob": 1.0, "mlm_probability": 0.3}, ""),
+    "plain": ({}, "f4381d21f77463415a3ec2cc2a5c4c0bef88c8f4fe6bcde87cf490b32c7d856f"),
+    "full blocks": ({"has_padding": False}, "00045683f07f63bed2b2a0eb1bdb9163db116c3329a2fb915f6dd6f010067f51"),
+    "slots": ({"max_predictions_per_seq": 3}, "17ecb621f15fb75dd7bc40dd6ab85ad8e00d738d094ed0fb166b41483d8ffdfc"),
+    "many slots": (
+        {"max_predictions_per_seq": 50, "mlm_probability": 0.6},
+        "95ba8ce17e8fdd13b31a3c40c450501b5d8b1abd518c6e6eb7d6d9152e1122f5",
+    ),
+    "dup_factor": ({"dup_factor": 2, "seed": -5}, "7a9332ac427816043ec3890d512c09b9dd9f0aa236cd6a69fabbc8bc186fc410"),
+    "no masks": (
+        {"mask_replace_prob": 0.0, "random_replace_prob": 1.0, "mlm_probability": 0.3},
+        "a17428b1dc3ab6e930011db6913226a2d834f95de1b30f6b63410c67bfd9c837",
+    ),
 }
 
 

@@ -6,9 +6,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from budget_trainer.choice import choose_words, word_table
+from budget_trainer.data import DataFolder
 from budget_trainer.errors import InputError
 from budget_trainer.hashing import hash64
 from budget_trainer.objective import MaskingCollator, prediction_slots
+from budget_trainer.recipes import parse_recipe
+from budget_trainer.setup import make_collator
 from budget_trainer.whole_words import continues_word
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -126,6 +129,22 @@ def test_no_rows_and_no_candidates():
 def test_the_table_must_fit_the_vocabulary():
     with pytest.raises(InputError, match=r"whole_words: shape \(99,\) for a vocabulary of 100"):
         collator(whole_words=CONTINUES[:99])
+
+
+@pytest.mark.parametrize("flag", [[], ["--whole_word_mask", "true"]])
+def test_the_flag_reaches_the_collator(data_dir, tmp_path, flag):
+    data = DataFolder.open(data_dir)
+    common = ["--data_dir", str(data_dir), "--output_dir", str(tmp_path), "--total_training_time", "1m"]
+    masker = make_collator(parse_recipe([*common, *flag]), data)
+    batch = data.train(seed=1).__getitems__(range(300))
+    continues = continues_word(data.load_tokenizer())
+    predicted = np.zeros(batch["input_ids"].shape, bool)
+    out = masker(batch)
+    used = (out["labels"] != -100).numpy()
+    predicted[np.nonzero(used)[0], out["masked_positions"].numpy()[used]] = True
+    inner = continues[batch["input_ids"]][:, 1:] & (batch["input_ids"][:, :-1] > 4)
+    split = (inner & (predicted[:, 1:] != predicted[:, :-1])).sum()
+    assert inner.sum() > 1000 and ((split == 0) if flag else (split > 100))
 
 
 def test_wordpiece(tokenizer):
