@@ -8,7 +8,7 @@ from budget_trainer.errors import InputError
 
 # The paper's pre-LN BERT is the library's megatron-bert: no embedding LayerNorm, pre-LN blocks, a final LayerNorm.
 # The original's other names are the same net with RoBERTa's tokenizer, and with next-sentence prediction (`add_nsp`).
-ALIASES = {name: "megatron-bert" for name in ("bert-mlm", "bert-mlm-roberta", "bert-mlm-nsp")}
+ALIASES = dict.fromkeys(("bert-mlm", "bert-mlm-roberta", "bert-mlm-nsp"), "megatron-bert")
 PAIR_TYPES = ("bert", "megatron-bert")  # with a native class that has both heads and is trained here
 LN_MODES = ("pre-ln", "post-ln")
 NORM_TYPES = ("pytorch", "apex", "rms_norm")  # the first two are LayerNorm, computed by the one or the other
@@ -23,7 +23,9 @@ class Layout(NamedTuple):
 
     def __str__(self) -> str:
         embedding = "a norm" if self.layernorm_embedding else "no norm"
-        return f"{self.encoder_ln_mode}, {embedding} behind the embeddings, {'RMSNorm' if self.rms_norm else 'LayerNorm'}"
+        return (
+            f"{self.encoder_ln_mode}, {embedding} behind the embeddings, {'RMSNorm' if self.rms_norm else 'LayerNorm'}"
+        )
 
 
 # What the original's words choose from: the first that fits.
@@ -68,7 +70,9 @@ def resolve_model_type(
         asked["rms_norm"] = layer_norm_type == "rms_norm"
     if model_type in ALIASES:
         asked.setdefault("encoder_ln_mode", "pre-ln")
-        return _choose(asked, f"{words}: model_type {model_type} would need a native class of this layout, there is none")
+        return _choose(
+            asked, f"{words}: model_type {model_type} would need a native class of this layout, there is none"
+        )
     if not asked or (model_type not in LAYOUTS and asked == {"rms_norm": False}):
         return model_type
     if model_type not in LAYOUTS:

@@ -87,7 +87,10 @@ def refuse(capfd, tmp_path, data_dir, monkeypatch):
             "layer_norm_type: apex runs on NVIDIA GPUs, this run is on 'cpu'; use layer_norm_type pytorch",
         ),
         ({"add_nsp": "true"}, "add_nsp: model_type modernbert has no next-sentence head here; use model_type bert or"),
-        ({"model_type": "bert-mlm-nsp", "add_nsp": "false"}, "add_nsp: false contradicts model_type bert-mlm-nsp; use"),
+        (
+            {"model_type": "bert-mlm-nsp", "add_nsp": "false"},
+            "add_nsp: false contradicts model_type bert-mlm-nsp; use",
+        ),
         ({"model_type": "bert", "add_nsp": "true"}, "holds no sentence pairs (packing 'packed'); prepare it with"),
         ({"optimizer_type": "lamb"}, "optimizer"),
         ({"model_config": '{"colour": 1}'}, "colour"),

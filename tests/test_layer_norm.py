@@ -29,7 +29,9 @@ class FusedLayerNorm(nn.Module):
 
     def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True, memory_efficient=False):
         super().__init__()
-        self.normalized_shape = torch.Size((normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape)
+        self.normalized_shape = torch.Size(
+            (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
+        )
         self.eps, self.memory_efficient = eps, memory_efficient
         self.weight = nn.Parameter(torch.empty(self.normalized_shape)) if elementwise_affine else None
         self.bias = nn.Parameter(torch.empty(self.normalized_shape)) if elementwise_affine else None
@@ -89,7 +91,10 @@ def test_the_mode_of_a_norm_is_kept(apex):
 
 @pytest.mark.parametrize(
     ("model_type", "expected"),
-    [("modernbert", "has none; give the model one (modernbert: model_config {norm_bias: true})"), ("eurobert", "no LayerNorm")],
+    [
+        ("modernbert", "has none; give the model one (modernbert: model_config {norm_bias: true})"),
+        ("eurobert", "no LayerNorm"),
+    ],
 )
 def test_models_it_cannot_serve(apex, model_type, expected):
     with pytest.raises(InputError) as refused:
@@ -99,7 +104,9 @@ def test_models_it_cannot_serve(apex, model_type, expected):
 
 def test_it_is_nvidias_and_needs_a_gpu(apex, monkeypatch):
     check_apex("cuda:0")
-    with pytest.raises(InputError, match="^layer_norm_type: apex runs on NVIDIA GPUs, this run is on 'cpu'; use layer_norm"):
+    with pytest.raises(
+        InputError, match="^layer_norm_type: apex runs on NVIDIA GPUs, this run is on 'cpu'; use layer_norm"
+    ):
         check_apex(torch.device("cpu"))
 
     def no_extension(*args, **kwargs):

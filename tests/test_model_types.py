@@ -72,7 +72,9 @@ def test_the_refusal_names_the_type_to_use(arguments, suggested):
 def test_types_of_another_layout():
     assert resolve_model_type("deberta-v2") == "deberta-v2"
     assert resolve_model_type("deberta-v2", layer_norm_type="apex") == "deberta-v2"
-    with pytest.raises(InputError, match="encoder_ln_mode pre-ln: model_type deberta-v2 has a layout of its own; leave"):
+    with pytest.raises(
+        InputError, match="encoder_ln_mode pre-ln: model_type deberta-v2 has a layout of its own; leave"
+    ):
         resolve_model_type("deberta-v2", "pre-ln")
 
 
