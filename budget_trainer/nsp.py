@@ -42,7 +42,8 @@ class PairPrediction(_Base):
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of hidden states [..., H]."""
-        return self.cls.predictions(hidden)
+        heads: Any = self.cls
+        return heads.predictions(hidden)
 
     def dense_logits(self, input_ids: Tensor | None, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
         """Return the logits [B, L, V]; the stock class names its own differently."""
@@ -51,7 +52,9 @@ class PairPrediction(_Base):
 
     def pair_scores(self, hidden: Tensor) -> Tensor:
         """Return the scores [B, 2] of "B follows A" and "B is random" from hidden states [B, L, H]."""
-        return self.cls.seq_relationship(self.base_model.pooler(hidden))
+        heads: Any = self.cls
+        base: Any = self.base_model
+        return heads.seq_relationship(base.pooler(hidden))
 
     def forward(  # type: ignore[override]
         self,

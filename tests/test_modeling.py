@@ -247,14 +247,12 @@ OTHER_TYPES = ["albert", "convbert", "deberta-v2", "distilbert", "electra", "ern
 
 @pytest.mark.parametrize("model_type", OTHER_TYPES)
 def test_any_masked_language_model_trains_and_reloads(model_type, tmp_path):
-    model, inputs = tiny(model_type, initializer_range=0.05), batch()
+    model, inputs = tiny(model_type), batch()
     assert model_type not in HEADS
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(3):
-        losses.append(loss_and_gradients(model, inputs)[0])
-        optimizer.step()
-    assert losses[2] < losses[1] < losses[0]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    before = loss_and_gradients(model, inputs)[0]
+    optimizer.step()
+    assert loss_and_gradients(model, inputs)[0] < before
     model.eval().save_pretrained(tmp_path)
     stock = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
     assert type(stock) is not type(model) and type(stock).__name__ == type(model).__name__
