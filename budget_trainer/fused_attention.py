@@ -52,7 +52,7 @@ class FusedSelfAttention(_Base):
 
 
 @cache
-def fused_class(cls: type[nn.Module]) -> type[nn.Module]:
+def fused_class(cls: Any) -> Any:
     """Return the subclass of a self-attention module with `FusedSelfAttention`, under the same name."""
     return type(cls.__name__, (FusedSelfAttention, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
 
