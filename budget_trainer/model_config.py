@@ -88,7 +88,7 @@ def native_values(key: str, value: Any, known: set[str], model_type: str) -> dic
         return {}
     found = {name: value for name in NATIVE_NAMES.get(key, (key,)) if name in known}
     if not found and not (key.endswith("dropout_prob") and value == 0):
-        fix = "set it to 0" if key.endswith("dropout_prob") else "leave it out"
+        fix = "set it to 0" if key.endswith("dropout_prob") else "leave it out (null in a recipe)"
         raise InputError(f"{key}={value!r} has no counterpart in model_type={model_type!r}: {fix}")
     return found
 

@@ -81,9 +81,14 @@ def build_model(
         type_vocab_size=type_vocab_size,
         model_config=model_config,
     )
+    cls = _class(config, add_nsp)
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.default_generator.manual_seed(seed)
-        model = _class(config, add_nsp)(config)
+        try:
+            model = cls(config)
+        except (AssertionError, RuntimeError, ValueError) as error:  # some classes fix sizes that their configs do not
+            reason = " ".join(str(error).split())
+            raise InputError(f"model_type={model_type!r} cannot be built with these sizes: {reason}") from error
     model.sparse_mask_prediction = sparse_mask_prediction
     bias = output_bias(model)
     if bias is not None:

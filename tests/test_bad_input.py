@@ -101,7 +101,7 @@ def refuse(capfd, tmp_path, data_dir, monkeypatch):
             {"model_type": "bert-mlm-nsp", "add_nsp": "false"},
             "add_nsp: false contradicts model_type bert-mlm-nsp; use",
         ),
-        ({"model_type": "bert", "add_nsp": "true"}, "holds no sentence pairs (packing 'packed'); prepare it with"),
+        ({"model_type": "bert", "add_nsp": "true"}, "sentence pairs"),
         ({"optimizer_type": "lamb"}, "optimizer"),
         ({"model_config": '{"colour": 1}'}, "colour"),
         ({"model_config": "colour"}, "model_config: 'colour' is not a JSON object; write"),
