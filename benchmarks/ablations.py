@@ -90,7 +90,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     variants = [row for row in rows if "bits_per_byte_to_base" in row]
     if not variants:
         return ""
-    lines = ["", "", f"{'variant against the recipe':34} {'n':>2} {'bits/byte':>9} {'min':>7} {'max':>7} {'tokens/s':>9}"]
+    lines = [
+        "",
+        "",
+        f"{'variant against the recipe':34} {'n':>2} {'bits/byte':>9} {'min':>7} {'max':>7} {'tokens/s':>9}",
+    ]
     for row in sorted(variants, key=lambda row: -row["bits_per_byte_to_base"]["mean"]):
         bits = row["bits_per_byte_to_base"]
         lines.append(

@@ -83,9 +83,7 @@ def plan(a: argparse.Namespace) -> list[dict[str, Any]]:
         {"kind": "stock", "name": f"stock lr {rate}" + (" bf16" if a.bf16_stock else ""), "rate": rate, "seed": 0}
         for rate in a.stock_learning_rates
     ]
-    base = [
-        {"kind": "ours", "name": Path(recipe).stem, "recipe": str(Path(recipe).resolve())} for recipe in a.recipes
-    ]
+    base = [{"kind": "ours", "name": Path(recipe).stem, "recipe": str(Path(recipe).resolve())} for recipe in a.recipes]
     base += [{**base[0], "kind": "ablation", "name": name, "changes": a.variants[name]} for name in a.variants]
     ours = [{**job, "seed": seed} for seed in range(a.seeds) for job in base]
     turns = itertools.zip_longest(ours, stock)

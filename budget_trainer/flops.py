@@ -41,7 +41,9 @@ def model_flops_per_token(model: Any, block_size: int, predictions_per_block: fl
     if block_size < 1:
         raise InputError(f"block_size={block_size} must be 1 or more")
     if not 0 <= predictions_per_block <= block_size:
-        raise InputError(f"predictions_per_block={predictions_per_block} must be between 0 and block_size={block_size}")
+        raise InputError(
+            f"predictions_per_block={predictions_per_block} must be between 0 and block_size={block_size}"
+        )
     config = model.config
     encoder = {id(module) for module in model.base_model.modules()}
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
