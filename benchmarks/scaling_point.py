@@ -15,6 +15,7 @@ from benchmarks.workload import Text, Workload  # noqa: E402
 from budget_trainer.errors import InputError  # noqa: E402
 from budget_trainer.flops import measure_peak_flops, model_flops_per_token  # noqa: E402
 from budget_trainer.launch import check_launch  # noqa: E402
+from budget_trainer.modeling import parameter_count  # noqa: E402
 from budget_trainer.report import write_json_atomic  # noqa: E402
 
 
@@ -24,9 +25,9 @@ def measure(order: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     trainer = trainers.ours(w, Text(order["text"], w), folder)
     world = trainer.accelerator.num_processes
     check_launch(world, trainer.args.n_gpu)
-    model = trainer.model
+    model: Any = trainer.model
     flops = model_flops_per_token(model, w.block_size, w.slots)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = parameter_count(model)
     trainer.accelerator.wait_for_everyone()
     peak = measure_peak_flops(trainer.args.device, w.dtype, order["peak_seconds"])
     accounts: list[dict[str, Any]] = []

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,6 +15,7 @@ from benchmarks.measured import Stretches
 from benchmarks.workload import Text, Workload
 from budget_trainer.errors import InputError
 from budget_trainer.flops import measure_peak_flops, model_flops_per_token
+from budget_trainer.modeling import parameter_count
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,14 +31,14 @@ def work(order: dict[str, Any]) -> None:
     build = trainers.stock if order["name"].startswith("stock") else trainers.ours
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(w, Text(order["text"], w), Path(folder))
-        device = trainer.args.device
+        device, model = trainer.args.device, cast(torch.nn.Module, trainer.model)
         facts = {
             "device": str(device),
             "threads": torch.get_num_threads(),
-            "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-            "flops_per_token": model_flops_per_token(trainer.model, w.block_size, w.slots),
+            "parameters": parameter_count(model),
+            "flops_per_token": model_flops_per_token(model, w.block_size, w.slots),
             "flops_per_token_computed": model_flops_per_token(
-                trainer.model, w.block_size, w.slots if w.sparse else w.block_size
+                model, w.block_size, w.slots if w.sparse else w.block_size
             ),
             "warmup_steps": order["warmup_steps"],
             "setup_seconds": time.perf_counter() - begin,

