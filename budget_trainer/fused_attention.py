@@ -61,4 +61,5 @@ def fuse_attention(model: nn.Module) -> None:
     """Give every BERT-like self-attention module of a model the faster forward: nothing is built twice or copied."""
     for module in model.modules():
         if type(module).__name__.endswith("SelfAttention"):
-            module.__class__ = fused_class(type(module))
+            kind: Any = type(module)  # mypy takes a class for unhashable where its instances define __hash__
+            module.__class__ = fused_class(kind)
