@@ -263,14 +263,14 @@ def test_a_model_without_matrices_of_one_kind():
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["lamb", "fusedlamb", "sgd", ""])
+@pytest.mark.parametrize("name", ["fusedlamb", "sgd", ""])
 def test_unknown_names_list_the_known(name):
-    with pytest.raises(InputError, match="adam, adamw, adafactor, muon"):
+    with pytest.raises(InputError, match="adam, adamw, adafactor, lamb, muon"):
         build_optimizer(name, small(), learning_rate=0.01)
 
 
 @pytest.mark.parametrize("option", ["learning_rate", "weight_decay", "muon_learning_rate", "embedding_learning_rate"])
 @pytest.mark.parametrize("value", [-1.0, float("nan")])
 def test_bad_numbers_name_the_field(option, value):
-    with pytest.raises(InputError, match=f"{option}={value}"):
+    with pytest.raises(InputError, match=f"{option}: {value}"):
         build_optimizer("muon", small(), **{"learning_rate": 0.01, option: value})
