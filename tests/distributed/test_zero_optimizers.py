@@ -48,6 +48,7 @@ def test_it_trains_within_the_budget(cpu_form, data_dir, tmp_path, changes):
     assert len(losses) == STEPS and all(math.isfinite(loss) for loss in losses)
     account = report(tmp_path / "out")
     assert account["steps"] == STEPS and account["used_seconds"] <= account["budget_seconds"]
+    assert [rank["steps"] for rank in account["ranks"]] == [STEPS, STEPS]
     AutoModelForMaskedLM.from_pretrained(tmp_path / "out" / "final")
 
 
