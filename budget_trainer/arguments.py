@@ -15,7 +15,7 @@ from budget_trainer.clock import parse_duration
 from budget_trainer.curves import make_curve
 from budget_trainer.errors import InputError
 from budget_trainer.model_types import check_pair_type, resolve_model_type
-from budget_trainer.optimizers import OPTIMIZERS
+from budget_trainer.optimizer_checks import check_options
 from budget_trainer.stages import Stages, make_stages
 
 
@@ -76,10 +76,18 @@ class DataArguments:
 class OptimizerArguments:
     """The optimizer; learning_rate, weight_decay and adam_* are TrainingArguments'."""
 
-    optimizer_type: str = _flag("adamw", "adam, adamw, adafactor or muon.")
+    optimizer_type: str = _flag("adamw", "adam, adamw, adafactor, lamb or muon.")
+    optimizer_impl: str = _flag(
+        "auto",
+        "auto and torch: torch's, fused where the device can; apex or deepspeed: their kernels, on an NVIDIA GPU.",
+    )
     muon_learning_rate: float | None = _flag(None, "Muon's own rate for hidden matrices; None: learning_rate.")
     muon_momentum: float = _flag(0.95, "Muon's momentum.")
+    muon_weight_decay: float | None = _flag(None, "Muon's own weight decay; None: weight_decay.")
     embedding_learning_rate: float | None = _flag(None, "Own rate of the embeddings; None: learning_rate.")
+    bias_correction: bool | None = _flag(None, "lamb: correct the moments for their start at zero; None: false.")
+    max_coeff: float | None = _flag(None, "lamb: upper bound of the trust ratio (0.3).")
+    min_coeff: float | None = _flag(None, "lamb: lower bound of the trust ratio (0.01).")
 
 
 @dataclass
@@ -158,6 +166,7 @@ class RunArguments(TrainingArguments):
         super().__post_init__()
 
 
+ADAM_FLAGS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")  # TrainingArguments' own
 GROUPS = (ModelArguments, DataArguments, OptimizerArguments, BudgetArguments, RunArguments)
 
 # Flags of TrainingArguments that would go unread here, or undo a promise, with what to do instead.
@@ -283,9 +292,9 @@ class Recipe:
         if math.isinf(self.total_seconds) and (self.markers or self.validate_share):
             name = "finetune_time_markers" if self.markers else "validate_every"
             raise InputError(f"{name}: a share of the budget, and there is none; add --total_training_time 24h")
-        if self.optimizer.optimizer_type not in OPTIMIZERS:
-            name = self.optimizer.optimizer_type
-            raise InputError(f"optimizer_type: {name!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
+        adam = {name: getattr(self.run, name) for name in ADAM_FLAGS}
+        own = {name: value for name, value in vars(self.optimizer).items() if not isinstance(value, str)}
+        check_options(self.optimizer.optimizer_type, **adam, **own)
         if {"mlm_probability", "mlm_probability_curve"} <= self.explicit and self.budget.mlm_probability_curve:
             raise InputError(
                 f"mlm_probability: {self.data.mlm_probability} beside mlm_probability_curve "

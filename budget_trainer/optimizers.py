@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from budget_trainer.engine_optimizers import check_engine, full_shape, fused_adam, fused_lamb, zero_muon
 from budget_trainer.errors import InputError
+from budget_trainer.lamb import MAX_COEFF, MIN_COEFF, Lamb
+from budget_trainer.optimizer_checks import OPTIMIZERS as OPTIMIZERS
+from budget_trainer.optimizer_checks import check_options
 
-OPTIMIZERS = ("adam", "adamw", "adafactor", "muon")
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -71,6 +74,11 @@ def build_optimizer(
     muon_momentum: float = 0.95,
     muon_weight_decay: float | None = None,
     embedding_learning_rate: float | None = None,
+    bias_correction: bool | None = None,
+    max_coeff: float | None = None,
+    min_coeff: float | None = None,
+    optimizer_impl: str = "auto",
+    zero_stage: int | None = None,
 ) -> torch.optim.Optimizer:
     """Return the optimizer of a model, whose parameters are already on their device.
 
@@ -82,33 +90,57 @@ def build_optimizer(
         muon_learning_rate, muon_weight_decay: None takes learning_rate and weight_decay; both algorithms' updates have
             the same size.
         embedding_learning_rate: of embeddings and the output projection; None takes learning_rate.
+        bias_correction, max_coeff, min_coeff: of lamb only; None takes the original project's False, 0.3 and 0.01.
+        optimizer_impl: auto is torch's fused kernel where the device has one, and DeepSpeed's Muon under ZeRO.
+        zero_stage: DeepSpeed's ZeRO stage, or None.
 
     Raises:
-        InputError: an unknown name, or a number out of range.
+        InputError: an unknown name, a number out of range, or what this device or this engine cannot run.
     """
-    if name not in OPTIMIZERS:
-        raise InputError(f"optimizer_type={name!r} is unknown: use one of {', '.join(OPTIMIZERS)}")
-    _check_not_negative(
+    check_options(
+        name,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
+        adam_beta1=adam_beta1,
+        adam_beta2=adam_beta2,
+        adam_epsilon=adam_epsilon,
         muon_learning_rate=muon_learning_rate,
+        muon_momentum=muon_momentum,
         muon_weight_decay=muon_weight_decay,
         embedding_learning_rate=embedding_learning_rate,
+        bias_correction=bias_correction,
+        max_coeff=max_coeff,
+        min_coeff=min_coeff,
     )
+    device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+    check_engine(name, optimizer_impl, device=device, zero_stage=zero_stage)
     embedding_lr = learning_rate if embedding_learning_rate is None else embedding_learning_rate
     groups = parameter_groups(
         model, lr=learning_rate, weight_decay=weight_decay, embedding_lr=embedding_lr, split_hidden=name == "muon"
     )
-    adam = {"betas": (adam_beta1, adam_beta2), "eps": adam_epsilon}
+    adam: dict[str, Any] = {"betas": (adam_beta1, adam_beta2), "eps": adam_epsilon}
     fused = _can_fuse(groups)
+    if name in ("adam", "adamw") and optimizer_impl == "apex":
+        return fused_adam(groups, decoupled=name == "adamw", **adam)
     if name == "adam":  # with weight_decay as a term of the gradient; adamw decouples it
-        return torch.optim.Adam(groups, fused=fused, **adam)  # type: ignore[arg-type]
+        return torch.optim.Adam(groups, fused=fused, **adam)
     if name == "adamw":
-        return torch.optim.AdamW(groups, fused=fused, **adam)  # type: ignore[arg-type]
+        return torch.optim.AdamW(groups, fused=fused, **adam)
     if name == "adafactor":
         from transformers.optimization import Adafactor  # the only one that needs more than torch
 
         return Adafactor(groups, lr=learning_rate, scale_parameter=False, relative_step=False)
+    if name == "lamb":
+        adam |= {
+            "bias_correction": bool(bias_correction),
+            "max_coeff": MAX_COEFF if max_coeff is None else max_coeff,
+            "min_coeff": MIN_COEFF if min_coeff is None else min_coeff,
+        }
+        return (
+            fused_lamb(optimizer_impl, groups, **adam)
+            if optimizer_impl in ("apex", "deepspeed")
+            else Lamb(groups, **adam)
+        )
     for group in groups:
         group["use_muon"] = group["name"] == "hidden"
         if group["use_muon"]:
@@ -117,7 +149,7 @@ def build_optimizer(
             group["weight_decay"] = weight_decay if muon_weight_decay is None else muon_weight_decay
         else:
             group.update(adam)
-    return MuonWithAdamW(groups, fused=fused)
+    return zero_muon(groups) if zero_stage else MuonWithAdamW(groups, fused=fused)
 
 
 def parameter_groups(
@@ -157,9 +189,9 @@ def _classified(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             kinds[id(table.weight)] = "embeddings"
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim < 2 or name.endswith("bias") or _is_norm(module):
+            if len(full_shape(parameter)) < 2 or name.endswith("bias") or _is_norm(module):
                 kinds.setdefault(id(parameter), "no_decay")
-            elif parameter.ndim == 2:
+            elif len(full_shape(parameter)) == 2:
                 kinds.setdefault(id(parameter), "hidden")
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -178,9 +210,3 @@ def _can_fuse(groups: list[dict[str, Any]]) -> bool:
         for group in groups
         for parameter in group["params"]
     )
-
-
-def _check_not_negative(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not value >= 0:  # also refuses nan
-            raise InputError(f"{name}={value} must be 0 or more")

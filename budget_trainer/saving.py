@@ -73,7 +73,18 @@ class CompleteSaves(_Base):
     def rehearse_save(self, output_dir: str | os.PathLike[str]) -> None:
         """Write the model once and delete it: how long the end will take, and that the disk takes it, known early."""
         folder = Path(output_dir) / ".partial-rehearsal"
-        seconds = self.save_folder(folder)
+        trainer: Any = self
+        if (
+            trainer.is_deepspeed_enabled
+        ):  # there is no engine yet that could gather: the plain model, by the main process
+
+            def write(staging: Path) -> None:
+                if self.args.should_save:
+                    self._save(str(staging))
+
+            seconds = self._write_aside(folder, write, None)
+        else:
+            seconds = self.save_folder(folder)
         if self.args.should_save:
             shutil.rmtree(folder)
         self.time_budget.save_seconds = self.time_budget.reserve(seconds)

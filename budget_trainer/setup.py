@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from budget_trainer import run_folder
-from budget_trainer.arguments import Recipe, parse_offsets
+from budget_trainer.arguments import ADAM_FLAGS, Recipe, parse_offsets
 from budget_trainer.callbacks.throughput import Throughput
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 from budget_trainer.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.data import BlockDataset, DataFolder
 from budget_trainer.distributed import ControlChannel
+from budget_trainer.engine_optimizers import check_engine, keep_optimizer, zero_stage
 from budget_trainer.errors import InputError
 from budget_trainer.evaluation import PinnedEvaluation
 from budget_trainer.flops import measure_peak_flops
@@ -199,16 +200,32 @@ def make_evaluation(data: DataFolder) -> PinnedEvaluation:
 
 
 def optimizer_options(recipe: Recipe) -> dict[str, Any]:
+    """The options of build_optimizer, checked against the device and the engine before anything is written.
+
+    The rates and the decay come from TrainingArguments, the rest from OptimizerArguments.
+    """
     o, run = recipe.optimizer, recipe.run
+    stage = zero_stage(run.deepspeed_plugin)
+    check_engine(
+        o.optimizer_type,
+        o.optimizer_impl,
+        device=run.device.type,
+        zero_stage=stage,
+        max_grad_norm=run.max_grad_norm,
+    )
+    if stage and o.optimizer_type == "muon":
+        keep_optimizer(run.deepspeed_plugin)
     return {
-        "learning_rate": run.learning_rate,
-        "weight_decay": run.weight_decay,
-        "adam_beta1": run.adam_beta1,
-        "adam_beta2": run.adam_beta2,
-        "adam_epsilon": run.adam_epsilon,
+        **{name: getattr(run, name) for name in ADAM_FLAGS},
         "muon_learning_rate": o.muon_learning_rate,
         "muon_momentum": o.muon_momentum,
+        "muon_weight_decay": o.muon_weight_decay,
         "embedding_learning_rate": o.embedding_learning_rate,
+        "bias_correction": o.bias_correction,
+        "max_coeff": o.max_coeff,
+        "min_coeff": o.min_coeff,
+        "optimizer_impl": o.optimizer_impl,
+        "zero_stage": stage,
     }
 
 

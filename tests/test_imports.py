@@ -12,12 +12,22 @@ PACKAGE = ROOT / "budget_trainer"
 STANDARD_ONLY = {"clock", "curves", "errors", "stages", "model_types", "__init__"}
 NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "scheduler", "checkpoints", "run_folder", "flops"}
 NO_TRANSFORMERS |= {"objective", "hashing", "choice", "objective_checks", "whole_words", "rows", "permutation"}
-NO_TRANSFORMERS |= {"attention", "fused_attention", "cross_entropy"}
-LEAVES = {"errors", "curves", "clock", "distributed", "optimizers", "evaluation", "report", "stages", "flops"}
-LEAVES |= {"model_card", "checkpoints", "model_types", "layer_norm", "attention", "cross_entropy"}
+NO_TRANSFORMERS |= {"lamb", "optimizer_checks", "engine_optimizers", "attention", "fused_attention", "cross_entropy"}
+LEAVES = {"errors", "curves", "clock", "distributed", "evaluation", "report", "stages", "flops"}
+LEAVES |= {
+    "lamb",
+    "engine_optimizers",
+    "model_card",
+    "checkpoints",
+    "model_types",
+    "layer_norm",
+    "attention",
+    "cross_entropy",
+}
 LEAVES |= {"hashing", "choice", "whole_words", "objective_checks", "rows", "permutation"}
 ABOVE_LEAVES = {
     "objective": {"errors", "choice", "hashing", "objective_checks"},
+    "optimizer_checks": {"errors", "lamb"},
     "data": {"errors", "permutation", "rows"},
 }
 
@@ -83,7 +93,9 @@ def test_no_cycles():
 def test_deepspeed_is_imported_only_by_the_optimizers():
     for name, path in MODULES.items():
         roots = {module.split(".")[0] for module in imports(path)}
-        assert "deepspeed" not in roots or name == "optimizers", name
+        assert "deepspeed" not in roots or name == "engine_optimizers", name
+    top = {module.split(".")[0] for module in imports(MODULES["engine_optimizers"], top_only=True)}
+    assert not top & {"deepspeed", "apex"}, "only where they are asked for"
 
 
 def test_scripts_do_not_import_each_other():

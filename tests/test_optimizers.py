@@ -1,6 +1,9 @@
 """Every optimizer against its reference, and the groups of real models."""
 
 import copy
+import math
+import sys
+import types
 
 import pytest
 import torch
@@ -9,7 +12,17 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 from transformers.optimization import Adafactor
 
+from budget_trainer.engine_optimizers import (
+    check_engine,
+    fused_adam,
+    fused_class,
+    fused_lamb,
+    keep_optimizer,
+    zero_muon,
+    zero_stage,
+)
 from budget_trainer.errors import InputError
+from budget_trainer.lamb import Lamb
 from budget_trainer.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
 
 SIZES = {
@@ -263,14 +276,189 @@ def test_a_model_without_matrices_of_one_kind():
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["lamb", "fusedlamb", "sgd", ""])
+@pytest.mark.parametrize("name", ["fusedlamb", "sgd", ""])
 def test_unknown_names_list_the_known(name):
-    with pytest.raises(InputError, match="adam, adamw, adafactor, muon"):
+    with pytest.raises(InputError, match="adam, adamw, adafactor, lamb, muon"):
         build_optimizer(name, small(), learning_rate=0.01)
 
 
 @pytest.mark.parametrize("option", ["learning_rate", "weight_decay", "muon_learning_rate", "embedding_learning_rate"])
 @pytest.mark.parametrize("value", [-1.0, float("nan")])
 def test_bad_numbers_name_the_field(option, value):
-    with pytest.raises(InputError, match=f"{option}={value}"):
+    with pytest.raises(InputError, match=f"{option}: {value}"):
         build_optimizer("muon", small(), **{"learning_rate": 0.01, option: value})
+
+
+def test_other_bad_options():
+    for options, message in (
+        ({"adam_beta1": 1.0}, r"adam_beta1: 1.0 is not in \[0, 1\)"),
+        ({"adam_beta2": -0.1}, r"adam_beta2: -0.1 is not in \[0, 1\)"),
+        ({"muon_momentum": 1.5}, r"muon_momentum: 1.5 is not in \[0, 1\)"),
+        ({"max_coeff": 0.3}, "max_coeff: 0.3 belongs to optimizer_type lamb, not adamw; leave it out"),
+        ({"bias_correction": True}, "bias_correction: True belongs to optimizer_type lamb"),
+        ({"optimizer_impl": "triton"}, "optimizer_impl: 'triton' is unknown; choose one of auto, torch"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build_optimizer("adamw", small(), learning_rate=0.01, **options)
+    for options in ({"min_coeff": 0.5}, {"min_coeff": 2.0, "max_coeff": 1.0}, {"max_coeff": 0.001}):
+        with pytest.raises(InputError, match="min_coeff: .* is above max_coeff"):
+            build_optimizer("lamb", small(), learning_rate=0.01, **options)
+
+
+def test_lamb_has_the_options_of_the_original():
+    optimizer = build_optimizer("lamb", small(), learning_rate=0.01, weight_decay=0.1)
+    assert isinstance(optimizer, Lamb)
+    for group in optimizer.param_groups:
+        assert (group["bias_correction"], group["max_coeff"], group["min_coeff"]) == (False, 0.3, 0.01)
+        assert group["weight_decay"] == (0.0 if group["name"] == "no_decay" else 0.1)
+    given = {"bias_correction": True, "max_coeff": 10.0, "min_coeff": 0.0}
+    changed = build_optimizer("lamb", small(), learning_rate=0.01, **given)
+    assert all(changed.param_groups[0][name] == value for name, value in given.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "impl", "options", "message"),
+    [
+        ("lamb", "auto", {"zero_stage": 2}, "optimizer_type: lamb needs the norm of whole tensors, and ZeRO cuts"),
+        ("adafactor", "auto", {"zero_stage": 1}, "optimizer_type: adafactor factors whole matrices, and ZeRO cuts"),
+        ("muon", "torch", {"zero_stage": 2}, "optimizer_impl: torch's Muon needs whole matrices"),
+        ("muon", "auto", {"zero_stage": 2, "max_grad_norm": 1.0}, "max_grad_norm: 1 under ZeRO-2 would clip Muon's"),
+        ("muon", "apex", {}, "optimizer_impl: apex has adam, adamw, lamb here, and optimizer_type is muon; use"),
+        ("adamw", "deepspeed", {}, "optimizer_impl: deepspeed has lamb here, and optimizer_type is adamw; use"),
+        (
+            "adamw",
+            "apex",
+            {},
+            "optimizer_impl: apex runs on NVIDIA GPUs, this run is on 'cpu'; use optimizer_impl auto",
+        ),
+        ("lamb", "deepspeed", {}, "optimizer_impl: deepspeed runs on NVIDIA GPUs, this run is on 'cpu'"),
+    ],
+)
+def test_what_cannot_run_is_refused(name, impl, options, message):
+    with pytest.raises(InputError) as refused:
+        check_engine(name, impl, **{"device": "cpu", **options})
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("stage", [None, 0, 1, 2, 3])
+def test_adam_runs_under_every_stage(name, stage):
+    check_engine(name, "auto", device="cpu", zero_stage=stage, max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize(
+    ("impl", "fix"),
+    [("apex", "build NVIDIA's from source"), ("deepspeed", "pip install 'deepspeed>=0.19'")],
+)
+def test_a_missing_package_is_named_with_its_installation(monkeypatch, impl, fix):
+    for module in ("apex", "apex.optimizers", "deepspeed", "deepspeed.ops", "deepspeed.ops.lamb"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    with pytest.raises(InputError, match=f"optimizer_impl: {impl} is not installed") as refused:
+        check_engine("lamb", impl, device="cuda")
+    assert fix in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_other_apex_is_not_taken_for_nvidias(monkeypatch):
+    monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
+    monkeypatch.delitem(sys.modules, "apex.optimizers", raising=False)
+    with pytest.raises(InputError, match="the package named apex on the public index is another one"):
+        fused_class("apex", "adamw")
+
+
+class Recorded(torch.optim.Optimizer):
+    """Stands for a fused optimizer: keeps what it was given."""
+
+    def __init__(self, groups, **options):
+        self.options = options
+        super().__init__(groups, {"lr": 0.1})
+
+    def step(self, closure=None):
+        return None
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    apex, fused = types.ModuleType("apex"), types.ModuleType("apex.optimizers")
+    fused.FusedAdam = fused.FusedLAMB = Recorded
+    engine = types.ModuleType("deepspeed.ops.lamb")
+    engine.FusedLamb = Recorded
+    modules = {"apex": apex, "apex.optimizers": fused, "amp_C": types.ModuleType("amp_C")}
+    for name, module in {**modules, "deepspeed.ops.lamb": engine}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_fused_kernels_get_the_options_of_ours(kernels):
+    def groups():
+        return [{"params": [nn.Parameter(torch.ones(2))], "lr": 0.1, "weight_decay": 0.0}]
+
+    adam = {"betas": (0.9, 0.98), "eps": 1e-6}
+    for decoupled in (True, False):
+        assert fused_adam(groups(), decoupled=decoupled, **adam).options == {"adam_w_mode": decoupled, **adam}
+    clamp = {"max_coeff": 0.3, "min_coeff": 0.01}
+    made = fused_lamb("deepspeed", groups(), bias_correction=False, **clamp, **adam)
+    assert made.options == {"bias_correction": False, **clamp, **adam}
+    made = fused_lamb("apex", groups(), bias_correction=True, max_coeff=math.inf, min_coeff=0.0, **adam)
+    assert made.options == {"bias_correction": True, "max_grad_norm": math.inf, "use_nvlamb": True, **adam}
+    with pytest.raises(InputError, match="FusedLAMB does not clamp its trust ratio"):
+        fused_lamb("apex", groups(), bias_correction=True, **clamp, **adam)
+    with pytest.raises(InputError, match="bias_correction: DeepSpeed's FusedLamb corrects behind the trust ratio"):
+        fused_lamb("deepspeed", groups(), bias_correction=True, **clamp, **adam)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize(
+    ("impl", "name"), [("apex", "adam"), ("apex", "adamw"), ("apex", "lamb"), ("deepspeed", "lamb")]
+)
+def test_fused_kernels_equal_ours(impl, name):
+    pytest.importorskip("amp_C" if impl == "apex" else "deepspeed")
+    clamp = {"max_coeff": math.inf, "min_coeff": 0.0} if name == "lamb" and impl == "apex" else {}
+    models = [small().cuda(), small().cuda()]
+    for model, chosen in zip(models, (impl, "torch"), strict=True):
+        options = {"learning_rate": 0.01, "weight_decay": 0.1, "optimizer_impl": chosen, **clamp}
+        optimizer = build_optimizer(name, model, **options)
+        for step in range(5):
+            ids = torch.randint(20, (4, 6), generator=torch.Generator().manual_seed(step)).cuda()
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+            optimizer.step()
+    assert close([p.cpu() for p in models[0].parameters()], [p.cpu() for p in models[1].parameters()], 1e-5)
+
+
+def test_zero_stage_of_accelerates_plugin():
+    assert zero_stage(None) is None
+    plugin = types.SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 3}})
+    assert zero_stage(plugin) == 3
+    keep_optimizer(plugin)
+    assert plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] is False
+    assert plugin.deepspeed_config["zero_allow_untested_optimizer"] is True
+
+
+def test_groups_know_the_shapes_that_zero_3_has_taken_away():
+    model = small()
+    expected = {g["name"]: len(g["params"]) for g in build_optimizer("muon", model, learning_rate=0.1).param_groups}
+    for parameter in model.parameters():
+        parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
+    groups = parameter_groups(model, lr=0.1, weight_decay=0.1, embedding_lr=0.1, split_hidden=True)
+    assert {g["name"]: len(g["params"]) for g in groups} == expected
+
+
+def test_muon_under_zero_takes_the_steps_of_ours(monkeypatch):
+    """The rescaled rates of DeepSpeed's Muon, on whole matrices without an engine, for matrices of both shapes."""
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    ours, theirs = small(), small()
+    options = {"learning_rate": 0.01, "weight_decay": 0.1, "muon_learning_rate": 0.02, "muon_weight_decay": 0.05}
+    optimizer = build_optimizer("muon", theirs, **options, zero_stage=2)
+    assert type(optimizer).__name__ == "MuonWithAuxAdam"
+    assert [p.use_muon for p in (theirs.up.weight, theirs.down.weight, theirs.embed.weight)] == [True, True, False]
+    first, second = train(ours, muon(ours)), train(theirs, optimizer)
+    start = list(small().parameters())
+    for (name, _), a, b, s in zip(theirs.named_parameters(), first, second, start, strict=True):
+        # Newton-Schulz runs in bfloat16 in both, in another order of operations.
+        assert (a - b).norm() < 0.05 * (a - s).norm(), name
+
+
+def test_muon_without_deepspeed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed.runtime.zero.muon.muon_optimizer", None)
+    with pytest.raises(InputError, match="optimizer_type: muon under ZeRO is DeepSpeed's"):
+        zero_muon([])

@@ -1,0 +1,65 @@
+"""Each optimizer under DeepSpeed's ZeRO-2, two processes on a CPU over gloo: it trains, or is refused in one line.
+
+fp16 under ZeRO needs a GPU and is not tested here.
+"""
+
+import math
+import sys
+
+import pytest
+import yaml
+from transformers import AutoModelForMaskedLM
+
+from tests.conftest import ROOT, TINY, progress, report, run, words
+
+pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def cpu_form(tmp_path_factory):
+    """accelerate_configs/zero2.yaml for two processes without a GPU."""
+    config = yaml.safe_load((ROOT / "accelerate_configs" / "zero2.yaml").read_text())
+    assert not {"optimizer", "scheduler"} & set(config["deepspeed_config"]), "they are train_mlm.py's"
+    path = tmp_path_factory.mktemp("zero") / "zero2_cpu.yaml"
+    path.write_text(yaml.safe_dump({**config, "use_cpu": True, "num_processes": 2}))
+    return path
+
+
+def launch(config, data_dir, output_dir, **changes):
+    options = {
+        **TINY,
+        "data_dir": data_dir,
+        "output_dir": output_dir,
+        "total_training_time": "4m",
+        "lr_schedule": "step",
+        "max_steps": STEPS,
+        **changes,
+    }
+    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "train_mlm.py"]
+    return run([*head, *words(options)], env={"DS_ACCELERATOR": "cpu"})
+
+
+@pytest.mark.parametrize("changes", [{"optimizer_type": "adamw"}, {"optimizer_type": "muon", "max_grad_norm": 0}])
+def test_it_trains_within_the_budget(cpu_form, data_dir, tmp_path, changes):
+    done = launch(cpu_form, data_dir, tmp_path / "out", **changes)
+    assert done.returncode == 0, done.stderr
+    losses = [line["loss"] for line in progress(tmp_path / "out") if "loss" in line]
+    assert len(losses) == STEPS and all(math.isfinite(loss) for loss in losses)
+    account = report(tmp_path / "out")
+    assert account["steps"] == STEPS and account["used_seconds"] <= account["budget_seconds"]
+    assert [rank["steps"] for rank in account["ranks"]] == [STEPS, STEPS]
+    AutoModelForMaskedLM.from_pretrained(tmp_path / "out" / "final")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer_type": "lamb"}, "optimizer_type: lamb needs the norm of whole tensors"),
+        ({"optimizer_type": "adafactor"}, "optimizer_type: adafactor factors whole matrices"),
+    ],
+)
+def test_it_is_refused_before_training(cpu_form, data_dir, tmp_path, changes, message):
+    done = launch(cpu_form, data_dir, tmp_path / "out", **changes)
+    assert done.returncode != 0 and f"error: {message}" in done.stderr
+    assert not (tmp_path / "out" / "run.json").exists()
