@@ -45,10 +45,16 @@ class PairPrediction(_Base):
         heads: Any = self.cls
         return heads.predictions(hidden)
 
-    def dense_logits(self, input_ids: Tensor | None, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
+    def dense_logits(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        document_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """Return the logits [B, L, V]; the stock class names its own differently."""
         assert input_ids is not None
-        return self.predict(self.encode(input_ids, attention_mask, **kwargs))
+        return self.predict(self.encode(input_ids, attention_mask, document_ids=document_ids, **kwargs))
 
     def pair_scores(self, hidden: Tensor) -> Tensor:
         """Return the scores [B, 2] of "B follows A" and "B is random" from hidden states [B, L, H]."""

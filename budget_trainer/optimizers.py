@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from budget_trainer.engine_optimizers import check_engine, full_shape, fused_adam, fused_lamb, zero_muon
-from budget_trainer.errors import InputError
 from budget_trainer.lamb import MAX_COEFF, MIN_COEFF, Lamb
 from budget_trainer.optimizer_checks import OPTIMIZERS as OPTIMIZERS
 from budget_trainer.optimizer_checks import check_options

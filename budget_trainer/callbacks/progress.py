@@ -15,7 +15,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 
 STATE_KEY = "progress"  # in TrainerState.stateful_callbacks
-LOGGED = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "tflops", "mfu", "data_wait_share")
+LOGGED: tuple[str, ...] = (
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+    "tflops",
+    "mfu",
+    "data_wait_share",
+)
 LOGGED += ("predicted_share", "mlm_probability", "batch_size", "sequence_length")
 REMEMBERED = ("steps", "learning_rate_last", "learning_rate_peak")
 
