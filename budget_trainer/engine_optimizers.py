@@ -117,28 +117,28 @@ def fused_adam(groups: list[dict[str, Any]], *, decoupled: bool, **adam: Any) ->
 def fused_lamb(
     impl: str, groups: list[dict[str, Any]], *, bias_correction: bool, max_coeff: float, min_coeff: float, **adam: Any
 ) -> torch.optim.Optimizer:
-    """apex's FusedLAMB or DeepSpeed's FusedLamb, without their own clipping.
-
-    Raises:
-        InputError: an option would compute something else than our own Lamb does.
-    """
-    if impl == "apex":
-        if max_coeff != math.inf or min_coeff != 0:
-            raise InputError(
-                f"optimizer_impl: apex's FusedLAMB does not clamp its trust ratio to [{min_coeff:g}, {max_coeff:g}]; give "
-                f"max_coeff inf and min_coeff 0, or {_TORCH}"
-            )
-        # nvlamb: the trust ratio for tensors without weight decay too, as in the paper's algorithm.
-        options: dict[str, Any] = {"max_grad_norm": math.inf, "use_nvlamb": True}
-    else:
-        if bias_correction:
-            raise InputError(
-                "bias_correction: DeepSpeed's FusedLamb corrects behind the trust ratio, not before it as the paper does; "
-                f"leave it out, or {_TORCH}"
-            )
+    """apex's FusedLAMB or DeepSpeed's FusedLamb, without their own clipping; see `check_lamb` for the errors."""
+    check_lamb(impl, bias_correction=bias_correction, max_coeff=max_coeff, min_coeff=min_coeff)
+    # nvlamb: the trust ratio for tensors without weight decay too, as in the paper's algorithm.
+    options: dict[str, Any] = {"max_grad_norm": math.inf, "use_nvlamb": True}
+    if impl == "deepspeed":
         options = {"max_coeff": max_coeff, "min_coeff": min_coeff}
     chosen = fused_class(impl, "lamb")
     return chosen(groups, bias_correction=bias_correction, **options, **adam)  # type: ignore[no-any-return]
+
+
+def check_lamb(impl: str, *, bias_correction: bool, max_coeff: float, min_coeff: float) -> None:
+    """Refuse (InputError) options with which a fused kernel would compute something else than our own Lamb does."""
+    if impl == "apex" and (max_coeff != math.inf or min_coeff != 0):
+        raise InputError(
+            f"optimizer_impl: apex's FusedLAMB does not clamp its trust ratio to [{min_coeff:g}, {max_coeff:g}]; give "
+            f"max_coeff inf and min_coeff 0, or {_TORCH}"
+        )
+    if impl == "deepspeed" and bias_correction:
+        raise InputError(
+            "bias_correction: DeepSpeed's FusedLamb corrects behind the trust ratio, not before it as the paper does; "
+            f"leave it out, or {_TORCH}"
+        )
 
 
 def zero_muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

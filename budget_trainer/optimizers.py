@@ -17,6 +17,7 @@ from budget_trainer.lamb import MAX_COEFF, MIN_COEFF, Lamb
 from budget_trainer.optimizer_checks import OPTIMIZERS as OPTIMIZERS
 from budget_trainer.optimizer_checks import check_options
 
+PAIR_HEAD = "seq_relationship"  # of next-sentence prediction
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -186,9 +187,11 @@ def _classified(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for table in [*tables, find_decoder()]:
         if table is not None:
             kinds[id(table.weight)] = "embeddings"
-    for module in model.modules():
+    for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if len(full_shape(parameter)) < 2 or name.endswith("bias") or _is_norm(module):
+            if path.endswith(PAIR_HEAD) and name == "weight":
+                kinds[id(parameter)] = "decay"  # two rows: an output projection, not a hidden matrix
+            elif len(full_shape(parameter)) < 2 or name.endswith("bias") or _is_norm(module):
                 kinds.setdefault(id(parameter), "no_decay")
             elif len(full_shape(parameter)) == 2:
                 kinds.setdefault(id(parameter), "hidden")

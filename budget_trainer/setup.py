@@ -16,7 +16,7 @@ from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 from budget_trainer.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.data import BlockDataset, DataFolder
 from budget_trainer.distributed import ControlChannel
-from budget_trainer.engine_optimizers import check_engine, keep_optimizer, zero_stage
+from budget_trainer.engine_optimizers import check_engine, check_lamb, keep_optimizer, zero_stage
 from budget_trainer.errors import InputError
 from budget_trainer.evaluation import PinnedEvaluation
 from budget_trainer.flops import measure_peak_flops
@@ -213,6 +213,9 @@ def optimizer_options(recipe: Recipe) -> dict[str, Any]:
         zero_stage=stage,
         max_grad_norm=run.max_grad_norm,
     )
+    if o.optimizer_type == "lamb":
+        coefficients = {"max_coeff": o.max_coeff, "min_coeff": o.min_coeff}
+        check_lamb(o.optimizer_impl, bias_correction=o.bias_correction, **coefficients)
     if stage and o.optimizer_type == "muon":
         keep_optimizer(run.deepspeed_plugin)
     return {

@@ -462,3 +462,12 @@ def test_muon_without_deepspeed(monkeypatch):
     monkeypatch.setitem(sys.modules, "deepspeed.runtime.zero.muon.muon_optimizer", None)
     with pytest.raises(InputError, match="optimizer_type: muon under ZeRO is DeepSpeed's"):
         zero_muon([])
+
+
+def test_the_head_of_next_sentence_prediction_is_no_hidden_matrix():
+    model = nn.Module()
+    model.dense, model.seq_relationship = nn.Linear(4, 4), nn.Linear(4, 2)
+    groups = parameter_groups(model, lr=0.1, weight_decay=0.01, embedding_lr=0.1, split_hidden=True)
+    named = {id(parameter): name for name, parameter in model.named_parameters()}
+    kinds = {named[id(parameter)]: group["name"] for group in groups for parameter in group["params"]}
+    assert kinds["dense.weight"] == "hidden" and kinds["seq_relationship.weight"] == "decay"
