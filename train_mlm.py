@@ -142,4 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code in (0, RESUMABLE_EXIT):
+        from budget_trainer.distributed import leave
+
+        leave()
+    sys.exit(code)

@@ -107,7 +107,7 @@ class Text:
         if self.folder is not None:
             self.blocks, self.special_ids = self.folder.train(seed=0), self.folder.special_ids
         else:
-            self.blocks = BlockDataset([Path(path)], ROWS, workload.block_size, seed=0)
+            self.blocks = BlockDataset([Path(path)], ROWS, {"input_ids": workload.block_size}, seed=0)
             self.special_ids = SPECIAL_IDS
 
     def tokenizer(self) -> Any:
