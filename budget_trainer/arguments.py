@@ -49,6 +49,7 @@ class ModelArguments:
     initializer_range: float = _flag(0.02, "Standard deviation of the initial weights.")
     model_config: str | None = _flag(None, "More keys of the native config, as JSON (in a recipe: a mapping).")
     sparse_mask_prediction: bool = _flag(True, "Project only masked positions onto the vocabulary.")
+    sparse_last_layer: bool = _flag(True, "Compute the last layer at masked positions only, where the type allows.")
     cross_entropy: str = _flag("chunked", "chunked: never holds all logits at once; full: one tensor of logits.")
     embedding_init: str = _flag("normal", "normal, or cooccurrence: from the corpus, paid for out of the budget.")
     embedding_init_std: float = _flag(0.03, "cooccurrence: standard deviation of the embeddings.")
@@ -339,6 +340,7 @@ class Recipe:
             "hidden_dropout_prob",
             "attention_probs_dropout_prob",
             "sparse_mask_prediction",
+            "sparse_last_layer",
             "cross_entropy",
             "add_nsp",
         }

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from budget_trainer.errors import InputError
+from budget_trainer.last_layer import last_layer, positions_used
 
 # Modules of next-sentence prediction: they look at [CLS] only, once per block.
 PER_BLOCK = ("pooler", "seq_relationship")
@@ -23,6 +24,9 @@ GPU_SIZE = 8192
 
 def model_flops_per_token(model: Any, block_size: int, predictions_per_block: float) -> float:
     """Training FLOPs per token position: 3 x (encoder + attention + share of the head).
+
+    Counted is what is computed: where the last layer's queries, output and feed-forward block are computed at masked
+    positions only (see `last_layer`), they count as the head does.
 
     Per position of a forward pass: 2 per weight of every linear layer of the encoder; 4 * L * A per layer for the two
     attention products (L the block, A heads x head size), the whole L x L whatever windows or document masks leave
@@ -47,14 +51,20 @@ def model_flops_per_token(model: Any, block_size: int, predictions_per_block: fl
     config = model.config
     encoder = {id(module) for module in model.base_model.modules()}
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    forward = 4.0 * block_size * config.num_attention_heads * head_size * config.num_hidden_layers
+    share = predictions_per_block / block_size
+    sparse = getattr(model, "last_layer_is_sparse", False)
+    last = {id(module): name for name, module in last_layer(model).named_modules()} if sparse else {}
+    layers = config.num_hidden_layers - (1 - share if sparse else 0)
+    forward = 4.0 * block_size * config.num_attention_heads * head_size * layers
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue
         if any(part in name.split(".") for part in PER_BLOCK):
             uses = 1 / block_size
+        elif id(module) in last:
+            uses = positions_used(last[id(module)], share)
         else:
-            uses = 1.0 if id(module) in encoder else predictions_per_block / block_size
+            uses = 1.0 if id(module) in encoder else share
         forward += 2.0 * module.in_features * module.out_features * uses
     return 3.0 * forward
 

@@ -25,7 +25,7 @@ class FusedSelfAttention(_Base):
     """
 
     # Keywords that say nothing about how to attend.
-    UNUSED = ("position_ids", "use_cache")
+    UNUSED = ("position_ids", "use_cache", "masked_positions")
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any

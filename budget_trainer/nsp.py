@@ -34,6 +34,8 @@ else:
 class PairPrediction(_Base):
     """Mixed into the sparse form of a class with both heads by `pair_class`."""
 
+    last_layer_is_sparse = False  # the pooler reads [CLS], and both heads share one pass
+
     def encode(  # type: ignore[override]
         self, input_ids: Tensor, attention_mask: Tensor | None = None, hidden: Tensor | None = None, **kwargs: Any
     ) -> Tensor:

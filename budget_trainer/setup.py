@@ -70,7 +70,7 @@ def make_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, resumed: 
         use_apex(model)
     if recipe.data.document_mask:
         check_document_mask(model)
-    model.cross_entropy = m.cross_entropy
+    model.cross_entropy, model.sparse_last_layer = m.cross_entropy, m.sparse_last_layer
     return model
 
 

@@ -20,6 +20,7 @@ from budget_trainer import attention
 from budget_trainer.cross_entropy import linear_cross_entropy, logits_loss, loss_per_label
 from budget_trainer.errors import InputError
 from budget_trainer.fused_attention import fuse_attention
+from budget_trainer.last_layer import gather_states, has_sparse_form, use_last_layer
 
 
 def _bert_transform(model: Any, hidden: Tensor) -> Tensor:
@@ -60,6 +61,7 @@ class SparsePrediction(_Base):
     # (The stock BertForMaskedLM only looks as if it did, and trains with a loss several times too large.)
     accepts_loss_kwargs = True
     sparse_mask_prediction = True
+    sparse_last_layer = True  # see `last_layer`
     cross_entropy = "chunked"  # or "full": all logits of a batch at once
     max_documents: int | None = None  # in a block; see `attention.document_segments`
 
@@ -67,6 +69,13 @@ class SparsePrediction(_Base):
         super().__init__(config, *args, **kwargs)
         if config.model_type in FUSED and not getattr(config, "is_decoder", False):
             fuse_attention(self)
+        if has_sparse_form(config):
+            use_last_layer(self)
+
+    @property
+    def last_layer_is_sparse(self) -> bool:
+        """Whether training computes the last layer at masked positions only."""
+        return self._is_sparse and self.sparse_last_layer and has_sparse_form(self.config)
 
     def encode(
         self,
@@ -77,7 +86,8 @@ class SparsePrediction(_Base):
     ) -> Tensor:
         """Return the last hidden states [B, L, H] for token ids [B, L] and a mask [B, L], 1 where there is a token.
 
-        With `document_ids` [B, L] no attention crosses documents, and absolute positions restart at each.
+        With `document_ids` [B, L] no attention crosses documents, and absolute positions restart at each. With
+        `masked_positions` [B, S], where `last_layer_is_sparse`, the states at those: [B, S, H].
         """
         if document_ids is not None:
             check_document_mask(self)
@@ -105,7 +115,9 @@ class SparsePrediction(_Base):
 
     def masked_hidden(self, input_ids: Tensor, masked_positions: Tensor, **kwargs: Any) -> Tensor:
         """Return the last hidden states [B * S, H] at positions [B, S] of each block; the rest is for `encode`."""
-        return _gather(self.encode(input_ids, **kwargs), masked_positions)
+        if self.last_layer_is_sparse:
+            return self.encode(input_ids, masked_positions=masked_positions, **kwargs).flatten(0, 1)
+        return gather_states(self.encode(input_ids, **kwargs), masked_positions).flatten(0, 1)
 
     def masked_logits(
         self, input_ids: Tensor, attention_mask: Tensor | None, masked_positions: Tensor, **kwargs: Any
@@ -115,7 +127,7 @@ class SparsePrediction(_Base):
             return self.predict(
                 self.masked_hidden(input_ids, masked_positions, attention_mask=attention_mask, **kwargs)
             )
-        return _gather(self.dense_logits(input_ids, attention_mask, **kwargs), masked_positions)
+        return gather_states(self.dense_logits(input_ids, attention_mask, **kwargs), masked_positions).flatten(0, 1)
 
     @property
     def _is_sparse(self) -> bool:
@@ -191,9 +203,10 @@ class SparseMegatronBert(SparsePrediction):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
+        masked_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """As the parent's; calls embeddings and encoder, because the base model would always build a float mask."""
+        """As the parent's; calls embeddings and layers, because the base model would always build a float mask."""
         base: Any = self.base_model
         mask: attention.AttentionMask = None
         if document_ids is not None:
@@ -202,7 +215,16 @@ class SparseMegatronBert(SparsePrediction):
             mask = attention.build_mask(document_ids, self._backend(input_ids.device), self.max_documents)
         elif attention_mask is not None:
             mask = attention_mask[:, None, None, :].bool()
-        return base.encoder(base.embeddings(input_ids, **kwargs), attention_mask=mask)[0]
+        *layers, last = base.encoder.layer
+        states = base.embeddings(input_ids, **kwargs)
+        for layer in layers:
+            states = layer(states, mask)[0]
+        if masked_positions is None or isinstance(mask, attention.BlockMask | attention.Segments):
+            states = last(states, mask)[0]  # those kernels take all queries
+            states = states if masked_positions is None else gather_states(states, masked_positions)
+        else:
+            states = last(states, mask, masked_positions=masked_positions)[0]
+        return base.encoder.ln(states)
 
     def _backend(self, device: torch.device) -> str:
         kind, config = device.type, self.config
@@ -218,13 +240,6 @@ def check_document_mask(model: Any) -> None:
         raise InputError(f"model_type={kind!r} cannot keep packed documents apart: use one of {', '.join(HEADS)}")
     if kind != "megatron-bert" and how not in ("sdpa", "eager"):
         raise InputError(f"attn_implementation={how!r} cannot keep packed documents apart: use 'sdpa' or 'eager'")
-
-
-def _gather(states: Tensor, positions: Tensor) -> Tensor:
-    """Return [B * S, D]: states [B, L, D] at positions [B, S]."""
-    batch, length, width = states.shape
-    start = torch.arange(batch, device=states.device)[:, None] * length
-    return states.reshape(batch * length, width).index_select(0, (positions + start).flatten())
 
 
 @cache
