@@ -34,6 +34,7 @@ def train(argv: Sequence[str] | None = None) -> int:
     from budget_trainer.callbacks.progress import BudgetProgressBar, ProgressLog
     from budget_trainer.callbacks.time_budget import TimeBudgetCallback
     from budget_trainer.data import DataFolder
+    from budget_trainer.host_memory import keep_freed_memory
     from budget_trainer.optimizers import build_optimizer
     from budget_trainer.outcome import account, write_outcome
     from budget_trainer.precision import settle_speed
@@ -45,6 +46,8 @@ def train(argv: Sequence[str] | None = None) -> int:
     run, output_dir = recipe.run, recipe.output_dir
     CLOCK.total_seconds = recipe.total_seconds
     launch.configure_logging(run)
+    if run.device.type == "cpu":
+        keep_freed_memory()
     checkpoint = run_folder.find_checkpoint(output_dir, run.resume_from_checkpoint)
     data = DataFolder.open(recipe.data_dir)
     columns = data.columns_for(document_mask=recipe.data.document_mask, next_sentence=recipe.add_nsp)

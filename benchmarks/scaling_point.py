@@ -22,7 +22,7 @@ from budget_trainer.report import write_json_atomic  # noqa: E402
 def measure(order: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """The figures of the point; None on ranks other than the first."""
     w = Workload(**order["workload"])
-    trainer = trainers.ours(w, Text(order["text"], w), folder)
+    trainer, w = trainers.ours(w, Text(order["text"], w), folder)
     world = trainer.accelerator.num_processes
     check_launch(world, trainer.args.n_gpu)
     model: Any = trainer.model

@@ -4,8 +4,9 @@
     python benchmarks/throughput.py --output_dir out/throughput [--variants ours,dense,stock] [--stock_bf16]
 
 Every variant trains in a process of its own, and only one trains at a time: in each round every variant has its turn of
---steps steps while the others wait. Set-up, compilation and --warmup_steps steps come before the first round and are
-printed, not counted; after each wait one step goes uncounted. Prints medians over the rounds, writes throughput.json.
+--steps steps while the others wait. Ours settle bf16 and compilation by a probe, as train_mlm.py does. Set-up,
+compilation and --warmup_steps steps come before the first round and are printed, not counted; after each wait one step
+goes uncounted. Prints medians over the rounds, writes throughput.json.
 
   x stock   tokens/s over stock's of the same round: median (lowest, highest)
   MFU       model FLOPs that the objective needs (budget_trainer.flops; only predicted positions reach the vocabulary)
@@ -36,14 +37,16 @@ from budget_trainer.report import environment, write_json_atomic  # noqa: E402
 
 # What each variant changes. The gated feed-forward of modernbert has 3 matrices where BERT's has 2: two thirds as wide.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "ours": {},
-    "dense": {"sparse": False},
+    "ours": {"settle": True},
+    "ours_no_dropout": {"settle": True, "dropout": 0.0},
+    "dense": {"settle": True, "sparse": False},
     "stock": {"sparse": False, "bf16": False, "compile": False},
+    "stock_no_dropout": {"sparse": False, "bf16": False, "compile": False, "dropout": 0.0},
     "stock_bf16": {"sparse": False, "compile": False},
-    "ours_no_dropout": {"dropout": 0.0},
-    "ours_eager": {"compile": False},
-    "ours_fp32": {"bf16": False},
-    "ours_modernbert": {"model_type": "modernbert"},
+    "ours_bf16_compiled": {},
+    "ours_bf16": {"compile": False},
+    "ours_fp32_compiled": {"bf16": False},
+    "ours_modernbert": {"settle": True, "model_type": "modernbert"},
 }
 
 
@@ -120,15 +123,16 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
                 jobs[name], text = fit(job, a.data_dir, Path(folder))
         try:
             for name, job in jobs.items():
+                # An empty cache: compilation is shown as a new machine pays it.
                 order = {"name": name, "workload": asdict(job), "text": text}
                 order |= {"warmup_steps": a.warmup_steps, "peak_seconds": a.peak_seconds}
-                cache = str(Path(folder) / f"compile-{name}")  # empty: compilation is shown as a new machine pays it
+                cache = str(Path(folder) / f"compile-{name}")
                 workers[name] = Worker(name, order, a.output_dir / f"{name}.log", TORCHINDUCTOR_CACHE_DIR=cache)
                 facts = workers[name].facts
                 print(
                     f"{name}: ready after {facts['setup_seconds']:.1f} s of set-up and {facts['warmup_seconds']:.1f} s of "
                     f"warm-up, the first step {facts['first_step_seconds']:.1f} s"
-                    + (" with compilation" if job.compile else ""),
+                    + f" ({facts['dtype']}, compiled: {facts['compile']})",
                     flush=True,
                 )
             rounds = []
@@ -159,9 +163,10 @@ def summarise(
     profiled: dict[str, dict[str, Any]],
 ) -> dict[str, dict[str, Any]]:
     """Per variant: the figures of the table."""
-    peaks: dict[Any, float] = {}  # per precision, the best that any process reached
-    for name, job in jobs.items():
-        peaks[job.dtype] = max(peaks.get(job.dtype, 0.0), facts[name]["peak_flops"])
+    peaks: dict[str, float] = {}  # per precision, the best that any process reached
+    for name in jobs:
+        dtype = facts[name]["dtype"]
+        peaks[dtype] = max(peaks.get(dtype, 0.0), facts[name]["peak_flops"])
     rate = {
         name: [turn[name]["steps"] * job.tokens_per_step / turn[name]["seconds"] for turn in rounds]
         for name, job in jobs.items()
@@ -172,7 +177,8 @@ def summarise(
         turns = [profiled[name]] if name in profiled else [turn[name] for turn in rounds]
         phases = {phase: sum(turn["phases"][phase] for turn in turns) for phase in PHASES}
         step = job.tokens_per_step / tokens["median"]
-        per_second = tokens["median"] / peaks[job.dtype]
+        peak = peaks[facts[name]["dtype"]]
+        per_second = tokens["median"] / peak
         result[name] = {
             "tokens_per_second": tokens,
             "ratio_to_stock": spread([own / base for own, base in zip(rate[name], rate["stock"], strict=True)])
@@ -181,13 +187,12 @@ def summarise(
             "step_seconds": step,
             "mfu": facts[name]["flops_per_token"] * per_second,
             "mfu_computed": facts[name]["flops_per_token_computed"] * per_second,
-            "peak_flops_of_dtype": peaks[job.dtype],
-            "dtype": str(job.dtype).removeprefix("torch."),
+            "peak_flops_of_dtype": peak,
             "peak_memory_mib": max(turn[name]["peak_memory_mib"] for turn in rounds),
             "shares": shares(phases, sum(turn["seconds"] for turn in turns)),
             # What the warm-up took beyond its steps: a second compilation may hide behind the first step.
             "compile_seconds": max(0.0, facts[name]["warmup_seconds"] - facts[name]["warmup_steps"] * step)
-            if job.compile
+            if facts[name]["compile"] != "no"
             else 0.0,
             **facts[name],
             "workload": asdict(job),
@@ -196,15 +201,20 @@ def summarise(
 
 
 def table(variants: dict[str, dict[str, Any]]) -> str:
-    head = f"{'variant':16} {'tokens/s':>9} {'(min - max)':>17}  {'x stock':>18} {'MFU':>6} {'computed':>8} {'memory':>10}"
-    head += f" {'compile':>8} |" + "".join(f" {name:>8}" for name in (*PHASES, "rest")) + "  overhead"
+    head = f"{'variant':18} {'tokens/s':>9} {'(min - max)':>17}  {'x stock':>18} {'MFU':>6} {'computed':>8} {'memory':>10}"
+    head += f" {'settled':>17} |" + "".join(f" {name:>8}" for name in (*PHASES, "rest")) + "  overhead"
     lines = [head.replace("data_wait", "data").replace("optimizer", "optim")]
     for name, row in variants.items():
         tokens, ratio = row["tokens_per_second"], row["ratio_to_stock"]
-        text = f"{name:16} {tokens['median']:9,.0f} {'({min:,.0f} - {max:,.0f})'.format(**tokens):>17}"
+        text = f"{name:18} {tokens['median']:9,.0f} {'({min:,.0f} - {max:,.0f})'.format(**tokens):>17}"
         text += f"  {'{median:.2f} ({min:.2f} - {max:.2f})'.format(**ratio) if ratio else '':>18}"
         text += f" {row['mfu']:6.1%} {row['mfu_computed']:8.1%} {row['peak_memory_mib']:6,.0f} MiB"
-        text += f" {row['compile_seconds']:6.1f} s |"
+        how = (
+            f"{row['dtype']} {row['compile']}".replace("float32", "fp32")
+            .replace("bfloat16", "bf16")
+            .removesuffix(" no")
+        )
+        text += f" {how:>17} |"
         text += "".join(f" {row['shares'][phase]:8.1%}" for phase in (*PHASES, "rest"))
         lines.append(text + f" {row['shares']['trainer_overhead']:9.1%}")
     return "\n".join(lines)

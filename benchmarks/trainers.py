@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -21,12 +23,15 @@ from budget_trainer.arguments import RunArguments
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 from budget_trainer.clock import BudgetClock
 from budget_trainer.errors import InputError
+from budget_trainer.host_memory import keep_freed_memory
 from budget_trainer.modeling import build_model
 from budget_trainer.objective import MaskingCollator
 from budget_trainer.optimizers import build_optimizer
+from budget_trainer.precision import Speed, most_steps, probe
 from budget_trainer.setup import ENDLESS_STEPS
 from budget_trainer.trainer import TimeBudgetTrainer
 
+PROBE_LIMIT_SECONDS, SETTLED_FOR_SECONDS = 120.0, 600.0
 LEARNING_RATE = 1e-4  # constant and low: speed is measured here, and no run may diverge
 
 
@@ -38,24 +43,20 @@ class StockTrainer(Measured, Trainer):
     """Transformers' Trainer, measured."""
 
 
-def ours(w: Workload, text: Text, folder: Path) -> OurTrainer:
-    """The parts of train_mlm.py: its model, collator, data set, optimizer and Trainer, with a budget without an end."""
-    run = RunArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=w.batch_size,
-        gradient_accumulation_steps=w.gradient_accumulation_steps,
-        max_steps=ENDLESS_STEPS,
-        learning_rate=LEARNING_RATE,
-        bf16=w.bf16,
-        torch_compile=w.compile,
-        dataloader_num_workers=w.dataloader_num_workers,
-        use_cpu=w.use_cpu,
-        logging_steps=50,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    budget = TimeBudgetCallback(clock=BudgetClock("1000h"))
-    budget.save_seconds = 1.0  # nothing is saved here, so nothing is rehearsed
+def settled(w: Workload, model: Any, micro_batch: dict[str, torch.Tensor], device: torch.device) -> Workload:
+    """The workload with the precision and compilation that take the most steps in SETTLED_FOR_SECONDS."""
+    costs = probe(Speed(w.bf16, "whole" if w.compile else "no"), model, micro_batch, device, PROBE_LIMIT_SECONDS)
+    best = most_steps(costs, SETTLED_FOR_SECONDS) if costs else Speed(w.bf16, "no")
+    return replace(w, bf16=best.bf16, compile=best.compile != "no", regional_compile=best.compile == "regional")
+
+
+def ours(w: Workload, text: Text, folder: Path) -> tuple[OurTrainer, Workload]:
+    """The parts of train_mlm.py: its model, collator, data set, optimizer and Trainer, with a budget without an end.
+
+    Also returns the workload with what was settled.
+    """
+    if w.use_cpu or not torch.accelerator.is_available():
+        keep_freed_memory()
     model = build_model(
         w.model_type,
         vocab_size=w.vocab_size,
@@ -77,6 +78,26 @@ def ours(w: Workload, text: Text, folder: Path) -> OurTrainer:
         block_size=w.block_size,
         mlm_probability=w.mlm_probability,
     )
+    if w.settle:
+        micro_batch = collator(text.blocks.__getitems__(range(w.batch_size)))
+        device = torch.device("cpu") if w.use_cpu else torch.accelerator.current_accelerator() or torch.device("cpu")
+        w = settled(w, model, micro_batch, device)
+    run = RunArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=w.batch_size,
+        gradient_accumulation_steps=w.gradient_accumulation_steps,
+        max_steps=ENDLESS_STEPS,
+        learning_rate=LEARNING_RATE,
+        bf16=w.bf16,
+        torch_compile=w.compile,
+        dataloader_num_workers=w.dataloader_num_workers,
+        use_cpu=w.use_cpu,
+        logging_steps=50,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    budget = TimeBudgetCallback(clock=BudgetClock("1000h"))
+    budget.save_seconds = 1.0  # nothing is saved here, so nothing is rehearsed
     trainer = OurTrainer(
         model=model,
         args=run,
@@ -88,12 +109,13 @@ def ours(w: Workload, text: Text, folder: Path) -> OurTrainer:
         time_budget=budget,
         curve="constant",
         gauge=Gauge(run.device),
+        regional_compile=w.regional_compile,
     )
     trainer.remove_callback(PrinterCallback)
-    return trainer
+    return trainer, w
 
 
-def stock(w: Workload, text: Text, folder: Path) -> StockTrainer:
+def stock(w: Workload, text: Text, folder: Path) -> tuple[StockTrainer, Workload]:
     """What a user writes with Transformers alone: stock model, collator, optimizer and Trainer at their defaults.
 
     Only BERT, and without gradient accumulation, with which the stock class scales its loss wrongly.
@@ -136,4 +158,4 @@ def stock(w: Workload, text: Text, folder: Path) -> StockTrainer:
         gauge=Gauge(run.device),
     )
     trainer.remove_callback(PrinterCallback)
-    return trainer
+    return trainer, w

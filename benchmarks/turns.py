@@ -30,11 +30,13 @@ def work(order: dict[str, Any]) -> None:
     w = Workload(**order["workload"])
     build = trainers.stock if order["name"].startswith("stock") else trainers.ours
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build(w, Text(order["text"], w), Path(folder))
+        trainer, w = build(w, Text(order["text"], w), Path(folder))
         device, model = trainer.args.device, cast(torch.nn.Module, trainer.model)
         facts = {
             "device": str(device),
             "threads": torch.get_num_threads(),
+            "dtype": str(w.dtype).removeprefix("torch."),
+            "compile": ("regional" if w.regional_compile else "whole") if w.compile else "no",
             "parameters": parameter_count(model),
             "flops_per_token": model_flops_per_token(model, w.block_size, w.slots),
             "flops_per_token_computed": model_flops_per_token(

@@ -38,6 +38,8 @@ class Workload:
     sparse: bool = True
     bf16: bool = True
     compile: bool = True
+    regional_compile: bool = False
+    settle: bool = False  # ours: bf16 and compile are what may be used; a probe decides, as train_mlm.py's auto_speed
     optimizer_type: str = "adamw"
     dataloader_num_workers: int = 0
     model_config: dict[str, Any] | None = None

@@ -87,7 +87,7 @@ class LastModernBertLayer(_Base):
         return hidden + layer.mlp(layer.mlp_norm(hidden))
 
 
-_FORMS: dict[str, Any] = {name: LastBertLayer for name in ("bert", "roberta", "xlm-roberta", "camembert")}
+_FORMS: dict[str, Any] = dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), LastBertLayer)
 _FORMS |= {"megatron-bert": LastMegatronLayer, "modernbert": LastModernBertLayer}
 
 

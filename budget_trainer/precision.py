@@ -1,7 +1,8 @@
 """Whether bf16 and torch.compile pay on this machine, in this budget: measured, not assumed.
 
-bf16 doubles the speed of large matrices on a CPU with avx512_bf16 and slows small ones; compiling saves a third of a step
-and takes 20 to 60 s. `settle_speed` decides before Trainer is built, because Accelerator fixes the precision.
+bf16 doubles the speed of large matrices on some CPUs with avx512_bf16 and halves it on others; compiling takes 20 to 60 s
+and saves a third of a step in bf16, but hardly anything in float32 on a CPU. `settle_speed` decides before Trainer is
+built, because Accelerator fixes the precision.
 """
 
 from __future__ import annotations
@@ -107,12 +108,16 @@ def _cheaper(speed: Speed, recipe: Recipe, model: Any, batch: Mapping[str, torch
         speed = Speed(speed.bf16, "no")
     if not probes:
         return speed
+    # Too dear to probe, so by rule after the precision is known.
+    dear = speed.compile != "no" and limit < COMPILE_PROBE_SECONDS
     costs = probe(speed, model, batch, run.device, limit)
     if costs:
         eager = most_steps({way: cost for way, cost in costs.items() if way.compile == "no"}, remaining)
         compiled = {way: cost for way, cost in costs.items() if way.compile != "no"}
         best = most_steps({eager: costs[eager], **compiled}, remaining) if compiled else None
         speed = best or Speed(eager.bf16, speed.compile)
+        if dear and run.device.type == "cpu" and not speed.bf16:
+            speed = Speed(False, "no")  # compiled, float32 took 201 ms where eager took 198 (cpu_10m)
         said = ", ".join(f"{_name(way)} {cost.step:.3f}s" for way, cost in costs.items())
         log.info("a micro-batch takes %s: %s", said, _name(speed))
     return speed
@@ -128,25 +133,28 @@ def probe(
 ) -> dict[Speed, Cost]:
     """Time forward and backward of one micro-batch in the ways that `asked` allows, within `limit_seconds`.
 
-    Eager ways first; compiled ones only where the limit is COMPILE_PROBE_SECONDS or more. What no longer fits is left
-    out, so the result may be empty. Weights, gradients and the random state are left as they were.
+    Eager ways first; compiled ones, in the faster precision, only where the limit is COMPILE_PROBE_SECONDS or more. What
+    no longer fits is left out, so the result may be empty. Weights, gradients and the random state are left as they were.
     """
     begin = time_fn()
     ways = [Speed(asked.bf16, "no")] + ([Speed(False, "no")] if asked.bf16 else [])
-    if asked.compile != "no" and limit_seconds >= COMPILE_PROBE_SECONDS:
-        ways += [Speed(asked.bf16, "regional"), Speed(asked.bf16, "whole")]
-    if len(ways) == 1:
+    compiles = asked.compile != "no" and limit_seconds >= COMPILE_PROBE_SECONDS
+    if len(ways) == 1 and not compiles:
         return {}
     model.to(device)
     inputs = {name: tensor.to(device) for name, tensor in batch.items()}
     costs: dict[Speed, Cost] = {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for way in ways:
+        while ways:
+            way = ways.pop(0)
             longest = max((cost.step for cost in costs.values()), default=0.0)
             needed = COMPILE_PROBE_SECONDS / 2 if way.compile != "no" else 0.0
             if time_fn() - begin + needed + (REPEATS + 1) * 2 * longest > limit_seconds and costs:
                 break
             costs[way] = _time(_compiled(model, way), inputs, way, device, time_fn)
+            if compiles and not ways:
+                faster = min(costs, key=lambda way: costs[way].step)
+                ways, compiles = [Speed(faster.bf16, "regional"), Speed(faster.bf16, "whole")], False
     model.zero_grad(set_to_none=True)
     return costs if len(costs) > 1 else {}
 

@@ -108,6 +108,13 @@ def test_compiling_too_dear_to_probe_follows_the_rule(tmp_path, costs, budget, c
     assert recipe.run.torch_compile == compiled
 
 
+def test_float32_on_a_cpu_is_not_compiled_by_rule(tmp_path, costs):
+    costs.update({BF16: Cost(2.0), FP32: Cost(1.0)})
+    recipe = recipe_of(tmp_path, bf16="true", torch_compile="true", auto_speed="true", use_cpu="true")
+    precision.settle_speed(recipe, None, {}, 0.0, None)
+    assert not recipe.run.bf16 and not recipe.run.torch_compile
+
+
 def test_a_long_budget_chooses_how_to_compile(tmp_path, costs):
     costs.update({BF16: Cost(1.0), FP32: Cost(2.0), REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)})
     recipe = recipe_of(tmp_path, bf16="true", torch_compile="true", auto_speed="true", total_training_time="1h")
