@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import ablations  # noqa: E402
+from benchmarks.cli import make_output_dir, one_line_errors, publish  # noqa: E402
 from budget_trainer.clock import format_duration, parse_duration  # noqa: E402
 from budget_trainer.errors import InputError  # noqa: E402
-from budget_trainer.report import environment, write_json_atomic  # noqa: E402
 
 SCORES = ("loss", "accuracy", "bits_per_byte")
 
@@ -197,36 +197,26 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    try:
-        a = parse(argv)
-        a.output_dir.mkdir(parents=True, exist_ok=True)
-        log = a.output_dir / "results.jsonl"
-        results = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        data = prepare(a)
-        for number, job in enumerate(jobs := plan(a), start=1):
-            if any(all(result.get(key) == job[key] for key in job) for result in results):
-                continue
-            label = f"{job['name']}, seed {job['seed']}"
-            print(f"run {number} of {len(jobs)}: {label}, {format_duration(a.seconds)}", flush=True)
-            result = run_job(a, job, data)
-            results.append(result)
-            with log.open("a") as file:
-                file.write(json.dumps(result) + "\n")
-            print(
-                f"    {result['bits_per_byte']:.3f} bits per byte, {result['tokens_per_second']:,.0f} tokens/s",
-                flush=True,
-            )
-        rows = summarise(results)
-        asked = {key: str(value) for key, value in vars(a).items()}
-        write_json_atomic(
-            a.output_dir / "results.json", {"summary": rows, "runs": results, "asked": asked, **environment()}
-        )
-        print(table(rows) + ablations.table(rows) + f"\nall figures in {a.output_dir / 'results.json'}")
-        return 0
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    a = parse(argv)
+    make_output_dir(a)
+    log = a.output_dir / "results.jsonl"
+    results = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    data = prepare(a)
+    for number, job in enumerate(jobs := plan(a), start=1):
+        if any(all(result.get(key) == job[key] for key in job) for result in results):
+            continue
+        label = f"{job['name']}, seed {job['seed']}"
+        print(f"run {number} of {len(jobs)}: {label}, {format_duration(a.seconds)}", flush=True)
+        result = run_job(a, job, data)
+        results.append(result)
+        with log.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+        said = f"{result['bits_per_byte']:.3f} bits per byte, {result['tokens_per_second']:,.0f} tokens/s"
+        print(f"    {said}", flush=True)
+    rows = summarise(results)
+    publish(a, "results", table(rows) + ablations.table(rows), {"summary": rows, "runs": results})
 
 
 if __name__ == "__main__":

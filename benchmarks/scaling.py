@@ -29,9 +29,9 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.cli import make_output_dir, one_line_errors, publish  # noqa: E402
 from benchmarks.workload import Workload, fit  # noqa: E402
 from budget_trainer.errors import InputError  # noqa: E402
-from budget_trainer.report import environment, write_json_atomic  # noqa: E402
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -180,29 +180,21 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    try:
-        a = parse(argv)
-        a.output_dir = Path(a.output_dir).resolve()
-        a.output_dir.mkdir(parents=True, exist_ok=True)
-        results = []
-        jobs = points(a)
-        with tempfile.TemporaryDirectory() as folder:
-            fitted, text = fit(jobs[0][1], a.data_dir, Path(folder))
-            for number, (launch, job) in enumerate(jobs, start=1):
-                print(f"point {number} of {len(jobs)}", flush=True)
-                job = Workload(**{**asdict(job), "vocab_size": fitted.vocab_size})
-                results.append(run_point(a, launch, job, text, number))
-        asked = {key: value for key, value in vars(a).items() if key not in ("shapes", "launches")}
-        path = a.output_dir / "scaling.json"
-        write_json_atomic(path, {"benchmark": "scaling", "asked": asked, "points": results, **environment()})
-        print(table(results) + f"\nall figures in {path}")
-        if a.png:
-            draw(results, a.output_dir / "scaling.png")
-        return 0
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    a = parse(argv)
+    make_output_dir(a)
+    results = []
+    jobs = points(a)
+    with tempfile.TemporaryDirectory() as folder:
+        fitted, text = fit(jobs[0][1], a.data_dir, Path(folder))
+        for number, (launch, job) in enumerate(jobs, start=1):
+            print(f"point {number} of {len(jobs)}", flush=True)
+            job = Workload(**{**asdict(job), "vocab_size": fitted.vocab_size})
+            results.append(run_point(a, launch, job, text, number))
+    publish(a, "scaling", table(results), {"points": results}, leave_out=["shapes", "launches"])
+    if a.png:
+        draw(results, a.output_dir / "scaling.png")
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:

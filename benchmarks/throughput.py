@@ -9,8 +9,8 @@ compilation and --warmup_steps steps come before the first round and are printed
 goes uncounted. Prints medians over the rounds, writes throughput.json.
 
   x stock   tokens/s over stock's of the same round: median (lowest, highest)
-  MFU       model FLOPs that the objective needs (budget_trainer.flops; only predicted positions reach the vocabulary)
-            over the peak of a matrix product in the variant's precision, measured by that process before it began
+  MFU       model FLOPs (budget_trainer.flops: only predicted positions reach the vocabulary; ours compute the last
+            layer there only) over the peak of a matrix product in the variant's precision, measured before it began
   computed  the same with the FLOPs that the variant computes: stock projects every position
   memory    CPU: most resident memory since the warm-up; GPU: most memory of tensors
   shares    of a step: waiting for data, forward, backward, clipping, optimizer, rest; overhead is all but forward,
@@ -29,11 +29,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.cli import make_output_dir, one_line_errors, publish  # noqa: E402
 from benchmarks.measured import PHASES, shares  # noqa: E402
 from benchmarks.turns import Worker  # noqa: E402
 from benchmarks.workload import Workload, fit  # noqa: E402
 from budget_trainer.errors import InputError  # noqa: E402
-from budget_trainer.report import environment, write_json_atomic  # noqa: E402
 
 # What each variant changes. The gated feed-forward of modernbert has 3 matrices where BERT's has 2: two thirds as wide.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -220,20 +220,12 @@ def table(variants: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    try:
-        a = parse(argv)
-        a.output_dir = Path(a.output_dir).resolve()
-        a.output_dir.mkdir(parents=True, exist_ok=True)
-        result = measure(a)
-        asked = {key: value for key, value in vars(a).items() if key != "names"}
-        path = a.output_dir / "throughput.json"
-        write_json_atomic(path, {"benchmark": "throughput", "asked": asked, **result, **environment()})
-        print(table(result["variants"]) + f"\nall figures in {path}")
-        return 0
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    a = parse(argv)
+    make_output_dir(a)
+    result = measure(a)
+    publish(a, "throughput", table(result["variants"]), result, leave_out=["names"])
 
 
 if __name__ == "__main__":

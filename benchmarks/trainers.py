@@ -23,6 +23,7 @@ from budget_trainer.arguments import RunArguments
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 from budget_trainer.clock import BudgetClock
 from budget_trainer.errors import InputError
+from budget_trainer.few_bit_dropout import use_few_bit_dropout
 from budget_trainer.host_memory import keep_freed_memory
 from budget_trainer.modeling import build_model
 from budget_trainer.objective import MaskingCollator
@@ -55,7 +56,8 @@ def ours(w: Workload, text: Text, folder: Path) -> tuple[OurTrainer, Workload]:
 
     Also returns the workload with what was settled.
     """
-    if w.use_cpu or not torch.accelerator.is_available():
+    device = torch.device("cpu") if w.use_cpu else torch.accelerator.current_accelerator() or torch.device("cpu")
+    if device.type == "cpu":
         keep_freed_memory()
     model = build_model(
         w.model_type,
@@ -71,6 +73,8 @@ def ours(w: Workload, text: Text, folder: Path) -> tuple[OurTrainer, Workload]:
         model_config=w.model_config,
         sparse_mask_prediction=w.sparse,
     )
+    if device.type == "cpu":
+        use_few_bit_dropout(model)
     collator = MaskingCollator(
         seed=0,
         special_ids=text.special_ids,
@@ -80,7 +84,6 @@ def ours(w: Workload, text: Text, folder: Path) -> tuple[OurTrainer, Workload]:
     )
     if w.settle:
         micro_batch = collator(text.blocks.__getitems__(range(w.batch_size)))
-        device = torch.device("cpu") if w.use_cpu else torch.accelerator.current_accelerator() or torch.device("cpu")
         w = settled(w, model, micro_batch, device)
     run = RunArguments(
         output_dir=str(folder),

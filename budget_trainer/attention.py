@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 
+from budget_trainer.few_bit_dropout import dropout as few_bit_dropout
+
 PADDING = -1  # the document of padding
 
 
@@ -128,7 +130,24 @@ def attend(qkv: Tensor, mask: AttentionMask, dropout: float = 0.0) -> Tensor:
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     if isinstance(mask, BlockMask):
         flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
-        context = flex(query, key, value, block_mask=mask)
+        return flex(query, key, value, block_mask=mask).transpose(1, 2).flatten(2)
+    return attend_by_head(query, key, value, mask, dropout)
+
+
+def attend_by_head(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """Return the context [B, S, H * D] of queries [B, H, S, D] over keys and values [B, H, L, D].
+
+    Args:
+        mask: a tensor that broadcasts to [B, H, S, L], bool (True where attention may go) or additive.
+        dropout: probability of dropping an attention weight.
+    """
+    if dropout > 0 and query.device.type == "cpu" and not torch.compiler.is_compiling():
+        # SDPA drops out on a CPU in separate steps too, and draws more bits.
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        if mask is not None:
+            boolean = mask.dtype == torch.bool
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if boolean else scores + mask
+        context = few_bit_dropout(scores.softmax(-1), dropout) @ value
     else:
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(query.dtype)  # additive, in float32 even under autocast

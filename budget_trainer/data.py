@@ -88,7 +88,8 @@ class DataFolder:
     def columns_for(self, *, document_mask: bool = False, next_sentence: bool = False) -> tuple[str, ...]:
         """The columns to train with: `document_ids` for a document mask, types and labels for next-sentence prediction.
 
-        InputError names the flag (document_mask or add_nsp) that this folder's packing does not serve."""
+        InputError names the flag (document_mask, add_nsp or data_dir) that this folder's packing does not serve: sentence
+        pairs are for next-sentence prediction alone."""
         packing = self.manifest["packing"]
         if document_mask and packing in _NO_DOCUMENTS_TO_PART:
             raise InputError(
@@ -99,6 +100,11 @@ class DataFolder:
             raise InputError(
                 f"add_nsp: data folder {self.path} has packing {packing}, without sentence pairs; make the folder anew "
                 "with `python -m data_prep.blocks --packing nsp`, or leave add_nsp out"
+            )
+        if not next_sentence and "next_sentence_label" in self.train_columns:
+            raise InputError(
+                f"data_dir: {self.path} holds sentence pairs (packing {packing!r}), which only next-sentence prediction "
+                "reads; add --add_nsp, or prepare it with another packing"
             )
         documents = ("document_ids",) if document_mask else ()
         pairs = ("token_type_ids", "next_sentence_label") if next_sentence else ()

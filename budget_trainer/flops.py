@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from budget_trainer.errors import InputError
-from budget_trainer.last_layer import last_layer, positions_used
 
 # Modules of next-sentence prediction: they look at [CLS] only, once per block.
 PER_BLOCK = ("pooler", "seq_relationship")
@@ -52,17 +51,16 @@ def model_flops_per_token(model: Any, block_size: int, predictions_per_block: fl
     encoder = {id(module) for module in model.base_model.modules()}
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     share = predictions_per_block / block_size
-    sparse = getattr(model, "last_layer_is_sparse", False)
-    last = {id(module): name for name, module in last_layer(model).named_modules()} if sparse else {}
-    layers = config.num_hidden_layers - (1 - share if sparse else 0)
+    last = model.positions_used(share) if getattr(model, "last_layer_is_sparse", False) else {}
+    layers = config.num_hidden_layers - (1 - share if last else 0)
     forward = 4.0 * block_size * config.num_attention_heads * head_size * layers
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue
         if any(part in name.split(".") for part in PER_BLOCK):
             uses = 1 / block_size
-        elif id(module) in last:
-            uses = positions_used(last[id(module)], share)
+        elif module in last:
+            uses = last[module]
         else:
             uses = 1.0 if id(module) in encoder else share
         forward += 2.0 * module.in_features * module.out_features * uses

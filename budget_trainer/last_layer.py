@@ -17,14 +17,16 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb, eager_attention_forward
 
+from budget_trainer.attention import attend_by_head
+
 if TYPE_CHECKING:
     _Base = nn.Module
 else:
     _Base = object
 
 
-class LastBertLayer(_Base):
-    """Mixed into a layer of bert, roberta and their kin."""
+class AtMaskedPositions(_Base):
+    """Mixed into an encoder layer of the library: same modules, same state, and a forward for some positions."""
 
     def forward(
         self,
@@ -37,58 +39,45 @@ class LastBertLayer(_Base):
         """Return states [B, S, H] at `masked_positions` [B, S] of [B, L, H]; without positions, the library's forward."""
         if masked_positions is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
+        return self.at(hidden_states, masked_positions, rows_at(attention_mask, masked_positions), **kwargs)
+
+    def at(self, states: Tensor, positions: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+        """Return what the library's forward returns, at `positions`; `mask` has their rows."""
+        raise NotImplementedError
+
+
+class BertLayerAt(AtMaskedPositions):
+    """Of bert, roberta and their kin."""
+
+    def at(self, states: Tensor, positions: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
         layer: Any = self
-        here = gather_states(hidden_states, masked_positions)
-        context = _attend(layer.attention.self, here, hidden_states, rows_at(attention_mask, masked_positions))
+        here = gather_states(states, positions)
+        context = _attend(layer.attention.self, here, states, mask)
         return layer.feed_forward_chunk(layer.attention.output(context, here))
 
 
-class LastMegatronLayer(_Base):
-    """Mixed into a layer of megatron-bert, which normalises before attention and returns a tuple."""
+class MegatronLayerAt(AtMaskedPositions):
+    """Of megatron-bert, which normalises before attention and returns a tuple."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Any = None,
-        *args: Any,
-        masked_positions: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As LastBertLayer's."""
-        if masked_positions is None:
-            return super().forward(hidden_states, attention_mask, *args, **kwargs)
+    def at(self, states: Tensor, positions: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
         layer: Any = self
-        normal = layer.attention.ln(hidden_states)
-        at_positions = gather_states(normal, masked_positions)
-        context = _attend(layer.attention.self, at_positions, normal, rows_at(attention_mask, masked_positions))
-        residual = gather_states(hidden_states, masked_positions)
-        return (layer.feed_forward_chunk(layer.attention.output(context, residual)),)
+        normal = layer.attention.ln(states)
+        context = _attend(layer.attention.self, gather_states(normal, positions), normal, mask)
+        return (layer.feed_forward_chunk(layer.attention.output(context, gather_states(states, positions))),)
 
 
-class LastModernBertLayer(_Base):
-    """Mixed into a layer of modernbert: rotary positions, one Wqkv, the library's choice of attention."""
+class ModernBertLayerAt(AtMaskedPositions):
+    """Of modernbert: rotary positions, one Wqkv, the library's choice of attention."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Any = None,
-        position_embeddings: Any = None,
-        masked_positions: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As LastBertLayer's."""
-        if masked_positions is None:
-            return super().forward(hidden_states, attention_mask, position_embeddings, **kwargs)
+    def at(self, states: Tensor, positions: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
         layer: Any = self
-        here = gather_states(hidden_states, masked_positions)
-        normal = layer.attn_norm(hidden_states)
-        mask = rows_at(attention_mask, masked_positions)
-        hidden = here + _attend_rotary(layer.attn, normal, masked_positions, position_embeddings, mask)
-        return hidden + layer.mlp(layer.mlp_norm(hidden))
+        attended = _attend_rotary(layer.attn, layer.attn_norm(states), positions, kwargs["position_embeddings"], mask)
+        here = gather_states(states, positions) + attended
+        return here + layer.mlp(layer.mlp_norm(here))
 
 
-_FORMS: dict[str, Any] = dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), LastBertLayer)
-_FORMS |= {"megatron-bert": LastMegatronLayer, "modernbert": LastModernBertLayer}
+_FORMS: dict[str, Any] = dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), BertLayerAt)
+_FORMS |= {"megatron-bert": MegatronLayerAt, "modernbert": ModernBertLayerAt}
 
 
 def has_sparse_form(config: Any) -> bool:
@@ -106,7 +95,8 @@ def last_layer(model: Any) -> Any:
 def use_last_layer(model: Any) -> None:
     """Give the last layer the forward that takes `masked_positions`: nothing is built twice or copied."""
     layer = last_layer(model)
-    layer.__class__ = _form_of(_FORMS[model.config.model_type], type(layer))
+    kind: Any = type(layer)  # mypy takes a class for unhashable where its instances define __hash__
+    layer.__class__ = _form_of(_FORMS[model.config.model_type], kind)
 
 
 @cache
@@ -114,10 +104,11 @@ def _form_of(form: Any, kind: Any) -> Any:
     return type(kind.__name__, (form, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
 
 
-def positions_used(name: str, share: float) -> float:
-    """Return how many of a block's positions a linear layer of the last layer sees, when `share` of them is masked."""
-    kind = name.rsplit(".", 1)[-1]
-    return {"key": 1.0, "value": 1.0, "Wqkv": (2 + share) / 3}.get(kind, share)
+def positions_used(model: Any, share: float) -> dict[nn.Module, float]:
+    """Return the share of a block's positions that each linear map of the last layer sees, `share` being masked."""
+    everywhere = {"key": 1.0, "value": 1.0, "Wqkv": (2 + share) / 3}
+    parts = last_layer(model).named_modules()
+    return {m: everywhere.get(name.rsplit(".", 1)[-1], share) for name, m in parts if isinstance(m, nn.Linear)}
 
 
 def gather_states(states: Tensor, positions: Tensor) -> Tensor:
@@ -142,11 +133,7 @@ def _attend(attention: Any, queries: Tensor, states: Tensor, mask: Tensor | None
     query = attention.query(queries).unflatten(-1, heads).transpose(1, 2)
     key = attention.key(states).unflatten(-1, heads).transpose(1, 2)
     value = attention.value(states).unflatten(-1, heads).transpose(1, 2)
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask.to(query.dtype)  # additive, in float32 even under autocast
-    dropout = attention.dropout.p if attention.training else 0.0
-    context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    return context.transpose(1, 2).flatten(2)
+    return attend_by_head(query, key, value, mask, attention.dropout.p if attention.training else 0.0)
 
 
 def _attend_rotary(

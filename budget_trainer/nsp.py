@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,20 +125,6 @@ def count_pairs(batches: Sequence[dict[str, Any]], world_size: int) -> None:
     total = torch.full((), world_size * sum(map(len, labels)), dtype=torch.long, device=labels[0].device)
     for batch in batches:
         batch["num_pairs_in_batch"] = total
-
-
-def check_pair_data(folder: Path, packing: str, add_nsp: bool) -> None:
-    """Refuse next-sentence prediction on a data folder without sentence pairs, and pairs without it (InputError)."""
-    if add_nsp and packing != "nsp":
-        raise InputError(
-            f"add_nsp: {folder} holds no sentence pairs (packing {packing!r}); prepare it with packing nsp, or leave add_nsp "
-            "out"
-        )
-    if packing == "nsp" and not add_nsp:
-        raise InputError(
-            f"data_dir: {folder} holds sentence pairs (packing 'nsp'), which only next-sentence prediction reads; add "
-            "--add_nsp, or prepare it with another packing"
-        )
 
 
 def pair_class(config: PretrainedConfig) -> Any:

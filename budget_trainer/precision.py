@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from accelerate.utils import compile_regions
 
-from budget_trainer.arguments import Recipe, RunArguments
+from budget_trainer.arguments import RunArguments
+from budget_trainer.checked_recipe import Recipe
 from budget_trainer.distributed import ControlChannel
 from budget_trainer.run_folder import remembered_speed
 

@@ -14,8 +14,10 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from budget_trainer.arguments import GROUPS, REPLACED, Recipe
+from budget_trainer.arguments import GROUPS
+from budget_trainer.checked_recipe import Recipe
 from budget_trainer.errors import InputError
+from budget_trainer.refused_flags import REPLACED
 
 NULLS = ("null", "~", "None", "")
 KEYS = {f.name for group in GROUPS for f in fields(group) if f.init}

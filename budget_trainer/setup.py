@@ -10,21 +10,23 @@ from typing import Any
 import torch
 
 from budget_trainer import run_folder
-from budget_trainer.arguments import ADAM_FLAGS, Recipe, parse_offsets
+from budget_trainer.arguments import ADAM_FLAGS
 from budget_trainer.callbacks.throughput import Throughput
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
+from budget_trainer.checked_recipe import Recipe, parse_offsets
 from budget_trainer.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.data import BlockDataset, DataFolder
 from budget_trainer.distributed import ControlChannel
 from budget_trainer.engine_optimizers import check_engine, check_lamb, keep_optimizer, zero_stage
 from budget_trainer.errors import InputError
 from budget_trainer.evaluation import PinnedEvaluation
+from budget_trainer.few_bit_dropout import use_few_bit_dropout
 from budget_trainer.flops import measure_peak_flops
 from budget_trainer.initialization import cooccurrence_embeddings, set_embeddings, set_offset_heads
+from budget_trainer.lamb import MAX_COEFF, MIN_COEFF
 from budget_trainer.layer_norm import check_apex, use_apex
 from budget_trainer.model_config import check_positions
 from budget_trainer.modeling import build_model, load_pretrained, set_output_bias
-from budget_trainer.nsp import check_pair_data
 from budget_trainer.objective import MaskingCollator
 from budget_trainer.sparse import check_document_mask
 from budget_trainer.whole_words import continues_word
@@ -43,7 +45,6 @@ def check_data(data: DataFolder, blocks: BlockDataset, recipe: Recipe) -> None:
             f"data_dir: {data.path} has {blocks.rows} blocks, fewer than one batch of {batch}; lower "
             "per_device_train_batch_size or gradient_accumulation_steps, or prepare more text"
         )
-    check_pair_data(data.path, data.manifest["packing"], recipe.add_nsp)
     longest = longest_block(data)
     if recipe.model.model_name_or_path is None and recipe.model.max_position_embeddings < longest:
         raise InputError(
@@ -70,6 +71,8 @@ def make_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, resumed: 
         use_apex(model)
     if recipe.data.document_mask:
         check_document_mask(model)
+    if recipe.run.device.type == "cpu":
+        use_few_bit_dropout(model)
     model.cross_entropy, model.sparse_last_layer = m.cross_entropy, m.sparse_last_layer
     return model
 
@@ -214,8 +217,12 @@ def optimizer_options(recipe: Recipe) -> dict[str, Any]:
         max_grad_norm=run.max_grad_norm,
     )
     if o.optimizer_type == "lamb":
-        coefficients = {"max_coeff": o.max_coeff, "min_coeff": o.min_coeff}
-        check_lamb(o.optimizer_impl, bias_correction=o.bias_correction, **coefficients)
+        check_lamb(
+            o.optimizer_impl,
+            bias_correction=bool(o.bias_correction),
+            max_coeff=MAX_COEFF if o.max_coeff is None else o.max_coeff,
+            min_coeff=MIN_COEFF if o.min_coeff is None else o.min_coeff,
+        )
     if stage and o.optimizer_type == "muon":
         keep_optimizer(run.deepspeed_plugin)
     return {

@@ -20,7 +20,7 @@ from budget_trainer import attention
 from budget_trainer.cross_entropy import linear_cross_entropy, logits_loss, loss_per_label
 from budget_trainer.errors import InputError
 from budget_trainer.fused_attention import fuse_attention
-from budget_trainer.last_layer import gather_states, has_sparse_form, use_last_layer
+from budget_trainer.last_layer import gather_states, has_sparse_form, positions_used, use_last_layer
 
 
 def _bert_transform(model: Any, hidden: Tensor) -> Tensor:
@@ -76,6 +76,10 @@ class SparsePrediction(_Base):
     def last_layer_is_sparse(self) -> bool:
         """Whether training computes the last layer at masked positions only."""
         return self._is_sparse and self.sparse_last_layer and has_sparse_form(self.config)
+
+    def positions_used(self, share: float) -> dict[nn.Module, float]:
+        """Return the share of positions that each linear map of the last layer sees, where `last_layer_is_sparse`."""
+        return positions_used(self, share)
 
     def encode(
         self,

@@ -8,6 +8,7 @@ from dataclasses import fields
 import pytest
 
 import train_mlm
+from budget_trainer import setup
 from budget_trainer.arguments import ModelArguments
 from budget_trainer.clock import BudgetClock
 from budget_trainer.errors import InputError
@@ -238,3 +239,12 @@ def test_a_launcher_that_started_one_process_of_two(data_dir, tmp_path):
     done = run([*head, "--num_processes", "2", "train_mlm.py", *words(options)])
     assert done.returncode != 0 and "error: num_processes: the launcher was asked for several" in done.stderr
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_apex_lamb_says_how_to_lift_the_default_bounds(tmp_path, monkeypatch):
+    """On a GPU: the engine's own check, which comes first on a CPU, is left out."""
+    monkeypatch.setattr(setup, "check_engine", lambda *args, **kwargs: None)
+    words = ["--optimizer_type", "lamb", "--optimizer_impl", "apex", "--total_training_time", "10m"]
+    recipe = parse_recipe([*words, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+    with pytest.raises(InputError, match=r"trust ratio to \[0.01, 0.3\]; give max_coeff inf and min_coeff 0"):
+        setup.optimizer_options(recipe)

@@ -45,10 +45,11 @@ def test_throughput_writes_what_it_says(throughput_run):
         assert name in printed
     assert result["variants"]["stock"]["ratio_to_stock"]["median"] == 1
     ours, stock = (result["variants"][name] for name in ("ours", "stock"))
-    assert ours["dtype"] == "bfloat16" and stock["dtype"] == "float32"
+    assert ours["dtype"] in ("bfloat16", "float32") and stock["dtype"] == "float32"  # ours settled it by a probe
+    assert ours["compile"] == stock["compile"] == "no"
     assert ours["flops_per_token_computed"] < stock["flops_per_token_computed"]
-    # 4 of 30 tokens are predicted; the padded rows of our vocabulary (256 for 200) are the rest of the difference.
-    assert ours["flops_per_token"] == pytest.approx(stock["flops_per_token"], rel=0.05)
+    # 4 of 30 tokens are predicted, and only there ours computes its last layer, which is also its first here.
+    assert 0.3 < ours["flops_per_token"] / stock["flops_per_token"] < 0.5
 
 
 def test_summary_of_throughput():
@@ -59,7 +60,7 @@ def test_summary_of_throughput():
     }
     facts = {
         name: {"peak_flops": peak, "flops_per_token": 2.0, "flops_per_token_computed": 4.0, "device": "cpu"}
-        | {"warmup_seconds": 3.0, "warmup_steps": 2, "first_step_seconds": 2.0}
+        | {"warmup_seconds": 3.0, "warmup_steps": 2, "first_step_seconds": 2.0, "dtype": name, "compile": "whole"}
         for name, peak in (("ours", 1e6), ("stock", 5e5))
     }
 
@@ -75,7 +76,7 @@ def test_summary_of_throughput():
     assert rows["ours"]["shares"]["rest"] == pytest.approx(0.5)
     assert rows["ours"]["shares"]["trainer_overhead"] == pytest.approx(0.7)
     assert rows["ours"]["compile_seconds"] == pytest.approx(3.0 - 2 * 100 / 1500)
-    assert rows["stock"]["compile_seconds"] > 0, "its job says compile"
+    assert rows["stock"]["compile_seconds"] > 0, "it says that it compiled"
     assert len(throughput.table(rows).splitlines()) == 3
 
 
@@ -96,10 +97,12 @@ def test_variants_are_what_their_names_say():
     a = throughput.parse(["--stock_bf16", "--variants", ",".join(throughput.VARIANTS), "--model_config", '{"a": 1}'])
     jobs = {name: throughput.workload(a, name) for name in a.names}
     assert list(jobs) == list(throughput.VARIANTS), "stock_bf16 is not there twice"
-    assert jobs["ours"] == Workload(model_config={"a": 1})
+    assert jobs["ours"] == Workload(settle=True, model_config={"a": 1})
+    assert jobs["ours_bf16_compiled"] == Workload(model_config={"a": 1})
+    assert (jobs["stock_no_dropout"].dropout, jobs["ours_no_dropout"].dropout, jobs["stock"].dropout) == (0, 0, 0.1)
     assert (jobs["stock"].sparse, jobs["stock"].bf16, jobs["stock"].compile) == (False, False, False)
     assert jobs["stock"].model_config is None and jobs["stock_bf16"].bf16
-    assert jobs["dense"] == Workload(sparse=False, model_config={"a": 1})
+    assert jobs["dense"] == Workload(settle=True, sparse=False, model_config={"a": 1})
     assert jobs["ours_modernbert"].intermediate_size == 704, "two thirds of 1024, a multiple of 64"
 
 

@@ -9,7 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from benchmarks import ablations
-from budget_trainer.arguments import Recipe
+from budget_trainer.checked_recipe import Recipe
 from budget_trainer.recipes import parse_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +49,11 @@ def test_a_configuration_starts_what_its_name_says(name: str, processes: int, mu
     flags = ["--num_processes", "8"] if name == "ddp" else []
     arguments = launched(ROOT / "accelerate_configs" / f"{name}.yaml", *flags)
     assert (arguments.num_processes, arguments.multi_gpu, arguments.use_cpu) == (processes, multi, cpu)
+
+
+def test_zero2_starts_deepspeed() -> None:
+    arguments = launched(ROOT / "accelerate_configs" / "zero2.yaml", "--num_processes", "2")
+    assert (arguments.use_deepspeed, arguments.zero_stage, arguments.num_processes) == (True, 2, 2)
 
 
 def test_ddp_asks_for_the_number_of_gpus() -> None:
@@ -92,7 +97,7 @@ def test_every_ablation_changes_its_recipe(path: Path, tmp_path: Path) -> None:
     base = ROOT / "recipes" / path.name
     variants = ablations.gather(str(path), [])
     ablations.check(variants, [str(base)])
-    assert 1 <= len(variants) <= 10
+    assert 1 <= len(variants) <= 12
     before = parsed(base, tmp_path).as_dict()
     for name, changes in variants.items():
         after = parsed(Path(ablations.write_variant(base, changes, tmp_path / "recipe.yaml")), tmp_path).as_dict()

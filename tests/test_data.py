@@ -191,6 +191,8 @@ def test_columns_for_what_is_trained(data, copy):
     pairs = ["input_ids", "token_type_ids", "next_sentence_label"]
     nsp = _with_packing(copy, "nsp", pairs)
     assert nsp.columns_for(next_sentence=True) == tuple(pairs)
+    with pytest.raises(InputError, match=r"^data_dir: .* holds sentence pairs \(packing 'nsp'\), .*; add --add_nsp"):
+        nsp.columns_for()
     with pytest.raises(InputError, match="^document_mask: .* packing nsp: a block holds one sentence pair, so there"):
         nsp.columns_for(document_mask=True)
 

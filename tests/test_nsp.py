@@ -2,7 +2,6 @@
 
 import copy
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +21,7 @@ from budget_trainer import TimeBudgetTrainer, setup
 from budget_trainer.errors import InputError
 from budget_trainer.evaluation import PinnedEvaluation
 from budget_trainer.modeling import build_model, load_pretrained, set_output_bias
-from budget_trainer.nsp import check_pair_data, count_pairs
+from budget_trainer.nsp import count_pairs
 from budget_trainer.recipes import parse_recipe
 from tests.conftest import TINY, words
 
@@ -265,24 +264,6 @@ def test_other_types_are_refused(model_type):
 def test_one_token_type_is_refused():
     with pytest.raises(InputError, match="^type_vocab_size: 1 cannot tell the sentences of a pair apart; set it to 2"):
         tiny("bert", type_vocab_size=1)
-
-
-@pytest.mark.parametrize(
-    ("packing", "add_nsp", "expected"),
-    [
-        ("nsp", True, None),
-        ("packed", False, None),
-        ("packed", True, "add_nsp: data holds no sentence pairs (packing 'packed'); prepare it with packing nsp"),
-        ("nsp", False, "data_dir: data holds sentence pairs (packing 'nsp')"),
-    ],
-)
-def test_data_and_objective_belong_together(packing, add_nsp, expected):
-    if expected is None:
-        check_pair_data(Path("data"), packing, add_nsp)
-        return
-    with pytest.raises(InputError) as refused:
-        check_pair_data(Path("data"), packing, add_nsp)
-    assert str(refused.value).startswith(expected)
 
 
 def test_a_run_cannot_go_on_with_another_objective(tmp_path):

@@ -1,0 +1,48 @@
+"""What the benchmarks' command lines share: one-line errors, the output folder, the JSON file beside the table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from budget_trainer.errors import InputError
+from budget_trainer.report import environment, write_json_atomic
+
+
+def one_line_errors(main: Callable[[list[str] | None], None]) -> Callable[..., int]:
+    """Make `main(argv)` return an exit code: 0, or 2 after bad input, which is said in one line."""
+
+    @wraps(main)
+    def answered(argv: list[str] | None = None) -> int:
+        try:
+            main(argv)
+        except (InputError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        return 0
+
+    return answered
+
+
+def make_output_dir(a: argparse.Namespace) -> None:
+    """Make `a.output_dir`, from here on an absolute Path."""
+    a.output_dir = Path(a.output_dir).resolve()
+    a.output_dir.mkdir(parents=True, exist_ok=True)
+
+
+def publish(
+    a: argparse.Namespace, name: str, table: str, figures: dict[str, Any], leave_out: Sequence[str] = ()
+) -> None:
+    """Write `figures`, what was asked (without `leave_out`) and the environment to NAME.json; print the table."""
+    asked = {
+        key: value if isinstance(value, int | float | list | dict | None) else str(value)
+        for key, value in vars(a).items()
+    }
+    asked = {key: value for key, value in asked.items() if key not in leave_out}
+    path = a.output_dir / f"{name}.json"
+    write_json_atomic(path, {"benchmark": name, "asked": asked, **figures, **environment()})
+    print(f"{table}\nall figures in {path}")

@@ -1,0 +1,44 @@
+"""Dropout on a CPU from 16 random bits per element.
+
+PyTorch draws 24 bits or more for each element on one core: in a BERT of 4 layers 256 wide that was a quarter of the step.
+Here one draw of 64 bits decides four elements. The rate is rounded to a multiple of 2**-16 and the scale is that of the
+rounded rate, so expectations are exact. Drawn from torch's generator: a resumed run goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LEVELS = 2**16
+
+
+def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """Return `x` with each element zeroed with probability `p` and the others scaled by 1 / (1 - p).
+
+    As F.dropout, and F.dropout itself on other devices, inside of torch.compile (which has a generator of its own) and
+    where `p` rounds to 0 or 1.
+    """
+    dropped = round(p * LEVELS)
+    if not training or x.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < dropped < LEVELS:
+        return F.dropout(x, p, training)
+    count = x.numel()
+    words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)  # type: ignore[arg-type]
+    keep = words.view(torch.int16)[:count].view(x.shape) >= dropped - LEVELS // 2
+    return x * keep.to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
+
+
+class FewBitDropout(nn.Dropout):
+    """nn.Dropout from few bits on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As nn.Dropout's."""
+        return dropout(input, self.p, self.training)
+
+
+def use_few_bit_dropout(model: nn.Module) -> None:
+    """Give every nn.Dropout of a model the faster forward; nothing is built twice, and states stay as they were."""
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = FewBitDropout
