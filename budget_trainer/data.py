@@ -101,7 +101,7 @@ class DataFolder:
                 f"add_nsp: data folder {self.path} has packing {packing}, without sentence pairs; make the folder anew "
                 "with `python -m data_prep.blocks --packing nsp`, or leave add_nsp out"
             )
-        if not next_sentence and "next_sentence_label" in self.train_columns:
+        if not next_sentence and packing == "nsp":
             raise InputError(
                 f"data_dir: {self.path} holds sentence pairs (packing {packing!r}), which only next-sentence prediction "
                 "reads; add --add_nsp, or prepare it with another packing"
