@@ -35,14 +35,19 @@ def make_output_dir(a: argparse.Namespace) -> None:
 
 
 def publish(
-    a: argparse.Namespace, name: str, table: str, figures: dict[str, Any], leave_out: Sequence[str] = ()
+    a: argparse.Namespace,
+    name: str,
+    table: str,
+    figures: dict[str, Any],
+    leave_out: Sequence[str] = (),
+    file: str | None = None,
 ) -> None:
-    """Write `figures`, what was asked (without `leave_out`) and the environment to NAME.json; print the table."""
+    """Write `figures`, what was asked (without `leave_out`) and the environment to `file` (NAME.json); print the table."""
     asked = {
         key: value if isinstance(value, int | float | list | dict | None) else str(value)
         for key, value in vars(a).items()
     }
     asked = {key: value for key, value in asked.items() if key not in leave_out}
-    path = a.output_dir / f"{name}.json"
+    path = a.output_dir / (file or f"{name}.json")
     write_json_atomic(path, {"benchmark": name, "asked": asked, **figures, **environment()})
     print(f"{table}\nall figures in {path}")

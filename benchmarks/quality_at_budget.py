@@ -216,7 +216,8 @@ def main(argv: list[str] | None = None) -> None:
         said = f"{result['bits_per_byte']:.3f} bits per byte, {result['tokens_per_second']:,.0f} tokens/s"
         print(f"    {said}", flush=True)
     rows = summarise(results)
-    publish(a, "results", table(rows) + ablations.table(rows), {"summary": rows, "runs": results})
+    figures = {"summary": rows, "runs": results}
+    publish(a, "quality_at_budget", table(rows) + ablations.table(rows), figures, file="results.json")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
     python benchmarks/throughput.py --output_dir out/throughput [--variants ours,dense,stock] [--stock_bf16]
 
 Every variant trains in a process of its own, and only one trains at a time: in each round every variant has its turn of
---steps steps while the others wait. Ours settle bf16 and compilation by a probe, as train_mlm.py does. Set-up,
-compilation and --warmup_steps steps come before the first round and are printed, not counted; after each wait one step
-goes uncounted. Prints medians over the rounds, writes throughput.json.
+--steps steps while the others wait. ours, dense and ours_modernbert settle bf16 and compilation for
+10 minutes by train_mlm.py's probe; the other variants are what their names say. Set-up, compilation and --warmup_steps
+steps come before the first round and are printed, not counted; after each wait one step goes uncounted. Prints medians
+over the rounds, writes throughput.json.
 
   x stock   tokens/s over stock's of the same round: median (lowest, highest)
   MFU       model FLOPs (budget_trainer.flops: only predicted positions reach the vocabulary; ours compute the last
@@ -123,7 +124,7 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
                 jobs[name], text = fit(job, a.data_dir, Path(folder))
         try:
             for name, job in jobs.items():
-                # An empty cache: compilation is shown as a new machine pays it.
+                # The compile cache is empty, as on a new machine; who settles fills it in set-up, with the probe.
                 order = {"name": name, "workload": asdict(job), "text": text}
                 order |= {"warmup_steps": a.warmup_steps, "peak_seconds": a.peak_seconds}
                 cache = str(Path(folder) / f"compile-{name}")
@@ -202,7 +203,7 @@ def summarise(
 
 def table(variants: dict[str, dict[str, Any]]) -> str:
     head = f"{'variant':18} {'tokens/s':>9} {'(min - max)':>17}  {'x stock':>18} {'MFU':>6} {'computed':>8} {'memory':>10}"
-    head += f" {'settled':>17} |" + "".join(f" {name:>8}" for name in (*PHASES, "rest")) + "  overhead"
+    head += f" {'computes in':>17} |" + "".join(f" {name:>8}" for name in (*PHASES, "rest")) + "  overhead"
     lines = [head.replace("data_wait", "data").replace("optimizer", "optim")]
     for name, row in variants.items():
         tokens, ratio = row["tokens_per_second"], row["ratio_to_stock"]

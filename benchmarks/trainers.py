@@ -19,7 +19,7 @@ from transformers import (
 
 from benchmarks.measured import Gauge, Measured
 from benchmarks.workload import Rows, Text, Workload
-from budget_trainer.arguments import RunArguments
+from budget_trainer.arguments import RunArguments, launched_on_cpu
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 from budget_trainer.clock import BudgetClock
 from budget_trainer.errors import InputError
@@ -28,7 +28,7 @@ from budget_trainer.host_memory import keep_freed_memory
 from budget_trainer.modeling import build_model
 from budget_trainer.objective import MaskingCollator
 from budget_trainer.optimizers import build_optimizer
-from budget_trainer.precision import Speed, most_steps, probe
+from budget_trainer.precision import Speed, cpu_has_bf16, has_compiler, most_steps, probe
 from budget_trainer.setup import ENDLESS_STEPS
 from budget_trainer.trainer import TimeBudgetTrainer
 
@@ -45,9 +45,14 @@ class StockTrainer(Measured, Trainer):
 
 
 def settled(w: Workload, model: Any, micro_batch: dict[str, torch.Tensor], device: torch.device) -> Workload:
-    """The workload with the precision and compilation that take the most steps in SETTLED_FOR_SECONDS."""
-    costs = probe(Speed(w.bf16, "whole" if w.compile else "no"), model, micro_batch, device, PROBE_LIMIT_SECONDS)
-    best = most_steps(costs, SETTLED_FOR_SECONDS) if costs else Speed(w.bf16, "no")
+    """The workload with the precision and compilation that take the most steps in SETTLED_FOR_SECONDS.
+
+    A run of that length would not pay for a probe of compiling; here it is always tried where it was asked for.
+    """
+    bf16 = w.bf16 and (device.type != "cpu" or cpu_has_bf16())
+    asked = Speed(bf16, "whole" if w.compile and has_compiler() else "no")
+    costs = probe(asked, model, micro_batch, device, PROBE_LIMIT_SECONDS)
+    best = most_steps(costs, SETTLED_FOR_SECONDS) if costs else Speed(bf16, "no")
     return replace(w, bf16=best.bf16, compile=best.compile != "no", regional_compile=best.compile == "regional")
 
 
@@ -56,7 +61,8 @@ def ours(w: Workload, text: Text, folder: Path) -> tuple[OurTrainer, Workload]:
 
     Also returns the workload with what was settled.
     """
-    device = torch.device("cpu") if w.use_cpu else torch.accelerator.current_accelerator() or torch.device("cpu")
+    on_cpu = w.use_cpu or launched_on_cpu()
+    device = torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator() or torch.device("cpu")
     if device.type == "cpu":
         keep_freed_memory()
     model = build_model(

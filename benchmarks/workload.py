@@ -39,7 +39,7 @@ class Workload:
     bf16: bool = True
     compile: bool = True
     regional_compile: bool = False
-    settle: bool = False  # ours: bf16 and compile are what may be used; a probe decides, as train_mlm.py's auto_speed
+    settle: bool = False  # ours: bf16 and compile are what may be used; a probe decides
     optimizer_type: str = "adamw"
     dataloader_num_workers: int = 0
     model_config: dict[str, Any] | None = None

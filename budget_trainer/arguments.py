@@ -121,6 +121,16 @@ class BudgetArguments:
     validate_every: str | None = _flag(None, "Validate each time this share of the budget is used, as 10%%.")
 
 
+def launched_on_cpu() -> bool:
+    """Whether a CPU profile launched this process, or the machine has nothing else.
+
+    A profile speaks through this variable, but Accelerate does not listen to it with several processes: without
+    `use_cpu` each of them would train alone.
+    """
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return asked or not torch.accelerator.is_available()
+
+
 @dataclass
 class RunArguments(TrainingArguments):
     """Hugging Face's TrainingArguments with the defaults of this project."""
@@ -144,10 +154,7 @@ class RunArguments(TrainingArguments):
     seed: int = _flag(42, "Seed of weights, order, masks and dropout.")
 
     def __post_init__(self) -> None:
-        # A CPU profile speaks through this variable, but not with several processes; without the flag here each of
-        # them would train alone.
-        asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-        if asked or not torch.accelerator.is_available():
+        if launched_on_cpu():
             self.use_cpu = True
         if self.fp16 and self.use_cpu:
             raise InputError("fp16: True needs a GPU; use --bf16 true, which a CPU can, or neither")

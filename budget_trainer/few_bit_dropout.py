@@ -2,7 +2,7 @@
 
 PyTorch draws 24 bits or more for each element on one core: in a BERT of 4 layers 256 wide that was a quarter of the step.
 Here one draw of 64 bits decides four elements. The rate is rounded to a multiple of 2**-16 and the scale is that of the
-rounded rate, so expectations are exact. Drawn from torch's generator: a resumed run goes on bit for bit.
+rounded rate, so expectations are exact in float32. Drawn from torch's generator: a resumed run goes on bit for bit.
 """
 
 from __future__ import annotations

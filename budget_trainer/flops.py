@@ -25,7 +25,8 @@ def model_flops_per_token(model: Any, block_size: int, predictions_per_block: fl
     """Training FLOPs per token position: 3 x (encoder + attention + share of the head).
 
     Counted is what is computed: where the last layer's queries, output and feed-forward block are computed at masked
-    positions only (see `last_layer`), they count as the head does.
+    positions only (see `last_layer`), they count as the head does. (Packed documents of megatron-bert on a GPU have all
+    queries of that layer computed, which is not counted.)
 
     Per position of a forward pass: 2 per weight of every linear layer of the encoder; 4 * L * A per layer for the two
     attention products (L the block, A heads x head size), the whole L x L whatever windows or document masks leave

@@ -41,15 +41,15 @@ class AtMaskedPositions(_Base):
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         return self.at(hidden_states, masked_positions, rows_at(attention_mask, masked_positions), **kwargs)
 
-    def at(self, states: Tensor, positions: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+    def at(self, states: Tensor, positions: Tensor, mask: Any, **kwargs: Any) -> Any:
         """Return what the library's forward returns, at `positions`; `mask` has their rows."""
         raise NotImplementedError
 
 
 class BertLayerAt(AtMaskedPositions):
-    """Of bert, roberta and their kin."""
+    """Of bert, roberta and their kin; attends by SDPA, whatever the other layers do."""
 
-    def at(self, states: Tensor, positions: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+    def at(self, states: Tensor, positions: Tensor, mask: Any, **kwargs: Any) -> Any:
         layer: Any = self
         here = gather_states(states, positions)
         context = _attend(layer.attention.self, here, states, mask)
@@ -59,17 +59,20 @@ class BertLayerAt(AtMaskedPositions):
 class MegatronLayerAt(AtMaskedPositions):
     """Of megatron-bert, which normalises before attention and returns a tuple."""
 
-    def at(self, states: Tensor, positions: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+    def at(self, states: Tensor, positions: Tensor, mask: Any, **kwargs: Any) -> Any:
         layer: Any = self
         normal = layer.attention.ln(states)
-        context = _attend(layer.attention.self, gather_states(normal, positions), normal, mask)
+        if isinstance(mask, Tensor | None):
+            context = _attend(layer.attention.self, gather_states(normal, positions), normal, mask)
+        else:  # the kernels of packed documents on a GPU take all queries
+            context = gather_states(layer.attention.self(normal, mask)[0], positions)
         return (layer.feed_forward_chunk(layer.attention.output(context, gather_states(states, positions))),)
 
 
 class ModernBertLayerAt(AtMaskedPositions):
     """Of modernbert: rotary positions, one Wqkv, the library's choice of attention."""
 
-    def at(self, states: Tensor, positions: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+    def at(self, states: Tensor, positions: Tensor, mask: Any, **kwargs: Any) -> Any:
         layer: Any = self
         attended = _attend_rotary(layer.attn, layer.attn_norm(states), positions, kwargs["position_embeddings"], mask)
         here = gather_states(states, positions) + attended
@@ -80,14 +83,18 @@ _FORMS: dict[str, Any] = dict.fromkeys(("bert", "roberta", "xlm-roberta", "camem
 _FORMS |= {"megatron-bert": MegatronLayerAt, "modernbert": ModernBertLayerAt}
 
 
-def has_sparse_form(config: Any) -> bool:
-    """Whether the last layer of a model with this config can be computed at masked positions only."""
-    how = config._attn_implementation
-    return config.model_type in _FORMS and (config.model_type == "megatron-bert" or how in ("sdpa", "eager"))
+def has_form(config: Any) -> bool:
+    """Whether a model with this config may get a last layer for masked positions."""
+    return config.model_type in _FORMS and not getattr(config, "is_decoder", False)
+
+
+def may_attend(config: Any) -> bool:
+    """Whether its attention takes other queries than keys: megatron-bert's is ours, others' must be SDPA or eager."""
+    return config.model_type == "megatron-bert" or config._attn_implementation in ("sdpa", "eager")
 
 
 def last_layer(model: Any) -> Any:
-    """Return the last layer of a model of one of the types that `has_sparse_form` allows."""
+    """Return the last layer of a model of one of the types that `has_form` allows."""
     base = model.base_model
     return (base.layers if model.config.model_type == "modernbert" else base.encoder.layer)[-1]
 
@@ -119,9 +126,12 @@ def gather_states(states: Tensor, positions: Tensor) -> Tensor:
     return flat.view(batch, -1, width)
 
 
-def rows_at(mask: Tensor | None, positions: Tensor) -> Tensor | None:
-    """Return the rows of an attention mask [B, 1, L or 1, L] for queries at positions [B, S]: [B, 1, S or 1, L]."""
-    if mask is None or mask.shape[2] == 1:
+def rows_at(mask: Any, positions: Tensor) -> Any:
+    """Return the rows of an attention mask [B, 1, L or 1, L] for queries at positions [B, S]: [B, 1, S or 1, L].
+
+    None, and the masks of kernels (see `attention.build_mask`), as they are.
+    """
+    if not isinstance(mask, Tensor) or mask.shape[2] == 1:
         return mask
     mask = mask.expand(len(positions), -1, -1, -1)
     return mask.gather(2, positions[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
@@ -149,8 +159,9 @@ def _attend_rotary(
     query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     cos, sin = (table.expand(len(positions), -1, -1) for table in position_embeddings)
     place = positions[..., None].expand(-1, -1, cos.shape[-1])
-    query, _ = apply_rotary_pos_emb(query, query, cos.gather(1, place), sin.gather(1, place), unsqueeze_dim=1)
-    key, _ = apply_rotary_pos_emb(key, key, cos, sin, unsqueeze_dim=1)
+    # No heads in place of the other one: queries and keys are at different positions.
+    query, _ = apply_rotary_pos_emb(query, query[:, :0], cos.gather(1, place), sin.gather(1, place), unsqueeze_dim=1)
+    key, _ = apply_rotary_pos_emb(key, key[:, :0], cos, sin, unsqueeze_dim=1)
     how = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
     context, _ = how(
         attention,

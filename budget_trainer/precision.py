@@ -1,7 +1,7 @@
 """Whether bf16 and torch.compile pay on this machine, in this budget: measured, not assumed.
 
 bf16 doubles the speed of large matrices on some CPUs with avx512_bf16 and halves it on others; compiling takes 20 to 60 s
-and saves a third of a step in bf16, but hardly anything in float32 on a CPU. `settle_speed` decides before Trainer is
+and saves up to a third of a step in bf16, but hardly anything in float32 on a CPU. `settle_speed` decides before Trainer is
 built, because Accelerator fixes the precision.
 """
 
@@ -107,20 +107,18 @@ def _cheaper(speed: Speed, recipe: Recipe, model: Any, batch: Mapping[str, torch
     if speed.compile != "no" and not (probes and limit >= COMPILE_PROBE_SECONDS) and remaining < COMPILE_FROM_SECONDS:
         log.info("torch_compile: off, a budget below %gs does not earn it back", COMPILE_FROM_SECONDS)
         speed = Speed(speed.bf16, "no")
-    if not probes:
-        return speed
-    # Too dear to probe, so by rule after the precision is known.
-    dear = speed.compile != "no" and limit < COMPILE_PROBE_SECONDS
-    costs = probe(speed, model, batch, run.device, limit)
+    costs = probe(speed, model, batch, run.device, limit) if probes else {}
     if costs:
         eager = most_steps({way: cost for way, cost in costs.items() if way.compile == "no"}, remaining)
         compiled = {way: cost for way, cost in costs.items() if way.compile != "no"}
         best = most_steps({eager: costs[eager], **compiled}, remaining) if compiled else None
         speed = best or Speed(eager.bf16, speed.compile)
-        if dear and run.device.type == "cpu" and not speed.bf16:
-            speed = Speed(False, "no")  # compiled, float32 took 201 ms where eager took 198 (cpu_10m)
         said = ", ".join(f"{_name(way)} {cost.step:.3f}s" for way, cost in costs.items())
         log.info("a micro-batch takes %s: %s", said, _name(speed))
+    compiled_was_timed = any(way.compile != "no" for way in costs)
+    if speed.compile != "no" and not speed.bf16 and run.device.type == "cpu" and not compiled_was_timed:
+        log.info("torch_compile: off, float32 on a CPU is about as fast without")  # 201 ms and 198 ms (cpu_10m)
+        speed = Speed(False, "no")
     return speed
 
 

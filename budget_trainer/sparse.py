@@ -20,7 +20,7 @@ from budget_trainer import attention
 from budget_trainer.cross_entropy import linear_cross_entropy, logits_loss, loss_per_label
 from budget_trainer.errors import InputError
 from budget_trainer.fused_attention import fuse_attention
-from budget_trainer.last_layer import gather_states, has_sparse_form, positions_used, use_last_layer
+from budget_trainer.last_layer import gather_states, has_form, may_attend, positions_used, use_last_layer
 
 
 def _bert_transform(model: Any, hidden: Tensor) -> Tensor:
@@ -69,13 +69,13 @@ class SparsePrediction(_Base):
         super().__init__(config, *args, **kwargs)
         if config.model_type in FUSED and not getattr(config, "is_decoder", False):
             fuse_attention(self)
-        if has_sparse_form(config):
+        if has_form(config):
             use_last_layer(self)
 
     @property
     def last_layer_is_sparse(self) -> bool:
         """Whether training computes the last layer at masked positions only."""
-        return self._is_sparse and self.sparse_last_layer and has_sparse_form(self.config)
+        return self._is_sparse and self.sparse_last_layer and has_form(self.config) and may_attend(self.config)
 
     def positions_used(self, share: float) -> dict[nn.Module, float]:
         """Return the share of positions that each linear map of the last layer sees, where `last_layer_is_sparse`."""
@@ -223,12 +223,7 @@ class SparseMegatronBert(SparsePrediction):
         states = base.embeddings(input_ids, **kwargs)
         for layer in layers:
             states = layer(states, mask)[0]
-        if masked_positions is None or isinstance(mask, attention.BlockMask | attention.Segments):
-            states = last(states, mask)[0]  # those kernels take all queries
-            states = states if masked_positions is None else gather_states(states, masked_positions)
-        else:
-            states = last(states, mask, masked_positions=masked_positions)[0]
-        return base.encoder.ln(states)
+        return base.encoder.ln(last(states, mask, masked_positions=masked_positions)[0])
 
     def _backend(self, device: torch.device) -> str:
         kind, config = device.type, self.config

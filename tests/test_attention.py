@@ -75,7 +75,8 @@ def spans():
 
 
 def predictions(ids, slots=6):
-    positions = torch.arange(slots, device=ids.device).repeat(len(ids), 1) * 10 + 1
+    rows = torch.arange(len(ids), device=ids.device)[:, None]  # other positions in every row
+    positions = torch.arange(slots, device=ids.device) * 10 + 1 + rows
     return {"masked_positions": positions, "labels": ids.gather(1, positions)}
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from budget_trainer import cross_entropy
 from budget_trainer.cross_entropy import default_chunk_size, linear_cross_entropy, logits_loss, loss_per_label
 from budget_trainer.modeling import build_model
 
@@ -35,9 +36,11 @@ def close(a, b, tolerance):
     return (a.float() - b.float()).norm() <= tolerance * b.float().norm().clamp(min=1e-6)
 
 
+@pytest.mark.parametrize("in_place", [("cpu",), ()])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("chunk_size", [1, 8, 36, 37, 1000])
-def test_equals_the_plain_loss_in_float32(chunk_size, bias):
+def test_equals_the_plain_loss_in_float32(chunk_size, bias, in_place, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "IN_PLACE", in_place)
     tensors, labels = inputs(bias)
     expected, wanted = value_and_gradients(plain, tensors, labels)
     loss, gradients = value_and_gradients(lambda *x: linear_cross_entropy(*x, chunk_size), tensors, labels)
@@ -48,20 +51,22 @@ def test_equals_the_plain_loss_in_float32(chunk_size, bias):
 
 
 def float32_bias(hidden, weight, bias, labels):
+    """In place the scores of bf16 products are rounded once, before the bias, not twice."""
     scores = F.linear(hidden, weight).float() + bias.float()
     return F.cross_entropy(scores, labels, reduction="sum")
 
 
+@pytest.mark.parametrize("reference,in_place", [(float32_bias, ("cpu",)), (plain, ())])
 @pytest.mark.parametrize("chunk_size", [8, 1000])
 @pytest.mark.parametrize("autocast", [True, False])
-def test_equals_the_plain_loss_in_bfloat16(autocast, chunk_size):
+def test_equals_the_plain_loss_in_bfloat16(autocast, chunk_size, reference, in_place, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "IN_PLACE", in_place)
     tensors, labels = inputs()
     exact, exact_gradients = value_and_gradients(plain, tensors, labels)
     if not autocast:
         tensors = [t.detach().bfloat16().requires_grad_() for t in tensors]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        # The bias stays in float32: the scores are rounded once, not twice.
-        expected, wanted = value_and_gradients(float32_bias, tensors, labels)
+        expected, wanted = value_and_gradients(reference, tensors, labels)
         loss, gradients = value_and_gradients(lambda *x: linear_cross_entropy(*x, chunk_size), tensors, labels)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

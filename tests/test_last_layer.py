@@ -2,21 +2,34 @@
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoModelForMaskedLM
 
+from budget_trainer import attention, setup
+from budget_trainer.data import DataFolder
+from budget_trainer.few_bit_dropout import FewBitDropout
 from budget_trainer.last_layer import last_layer
+from budget_trainer.recipes import parse_recipe
 from budget_trainer.sparse import HEADS
+from tests.conftest import TINY, words
 from tests.test_attention import VOCAB, packed, predictions, tiny
 
 FORMS = ["bert", "roberta", "xlm-roberta", "camembert", "megatron-bert", "modernbert"]
-CASES = [(kind, how) for kind in FORMS for how in (["sdpa", "eager"] if kind != "megatron-bert" else ["eager"])]
+CASES = [
+    ("megatron-bert", "eager"),
+    ("xlm-roberta", "sdpa"),
+    ("camembert", "sdpa"),
+]  # the latter two have roberta's code
+CASES += [(kind, how) for kind in ("bert", "roberta", "modernbert") for how in ("sdpa", "eager")]
 
 
 def batch_of(what):
     batch = packed(rows=3, padded=what != "full")
     if what != "documents":
         del batch["document_ids"]
-    return batch | predictions(batch["input_ids"])
+    batch |= predictions(batch["input_ids"])
+    batch["labels"][1, -1] = -100  # a slot that is not used
+    return batch
 
 
 def loss_and_gradients(model, batch, sparse):
@@ -79,8 +92,10 @@ def test_gradient_checkpointing(model_type):
     model, batch = tiny(model_type), batch_of("padding")
     loss, gradients = loss_and_gradients(model, batch, True)
     model.gradient_checkpointing_enable({"use_reentrant": False})
+    calls, once = [], last_layer(model)._gradient_checkpointing_func
+    last_layer(model)._gradient_checkpointing_func = lambda *given: calls.append(1) or once(*given)
     again, others = loss_and_gradients(model, batch, True)
-    assert torch.equal(loss, again)
+    assert torch.equal(loss, again) and calls == [1]
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, others[name], rtol=1e-5, atol=1e-7, msg=name)
 
@@ -102,3 +117,36 @@ def test_bf16_and_dropout_run():
     with torch.autocast("cpu", torch.bfloat16):
         first, second = model(**batch).loss, model(**batch).loss
     assert torch.isfinite(first) and first != second
+
+
+def test_packed_documents_by_a_kernel_that_takes_all_queries(monkeypatch):
+    """megatron-bert's other masks: flex_attention, here unfused."""
+    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
+    model, batch = tiny("megatron-bert").double(), batch_of("documents")
+    with torch.no_grad():  # flex_attention has no backward pass on a CPU
+        model.sparse_last_layer = False
+        whole = model(**batch).loss
+        model.sparse_last_layer = True
+        monkeypatch.setattr(model, "_backend", lambda device: "flex")
+        torch.testing.assert_close(model(**batch).loss, whole, rtol=1e-6, atol=1e-6)
+
+
+def made(data_dir, folder, **flags):
+    """The model that train_mlm.py makes of these flags, on a CPU."""
+    base = {
+        **TINY,
+        "data_dir": data_dir,
+        "output_dir": folder / "out",
+        "total_training_time": "10m",
+        "use_cpu": "true",
+    }
+    recipe = parse_recipe(words({**base, "report_to": "none", **flags}))
+    data = DataFolder.open(recipe.data_dir)
+    return setup.make_model(recipe, data, data.train(seed=0), resumed=False)
+
+
+def test_a_run_s_model_is_made_so(data_dir, tmp_path):
+    model = made(data_dir, tmp_path)
+    assert model.last_layer_is_sparse
+    assert any(type(module) is FewBitDropout for module in model.modules())
+    assert not made(data_dir, tmp_path, sparse_last_layer="false").last_layer_is_sparse

@@ -103,14 +103,17 @@ def test_without_auto_speed_the_recipe_decides(tmp_path, costs):
 
 @pytest.mark.parametrize(("budget", "compiled"), [("60s", False), ("3m", False), ("10m", True)])
 def test_compiling_too_dear_to_probe_follows_the_rule(tmp_path, costs, budget, compiled):
-    recipe = recipe_of(tmp_path, torch_compile="true", auto_speed="true", total_training_time=budget)
+    costs.update({BF16: Cost(1.0), FP32: Cost(2.0)})
+    recipe = recipe_of(tmp_path, bf16="true", torch_compile="true", auto_speed="true", total_training_time=budget)
     precision.settle_speed(recipe, None, {}, 0.0, None)
-    assert recipe.run.torch_compile == compiled
+    assert recipe.run.bf16 and recipe.run.torch_compile == compiled
 
 
-def test_float32_on_a_cpu_is_not_compiled_by_rule(tmp_path, costs):
-    costs.update({BF16: Cost(2.0), FP32: Cost(1.0)})
-    recipe = recipe_of(tmp_path, bf16="true", torch_compile="true", auto_speed="true", use_cpu="true")
+@pytest.mark.parametrize("bf16", ["true", "false"])
+def test_float32_on_a_cpu_is_not_compiled_by_rule(tmp_path, costs, bf16):
+    """Neither where bf16 was slower nor where it was not asked for and nothing could be timed."""
+    costs.update({BF16: Cost(2.0), FP32: Cost(1.0)} if bf16 == "true" else {})
+    recipe = recipe_of(tmp_path, bf16=bf16, torch_compile="true", auto_speed="true", use_cpu="true")
     precision.settle_speed(recipe, None, {}, 0.0, None)
     assert not recipe.run.bf16 and not recipe.run.torch_compile
 
