@@ -49,6 +49,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--ablate", action="append", default=[], metavar="NAME: FLAG=VALUE ...", help="a variant of the one recipe")
     add("--ablations", help="YAML file of variants: name to changed flags")
     add("--seeds", type=int, default=3, help="runs per recipe (3)")
+    add("--first_seed", type=int, default=0, help="their seeds count from here, to share the runs among machines (0)")
     add("--stock_learning_rates", nargs="*", default=["5e-4", "1e-3", "2e-3"], help="one stock run for each")
     add("--stock_script", default="../shared/bench/stock_mlm.py", help="the baseline")
     add("--eval_script", default="../shared/bench/eval_mlm.py", help="scores a checkpoint")
@@ -85,7 +86,7 @@ def plan(a: argparse.Namespace) -> list[dict[str, Any]]:
     ]
     base = [{"kind": "ours", "name": Path(recipe).stem, "recipe": str(Path(recipe).resolve())} for recipe in a.recipes]
     base += [{**base[0], "kind": "ablation", "name": name, "changes": a.variants[name]} for name in a.variants]
-    ours = [{**job, "seed": seed} for seed in range(a.seeds) for job in base]
+    ours = [{**job, "seed": seed} for seed in range(a.first_seed, a.first_seed + a.seeds) for job in base]
     turns = itertools.zip_longest(ours, stock)
     return [{**job, "budget_seconds": a.seconds} for pair in turns for job in pair if job is not None]
 

@@ -254,6 +254,8 @@ def test_variants_run_seed_by_seed(asked):
         ("plain", 1),
     ]
     assert sum(job["kind"] == "stock" for job in jobs) == 1
+    a.first_seed = 5
+    assert [job["seed"] for job in quality_at_budget.plan(a) if job["name"] == "wide"] == [5, 6]
     assert jobs[2]["changes"] == {"hidden_size": "512", "curve": "cosine"} and "changes" not in jobs[0]
 
 
