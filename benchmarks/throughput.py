@@ -4,8 +4,8 @@
     python benchmarks/throughput.py --output_dir out/throughput [--variants ours,dense,stock] [--stock_bf16]
 
 Every variant trains in a process of its own, and only one trains at a time: in each round every variant has its turn of
---steps steps while the others wait. ours, dense and ours_modernbert settle bf16 and compilation for
-10 minutes by train_mlm.py's probe; the other variants are what their names say. Set-up, compilation and --warmup_steps
+--steps steps while the others wait. ours, ours_no_dropout, dense and ours_modernbert settle bf16 and compilation for 10
+minutes by train_mlm.py's probe; the other variants are what their names say. Set-up, compilation and --warmup_steps
 steps come before the first round and are printed, not counted; after each wait one step goes uncounted. Prints medians
 over the rounds, writes throughput.json.
 

@@ -73,7 +73,8 @@ class OptimizerArguments:
     optimizer_type: str = _flag("adamw", "adam, adamw, adafactor, lamb or muon.")
     optimizer_impl: str = _flag(
         "auto",
-        "auto and torch: torch's, fused where the device can; apex or deepspeed: their kernels, on an NVIDIA GPU.",
+        "auto: plain PyTorch, fused where the device can, and DeepSpeed's muon under ZeRO; torch: never DeepSpeed's; "
+        "apex (adam, adamw, lamb) or deepspeed (lamb): their kernels, on an NVIDIA GPU.",
     )
     muon_learning_rate: float | None = _flag(None, "Muon's own rate for hidden matrices; None: learning_rate.")
     muon_momentum: float = _flag(0.95, "Muon's momentum.")
@@ -93,8 +94,8 @@ class BudgetArguments:
     )
     early_exit_time_marker: str | None = _flag(None, "Finish here, on the curve of total_training_time; bare: hours.")
     job_time_limit: str | None = _flag(None, "End this job in time with a checkpoint for the next one to go on.")
-    lr_schedule: str = _flag("time", "time, step, or constant_step (num_warmup_steps of warmup).")
-    curve: str = _flag("linear", "linear, exp, cosine, constant, inverse_sqrt, one_cycle or wsd.")
+    lr_schedule: str = _flag("time", "time, step, or constant_step: step with num_warmup_steps of warmup.")
+    curve: str = _flag("linear", "linear, exp, cosine, constant, inverse_sqrt, one_cycle (with warmup_proportion 0) or wsd.")
     warmup_proportion: float = _flag(0.06, "Share of the schedule to warm up in.")
     num_warmup_steps: int = _flag(1000, "Warmup of constant_step, in steps.")
     decay_rate: float | None = _flag(None, "exp: multiply by this (0.01) ...")
@@ -104,7 +105,7 @@ class BudgetArguments:
     finetune_time_markers: str | None = _flag(None, "Shares of the budget at which to keep the model, as 0.5,0.9.")
     finetune_checkpoint_at_end: bool = _flag(True, "Write final/ at the end.")
     checkpoint_every: str | None = _flag(None, "Training checkpoint each time this much of the budget is used.")
-    num_epochs_between_checkpoints: int | None = _flag(None, "... or after this many shards per process.")
+    num_epochs_between_checkpoints: int | None = _flag(None, "... or after this many shards per process; -1: never.")
     mlm_probability_curve: str | None = _flag(
         None,
         "Masking rate in at most 4 stages of the schedule, value@share: 0.3@0,0.15@0.6; replaces mlm_probability.",
@@ -137,7 +138,7 @@ class RunArguments(TrainingArguments):
 
     per_device_train_batch_size: int = _flag(32, "Micro-batch per process.")
     learning_rate: float = _flag(1e-3, "Peak learning rate.")
-    weight_decay: float = _flag(0.01, "Decoupled weight decay.")
+    weight_decay: float = _flag(0.01, "Weight decay (decoupled but for adam).")
     adam_beta2: float = _flag(0.98, "Second-moment decay.")
     adam_epsilon: float = _flag(1e-6, "Adam's epsilon.")
     max_grad_norm: float = _flag(1.0, "Gradient clipping; 0 switches it off.")

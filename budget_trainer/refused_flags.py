@@ -44,7 +44,7 @@ REPLACED = {
     "restore_callback_states_from_checkpoint": _LEAVE,
     "do_train": "train_mlm.py trains; " + _LEAVE,
     "do_eval": "use validate_every",
-    "do_predict": "use finetune_glue.py",
+    "do_predict": "try final/ with python -m budget_trainer.fill_mask",
     "remove_unused_columns": _LEAVE,
     "dataloader_drop_last": "every batch is whole; " + _LEAVE,
     "push_to_hub": "upload final/ with `hf upload` when the run is over",
