@@ -95,7 +95,9 @@ class BudgetArguments:
     early_exit_time_marker: str | None = _flag(None, "Finish here, on the curve of total_training_time; bare: hours.")
     job_time_limit: str | None = _flag(None, "End this job in time with a checkpoint for the next one to go on.")
     lr_schedule: str = _flag("time", "time, step, or constant_step: step with num_warmup_steps of warmup.")
-    curve: str = _flag("linear", "linear, exp, cosine, constant, inverse_sqrt, one_cycle (with warmup_proportion 0) or wsd.")
+    curve: str = _flag(
+        "linear", "linear, exp, cosine, constant, inverse_sqrt, one_cycle (with warmup_proportion 0) or wsd."
+    )
     warmup_proportion: float = _flag(0.06, "Share of the schedule to warm up in.")
     num_warmup_steps: int = _flag(1000, "Warmup of constant_step, in steps.")
     decay_rate: float | None = _flag(None, "exp: multiply by this (0.01) ...")

@@ -52,7 +52,7 @@ def model_flops_per_token(model: Any, block_size: int, predictions_per_block: fl
     encoder = {id(module) for module in model.base_model.modules()}
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     share = predictions_per_block / block_size
-    last = model.positions_used(share) if getattr(model, "last_layer_is_sparse", False) else {}
+    last = model.positions_used(share) if hasattr(model, "positions_used") else {}
     layers = config.num_hidden_layers - (1 - share if last else 0)
     forward = 4.0 * block_size * config.num_attention_heads * head_size * layers
     for name, module in model.named_modules():

@@ -8,6 +8,7 @@ encoder's matrix products in a model of 4 layers, 3 % in one of 24. Same modules
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ else:
 class AtMaskedPositions(_Base):
     """Mixed into an encoder layer of the library: same modules, same state, and a forward for some positions."""
 
+    at: Callable[..., Any]  # a function of _FORMS
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -41,46 +44,35 @@ class AtMaskedPositions(_Base):
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         return self.at(hidden_states, masked_positions, rows_at(attention_mask, masked_positions), **kwargs)
 
-    def at(self, states: Tensor, positions: Tensor, mask: Any, **kwargs: Any) -> Any:
-        """Return what the library's forward returns, at `positions`; `mask` has their rows."""
-        raise NotImplementedError
 
-
-class BertLayerAt(AtMaskedPositions):
+def _bert_at(layer: Any, states: Tensor, positions: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
     """Of bert, roberta and their kin; attends by SDPA, whatever the other layers do."""
-
-    def at(self, states: Tensor, positions: Tensor, mask: Any, **kwargs: Any) -> Any:
-        layer: Any = self
-        here = gather_states(states, positions)
-        context = _attend(layer.attention.self, here, states, mask)
-        return layer.feed_forward_chunk(layer.attention.output(context, here))
+    here = gather_states(states, positions)
+    context = _attend(layer.attention.self, here, states, mask)
+    return layer.feed_forward_chunk(layer.attention.output(context, here))
 
 
-class MegatronLayerAt(AtMaskedPositions):
+def _megatron_at(layer: Any, states: Tensor, positions: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor]:
     """Of megatron-bert, which normalises before attention and returns a tuple."""
-
-    def at(self, states: Tensor, positions: Tensor, mask: Any, **kwargs: Any) -> Any:
-        layer: Any = self
-        normal = layer.attention.ln(states)
-        if isinstance(mask, Tensor | None):
-            context = _attend(layer.attention.self, gather_states(normal, positions), normal, mask)
-        else:  # the kernels of packed documents on a GPU take all queries
-            context = gather_states(layer.attention.self(normal, mask)[0], positions)
-        return (layer.feed_forward_chunk(layer.attention.output(context, gather_states(states, positions))),)
+    normal = layer.attention.ln(states)
+    if isinstance(mask, Tensor | None):
+        context = _attend(layer.attention.self, gather_states(normal, positions), normal, mask)
+    else:  # the kernels of packed documents on a GPU take all queries
+        context = gather_states(layer.attention.self(normal, mask)[0], positions)
+    return (layer.feed_forward_chunk(layer.attention.output(context, gather_states(states, positions))),)
 
 
-class ModernBertLayerAt(AtMaskedPositions):
+def _modernbert_at(
+    layer: Any, states: Tensor, positions: Tensor, mask: Tensor | None, position_embeddings: Any, **kwargs: Any
+) -> Tensor:
     """Of modernbert: rotary positions, one Wqkv, the library's choice of attention."""
-
-    def at(self, states: Tensor, positions: Tensor, mask: Any, **kwargs: Any) -> Any:
-        layer: Any = self
-        attended = _attend_rotary(layer.attn, layer.attn_norm(states), positions, kwargs["position_embeddings"], mask)
-        here = gather_states(states, positions) + attended
-        return here + layer.mlp(layer.mlp_norm(here))
+    attended = _attend_rotary(layer.attn, layer.attn_norm(states), positions, position_embeddings, mask)
+    here = gather_states(states, positions) + attended
+    return here + layer.mlp(layer.mlp_norm(here))
 
 
-_FORMS: dict[str, Any] = dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), BertLayerAt)
-_FORMS |= {"megatron-bert": MegatronLayerAt, "modernbert": ModernBertLayerAt}
+_FORMS: dict[str, Callable[..., Any]] = dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _bert_at)
+_FORMS |= {"megatron-bert": _megatron_at, "modernbert": _modernbert_at}
 
 
 def has_form(config: Any) -> bool:
@@ -107,8 +99,9 @@ def use_last_layer(model: Any) -> None:
 
 
 @cache
-def _form_of(form: Any, kind: Any) -> Any:
-    return type(kind.__name__, (form, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+def _form_of(at: Callable[..., Any], kind: Any) -> Any:
+    names = {"at": at, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (AtMaskedPositions, kind), names)
 
 
 def positions_used(model: Any, share: float) -> dict[nn.Module, float]:

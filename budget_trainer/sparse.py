@@ -78,8 +78,8 @@ class SparsePrediction(_Base):
         return self._is_sparse and self.sparse_last_layer and has_form(self.config) and may_attend(self.config)
 
     def positions_used(self, share: float) -> dict[nn.Module, float]:
-        """Return the share of positions that each linear map of the last layer sees, where `last_layer_is_sparse`."""
-        return positions_used(self, share)
+        """Return the share of positions that each linear map of a sparse last layer sees; nothing for a whole one."""
+        return positions_used(self, share) if self.last_layer_is_sparse else {}
 
     def encode(
         self,
