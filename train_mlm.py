@@ -19,21 +19,22 @@ import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from functools import partial  # noqa: E402
 
-from budget_trainer.errors import InputError  # noqa: E402
+from budget_trainer.errors import InputError, RunError, StopAsked  # noqa: E402
+from budget_trainer.stop_request import StopRequest  # noqa: E402
 
 RESUMABLE_EXIT = 85
 log = logging.getLogger("train_mlm")
 
 
-def train(argv: Sequence[str] | None = None) -> int:
+def train(argv: Sequence[str] | None, stop: StopRequest) -> int:
     """One run, or one job of it. Returns the exit code: 0 finished, 85 to be resumed."""
-    from transformers import ProgressCallback
-
     from budget_trainer import launch, run_folder, setup
-    from budget_trainer.callbacks.milestones import CheckpointCadence, FinetuneMarkers, ValidationCadence
-    from budget_trainer.callbacks.progress import BudgetProgressBar, ProgressLog
+    from budget_trainer.agreement import Agreement
     from budget_trainer.callbacks.time_budget import TimeBudgetCallback
     from budget_trainer.data import DataFolder
+    from budget_trainer.distributed import ControlChannel
+    from budget_trainer.engine_config import check_engine_config, engine_name
+    from budget_trainer.happenings import add_callbacks
     from budget_trainer.host_memory import keep_freed_memory
     from budget_trainer.optimizers import build_optimizer
     from budget_trainer.outcome import account, write_outcome
@@ -48,25 +49,34 @@ def train(argv: Sequence[str] | None = None) -> int:
     launch.configure_logging(run)
     if run.device.type == "cpu":
         keep_freed_memory()
+    channel = ControlChannel(timeout_seconds=min(600.0, run.ddp_timeout))
+    agreement = Agreement(channel, stop)
     checkpoint = run_folder.find_checkpoint(output_dir, run.resume_from_checkpoint)
     data = DataFolder.open(recipe.data_dir)
     columns = data.columns_for(document_mask=recipe.data.document_mask, next_sentence=recipe.add_nsp)
     blocks = data.train(seed=run.seed, columns=columns)
     setup.check_data(data, blocks, recipe)
+    check_engine_config(run)
+    run_folder.check_engine(checkpoint, engine_name(run), run.world_size)
     launch.check_trackers(run)
     job = run_folder.restore_clock(CLOCK, output_dir, checkpoint)
 
     # The model, what a checkpoint of this run belongs to, and whether bf16 and compiling pay here.
-    model = setup.make_model(recipe, data, blocks, resumed=checkpoint is not None)
+    model = setup.make_model(recipe, data, blocks, channel, resumed=checkpoint is not None)
     collator = setup.make_collator(recipe, data)
     micro_batch = collator(blocks.__getitems__(range(run.per_device_train_batch_size)))
-    speed = settle_speed(recipe, model, micro_batch, CLOCK.elapsed_seconds(), checkpoint)
+    launch.leave_if_asked(agreement, output_dir, "set-up")
+    speed = settle_speed(recipe, model, micro_batch, CLOCK.elapsed_seconds(), checkpoint, channel)
+    launch.leave_if_asked(agreement, output_dir, "the probe of bf16 and compiling")
     identity = setup.identity(model, data, recipe)
     run_folder.check_identity(identity, output_dir, checkpoint)
 
     # The Trainer: the budget first, then what happens at shares of it.
     budget = TimeBudgetCallback(
-        clock=CLOCK, early_exit_time_marker=recipe.early_exit_seconds, job_time_limit=recipe.job_limit_seconds
+        clock=CLOCK,
+        agreement=agreement,
+        early_exit_time_marker=recipe.early_exit_seconds,
+        job_time_limit=recipe.job_limit_seconds,
     )
     trainer = TimeBudgetTrainer(
         model=model,
@@ -90,58 +100,57 @@ def train(argv: Sequence[str] | None = None) -> int:
 
     # How long the end takes is measured; only then, when all ranks have seen the folder as it was, is it this run's.
     trainer.rehearse_save(output_dir)
-    if recipe.validate_share is not None:
-        trainer.rehearse_evaluation(recipe.total_seconds * recipe.validate_share)
+    samples_per_epoch = setup.samples_per_epoch(recipe, data)
+    validation = recipe.validation_plan(samples_per_epoch)
+    if validation is not None:
+        trainer.rehearse_evaluation(validation.seconds_between(recipe.total_seconds))
+    launch.leave_if_asked(agreement, output_dir, "set-up")
     budget.check_room(resumed=checkpoint is not None)
     clock_file = setup.claim(output_dir, identity, job, CLOCK) if run.process_index == 0 else None
-    progress = ProgressLog(budget, output_dir / run_folder.PROGRESS, job)
-    markers = FinetuneMarkers(budget, recipe.markers, output_dir, trainer.save_folder)
-    trainer.add_callback(progress)
-    trainer.add_callback(markers)
-    every_samples = setup.samples_between_checkpoints(recipe, data)
-    trainer.add_callback(
-        CheckpointCadence(budget, recipe.checkpoint_seconds, every_samples, lambda: trainer.samples_consumed)
-    )
-    if recipe.validate_share is not None:
-        trainer.add_callback(ValidationCadence(budget, recipe.validate_share))
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(BudgetProgressBar(budget))
+    happenings = add_callbacks(trainer, recipe, validation, samples_per_epoch, job)
 
-    # Train until the budget ends, then put the model on disk: here the budget ends. A signal asks for a stop with a
-    # checkpoint, agreed on by all ranks; a second SIGINT ends at once.
-    handlers = launch.stop_on_signals(budget)
+    # Train until the budget ends, then put the model on disk: here the budget ends. A signal on any rank makes all of
+    # them stop after the same step, with a checkpoint.
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     resumable = budget.stop_reason in ("job_time_limit", "stop_requested")
     final = output_dir / run_folder.FINAL if recipe.budget.finetune_checkpoint_at_end and not resumable else None
     if final is not None:
         trainer.save_folder(final)
     CLOCK.stop()
-    launch.restore_signals(handlers)
+    stop.restore()
     if clock_file is not None:
         clock_file.close()
     if resumable:
-        log.info("%s: the run goes on with --resume_from_checkpoint auto", budget.stop_reason)
+        if run.process_index == 0:
+            run_folder.mark_resumable(output_dir, str(budget.stop_reason))
         return RESUMABLE_EXIT
 
     # Outside of the budget: the pinned evaluation on all blocks, the report, its picture and the card.
     if final is not None and run.process_index == 0:
-        markers.copy_final(final)
-    report = account(trainer, progress, trainer.evaluate(), recipe.as_dict())
+        happenings.markers.copy_final(final)
+    report = account(trainer, happenings, trainer.evaluate(), recipe.as_dict())
     if run.process_index == 0:
-        write_outcome(output_dir, report, progress.path, final)
+        write_outcome(output_dir, report, happenings.progress.path, final)
         setup.print_summary(report, output_dir)
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`train`, with bad input answered in one line and exit code 2."""
+    """`train`, with its end in one line: 85 for a run to be resumed, 2 for bad input, 1 for a run that cannot go on."""
+    stop = StopRequest()
+    stop.listen()  # before the heavy imports; a second SIGINT ends at once
     try:
-        return train(argv)
-    except InputError as error:
+        return train(argv, stop)
+    except StopAsked as asked:
+        log.info("stopped: %s", asked)
+        return RESUMABLE_EXIT
+    except (InputError, RunError) as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(3)  # usually rank 0 says the same first, and the launcher ends us before we repeat it
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
+    finally:
+        stop.restore()
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import TrainingArguments
 
 from budget_trainer.errors import InputError
@@ -121,7 +123,29 @@ class BudgetArguments:
         "Measure whether bf16 and torch_compile, where asked for, pay in this budget; else they are switched off.",
     )
     regional_compile: bool = _flag(False, "torch_compile layer by layer: a fraction of the compile time.")
+
+
+@dataclass
+class WatchArguments:
+    """Validation during training, and what is done when the loss goes wrong."""
+
     validate_every: str | None = _flag(None, "Validate each time this share of the budget is used, as 10%%.")
+    validation_epochs: int | None = _flag(
+        None, "Or: validate after this many shards per process (10), and more often at the begin and the end ..."
+    )
+    validation_epochs_begin: int | None = _flag(None, "... every this many (1) ...")
+    validation_begin_proportion: float | None = _flag(None, "... in the first this share of the budget (0.1) ...")
+    validation_epochs_end: int | None = _flag(None, "... and every this many (1) ...")
+    validation_end_proportion: float | None = _flag(None, "... in the last this share of the budget (0.1).")
+    early_stop_time: str | None = _flag(None, "End the run where after this much of the budget (bare: minutes) ...")
+    early_stop_eval_loss: float | None = _flag(None, "... a validation loss is above this.")
+    max_bad_steps: int = _flag(
+        3, "Steps in a row with a loss or gradient that is not finite (they have no effect): then a roll-back."
+    )
+    max_roll_backs: int = _flag(3, "Returns to the last checkpoint before the run ends with an error.")
+    roll_back_lr_factor: float = _flag(0.5, "Each return multiplies the learning rates by this.")
+    scale_cnt_limit: int = _flag(100, "fp16: end after this many steps at the lowest loss scale.")
+    loss_spike: float = _flag(1.0, "Report a logged loss this many nats above the lines before.")
 
 
 def launched_on_cpu() -> bool:
@@ -167,8 +191,11 @@ class RunArguments(TrainingArguments):
             self.accelerator_config = {"non_blocking": True}  # copies to the device do not stop the host
         if self.output_dir is None:
             raise InputError("output_dir: missing; add --output_dir with a folder for this run")
+        if self.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+            # TrainingArguments hands its ddp_timeout to accelerators only: on a CPU a lost peer would be waited for 30 min.
+            dist.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))
         super().__post_init__()
 
 
 ADAM_FLAGS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")  # TrainingArguments' own
-GROUPS = (ModelArguments, DataArguments, OptimizerArguments, BudgetArguments, RunArguments)
+GROUPS = (ModelArguments, DataArguments, OptimizerArguments, BudgetArguments, WatchArguments, RunArguments)

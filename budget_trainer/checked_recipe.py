@@ -16,6 +16,7 @@ from budget_trainer.arguments import (
     ModelArguments,
     OptimizerArguments,
     RunArguments,
+    WatchArguments,
 )
 from budget_trainer.clock import parse_duration
 from budget_trainer.curves import make_curve
@@ -23,6 +24,8 @@ from budget_trainer.errors import InputError
 from budget_trainer.model_types import check_pair_type, resolve_model_type
 from budget_trainer.optimizer_checks import check_options
 from budget_trainer.stages import Stages, make_stages
+from budget_trainer.validation_plan import EveryEpochs, EveryShare, ValidationPlan
+from budget_trainer.watch_checks import check_watch, parse_share
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Recipe:
     data: DataArguments
     optimizer: OptimizerArguments
     budget: BudgetArguments
+    watch: WatchArguments
     run: RunArguments
     path: str | None = None
     explicit: frozenset[str] = frozenset()  # flags that the recipe or the command line named
@@ -43,7 +47,7 @@ class Recipe:
         self.early_exit_seconds = _limit(b.early_exit_time_marker, "early_exit_time_marker", "h")
         self.job_limit_seconds = _limit(b.job_time_limit, "job_time_limit")
         self.checkpoint_seconds = _limit(b.checkpoint_every, "checkpoint_every")
-        self.validate_share = parse_share(b.validate_every, "validate_every") if b.validate_every else None
+        self.early_stop_seconds = _limit(self.watch.early_stop_time, "early_stop_time", "m")
         self.markers = parse_markers(b.finetune_time_markers)
         self.max_steps = self.run.max_steps if self.run.max_steps > 0 else None
         if self.data.data_dir is None:
@@ -87,9 +91,11 @@ class Recipe:
                 f"early_exit_time_marker: {self.budget.early_exit_time_marker} is beyond total_training_time "
                 f"{self.budget.total_training_time}; lower it or leave it out"
             )
-        if math.isinf(self.total_seconds) and (self.markers or self.validate_share):
-            name = "finetune_time_markers" if self.markers else "validate_every"
-            raise InputError(f"{name}: a share of the budget, and there is none; add --total_training_time 24h")
+        if math.isinf(self.total_seconds) and self.markers:
+            raise InputError(
+                "finetune_time_markers: shares of the budget, and there is none; add --total_training_time 24h"
+            )
+        check_watch(self.watch, self.total_seconds)
         adam = {name: getattr(self.run, name) for name in ADAM_FLAGS}
         own = {name: value for name, value in vars(self.optimizer).items() if not isinstance(value, str)}
         check_options(self.optimizer.optimizer_type, **adam, **own)
@@ -126,6 +132,22 @@ class Recipe:
             mlm_probability_curve=b.mlm_probability_curve,
             batch_size_curve=b.batch_size_curve,
             sequence_length_curve=b.sequence_length_curve,
+        )
+
+    def validation_plan(self, samples_per_epoch: int) -> ValidationPlan | None:
+        """When to validate during training; None where nothing asks for it. An epoch is one shard per process."""
+        w = self.watch
+        if w.validate_every is not None:
+            return EveryShare(parse_share(w.validate_every, "validate_every"))
+        if w.validation_epochs is None and w.validation_epochs_begin is None and w.validation_epochs_end is None:
+            return None
+        return EveryEpochs(
+            middle=10 if w.validation_epochs is None else w.validation_epochs,
+            begin=1 if w.validation_epochs_begin is None else w.validation_epochs_begin,
+            end=1 if w.validation_epochs_end is None else w.validation_epochs_end,
+            begin_proportion=0.1 if w.validation_begin_proportion is None else w.validation_begin_proportion,
+            end_proportion=0.1 if w.validation_end_proportion is None else w.validation_end_proportion,
+            samples_per_epoch=samples_per_epoch,
         )
 
     def _check_continued(self) -> None:
@@ -188,7 +210,7 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Every flag with its value, for the report and the card; secrets left out."""
         everything: dict[str, Any] = {}
-        for group in (self.model, self.data, self.optimizer, self.budget, self.run):
+        for group in (self.model, self.data, self.optimizer, self.budget, self.watch, self.run):
             own = group.to_dict() if isinstance(group, TrainingArguments) else vars(group)
             everything |= {f.name: own[f.name] for f in fields(group) if f.name in own and "token" not in f.name}
         return {"recipe": self.path, **everything}
@@ -196,18 +218,6 @@ class Recipe:
 
 def _limit(value: str | None, name: str, bare_unit: str | None = None) -> float:
     return math.inf if value is None else parse_duration(value, name, bare_unit)
-
-
-def parse_share(value: str, name: str) -> float:
-    """A share of the budget in (0, 1]: `10%` or `0.1`."""
-    text = value.strip()
-    try:
-        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 1:
-        raise InputError(f"{name}: {value!r} is not a share of the budget; write it as 10% or 0.1")
-    return share
 
 
 def parse_markers(value: str | None) -> list[float]:

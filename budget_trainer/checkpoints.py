@@ -101,6 +101,11 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def step_of(folder: Path) -> int:
+    """The step in the name of a training checkpoint."""
+    return int(folder.name.removeprefix("checkpoint-"))
+
+
 def checkpoints(output_dir: Path) -> list[Path]:
     """The complete training checkpoints of a run, oldest step first."""
     found = []

@@ -44,7 +44,9 @@ def parse_duration(value: str | float, field: str = "duration", bare_unit: str |
 
 
 def format_duration(seconds: float) -> str:
-    """`seconds` as a short text that `parse_duration` reads back: 5400 -> `1h30m`, 12.34 -> `12.3s`."""
+    """`seconds` as a short text that `parse_duration` reads back: 5400 -> `1h30m`, 12.34 -> `12.3s`. Infinite: `no limit`."""
+    if math.isinf(seconds):
+        return "no limit"
     if seconds < 60:
         return f"{seconds:.1f}".rstrip("0").rstrip(".") + "s"
     whole = round(seconds)

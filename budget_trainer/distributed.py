@@ -3,64 +3,145 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from budget_trainer.errors import LostRank
+
+ROLL_CALL_SECONDS = 5.0  # torchrun kills the survivors of a lost process after 30 s
+HERE, GONE, SILENT = 0, 1, 2  # what a roll call finds
+_BROKEN = ("gloo", "NCCL", "Connection reset", "Connection closed", "ProcessGroup")
 
 
 class ControlChannel:
     """A gloo group of our own, for small CPU tensors: the device's queue is never drained for a message.
 
     Accelerate opens a plain nccl group on GPUs, which takes no CPU tensors. Without a process group of more than one
-    rank every call is local. `timeout_seconds` bounds the wait for a rank that died.
+    rank every call is local. `timeout_seconds` bounds the wait for a rank that does not come; then every call raises
+    LostRank, which names the ranks that are missing.
     """
 
     def __init__(self, timeout_seconds: float = 600.0) -> None:
         distributed = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if distributed else 0
         self.world_size = dist.get_world_size() if distributed else 1
+        self.timeout_seconds = timeout_seconds
         self._group: dist.ProcessGroup | None = None
         if self.world_size > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+            # A wait that times out closes all connections of its group: reports and replies have groups of their own.
+            wait = timedelta(seconds=timeout_seconds)
+            self._reports, self._replies = (dist.new_group(backend="gloo", timeout=wait) for _ in range(2))
 
-    def agree(self, readings: Sequence[float], flags: Sequence[bool] = ()) -> tuple[list[float], list[bool]]:
-        """Rank 0's `readings` and, of each flag, whether any rank raised it; the same on all ranks.
+    def agree(self, readings: Sequence[float], flags: Sequence[int] = ()) -> tuple[list[float], list[int]]:
+        """Rank 0's `readings` and, of each flag, the highest value that any rank raised (0: nobody did).
 
-        One all-reduce (maximum) over len(readings) + len(flags) float64 numbers: the other ranks send -inf in the
-        place of readings.
+        The same on all ranks: one all-reduce (maximum) over len(readings) + len(flags) float64 numbers, in which the
+        other ranks send -inf in the place of readings.
         """
         if self._group is None:
-            return [float(reading) for reading in readings], [bool(flag) for flag in flags]
+            return [float(reading) for reading in readings], [int(flag) for flag in flags]
         mine = readings if self.rank == 0 else [-math.inf] * len(readings)
         message = torch.tensor([*mine, *map(float, flags)], dtype=torch.float64)
-        dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self._group)
+        self._guarded(lambda: dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self._group))
         values = message.tolist()
-        return values[: len(readings)], [value > 0 for value in values[len(readings) :]]
+        return values[: len(readings)], [int(value) for value in values[len(readings) :]]
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of a CPU tensor over the ranks."""
         if self._group is not None:
-            dist.all_reduce(tensor, group=self._group)
+            self._guarded(lambda: dist.all_reduce(tensor, group=self._group))
         return tensor
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         """Rank 0's CPU tensor on every rank."""
         if self._group is not None:
-            dist.broadcast(tensor, src=0, group=self._group)
+            self._guarded(lambda: dist.broadcast(tensor, src=0, group=self._group))
         return tensor
 
     def gather(self, value: object) -> list:
         """A small picklable value of every rank, in rank order, on every rank."""
         values: list = [value] * self.world_size
         if self._group is not None:
-            dist.all_gather_object(values, value, group=self._group)
+            self._guarded(lambda: dist.all_gather_object(values, value, group=self._group))
         return values
 
     def barrier(self) -> None:
         if self._group is not None:
-            dist.barrier(group=self._group)
+            self._guarded(lambda: dist.barrier(group=self._group))
+
+    def _guarded(self, message: Callable[[], object]) -> None:
+        try:
+            message()
+        except RuntimeError as error:
+            raise self.lost(error) from error
+
+    def lost(self, error: BaseException) -> LostRank:
+        """What to raise when a collective has failed with `error`. The ranks that are left call it together."""
+        reason = " ".join(str(error).split())[:160]
+        return LostRank(f"{self.roll_call()} ({reason}); resume with --resume_from_checkpoint auto")
+
+    def roll_call(self) -> str:
+        """Say who does not answer. The ranks that are left call it together; it takes about ROLL_CALL_SECONDS.
+
+        Each reports to rank 0, which tells all of them who was missing; without rank 0 nobody can tell of the others. A
+        rank whose connection is closed has gone; a silent one may only be waiting for it.
+        """
+        if self._group is None:
+            return "a collective failed in a run of one process"
+        seen = torch.full((self.world_size,), HERE, dtype=torch.uint8)
+        if self.rank != 0:
+            sent = _wait(_post(dist.isend, torch.ones(1), 0, self._reports), ROLL_CALL_SECONDS)
+            told = _post(dist.irecv, seen, 0, self._replies)
+            seen[0] = sent if sent != HERE else _wait(told, 3 * ROLL_CALL_SECONDS)
+        else:
+            end = time.monotonic() + ROLL_CALL_SECONDS
+            others = range(1, self.world_size)
+            reports = [_post(dist.irecv, torch.zeros(1), rank, self._reports) for rank in others]
+            for rank, report in zip(others, reports, strict=True):
+                seen[rank] = _wait(report, end - time.monotonic())
+            for rank in others:
+                if seen[rank] == HERE:
+                    _wait(_post(dist.isend, seen, rank, self._replies), 1.0)
+        for state, words in ((GONE, "is gone"), (SILENT, f"did not answer within {ROLL_CALL_SECONDS:g}s")):
+            names = [str(rank) for rank in range(self.world_size) if seen[rank] == state]
+            if names:
+                return f"rank {', '.join(names)} of {self.world_size} {words}"
+        return f"all {self.world_size} ranks are there, and a message among them failed"
+
+
+def _post(send_or_receive: Callable[..., Any], tensor: torch.Tensor, rank: int, group: Any) -> Any:
+    """The work of an isend or irecv; None where the connection is closed."""
+    try:
+        return send_or_receive(tensor, rank, group=group)
+    except RuntimeError:
+        return None
+
+
+def _wait(work: Any, seconds: float) -> int:
+    """What became of a posted message: HERE, GONE (an error) or SILENT (the time is up)."""
+    wait = max(seconds, 0.05)
+    end = time.monotonic() + wait
+    try:
+        if work is not None:
+            work.wait(timedelta(seconds=wait))
+            return HERE
+    except RuntimeError:
+        pass
+    return SILENT if time.monotonic() >= end else GONE
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error of training itself (DDP's or DeepSpeed's collectives) means that a peer has gone."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, getattr(dist, "DistError", ())) or any(word in text for word in _BROKEN)
+    )
 
 
 def leave() -> None:

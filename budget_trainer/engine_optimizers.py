@@ -90,6 +90,17 @@ def keep_optimizer(plugin: Any) -> None:
     plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
 
 
+def needs_cpu_adam_built(plugin: Any) -> bool:
+    """Whether the optimizer's step is offloaded to the CPU and DeepSpeed would compile its CPU Adam for it first.
+
+    That takes a minute out of the budget; DS_BUILD_CPU_ADAM=1 when DeepSpeed is installed builds it in advance.
+    """
+    offload = plugin.deepspeed_config.get("zero_optimization", {}).get("offload_optimizer") or {}
+    if offload.get("device", "none") == "none":
+        return False
+    return not import_module("deepspeed.git_version_info").installed_ops.get("cpu_adam", False)
+
+
 def fused_class(impl: str, name: str) -> Any:
     """Return the class of a fused optimizer.
 

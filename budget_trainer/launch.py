@@ -1,20 +1,18 @@
-"""The process a run lives in: its voice, its trackers, its neighbours, its signals."""
+"""The process a run lives in: its voice, its trackers, its neighbours."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging as hf_logging
 
-from budget_trainer.callbacks.time_budget import TimeBudgetCallback
-from budget_trainer.errors import InputError
+from budget_trainer import run_folder
+from budget_trainer.agreement import Agreement
+from budget_trainer.errors import InputError, StopAsked
 
 
 def configure_logging(run: TrainingArguments) -> None:
@@ -65,21 +63,13 @@ def check_launch(processes: int, gpus_of_this_process: int = 1) -> None:
         )
 
 
-def stop_on_signals(budget: TimeBudgetCallback) -> dict[int, Any]:
-    """SIGTERM, SIGINT and SIGUSR1 end this job after the step with a checkpoint; a second SIGINT ends it at once.
+def leave_if_asked(agreement: Agreement, output_dir: Path, during: str) -> None:
+    """Between two parts of the set-up, on all ranks: raise StopAsked where a signal has come to any of them.
 
-    Returns the handlers that were there before.
+    There is nothing to save yet; the next job begins where this one did.
     """
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        budget.request_stop()
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    return {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-
-
-def restore_signals(handlers: dict[int, Any]) -> None:
-    """The model is on disk: signals end the process again."""
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    if not agreement.wants_stop():
+        return
+    if agreement.channel.rank == 0:
+        run_folder.mark_resumable(output_dir, "stop_requested")
+    raise StopAsked(f"{agreement.stop_asked_by} during {during}, before the first step")

@@ -53,7 +53,9 @@ class TimeScheduleMixin:
                     return self.time_budget.progress
                 return min(1.0, self._steps_done() / num_training_steps)
 
-            trainer.lr_scheduler = TimeScheduler(optimizer or trainer.optimizer, self.curve, progress)
+            trainer.lr_scheduler = TimeScheduler(
+                optimizer or trainer.optimizer, self.curve, progress, lambda: self.time_budget.rate_factor
+            )
             trainer._created_lr_scheduler = True
         return trainer.lr_scheduler
 

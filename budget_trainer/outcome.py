@@ -5,27 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.callbacks.progress import ProgressLog
 from budget_trainer.data import BlockDataset
+from budget_trainer.engine_config import engine_name
+from budget_trainer.happenings import Happenings
 from budget_trainer.model_card import write_model_card
 from budget_trainer.modeling import parameter_count
 from budget_trainer.report import draw_report, environment, read_progress, write_json_atomic
 from budget_trainer.trainer import TimeBudgetTrainer
 
 
-def engine(trainer: TimeBudgetTrainer) -> str:
-    """`single`, `ddp`, `fsdp` or `deepspeed-zero<stage>`."""
-    if trainer.is_deepspeed_enabled:
-        return f"deepspeed-zero{trainer.accelerator.state.deepspeed_plugin.zero_stage}"
-    if trainer.is_fsdp_enabled:
-        return "fsdp"
-    return "ddp" if trainer.args.world_size > 1 else "single"
-
-
 def account(
-    trainer: TimeBudgetTrainer, progress: ProgressLog, evaluation: dict[str, float] | None, recipe: dict[str, Any]
+    trainer: TimeBudgetTrainer,
+    happenings: Happenings,
+    evaluation: dict[str, float] | None,
+    recipe: dict[str, Any],
 ) -> dict[str, Any]:
     """What the report says. Call it on all ranks (their step counts and learning rates are gathered)."""
+    progress = happenings.progress
     if progress.steps == 0:  # nothing was left to train: the account is the earlier jobs'
         progress.restore(trainer.state)
     budget, shares = trainer.time_budget, trainer.clock.shares()
@@ -52,7 +48,8 @@ def account(
         "learning_rate_peak": progress.learning_rate_peak,
         "evaluation": evaluation and {name.removeprefix("eval_"): value for name, value in evaluation.items()},
         "world_size": trainer.args.world_size,
-        "engine": engine(trainer),
+        "engine": engine_name(trainer.args),
+        **happenings.guard.account(),
         "stop_reason": budget.stop_reason or "max_steps",
         "jobs": progress.job,
         "parameters": parameter_count(model),

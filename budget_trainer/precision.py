@@ -22,6 +22,7 @@ from accelerate.utils import compile_regions
 from budget_trainer.arguments import RunArguments
 from budget_trainer.checked_recipe import Recipe
 from budget_trainer.distributed import ControlChannel
+from budget_trainer.engine_config import engine_name
 from budget_trainer.run_folder import remembered_speed
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,12 @@ class Cost:
 
 
 def settle_speed(
-    recipe: Recipe, model: Any, batch: Mapping[str, torch.Tensor], elapsed_seconds: float, checkpoint: Path | None
+    recipe: Recipe,
+    model: Any,
+    batch: Mapping[str, torch.Tensor],
+    elapsed_seconds: float,
+    checkpoint: Path | None,
+    channel: ControlChannel,
 ) -> dict[str, Any]:
     """Settle `bf16`, `torch_compile` and `regional_compile` of the recipe; returns what a checkpoint remembers.
 
@@ -70,7 +76,7 @@ def settle_speed(
             kept = Speed(**stored["settled"])
             speed = Speed(kept.bf16, kept.compile if speed.compile != "no" else "no")
         else:
-            speed = _agreed(_cheaper(speed, recipe, model, batch, recipe.seconds_left(elapsed_seconds)))
+            speed = _agreed(_cheaper(speed, recipe, model, batch, recipe.seconds_left(elapsed_seconds)), channel)
     _apply(speed, recipe)
     return {"asked": asdict(asked), "settled": asdict(speed)}
 
@@ -187,13 +193,12 @@ def _compiled(model: Any, way: Speed) -> Any:
 
 def _engine_places_the_model(run: RunArguments) -> bool:
     """DeepSpeed and FSDP shard the model when Trainer is built: nothing can be timed before."""
-    asked = [os.environ.get(name, "").lower() for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")]
-    return bool(run.deepspeed or run.fsdp) or "true" in asked
+    return engine_name(run) not in ("single", "ddp")
 
 
-def _agreed(speed: Speed) -> Speed:
+def _agreed(speed: Speed, channel: ControlChannel) -> Speed:
     """Rank 0's choice on every rank."""
-    (bf16, kind), _ = ControlChannel().agree([float(speed.bf16), float(COMPILE.index(speed.compile))])
+    (bf16, kind), _ = channel.agree([float(speed.bf16), float(COMPILE.index(speed.compile))])
     return Speed(bool(bf16), COMPILE[int(kind)])
 
 

@@ -53,8 +53,8 @@ def parse_recipe(argv: Sequence[str] | None = None) -> Recipe:
         if value in NULLS and key not in flags:
             owner = next(group for group in groups if hasattr(group, key))
             setattr(owner, key, None)
-    model, data, optimizer, budget, run = groups
-    return Recipe(model, data, optimizer, budget, run, path, frozenset({*given, *flags}))
+    model, data, optimizer, budget, watch, run = groups
+    return Recipe(model, data, optimizer, budget, watch, run, path, frozenset({*given, *flags}))
 
 
 def _join_negative(argv: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from budget_trainer import checkpoints
 from budget_trainer.clock import BudgetClock, ClockFile
 from budget_trainer.errors import InputError
 
-FINAL, CLOCK, RUN, PROGRESS = "final", "clock.json", "run.json", "progress.jsonl"
+log = logging.getLogger(__name__)
+FINAL, CLOCK, RUN, PROGRESS, RESUMABLE = "final", "clock.json", "run.json", "progress.jsonl", "RESUMABLE"
 
 
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
@@ -59,6 +61,28 @@ def check_identity(identity: dict[str, Any], output_dir: Path, checkpoint: Path 
                 )
 
 
+def check_engine(checkpoint: Path | None, engine: str, world_size: int) -> None:
+    """Refuse a checkpoint whose optimizer state this engine, with this number of processes, cannot take.
+
+    One process and DDP read each other's checkpoints, with any number of processes; ZeRO's are partitions.
+    """
+    if checkpoint is None:
+        return
+    manifest = checkpoints.complete_manifest(checkpoint)
+    theirs, size = manifest.get("engine", engine), manifest["world_size"]
+    plain = {"single", "ddp"}
+    if theirs != engine and not {theirs, engine} <= plain:
+        raise InputError(
+            f"resume_from_checkpoint: {checkpoint} was written by the engine {theirs}, this run has {engine}, which cannot "
+            f"read its optimizer state; launch it with {theirs} again"
+        )
+    if size != world_size and engine not in plain:
+        raise InputError(
+            f"resume_from_checkpoint: {checkpoint} holds the optimizer state in {size} partitions, this run has "
+            f"{world_size} processes; launch it with --num_processes {size}"
+        )
+
+
 def restore_clock(clock: BudgetClock, output_dir: Path, checkpoint: Path | None) -> int:
     """Charge what earlier jobs used (the larger of clock.json and the checkpoint); returns this job's number from 1."""
     records = [ClockFile.read(output_dir / CLOCK)]
@@ -91,7 +115,17 @@ def _read_run(output_dir: Path) -> dict[str, Any]:
 def begin(output_dir: Path, identity: dict[str, Any], job: int) -> None:
     """Claim the folder for this run (main process only): `run.json` says what it is, unfinished folders go."""
     output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / RESUMABLE).unlink(missing_ok=True)
     checkpoints.remove_partial(output_dir)
     aside = output_dir / f"{RUN}.tmp"
     aside.write_text(json.dumps({"job": job, "identity": identity}, indent=1) + "\n", encoding="utf-8")
     os.replace(aside, output_dir / RUN)
+
+
+def mark_resumable(output_dir: Path, reason: str) -> None:
+    """Leave the file `RESUMABLE` (main process): launchers turn exit code 85 into 1, so a job script tests for this."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    newest = (checkpoints.checkpoints(output_dir) or [None])[-1]  # type: ignore[list-item]
+    where = "from its beginning" if newest is None else f"from {newest}"
+    (output_dir / RESUMABLE).write_text(f"{reason}\n", encoding="utf-8")
+    log.info("%s: the run goes on %s with --resume_from_checkpoint auto", reason, where)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, set_seed
 
 from budget_trainer import checkpoints
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 from budget_trainer.clock import BudgetClock
 from budget_trainer.distributed import ControlChannel
+from budget_trainer.engine_config import engine_name
 
 SPEED_KEY = "speed"  # in TrainerState.stateful_callbacks
 
@@ -34,7 +35,6 @@ class CompleteSaves(_Base):
 
     @property
     def channel(self) -> ControlChannel:
-        assert self.time_budget.channel is not None  # made at on_init_end
         return self.time_budget.channel
 
     @property
@@ -43,6 +43,11 @@ class CompleteSaves(_Base):
         return self.time_budget.clock
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if (
+            state_dict is not None
+        ):  # gathered from ZeRO's or FSDP's ranks, where a tied tensor comes once for each name
+            tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
         if self.args.should_save:  # a pickle that nobody reads has no place beside safetensors
             Path(output_dir or str(self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
@@ -90,6 +95,14 @@ class CompleteSaves(_Base):
         self.time_budget.save_seconds = self.time_budget.reserve(seconds)
         self.time_budget.checkpoint_seconds = 4.5 * seconds + 0.2  # weights and two moments, until one was measured
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Every rank's own random states; with another number of ranks they are drawn anew from seed, step and rank."""
+        manifest = checkpoints.read_manifest(Path(checkpoint)) if checkpoint is not None else None
+        if manifest is None or manifest["world_size"] == self.args.world_size:
+            super()._load_rng_state(checkpoint)
+            return
+        set_seed((self.args.seed + 1_000_003 * manifest["step"] + 7_919 * self.args.process_index) % 2**31)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Trainer's checkpoint, written aside under its own name and published with a manifest."""
         run_dir = Path(str(self.args.output_dir))
@@ -109,7 +122,12 @@ class CompleteSaves(_Base):
             finally:
                 self._staging = None
 
-        manifest = {"step": self.state.global_step, "world_size": self.args.world_size, "identity": self.identity}
+        manifest = {
+            "step": self.state.global_step,
+            "world_size": self.args.world_size,
+            "engine": engine_name(self.args),
+            "identity": self.identity,
+        }
         self.time_budget.checkpoint_seconds = self._write_aside(target, write, manifest)
         if self.args.should_save:
             checkpoints.rotate(run_dir, self.args.save_total_limit)

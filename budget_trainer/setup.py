@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from budget_trainer.checked_recipe import Recipe, parse_offsets
 from budget_trainer.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.data import BlockDataset, DataFolder
 from budget_trainer.distributed import ControlChannel
-from budget_trainer.engine_optimizers import check_engine, check_lamb, keep_optimizer, zero_stage
+from budget_trainer.engine_optimizers import check_engine, check_lamb, keep_optimizer, needs_cpu_adam_built, zero_stage
 from budget_trainer.errors import InputError
 from budget_trainer.evaluation import PinnedEvaluation
 from budget_trainer.few_bit_dropout import use_few_bit_dropout
@@ -31,6 +32,7 @@ from budget_trainer.objective import MaskingCollator
 from budget_trainer.sparse import check_document_mask
 from budget_trainer.whole_words import continues_word
 
+log = logging.getLogger(__name__)
 COUNTED_TOKENS_PER_SECOND = 30_000  # of the budget
 MOST_COUNTED_TOKENS = 50_000_000
 ENDLESS_STEPS = 2**40  # max_steps of a run that only time ends
@@ -56,7 +58,7 @@ def check_data(data: DataFolder, blocks: BlockDataset, recipe: Recipe) -> None:
         run.max_steps = ENDLESS_STEPS
 
 
-def make_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, resumed: bool) -> Any:
+def make_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, channel: ControlChannel, resumed: bool) -> Any:
     """The model of the recipe: new from the seed, or continued from `model_name_or_path`.
 
     A `resumed` run takes its weights from the checkpoint: nothing is counted for it.
@@ -65,7 +67,7 @@ def make_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, resumed: 
     if m.layer_norm_type == "apex":
         check_apex(recipe.run.device)
     new = m.model_name_or_path is None
-    model = _new_model(recipe, data, blocks, resumed) if new else _continued(recipe, data)
+    model = _new_model(recipe, data, blocks, channel, resumed) if new else _continued(recipe, data)
     check_positions(model.config, longest_block(data), "max_position_embeddings" if new else "model_name_or_path")
     if m.layer_norm_type == "apex":
         use_apex(model)
@@ -77,7 +79,7 @@ def make_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, resumed: 
     return model
 
 
-def _new_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, resumed: bool) -> Any:
+def _new_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, channel: ControlChannel, resumed: bool) -> Any:
     m = recipe.model
     model = build_model(
         recipe.model_type,
@@ -105,7 +107,7 @@ def _new_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, resumed: 
     if m.offset_heads is not None:
         set_offset_heads(model, parse_offsets(m.offset_heads))
     if m.embedding_init == "cooccurrence":
-        _count_embeddings(model, data, blocks, recipe)
+        _count_embeddings(model, data, blocks, recipe, channel)
     return model
 
 
@@ -139,12 +141,13 @@ def longest_block(data: DataFolder) -> int:
     return max(data.block_size, int(data.manifest["validation_block_size"]))
 
 
-def _count_embeddings(model: Any, data: DataFolder, blocks: BlockDataset, recipe: Recipe) -> None:
+def _count_embeddings(
+    model: Any, data: DataFolder, blocks: BlockDataset, recipe: Recipe, channel: ControlChannel
+) -> None:
     """Embeddings from the blocks that training begins with; the main process counts, the others receive.
 
     Counting takes about 1 s per million tokens on two cores: a budget of 300 s pays for 9 million.
     """
-    channel = ControlChannel()
     size = model.get_input_embeddings().weight.shape[1]
     result = torch.zeros(data.vocab_size, size)
     if channel.rank == 0:
@@ -223,7 +226,12 @@ def optimizer_options(recipe: Recipe) -> dict[str, Any]:
             max_coeff=MAX_COEFF if o.max_coeff is None else o.max_coeff,
             min_coeff=MIN_COEFF if o.min_coeff is None else o.min_coeff,
         )
-    if stage and o.optimizer_type == "muon":
+    compiles = bool(stage) and needs_cpu_adam_built(run.deepspeed_plugin)
+    if compiles and run.process_index == 0:
+        log.info(
+            "offloading: torch's own optimizer, DeepSpeed's CPU Adam is not built (DS_BUILD_CPU_ADAM=1 pip install)"
+        )
+    if compiles or (stage and o.optimizer_type == "muon"):
         keep_optimizer(run.deepspeed_plugin)
     return {
         **{name: getattr(run, name) for name in ADAM_FLAGS},
@@ -255,13 +263,10 @@ def identity(model: Any, data: DataFolder, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def samples_between_checkpoints(recipe: Recipe, data: DataFolder) -> int | None:
-    """`num_epochs_between_checkpoints` in samples; one "epoch" is one training shard per process, as in the original."""
-    epochs = recipe.budget.num_epochs_between_checkpoints
-    if epochs is None or epochs == -1:
-        return None
+def samples_per_epoch(recipe: Recipe, data: DataFolder) -> int:
+    """Samples of one "epoch" in the original's sense: one training shard per process."""
     train = data.manifest["splits"]["train"]
-    return epochs * max(1, train["rows"] // len(train["files"])) * recipe.run.world_size
+    return max(1, train["rows"] // len(train["files"])) * recipe.run.world_size
 
 
 def claim(output_dir: Path, identity: dict[str, Any], job: int, clock: BudgetClock) -> ClockFile:

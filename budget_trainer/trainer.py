@@ -15,8 +15,11 @@ from transformers.trainer_utils import TrainOutput
 from budget_trainer.callbacks.stages import StageCadence
 from budget_trainer.callbacks.throughput import Throughput
 from budget_trainer.data import BlockDataset, ExactSampler
+from budget_trainer.distributed import is_lost_connection
+from budget_trainer.errors import RunError
 from budget_trainer.evaluation import PinnedEvaluation
 from budget_trainer.flops import model_flops_per_token
+from budget_trainer.guarded import GuardedSteps
 from budget_trainer.mixin import TimeScheduleMixin
 from budget_trainer.nsp import count_pairs
 from budget_trainer.saving import CompleteSaves
@@ -28,7 +31,7 @@ PROBE_BLOCKS = 32
 POSITION_KEY = "data_position"  # in TrainerState.stateful_callbacks
 
 
-class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, Trainer):
+class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer):
     """Everything: the mixin, plus exact data order, our optimizers, complete checkpoints and the pinned evaluation.
 
     `create_optimizer_fn(model)` builds the optimizer; `evaluation` is what `evaluate()` runs, on its first
@@ -61,6 +64,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, Trainer):
         self._had: dict[str, float] = {}  # what the last step had: when its line is logged the next stage may be there
         super().__init__(*args, **kwargs)
         self.full_accumulation = self.args.gradient_accumulation_steps
+        self.watch_steps()
         if throughput is not None:
             self.add_callback(throughput)
             self._count_flops()
@@ -119,7 +123,12 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, Trainer):
                 self._load_from_checkpoint(resume_from_checkpoint)
                 self.time_budget.stop_reason = self.time_budget.end_reason
                 return TrainOutput(self.state.global_step, math.nan, {})
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except RuntimeError as error:  # usually the all-reduce of the gradients is the first to miss a rank
+            if self.args.world_size > 1 and not isinstance(error, RunError) and is_lost_connection(error):
+                raise self.channel.lost(error) from error
+            raise
 
     def _nothing_left(self) -> bool:
         """Whether earlier jobs have used the budget up: then the final model is the checkpoint's, as it is.
@@ -167,7 +176,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, Trainer):
             )
             self._batches = None
         self._stage = stage
-        self.time_budget.expect(stage.accumulation / before, compiles)
+        self.time_budget.steps.expect(stage.accumulation / before, compiles)
         self._count_flops()
 
     def _count_flops(self) -> None:
@@ -203,6 +212,9 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, Trainer):
         begin = self.clock.shares()["evaluate"]
         with self.clock.phase("evaluate"):
             result = self._run_evaluation(self.evaluation_blocks if self.is_in_train else max_blocks)
+        if not result["complete"]:
+            self.time_budget.decide(self.state, self.control)  # a signal came: a checkpoint, and the end
+            return {}
         self.time_budget.evaluate_seconds = self.clock.shares()["evaluate"] - begin
         metrics = {f"eval_{name}": value for name, value in result.items()}
         self.log(dict(metrics))
@@ -240,4 +252,10 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, Trainer):
             world_size=self.channel.world_size,
             reduce_sum=self.channel.sum,
             max_blocks=max_blocks,
+            should_stop=self._stop_asked if self.is_in_train else None,
         )
+
+    def _stop_asked(self) -> bool:
+        """Polled by all ranks between two batches of a validation: the grace time of a signal is short."""
+        agreement = self.time_budget.agreement
+        return agreement is not None and agreement.wants_stop()

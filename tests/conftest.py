@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(os.environ.get("BUDGET_DATA", ROOT.parent / "shared" / "data"))
@@ -43,6 +45,71 @@ def launch(options, *, processes=1, script="train_mlm.py", **kwargs):
     config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "cpu_2proc.yaml")
     head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, script]
     return run([*head, *words(options)], **kwargs)
+
+
+def write_cpu_form(name, folder, **changes):
+    """A GPU profile of accelerate_configs/ for two processes without a GPU, as a file in `folder`; None drops a key."""
+    config = yaml.safe_load((ROOT / "accelerate_configs" / f"{name}.yaml").read_text())
+    path = Path(folder) / f"{name}_cpu.yaml"
+    config |= {"use_cpu": True, "num_processes": 2, **changes}
+    path.write_text(yaml.safe_dump({key: value for key, value in config.items() if value is not None}))
+    return path
+
+
+def launch_form(config, options, script="train_mlm.py"):
+    """`accelerate launch` with a configuration of `write_cpu_form`."""
+    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, script]
+    return run([*head, *words(options)], env={"DS_ACCELERATOR": "cpu"})
+
+
+def start(options, *, processes=2, script="train_mlm.py"):
+    """The same without waiting for its end: the launcher's process, whose stderr is read with `communicate`."""
+    config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "cpu_2proc.yaml")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, script, *words(options)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def children(pid):
+    """Process ids below `pid`."""
+    found = []
+    for task in os.listdir("/proc"):
+        if task.isdigit():
+            try:
+                with open(f"/proc/{task}/stat") as stat:
+                    parent = int(stat.read().rpartition(")")[2].split()[1])
+            except (OSError, ValueError):
+                continue
+            if parent == pid:
+                found += [int(task), *children(int(task))]
+    return found
+
+
+def rank_pid(launcher_pid, rank):
+    """The process of a rank below its launcher; None before it is there."""
+    for pid in children(launcher_pid):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as environ:
+                if f"\0RANK={rank}\0".encode() in b"\0" + environ.read():
+                    return pid
+        except OSError:
+            continue
+    return None
+
+
+def wait_for(condition, seconds=200):
+    """Wait until `condition()` is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
 
 
 def train(options, **kwargs):

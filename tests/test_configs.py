@@ -51,14 +51,60 @@ def test_a_configuration_starts_what_its_name_says(name: str, processes: int, mu
     assert (arguments.num_processes, arguments.multi_gpu, arguments.use_cpu) == (processes, multi, cpu)
 
 
-def test_zero2_starts_deepspeed() -> None:
-    arguments = launched(ROOT / "accelerate_configs" / "zero2.yaml", "--num_processes", "2")
-    assert (arguments.use_deepspeed, arguments.zero_stage, arguments.num_processes) == (True, 2, 2)
+@pytest.mark.parametrize(
+    ("name", "stage", "offload"),
+    [
+        ("zero1", 1, ("none", "none")),
+        ("zero2", 2, ("none", "none")),
+        ("zero3", 3, ("none", "none")),
+        ("zero2_offload", 2, ("cpu", "none")),
+        ("zero3_offload", 3, ("cpu", "cpu")),
+    ],
+)
+def test_a_zero_profile_starts_deepspeed(name: str, stage: int, offload: tuple[str, str]) -> None:
+    arguments = launched(ROOT / "accelerate_configs" / f"{name}.yaml", "--num_processes", "2")
+    assert (arguments.use_deepspeed, arguments.zero_stage, arguments.num_processes) == (True, stage, 2)
+    assert (arguments.offload_optimizer_device, arguments.offload_param_device) == offload
 
 
-def test_ddp_asks_for_the_number_of_gpus() -> None:
+def test_fsdp_starts_fsdp() -> None:
+    arguments = launched(ROOT / "accelerate_configs" / "fsdp.yaml", "--num_processes", "2")
+    assert (arguments.use_fsdp, arguments.fsdp_version, arguments.num_processes) == (True, 2, 2)
+
+
+@pytest.mark.parametrize(("name", "deepspeed"), [("multi_node_ddp", False), ("multi_node_zero2", True)])
+def test_a_profile_of_several_machines(name: str, deepspeed: bool) -> None:
+    flags = ["--num_processes", "16", "--machine_rank", "1", "--main_process_ip", "10.0.0.1"]
+    arguments = launched(ROOT / "accelerate_configs" / f"{name}.yaml", *flags)
+    assert (arguments.num_machines, arguments.num_processes, arguments.machine_rank) == (2, 16, 1)
+    assert (arguments.use_deepspeed, arguments.multi_gpu) == (deepspeed, not deepspeed)
+    assert (arguments.main_process_ip, arguments.main_process_port) == ("10.0.0.1", 29500)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_deepspeed_leaves_optimizer_schedule_and_numbers_to_the_recipe(path: Path) -> None:
+    config = yaml.safe_load(path.read_text())
+    own = {
+        "zero_stage",
+        "offload_optimizer_device",
+        "offload_param_device",
+        "zero3_init_flag",
+        "zero3_save_16bit_model",
+    }
+    assert set(config.get("deepspeed_config", {})) <= own | {"deepspeed_multinode_launcher"}
+    assert config["mixed_precision"] == "no"
+
+
+def test_the_number_of_gpus_has_to_be_given() -> None:
     with pytest.raises(ValueError, match="num_processes"):
         launched(ROOT / "accelerate_configs" / "ddp.yaml")
+    named = {path.stem for path in CONFIGS if yaml.safe_load(path.read_text())["num_processes"] == -1}
+    assert named == {path.stem for path in CONFIGS} - {"cpu", "cpu_2proc", "single_gpu"}
+
+
+def test_the_readme_says_which_to_choose() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert not [path.name for path in (ROOT / "accelerate_configs").iterdir() if f"`{path.name}`" not in readme]
 
 
 def parsed(path: Path, folder: Path) -> Recipe:

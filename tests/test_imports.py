@@ -9,8 +9,9 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "budget_trainer"
-STANDARD_ONLY = {"clock", "curves", "errors", "stages", "model_types", "__init__"}
-NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "scheduler", "checkpoints", "run_folder", "flops"}
+STANDARD_ONLY = {"clock", "curves", "errors", "stages", "model_types", "stop_request", "__init__"}
+STANDARD_ONLY |= {"step_times", "validation_plan", "watch_checks"}
+NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "agreement", "scheduler", "checkpoints", "run_folder", "flops"}
 NO_TRANSFORMERS |= {"objective", "hashing", "choice", "objective_checks", "whole_words", "rows", "permutation"}
 NO_TRANSFORMERS |= {"lamb", "optimizer_checks", "engine_optimizers", "attention", "fused_attention", "cross_entropy"}
 LEAVES = {"errors", "curves", "clock", "distributed", "evaluation", "report", "stages", "flops"}
@@ -25,8 +26,10 @@ LEAVES |= {
     "host_memory",
     "cross_entropy",
 }
+LEAVES |= {"step_times", "stop_request", "validation_plan", "watch_checks"}
 LEAVES |= {"hashing", "choice", "whole_words", "objective_checks", "rows", "permutation"}
 ABOVE_LEAVES = {
+    "agreement": {"distributed", "stop_request"},
     "objective": {"errors", "choice", "hashing", "objective_checks"},
     "attention": {"errors", "few_bit_dropout"},
     "optimizer_checks": {"errors", "lamb"},

@@ -7,6 +7,7 @@ from transformers import AutoModelForMaskedLM
 
 from budget_trainer import attention, setup
 from budget_trainer.data import DataFolder
+from budget_trainer.distributed import ControlChannel
 from budget_trainer.few_bit_dropout import FewBitDropout
 from budget_trainer.last_layer import last_layer
 from budget_trainer.recipes import parse_recipe
@@ -142,7 +143,7 @@ def made(data_dir, folder, **flags):
     }
     recipe = parse_recipe(words({**base, "report_to": "none", **flags}))
     data = DataFolder.open(recipe.data_dir)
-    return setup.make_model(recipe, data, data.train(seed=0), resumed=False)
+    return setup.make_model(recipe, data, data.train(seed=0), ControlChannel(), resumed=False)
 
 
 def test_a_run_s_model_is_made_so(data_dir, tmp_path):

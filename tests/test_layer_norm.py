@@ -12,6 +12,7 @@ from transformers import AutoModelForMaskedLM
 
 from budget_trainer import setup
 from budget_trainer.data import DataFolder
+from budget_trainer.distributed import ControlChannel
 from budget_trainer.errors import InputError
 from budget_trainer.layer_norm import check_apex, use_apex
 from budget_trainer.optimizers import build_optimizer
@@ -130,7 +131,7 @@ def test_the_flag(apex, data_dir, tmp_path, monkeypatch, layer_norm_type):
     recipe = parse_recipe(words({**options, "output_dir": tmp_path / "out", "total_training_time": "30s"}))
     monkeypatch.setattr(type(recipe.run), "device", torch.device("cuda"))
     data = DataFolder.open(data_dir)
-    model = setup.make_model(recipe, data, data.train(seed=1), resumed=False)
+    model = setup.make_model(recipe, data, data.train(seed=1), ControlChannel(), resumed=False)
     assert model.config.model_type == "megatron-bert"
     assert any(type(module) is FusedLayerNorm for module in model.modules()) is (layer_norm_type == "apex")
 

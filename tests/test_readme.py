@@ -61,12 +61,15 @@ def test_names_that_are_imported_exist(code):
             assert all(hasattr(module, alias.name) for alias in node.names)
 
 
+LAUNCHER = ("num_processes", "machine_rank", "main_process_ip", "main_process_port")
+
+
 def test_every_flag_of_the_table_exists():
     from budget_trainer.recipes import KEYS
 
     for flag in re.findall(r"`--(\w+)", README):
         known = flag in KEYS or flag.removeprefix("no_") in KEYS
-        assert known or flag in ("input", "kind", "help", "text", "cpu", "num_processes"), flag
+        assert known or flag in ("input", "kind", "help", "text", "cpu", *LAUNCHER), flag
 
 
 def test_files_that_are_named_exist():

@@ -1,13 +1,24 @@
 """The parts as plugins of anybody's Trainer."""
 
 import json
+import signal
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from budget_trainer import BudgetClock, InputError, TimeBudgetCallback, TimeScheduleMixin
+from budget_trainer.agreement import Agreement
 from budget_trainer.callbacks.time_budget import Reading
+from budget_trainer.stop_request import StopRequest
 
 
 class Tick(TrainerCallback):
@@ -129,29 +140,44 @@ class Channel:
 
     rank, world_size = 1, 2
 
-    def __init__(self, budget, others_flag):
-        self.budget, self.others_flag, self.late = budget, others_flag, False
+    def __init__(self):
+        self.others, self.while_under_way = [0, 0], lambda: None
 
     def agree(self, readings, flags):
-        agreed = [flag or self.others_flag for flag in flags]
-        if self.late:
-            self.budget.request_stop()
+        agreed = [max(flag, other) for flag, other in zip(flags, self.others, strict=True)]
+        self.while_under_way()
         return list(readings), agreed
 
 
-def test_a_signal_counts_when_it_was_agreed_on(tmp_path):
-    tick = Tick()
-    budget = TimeBudgetCallback(clock=BudgetClock(100.0, time_fn=tick.time))
-    budget.channel = channel = Channel(budget, others_flag=False)
-    control = TrainerControl()
-    channel.late = True
+def budget_of(channel):
+    return TimeBudgetCallback(
+        clock=BudgetClock(100.0, time_fn=lambda: 0.0), agreement=Agreement(channel, StopRequest())
+    )
+
+
+def test_a_signal_counts_when_it_was_agreed_on():
+    channel, control, state = Channel(), TrainerControl(), TrainerState()
+    budget = budget_of(channel)
+    channel.while_under_way = lambda: budget.agreement.stop.ask(signal.SIGTERM)
     budget._agree()
-    budget._decide(control)
+    budget.decide(state, control)
     assert budget.stop_reason is None, "the others do not know of it yet"
-    channel.late = False
     budget._agree()
-    budget._decide(control)
+    budget.decide(state, control)
     assert budget.stop_reason == "stop_requested" and control.should_save and control.should_training_stop
+    assert budget.agreement.stop_asked_by == "SIGTERM on rank 1"
+
+
+def test_a_bad_step_of_any_rank_counts_once():
+    channel = Channel()
+    budget = budget_of(channel)
+    for mine, other in ((True, 0), (False, 1), (False, 0)):
+        if mine:
+            budget.agreement.report_bad_step()
+        channel.others = [0, other]
+        assert not budget.agreement.wants_stop()  # asked in between: it takes nothing away
+        budget._agree()
+        assert budget.agreement.bad_step == (mine or bool(other))
 
 
 def test_optional_work_is_promised_once():

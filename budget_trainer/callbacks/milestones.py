@@ -12,6 +12,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from budget_trainer import checkpoints
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
+from budget_trainer.validation_plan import ValidationPlan
+
+VALIDATION_KEY = "validation"  # in TrainerState.stateful_callbacks
 
 
 def marker_folder(output_dir: Path, share: float) -> Path:
@@ -96,23 +99,27 @@ class CheckpointCadence(TrainerCallback):
 
 
 class ValidationCadence(TrainerCallback):
-    """The pinned evaluation each time another `every_share` of the budget is used."""
+    """The pinned evaluation whenever `plan` says so; over the jobs of a run each mark once.
 
-    def __init__(self, time_budget: TimeBudgetCallback, every_share: float) -> None:
-        self.time_budget, self.every_share = time_budget, every_share
+    `samples()` are those consumed so far. A validation that would endanger the final save is left out.
+    """
+
+    def __init__(self, time_budget: TimeBudgetCallback, plan: ValidationPlan, samples: Callable[[], int]) -> None:
+        self.time_budget, self.plan, self.samples = time_budget, plan, samples
         self._last = 0
-
-    def _count(self) -> int:
-        return int(self.time_budget.share / self.every_share)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._last = self._count()
+        stored: Any = state.stateful_callbacks or {}
+        self._last = int(stored.get(VALIDATION_KEY, {}).get("last", 0))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._count() > self._last and self.time_budget.affords(self.time_budget.reading.evaluate):
+        mark = self.plan.mark(self._last, self.time_budget.share, self.samples())
+        if mark > self._last and self.time_budget.affords(self.time_budget.reading.evaluate):
             control.should_evaluate = True
-        self._last = self._count()
+        self._last = mark
+        stored: Any = state.stateful_callbacks
+        stored[VALIDATION_KEY] = {"last": mark}

@@ -24,7 +24,7 @@ LOGGED: tuple[str, ...] = (
     "mfu",
     "data_wait_share",
 )
-LOGGED += ("predicted_share", "mlm_probability", "batch_size", "sequence_length")
+LOGGED += ("bad_steps", "predicted_share", "mlm_probability", "batch_size", "sequence_length")
 REMEMBERED = ("steps", "learning_rate_last", "learning_rate_peak")
 
 
@@ -103,7 +103,7 @@ class ProgressLog(TrainerCallback):
             "step": state.global_step,
         }
         if "loss" in logs:
-            line |= {name: logs[name] for name in LOGGED if name in logs}
+            line |= {name: _number(logs[name]) for name in LOGGED if name in logs}
         elif "eval_loss" in logs:
             line["evaluation"] = {
                 name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")
@@ -120,6 +120,11 @@ class ProgressLog(TrainerCallback):
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+
+def _number(value: float) -> float | None:
+    """None where a number is not finite: JSON has no word for it."""
+    return value if math.isfinite(value) else None
 
 
 class BudgetProgressBar(TrainerCallback):

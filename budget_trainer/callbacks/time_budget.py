@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections import deque
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from budget_trainer.clock import BudgetClock, parse_duration
+from budget_trainer.agreement import Agreement
+from budget_trainer.clock import BudgetClock, format_duration, parse_duration
 from budget_trainer.distributed import ControlChannel
 from budget_trainer.errors import InputError
+from budget_trainer.step_times import StepTimes
+from budget_trainer.stop_request import StopRequest
 
+log = logging.getLogger(__name__)
 STATE_KEY = "time_budget_clock"  # in TrainerState.stateful_callbacks
 
 
@@ -37,7 +41,7 @@ class TimeBudgetCallback(TrainerCallback):
 
     `Trainer(..., callbacks=[TimeBudgetCallback("2h")])` is all that a plain Trainer needs; the clock then starts at
     `on_train_begin`, and the room for saving the model afterwards is measured by writing it once. A script that wants
-    its set-up counted hands in a running `clock`.
+    its set-up counted hands in a running `clock`, and the `agreement` it had before there was a Trainer.
 
     `early_exit_time_marker` stops earlier on the same learning-rate curve; `job_time_limit` ends only this job, with
     a training checkpoint, for a later job to go on. Durations as `parse_duration` takes them; numbers are seconds.
@@ -52,6 +56,7 @@ class TimeBudgetCallback(TrainerCallback):
         total_training_time: str | float | None = None,
         *,
         clock: BudgetClock | None = None,
+        agreement: Agreement | None = None,
         early_exit_time_marker: str | float | None = None,
         job_time_limit: str | float | None = None,
     ) -> None:
@@ -64,27 +69,37 @@ class TimeBudgetCallback(TrainerCallback):
         self.job_limit_seconds = _seconds(job_time_limit, "job_time_limit")
         if total_training_time is not None:
             BudgetClock(total_training_time)  # refuses a bad duration here, not hours later
-        self.channel: ControlChannel | None = None
+        self.agreement = agreement
+        self._stop = agreement.stop if agreement is not None else StopRequest()
         self.reading = Reading(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
         self.save_seconds = self.checkpoint_seconds = self.evaluate_seconds = 0.0  # rank 0's measurements count
         self.begin_seconds = 0.0  # agreed: when training began; the curve starts here
         self.progress = 0.0
         self.stop_reason: str | None = None
-        self._steps: deque[float] = deque(maxlen=32)
-        self._worked = self._compiled = 0.0  # seconds of train and data_wait, and of compile, up to the last step
-        self._stop_requested = self._stop_agreed = False
+        self.steps = StepTimes()
         self._promised = 0.0  # seconds of optional work that this reading has already been asked for
         self._stepped = False  # whether this job has finished a step
         self._fresh = True  # whether this is the first job of the run
-        self._compiles = True  # whether the next step is the first of its shapes
-        self._compile_seconds = 0.0  # what the longest first step took
         self._event: torch.cuda.Event | None = None
+        # What the callbacks of a run share beside time.
+        self.found_bad_step: Callable[[], bool] = lambda: False  # asked when the step's work is known to be done
+        self.bad_steps = 0  # of the run
+        self.rate_factor = 1.0  # of all learning rates
 
     # ---- what others read ----
 
     @property
+    def channel(self) -> ControlChannel:
+        return self._agreed().channel
+
+    @property
     def total_seconds(self) -> float:
         return self.clock.total_seconds if self.clock is not None else math.inf
+
+    @property
+    def bad_step(self) -> bool:
+        """Whether any rank reported a step whose loss or gradient was not finite, at the last reading."""
+        return self.agreement is not None and self.agreement.bad_step
 
     @property
     def end_seconds(self) -> float:
@@ -137,19 +152,14 @@ class TimeBudgetCallback(TrainerCallback):
 
     def request_stop(self) -> None:
         """Ask for a stop with a checkpoint after this step; safe from a signal handler, on any rank."""
-        self._stop_requested = True
-
-    def expect(self, longer: float, compiles: bool) -> None:
-        """The next steps take `longer` times what the last ones took; with `compiles` the next one compiles as well."""
-        self._steps = deque((seconds * longer for seconds in self._steps), maxlen=self._steps.maxlen)
-        self._compiles = self._compiles or compiles
+        self._stop.ask()
 
     # ---- Trainer's events ----
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.channel = ControlChannel()
+        self._agreed()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -162,33 +172,28 @@ class TimeBudgetCallback(TrainerCallback):
         if not self.save_seconds and args.should_save:
             self._rehearse(args, kwargs.get("model"))
         self.clock.enter("train")
-        self.channel = self.channel or ControlChannel()  # a callback added after Trainer's __init__ has none yet
         self.check_room(resumed=bool(restored))
-        self._stepped, self._fresh, self._compiles = False, not restored, True
-        self._compiled = self._shares()["compile"]
+        self._stepped, self._fresh = False, not restored
+        self.steps.begin(self.clock.shares())
         self.begin_seconds = float(restored.get("begin_seconds", self.reading.elapsed))
         self.progress = max(self.progress, self._progress())
-        self._decide(control)
+        self.decide(state, control)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         assert self.clock is not None
-        self.clock.enter("compile" if self._compiles and args.torch_compile else "train")
+        self.clock.enter("compile" if self.steps.compiles and args.torch_compile else "train")
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The tick: just before `lr_scheduler.step()`, with every engine that uses Trainer's optimizer."""
         self._wait_for_device(args.device)
-        shares = self._shares()
-        worked = shares["train"] + shares["data_wait"]
-        if not self._compiles:  # the first one compiles and warms up: it says nothing of the next
-            self._steps.append(worked - self._worked)
-        elif args.torch_compile:
-            self._compile_seconds = max(self._compile_seconds, shares["compile"] - self._compiled)
-            self._compiled = shares["compile"]
-        self._worked, self._compiles = worked, False
+        if self.found_bad_step():
+            self._agreed().report_bad_step()
+        assert self.clock is not None
+        self.steps.step_done(self.clock.shares(), bool(args.torch_compile))
         self._agree()
         if not self._stepped and self._fresh:
             self.begin_seconds = self.reading.elapsed
@@ -204,7 +209,7 @@ class TimeBudgetCallback(TrainerCallback):
             "shares": self._shares(),
             "begin_seconds": self.begin_seconds,
         }
-        self._decide(control)
+        self.decide(state, control)
 
     # ---- inside ----
 
@@ -238,26 +243,24 @@ class TimeBudgetCallback(TrainerCallback):
         self._event = torch.cuda.Event()
         self._event.record()
 
-    def _step_seconds(self) -> float:
-        """A cautious guess at the next step: the longest of the last 8, but no more than 3 medians (an outlier)."""
-        if not self._steps:
-            return 0.0
-        return min(max(list(self._steps)[-8:]), 3.0 * median(self._steps))
+    def _agreed(self) -> Agreement:
+        """The agreement, made at the first use, which all ranks reach together."""
+        if self.agreement is None:
+            self.agreement = Agreement(ControlChannel(), self._stop)
+        return self.agreement
 
     def _agree(self) -> None:
-        assert self.clock is not None and self.channel is not None
+        assert self.clock is not None
         mine = Reading(
             self.clock.elapsed_seconds(),
             self.clock.job_seconds(),
-            self._step_seconds(),
+            self.steps.next_step(),
             self.save_seconds,
             self.checkpoint_seconds,
             self.evaluate_seconds,
-            self._compile_seconds,
+            self.steps.compile_seconds,
         )
-        # The request is this rank's, written by a signal handler at any moment; decisions read only what was agreed.
-        values, (self._stop_agreed,) = self.channel.agree(astuple(mine), [self._stop_requested])
-        self.reading = Reading(*values)
+        self.reading = Reading(*self._agreed().read(astuple(mine)))
         self._promised = 0.0
 
     def _progress(self) -> float:
@@ -272,13 +275,14 @@ class TimeBudgetCallback(TrainerCallback):
         middle, end = now.elapsed + now.step / 2, self.total_seconds - now.save - now.step
         return min(1.0, max(0.0, middle - self.begin_seconds) / max(end - self.begin_seconds, 1e-9))
 
-    def _decide(self, control: TrainerControl) -> None:
+    def decide(self, state: TrainerState, control: TrainerControl) -> None:
+        """Stop training where the reading says so, or where a stop was agreed on; with a checkpoint for a later job."""
         now = self.reading
         if now.elapsed + now.step + now.save > self.end_seconds:
             self.stop_reason = self.end_reason
         elif now.job + now.step + now.checkpoint > self.job_limit_seconds:
             self.stop_reason = "job_time_limit"
-        elif self._stop_agreed:
+        elif self._agreed().stop_asked_by:
             self.stop_reason = "stop_requested"
         else:
             return
@@ -286,6 +290,10 @@ class TimeBudgetCallback(TrainerCallback):
         control.should_log = True  # a last line for the steps since the line before
         if self.stop_reason in ("job_time_limit", "stop_requested"):
             control.should_save = True
+        if state.is_world_process_zero:
+            why = self._agreed().stop_asked_by if self.stop_reason == "stop_requested" else self.stop_reason
+            used, limit = format_duration(now.elapsed), format_duration(self.end_seconds)
+            log.info("step %d: training stops (%s), %s of %s used", state.global_step, why, used, limit)
 
 
 def _seconds(value: str | float | None, field: str) -> float:

@@ -9,6 +9,7 @@ from budget_trainer.callbacks.stages import StageCadence
 from budget_trainer.callbacks.time_budget import Reading, TimeBudgetCallback
 from budget_trainer.clock import BudgetClock
 from budget_trainer.stages import Stage, make_stages
+from budget_trainer.step_times import StepTimes
 
 
 class Run:
@@ -71,7 +72,10 @@ def test_a_larger_batch_keeps_its_shapes():
 
 
 def test_the_guess_of_the_next_step_grows_with_the_batch():
-    budget = TimeBudgetCallback(100.0)
-    budget._steps.extend([1.0, 1.0, 1.2])
-    budget.expect(2.0, compiles=False)
-    assert budget._step_seconds() == pytest.approx(2.4)
+    steps, worked = StepTimes(), 0.0
+    for seconds in (5.0, 1.0, 1.0, 1.2):  # the first one warms up
+        worked += seconds
+        steps.step_done({"train": worked, "data_wait": 0.0, "compile": 0.0}, compiling=False)
+    assert steps.next_step() == pytest.approx(1.2)
+    steps.expect(2.0, compiles=False)
+    assert steps.next_step() == pytest.approx(2.4)

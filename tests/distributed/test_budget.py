@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -10,7 +9,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, TINY, launch, progress, report, run
+from tests.conftest import TINY, launch, progress, rank_pid, report, run, start
 
 NATIVE = """
 import sys
@@ -63,31 +62,15 @@ def test_one_process_keeps_30_seconds_and_leaves_a_native_checkpoint(data_dir, t
     assert native.returncode == 0 and native.stdout.split()[0] == "ModernBertForMaskedLM", native.stderr
 
 
-def children(pid):
-    """Process ids below `pid`."""
-    found = []
-    for task in os.listdir("/proc"):
-        if task.isdigit():
-            try:
-                with open(f"/proc/{task}/stat") as stat:
-                    parent = int(stat.read().rpartition(")")[2].split()[1])
-            except (OSError, ValueError):
-                continue
-            if parent == pid:
-                found += [int(task), *children(int(task))]
-    return found
-
-
 def slow_rank_1(launcher, done):
     """Stop and continue rank 1 from outside, in short bursts, until `done`."""
     while not done.is_set():
-        for pid in children(launcher.pid):
+        pid = rank_pid(launcher.pid, 1)
+        if pid is not None:
             try:
-                with open(f"/proc/{pid}/environ", "rb") as environ:
-                    if b"\0RANK=1\0" in b"\0" + environ.read():
-                        os.kill(pid, signal.SIGSTOP)
-                        time.sleep(0.1)
-                        os.kill(pid, signal.SIGCONT)
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(0.1)
+                os.kill(pid, signal.SIGCONT)
             except OSError:
                 continue
         time.sleep(0.1)
@@ -96,11 +79,7 @@ def slow_rank_1(launcher, done):
 def test_two_processes_one_slowed_agree_and_keep_40_seconds(data_dir, tmp_path):
     out = tmp_path / "out"
     options = {**TINY, "data_dir": data_dir, "output_dir": out, "total_training_time": "40s", "disable_tqdm": True}
-    config = ROOT / "accelerate_configs" / "cpu_2proc.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "train_mlm.py"]
-    command += [f"--{key}={value}" for key, value in options.items()]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launcher = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    launcher = start(options)
     done = threading.Event()
     slower = threading.Thread(target=slow_rank_1, args=(launcher, done))
     slower.start()
@@ -110,7 +89,7 @@ def test_two_processes_one_slowed_agree_and_keep_40_seconds(data_dir, tmp_path):
         done.set()
         slower.join()
         launcher.kill()
-    assert launcher.returncode == 0, error.decode()
+    assert launcher.returncode == 0, error
     assert check_budget(out, 40, 2)["engine"] == "ddp"
 
 

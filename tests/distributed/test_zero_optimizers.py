@@ -8,11 +8,10 @@ import math
 import sys
 
 import pytest
-import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
-from tests.conftest import ROOT, TINY, progress, report, run, words
+from tests.conftest import ROOT, TINY, launch_form, progress, report, run, write_cpu_form
 
 pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
 STEPS = 6
@@ -23,11 +22,7 @@ TOLERANCES = {"adam": 1e-6, "adamw": 1e-6, "muon": 1e-2}
 @pytest.fixture(scope="module")
 def cpu_form(tmp_path_factory):
     """accelerate_configs/zero2.yaml for two processes without a GPU."""
-    config = yaml.safe_load((ROOT / "accelerate_configs" / "zero2.yaml").read_text())
-    assert not {"optimizer", "scheduler"} & set(config["deepspeed_config"]), "they are train_mlm.py's"
-    path = tmp_path_factory.mktemp("zero") / "zero2_cpu.yaml"
-    path.write_text(yaml.safe_dump({**config, "use_cpu": True, "num_processes": 2}))
-    return path
+    return write_cpu_form("zero2", tmp_path_factory.mktemp("zero"))
 
 
 def launch(config, data_dir, output_dir, **changes):
@@ -40,8 +35,7 @@ def launch(config, data_dir, output_dir, **changes):
         "max_steps": STEPS,
         **changes,
     }
-    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "train_mlm.py"]
-    return run([*head, *words(options)], env={"DS_ACCELERATOR": "cpu"})
+    return launch_form(config, options)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,145 @@
+"""Two real processes, and what goes wrong: a signal to one, one killed, one that is late, one with a NaN."""
+
+import json
+import os
+import signal
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, TINY, launch, progress, rank_pid, report, run, start, wait_for
+
+STEPS = {
+    **TINY,
+    "lr_schedule": "step",
+    "max_steps": 40,
+    "total_training_time": "10m",
+    "per_device_train_batch_size": 4,
+    "disable_tqdm": True,
+}
+NAN_RUN = "tests/faults/nan_run.py"
+LONG = {**STEPS, "max_steps": 100_000}
+
+
+def lines_of(folder):
+    path = folder / "progress.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def losses(folder, job=None):
+    return [line for line in progress(folder) if "loss" in line and job in (None, line["job"])]
+
+
+def test_a_signal_on_one_rank_stops_both_with_one_checkpoint_that_resumes_alone(data_dir, tmp_path):
+    """SIGTERM to rank 1 only; the next job is one process with twice the micro-batch: same data, same global batch."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    options = {**STEPS, "data_dir": data_dir, "warmup_proportion": 0}
+    launcher = start({**options, "max_steps": 100_000, "curve": "constant", "output_dir": out})
+    wait_for(lambda: lines_of(out) >= 6)
+    os.kill(rank_pid(launcher.pid, 1), signal.SIGTERM)
+    _, error = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1, "launchers turn 85 into 1"
+    assert "training stops (SIGTERM on rank 1)" in error
+    assert 'train_mlm.py", line' not in error, "the only traceback is the launcher's"
+    (checkpoint,) = out.glob("checkpoint-*")
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    assert (out / "RESUMABLE").read_text() == "stop_requested\n" and not (out / "final").exists()
+
+    alone = {**options, "per_device_train_batch_size": 8, "curve": "constant", "max_steps": step + 5}
+    done = launch({**alone, "output_dir": out, "resume_from_checkpoint": "auto"})
+    assert done.returncode == 0, done.stderr
+    assert not (out / "RESUMABLE").exists()
+    done = launch({**alone, "output_dir": whole})
+    assert done.returncode == 0, done.stderr
+    resumed, expected = losses(out, job=2), losses(whole)[step:]
+    assert [line["step"] for line in resumed] == [line["step"] for line in expected] == list(range(step + 1, step + 6))
+    assert [line["loss"] for line in resumed] == pytest.approx([line["loss"] for line in expected], rel=1e-4)
+    assert report(out)["samples"] == report(whole)["samples"]
+
+    third = launch({**alone, "per_device_train_batch_size": 4, "output_dir": tmp_path / "out2"})
+    assert third.returncode == 0
+    wrong = {**alone, "per_device_train_batch_size": 4, "output_dir": out, "resume_from_checkpoint": str(checkpoint)}
+    (out / "final").rename(tmp_path / "moved")
+    refused = launch(wrong)
+    assert refused.returncode != 0 and "global_batch_size=8, this run has 4" in refused.stderr
+
+
+def test_a_killed_rank_is_named_and_the_run_resumes(data_dir, tmp_path):
+    out = tmp_path / "out"
+    options = {**LONG, "data_dir": data_dir, "output_dir": out, "checkpoint_every": "1s"}
+    launcher = start(options)
+    wait_for(lambda: any(out.glob("checkpoint-*")) and lines_of(out) > 20)
+    os.kill(rank_pid(launcher.pid, 1), signal.SIGKILL)
+    begin = time.monotonic()
+    _, error = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1 and time.monotonic() - begin < 25, "torchrun would kill it after 30 s"
+    assert "error: rank 1 of 2 is gone" in error and "resume with --resume_from_checkpoint auto" in error
+    newest = max(int(folder.name.removeprefix("checkpoint-")) for folder in out.glob("checkpoint-*"))
+    done = launch({**options, "max_steps": newest + 3, "resume_from_checkpoint": "auto"}, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in losses(out, job=2)] == [newest + 1, newest + 2, newest + 3]
+    assert not list(out.glob(".partial*"))
+
+
+def test_a_signal_during_set_up_leaves_at_once(data_dir, tmp_path):
+    out = tmp_path / "out"
+    launcher = start({**LONG, "data_dir": data_dir, "output_dir": out})
+    wait_for(lambda: rank_pid(launcher.pid, 0) is not None and rank_pid(launcher.pid, 1) is not None)
+    wait_for(lambda: handles_sigterm(rank_pid(launcher.pid, 0)))
+    os.kill(rank_pid(launcher.pid, 0), signal.SIGTERM)
+    _, error = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1
+    assert "SIGTERM on rank 0 during set-up, before the first step" in error
+    assert {path.name for path in out.iterdir()} == {"RESUMABLE"}
+    done = launch({**STEPS, "max_steps": 2, "data_dir": data_dir, "output_dir": out}, processes=2)
+    assert done.returncode == 0, done.stderr
+
+
+def handles_sigterm(pid):
+    """Whether a process has installed a handler for SIGTERM yet."""
+    with open(f"/proc/{pid}/status") as status:
+        caught = next(line.split()[1] for line in status if line.startswith("SigCgt"))
+    return bool(int(caught, 16) & (1 << (signal.SIGTERM - 1)))
+
+
+def test_a_nan_on_one_rank_is_answered_by_all_at_the_same_step(data_dir, tmp_path):
+    out = tmp_path / "out"
+    options = {**STEPS, "data_dir": data_dir, "output_dir": out, "max_steps": 12, "curve": "constant"}
+    options |= {"max_bad_steps": 2, "checkpoint_every": "1s", "warmup_proportion": 0}
+    launcher = start({**LONG, **options, "max_steps": 100_000})  # until there is a checkpoint
+    wait_for(lambda: any(out.glob("checkpoint-*")))
+    os.kill(rank_pid(launcher.pid, 0), signal.SIGUSR1)
+    launcher.communicate(timeout=60)
+    step = max(int(folder.name.removeprefix("checkpoint-")) for folder in out.glob("checkpoint-*"))
+    bad = [step + 2, step + 4, step + 5]
+    head = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        ROOT / "accelerate_configs/cpu_2proc.yaml",
+    ]
+    flags = {**options, "max_steps": step + 8, "resume_from_checkpoint": "auto", "checkpoint_every": "1h"}
+    done = run([*head, NAN_RUN, json.dumps({"1": bad}), *(f"--{key}={value}" for key, value in flags.items())])
+    assert done.returncode == 0, done.stderr
+    assert f"step {step + 5}: 2 steps in a row" in done.stderr and f"back to {out}/checkpoint-{step}" in done.stderr
+    account = report(out)
+    assert (account["bad_steps"], account["roll_backs"]) == (3, 1)
+    first, second = account["ranks"]
+    assert first["learning_rates_sha256"] == second["learning_rates_sha256"] and first["steps"] == second["steps"]
+    rates = {line["step"]: line["learning_rate"] for line in losses(out, job=2)}
+    assert rates[step + 5] == 2 * rates[step + 6]
+    weights = load_file(out / "final" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+@pytest.mark.parametrize("how", ["late", "gone"])
+def test_a_message_without_an_answer_names_the_rank_in_bounded_time(how, tmp_path):
+    config = ROOT / "accelerate_configs" / "cpu_2proc.yaml"
+    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    run([*head, "tests/distributed/lost_rank.py", tmp_path, how])
+    seconds, _, said = (tmp_path / "said.txt").read_text().partition(" ")
+    assert said.startswith("rank 1 of 2 " + {"late": "did not answer within 5s", "gone": "is gone"}[how]), said
+    assert float(seconds) < 13  # 4 s of the message and 5 s of the roll call

@@ -1,0 +1,79 @@
+"""accelerate_configs/slurm.sbatch with the two commands of SLURM played: srun starts the task, scontrol is asked to requeue."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, TINY, children, report, wait_for, words
+
+pytestmark = pytest.mark.skipif(not Path("/usr/bin/pkill").exists(), reason="needs pkill (procps)")
+SRUN = """#!/bin/bash
+export SLURM_NODEID=0
+exec "$@"
+"""
+SCONTROL = """#!/bin/bash
+if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$ASKED"; fi
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """The environment of a job on one node with two processes, and the file of what scontrol was asked."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    asked = tmp_path / "asked"
+    asked.touch()
+    job = {"SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_ID": "77"}
+    path = f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    job |= {"ASKED": str(asked), "PATH": path, "PROFILE": "accelerate_configs/cpu_2proc.yaml"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **job}, asked
+
+
+def submit(options, environment):
+    return subprocess.Popen(
+        ["bash", "accelerate_configs/slurm.sbatch", *words(options)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_end_of_a_slot_requeues_the_job_and_the_next_one_finishes(slurm, data_dir, tmp_path):
+    environment, asked = slurm
+    out = tmp_path / "out"
+    options = {**TINY, "data_dir": data_dir, "output_dir": out, "lr_schedule": "step", "max_steps": 100_000}
+    options |= {"per_device_train_batch_size": 4, "disable_tqdm": True}
+    job = submit(options, environment)
+    wait_for(lambda: (out / "progress.jsonl").exists())
+    (task,) = [pid for pid in children(job.pid) if b"trap" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(task, signal.SIGUSR1)
+    said, error = job.communicate(timeout=90)
+    assert job.returncode == 0, error
+    assert "to be resumed: stop_requested" in said and asked.read_text() == "requeue 77\n"
+    (checkpoint,) = out.glob("checkpoint-*")
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+
+    job = submit({**options, "max_steps": step + 3}, environment)
+    _, error = job.communicate(timeout=120)
+    assert job.returncode == 0, error
+    assert report(out)["jobs"] == 2 and report(out)["steps"] == step + 3
+    assert asked.read_text() == "requeue 77\n", "a finished job is not put back"
+
+
+def test_what_fails_is_not_requeued(slurm, data_dir, tmp_path):
+    environment, asked = slurm
+    job = submit({**TINY, "data_dir": data_dir, "output_dir": tmp_path / "out"}, environment)
+    _, error = job.communicate(timeout=90)
+    assert job.returncode != 0 and "total_training_time: missing" in error and not asked.read_text()
+    job = submit({"data_dir": data_dir}, environment)
+    _, error = job.communicate(timeout=90)
+    assert job.returncode == 2 and "error: output_dir: missing" in error
