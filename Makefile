@@ -68,7 +68,7 @@ quickstart: $(INSTALLED) $(DATA)/blocks/manifest.json
 	@echo "picture  $(OUT)/run_report.png"
 
 test: $(TESTED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 acceptance: $(TESTED)
 	$(BIN)/python tests/acceptance.py $(CHECKS)

@@ -13,10 +13,9 @@ from budget_trainer.clock import BudgetClock
 CLOCK = BudgetClock()  # before the heavy imports: they are paid for out of the budget
 
 import logging  # noqa: E402
-import os  # noqa: E402
 import sys  # noqa: E402
-import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
+from contextlib import ExitStack  # noqa: E402
 from functools import partial  # noqa: E402
 
 from budget_trainer.errors import InputError, RunError, StopAsked  # noqa: E402
@@ -26,20 +25,19 @@ RESUMABLE_EXIT = 85
 log = logging.getLogger("train_mlm")
 
 
-def train(argv: Sequence[str] | None, stop: StopRequest) -> int:
+def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
     """One run, or one job of it. Returns the exit code: 0 finished, 85 to be resumed."""
     from budget_trainer import launch, run_folder, setup
     from budget_trainer.agreement import Agreement
-    from budget_trainer.callbacks.time_budget import TimeBudgetCallback
     from budget_trainer.data import DataFolder
     from budget_trainer.distributed import ControlChannel
-    from budget_trainer.engine_config import check_engine_config, engine_name
-    from budget_trainer.happenings import add_callbacks
+    from budget_trainer.engine_config import engine_name, settle_engine_config
     from budget_trainer.host_memory import keep_freed_memory
     from budget_trainer.optimizers import build_optimizer
-    from budget_trainer.outcome import account, write_outcome
+    from budget_trainer.outcome import conclude, finish_report
     from budget_trainer.precision import settle_speed
     from budget_trainer.recipes import parse_recipe
+    from budget_trainer.run_callbacks import add_callbacks
     from budget_trainer.trainer import TimeBudgetTrainer
 
     # What was asked, on what data, in which folder. Nothing is written before every check has passed.
@@ -47,16 +45,20 @@ def train(argv: Sequence[str] | None, stop: StopRequest) -> int:
     run, output_dir = recipe.run, recipe.output_dir
     CLOCK.total_seconds = recipe.total_seconds
     launch.configure_logging(run)
+    launch.check_launch(run.world_size, run.n_gpu)
     if run.device.type == "cpu":
         keep_freed_memory()
     channel = ControlChannel(timeout_seconds=min(600.0, run.ddp_timeout))
     agreement = Agreement(channel, stop)
-    checkpoint = run_folder.find_checkpoint(output_dir, run.resume_from_checkpoint)
     data = DataFolder.open(recipe.data_dir)
+    if run.resume_from_checkpoint is not None and run_folder.awaits_evaluation(output_dir):
+        finish_report(recipe, data, channel)
+        return 0
+    checkpoint = run_folder.find_checkpoint(output_dir, run.resume_from_checkpoint)
     columns = data.columns_for(document_mask=recipe.data.document_mask, next_sentence=recipe.add_nsp)
     blocks = data.train(seed=run.seed, columns=columns)
     setup.check_data(data, blocks, recipe)
-    check_engine_config(run)
+    settle_engine_config(run)
     run_folder.check_engine(checkpoint, engine_name(run), run.world_size)
     launch.check_trackers(run)
     job = run_folder.restore_clock(CLOCK, output_dir, checkpoint)
@@ -65,28 +67,23 @@ def train(argv: Sequence[str] | None, stop: StopRequest) -> int:
     model = setup.make_model(recipe, data, blocks, channel, resumed=checkpoint is not None)
     collator = setup.make_collator(recipe, data)
     micro_batch = collator(blocks.__getitems__(range(run.per_device_train_batch_size)))
-    launch.leave_if_asked(agreement, output_dir, "set-up")
     speed = settle_speed(recipe, model, micro_batch, CLOCK.elapsed_seconds(), checkpoint, channel)
-    launch.leave_if_asked(agreement, output_dir, "the probe of bf16 and compiling")
+    launch.leave_if_asked(agreement, output_dir, "set-up")
+    optimizer_options = setup.optimizer_options(recipe)
     identity = setup.identity(model, data, recipe)
     run_folder.check_identity(identity, output_dir, checkpoint)
+    if checkpoint is not None and run.process_index == 0:  # it is this run's: from here on its clock is kept
+        at_exit.enter_context(setup.claim(output_dir, identity, job, CLOCK))
 
     # The Trainer: the budget first, then what happens at shares of it.
-    budget = TimeBudgetCallback(
-        clock=CLOCK,
-        agreement=agreement,
-        early_exit_time_marker=recipe.early_exit_seconds,
-        job_time_limit=recipe.job_limit_seconds,
-    )
+    budget = setup.make_budget(recipe, CLOCK, agreement)
     trainer = TimeBudgetTrainer(
         model=model,
         args=run,
         train_dataset=blocks,
         data_collator=collator,
         processing_class=data.load_tokenizer(),
-        create_optimizer_fn=partial(
-            build_optimizer, recipe.optimizer.optimizer_type, **setup.optimizer_options(recipe)
-        ),
+        create_optimizer_fn=partial(build_optimizer, recipe.optimizer.optimizer_type, **optimizer_options),
         evaluation=setup.make_evaluation(data),
         time_budget=budget,
         identity=identity,
@@ -96,9 +93,8 @@ def train(argv: Sequence[str] | None, stop: StopRequest) -> int:
         regional_compile=recipe.budget.regional_compile,
         **recipe.schedule(),
     )
-    launch.check_launch(trainer.accelerator.num_processes, run.n_gpu)
 
-    # How long the end takes is measured; only then, when all ranks have seen the folder as it was, is it this run's.
+    # How long the end takes is measured; only then is a new folder this run's (a resumed one was so above).
     trainer.rehearse_save(output_dir)
     samples_per_epoch = setup.samples_per_epoch(recipe, data)
     validation = recipe.validation_plan(samples_per_epoch)
@@ -106,8 +102,9 @@ def train(argv: Sequence[str] | None, stop: StopRequest) -> int:
         trainer.rehearse_evaluation(validation.seconds_between(recipe.total_seconds))
     launch.leave_if_asked(agreement, output_dir, "set-up")
     budget.check_room(resumed=checkpoint is not None)
-    clock_file = setup.claim(output_dir, identity, job, CLOCK) if run.process_index == 0 else None
-    happenings = add_callbacks(trainer, recipe, validation, samples_per_epoch, job)
+    if checkpoint is None and run.process_index == 0:
+        at_exit.enter_context(setup.claim(output_dir, identity, job, CLOCK))
+    callbacks = add_callbacks(trainer, recipe, validation, samples_per_epoch, job)
 
     # Train until the budget ends, then put the model on disk: here the budget ends. A signal on any rank makes all of
     # them stop after the same step, with a checkpoint.
@@ -117,40 +114,32 @@ def train(argv: Sequence[str] | None, stop: StopRequest) -> int:
     if final is not None:
         trainer.save_folder(final)
     CLOCK.stop()
-    stop.restore()
-    if clock_file is not None:
-        clock_file.close()
+    at_exit.close()  # clock.json has its last entry, and signals end the process again
     if resumable:
         if run.process_index == 0:
             run_folder.mark_resumable(output_dir, str(budget.stop_reason))
         return RESUMABLE_EXIT
 
-    # Outside of the budget: the pinned evaluation on all blocks, the report, its picture and the card.
-    if final is not None and run.process_index == 0:
-        happenings.markers.copy_final(final)
-    report = account(trainer, happenings, trainer.evaluate(), recipe.as_dict())
-    if run.process_index == 0:
-        write_outcome(output_dir, report, happenings.progress.path, final)
-        setup.print_summary(report, output_dir)
+    conclude(trainer, callbacks, recipe, final)  # outside of the budget
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`train`, with its end in one line: 85 for a run to be resumed, 2 for bad input, 1 for a run that cannot go on."""
     stop = StopRequest()
-    stop.listen()  # before the heavy imports; a second SIGINT ends at once
     try:
-        return train(argv, stop)
+        with ExitStack() as at_exit:
+            stop.listen()  # before the heavy imports; a second SIGINT ends at once
+            at_exit.callback(stop.restore)
+            return train(argv, stop, at_exit)
     except StopAsked as asked:
         log.info("stopped: %s", asked)
         return RESUMABLE_EXIT
     except (InputError, RunError) as error:
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(3)  # usually rank 0 says the same first, and the launcher ends us before we repeat it
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        from budget_trainer.launch import say_error
+
+        say_error(error)
         return 2 if isinstance(error, InputError) else 1
-    finally:
-        stop.restore()
 
 
 if __name__ == "__main__":

@@ -97,6 +97,11 @@ class BudgetClock:
         """Seconds used by the run: this job and the earlier ones."""
         return self.job_seconds() + sum(self._before.values())
 
+    @property
+    def present_phase(self) -> str | None:
+        """What time is counted as now; None once the clock was stopped."""
+        return self._phase
+
     def remaining_seconds(self) -> float:
         return self.total_seconds - self.elapsed_seconds()
 
@@ -163,7 +168,7 @@ class ClockFile:
 
     def write(self) -> None:
         shares = self.clock.shares()
-        content = {"elapsed_seconds": sum(shares.values()), "shares": shares}
+        content = {"elapsed_seconds": sum(shares.values()), "phase": self.clock.present_phase, "shares": shares}
         aside = self.path.with_name(self.path.name + ".tmp")
         aside.write_text(json.dumps(content) + "\n", encoding="utf-8")
         os.replace(aside, self.path)
@@ -173,6 +178,12 @@ class ClockFile:
         self.write()
         self._thread = threading.Thread(target=self._run, name="clock.json", daemon=True)
         self._thread.start()
+
+    def __enter__(self) -> ClockFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def _run(self) -> None:
         while not self._done.wait(self.every_seconds):

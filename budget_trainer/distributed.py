@@ -34,9 +34,7 @@ class ControlChannel:
         self._group: dist.ProcessGroup | None = None
         if self.world_size > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
-            # A wait that times out closes all connections of its group: reports and replies have groups of their own.
-            wait = timedelta(seconds=timeout_seconds)
-            self._reports, self._replies = (dist.new_group(backend="gloo", timeout=wait) for _ in range(2))
+            self._roll_call = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
 
     def agree(self, readings: Sequence[float], flags: Sequence[int] = ()) -> tuple[list[float], list[int]]:
         """Rank 0's `readings` and, of each flag, the highest value that any rank raised (0: nobody did).
@@ -87,29 +85,21 @@ class ControlChannel:
         return LostRank(f"{self.roll_call()} ({reason}); resume with --resume_from_checkpoint auto")
 
     def roll_call(self) -> str:
-        """Say who does not answer. The ranks that are left call it together; it takes about ROLL_CALL_SECONDS.
+        """Say who does not answer, after ROLL_CALL_SECONDS at most. Every rank whose collective failed calls it.
 
-        Each reports to rank 0, which tells all of them who was missing; without rank 0 nobody can tell of the others. A
-        rank whose connection is closed has gone; a silent one may only be waiting for it.
+        Each sends a number to each. A rank whose connection is closed has gone; where none has, those are named that
+        stay silent. (A silent one may be alive, waiting in a collective for the one that has gone.)
         """
         if self._group is None:
             return "a collective failed in a run of one process"
-        seen = torch.full((self.world_size,), HERE, dtype=torch.uint8)
-        if self.rank != 0:
-            sent = _wait(_post(dist.isend, torch.ones(1), 0, self._reports), ROLL_CALL_SECONDS)
-            told = _post(dist.irecv, seen, 0, self._replies)
-            seen[0] = sent if sent != HERE else _wait(told, 3 * ROLL_CALL_SECONDS)
-        else:
-            end = time.monotonic() + ROLL_CALL_SECONDS
-            others = range(1, self.world_size)
-            reports = [_post(dist.irecv, torch.zeros(1), rank, self._reports) for rank in others]
-            for rank, report in zip(others, reports, strict=True):
-                seen[rank] = _wait(report, end - time.monotonic())
-            for rank in others:
-                if seen[rank] == HERE:
-                    _wait(_post(dist.isend, seen, rank, self._replies), 1.0)
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
+        for rank in others:
+            _post(dist.isend, torch.ones(1), rank, self._roll_call)
+        answers = [_post(dist.irecv, torch.zeros(1), rank, self._roll_call) for rank in others]
+        end = time.monotonic() + ROLL_CALL_SECONDS
+        found = {rank: _wait(work, end) for rank, work in zip(others, answers, strict=True)}
         for state, words in ((GONE, "is gone"), (SILENT, f"did not answer within {ROLL_CALL_SECONDS:g}s")):
-            names = [str(rank) for rank in range(self.world_size) if seen[rank] == state]
+            names = [str(rank) for rank in others if found[rank] == state]
             if names:
                 return f"rank {', '.join(names)} of {self.world_size} {words}"
         return f"all {self.world_size} ranks are there, and a message among them failed"
@@ -123,10 +113,9 @@ def _post(send_or_receive: Callable[..., Any], tensor: torch.Tensor, rank: int, 
         return None
 
 
-def _wait(work: Any, seconds: float) -> int:
-    """What became of a posted message: HERE, GONE (an error) or SILENT (the time is up)."""
-    wait = max(seconds, 0.05)
-    end = time.monotonic() + wait
+def _wait(work: Any, end: float) -> int:
+    """What became of a posted message by `end` (of time.monotonic): HERE, GONE (an error) or SILENT."""
+    wait = max(end - time.monotonic(), 0.05)
     try:
         if work is not None:
             work.wait(timedelta(seconds=wait))

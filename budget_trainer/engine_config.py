@@ -27,8 +27,8 @@ def asks_for_fsdp(run: TrainingArguments) -> bool:
     return bool(run.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
-def check_engine_config(run: TrainingArguments) -> None:
-    """Refuse an engine that cannot run here, and a DeepSpeed configuration that says what the recipe says.
+def settle_engine_config(run: TrainingArguments) -> None:
+    """Refuse an engine that cannot run here, and a DeepSpeed configuration that contradicts the recipe.
 
     Clipping, accumulation, batch and precision may stand in a DeepSpeed JSON as `auto` or with the recipe's value. Under
     ZeRO-3 the weights are gathered on saving: without that a checkpoint holds empty tensors.
@@ -58,8 +58,8 @@ def check_engine_config(run: TrainingArguments) -> None:
         theirs = (config.get(section, {}) if section else config).get(name, "auto")
         if theirs not in ("auto", None) and theirs != value:
             raise InputError(
-                f'deepspeed_config: {key} is {theirs}, and {flag} is {value}; write {key} as "auto" and leave it to the '
-                "recipe"
+                f"deepspeed_config: {key} is {theirs} (or missing), {flag} is {value}; write {key} as 'auto' and leave it to "
+                "the recipe"
             )
     if zero_stage(run.deepspeed_plugin) == 3:
         config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from budget_trainer import checkpoints
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
+from budget_trainer.errors import RunError
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -32,7 +33,9 @@ class BadSteps:
         self._before: bool | torch.Tensor = False
 
     def judge(self, value: Any, model: torch.nn.Module, optimizer: Any) -> torch.Tensor:
-        """Whether `value` of the step to be taken (its gradient norm, the same on all ranks) is not finite: bool []."""
+        """Whether `value` of the step to be taken is not finite: bool []. The gradient norm is the same on all ranks."""
+        if hasattr(value, "full_tensor"):  # FSDP's norm is a DTensor
+            value = value.full_tensor()
         bad = ~torch.isfinite(torch.as_tensor(0.0 if value is None else value).detach())
         self._before = self._now
         if bad.device.type != "cpu":
@@ -66,7 +69,8 @@ class GuardedSteps(_Base):
 
     time_budget: TimeBudgetCallback
     _loss_before: torch.Tensor | None = None
-    _line = (0, 0)  # step and bad steps at the last line of the log
+    _line_began = 0  # the step of the last line of the log
+    _bad_in_line: torch.Tensor | None = None  # bad steps since then, on the device
 
     def watch_steps(self) -> None:
         """Judge every step from now on (at the end of __init__)."""
@@ -74,29 +78,31 @@ class GuardedSteps(_Base):
         self.time_budget.found_bad_step = self.bad_steps.found
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
+        if self._loss_before is None:
+            self._line_began = self.state.global_step
         self._loss_before = self._tr_loss.clone()
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """The seam between the gradients and the optimizer. The loss of a bad step does not count in the log.
 
-        With fp16 an infinite norm only means that the loss scale is being sought; there the loss decides.
+        With fp16 an infinite norm only means that the loss scale is being sought; there this rank's loss decides.
         """
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
         if self._loss_before is not None:
             bad = self.bad_steps.judge(self._tr_loss if self.args.fp16 else norm, model, self.optimizer)
-            self._tr_loss = torch.where(bad.to(self._tr_loss.device), self._loss_before, self._tr_loss)
+            bad = bad.to(self._tr_loss.device)
+            self._tr_loss = torch.where(bad, self._loss_before, self._tr_loss)
+            self._bad_in_line = bad.long() if self._bad_in_line is None else self._bad_in_line + bad
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The loss of a line is the mean over its good steps; None where there was none."""
-        if "loss" in logs and self.is_in_train:
-            step, bad = self.state.global_step, self.time_budget.bad_steps
-            steps, withheld = step - self._line[0], bad - self._line[1]
-            self._line = (step, bad)
-            if withheld:
-                good = steps - withheld
-                logs |= {"loss": logs["loss"] * steps / good if good > 0 else float("nan"), "bad_steps": withheld}
+        """The loss of a line is the mean over its good steps (as this rank saw them), nan where there was none."""
+        if "loss" in logs and self._bad_in_line is not None:
+            steps, bad = self.state.global_step - self._line_began, int(self._bad_in_line)
+            self._line_began, self._bad_in_line = self.state.global_step, None
+            if bad:
+                logs |= {"loss": logs["loss"] * steps / (steps - bad) if bad < steps else math.nan, "bad_steps": bad}
         super().log(logs, start_time)  # type: ignore[misc]
 
     def roll_back(self) -> Path | None:
@@ -110,22 +116,30 @@ class GuardedSteps(_Base):
         (step,), _ = budget.channel.agree(
             [max(map(checkpoints.step_of, checkpoints.checkpoints(run_dir)), default=-1)]
         )
+        scheduler: Any = self.lr_scheduler
         if step < 0:
+            scheduler.refresh()
             return None
         folder = run_dir / f"checkpoint-{int(step)}"
         with clock.phase("save"):
             checkpoints.verify(folder)
-            if self.is_deepspeed_enabled:
-                self.model_wrapped.load_checkpoint(str(folder), load_lr_scheduler_states=False)  # type: ignore[operator]
-            else:
-                self._load_from_checkpoint(str(folder))
-                state = torch.load(os.path.join(folder, "optimizer.pt"), map_location="cpu", weights_only=True)
-                self.optimizer.load_state_dict(state)  # type: ignore[union-attr]
+            self._load_weights(str(folder))
+            self._load_optimizer_and_scheduler(str(folder))
             self._load_rng_state(str(folder))
-            scheduler: Any = self.lr_scheduler
             scheduler.refresh()  # the optimizer has brought its old rates back
+            self.watch_steps()  # what was found before is of the old weights
             budget.channel.barrier()
         return folder
+
+    def _load_weights(self, folder: str) -> None:
+        """Of an engine that shards them with its optimizer state."""
+        if not self.is_deepspeed_enabled:
+            self._load_from_checkpoint(folder, self.model_wrapped if self.is_fsdp_enabled else None)
+            return
+        engine: Any = self.model_wrapped
+        path, _ = engine.load_checkpoint(folder, load_lr_scheduler_states=False)
+        if path is None:
+            raise RunError(f"roll-back: DeepSpeed finds nothing to load in {folder}; resume from an older checkpoint")
 
     def loss_scale(self) -> float | None:
         """fp16's present loss scale; reading it waits for the device. None without fp16."""

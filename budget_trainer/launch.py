@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import time
 from pathlib import Path
 
 from transformers import TrainingArguments
@@ -73,3 +75,10 @@ def leave_if_asked(agreement: Agreement, output_dir: Path, during: str) -> None:
     if agreement.channel.rank == 0:
         run_folder.mark_resumable(output_dir, "stop_requested")
     raise StopAsked(f"{agreement.stop_asked_by} during {during}, before the first step")
+
+
+def say_error(error: Exception) -> None:
+    """One line on stderr. The other ranks wait: usually rank 0 says the same, and the launcher ends them meanwhile."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(3)
+    print(f"error: {error}", file=sys.stderr, flush=True)

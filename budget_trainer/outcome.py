@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.data import BlockDataset
+from budget_trainer import run_folder
+from budget_trainer.checked_recipe import Recipe
+from budget_trainer.clock import format_duration
+from budget_trainer.data import BlockDataset, DataFolder
+from budget_trainer.distributed import ControlChannel
 from budget_trainer.engine_config import engine_name
-from budget_trainer.happenings import Happenings
 from budget_trainer.model_card import write_model_card
-from budget_trainer.modeling import parameter_count
+from budget_trainer.modeling import load_pretrained, parameter_count
 from budget_trainer.report import draw_report, environment, read_progress, write_json_atomic
+from budget_trainer.run_callbacks import RunCallbacks
+from budget_trainer.setup import make_evaluation
 from budget_trainer.trainer import TimeBudgetTrainer
 
 
 def account(
     trainer: TimeBudgetTrainer,
-    happenings: Happenings,
-    evaluation: dict[str, float] | None,
+    callbacks: RunCallbacks,
     recipe: dict[str, Any],
 ) -> dict[str, Any]:
-    """What the report says. Call it on all ranks (their step counts and learning rates are gathered)."""
-    progress = happenings.progress
+    """What the report says, but for the evaluation. Call it on all ranks (steps and learning rates are gathered)."""
+    progress = callbacks.progress
     if progress.steps == 0:  # nothing was left to train: the account is the earlier jobs'
         progress.restore(trainer.state)
+        callbacks.guard.restore(trainer.state)
     budget, shares = trainer.time_budget, trainer.clock.shares()
     mine = {"rank": trainer.channel.rank, "steps": progress.steps, "learning_rates_sha256": progress.rates_sha256}
     assert isinstance(trainer.train_dataset, BlockDataset)
@@ -46,10 +53,10 @@ def account(
         "passes_over_corpus": samples / trainer.train_dataset.rows,
         "learning_rate_last": progress.learning_rate_last,
         "learning_rate_peak": progress.learning_rate_peak,
-        "evaluation": evaluation and {name.removeprefix("eval_"): value for name, value in evaluation.items()},
+        "evaluation": None,
         "world_size": trainer.args.world_size,
         "engine": engine_name(trainer.args),
-        **happenings.guard.account(),
+        **callbacks.guard.account(),
         "stop_reason": budget.stop_reason or "max_steps",
         "jobs": progress.job,
         "parameters": parameter_count(model),
@@ -60,10 +67,63 @@ def account(
     }
 
 
-def write_outcome(output_dir: Path, report: dict[str, Any], progress: Path, final: Path | None) -> None:
-    """Write `run_report.json` and `.png`, and the card into `final` (main process only)."""
-    json_path, picture = output_dir / "run_report.json", output_dir / "run_report.png"
+def conclude(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Recipe, final: Path | None) -> None:
+    """The pinned evaluation on all blocks, the report, its picture and the card: on all ranks, when the clock has stopped.
+
+    The account is written first: whoever is killed from here on loses no more than the evaluation (`finish_report`).
+    """
+    main = trainer.args.process_index == 0
+    if main and final is not None:
+        callbacks.markers.copy_final(final)
+    report = account(trainer, callbacks, recipe.as_dict())
+    if main:
+        write_json_atomic(recipe.output_dir / run_folder.REPORT, report)
+    report["evaluation"] = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    if main:
+        _write(recipe.output_dir, report, final)
+
+
+def finish_report(recipe: Recipe, data: DataFolder, channel: ControlChannel) -> None:
+    """Evaluate `final/` of a run that was killed before its evaluation ended, and write the rest; on all ranks."""
+    final, device = recipe.output_dir / run_folder.FINAL, recipe.run.device
+    report = json.loads((recipe.output_dir / run_folder.REPORT).read_text(encoding="utf-8"))
+    model = load_pretrained(str(final), add_nsp=recipe.add_nsp).to(device)
+    report["evaluation"] = make_evaluation(data).run(
+        model, device=device, rank=channel.rank, world_size=channel.world_size, reduce_sum=channel.sum
+    )
+    if channel.rank == 0:
+        _write(recipe.output_dir, report, final)
+
+
+def _write(output_dir: Path, report: dict[str, Any], final: Path | None) -> None:
+    """`run_report.json` and `.png`, the card in `final`, and three lines for whoever watches."""
+    json_path, picture = output_dir / run_folder.REPORT, output_dir / "run_report.png"
     write_json_atomic(json_path, report)
-    draw_report(report, read_progress(progress), picture)
+    draw_report(report, read_progress(output_dir / run_folder.PROGRESS), picture)
     if final is not None:
         write_model_card(final, report, run_report=json_path, picture=picture)
+    print_summary(report, output_dir)
+
+
+def print_summary(report: dict[str, Any], output_dir: Path) -> None:
+    """Three lines at the end of a run."""
+    evaluation, shares = report["evaluation"], report["shares"]
+    parts = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in shares.items() if seconds >= 0.05)
+    limit = report["budget_seconds"]  # none, or infinite before it was JSON
+    budget = f" of {limit:.1f}s" if limit is not None and math.isfinite(limit) else ""
+    print(
+        f"\n{report['steps']} steps, {report['tokens']:,} tokens at {report['tokens_per_second']:,.0f}/s; used "
+        f"{report['used_seconds']:.1f}s{budget} ({parts})"
+    )
+    if report.get("mfu"):
+        print(
+            f"{report['model_tflops_per_second']:.3g} TFLOP/s of the model, {100 * report['mfu']:.1f} % of this device's "
+            f"matmul peak; waiting for data {100 * report['data_wait_share']:.2f} %"
+        )
+    if report["overrun_seconds"] > 0:
+        print(f"the budget was overrun by {report['overrun_seconds']:.1f}s")
+    print(
+        f"held-out loss {evaluation['loss']:.4f}, accuracy {evaluation['accuracy']:.4f}, "
+        f"bits per byte {evaluation['bits_per_byte']:.4f}\nreport in {output_dir}/run_report.json and .png",
+        flush=True,
+    )

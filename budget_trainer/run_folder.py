@@ -14,6 +14,7 @@ from budget_trainer.errors import InputError
 
 log = logging.getLogger(__name__)
 FINAL, CLOCK, RUN, PROGRESS, RESUMABLE = "final", "clock.json", "run.json", "progress.jsonl", "RESUMABLE"
+REPORT = "run_report.json"
 
 
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
@@ -40,6 +41,15 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
         raise InputError(f"resume_from_checkpoint: {checkpoint} is not a folder; give one, or 'auto' for the newest")
     checkpoints.complete_manifest(checkpoint)
     return checkpoint
+
+
+def awaits_evaluation(output_dir: Path) -> bool:
+    """Whether the run is finished, and was killed before the evaluation that follows had ended."""
+    try:
+        report = json.loads((output_dir / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (output_dir / FINAL).is_dir() and report.get("evaluation") is None
 
 
 def check_identity(identity: dict[str, Any], output_dir: Path, checkpoint: Path | None) -> None:

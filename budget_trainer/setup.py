@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from budget_trainer import run_folder
+from budget_trainer.agreement import Agreement
 from budget_trainer.arguments import ADAM_FLAGS
 from budget_trainer.callbacks.throughput import Throughput
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 from budget_trainer.checked_recipe import Recipe, parse_offsets
-from budget_trainer.clock import BudgetClock, ClockFile, format_duration
+from budget_trainer.clock import BudgetClock, ClockFile
 from budget_trainer.data import BlockDataset, DataFolder
 from budget_trainer.distributed import ControlChannel
 from budget_trainer.engine_optimizers import check_engine, check_lamb, keep_optimizer, needs_cpu_adam_built, zero_stage
@@ -192,6 +192,15 @@ def make_collator(recipe: Recipe, data: DataFolder) -> MaskingCollator:
     )
 
 
+def make_budget(recipe: Recipe, clock: BudgetClock, agreement: Agreement) -> TimeBudgetCallback:
+    return TimeBudgetCallback(
+        clock=clock,
+        agreement=agreement,
+        early_exit_time_marker=recipe.early_exit_seconds,
+        job_time_limit=recipe.job_limit_seconds,
+    )
+
+
 def make_throughput(recipe: Recipe, budget: TimeBudgetCallback) -> Throughput:
     """Measures this device's matmul peak in the precision of the run, for at most a second and 0.5 % of the budget."""
     run = recipe.run
@@ -275,26 +284,3 @@ def claim(output_dir: Path, identity: dict[str, Any], job: int, clock: BudgetClo
     clock_file = ClockFile(output_dir / run_folder.CLOCK, clock)
     clock_file.start()
     return clock_file
-
-
-def print_summary(report: dict[str, Any], output_dir: Path) -> None:
-    """Three lines at the end of a run."""
-    evaluation, shares = report["evaluation"], report["shares"]
-    parts = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in shares.items() if seconds >= 0.05)
-    budget = f" of {report['budget_seconds']:.1f}s" if math.isfinite(report["budget_seconds"]) else ""
-    print(
-        f"\n{report['steps']} steps, {report['tokens']:,} tokens at {report['tokens_per_second']:,.0f}/s; used "
-        f"{report['used_seconds']:.1f}s{budget} ({parts})"
-    )
-    if report.get("mfu"):
-        print(
-            f"{report['model_tflops_per_second']:.3g} TFLOP/s of the model, {100 * report['mfu']:.1f} % of this device's "
-            f"matmul peak; waiting for data {100 * report['data_wait_share']:.2f} %"
-        )
-    if report["overrun_seconds"] > 0:
-        print(f"the budget was overrun by {report['overrun_seconds']:.1f}s")
-    print(
-        f"held-out loss {evaluation['loss']:.4f}, accuracy {evaluation['accuracy']:.4f}, "
-        f"bits per byte {evaluation['bits_per_byte']:.4f}\nreport in {output_dir}/run_report.json and .png",
-        flush=True,
-    )

@@ -105,6 +105,17 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
             self.optimizer = self.create_optimizer_fn(model or self.model)  # type: ignore[arg-type]
         return super().create_optimizer(model)
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """What the engines need once they hold the model."""
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        model: Any = self.model
+        if self.is_fsdp_enabled and hasattr(model, "masked_logits"):  # it gathers the weights for methods it knows of
+            torch.distributed.fsdp.register_fsdp_forward_method(model, "masked_logits")
+        scaler = getattr(getattr(self.model_wrapped, "optimizer", None), "loss_scaler", None)
+        if hasattr(scaler, "raise_error_at_min_scale"):
+            scaler.raise_error_at_min_scale = False  # DeepSpeed's fp16: the guard ends the run, after scale_cnt_limit
+        return prepared
+
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         """One endless epoch from the first unused sample on: resume is O(1), and the order ignores the ranks."""
         if not isinstance(train_dataset or self.train_dataset, BlockDataset):
@@ -213,6 +224,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
         with self.clock.phase("evaluate"):
             result = self._run_evaluation(self.evaluation_blocks if self.is_in_train else max_blocks)
         if not result["complete"]:
+            self.control.should_evaluate = False
             self.time_budget.decide(self.state, self.control)  # a signal came: a checkpoint, and the end
             return {}
         self.time_budget.evaluate_seconds = self.clock.shares()["evaluate"] - begin

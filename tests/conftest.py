@@ -1,7 +1,9 @@
 """What many tests share: a tiny data folder, a tiny recipe, a launcher."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -66,15 +68,30 @@ def start(options, *, processes=2, script="train_mlm.py"):
     """The same without waiting for its end: the launcher's process, whose stderr is read with `communicate`."""
     config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "cpu_2proc.yaml")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, script, *words(options)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return spawn(command, stdout=subprocess.DEVNULL)
+
+
+STARTED = []
+
+
+def spawn(command, *, env=None, stdout=subprocess.PIPE):
+    """A command of the project as a process of its own, with stderr as a pipe; killed when the test is over."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})}
+    words = [str(part) for part in command]
+    process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_behind():
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        for pid in [*children(process.pid), process.pid] if process.poll() is None else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
 
 
 def children(pid):

@@ -124,10 +124,20 @@ def test_roll_back_after_bad_steps_in_a_row_and_a_clear_end(tmp_path):
     assert again.roll_backs == 2 and again.time_budget.rate_factor == 0.25 and again.bad_steps == guard.bad_steps - 1
 
 
-def test_without_a_checkpoint_it_ends():
-    guard, budget, state = guard_of(max_bad_steps=1)
-    with pytest.raises(Diverged, match="no checkpoint to go back to"):
+def test_without_a_checkpoint_the_rate_falls_and_the_weights_stay(caplog):
+    guard, budget, state = guard_of(max_bad_steps=1, max_roll_backs=1)
+    step(guard, budget, state, True)
+    assert budget.rate_factor == 0.5 and "the weights as they are, there is no checkpoint yet" in caplog.text
+    with pytest.raises(Diverged, match="after 1 roll-backs"):
         step(guard, budget, state, True)
+
+
+def test_the_last_step_of_a_job_changes_nothing_any_more():
+    guard, budget, state = guard_of(max_bad_steps=1, max_roll_backs=0)
+    budget.agreement.bad_step = True
+    control = TrainerControl(should_training_stop=True, should_save=True)
+    guard.on_step_end(None, state, control)
+    assert control.should_save and guard.roll_backs == 0 and guard.bad_steps == 1
 
 
 def test_a_bad_validation_goes_back(tmp_path):
@@ -203,9 +213,24 @@ def test_bad_steps_are_counted_and_the_run_goes_back(data_dir, tmp_path):
     assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "out/final/model.safetensors").values())
 
 
+def test_the_loss_of_a_line_is_that_of_its_good_steps(data_dir, tmp_path):
+    """Steps 5 to 8 in one line, 6 of them bad; also when the job was resumed behind an earlier bad step."""
+    options = {**STEPS, "data_dir": data_dir, "learning_rate": 0, "embedding_learning_rate": 0, "max_steps": 8}
+    options |= {"num_epochs_between_checkpoints": -1}
+    done = nan_run({}, options, tmp_path / "clean")  # a rate of zero: every loss is that of its batch alone
+    assert done.returncode == 0, done.stderr
+    alone = {line["step"]: line["loss"] for line in progress(tmp_path / "clean") if "loss" in line}
+    done = nan_run({"0": [2, 6]}, {**options, "logging_steps": 4}, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    lines = {line["step"]: line for line in progress(tmp_path / "out") if "loss" in line}
+    assert lines[4]["bad_steps"] == lines[8]["bad_steps"] == 1
+    assert lines[8]["loss"] == pytest.approx((alone[5] + alone[7] + alone[8]) / 3, rel=1e-5)
+    assert lines[4]["loss"] == pytest.approx((alone[3] + alone[4]) / 2, rel=1e-5), "the first has a line of its own"
+
+
 def test_a_run_that_diverges_ends_in_one_line(data_dir, tmp_path):
     options = {**STEPS, "data_dir": data_dir, "max_bad_steps": 2, "num_epochs_between_checkpoints": -1}
-    done = nan_run({"0": list(range(3, 20))}, options, tmp_path / "out")
+    done = nan_run({"0": list(range(3, 20))}, {**options, "max_roll_backs": 1}, tmp_path / "out")
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: step 4: 2 steps in a row")
+    assert done.stderr.strip().splitlines()[-1].startswith("error: step 6: 2 steps in a row")
     assert "Traceback" not in done.stderr and not (tmp_path / "out" / "final").exists()

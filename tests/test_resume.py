@@ -110,3 +110,25 @@ def test_resume_refuses_another_model_and_a_damaged_checkpoint(options, tmp_path
         file.write(b"damage")
     damaged = train(again)
     assert damaged.returncode == 2 and "does not match its checksum" in damaged.stderr
+
+
+def test_killed_in_the_last_evaluation_only_that_is_made_up_for(options, tmp_path):
+    output_dir = tmp_path / "run"
+    options = {**options, "max_steps": 5, "num_epochs_between_checkpoints": -1, "output_dir": output_dir}
+    done = train(options)
+    assert done.returncode == 0, done.stderr
+    whole = report(output_dir)
+    (output_dir / "run_report.json").write_text(json.dumps({**whole, "evaluation": None}))
+    (output_dir / "run_report.png").unlink()
+    refused = train(options)
+    assert refused.returncode == 2 and "already has final/" in refused.stderr
+    done = train({**options, "resume_from_checkpoint": "auto"})
+    assert done.returncode == 0, done.stderr
+    again = report(output_dir)
+    assert (
+        again["evaluation"] == pytest.approx(whole["evaluation"], rel=1e-5)
+        and (output_dir / "run_report.png").exists()
+    )
+    assert {**again, "evaluation": 0} == {**whole, "evaluation": 0}
+    refused = train({**options, "resume_from_checkpoint": "auto"})
+    assert refused.returncode == 2 and "already has final/" in refused.stderr

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TINY, children, report, wait_for, words
+from tests.conftest import TINY, children, report, spawn, wait_for, words
 
 pytestmark = pytest.mark.skipif(not Path("/usr/bin/pkill").exists(), reason="needs pkill (procps)")
 SRUN = """#!/bin/bash
@@ -33,18 +32,11 @@ def slurm(tmp_path):
     job = {"SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_ID": "77"}
     path = f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     job |= {"ASKED": str(asked), "PATH": path, "PROFILE": "accelerate_configs/cpu_2proc.yaml"}
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **job}, asked
+    return job, asked
 
 
 def submit(options, environment):
-    return subprocess.Popen(
-        ["bash", "accelerate_configs/slurm.sbatch", *words(options)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return spawn(["bash", "accelerate_configs/slurm.sbatch", *words(options)], env=environment)
 
 
 def test_the_end_of_a_slot_requeues_the_job_and_the_next_one_finishes(slurm, data_dir, tmp_path):

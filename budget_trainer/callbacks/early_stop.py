@@ -36,7 +36,7 @@ class EarlyStop(TrainerCallback):
             return
         if not loss <= self.early_stop_eval_loss:
             self.time_budget.stop_reason = "early_stop"
-            control.should_training_stop = True
+            control.should_training_stop = control.should_log = True
             if state.is_world_process_zero:
                 log.warning(
                     "step %d: training stops (early_stop): after %.0fs the validation loss is %.3f, above %g",

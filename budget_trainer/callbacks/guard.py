@@ -25,11 +25,12 @@ LINES_FOR_SPIKES = 20
 class Guard(TrainerCallback):
     """Reacts where a loss or a gradient was not finite (such steps have no effect, see `guarded.BadSteps`).
 
-    After `max_bad_steps` in a row `roll_back()` brings back the last good checkpoint, and from there on every learning
-    rate is `roll_back_lr_factor` of what it would be (`rate_factor`, over all roll-backs, read by the schedule); time and
-    data go on. After `max_roll_backs` of these, or without a checkpoint, the run ends with Diverged. A validation loss
-    that is not finite counts as a full row. fp16's loss scale at LOWEST_SCALE for `scale_cnt_limit` steps, seen at the
-    lines of the log, ends it too. A logged loss of `loss_spike` nats above the median of the last lines is reported.
+    After `max_bad_steps` in a row `roll_back()` brings back the last good checkpoint (None: there is none yet, the weights
+    stay), and from there on every learning rate is `roll_back_lr_factor` of what it would be (`rate_factor`, over all
+    roll-backs, read by the schedule); time and data go on. After `max_roll_backs` of these the run ends with Diverged. A
+    validation loss that is not finite counts as a full row. fp16's loss scale at LOWEST_SCALE for `scale_cnt_limit` steps,
+    seen at the lines of the log, ends it too. A logged loss of `loss_spike` nats above the median of the last lines is
+    reported.
     """
 
     def __init__(
@@ -61,6 +62,10 @@ class Guard(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.restore(state)
+
+    def restore(self, state: TrainerState) -> None:
+        """Take over what earlier jobs of the run have counted."""
         stored: Any = state.stateful_callbacks or {}
         for name, value in (stored.get(STATE_KEY) or {}).items():
             setattr(self, name, value)
@@ -77,7 +82,7 @@ class Guard(TrainerCallback):
                 control.should_save = False  # the last good checkpoint is the one before
         else:
             self._in_a_row = 0
-        if self._in_a_row >= self.max_bad_steps:
+        if self._in_a_row >= self.max_bad_steps and not control.should_training_stop:
             self._go_back(state, f"{self._in_a_row} steps in a row had a loss or gradient that is not finite")
         self.time_budget.bad_steps = self.bad_steps
         stored: Any = state.stateful_callbacks
@@ -138,11 +143,7 @@ class Guard(TrainerCallback):
             )
         self.rate_factor *= self.roll_back_lr_factor
         self.time_budget.rate_factor = self.rate_factor
-        checkpoint = self.roll_back()
-        if checkpoint is None:
-            raise Diverged(
-                f"{where}, and there is no checkpoint to go back to; lower learning_rate or lengthen the warmup"
-            )
+        checkpoint = self.roll_back() or "the weights as they are, there is no checkpoint yet"
         self.roll_backs += 1
         self._in_a_row = 0
         self._losses.clear()

@@ -48,7 +48,7 @@ class TimeBudgetCallback(TrainerCallback):
 
     After each step `reading` holds what all ranks agreed on, `share` the used share of the budget and `progress` the
     position on the learning-rate curve. `stop_reason` says why training ended: `budget`, `early_exit_time_marker`,
-    `job_time_limit`, `stop_requested`, or None (max_steps or another callback).
+    `job_time_limit`, `stop_requested`, `early_stop`, or None (max_steps or another callback).
     """
 
     def __init__(

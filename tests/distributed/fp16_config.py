@@ -32,9 +32,9 @@ def hand_over(name):
 for name in ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"):
     if os.fork() == 0:
         words = ["--config_file", str(CONFIGS / f"{name}.yaml"), "--num_processes", "1", "train_mlm.py"]
-        _, environment = prepare_deepspeed_cmd_env(
-            _validate_launch_command(launch_command_parser().parse_args(words))[0]
-        )
+        launched = _validate_launch_command(launch_command_parser().parse_args(words))[0]
+        launched.deepspeed_fields_from_accelerate_config = ""
+        _, environment = prepare_deepspeed_cmd_env(launched)
         os.environ.update(environment)
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29533")
         deepspeed.initialize = hand_over(name)

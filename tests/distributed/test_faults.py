@@ -9,7 +9,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, TINY, launch, progress, rank_pid, report, run, start, wait_for
+from tests.conftest import ROOT, TINY, launch, progress, rank_pid, report, run, start, wait_for, words, write_cpu_form
 
 STEPS = {
     **TINY,
@@ -58,8 +58,6 @@ def test_a_signal_on_one_rank_stops_both_with_one_checkpoint_that_resumes_alone(
     assert [line["loss"] for line in resumed] == pytest.approx([line["loss"] for line in expected], rel=1e-4)
     assert report(out)["samples"] == report(whole)["samples"]
 
-    third = launch({**alone, "per_device_train_batch_size": 4, "output_dir": tmp_path / "out2"})
-    assert third.returncode == 0
     wrong = {**alone, "per_device_train_batch_size": 4, "output_dir": out, "resume_from_checkpoint": str(checkpoint)}
     (out / "final").rename(tmp_path / "moved")
     refused = launch(wrong)
@@ -143,3 +141,26 @@ def test_a_message_without_an_answer_names_the_rank_in_bounded_time(how, tmp_pat
     seconds, _, said = (tmp_path / "said.txt").read_text().partition(" ")
     assert said.startswith("rank 1 of 2 " + {"late": "did not answer within 5s", "gone": "is gone"}[how]), said
     assert float(seconds) < 13  # 4 s of the message and 5 s of the roll call
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_under_zero_a_nan_goes_back_to_the_checkpoint_too(name, data_dir, tmp_path):
+    pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
+    out = tmp_path / "out"
+    manifest = json.loads((data_dir / "manifest.json").read_text())
+    batch = -(-(manifest["splits"]["train"]["rows"] // 2) // 4)  # a checkpoint after step 4
+    options = {**STEPS, "data_dir": data_dir, "output_dir": out, "max_steps": 12, "warmup_proportion": 0}
+    options |= {"curve": "constant", "max_bad_steps": 2, "per_device_train_batch_size": batch}
+    flags = [json.dumps({"1": [3, 6, 7]}), *words({**options, "num_epochs_between_checkpoints": 1})]
+    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", write_cpu_form(name, tmp_path)]
+    done = run([*head, NAN_RUN, *flags], env={"DS_ACCELERATOR": "cpu"})
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"step 7: 2 steps in a row had a loss or gradient that is not finite: back to {out}/checkpoint-4"
+        in done.stderr
+    )
+    account = report(out)
+    assert (account["bad_steps"], account["roll_backs"], account["steps"]) == (3, 1, 12)
+    rates = {line["step"]: line["learning_rate"] for line in losses(out)}
+    assert rates[7] == pytest.approx(2 * rates[8])
+    assert all(tensor.isfinite().all() for tensor in load_file(out / "final" / "model.safetensors").values())

@@ -17,7 +17,7 @@ from budget_trainer.validation_plan import ValidationPlan
 
 
 @dataclass(frozen=True)
-class Happenings:
+class RunCallbacks:
     """What the account of the run is made from."""
 
     progress: ProgressLog
@@ -27,7 +27,7 @@ class Happenings:
 
 def add_callbacks(
     trainer: TimeBudgetTrainer, recipe: Recipe, validation: ValidationPlan | None, samples_per_epoch: int, job: int
-) -> Happenings:
+) -> RunCallbacks:
     """Add everything in its order: the guard comes behind what saves, because a bad step is not saved."""
     budget, output_dir, watch = trainer.time_budget, recipe.output_dir, recipe.watch
     progress = ProgressLog(budget, output_dir / run_folder.PROGRESS, job)
@@ -58,4 +58,4 @@ def add_callbacks(
         trainer.add_callback(EarlyStop(budget, recipe.early_stop_seconds, watch.early_stop_eval_loss))
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(BudgetProgressBar(budget))
-    return Happenings(progress, markers, guard)
+    return RunCallbacks(progress, markers, guard)
