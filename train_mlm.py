@@ -52,6 +52,7 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     agreement = Agreement(channel, stop)
     data = DataFolder.open(recipe.data_dir)
     if run.resume_from_checkpoint is not None and run_folder.awaits_evaluation(output_dir):
+        at_exit.close()  # no more work that a signal would have to save
         finish_report(recipe, data, channel)
         return 0
     checkpoint = run_folder.find_checkpoint(output_dir, run.resume_from_checkpoint)
@@ -127,19 +128,19 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
 def main(argv: Sequence[str] | None = None) -> int:
     """`train`, with its end in one line: 85 for a run to be resumed, 2 for bad input, 1 for a run that cannot go on."""
     stop = StopRequest()
-    try:
-        with ExitStack() as at_exit:
-            stop.listen()  # before the heavy imports; a second SIGINT ends at once
-            at_exit.callback(stop.restore)
+    with ExitStack() as at_exit:
+        stop.listen()  # before the heavy imports; a second SIGINT ends at once
+        at_exit.callback(stop.restore)
+        try:
             return train(argv, stop, at_exit)
-    except StopAsked as asked:
-        log.info("stopped: %s", asked)
-        return RESUMABLE_EXIT
-    except (InputError, RunError) as error:
-        from budget_trainer.launch import say_error
+        except StopAsked as asked:
+            log.info("stopped: %s", asked)
+            return RESUMABLE_EXIT
+        except (InputError, RunError) as error:
+            from budget_trainer.launch import say_error
 
-        say_error(error)
-        return 2 if isinstance(error, InputError) else 1
+            say_error(error, stop)
+            return 2 if isinstance(error, InputError) else 1
 
 
 if __name__ == "__main__":
@@ -147,5 +148,5 @@ if __name__ == "__main__":
     if code in (0, RESUMABLE_EXIT):
         from budget_trainer.distributed import leave
 
-        leave()
+        leave(code)
     sys.exit(code)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -93,11 +96,13 @@ class ControlChannel:
         if self._group is None:
             return "a collective failed in a run of one process"
         others = [rank for rank in range(self.world_size) if rank != self.rank]
-        for rank in others:
-            _post(dist.isend, torch.ones(1), rank, self._roll_call)
+        sent = [_post(dist.isend, torch.ones(1), rank, self._roll_call) for rank in others]
         answers = [_post(dist.irecv, torch.zeros(1), rank, self._roll_call) for rank in others]
         end = time.monotonic() + ROLL_CALL_SECONDS
         found = {rank: _wait(work, end) for rank, work in zip(others, answers, strict=True)}
+        for work, rank in zip(sent, others, strict=True):
+            if found[rank] == HERE:
+                _wait(work, end)  # until then gloo needs the message to be kept
         for state, words in ((GONE, "is gone"), (SILENT, f"did not answer within {ROLL_CALL_SECONDS:g}s")):
             names = [str(rank) for rank in others if found[rank] == state]
             if names:
@@ -122,7 +127,7 @@ def _wait(work: Any, end: float) -> int:
             return HERE
     except RuntimeError:
         pass
-    return SILENT if time.monotonic() >= end else GONE
+    return SILENT if time.monotonic() >= end - 0.05 else GONE  # gloo counts in whole milliseconds
 
 
 def is_lost_connection(error: BaseException) -> bool:
@@ -133,11 +138,16 @@ def is_lost_connection(error: BaseException) -> bool:
     )
 
 
-def leave() -> None:
-    """Close the process groups before the interpreter ends.
+def leave(code: int) -> NoReturn:
+    """End the process with `code`, when all ranks have nothing more to say to each other.
 
-    A rank that ends while its communication threads live can abort in their destructors, and the launcher takes that for
-    a failure (seen once with DeepSpeed over gloo). Nothing waits here: no rank has a message under way.
+    With process groups open, without the interpreter's clean-up but for the functions of atexit: a rank whose
+    communication threads live while modules are taken down can abort, and the launcher takes that for a failure (seen
+    with DDP and DeepSpeed over gloo, also after destroy_process_group).
     """
     if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

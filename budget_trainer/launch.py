@@ -14,7 +14,8 @@ from transformers.utils import logging as hf_logging
 
 from budget_trainer import run_folder
 from budget_trainer.agreement import Agreement
-from budget_trainer.errors import InputError, StopAsked
+from budget_trainer.errors import InputError, LostRank, StopAsked
+from budget_trainer.stop_request import StopRequest
 
 
 def configure_logging(run: TrainingArguments) -> None:
@@ -77,8 +78,12 @@ def leave_if_asked(agreement: Agreement, output_dir: Path, during: str) -> None:
     raise StopAsked(f"{agreement.stop_asked_by} during {during}, before the first step")
 
 
-def say_error(error: Exception) -> None:
-    """One line on stderr. The other ranks wait: usually rank 0 says the same, and the launcher ends them meanwhile."""
-    if os.environ.get("RANK", "0") != "0":
+def say_error(error: Exception, stop: StopRequest) -> None:
+    """One line on stderr. Each rank says whom it has lost; of the rest rank 0 speaks for all.
+
+    The others repeat it only where the launcher has not ended them after 3 s: rank 0 may not have met the error.
+    """
+    if os.environ.get("RANK", "0") != "0" and not isinstance(error, LostRank):
+        stop.restore()
         time.sleep(3)
     print(f"error: {error}", file=sys.stderr, flush=True)

@@ -73,18 +73,20 @@ def conclude(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Recipe
     The account is written first: whoever is killed from here on loses no more than the evaluation (`finish_report`).
     """
     main = trainer.args.process_index == 0
-    if main and final is not None:
-        callbacks.markers.copy_final(final)
     report = account(trainer, callbacks, recipe.as_dict())
-    if main:
+    if main and final is not None:
         write_json_atomic(recipe.output_dir / run_folder.REPORT, report)
+        run_folder.mark_evaluation(recipe.output_dir, ended=False)
+        callbacks.markers.copy_final(final)
     report["evaluation"] = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     if main:
         _write(recipe.output_dir, report, final)
+    trainer.channel.barrier()
 
 
 def finish_report(recipe: Recipe, data: DataFolder, channel: ControlChannel) -> None:
     """Evaluate `final/` of a run that was killed before its evaluation ended, and write the rest; on all ranks."""
+    run_folder.check_data(recipe.output_dir, data.fingerprint)
     final, device = recipe.output_dir / run_folder.FINAL, recipe.run.device
     report = json.loads((recipe.output_dir / run_folder.REPORT).read_text(encoding="utf-8"))
     model = load_pretrained(str(final), add_nsp=recipe.add_nsp).to(device)
@@ -93,6 +95,7 @@ def finish_report(recipe: Recipe, data: DataFolder, channel: ControlChannel) -> 
     )
     if channel.rank == 0:
         _write(recipe.output_dir, report, final)
+    channel.barrier()
 
 
 def _write(output_dir: Path, report: dict[str, Any], final: Path | None) -> None:
@@ -102,6 +105,7 @@ def _write(output_dir: Path, report: dict[str, Any], final: Path | None) -> None
     draw_report(report, read_progress(output_dir / run_folder.PROGRESS), picture)
     if final is not None:
         write_model_card(final, report, run_report=json_path, picture=picture)
+    run_folder.mark_evaluation(output_dir, ended=True)
     print_summary(report, output_dir)
 
 

@@ -132,6 +132,23 @@ def begin(output_dir: Path, identity: dict[str, Any], job: int) -> None:
     os.replace(aside, output_dir / RUN)
 
 
+def mark_evaluation(output_dir: Path, ended: bool) -> None:
+    """Between `final/` and the end of its evaluation a job is to be resumed as well (main process)."""
+    if ended:
+        (output_dir / RESUMABLE).unlink(missing_ok=True)
+    else:
+        (output_dir / RESUMABLE).write_text("evaluation\n", encoding="utf-8")
+
+
+def check_data(output_dir: Path, fingerprint: str) -> None:
+    """Refuse to evaluate a finished run on the blocks of another data folder."""
+    if _read_run(output_dir).get("identity", {}).get("data") != fingerprint:
+        raise InputError(
+            f"data_dir: not the data that {output_dir} was trained with, and its evaluation is still to be done; give that "
+            "folder again"
+        )
+
+
 def mark_resumable(output_dir: Path, reason: str) -> None:
     """Leave the file `RESUMABLE` (main process): launchers turn exit code 85 into 1, so a job script tests for this."""
     output_dir.mkdir(parents=True, exist_ok=True)

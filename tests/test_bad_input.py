@@ -25,6 +25,7 @@ def refuse(capfd, tmp_path, data_dir, monkeypatch):
 
     def call(changes, output_dir=tmp_path / "out"):
         monkeypatch.setattr(train_mlm, "CLOCK", BudgetClock())
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(output_dir / "tensorboard"))  # or train_mlm sets it for good
         before = set(tmp_path.rglob("*"))
         options = {**TINY, "data_dir": data_dir, "output_dir": output_dir, "total_training_time": "30s", **changes}
         code = train_mlm.main(words({key: value for key, value in options.items() if value is not None}))

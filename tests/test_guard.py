@@ -214,7 +214,7 @@ def test_bad_steps_are_counted_and_the_run_goes_back(data_dir, tmp_path):
 
 
 def test_the_loss_of_a_line_is_that_of_its_good_steps(data_dir, tmp_path):
-    """Steps 5 to 8 in one line, 6 of them bad; also when the job was resumed behind an earlier bad step."""
+    """Steps 2 to 4 and 5 to 8 in one line each, 2 and 6 of them bad."""
     options = {**STEPS, "data_dir": data_dir, "learning_rate": 0, "embedding_learning_rate": 0, "max_steps": 8}
     options |= {"num_epochs_between_checkpoints": -1}
     done = nan_run({}, options, tmp_path / "clean")  # a rate of zero: every loss is that of its batch alone
@@ -226,6 +226,24 @@ def test_the_loss_of_a_line_is_that_of_its_good_steps(data_dir, tmp_path):
     assert lines[4]["bad_steps"] == lines[8]["bad_steps"] == 1
     assert lines[8]["loss"] == pytest.approx((alone[5] + alone[7] + alone[8]) / 3, rel=1e-5)
     assert lines[4]["loss"] == pytest.approx((alone[3] + alone[4]) / 2, rel=1e-5), "the first has a line of its own"
+
+
+def test_the_first_line_of_a_resumed_job_knows_nothing_of_older_bad_steps(data_dir, tmp_path):
+    options = {**STEPS, "data_dir": data_dir, "learning_rate": 0, "embedding_learning_rate": 0, "max_steps": 12}
+    manifest = json.loads((data_dir / "manifest.json").read_text())
+    batch = -(-(manifest["splits"]["train"]["rows"] // 2) // 8)  # a checkpoint after step 8
+    options |= {"per_device_train_batch_size": batch, "logging_steps": 4}
+    done = nan_run({"0": [2]}, options, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    first = [line for line in progress(tmp_path / "out") if "loss" in line]
+    (tmp_path / "out" / "final").rename(tmp_path / "moved")
+    (tmp_path / "out" / "run_report.json").unlink()
+    done = nan_run({}, {**options, "resume_from_checkpoint": "auto"}, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    again = [line for line in progress(tmp_path / "out") if "loss" in line and line["job"] == 2]
+    assert [line["step"] for line in again] == [12] and first[-1]["step"] == 12
+    assert again[0]["loss"] == pytest.approx(first[-1]["loss"], rel=1e-6) and "bad_steps" not in again[0]
+    assert report(tmp_path / "out")["bad_steps"] == 1
 
 
 def test_a_run_that_diverges_ends_in_one_line(data_dir, tmp_path):

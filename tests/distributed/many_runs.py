@@ -5,6 +5,7 @@ import sys
 
 import train_mlm
 from budget_trainer.clock import BudgetClock
+from budget_trainer.distributed import leave
 from tests.conftest import words
 
 for options in json.loads(sys.argv[1]):
@@ -12,3 +13,4 @@ for options in json.loads(sys.argv[1]):
     code = train_mlm.main(words(options))
     if code:
         sys.exit(code)
+leave(0)

@@ -64,16 +64,17 @@ def test_a_signal_on_one_rank_stops_both_with_one_checkpoint_that_resumes_alone(
     assert refused.returncode != 0 and "global_batch_size=8, this run has 4" in refused.stderr
 
 
-def test_a_killed_rank_is_named_and_the_run_resumes(data_dir, tmp_path):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_named_and_the_run_resumes(rank, data_dir, tmp_path):
     out = tmp_path / "out"
     options = {**LONG, "data_dir": data_dir, "output_dir": out, "checkpoint_every": "1s"}
     launcher = start(options)
     wait_for(lambda: any(out.glob("checkpoint-*")) and lines_of(out) > 20)
-    os.kill(rank_pid(launcher.pid, 1), signal.SIGKILL)
+    os.kill(rank_pid(launcher.pid, rank), signal.SIGKILL)
     begin = time.monotonic()
     _, error = launcher.communicate(timeout=60)
     assert launcher.returncode == 1 and time.monotonic() - begin < 25, "torchrun would kill it after 30 s"
-    assert "error: rank 1 of 2 is gone" in error and "resume with --resume_from_checkpoint auto" in error
+    assert f"error: rank {rank} of 2 is gone" in error and "resume with --resume_from_checkpoint auto" in error
     newest = max(int(folder.name.removeprefix("checkpoint-")) for folder in out.glob("checkpoint-*"))
     done = launch({**options, "max_steps": newest + 3, "resume_from_checkpoint": "auto"}, processes=2)
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import os
 import sys
 
 import train_mlm
+from budget_trainer.distributed import leave
 from budget_trainer.trainer import TimeBudgetTrainer
 
 BAD = json.loads(sys.argv[1]).get(os.environ.get("RANK", "0"), [])
@@ -18,4 +19,5 @@ def poisoned(self, *args, **kwargs):
 
 
 TimeBudgetTrainer.compute_loss = poisoned
-sys.exit(train_mlm.main(sys.argv[2:]))
+code = train_mlm.main(sys.argv[2:])
+leave(code) if code == 0 else sys.exit(code)
