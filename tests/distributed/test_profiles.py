@@ -65,12 +65,16 @@ def test_zero_resumes_and_refuses_what_it_cannot_read(name, data_dir, tmp_path):
     (tmp_path / "kept").rename(out / "checkpoint-4")
 
     resume = {**common, "resume_from_checkpoint": "auto"}
-    for changes, message in (
-        ({"num_processes": 1}, "holds the optimizer state in 2 partitions, this run has 1 processes"),
-        ({"deepspeed_config": {"zero_stage": 1}}, f"was written by the engine deepspeed-zero{name[-1]}, this run has"),
-    ):
-        refused = launch_form(write_cpu_form(name, out.parent, **changes), options(data_dir, out, **resume))
-        assert refused.returncode != 0 and message in refused.stderr, refused.stderr
+    if name == "zero2":  # what it cannot read, once
+        for changes, message in (
+            ({"num_processes": 1}, "holds the optimizer state in 2 partitions, this run has 1 processes"),
+            (
+                {"deepspeed_config": {"zero_stage": 1}},
+                f"was written by the engine deepspeed-zero{name[-1]}, this run has",
+            ),
+        ):
+            refused = launch_form(write_cpu_form(name, out.parent, **changes), options(data_dir, out, **resume))
+            assert refused.returncode != 0 and message in refused.stderr, refused.stderr
     done = launch_form(write_cpu_form(name, tmp_path), options(data_dir, out, **resume))
     assert done.returncode == 0, done.stderr
     resumed, expected = ([line for line in progress(folder) if "loss" in line][-2:] for folder in (out, whole))
