@@ -249,3 +249,11 @@ def test_apex_lamb_says_how_to_lift_the_default_bounds(tmp_path, monkeypatch):
     recipe = parse_recipe([*words, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
     with pytest.raises(InputError, match=r"trust ratio to \[0.01, 0.3\]; give max_coeff inf and min_coeff 0"):
         setup.optimizer_options(recipe)
+
+
+def test_null_in_a_recipe_names_nothing(tmp_path):
+    """An ablation that replaces a rate by its curve unsets the rate."""
+    (tmp_path / "recipe.yaml").write_text("mlm_probability: null\nmlm_probability_curve: 0.3@0,0.15@0.6\n")
+    flags = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "total_training_time": "1h", "use_cpu": True}
+    recipe = parse_recipe([str(tmp_path / "recipe.yaml"), *words(flags)])
+    assert recipe.budget.mlm_probability_curve == "0.3@0,0.15@0.6" and "mlm_probability" not in recipe.explicit

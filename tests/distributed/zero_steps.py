@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+from budget_trainer.distributed import leave
 from budget_trainer.optimizers import build_optimizer
 
 LEARNING_RATE, STEPS = 0.02, 12
@@ -89,4 +90,5 @@ def main(folder, names):
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        torch.distributed.barrier()  # a rank whose peer leaves while it still works may abort
+    leave(0)
