@@ -111,7 +111,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
         model: Any = self.model
         if self.is_fsdp_enabled and hasattr(model, "masked_logits"):  # it gathers the weights for methods it knows of
             torch.distributed.fsdp.register_fsdp_forward_method(model, "masked_logits")
-        scaler = getattr(getattr(self.model_wrapped, "optimizer", None), "loss_scaler", None)
+        scaler: Any = getattr(getattr(self.model_wrapped, "optimizer", None), "loss_scaler", None)
         if hasattr(scaler, "raise_error_at_min_scale"):
             scaler.raise_error_at_min_scale = False  # DeepSpeed's fp16: the guard ends the run, after scale_cnt_limit
         return prepared
