@@ -69,7 +69,7 @@ class Guard(TrainerCallback):
         stored: Any = state.stateful_callbacks or {}
         for name, value in (stored.get(STATE_KEY) or {}).items():
             setattr(self, name, value)
-        self.time_budget.bad_steps, self.time_budget.rate_factor = self.bad_steps, self.rate_factor
+        self.time_budget.rate_factor = self.rate_factor
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -84,7 +84,6 @@ class Guard(TrainerCallback):
             self._in_a_row = 0
         if self._in_a_row >= self.max_bad_steps and not control.should_training_stop:
             self._go_back(state, f"{self._in_a_row} steps in a row had a loss or gradient that is not finite")
-        self.time_budget.bad_steps = self.bad_steps
         stored: Any = state.stateful_callbacks
         stored[STATE_KEY] = self.account()
 

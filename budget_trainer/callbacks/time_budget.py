@@ -83,7 +83,6 @@ class TimeBudgetCallback(TrainerCallback):
         self._event: torch.cuda.Event | None = None
         # What the callbacks of a run share beside time.
         self.found_bad_step: Callable[[], bool] = lambda: False  # asked when the step's work is known to be done
-        self.bad_steps = 0  # of the run
         self.rate_factor = 1.0  # of all learning rates
 
     # ---- what others read ----
