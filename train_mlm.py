@@ -32,22 +32,19 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     from budget_trainer.data import DataFolder
     from budget_trainer.distributed import ControlChannel
     from budget_trainer.engine_config import engine_name, settle_engine_config
-    from budget_trainer.host_memory import keep_freed_memory
     from budget_trainer.optimizers import build_optimizer
-    from budget_trainer.outcome import conclude, finish_report
+    from budget_trainer.outcome import conclude, finish_report, save_final
     from budget_trainer.precision import settle_speed
     from budget_trainer.recipes import parse_recipe
     from budget_trainer.run_callbacks import add_callbacks
     from budget_trainer.trainer import TimeBudgetTrainer
+    from budget_trainer.universal import settle_universal
 
     # What was asked, on what data, in which folder. Nothing is written before every check has passed.
     recipe = parse_recipe(argv)
     run, output_dir = recipe.run, recipe.output_dir
     CLOCK.total_seconds = recipe.total_seconds
-    launch.configure_logging(run)
-    launch.check_launch(run.world_size, run.n_gpu)
-    if run.device.type == "cpu":
-        keep_freed_memory()
+    launch.prepare(run)
     channel = ControlChannel(timeout_seconds=min(600.0, run.ddp_timeout))
     agreement = Agreement(channel, stop)
     data = DataFolder.open(recipe.data_dir)
@@ -59,8 +56,9 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     columns = data.columns_for(document_mask=recipe.data.document_mask, next_sentence=recipe.add_nsp)
     blocks = data.train(seed=run.seed, columns=columns)
     setup.check_data(data, blocks, recipe)
+    setup.check_contents(data, recipe, channel)
     settle_engine_config(run)
-    run_folder.check_engine(checkpoint, engine_name(run), run.world_size)
+    run_folder.check_engine(checkpoint, engine_name(run), run.world_size, recipe.optimizer.optimizer_type)
     launch.check_trackers(run)
     job = run_folder.restore_clock(CLOCK, output_dir, checkpoint)
 
@@ -75,6 +73,7 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     run_folder.check_identity(identity, output_dir, checkpoint)
     if checkpoint is not None and run.process_index == 0:  # it is this run's: from here on its clock is kept
         at_exit.enter_context(setup.claim(output_dir, identity, job, CLOCK))
+    settle_universal(checkpoint, run, channel)
 
     # The Trainer: the budget first, then what happens at shares of it.
     budget = setup.make_budget(recipe, CLOCK, agreement)
@@ -96,7 +95,7 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     )
 
     # How long the end takes is measured; only then is a new folder this run's (a resumed one was so above).
-    trainer.rehearse_save(output_dir)
+    trainer.rehearse_save(output_dir, hold_room=recipe.budget.finetune_checkpoint_at_end)
     samples_per_epoch = setup.samples_per_epoch(recipe, data)
     validation = recipe.validation_plan(samples_per_epoch)
     if validation is not None:
@@ -113,7 +112,7 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     resumable = budget.stop_reason in ("job_time_limit", "stop_requested")
     final = output_dir / run_folder.FINAL if recipe.budget.finetune_checkpoint_at_end and not resumable else None
     if final is not None:
-        trainer.save_folder(final)
+        save_final(trainer, callbacks, recipe, final)
     CLOCK.stop()
     at_exit.close()  # clock.json has its last entry, and signals end the process again
     if resumable:
@@ -136,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except StopAsked as asked:
             log.info("stopped: %s", asked)
             return RESUMABLE_EXIT
-        except (InputError, RunError) as error:
+        except (InputError, RunError, OSError) as error:
             from budget_trainer.launch import say_error
 
             say_error(error, stop)

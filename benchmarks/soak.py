@@ -101,28 +101,29 @@ def phase_of(folder: Path, job: int) -> str:
     """What the job is doing: `set-up` until its first line in the log, then the clock's phase or a save in the making."""
     if (folder / "final").exists():
         return "report"
-    if any(folder.glob(".partial-checkpoint-*")):
-        return "save"
     try:
         clock = json.loads((folder / "clock.json").read_text())
         started = f'"job": {job},' in (folder / "progress.jsonl").read_text()
     except (OSError, ValueError):
         return "set-up"
-    return str(clock["phase"] or "evaluate") if started else "set-up"
+    if not started:
+        return "set-up"
+    return "save" if any(folder.glob(".partial-checkpoint-*")) else str(clock["phase"] or "evaluate")
 
 
 def disturb(process: subprocess.Popen, folder: Path, job: int, chance: random.Random) -> tuple[str, str, int]:
     """Wait for a random moment of the wanted kind and kill a random rank: wanted moment, what it was, rank."""
     wanted = chance.choice(MOMENTS)
     pause = chance.uniform(0.0, 6.0) if wanted == "set-up" else chance.uniform(0.0, 1.5)
-    begin, patience = time.monotonic(), 60.0  # then what there is
+    started, patience = 0.0, 8.0  # after so long behind the set-up: what there is
     if wanted == "set-up":
         time.sleep(pause)
         pause = 0.0
     while process.poll() is None:
         ranks = ranks_of(process.pid)
         phase = phase_of(folder, job)
-        due = wanted == "set-up" or phase == wanted or time.monotonic() - begin > patience
+        started = started or (time.monotonic() if phase != "set-up" else 0.0)
+        due = wanted == "set-up" or phase == wanted or (started and time.monotonic() - started > patience)
         if len(ranks) > 0 and due:
             time.sleep(pause if wanted == "train" else 0.0)
             rank = chance.choice(sorted(ranks))
@@ -131,7 +132,7 @@ def disturb(process: subprocess.Popen, folder: Path, job: int, chance: random.Ra
             except ProcessLookupError:
                 break
             return wanted, phase_of(folder, job), rank
-        time.sleep(0.01)
+        time.sleep(0.02)
     return wanted, "ended by itself", -1
 
 
@@ -180,16 +181,23 @@ def soak(a: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         )
         with (a.output_dir / f"job-{job}.log").open("w") as log:
             process = subprocess.Popen(
-                command(a, folder), cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+                command(a, folder),
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             try:
                 wanted, phase, rank = ("", "", -1)
                 if job < a.kills:
                     wanted, phase, rank = disturb(process, folder, run + 1, chance)
                 process.wait(timeout=JOB_SECONDS if job < a.kills else None)
+            except subprocess.TimeoutExpired:
+                raise InputError(f"run: job {job} hangs since its kill, {JOB_SECONDS} s; see {log.name}") from None
             finally:
                 if process.poll() is None:
-                    process.kill()
+                    os.killpg(process.pid, signal.SIGKILL)  # its ranks too
         began = first_step(folder, lines)
         row = {"job": job, "wanted": wanted, "phase": phase, "rank": rank, "code": process.returncode}
         row |= {"from_step": before, "first_step": began, "checkpoint": newest(folder), "elapsed": elapsed(folder)}
@@ -226,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
         checks["budget used over all jobs"] = f"{100 * share:.2f} %"
     else:
         share = 1.0
-    held = share >= 0.99 and all(row["ok"] for row in rows) and batch == int(batch) and report["overrun_seconds"] == 0
+    held = 0.99 <= share <= 1.01 and all(row["ok"] for row in rows) and batch == int(batch)
     if a.reference:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run(command(a, reference), cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
@@ -234,6 +242,8 @@ def main(argv: list[str] | None = None) -> None:
         checks["weights of an undisturbed run"] = "bit-equal" if equal else "DIFFERENT"
         held = held and equal
     moments = Counter(row["phase"] for row in rows if row["rank"] >= 0)
+    if sum(moments.values()) < a.kills:
+        checks["the run ended before its kills were used up"] = f"give it more time, or {sum(moments.values())} kills"
     held = held and sum(moments.values()) == a.kills
     ranks = Counter(row["rank"] for row in rows if row["rank"] >= 0)
     lines = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 from budget_trainer.errors import InputError
 
 MANIFEST = "manifest.json"
+ROOM = ".room-for-final"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = ".partial-"
 
@@ -116,6 +118,11 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return [folder for _, folder in sorted(found)]
 
 
+def newest(output_dir: Path) -> Path | None:
+    """The newest complete training checkpoint."""
+    return next(reversed(checkpoints(output_dir)), None)
+
+
 def rotate(output_dir: Path, limit: int | None) -> None:
     """Keep the newest `limit` complete checkpoints (all where None); the last complete one always stays."""
     complete = checkpoints(output_dir)
@@ -123,6 +130,38 @@ def rotate(output_dir: Path, limit: int | None) -> None:
         retired = folder.with_name(f"{_PARTIAL}retired-{folder.name}")
         folder.rename(retired)  # first out of sight: a kill in the middle leaves no half checkpoint
         shutil.rmtree(retired, ignore_errors=True)
+
+
+def make_room(output_dir: Path, limit: int | None) -> None:
+    """Where the disk has no room for one more like the newest checkpoint, rotate before it is written, not after."""
+    last = newest(output_dir)
+    if limit is None or last is None:
+        return
+    needed = sum(entry["bytes"] for entry in complete_manifest(last)["files"].values())
+    if shutil.disk_usage(output_dir).free < 1.1 * needed:
+        rotate(output_dir, limit - 1)
+
+
+def discard(target: Path) -> None:
+    """Clear away what was written aside for `target`."""
+    for folder in target.parent.glob(f"{_PARTIAL}{target.name}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def hold_room(output_dir: Path, size: int) -> None:
+    """Keep `size` bytes of the disk for what is written last, in the file ROOM. OSError where there is no such room."""
+    with open(output_dir / ROOM, "wb") as room:
+        if size > 0 and hasattr(os, "posix_fallocate"):  # not on macOS
+            try:
+                os.posix_fallocate(room.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):  # file systems without it
+                    raise
+
+
+def release_room(output_dir: Path) -> None:
+    """Give back what `hold_room` kept."""
+    (output_dir / ROOM).unlink(missing_ok=True)
 
 
 def remove_partial(output_dir: Path) -> None:

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from budget_trainer.errors import InputError
@@ -193,8 +193,9 @@ class ClockFile:
                 continue
 
     def close(self) -> None:
-        """Stop the thread and write once more."""
+        """Stop the thread and write once more; where the disk takes no more, what it has is a second old."""
         self._done.set()
         if self._thread is not None:
             self._thread.join()
-        self.write()
+        with suppress(OSError):
+            self.write()

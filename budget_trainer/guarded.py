@@ -13,6 +13,7 @@ from transformers import Trainer
 from budget_trainer import checkpoints
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 from budget_trainer.errors import RunError
+from budget_trainer.universal import is_needed, mend
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -137,7 +138,11 @@ class GuardedSteps(_Base):
             self._load_from_checkpoint(folder, self.model_wrapped if self.is_fsdp_enabled else None)
             return
         engine: Any = self.model_wrapped
+        engine._config.load_universal_checkpoint = converted = is_needed(Path(folder), self.args)
+        groups = [dict(group) for group in engine.optimizer.optimizer.param_groups]
         path, _ = engine.load_checkpoint(folder, load_lr_scheduler_states=False)
+        if converted:
+            mend(engine.optimizer.optimizer, groups)
         if path is None:
             raise RunError(f"roll-back: DeepSpeed finds nothing to load in {folder}; resume from an older checkpoint")
 

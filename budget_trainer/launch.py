@@ -14,8 +14,18 @@ from transformers.utils import logging as hf_logging
 
 from budget_trainer import run_folder
 from budget_trainer.agreement import Agreement
-from budget_trainer.errors import InputError, LostRank, StopAsked
+from budget_trainer.errors import InputError, LostRank, RunError, StopAsked
+from budget_trainer.failures import disk_failure
+from budget_trainer.host_memory import keep_freed_memory
 from budget_trainer.stop_request import StopRequest
+
+
+def prepare(run: TrainingArguments) -> None:
+    """The log, the company that was asked for, and on a CPU memory that stays with the process."""
+    configure_logging(run)
+    check_launch(run.world_size, run.n_gpu)
+    if run.device.type == "cpu":
+        keep_freed_memory()
 
 
 def configure_logging(run: TrainingArguments) -> None:
@@ -79,10 +89,19 @@ def leave_if_asked(agreement: Agreement, output_dir: Path, during: str) -> None:
 
 
 def say_error(error: Exception, stop: StopRequest) -> None:
-    """One line on stderr. Each rank says whom it has lost; of the rest rank 0 speaks for all.
+    """One line on stderr; an OSError that is not about a disk goes on its way.
+
+    Each rank says whom it has lost; of the rest rank 0 speaks for all.
 
     The others repeat it only where the launcher has not ended them after 3 s: rank 0 may not have met the error.
     """
+    if isinstance(error, OSError):
+        reason = disk_failure(error)
+        if reason is None:
+            raise error
+        error = RunError(
+            f"{error.filename or 'a file'}: {reason}; mend that, then go on with --resume_from_checkpoint auto"
+        )
     if os.environ.get("RANK", "0") != "0" and not isinstance(error, LostRank):
         stop.restore()
         time.sleep(3)

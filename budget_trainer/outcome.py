@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from budget_trainer import run_folder
+from budget_trainer import checkpoints, run_folder
 from budget_trainer.checked_recipe import Recipe
-from budget_trainer.clock import format_duration
+from budget_trainer.clock import ClockFile, format_duration
 from budget_trainer.data import BlockDataset, DataFolder
 from budget_trainer.distributed import ControlChannel
 from budget_trainer.engine_config import engine_name
@@ -40,8 +40,7 @@ def account(
     worked = shares["train"] + shares["data_wait"] + shares["compile"]
     return {
         "budget_seconds": budget.end_seconds,
-        "used_seconds": sum(shares.values()),
-        "overrun_seconds": max(0.0, sum(shares.values()) - budget.end_seconds),
+        **_used(shares, budget.end_seconds),
         "shares": shares,
         "steps": trainer.state.global_step,
         "samples": samples,
@@ -61,10 +60,30 @@ def account(
         "jobs": progress.job,
         "parameters": parameter_count(model),
         "model_type": model.config.model_type,
-        **environment(),
         "recipe": recipe,
         "ranks": trainer.channel.gather(mine),
     }
+
+
+def _used(shares: dict[str, float], budget_seconds: float | None) -> dict[str, float]:
+    used = sum(shares.values())
+    return {
+        "used_seconds": used,
+        "overrun_seconds": max(0.0, used - (math.inf if budget_seconds is None else budget_seconds)),
+    }
+
+
+def save_final(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Recipe, final: Path) -> None:
+    """Put the model on disk, on all ranks, in the room that was held for it.
+
+    Its account comes first: a job that is killed behind it is finished by the next one.
+    """
+    report = account(trainer, callbacks, recipe.as_dict())
+    if trainer.args.process_index == 0:
+        checkpoints.release_room(recipe.output_dir)
+        write_json_atomic(recipe.output_dir / run_folder.REPORT, report)
+        run_folder.mark_evaluation(recipe.output_dir, ended=False)
+    trainer.save_folder(final)
 
 
 def conclude(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Recipe, final: Path | None) -> None:
@@ -73,10 +92,9 @@ def conclude(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Recipe
     The account is written first: whoever is killed from here on loses no more than the evaluation (`finish_report`).
     """
     main = trainer.args.process_index == 0
-    report = account(trainer, callbacks, recipe.as_dict())
+    report = {**account(trainer, callbacks, recipe.as_dict()), **environment()}
     if main and final is not None:
         write_json_atomic(recipe.output_dir / run_folder.REPORT, report)
-        run_folder.mark_evaluation(recipe.output_dir, ended=False)
         callbacks.markers.copy_final(final)
     report["evaluation"] = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     if main:
@@ -85,11 +103,18 @@ def conclude(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Recipe
 
 
 def finish_report(recipe: Recipe, data: DataFolder, channel: ControlChannel) -> None:
-    """Evaluate `final/` of a run that was killed before its evaluation ended, and write the rest; on all ranks."""
+    """Evaluate `final/` of a run that was killed before its evaluation ended, and write the rest; on all ranks.
+
+    What the last save took is in clock.json, perhaps not in the report.
+    """
     run_folder.check_data(recipe.output_dir, data.fingerprint)
     final, device = recipe.output_dir / run_folder.FINAL, recipe.run.device
     report = json.loads((recipe.output_dir / run_folder.REPORT).read_text(encoding="utf-8"))
     model = load_pretrained(str(final), add_nsp=recipe.add_nsp).to(device)
+    shares = ClockFile.read(recipe.output_dir / run_folder.CLOCK)
+    if sum(shares.values()) > report["used_seconds"]:
+        report |= {"shares": shares, **_used(shares, report["budget_seconds"])}
+    report = {**environment(), **report}  # those it was trained with, where they were written
     report["evaluation"] = make_evaluation(data).run(
         model, device=device, rank=channel.rank, world_size=channel.world_size, reduce_sum=channel.sum
     )

@@ -23,6 +23,7 @@ from budget_trainer.arguments import RunArguments
 from budget_trainer.checked_recipe import Recipe
 from budget_trainer.distributed import ControlChannel
 from budget_trainer.engine_config import engine_name
+from budget_trainer.failures import memory_told
 from budget_trainer.run_folder import remembered_speed
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,8 @@ def _cheaper(speed: Speed, recipe: Recipe, model: Any, batch: Mapping[str, torch
     if speed.compile != "no" and not (probes and limit >= COMPILE_PROBE_SECONDS) and remaining < COMPILE_FROM_SECONDS:
         log.info("torch_compile: off, a budget below %gs does not earn it back", COMPILE_FROM_SECONDS)
         speed = Speed(speed.bf16, "no")
-    costs = probe(speed, model, batch, run.device, limit) if probes else {}
+    with memory_told(run):
+        costs = probe(speed, model, batch, run.device, limit) if probes else {}
     if costs:
         eager = most_steps({way: cost for way, cost in costs.items() if way.compile == "no"}, remaining)
         compiled = {way: cost for way, cost in costs.items() if way.compile != "no"}

@@ -8,9 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from budget_trainer import checkpoints
+from budget_trainer import checkpoints, universal
 from budget_trainer.clock import BudgetClock, ClockFile
 from budget_trainer.errors import InputError
+from budget_trainer.failures import check_writable
 
 log = logging.getLogger(__name__)
 FINAL, CLOCK, RUN, PROGRESS, RESUMABLE = "final", "clock.json", "run.json", "progress.jsonl", "RESUMABLE"
@@ -21,8 +22,9 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
     """Where to go on: None for a fresh start. Reads only; nothing is written before every rank has passed here.
 
     `auto` takes the newest complete checkpoint, or starts fresh where there is none. Raises InputError for a folder
-    that is finished, that holds a run nobody asked to resume, and for a checkpoint that is not complete.
+    that is read-only or finished, that holds a run nobody asked to resume, and for a checkpoint that is not complete.
     """
+    check_writable(output_dir)
     if (output_dir / FINAL).exists():
         raise InputError(f"output_dir: {output_dir} already has {FINAL}/; give another folder, or move {FINAL}/ away")
     if resume_from_checkpoint is None:
@@ -35,7 +37,7 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
             )
         return None
     if resume_from_checkpoint == "auto":
-        return (checkpoints.checkpoints(output_dir) or [None])[-1]  # type: ignore[list-item]
+        return checkpoints.newest(output_dir)
     checkpoint = Path(resume_from_checkpoint)
     if not checkpoint.is_dir():
         raise InputError(f"resume_from_checkpoint: {checkpoint} is not a folder; give one, or 'auto' for the newest")
@@ -71,10 +73,11 @@ def check_identity(identity: dict[str, Any], output_dir: Path, checkpoint: Path 
                 )
 
 
-def check_engine(checkpoint: Path | None, engine: str, world_size: int) -> None:
+def check_engine(checkpoint: Path | None, engine: str, world_size: int, optimizer_type: str) -> None:
     """Refuse a checkpoint whose optimizer state this engine, with this number of processes, cannot take.
 
-    One process and DDP read each other's checkpoints, with any number of processes; ZeRO's are partitions.
+    One process and DDP read each other's checkpoints, with any number of processes; ZeRO's are partitions, which
+    `universal` converts for some optimizers.
     """
     if checkpoint is None:
         return
@@ -86,10 +89,14 @@ def check_engine(checkpoint: Path | None, engine: str, world_size: int) -> None:
             f"resume_from_checkpoint: {checkpoint} was written by the engine {theirs}, this run has {engine}, which cannot "
             f"read its optimizer state; launch it with {theirs} again"
         )
-    if size != world_size and engine not in plain:
+    converts = (
+        engine in ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3") and optimizer_type in universal.OPTIMIZERS
+    )
+    if size != world_size and engine not in plain and not converts:
         raise InputError(
-            f"resume_from_checkpoint: {checkpoint} holds the optimizer state in {size} partitions, this run has "
-            f"{world_size} processes; launch it with --num_processes {size}"
+            f"resume_from_checkpoint: {checkpoint} holds the state of {optimizer_type} in {size} partitions, this run has "
+            f"{world_size} processes, and {engine} converts that of {' and '.join(universal.OPTIMIZERS)} under ZeRO only; "
+            f"launch it with --num_processes {size}"
         )
 
 
@@ -152,7 +159,7 @@ def check_data(output_dir: Path, fingerprint: str) -> None:
 def mark_resumable(output_dir: Path, reason: str) -> None:
     """Leave the file `RESUMABLE` (main process): launchers turn exit code 85 into 1, so a job script tests for this."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    newest = (checkpoints.checkpoints(output_dir) or [None])[-1]  # type: ignore[list-item]
+    newest = checkpoints.newest(output_dir)
     where = "from its beginning" if newest is None else f"from {newest}"
     (output_dir / RESUMABLE).write_text(f"{reason}\n", encoding="utf-8")
     log.info("%s: the run goes on %s with --resume_from_checkpoint auto", reason, where)

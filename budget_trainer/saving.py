@@ -16,7 +16,9 @@ from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 from budget_trainer.clock import BudgetClock
 from budget_trainer.distributed import ControlChannel
 from budget_trainer.engine_config import engine_name
+from budget_trainer.failures import WRITE_ERRORS, disk_failure, not_written
 
+REPORT_BYTES = 2**20  # for the report, its picture and the card, beside the model
 SPEED_KEY = "speed"  # in TrainerState.stateful_callbacks
 
 if TYPE_CHECKING:
@@ -56,28 +58,44 @@ class CompleteSaves(_Base):
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
     def _write_aside(self, target: Path, write: Callable[[Path], None], manifest: dict | None) -> float:
-        """Let all ranks write `target` aside, then publish it; returns the seconds it took."""
+        """Let all ranks write `target` aside, then publish it; returns the seconds it took.
+
+        RunError on the rank whose disk does not take it; what was complete stays.
+        """
         clock, channel = self.clock, self.channel
         begin = clock.shares()["save"]
         with clock.phase("save"):
             staging = checkpoints.staging_folder(target)
-            if self.args.should_save:
-                checkpoints.fresh(staging)
-            channel.barrier()
-            write(staging)
-            channel.barrier()
-            if self.args.should_save:
-                checkpoints.publish(staging, target, manifest)
-            channel.barrier()
+            try:
+                if self.args.should_save:
+                    checkpoints.fresh(staging)
+                channel.barrier()
+                write(staging)
+                channel.barrier()
+                if self.args.should_save:
+                    checkpoints.publish(staging, target, manifest)
+                channel.barrier()
+            except WRITE_ERRORS as error:
+                reason = disk_failure(error)
+                if reason is None:
+                    raise
+                if self.args.world_size == 1:  # else other ranks may still write there; the next job clears it away
+                    checkpoints.discard(target)
+                raise not_written(target, reason, target.parent) from error
         return clock.shares()["save"] - begin
 
     def save_folder(self, target: str | os.PathLike[str]) -> float:
         """Write the model and its tokenizer to `target`, complete or absent; returns seconds. Call it on all ranks."""
         return self._write_aside(Path(target), lambda folder: self.save_model(str(folder), _internal_call=True), None)
 
-    def rehearse_save(self, output_dir: str | os.PathLike[str]) -> None:
-        """Write the model once and delete it: how long the end will take, and that the disk takes it, known early."""
+    def rehearse_save(self, output_dir: str | os.PathLike[str], hold_room: bool = False) -> None:
+        """Write the model once and delete it: how long the end will take, and that the disk takes it, known early.
+
+        With `hold_room` as much of the disk is kept for the end: one that fills up meanwhile does not cost the model.
+        """
         folder = Path(output_dir) / ".partial-rehearsal"
+        if self.args.should_save:
+            checkpoints.release_room(folder.parent)
         trainer: Any = self
         if (
             trainer.is_deepspeed_enabled
@@ -91,9 +109,20 @@ class CompleteSaves(_Base):
         else:
             seconds = self.save_folder(folder)
         if self.args.should_save:
+            size = sum(path.stat().st_size for path in folder.rglob("*"))
             shutil.rmtree(folder)
+            if hold_room:
+                self._hold_room(folder.parent, size + REPORT_BYTES)
         self.time_budget.save_seconds = self.time_budget.reserve(seconds)
         self.time_budget.checkpoint_seconds = 4.5 * seconds + 0.2  # weights and two moments, until one was measured
+
+    @staticmethod
+    def _hold_room(output_dir: Path, size: int) -> None:
+        try:
+            checkpoints.hold_room(output_dir, size)
+        except OSError as error:
+            checkpoints.release_room(output_dir)
+            raise not_written(output_dir / "final", os.strerror(error.errno or 0), output_dir) from error
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Every rank's own random states; with another number of ranks they are drawn anew from seed, step and rank."""
@@ -109,6 +138,8 @@ class CompleteSaves(_Base):
         state: Any = self.state
         state.stateful_callbacks[SPEED_KEY] = self.speed
         target = run_dir / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            checkpoints.make_room(run_dir, self.args.save_total_limit)
 
         def write(staging: Path) -> None:
             self._staging = staging.parent / f"{staging.name}.trainer"

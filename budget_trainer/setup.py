@@ -35,6 +35,7 @@ from budget_trainer.whole_words import continues_word
 log = logging.getLogger(__name__)
 COUNTED_TOKENS_PER_SECOND = 30_000  # of the budget
 MOST_COUNTED_TOKENS = 50_000_000
+VERIFY_SHARE = 0.005  # of what a job may use: 3 s of 10 minutes, at about 1 GB/s on a core
 ENDLESS_STEPS = 2**40  # max_steps of a run that only time ends
 
 
@@ -56,6 +57,22 @@ def check_data(data: DataFolder, blocks: BlockDataset, recipe: Recipe) -> None:
     recipe.stages(data.block_size)  # refuses curves that these blocks cannot follow
     if recipe.max_steps is None:
         run.max_steps = ENDLESS_STEPS
+
+
+def check_contents(data: DataFolder, recipe: Recipe, channel: ControlChannel) -> None:
+    """Refuse damaged files on all ranks: one process of each machine reads as much as VERIFY_SHARE of the job allows."""
+    damaged, share = None, 1.0
+    if recipe.run.local_process_index == 0:
+        seconds = min(VERIFY_SHARE * recipe.seconds_left(0.0), channel.timeout_seconds / 2)
+        try:
+            share = data.verify(seconds)
+        except (InputError, OSError) as error:
+            damaged = str(error)
+    for message in channel.gather(damaged):
+        if message is not None:
+            raise InputError(message)
+    if share < 1 and recipe.run.process_index == 0:
+        log.info("checksums: %.0f %% of the data compared, the rest would cost too much of the budget", 100 * share)
 
 
 def make_model(recipe: Recipe, data: DataFolder, blocks: BlockDataset, channel: ControlChannel, resumed: bool) -> Any:

@@ -18,12 +18,14 @@ from budget_trainer.data import BlockDataset, ExactSampler
 from budget_trainer.distributed import is_lost_connection
 from budget_trainer.errors import RunError
 from budget_trainer.evaluation import PinnedEvaluation
+from budget_trainer.failures import memory_told
 from budget_trainer.flops import model_flops_per_token
 from budget_trainer.guarded import GuardedSteps
 from budget_trainer.mixin import TimeScheduleMixin
 from budget_trainer.nsp import count_pairs
 from budget_trainer.saving import CompleteSaves
 from budget_trainer.stages import Stage, Stages
+from budget_trainer.universal import mend
 
 logger = logging.getLogger(__name__)
 FEWER_BLOCKS = 100
@@ -58,6 +60,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
         self.throughput, self.speed, self.regional_compile = throughput, speed or {}, regional_compile
         self._resume_rng_from: str | None = None
         self._first_sample = 0
+        self._groups: list[dict[str, Any]] | None = None  # of the optimizer, as it was made
         self._micro_batches = 0  # of this job, as Trainer counts them
         self._batches: Iterator | None = None  # our own loader, once the stages need another collator than Trainer's
         self._stage: Stage | None = None
@@ -103,12 +106,16 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.create_optimizer_fn is not None:
             self.optimizer = self.create_optimizer_fn(model or self.model)  # type: ignore[arg-type]
+            self._groups = [dict(group) for group in self.optimizer.param_groups]
         return super().create_optimizer(model)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """What the engines need once they hold the model."""
         prepared = super()._prepare_for_training(*args, **kwargs)
         model: Any = self.model
+        engine: Any = self.model_wrapped
+        if self.is_deepspeed_enabled and engine.load_universal_checkpoint() and self._groups is not None:
+            mend(engine.optimizer.optimizer, self._groups)
         if self.is_fsdp_enabled and hasattr(model, "masked_logits"):  # it gathers the weights for methods it knows of
             torch.distributed.fsdp.register_fsdp_forward_method(model, "masked_logits")
         scaler: Any = getattr(getattr(self.model_wrapped, "optimizer", None), "loss_scaler", None)
@@ -135,7 +142,8 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
                 self.time_budget.stop_reason = self.time_budget.end_reason
                 return TrainOutput(self.state.global_step, math.nan, {})
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            with memory_told(self.args):
+                return super().train(resume_from_checkpoint, *args, **kwargs)
         except RuntimeError as error:  # usually the all-reduce of the gradients is the first to miss a rank
             if self.args.world_size > 1 and not isinstance(error, RunError) and is_lost_connection(error):
                 raise self.channel.lost(error) from error

@@ -24,6 +24,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.watched import watch  # noqa: E402
 from budget_trainer.report import environment  # noqa: E402
 
 DATA = Path(os.environ.get("BUDGET_DATA", ROOT.parent / "shared" / "data"))
@@ -106,24 +107,6 @@ def docstring_data() -> Path:
     return data / "blocks"
 
 
-def workers(launcher: psutil.Process) -> list[psutil.Process]:
-    """The processes that run train_mlm.py, rank 0 first."""
-    found = []
-    for process in launcher.children(recursive=True):
-        try:
-            if any(word.endswith("train_mlm.py") for word in process.cmdline()):
-                found.append((int(process.environ().get("RANK", "0")), process))
-        except psutil.Error:
-            continue
-    return [process for _, process in sorted(found, key=lambda pair: pair[0])]
-
-
-def age_seconds(pid: int) -> float:
-    """Seconds since a process was made, to 10 ms; psutil's creation time is off by up to a second (boot time)."""
-    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
-
-
 def timed_run(folder: Path, budget: int, processes: int, slowed: bool) -> tuple[float, float, dict]:
     """Train for `budget` seconds; returns seconds until final/ appeared, from outside, and the report.
 
@@ -139,25 +122,15 @@ def timed_run(folder: Path, budget: int, processes: int, slowed: bool) -> tuple[
         str(docstring_data()),
     ]
     command += ["--output_dir", str(folder / "run"), "--total_training_time", f"{budget}s"]
-    launched, begun, done, bursts = time.time(), 0.0, 0.0, 0
-    with (folder / "log.txt").open("w") as log:
-        child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        launcher = psutil.Process(child.pid)
-        running: list[psutil.Process] = []
-        while child.poll() is None:
-            if len(running) < processes:
-                running = workers(launcher)
-                begun = time.time() - max((age_seconds(process.pid) for process in running), default=0.0)
-            elif slowed and not done:
-                bursts += burst(running[-1])
-            if not done and (folder / "run" / "final" / "config.json").exists():
-                done = time.time()
-            time.sleep(0.01)
-    if child.returncode or not done:
-        raise Failed(f"exit code {child.returncode}: {last_line(folder / 'log.txt')} ({folder / 'log.txt'})")
-    if slowed and not bursts:
+    bursts: list[int] = []
+    slow = (lambda last: bursts.append(burst(last))) if slowed else None
+    log, wanted = folder / "log.txt", folder / "run" / "final" / "config.json"
+    seen = watch(command, log, wanted, processes, slow)
+    if seen.code or seen.since_start is None or seen.since_launch is None:
+        raise Failed(f"exit code {seen.code}: {last_line(log)} ({log})")
+    if slowed and not sum(bursts):
         raise Failed("the second process was never slowed")
-    return done - begun, done - launched, json.loads((folder / "run" / "run_report.json").read_text())
+    return seen.since_start, seen.since_launch, json.loads((folder / "run" / "run_report.json").read_text())
 
 
 def burst(process: psutil.Process) -> int:

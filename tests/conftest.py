@@ -91,7 +91,8 @@ def nothing_stays_behind():
         for pid in [*children(process.pid), process.pid] if process.poll() is None else ():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        process.communicate()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # an orphan may hold the pipe
+            process.communicate(timeout=10)
 
 
 def children(pid):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -111,14 +112,16 @@ class ProgressLog(TrainerCallback):
         else:
             return
         if self._stream is not None:
-            self._stream.write(json.dumps(line) + "\n")
-            self._stream.flush()
+            with suppress(OSError):  # a full disk: the line waits in the buffer, the next save will speak up
+                self._stream.write(json.dumps(line) + "\n")
+                self._stream.flush()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self._stream is not None:
-            self._stream.close()
+            with suppress(OSError):
+                self._stream.close()
             self._stream = None
 
 

@@ -165,3 +165,19 @@ def test_under_zero_a_nan_goes_back_to_the_checkpoint_too(name, data_dir, tmp_pa
     rates = {line["step"]: line["learning_rate"] for line in losses(out)}
     assert rates[7] == pytest.approx(2 * rates[8])
     assert all(tensor.isfinite().all() for tensor in load_file(out / "final" / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("troubles", [{"late": 1, "skew": 0}, {"late": 0, "skew": 1}])
+def test_a_late_rank_and_a_clock_that_is_wrong_by_5_s_change_nothing_between_the_ranks(troubles, data_dir, tmp_path):
+    out = tmp_path / "out"
+    options = {**TINY, "data_dir": data_dir, "output_dir": out, "disable_tqdm": True, "total_training_time": "40s"}
+    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    head += [ROOT / "accelerate_configs/cpu_2proc.yaml", "tests/faults/troubled_run.py", json.dumps(troubles)]
+    done = run([*head, *words({**options, "validate_every": "40%"})])
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stderr.rpartition("late before the steps ")[2].splitlines()[0])) >= 3
+    account = report(out)
+    first, second = account["ranks"]
+    assert first["steps"] == second["steps"] == account["steps"]
+    assert first["learning_rates_sha256"] == second["learning_rates_sha256"]
+    assert account["stop_reason"] == "budget" and account["used_seconds"] >= 0.93 * 40

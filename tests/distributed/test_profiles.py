@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 
 import pytest
@@ -51,7 +52,8 @@ def test_zero_trains_as_one_process_does(name, data_dir, alone, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
-def test_zero_resumes_and_refuses_what_it_cannot_read(name, data_dir, tmp_path):
+def test_zero_resumes_also_on_another_number_of_processes(name, data_dir, tmp_path):
+    """Two processes begin; two, and one with twice the micro-batch, go on as the undisturbed run did."""
     pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
     form, out, whole = write_cpu_form(name, tmp_path), tmp_path / "out", tmp_path / "whole"
     manifest = json.loads((data_dir / "manifest.json").read_text())
@@ -65,15 +67,22 @@ def test_zero_resumes_and_refuses_what_it_cannot_read(name, data_dir, tmp_path):
     (tmp_path / "kept").rename(out / "checkpoint-4")
 
     resume = {**common, "resume_from_checkpoint": "auto"}
+    alone = shutil.copytree(out, tmp_path / "alone")
     if name == "zero2":  # what it cannot read, once
-        for changes, message in (
-            ({"num_processes": 1}, "holds the optimizer state in 2 partitions, this run has 1 processes"),
+        for changes, flags, message in (
+            (
+                {"num_processes": 1},
+                {"optimizer_type": "adafactor"},
+                "holds the state of adafactor in 2 partitions, this run has 1 processes",
+            ),
             (
                 {"deepspeed_config": {"zero_stage": 1}},
+                {},
                 f"was written by the engine deepspeed-zero{name[-1]}, this run has",
             ),
         ):
-            refused = launch_form(write_cpu_form(name, out.parent, **changes), options(data_dir, out, **resume))
+            form = write_cpu_form(name, out.parent, **changes)
+            refused = launch_form(form, options(data_dir, out, **resume, **flags))
             assert refused.returncode != 0 and message in refused.stderr, refused.stderr
     done = launch_form(write_cpu_form(name, tmp_path), options(data_dir, out, **resume))
     assert done.returncode == 0, done.stderr
@@ -82,6 +91,20 @@ def test_zero_resumes_and_refuses_what_it_cannot_read(name, data_dir, tmp_path):
     assert [line["loss"] for line in resumed] == pytest.approx([line["loss"] for line in expected], rel=1e-6)
     a, b = (load_file(folder / "final" / "model.safetensors") for folder in (out, whole))
     assert all(torch.allclose(a[key], b[key], atol=1e-6) for key in b)
+
+    one = {**resume, "per_device_train_batch_size": 2 * batch, "max_steps": 8}
+    done = launch_form(write_cpu_form(name, tmp_path, num_processes=1), options(data_dir, alone, **one))
+    assert done.returncode == 0, done.stderr
+    assert report(alone)["world_size"] == 1 and report(alone)["samples"] == 8 * 2 * batch
+    resumed = [line for line in progress(alone) if "loss" in line]
+    assert [line["step"] for line in resumed] == [5, 6, 7, 8]
+    assert [line["loss"] for line in resumed[:2]] == pytest.approx([line["loss"] for line in expected], rel=1e-4)
+    (file,) = (alone / "checkpoint-8" / "global_step8").glob("*optim_states.pt")
+    state = torch.load(file, weights_only=False)["optimizer_state_dict"]
+    state = state["base_optimizer_state" if name == "zero2" else "optimizer_state_dict"]
+    decays = {group["name"]: group["weight_decay"] for group in state["param_groups"]}
+    assert decays["no_decay"] == 0 and decays["decay"] > 0
+    assert {float(of_one["step"]) for of_one in state["state"].values()} == {8.0}
 
 
 def test_fsdp_on_a_cpu_is_refused(data_dir, tmp_path):

@@ -1,0 +1,93 @@
+"""A checkpoint of ZeRO for another number of processes: DeepSpeed's universal form, made beside its partitions."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from budget_trainer import checkpoints
+from budget_trainer.distributed import ControlChannel
+from budget_trainer.errors import RunError
+
+log = logging.getLogger(__name__)
+OPTIMIZERS = ("adam", "adamw")  # DeepSpeed converts Adam's two moments and nothing else
+FOLDER, LATEST = "universal", "latest_universal"  # the second is DeepSpeed's name for a file that names the first
+
+
+def is_needed(checkpoint: Path | None, run: TrainingArguments) -> bool:
+    """Whether `checkpoint` holds the partitions of another number of processes."""
+    if checkpoint is None or run.deepspeed_plugin is None:
+        return False
+    return int(checkpoints.complete_manifest(checkpoint)["world_size"]) != run.world_size
+
+
+def settle_universal(checkpoint: Path | None, run: TrainingArguments, channel: ControlChannel) -> None:
+    """Where `is_needed`, convert (main process; once for each checkpoint) and tell DeepSpeed to load that form.
+
+    Call it on all ranks before a Trainer is made. RunError where DeepSpeed's converter fails.
+    """
+    if checkpoint is None or not is_needed(checkpoint, run):
+        return
+    failed = None
+    if run.process_index == 0 and not _is_converted(checkpoint):
+        log.info("resume: %s is converted for %d processes", checkpoint, run.world_size)
+        try:
+            _convert(checkpoint)
+        except (RunError, OSError) as error:
+            failed = str(error)
+    failed = channel.gather(failed)[0]
+    if failed is not None:
+        raise RunError(failed)
+    run.deepspeed_plugin.deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
+
+
+def mend(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
+    """Give back what DeepSpeed's loader of that form does not (0.19): to each group its own hyper-parameters (stage 3 gives
+    all of them the first one's), to each parameter a step count of its own, where the optimizer wants it.
+
+    `groups` are the optimizer's groups as they were before the load, whose `params` and `lr` are not looked at: the rates
+    are the schedule's.
+    """
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
+        group.update({name: value for name, value in own.items() if name not in ("params", "lr")})
+    on_device = any(group.get("fused") or group.get("capturable") for group in groups)
+    for parameter, state in optimizer.state.items():
+        step = state.get("step")
+        if isinstance(step, torch.Tensor):
+            state["step"] = step.clone().to(parameter.device if on_device else "cpu")
+
+
+def _is_converted(checkpoint: Path) -> bool:
+    try:
+        return (checkpoint / LATEST).read_text(encoding="utf-8") == FOLDER
+    except FileNotFoundError:
+        return False
+
+
+def _convert(checkpoint: Path) -> None:
+    """Written aside and renamed; the file LATEST comes last."""
+    partitions = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
+    aside = checkpoint / f".partial-{FOLDER}"
+    checkpoints.fresh(aside)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(partitions), "--output_folder", str(aside)]
+    alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(command, env=alone, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RunError(
+            f"resume_from_checkpoint: DeepSpeed could not convert {checkpoint} for another number of processes ({reason}); "
+            "launch with the number it was written by"
+        )
+    (checkpoint / LATEST).unlink(missing_ok=True)
+    checkpoints.publish(aside, checkpoint / FOLDER)
+    named = checkpoint / f"{LATEST}.tmp"
+    named.write_text(FOLDER, encoding="utf-8")
+    os.replace(named, checkpoint / LATEST)

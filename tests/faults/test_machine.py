@@ -1,0 +1,216 @@
+"""Disks, memory and files that fail: each ends in one line, and nothing that was complete is lost."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import train_mlm
+from budget_trainer.clock import BudgetClock
+from budget_trainer.data import DataFolder
+from tests.conftest import ROOT, TINY, progress, report, spawn, start, train, wait_for, words
+
+STEPS = {
+    **TINY,
+    "lr_schedule": "step",
+    "max_steps": 20,
+    "warmup_proportion": 0,
+    "curve": "constant",
+    "total_training_time": "10m",
+    "disable_tqdm": True,
+}
+LONG = {**STEPS, "max_steps": 1_000_000, "checkpoint_every": "2s"}
+DISK_BYTES = 32_000_000
+
+
+def error_line(stderr):
+    """The last line of a run's own process."""
+    return [line for line in stderr.splitlines() if line.startswith("error: ")][-1]
+
+
+@pytest.fixture
+def refused(capfd, monkeypatch):
+    """Run train_mlm.py in this process until it refuses; its exit code and its one line of error."""
+
+    def call(options):
+        monkeypatch.setattr(train_mlm, "CLOCK", BudgetClock())
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "none")  # or train_mlm sets it for good
+        code = train_mlm.main([str(word) for word in words(options)])
+        (line,) = {line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")}
+        return code, line
+
+    return call
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of DISK_BYTES."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", folder], capture_output=True, text=True
+    )
+    if made.returncode != 0:
+        pytest.skip(f"mounting is not allowed here: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(disk, leave=0):
+    """Leave no room but for `leave` bytes; returns the file that takes it."""
+    filler = disk / "filler"
+    with open(filler, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - leave)
+    return filler
+
+
+def steps_of(output_dir):
+    """The complete checkpoints, by step."""
+    return sorted(
+        int(folder.parent.name.removeprefix("checkpoint-")) for folder in output_dir.glob("checkpoint-*/m*t.json")
+    )
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stays(processes, disk, data_dir, tmp_path):
+    out = disk / "out"
+    options = {**LONG, "data_dir": data_dir, "output_dir": out, "logging_steps": 5}
+    launcher = start(options, processes=processes)
+    wait_for(lambda: steps_of(out))
+    filler = fill(disk)
+    _, error = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
+    (first,) = steps_of(out)
+    assert f"error: output_dir: {out}/checkpoint-" in error
+    (line,) = {line for line in error.splitlines() if "could not be written" in line}
+    assert "No space left on device" in line or "a part of it" in line
+    assert f"go on from {out}/checkpoint-{first} with --resume_from_checkpoint auto" in line
+    assert 'train_mlm.py", line' not in error and not (out / "RESUMABLE").exists()
+    assert processes == 2 or not list(out.glob(".partial*"))
+
+    filler.unlink()
+    again = {**options, "max_steps": first + 3, "resume_from_checkpoint": "auto", **batch_for(processes)}
+    finished = train(again)
+    assert finished.returncode == 0, finished.stderr
+    assert report(out)["steps"] == first + 3 and report(out)["jobs"] == 2 and not list(out.glob(".partial*"))
+
+
+def batch_for(processes):
+    """One process with the global batch of several."""
+    return {"per_device_train_batch_size": processes * TINY["per_device_train_batch_size"]}
+
+
+def test_where_two_checkpoints_fit_the_older_one_makes_room_and_the_final_model_has_its_own(disk, data_dir):
+    """A disk full up to the two checkpoints that it holds: the run goes on, saves, and ends with its model."""
+    out = disk / "out"
+    options = {**LONG, "data_dir": data_dir, "output_dir": out, "total_training_time": "25s", "lr_schedule": "time"}
+    options |= {"logging_steps": 100_000}
+    del options["max_steps"]
+    process = spawn([sys.executable, "train_mlm.py", *words(options)], stdout=subprocess.DEVNULL)
+    wait_for(lambda: len(steps_of(out)) == 2)
+    before = steps_of(out)
+    size = sum(path.stat().st_size for path in (out / f"checkpoint-{before[0]}").iterdir())
+    fill(disk, leave=size // 2)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert steps_of(out)[-1] > before[-1] and report(out)["evaluation"]["loss"] > 0
+    assert (out / "final" / "model.safetensors").stat().st_size > 0 and not (out / ".room-for-final").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(data_dir, disk, refused):
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    code, line = refused({**STEPS, "data_dir": data_dir, "output_dir": disk / "out"})
+    assert code == 2 and line.startswith(f"error: output_dir: {disk} is read-only"), line
+    file = data_dir / "manifest.json"
+    code, line = refused({**STEPS, "data_dir": data_dir, "output_dir": file / "out"})
+    assert code == 2 and f"output_dir: {file} is a file" in line
+
+
+def test_a_disk_too_small_for_the_final_model_is_known_at_the_start(disk, data_dir, refused):
+    fill(disk)
+    code, line = refused({**STEPS, "data_dir": data_dir, "output_dir": disk / "out"})
+    assert code == 1 and "could not be written (No space left on device, 0.0 MB free)" in line
+
+
+def damaged_copy(data_dir, folder):
+    """A data folder of which one byte in the middle of a shard is another; the shard, and the way it was."""
+    copy = folder / "damaged"
+    shutil.copytree(data_dir, copy)
+    shard = sorted(copy.glob("train-*.arrow"))[-1]
+    kept = shard.read_bytes()
+    middle = len(kept) // 2
+    shard.write_bytes(kept[:middle] + bytes([kept[middle] ^ 1]) + kept[middle + 1 :])
+    return copy, shard, kept
+
+
+def test_a_flipped_byte_in_a_shard_is_found_before_the_first_step(data_dir, tmp_path, refused):
+    copy, shard, kept = damaged_copy(data_dir, tmp_path)
+    options = {**STEPS, "data_dir": copy, "output_dir": tmp_path / "out"}
+    code, line = refused(options)
+    assert code == 2 and line.startswith(f"error: data file {shard} is damaged: it does not match its checksum")
+    launcher = start(options, processes=2)
+    _, error = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0 and line in error and "is gone" not in error
+    assert not (tmp_path / "out").exists()
+    shard.write_bytes(kept)
+    assert DataFolder.open(copy).verify() == 1.0
+
+
+def test_checksums_take_no_more_time_than_they_are_given(data_dir):
+    assert DataFolder.open(data_dir).verify(seconds=0.0) == 0.0
+
+
+@pytest.fixture
+def begun(data_dir, tmp_path):
+    """The flags of a run that was stopped with two checkpoints, its folder and its data (a copy)."""
+    copy = shutil.copytree(data_dir, tmp_path / "blocks")
+    out = tmp_path / "out"
+    options = {**LONG, "data_dir": copy, "output_dir": out, "checkpoint_every": "1s"}
+    process = spawn([sys.executable, "train_mlm.py", *words(options)], stdout=subprocess.DEVNULL)
+    wait_for(lambda: len(steps_of(out)) == 2)
+    process.kill()
+    process.communicate(timeout=60)
+    return {**options, "resume_from_checkpoint": "auto"}, out
+
+
+def test_shards_that_changed_between_two_jobs_are_refused(begun, corpus, tokenizer, refused):
+    options, out = begun
+    before = steps_of(out)
+    shutil.rmtree(options["data_dir"])
+    command = ["-m", "data_prep.blocks", "--input", str(corpus), "--tokenizer", str(tokenizer), "--block_size", "64"]
+    command += ["--output_dir", str(options["data_dir"]), "--num_shards", "3", "--num_proc", "1"]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    code, line = refused(options)
+    assert code == 2 and "was begun with data=" in line and "another output_dir" in line
+    assert steps_of(out) == before and not (out / "final").exists()
+
+
+def test_a_truncated_checkpoint_is_not_one(begun, refused):
+    """`auto` takes the one before; asked for by name it is refused."""
+    options, out = begun
+    older, newer = steps_of(out)
+    with open(out / f"checkpoint-{newer}" / "optimizer.pt", "r+b") as file:
+        file.truncate(1000)
+    code, line = refused({**options, "resume_from_checkpoint": out / f"checkpoint-{newer}"})
+    assert code == 2 and f"checkpoint-{newer} is not a complete checkpoint" in line
+    done = train({**options, "max_steps": older + 2})
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in progress(out) if line["job"] == 2 and "loss" in line] == [older + 1, older + 2]
+
+
+def test_a_micro_batch_that_does_not_fit_into_memory(data_dir, tmp_path):
+    """A real refusal of the allocator: 8 GB of address space, of which one activation would need more."""
+    out = tmp_path / "out"
+    rows = json.loads((data_dir / "manifest.json").read_text())["splits"]["train"]["rows"]
+    wide = {"intermediate_size": 3_000_000_000 // (rows * 64), "per_device_train_batch_size": rows}
+    options = {**STEPS, **wide, "data_dir": data_dir, "output_dir": out, "max_steps": 2}
+    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))  # noqa: E731
+    done = train(options, preexec_fn=limit)
+    assert done.returncode == 1, done.stderr
+    line = error_line(done.stderr)
+    assert line.startswith(f"error: per_device_train_batch_size: {rows} does not fit into the memory of rank 0's cpu")
+    assert f"give {rows // 2} and twice the gradient_accumulation_steps" in line
