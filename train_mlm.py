@@ -27,7 +27,7 @@ log = logging.getLogger("train_mlm")
 
 def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
     """One run, or one job of it. Returns the exit code: 0 finished, 85 to be resumed."""
-    from budget_trainer import launch, run_folder, setup
+    from budget_trainer import checkpoints, launch, run_folder, setup
     from budget_trainer.agreement import Agreement
     from budget_trainer.data import DataFolder
     from budget_trainer.distributed import ControlChannel
@@ -95,6 +95,7 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     )
 
     # How long the end takes is measured; only then is a new folder this run's (a resumed one was so above).
+    at_exit.callback(checkpoints.release_room, output_dir)
     trainer.rehearse_save(output_dir, hold_room=recipe.budget.finetune_checkpoint_at_end)
     samples_per_epoch = setup.samples_per_epoch(recipe, data)
     validation = recipe.validation_plan(samples_per_epoch)

@@ -115,7 +115,7 @@ def disturb(process: subprocess.Popen, folder: Path, job: int, chance: random.Ra
     """Wait for a random moment of the wanted kind and kill a random rank: wanted moment, what it was, rank."""
     wanted = chance.choice(MOMENTS)
     pause = chance.uniform(0.0, 6.0) if wanted == "set-up" else chance.uniform(0.0, 1.5)
-    started, patience = 0.0, 8.0  # after so long behind the set-up: what there is
+    started, patience = 0.0, 2.0  # after so long behind the set-up: what there is
     if wanted == "set-up":
         time.sleep(pause)
         pause = 0.0
