@@ -38,7 +38,7 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     from budget_trainer.recipes import parse_recipe
     from budget_trainer.run_callbacks import add_callbacks
     from budget_trainer.trainer import TimeBudgetTrainer
-    from budget_trainer.universal import settle_universal
+    from budget_trainer.universal import check_loadable, settle_universal
 
     # What was asked, on what data, in which folder. Nothing is written before every check has passed.
     recipe = parse_recipe(argv)
@@ -58,7 +58,7 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     setup.check_data(data, blocks, recipe)
     setup.check_contents(data, recipe, channel)
     settle_engine_config(run)
-    run_folder.check_engine(checkpoint, engine_name(run), run.world_size, recipe.optimizer.optimizer_type)
+    check_loadable(checkpoint, engine_name(run), run.world_size, recipe.optimizer.optimizer_type)
     launch.check_trackers(run)
     job = run_folder.restore_clock(CLOCK, output_dir, checkpoint)
 

@@ -24,7 +24,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.cli import make_output_dir, one_line_errors, publish  # noqa: E402
+from benchmarks.cli import make_output_dir, one_line_errors, publish, run_parser  # noqa: E402
 from benchmarks.watched import watch  # noqa: E402
 from budget_trainer import checkpoints  # noqa: E402
 from budget_trainer.clock import parse_duration  # noqa: E402
@@ -34,16 +34,10 @@ ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp")  # and profiles of accelera
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = run_parser(__doc__, output_dir="out/budget_kept")
     add = parser.add_argument
-    add("--recipe", required=True, help="recipe of train_mlm.py")
-    add("--data_dir", required=True, help="data folder of data_prep.blocks")
     add("--engines", default="ddp,zero1,zero2,zero3", help=f"of {', '.join(ENGINES)} (ddp,zero1,zero2,zero3)")
     add("--budgets", default="60s,300s", help="budgets (60s,300s)")
-    add("--output_dir", default="out/budget_kept", help="a new folder (out/budget_kept)")
-    add("flags", nargs="*", help="more flags of train_mlm.py, behind --")
     a = parser.parse_args(argv)
     a.engines = a.engines.split(",")
     if unknown := set(a.engines) - set(ENGINES):

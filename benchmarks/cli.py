@@ -13,6 +13,19 @@ from budget_trainer.errors import InputError
 from budget_trainer.report import environment, write_json_atomic
 
 
+def run_parser(doc: str | None, *, recipe_required: bool = True, output_dir: str) -> argparse.ArgumentParser:
+    """The head of a benchmark that launches train_mlm.py; `flags` are more of that script's, behind --."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    say = "recipe of train_mlm.py" + ("" if recipe_required else "; without it the flags behind -- say it all")
+    parser.add_argument("--recipe", required=recipe_required, help=say)
+    parser.add_argument("--data_dir", required=True, help="data folder of data_prep.blocks")
+    parser.add_argument("--output_dir", default=output_dir, help=f"a new folder for what is run ({output_dir})")
+    parser.add_argument("flags", nargs="*", help="more flags of train_mlm.py, behind --")
+    return parser
+
+
 def one_line_errors(main: Callable[[list[str] | None], None]) -> Callable[..., int]:
     """Make `main(argv)` return an exit code: 0, or 2 after bad input, which is said in one line."""
 

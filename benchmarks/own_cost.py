@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.cli import make_output_dir, one_line_errors, publish  # noqa: E402
+from benchmarks.cli import make_output_dir, one_line_errors, publish, run_parser  # noqa: E402
 from budget_trainer.errors import InputError  # noqa: E402
 
 PARTS = ("control message", "clock", "guards")
@@ -32,16 +32,10 @@ FOLDER = "BUDGET_TRAINER_OWN_COST"  # environment variable: where the ranks of t
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = run_parser(__doc__, output_dir="out/own_cost")
     add = parser.add_argument
-    add("--recipe", required=True, help="recipe of train_mlm.py")
-    add("--data_dir", required=True, help="data folder of data_prep.blocks")
     add("--config_file", default="accelerate_configs/cpu_2proc.yaml", help="launch configuration")
     add("--total_training_time", default="60s", help="budget of the timed run (60s)")
-    add("--output_dir", default="out/own_cost", help="a new folder (out/own_cost)")
-    add("flags", nargs="*", help="more flags of train_mlm.py, behind --")
     a = parser.parse_args(argv)
     if (Path(a.output_dir) / "run").exists():
         raise InputError(f"output_dir: {a.output_dir} holds a run; give a new folder")

@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.cli import make_output_dir, one_line_errors, publish  # noqa: E402
+from benchmarks.cli import make_output_dir, one_line_errors, publish, run_parser  # noqa: E402
 from budget_trainer import checkpoints  # noqa: E402
 from budget_trainer.errors import InputError  # noqa: E402
 
@@ -38,12 +38,8 @@ JOB_SECONDS = 600  # a job that takes longer after its kill hangs
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = run_parser(__doc__, recipe_required=False, output_dir="out/soak")
     add = parser.add_argument
-    add("--recipe", help="recipe of train_mlm.py; without it the flags behind -- say it all")
-    add("--data_dir", required=True, help="data folder of data_prep.blocks")
     add("--config_file", default="accelerate_configs/cpu_2proc.yaml", help="launch configuration")
     add("--total_training_time", help="budget of the run")
     add("--max_steps", type=int, help="or its steps (lr_schedule step)")
@@ -51,8 +47,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--kills", type=int, default=50, help="how often (50)")
     add("--seed", type=int, default=0, help="of the moments and ranks (0)")
     add("--reference", action="store_true", help="also run undisturbed, and compare the weights")
-    add("--output_dir", default="out/soak", help="a new folder for the run (out/soak)")
-    add("flags", nargs="*", help="more flags of train_mlm.py, behind --")
     a = parser.parse_args(argv)
     if (a.total_training_time is None) == (a.max_steps is None):
         raise InputError("total_training_time: give it or max_steps, one of them")

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from budget_trainer import checkpoints
-from budget_trainer.errors import InputError, RunError
+from budget_trainer.errors import RunError
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what writing a checkpoint raises
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ESTALE}
@@ -25,11 +25,11 @@ _TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
 
 def disk_failure(error: BaseException) -> str | None:
     """Why a disk did not take what was written, in the words of the system; None for any other error."""
-    if isinstance(error, OSError):
-        return os.strerror(error.errno) if error.errno in _DISK else None
-    found = _OS_ERROR.search(str(error))
-    if isinstance(error, SafetensorError) and found:
-        return os.strerror(int(found.group(1)))
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) and (found := _OS_ERROR.search(str(error))):
+        code = int(found.group(1))
+    if code in _DISK:
+        return os.strerror(code)
     if isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_WRITER):
         return "the disk took a part of it"
     return None
@@ -44,17 +44,6 @@ def not_written(path: Path, reason: str, output_dir: Path) -> RunError:
         f"output_dir: {path} could not be written ({reason}, {free / 1e6:.1f} MB free); make room there, then go on from "
         f"{newest or 'the beginning'} with --resume_from_checkpoint auto"
     )
-
-
-def check_writable(output_dir: Path) -> None:
-    """Refuse a folder that this process may not write in, before any work is done for it. Writes nothing."""
-    there = output_dir.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise InputError(f"output_dir: {there} is a file; give a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"output_dir: {there} is read-only for this user; give a folder that can be written")
 
 
 @contextmanager

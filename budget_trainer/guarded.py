@@ -141,10 +141,10 @@ class GuardedSteps(_Base):
         engine._config.load_universal_checkpoint = converted = is_needed(Path(folder), self.args)
         groups = [dict(group) for group in engine.optimizer.optimizer.param_groups]
         path, _ = engine.load_checkpoint(folder, load_lr_scheduler_states=False)
-        if converted:
-            mend(engine.optimizer.optimizer, groups)
         if path is None:
             raise RunError(f"roll-back: DeepSpeed finds nothing to load in {folder}; resume from an older checkpoint")
+        if converted:
+            mend(engine.optimizer.optimizer, groups)
 
     def loss_scale(self) -> float | None:
         """fp16's present loss scale; reading it waits for the device. None without fp16."""

@@ -8,14 +8,24 @@ import os
 from pathlib import Path
 from typing import Any
 
-from budget_trainer import checkpoints, universal
+from budget_trainer import checkpoints
 from budget_trainer.clock import BudgetClock, ClockFile
 from budget_trainer.errors import InputError
-from budget_trainer.failures import check_writable
 
 log = logging.getLogger(__name__)
 FINAL, CLOCK, RUN, PROGRESS, RESUMABLE = "final", "clock.json", "run.json", "progress.jsonl", "RESUMABLE"
 REPORT = "run_report.json"
+
+
+def check_writable(output_dir: Path) -> None:
+    """Refuse a folder that this process may not write in, before any work is done for it. Writes nothing."""
+    there = output_dir.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise InputError(f"output_dir: {there} is a file; give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"output_dir: {there} is read-only for this user; give a folder that can be written")
 
 
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
@@ -71,33 +81,6 @@ def check_identity(identity: dict[str, Any], output_dir: Path, checkpoint: Path 
                     f"resume_from_checkpoint: {source} was begun with {field}={theirs.get(field)!r}, this run has "
                     f"{identity.get(field)!r}; use the recipe it was begun with, or another output_dir"
                 )
-
-
-def check_engine(checkpoint: Path | None, engine: str, world_size: int, optimizer_type: str) -> None:
-    """Refuse a checkpoint whose optimizer state this engine, with this number of processes, cannot take.
-
-    One process and DDP read each other's checkpoints, with any number of processes; ZeRO's are partitions, which
-    `universal` converts for some optimizers.
-    """
-    if checkpoint is None:
-        return
-    manifest = checkpoints.complete_manifest(checkpoint)
-    theirs, size = manifest.get("engine", engine), manifest["world_size"]
-    plain = {"single", "ddp"}
-    if theirs != engine and not {theirs, engine} <= plain:
-        raise InputError(
-            f"resume_from_checkpoint: {checkpoint} was written by the engine {theirs}, this run has {engine}, which cannot "
-            f"read its optimizer state; launch it with {theirs} again"
-        )
-    converts = (
-        engine in ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3") and optimizer_type in universal.OPTIMIZERS
-    )
-    if size != world_size and engine not in plain and not converts:
-        raise InputError(
-            f"resume_from_checkpoint: {checkpoint} holds the state of {optimizer_type} in {size} partitions, this run has "
-            f"{world_size} processes, and {engine} converts that of {' and '.join(universal.OPTIMIZERS)} under ZeRO only; "
-            f"launch it with --num_processes {size}"
-        )
 
 
 def restore_clock(clock: BudgetClock, output_dir: Path, checkpoint: Path | None) -> int:

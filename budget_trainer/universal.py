@@ -14,11 +14,36 @@ from transformers import TrainingArguments
 
 from budget_trainer import checkpoints
 from budget_trainer.distributed import ControlChannel
-from budget_trainer.errors import RunError
+from budget_trainer.errors import InputError, RunError
 
 log = logging.getLogger(__name__)
 OPTIMIZERS = ("adam", "adamw")  # DeepSpeed converts Adam's two moments and nothing else
 FOLDER, LATEST = "universal", "latest_universal"  # the second is DeepSpeed's name for a file that names the first
+
+
+def check_loadable(checkpoint: Path | None, engine: str, world_size: int, optimizer_type: str) -> None:
+    """Refuse a checkpoint whose optimizer state this engine, with this number of processes, cannot take.
+
+    One process and DDP read each other's checkpoints, with any number of processes; ZeRO's are partitions, which
+    are converted for OPTIMIZERS.
+    """
+    if checkpoint is None:
+        return
+    manifest = checkpoints.complete_manifest(checkpoint)
+    theirs, size = manifest.get("engine", engine), manifest["world_size"]
+    plain = {"single", "ddp"}
+    if theirs != engine and not {theirs, engine} <= plain:
+        raise InputError(
+            f"resume_from_checkpoint: {checkpoint} was written by the engine {theirs}, this run has {engine}, which cannot "
+            f"read its optimizer state; launch it with {theirs} again"
+        )
+    converts = engine in ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3") and optimizer_type in OPTIMIZERS
+    if size != world_size and engine not in plain and not converts:
+        raise InputError(
+            f"resume_from_checkpoint: {checkpoint} holds the state of {optimizer_type} in {size} partitions, this run has "
+            f"{world_size} processes; only {' and '.join(OPTIMIZERS)} under ZeRO are converted, so launch it with "
+            f"--num_processes {size}"
+        )
 
 
 def is_needed(checkpoint: Path | None, run: TrainingArguments) -> bool:
