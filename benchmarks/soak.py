@@ -5,12 +5,15 @@
         --config_file accelerate_configs/cpu_2proc.yaml --kills 50 --output_dir out/soak
 
 Each job is a real `accelerate launch ... --resume_from_checkpoint auto`; at a random moment a random rank gets kill -9. The
-moments are drawn from start-up, training, saving and evaluation, as `clock.json` says which phase the run is in. When the
-kills are used up the run may finish. Checked, and printed as one table:
+moments are drawn from start-up, training, saving and evaluation, as `clock.json` says which phase the run is in; the last
+kill waits until final/ is on disk, so that the report is made up for. Then the run may finish. Checked, and printed as one
+table:
 
 - every job goes on from the newest complete checkpoint that the job before had left, at the step behind it;
-- the clock never goes back, and ends within the budget (of at most 1 % less);
-- samples are steps x batch: none was skipped, none came twice;
+- a step that is done again behind a checkpoint has the loss that it had before the kill: same weights, same samples, same
+  masks. (Only the step right behind it: by the clock, later ones have another learning rate.) Samples are steps x batch;
+- the clock never goes back, counts the time of the killed jobs (of each but for its last second, and for a start-up that
+  was killed before the run was known), and ends within the budget, of at most 1 % less;
 - with --max_steps instead of a time, --reference compares the weights with those of a run that nobody disturbed, bit for bit.
 """
 
@@ -23,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +34,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cli import make_output_dir, one_line_errors, publish, run_parser  # noqa: E402
+from benchmarks.watched import age_seconds  # noqa: E402
 from budget_trainer import checkpoints  # noqa: E402
 from budget_trainer.errors import InputError  # noqa: E402
 
 MOMENTS = ("set-up", "train", "save", "evaluate")
+PATIENCE = 10.0  # seconds behind the set-up until a kill comes in another moment than the wanted one
 JOB_SECONDS = 600  # a job that takes longer after its kill hangs
+UNCHARGED = 3.0  # seconds: clock.json is written once a second, by a process that shares its cores
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -67,13 +74,8 @@ def command(a: argparse.Namespace, folder: Path) -> list[str]:
         words += ["--total_training_time", a.total_training_time]
     else:
         words += ["--lr_schedule", "step", "--max_steps", str(a.max_steps)]
-    every = [
-        "--checkpoint_every",
-        a.checkpoint_every,
-        "--logging_steps",
-        "1",
-    ]  # a line per step: where did a job begin?
-    return [*words, "--disable_tqdm", "true", *every, *a.flags]
+    words += ["--checkpoint_every", a.checkpoint_every, "--disable_tqdm", "true"]
+    return [*words, "--logging_steps", "1", *a.flags]  # a line per step: where did a job begin, and with what loss?
 
 
 def ranks_of(launcher: int) -> dict[int, int]:
@@ -105,29 +107,26 @@ def phase_of(folder: Path, job: int) -> str:
     return "save" if any(folder.glob(".partial-checkpoint-*")) else str(clock["phase"] or "evaluate")
 
 
-def disturb(process: subprocess.Popen, folder: Path, job: int, chance: random.Random) -> tuple[str, str, int]:
-    """Wait for a random moment of the wanted kind and kill a random rank: wanted moment, what it was, rank."""
-    wanted = chance.choice(MOMENTS)
-    pause = chance.uniform(0.0, 6.0) if wanted == "set-up" else chance.uniform(0.0, 1.5)
-    started, patience = 0.0, 2.0  # after so long behind the set-up: what there is
-    if wanted == "set-up":
-        time.sleep(pause)
-        pause = 0.0
+def disturb(process: subprocess.Popen, folder: Path, job: int, wanted: str, chance: random.Random) -> dict[str, Any]:
+    """Wait for a random moment of the wanted kind and kill a random rank: what the moment was, the rank, its age."""
+    pause = chance.uniform(0.0, 8.0) if wanted == "set-up" else chance.uniform(0.0, 1.0)
+    behind_set_up = 0.0
+    time.sleep(pause if wanted == "set-up" else 0.0)
     while process.poll() is None:
-        ranks = ranks_of(process.pid)
-        phase = phase_of(folder, job)
-        started = started or (time.monotonic() if phase != "set-up" else 0.0)
-        due = wanted == "set-up" or phase == wanted or (started and time.monotonic() - started > patience)
-        if len(ranks) > 0 and due:
-            time.sleep(pause if wanted == "train" else 0.0)
-            rank = chance.choice(sorted(ranks))
+        ranks, phase = ranks_of(process.pid), phase_of(folder, job)
+        behind_set_up = behind_set_up or (time.monotonic() if phase != "set-up" else 0.0)
+        late = wanted != "report" and behind_set_up and time.monotonic() - behind_set_up > PATIENCE
+        if ranks and (wanted in ("set-up", phase) or late):
+            time.sleep(pause if wanted in ("train", "report") else 0.0)
+            rank, age = chance.choice(sorted(ranks)), max(map(age_seconds, ranks.values()))
+            phase = phase_of(folder, job)
             try:
                 os.kill(ranks[rank], signal.SIGKILL)
             except ProcessLookupError:
                 break
-            return wanted, phase_of(folder, job), rank
+            return {"phase": phase, "rank": rank, "alive": age}
         time.sleep(0.02)
-    return wanted, "ended by itself", -1
+    return {"phase": "ended by itself", "rank": -1, "alive": 0.0}
 
 
 def newest(folder: Path) -> int:
@@ -148,59 +147,65 @@ def is_finished(folder: Path) -> bool:
     return path.exists() and json.loads(path.read_text())["evaluation"] is not None
 
 
-def first_step(folder: Path, lines_before: int) -> int | None:
-    """The first step that a job logged (each step is logged), None where it was killed before."""
-    path = folder / "progress.jsonl"
-    lines = path.read_text().splitlines()[lines_before:] if path.exists() else []
-    for line in lines:
+def log_lines(folder: Path) -> list[dict[str, Any]]:
+    """What the run has logged, a line per step."""
+    path, lines = folder / "progress.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(ValueError):  # cut by a kill
+            lines.append(json.loads(line))
+    return lines
+
+
+def job_of(folder: Path) -> int:
+    path = folder / "run.json"
+    return int(json.loads(path.read_text())["job"]) if path.exists() else 0
+
+
+def one_job(a: argparse.Namespace, folder: Path, number: int, wanted: str, chance: random.Random) -> dict[str, Any]:
+    """One launch, killed in the wanted moment (not at all where that is empty): its row."""
+    before, clock, logged = newest(folder), elapsed(folder), log_lines(folder)
+    with (a.output_dir / f"job-{number}.log").open("w") as log:
+        process = subprocess.Popen(
+            command(a, folder),
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        kill: dict[str, Any] = {"phase": "", "rank": -1, "alive": 0.0}
         try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # cut by the kill
-        if "loss" in entry:
-            return int(entry["step"])
-    return None
+            if wanted:
+                kill = disturb(process, folder, job_of(folder) + 1, wanted, chance)
+            process.wait(timeout=JOB_SECONDS if wanted else None)
+        except subprocess.TimeoutExpired:
+            raise InputError(f"run: job {number} hangs since its kill, {JOB_SECONDS} s; see {log.name}") from None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # its ranks too
+    if kill["rank"] < 0 and process.returncode != 0:
+        raise InputError(f"run: job {number} ended with {process.returncode} and was not killed; see {log.name}")
+    first = next((line for line in log_lines(folder)[len(logged) :] if "loss" in line), {"step": None, "loss": None})
+    lost = [line["loss"] for line in logged if "loss" in line and line["step"] == before + 1 == first["step"]]
+    row: dict[str, Any] = {"job": number, "wanted": wanted, **kill, "code": process.returncode, "from_step": before}
+    row |= {"first_step": first["step"], "again": len(lost), "again_same": lost.count(first["loss"])}
+    row |= {"checkpoint": newest(folder), "elapsed": elapsed(folder)}
+    row["uncharged"] = max(0.0, row["alive"] - (row["elapsed"] - clock)) if row["phase"] in MOMENTS[1:] else 0.0
+    row["ok"] = row["first_step"] in (None, before + 1) and row["checkpoint"] >= before and row["elapsed"] >= clock
+    row["ok"] = row["ok"] and row["again_same"] == row["again"] and row["uncharged"] < UNCHARGED
+    return row
 
 
 def soak(a: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Run until it is finished, with `kills` on the way; one row per job."""
-    chance, rows = random.Random(a.seed), []
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    job = 0
+    chance, kills = random.Random(a.seed), 0
+    rows: list[dict[str, Any]] = []
     while not is_finished(folder):
-        before, clock = newest(folder), elapsed(folder)
-        run = json.loads((folder / "run.json").read_text())["job"] if (folder / "run.json").exists() else 0
-        lines = (
-            len((folder / "progress.jsonl").read_text().splitlines()) if (folder / "progress.jsonl").exists() else 0
-        )
-        with (a.output_dir / f"job-{job}.log").open("w") as log:
-            process = subprocess.Popen(
-                command(a, folder),
-                cwd=ROOT,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                wanted, phase, rank = ("", "", -1)
-                if job < a.kills:
-                    wanted, phase, rank = disturb(process, folder, run + 1, chance)
-                process.wait(timeout=JOB_SECONDS if job < a.kills else None)
-            except subprocess.TimeoutExpired:
-                raise InputError(f"run: job {job} hangs since its kill, {JOB_SECONDS} s; see {log.name}") from None
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)  # its ranks too
-        began = first_step(folder, lines)
-        row = {"job": job, "wanted": wanted, "phase": phase, "rank": rank, "code": process.returncode}
-        row |= {"from_step": before, "first_step": began, "checkpoint": newest(folder), "elapsed": elapsed(folder)}
-        row["ok"] = began in (None, before + 1) and elapsed(folder) >= clock and newest(folder) >= before
-        rows.append(row)
-        print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
-        if job >= a.kills and process.returncode != 0:
-            raise InputError(f"run: the job behind the last kill ended with {process.returncode}; see {log.name}")
-        job += 1
+        left = a.kills - kills
+        wanted = "" if left == 0 else "report" if left == 1 else chance.choice(MOMENTS)
+        rows.append(one_job(a, folder, len(rows), wanted, chance))
+        kills += rows[-1]["rank"] >= 0
+        print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
     return rows
 
 
@@ -219,6 +224,10 @@ def main(argv: list[str] | None = None) -> None:
     rows = soak(a, folder)
     report = json.loads((folder / "run_report.json").read_text())
     batch = report["samples"] / report["steps"]
+
+    def total(name: str) -> int:
+        return sum(row[name] for row in rows)
+
     checks = {
         "jobs that went on where they should": f"{sum(row['ok'] for row in rows)} of {len(rows)}",
         "samples per step": f"{batch:g}",
@@ -236,6 +245,8 @@ def main(argv: list[str] | None = None) -> None:
         checks["weights of an undisturbed run"] = "bit-equal" if equal else "DIFFERENT"
         held = held and equal
     moments = Counter(row["phase"] for row in rows if row["rank"] >= 0)
+    checks["steps done again, with the same loss"] = f"{total('again_same')} of {total('again')}"
+    checks["not charged of a killed job"] = f"{max(row['uncharged'] for row in rows):.2f} s at most"
     if sum(moments.values()) < a.kills:
         checks["the run ended before its kills were used up"] = f"give it more time, or {sum(moments.values())} kills"
     held = held and sum(moments.values()) == a.kills
