@@ -161,8 +161,14 @@ def job_of(folder: Path) -> int:
     return int(json.loads(path.read_text())["job"]) if path.exists() else 0
 
 
-def one_job(a: argparse.Namespace, folder: Path, number: int, wanted: str, chance: random.Random) -> dict[str, Any]:
-    """One launch, killed in the wanted moment (not at all where that is empty): its row."""
+def one_job(
+    a: argparse.Namespace, folder: Path, number: int, wanted: str, since: int, chance: random.Random
+) -> dict[str, Any]:
+    """One launch, killed in the wanted moment (not at all where that is empty): its row.
+
+    `since` counts the lines of the log when the job began that has written the newest checkpoint: older ones of the step
+    behind it are of weights that no checkpoint holds.
+    """
     before, clock, logged = newest(folder), elapsed(folder), log_lines(folder)
     with (a.output_dir / f"job-{number}.log").open("w") as log:
         process = subprocess.Popen(
@@ -186,10 +192,11 @@ def one_job(a: argparse.Namespace, folder: Path, number: int, wanted: str, chanc
     if kill["rank"] < 0 and process.returncode != 0:
         raise InputError(f"run: job {number} ended with {process.returncode} and was not killed; see {log.name}")
     first = next((line for line in log_lines(folder)[len(logged) :] if "loss" in line), {"step": None, "loss": None})
-    lost = [line["loss"] for line in logged if "loss" in line and line["step"] == before + 1 == first["step"]]
+    lost = [line["loss"] for line in logged[since:] if "loss" in line and line["step"] == before + 1 == first["step"]]
     row: dict[str, Any] = {"job": number, "wanted": wanted, **kill, "code": process.returncode, "from_step": before}
     row |= {"first_step": first["step"], "again": len(lost), "again_same": lost.count(first["loss"])}
     row |= {"checkpoint": newest(folder), "elapsed": elapsed(folder)}
+    row["since"] = len(logged) if row["checkpoint"] > before else since
     row["uncharged"] = max(0.0, row["alive"] - (row["elapsed"] - clock)) if row["phase"] in MOMENTS[1:] else 0.0
     row["ok"] = row["first_step"] in (None, before + 1) and row["checkpoint"] >= before and row["elapsed"] >= clock
     row["ok"] = row["ok"] and row["again_same"] == row["again"] and row["uncharged"] < UNCHARGED
@@ -203,7 +210,8 @@ def soak(a: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     while not is_finished(folder):
         left = a.kills - kills
         wanted = "" if left == 0 else "report" if left == 1 else chance.choice(MOMENTS)
-        rows.append(one_job(a, folder, len(rows), wanted, chance))
+        since = rows[-1]["since"] if rows else 0
+        rows.append(one_job(a, folder, len(rows), wanted, since, chance))
         kills += rows[-1]["rank"] >= 0
         print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
     return rows
