@@ -9,7 +9,7 @@ minutes by train_mlm.py's probe; the other variants are what their names say. Se
 steps come before the first round and are printed, not counted; after each wait one step goes uncounted. Prints medians
 over the rounds, writes throughput.json.
 
-  x stock   tokens/s over stock's of the same round: median (lowest, highest)
+  x stock   tokens/s over stock's (stock_bf16's where stock does not run) of the same round: median (lowest, highest)
   MFU       model FLOPs (budget_trainer.flops: only predicted positions reach the vocabulary; ours compute the last
             layer there only) over the peak of a matrix product in the variant's precision, measured before it began
   computed  the same with the FLOPs that the variant computes: stock projects every position
@@ -45,6 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stock_no_dropout": {"sparse": False, "bf16": False, "compile": False, "dropout": 0.0},
     "stock_bf16": {"sparse": False, "compile": False},
     "ours_bf16_compiled": {},
+    "ours_bf16_regional": {"regional_compile": True},
     "ours_bf16": {"compile": False},
     "ours_fp32_compiled": {"bf16": False},
     "ours_modernbert": {"settle": True, "model_type": "modernbert"},
@@ -173,6 +174,7 @@ def summarise(
         for name, job in jobs.items()
     }
     result: dict[str, dict[str, Any]] = {}
+    base = rate.get("stock", rate.get("stock_bf16"))
     for name, job in jobs.items():
         tokens = spread(rate[name])
         turns = [profiled[name]] if name in profiled else [turn[name] for turn in rounds]
@@ -182,8 +184,8 @@ def summarise(
         per_second = tokens["median"] / peak
         result[name] = {
             "tokens_per_second": tokens,
-            "ratio_to_stock": spread([own / base for own, base in zip(rate[name], rate["stock"], strict=True)])
-            if "stock" in rate
+            "ratio_to_stock": spread([own / theirs for own, theirs in zip(rate[name], base, strict=True)])
+            if base is not None
             else None,
             "step_seconds": step,
             "mfu": facts[name]["flops_per_token"] * per_second,

@@ -84,8 +84,13 @@ def zero_stage(plugin: Any) -> int | None:
     return None if plugin is None else int(plugin.deepspeed_config.get("zero_optimization", {}).get("stage", 0))
 
 
-def keep_optimizer(plugin: Any) -> None:
-    """Let DeepSpeed take an optimizer that is not on its list, with offloading too, instead of its own Adam."""
+def keep_optimizer(plugin: Any, name: str) -> None:
+    """Let DeepSpeed take an optimizer that is not on its list, with offloading too, instead of its own Adam.
+
+    Its Muon under ZeRO-3 wants whole gradients on every rank.
+    """
+    if name == "muon" and zero_stage(plugin) == 3:
+        plugin.deepspeed_config["zero_optimization"]["reduce_scatter"] = False
     plugin.deepspeed_config["zero_allow_untested_optimizer"] = True
     plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
 
@@ -135,7 +140,11 @@ def fused_lamb(
     if impl == "deepspeed":
         options = {"max_coeff": max_coeff, "min_coeff": min_coeff}
     chosen = fused_class(impl, "lamb")
-    return chosen(groups, bias_correction=bias_correction, **options, **adam)  # type: ignore[no-any-return]
+    try:
+        return chosen(groups, bias_correction=bias_correction, **options, **adam)  # type: ignore[no-any-return]
+    except Exception as error:  # DeepSpeed compiles its kernel now, and says in many ways that it cannot
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"optimizer_impl: {impl}'s FusedLamb cannot be made here ({reason}); {_TORCH}") from error
 
 
 def check_lamb(impl: str, *, bias_correction: bool, max_coeff: float, min_coeff: float) -> None:

@@ -258,7 +258,7 @@ def optimizer_options(recipe: Recipe) -> dict[str, Any]:
             "offloading: torch's own optimizer, DeepSpeed's CPU Adam is not built (DS_BUILD_CPU_ADAM=1 pip install)"
         )
     if compiles or (stage and o.optimizer_type == "muon"):
-        keep_optimizer(run.deepspeed_plugin)
+        keep_optimizer(run.deepspeed_plugin, o.optimizer_type)
     return {
         **{name: getattr(run, name) for name in ADAM_FLAGS},
         "muon_learning_rate": o.muon_learning_rate,

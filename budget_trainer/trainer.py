@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from budget_trainer.callbacks.stages import StageCadence
 from budget_trainer.callbacks.throughput import Throughput
 from budget_trainer.data import BlockDataset, ExactSampler
 from budget_trainer.distributed import is_lost_connection
+from budget_trainer.engine_config import sharded_by_layer
 from budget_trainer.errors import RunError
 from budget_trainer.evaluation import PinnedEvaluation
 from budget_trainer.failures import memory_told
@@ -110,14 +112,16 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
         return super().create_optimizer(model)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """What the engines need once they hold the model."""
-        prepared = super()._prepare_for_training(*args, **kwargs)
+        """What the engines need before and once they hold the model."""
         model: Any = self.model
+        fsdp = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        with sharded_by_layer(fsdp, model) if fsdp is not None else nullcontext():
+            prepared = super()._prepare_for_training(*args, **kwargs)
         engine: Any = self.model_wrapped
         if self.is_deepspeed_enabled and engine.load_universal_checkpoint() and self._groups is not None:
             mend(engine.optimizer.optimizer, self._groups)
         if self.is_fsdp_enabled and hasattr(model, "masked_logits"):  # it gathers the weights for methods it knows of
-            torch.distributed.fsdp.register_fsdp_forward_method(model, "masked_logits")
+            torch.distributed.fsdp.register_fsdp_forward_method(engine, "masked_logits")
         scaler: Any = getattr(getattr(self.model_wrapped, "optimizer", None), "loss_scaler", None)
         if hasattr(scaler, "raise_error_at_min_scale"):
             scaler.raise_error_at_min_scale = False  # DeepSpeed's fp16: the guard ends the run, after scale_cnt_limit
@@ -154,7 +158,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
 
         An engine that shards the model takes one more step instead: it has to be prepared to be saved.
         """
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self._engine_places_model:
             return False
         (elapsed, save), _ = self.channel.agree([self.clock.elapsed_seconds(), self.time_budget.save_seconds])
         return elapsed + save >= self.time_budget.end_seconds
@@ -250,8 +254,13 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
         if self.evaluation is None:
             return
         begin = self.clock.shares()["evaluate"]
+        model: Any = self.model
         with self.clock.phase("evaluate"):
+            if self._engine_places_model:  # and has not yet
+                model.to(self.args.device)
             self._run_evaluation(PROBE_BLOCKS)
+            if self._engine_places_model:
+                model.to("cpu")
         per_block = (self.clock.shares()["evaluate"] - begin) / PROBE_BLOCKS
         (per_block,), _ = self.channel.agree([per_block])
         seconds = per_block * self.evaluation_blocks
@@ -263,10 +272,15 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
             self.evaluation_blocks = FEWER_BLOCKS
         self.time_budget.evaluate_seconds = per_block * self.evaluation_blocks
 
+    @property
+    def _engine_places_model(self) -> bool:
+        """DeepSpeed and FSDP take the model from the CPU to its devices, when training begins."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
     def _run_evaluation(self, max_blocks: int | None) -> dict[str, float]:
         assert self.evaluation is not None
         return self.evaluation.run(
-            self.model_wrapped if self.is_deepspeed_enabled or self.is_fsdp_enabled else self.model,
+            self.model_wrapped if self._engine_places_model else self.model,
             device=self.args.device,
             rank=self.channel.rank,
             world_size=self.channel.world_size,

@@ -428,7 +428,8 @@ def test_zero_stage_of_accelerates_plugin():
     assert zero_stage(None) is None
     plugin = types.SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 3}})
     assert zero_stage(plugin) == 3
-    keep_optimizer(plugin)
+    keep_optimizer(plugin, "muon")
+    assert plugin.deepspeed_config["zero_optimization"]["reduce_scatter"] is False
     assert plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] is False
     assert plugin.deepspeed_config["zero_allow_untested_optimizer"] is True
 

@@ -67,9 +67,10 @@ def test_it_computes_what_one_process_computes(steps, name):
         assert (ours[key] - weight).norm() <= TOLERANCES[name] * weight.norm(), key
 
 
-def test_muon_trains_within_the_budget(cpu_form, data_dir, tmp_path):
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_muon_trains_within_the_budget(name, data_dir, tmp_path):
     """By a real launch; `test_profiles` has adamw."""
-    done = launch(cpu_form, data_dir, tmp_path / "out", optimizer_type="muon", max_grad_norm=0)
+    done = launch(write_cpu_form(name, tmp_path), data_dir, tmp_path / "out", optimizer_type="muon", max_grad_norm=0)
     assert done.returncode == 0, done.stderr
     losses = [line["loss"] for line in progress(tmp_path / "out") if "loss" in line]
     assert len(losses) == STEPS and all(math.isfinite(loss) for loss in losses)
