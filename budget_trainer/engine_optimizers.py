@@ -79,6 +79,16 @@ def _check_zero(name: str, impl: str, zero_stage: int, max_grad_norm: float) -> 
         )
 
 
+def check_fsdp(name: str, impl: str) -> None:
+    """Refuse (InputError) what cannot work on FSDP2's distributed tensors."""
+    if name == "adafactor":
+        raise InputError(
+            "optimizer_type: adafactor cannot work on FSDP's distributed tensors; use adamw, lamb or muon, or ddp.yaml"
+        )
+    if impl in _KERNELS:
+        raise InputError(f"optimizer_impl: {impl}'s kernels cannot work on FSDP's distributed tensors; {_TORCH}")
+
+
 def zero_stage(plugin: Any) -> int | None:
     """The ZeRO stage in Accelerate's DeepSpeedPlugin (`TrainingArguments.deepspeed_plugin`); None without DeepSpeed."""
     return None if plugin is None else int(plugin.deepspeed_config.get("zero_optimization", {}).get("stage", 0))

@@ -24,8 +24,8 @@ FOLDER, LATEST = "universal", "latest_universal"  # the second is DeepSpeed's na
 def check_loadable(checkpoint: Path | None, engine: str, world_size: int, optimizer_type: str) -> None:
     """Refuse a checkpoint whose optimizer state this engine, with this number of processes, cannot take.
 
-    One process and DDP read each other's checkpoints, with any number of processes; ZeRO's are partitions, which
-    are converted for OPTIMIZERS.
+    One process and DDP read each other's checkpoints, with any number of processes; FSDP's are whole and load with any
+    number too; ZeRO's are partitions, which are converted for OPTIMIZERS.
     """
     if checkpoint is None:
         return
@@ -38,7 +38,7 @@ def check_loadable(checkpoint: Path | None, engine: str, world_size: int, optimi
             f"read its optimizer state; launch it with {theirs} again"
         )
     converts = engine in ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3") and optimizer_type in OPTIMIZERS
-    if size != world_size and engine not in plain and not converts:
+    if size != world_size and engine.startswith("deepspeed") and not converts:
         raise InputError(
             f"resume_from_checkpoint: {checkpoint} holds the state of {optimizer_type} in {size} partitions, this run has "
             f"{world_size} processes; only {' and '.join(OPTIMIZERS)} under ZeRO are converted, so launch it with "
@@ -58,7 +58,8 @@ def settle_universal(checkpoint: Path | None, run: TrainingArguments, channel: C
 
     Call it on all ranks before a Trainer is made. RunError where DeepSpeed's converter fails.
     """
-    if checkpoint is None or not is_needed(checkpoint, run):
+    plugin = run.deepspeed_plugin
+    if checkpoint is None or plugin is None or not is_needed(checkpoint, run):
         return
     failed = None
     if run.process_index == 0 and not _is_converted(checkpoint):
@@ -70,7 +71,7 @@ def settle_universal(checkpoint: Path | None, run: TrainingArguments, channel: C
     failed = channel.gather(failed)[0]
     if failed is not None:
         raise RunError(failed)
-    run.deepspeed_plugin.deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
+    plugin.deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
 
 
 def mend(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:

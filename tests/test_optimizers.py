@@ -14,6 +14,7 @@ from transformers.optimization import Adafactor
 
 from budget_trainer.engine_optimizers import (
     check_engine,
+    check_fsdp,
     fused_adam,
     fused_class,
     fused_lamb,
@@ -422,6 +423,14 @@ def test_fused_kernels_equal_ours(impl, name):
             nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
             optimizer.step()
     assert close([p.cpu() for p in models[0].parameters()], [p.cpu() for p in models[1].parameters()], 1e-5)
+
+
+def test_what_fsdp_cannot_run():
+    with pytest.raises(InputError, match="optimizer_type: adafactor cannot work on FSDP's"):
+        check_fsdp("adafactor", "auto")
+    with pytest.raises(InputError, match="optimizer_impl: apex's kernels cannot work on FSDP's"):
+        check_fsdp("adamw", "apex")
+    check_fsdp("muon", "auto")
 
 
 def test_zero_stage_of_accelerates_plugin():
