@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from budget_trainer import checkpoints, run_folder
+from budget_trainer.callbacks.milestones import copy_final
 from budget_trainer.checked_recipe import Recipe
 from budget_trainer.clock import ClockFile, format_duration
 from budget_trainer.data import BlockDataset, DataFolder
@@ -53,6 +54,7 @@ def account(
         "learning_rate_last": progress.learning_rate_last,
         "learning_rate_peak": progress.learning_rate_peak,
         "evaluation": None,
+        "markers_in_final": callbacks.markers.in_final(),
         "world_size": trainer.args.world_size,
         "engine": engine_name(trainer.args),
         **callbacks.guard.account(),
@@ -95,7 +97,7 @@ def conclude(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Recipe
     report = {**account(trainer, callbacks, recipe.as_dict()), **environment()}
     if main and final is not None:
         write_json_atomic(recipe.output_dir / run_folder.REPORT, report)
-        callbacks.markers.copy_final(final)
+        copy_final(final, report["markers_in_final"])
     report["evaluation"] = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     if main:
         _write(recipe.output_dir, report, final)
@@ -114,6 +116,8 @@ def finish_report(recipe: Recipe, data: DataFolder, channel: ControlChannel) -> 
     shares = ClockFile.read(recipe.output_dir / run_folder.CLOCK)
     if sum(shares.values()) > report["used_seconds"]:
         report |= {"shares": shares, **_used(shares, report["budget_seconds"])}
+    if channel.rank == 0:
+        copy_final(final, report.get("markers_in_final", []))
     report = {**environment(), **report}  # those it was trained with, where they were written
     report["evaluation"] = make_evaluation(data).run(
         model, device=device, rank=channel.rank, world_size=channel.world_size, reduce_sum=channel.sum

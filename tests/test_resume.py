@@ -120,7 +120,8 @@ def test_killed_in_the_last_evaluation_only_that_is_made_up_for(options, tmp_pat
     assert done.returncode == 0, done.stderr
     whole = report(output_dir)
     draft = {name: value for name, value in whole.items() if name not in environment()}  # as it is before final/
-    (output_dir / "run_report.json").write_text(json.dumps({**draft, "evaluation": None}))
+    due = {"evaluation": None, "markers_in_final": ["finetune-99.9"]}  # as if the last marker lay in the reserve
+    (output_dir / "run_report.json").write_text(json.dumps({**draft, **due}))
     (output_dir / "run_report.png").unlink()
     refused = train(options)
     assert refused.returncode == 2 and "already has final/" in refused.stderr
@@ -131,6 +132,8 @@ def test_killed_in_the_last_evaluation_only_that_is_made_up_for(options, tmp_pat
         again["evaluation"] == pytest.approx(whole["evaluation"], rel=1e-5)
         and (output_dir / "run_report.png").exists()
     )
-    assert {**again, "evaluation": 0} == {**whole, "evaluation": 0}
+    assert {**again, **due} == {**whole, **due}
+    marked, final = (output_dir / name / "model.safetensors" for name in ("finetune-99.9", "final"))
+    assert marked.read_bytes() == final.read_bytes()
     refused = train({**options, "resume_from_checkpoint": "auto"})
     assert refused.returncode == 2 and "already has final/" in refused.stderr

@@ -26,8 +26,8 @@ class FinetuneMarkers(TrainerCallback):
     """Keeps the model at shares of the budget (`finetune_time_markers`), each once over all jobs of a run.
 
     `save_folder(path)` writes a model, complete or absent, and returns the seconds it took; every rank calls it.
-    A marker that no longer fits beside the final save becomes a copy of it (`copy_final`): by then the weights are
-    the same.
+    A marker that no longer fits beside the final save becomes a copy of it (`in_final`, `copy_final`): by then the
+    weights are the same.
     """
 
     def __init__(
@@ -50,13 +50,18 @@ class FinetuneMarkers(TrainerCallback):
                 self.waiting.remove(share)
                 self.save_folder(marker_folder(self.output_dir, share))
 
-    def copy_final(self, final: Path) -> None:
-        """After the budget has ended: the markers that lay within the reserve (main process only)."""
+    def in_final(self) -> list[str]:
+        """After the budget has ended: the folders of the markers that lay within the reserve."""
         if self.time_budget.stop_reason != self.time_budget.end_reason:
-            return  # max_steps came first: their time never did
+            return []  # max_steps came first: their time never did
         end = self.time_budget.end_seconds / self.time_budget.total_seconds
-        for share in [share for share in self.waiting if share <= end]:
-            target = marker_folder(self.output_dir, share)
+        return [marker_folder(self.output_dir, share).name for share in self.waiting if share <= end]
+
+
+def copy_final(final: Path, names: Sequence[str]) -> None:
+    """Make the folders `names` beside `final` copies of it, those that are not there yet (main process only)."""
+    for target in [final.with_name(name) for name in names]:
+        if not target.exists():
             staging = checkpoints.staging_folder(target)
             shutil.copytree(final, staging, dirs_exist_ok=True)
             checkpoints.publish(staging, target)
