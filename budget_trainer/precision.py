@@ -62,7 +62,7 @@ def settle_speed(
 ) -> dict[str, Any]:
     """Settle `bf16`, `torch_compile` and `regional_compile` of the recipe; returns what a checkpoint remembers.
 
-    torch.compile needs a C++ compiler; without one training is eager. With `auto_speed` both have to pay: a probe of at
+    torch.compile needs a C++ compiler, and weights that are there (not ZeRO-3's); else training is eager. With `auto_speed` both have to pay: a probe of at
     most PROBE_SHARE of what is left measures bf16 against fp32 and, where that buys enough time, compiling against not;
     rank 0's measurement counts. A resumed job takes what its checkpoint remembers. `batch` is a collated micro-batch.
     """
@@ -70,6 +70,9 @@ def settle_speed(
     asked = speed = Speed(bool(run.bf16), _asked_compile(recipe))
     if speed.compile != "no" and run.torch_compile_backend == "inductor" and not has_compiler():
         log.info("torch_compile: off, there is no C++ compiler here (install g++ to have it)")
+        speed = Speed(speed.bf16, "no")
+    if speed.compile != "no" and engine_name(run) == "deepspeed-zero3":
+        log.info("torch_compile: off, ZeRO-3 gathers weights as they are touched, which a compiled graph does not see")
         speed = Speed(speed.bf16, "no")
     if recipe.budget.auto_speed:
         stored = remembered_speed(checkpoint)

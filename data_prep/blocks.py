@@ -10,7 +10,7 @@ import itertools
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,30 +30,48 @@ from data_prep.tokenizer import load_tokenizer, special_ids
 HELD_OUT = "validation.txt"  # the text of the validation blocks, so that any other model can be scored on it
 
 
+# The groups of the corpus, given the tokenizer's file, the dtype of ids and whether sentences are to be marked.
+Groups = Callable[[Path, str, bool], Iterator[TokenGroup]]
+
+
 def build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Writes the data folder that the command line `args` describes into the empty `folder`, all but manifest.json,
     and returns the manifest's content."""
     cache = folder / "cache"
     cache.mkdir()
     inputs = [source_of(args, path, cache) for path in args.input]
+    sources: list[dict[str, Any]] = []
+    parts = text_parts(_counted(inputs, sources), cache)
+
+    def groups(tokenizer_file: Path, dtype: str, sentences: bool) -> Iterator[TokenGroup]:
+        return tokenise(parts, tokenizer_file, dtype, held_out_share(args), args.num_proc, sentences)
+
+    content = write_folder(args, folder, cache, groups, sources)
+    shutil.rmtree(cache)
+    return content
+
+
+def held_out_share(args: argparse.Namespace) -> float:
+    """The share of the corpus' documents that goes to validation."""
+    return 0.0 if args.validation_text else float(args.validation_fraction)
+
+
+def write_folder(
+    args: argparse.Namespace, folder: Path, cache: Path, groups_of: Groups, sources: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Everything behind the groups. `cache` takes what is not kept; `sources` go into the manifest's content."""
     tokenizer = load_tokenizer(args.tokenizer)
     tokenizer.save_pretrained(folder / "tokenizer")
     tokenizer_file = folder / "tokenizer" / "tokenizer.json"
     special = special_ids(tokenizer)
     dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
-
-    sources: list[dict[str, Any]] = []
-    documents = _counted(inputs, sources)
-    fraction = 0.0 if args.validation_text else args.validation_fraction
     packer = PACKERS[args.packing](args.block_size, special)
-    parts = text_parts(documents, cache)
-    groups = tokenise(parts, tokenizer_file, dtype, fraction, args.num_proc, packer.sentences)
     held_out = cache / "held_out.txt"
+    groups = groups_of(tokenizer_file, dtype, packer.sentences)
     train = _write_train(args, folder, _setting_aside(groups, held_out), packer, special, dtype)
     if args.validation_text:
         _write_texts(_counted([source_of(args, args.validation_text, cache)], sources), held_out)
     validation = _write_validation(args, folder, held_out, tokenizer_file, special, dtype)
-    shutil.rmtree(cache)
     return {
         "block_size": args.block_size,
         "validation_block_size": args.validation_block_size,
@@ -166,7 +184,7 @@ def _read_texts(file: Path) -> Iterator[str]:
             yield line.removesuffix("\n")
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0] if __doc__ else None)
     add_source_flags(parser)
     add = parser.add_argument
@@ -197,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str] | None) -> None:
-    args = _parse(argv)
+    args = parse(argv)
     start = time.monotonic()
     with written_aside(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
         content = build(args, folder)

@@ -8,8 +8,9 @@ group, and disk space (and the mapped files that count as memory) by the part, w
 import functools
 import hashlib
 import itertools
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,40 +25,66 @@ from data_prep.sentences import split_sentences
 
 GROUP_CHARACTERS = 256 * 1024
 PART_BYTES = 128 * 1024**2
-_TEXT = pa.schema([("documents", pa.list_(pa.string()))])
+_TEXT = pa.schema([("documents", pa.list_(pa.string())), ("first", pa.int64())])
+
+# Which of a group's documents are kept, and what was removed: (documents, number of the first in its part, encoder).
+Select = Callable[[list[str], int, Encoder], tuple[list[str], dict[str, Any]]]
 
 
 @dataclass
 class TokenGroup:
     """Tokens of one group. ids [sum(lengths)], lengths [training documents]: without special tokens; documents
     without a token are left out. held_out: the texts of the group's validation documents. sentences: the lengths of the
-    documents' sentences in tokens, those without a token left out; empty where they were not asked for."""
+    documents' sentences in tokens, those without a token left out; empty where they were not asked for. removed: what a
+    `Select` says that it took out."""
 
     ids: np.ndarray
     lengths: np.ndarray
     train_bytes: int
     held_out: list[str]
     sentences: np.ndarray
+    removed: dict[str, Any]
 
 
 def text_parts(documents: Iterable[str], folder: Path) -> Iterator[Path]:
     """Writes the documents to Arrow stream files, one group per record batch; yields each file when it is complete and
     reads on when the next is asked for."""
-    groups = _groups(documents)
+    documents = iter(documents)
     for number in itertools.count():
-        first = next(groups, None)
+        first = next(documents, None)
         if first is None:
             return
         file = folder / f"part-{number:05d}.arrow"
-        progress = tqdm(desc="reading", unit="B", unit_scale=True)
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, _TEXT) as writer, progress:
-            for group in itertools.chain([first], groups):
-                batch = pa.record_batch([pa.array([group], pa.list_(pa.string()))], schema=_TEXT)
-                writer.write_batch(batch)
-                progress.update(batch.nbytes)
-                if progress.n >= PART_BYTES:
-                    break
+        with tqdm(desc="reading", unit="B", unit_scale=True) as progress:
+            write_part(itertools.chain([first], documents), file, progress.update)
         yield file
+
+
+def write_part(
+    documents: Iterable[str], file: Path, progress: Callable[[int], object], part_bytes: float | None = None
+) -> int:
+    """Writes documents to `file` until it holds `part_bytes` (PART_BYTES) and a group ends, or there are no more; returns
+    how many. `progress` is told the bytes."""
+    part_bytes = PART_BYTES if part_bytes is None else part_bytes
+    count = size = 0
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, _TEXT) as writer:
+        for group in _groups(documents, min(GROUP_CHARACTERS, part_bytes)):
+            columns = [pa.array([group], pa.list_(pa.string())), pa.array([count], pa.int64())]
+            batch = pa.record_batch(columns, schema=_TEXT)
+            writer.write_batch(batch)
+            count += len(group)
+            size += batch.nbytes
+            progress(batch.nbytes)
+            if size >= part_bytes:
+                break
+    return count
+
+
+def read_part(file: Path) -> Iterator[list[str]]:
+    """The groups of documents in a file of `write_part`."""
+    with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
+        for batch in reader:
+            yield batch["documents"][0].as_py()
 
 
 def tokenise(
@@ -72,20 +99,36 @@ def tokenise(
     `fraction`: the share of documents held out, chosen by their hash. `sentences`: tokenise sentence by sentence and say
     where they end."""
     for file in parts:
-        tokens = _tokenised(file, tokenizer_file, dtype, fraction, num_proc, sentences)
-        for table in tokens.with_format("arrow").iter(batch_size=1):
-            ids, lengths, ends = (
-                table.column(name).chunk(0).flatten().to_numpy() for name in ("ids", "lengths", "sentences")
-            )
-            yield TokenGroup(ids, lengths, table["train_bytes"][0].as_py(), table["held_out"][0].as_py(), ends)
-        del tokens
+        yield from read_tokens(tokenise_part(file, tokenizer_file, dtype, fraction, num_proc, sentences))
         for used in file.parent.glob(f"{file.stem}.*"):
             used.unlink()
 
 
-def _tokenised(
-    file: Path, tokenizer_file: Path, dtype: str, fraction: float, num_proc: int, sentences: bool
-) -> datasets.Dataset:
+def read_tokens(files: Iterable[Path]) -> Iterator[TokenGroup]:
+    """The groups in files of `tokenise_part`, in order."""
+    for file in files:
+        for table in datasets.Dataset.from_file(str(file)).with_format("arrow").iter(batch_size=1):
+            ids, lengths, ends = (
+                table.column(name).chunk(0).flatten().to_numpy() for name in ("ids", "lengths", "sentences")
+            )
+            train_bytes, held_out, removed = (
+                table[name][0].as_py() for name in ("train_bytes", "held_out", "removed")
+            )
+            yield TokenGroup(ids, lengths, train_bytes, held_out, ends, json.loads(removed))
+
+
+def tokenise_part(
+    file: Path,
+    tokenizer_file: Path,
+    dtype: str,
+    fraction: float,
+    num_proc: int,
+    sentences: bool = False,
+    select: Select | None = None,
+    target: Path | None = None,
+) -> list[Path]:
+    """The files, in order, into which the groups of one part were tokenised; they lie beside `target` (the part), with its
+    stem."""
     text = datasets.Dataset.from_file(str(file))
     value = datasets.Value
     features = datasets.Features(
@@ -94,8 +137,9 @@ def _tokenised(
         train_bytes=value("int64"),
         held_out=datasets.LargeList(value("string")),
         sentences=datasets.LargeList(value("int64")),
+        removed=value("string"),
     )
-    return text.with_format("arrow").map(
+    tokens = text.with_format("arrow").map(
         _tokenise_groups,
         batched=True,
         batch_size=4,
@@ -108,11 +152,13 @@ def _tokenised(
             "fraction": fraction,
             "sentences": sentences,
             "schema": features.arrow_schema,
+            "select": select,
         },
-        cache_file_name=str(file.with_suffix(".tokens.arrow")),
+        cache_file_name=str((target or file).with_suffix(".tokens.arrow")),
         new_fingerprint=file.stem,  # nothing is looked up by it: the file is used once
         desc="tokenising",
     )
+    return [Path(entry["filename"]) for entry in tokens.cache_files]
 
 
 def is_held_out(document: str, fraction: float) -> bool:
@@ -128,13 +174,13 @@ def _encoder(tokenizer_file: str) -> Encoder:
     return Encoder(tokenizer_file)  # one per process: loading costs as much as tokenising a megabyte
 
 
-def _groups(documents: Iterable[str]) -> Iterator[list[str]]:
+def _groups(documents: Iterable[str], characters: float) -> Iterator[list[str]]:
     group: list[str] = []
     size = 0
     for document in documents:
         group.append(document)
         size += len(document)
-        if size >= GROUP_CHARACTERS:
+        if size >= characters:
             yield group
             group, size = [], 0
     if group:
@@ -142,7 +188,12 @@ def _groups(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _tokenise_groups(
-    table: pa.Table, tokenizer_file: str, fraction: float, sentences: bool, schema: pa.Schema
+    table: pa.Table,
+    tokenizer_file: str,
+    fraction: float,
+    sentences: bool,
+    schema: pa.Schema,
+    select: Select | None,
 ) -> pa.Table:
     # One thread per process: the processes are the parallelism, and Rust threads do not survive a fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -150,7 +201,9 @@ def _tokenise_groups(
     dtype = schema.field("ids").type.value_type.to_pandas_dtype()
     ids: list[np.ndarray] = []
     columns: dict[str, list[Any]] = {name: [] for name in schema.names if name != "ids"}
-    for documents in table["documents"].to_pylist():
+    for documents, first in zip(table["documents"].to_pylist(), table["first"].to_pylist(), strict=True):
+        documents, removed = (documents, {}) if select is None else select(documents, first, encoder)
+        columns["removed"].append(json.dumps(removed))
         held = [bool(fraction) and is_held_out(document, fraction) for document in documents]
         train = [document for document, out in zip(documents, held, strict=True) if not out]
         texts = [split_sentences(document) if sentences else [document] for document in train]

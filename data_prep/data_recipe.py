@@ -1,0 +1,234 @@
+"""The file that `data_prep.prepare` follows: read, checked, and summed up so that a change is noticed."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from budget_trainer.errors import InputError
+from data_prep import blocks
+from data_prep.documents import KINDS, Source
+from data_prep.processing import Lengths, check_language
+
+FORMAT = 1  # raise it when the same recipe comes to give other blocks
+BLOCK_FLAGS: tuple[str, ...] = ("block_size", "packing", "num_shards", "num_proc", "overwrite", "validation_fraction")
+BLOCK_FLAGS += ("validation_text", "validation_block_size", "max_validation_blocks")
+OWN_KEYS: tuple[str, ...] = ("output_dir", "sources", "tokenizer", "min_characters", "max_characters", "language")
+OWN_KEYS += ("max_tokens_per_character", "deduplicate", "piece_megabytes", "keep_work")
+SOURCE_KEYS = ("input", "kind", "errors", "dataset_config", "dataset_split", "text_column")
+NO_RESULT = ("num_proc", "overwrite")  # they change nothing in the data
+
+
+@dataclass(frozen=True)
+class TokenizerToTrain:
+    """`tokenizer:` as a mapping; see `data_prep.tokenizer`."""
+
+    vocab_size: int = 32_768
+    lowercase: bool = True
+    limit_alphabet: int | None = None
+    max_megabytes: int = 300
+
+
+@dataclass
+class DataRecipe:
+    """What is to be made from what. `args` are those of data_prep.blocks."""
+
+    output_dir: Path
+    sources: list[Source]
+    tokenizer: str | TokenizerToTrain
+    args: argparse.Namespace
+    lengths: Lengths = field(default_factory=Lengths)
+    language: str | None = None
+    max_tokens_per_character: float | None = None
+    deduplicate: bool = True
+    piece_megabytes: float = 128
+    keep_work: bool = False
+
+    def key(self, stage: str) -> dict[str, Any]:
+        """What the result of a stage depends on; each holds that of the stages before it."""
+        documents = {
+            "format": FORMAT,
+            "sources": [{**asdict(s), "cache_dir": None, "files": _state(s.path)} for s in self.sources],
+            "lengths": asdict(self.lengths),
+        }
+        if stage == "documents":
+            return _plain(documents)
+        tokenizer = self.tokenizer if isinstance(self.tokenizer, str) else asdict(self.tokenizer)
+        trained = {**documents, "tokenizer": tokenizer}
+        if isinstance(self.tokenizer, str):
+            trained["tokenizer_files"] = _state(self.tokenizer)
+        if stage == "tokenizer":
+            return _plain(trained)
+        tokens = {
+            **trained,
+            "deduplicate": self.deduplicate,
+            "language": self.language,
+            "max_tokens_per_character": self.max_tokens_per_character,
+            "held_out": blocks.held_out_share(self.args),
+            "sentences": self.args.packing == "nsp",
+        }
+        if stage == "tokens":
+            return _plain(tokens)
+        flags = {name: getattr(self.args, name) for name in BLOCK_FLAGS if name not in NO_RESULT}
+        texts = _state(self.args.validation_text) if self.args.validation_text else None
+        return _plain({**tokens, "blocks": flags, "validation_files": texts})
+
+    def is_done(self) -> bool:
+        """Whether the output was made by this recipe from these files."""
+        try:
+            manifest = json.loads((self.output_dir / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return bool(manifest.get("recipe") == self.key("blocks"))
+
+    def check_output(self) -> None:
+        """InputError where the output is something that must not be replaced."""
+        output = self.output_dir
+        if output.exists() and (not output.is_dir() or any(output.iterdir())) and not self.args.overwrite:
+            raise InputError(
+                f"output_dir {output} holds something else than this recipe makes; give another path or --overwrite true"
+            )
+
+
+def _plain(key: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return dict(json.loads(json.dumps(key, default=str)))
+
+
+def _state(path: str) -> list[tuple[str, int, int]] | None:
+    """Name, bytes and time of change of a local input's files; None for a name of the Hub."""
+    here = Path(path)
+    if not here.exists():
+        return None
+    files = [here] if here.is_file() else sorted(file for file in here.rglob("*") if file.is_file())
+    return [(str(file.relative_to(here)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def read_data_recipe(file: Path, words: Sequence[str] = ()) -> DataRecipe:
+    """The recipe in a YAML file, with `--key value` of a command line put over it. InputError for what is wrong in it."""
+    try:
+        given = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"recipe {file}: cannot be read ({' '.join(str(error).split())})") from None
+    if not isinstance(given, dict):
+        raise InputError(f"recipe {file}: holds no keys; see recipes/data/ for examples")
+    given |= _overrides(words)
+    _check_names(f"recipe {file}", given, (*OWN_KEYS, *BLOCK_FLAGS))
+    for name in ("output_dir", "sources", "tokenizer"):
+        if not given.get(name):
+            raise InputError(f"recipe {file}: {name} is missing; give it")
+    sources = _sources(given["sources"])
+    language = _typed(given, "language", str, None)
+    if language is not None:
+        check_language(language)
+    limit = _positive(given, "max_tokens_per_character", None)
+    return DataRecipe(
+        output_dir=Path(str(given["output_dir"])),
+        sources=sources,
+        tokenizer=_tokenizer(given["tokenizer"]),
+        args=_block_args(given, sources),
+        lengths=_lengths(given),
+        language=language,
+        max_tokens_per_character=limit,
+        deduplicate=_typed(given, "deduplicate", bool, True),
+        piece_megabytes=_positive(given, "piece_megabytes", 128.0),
+        keep_work=_typed(given, "keep_work", bool, False),
+    )
+
+
+def _overrides(words: Sequence[str]) -> dict[str, Any]:
+    if len(words) % 2:
+        raise InputError(f"command line: {words[-1]!r} has no value; write --key value")
+    over = {}
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        if not flag.startswith("--"):
+            raise InputError(f"command line: {flag!r} is no flag; write --key value")
+        if flag == "--sources":
+            raise InputError("command line: sources stand in the recipe; write them there")
+        over[flag.removeprefix("--")] = yaml.safe_load(value)
+    return over
+
+
+def _check_names(where: str, given: dict[str, Any], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise InputError(f"{where}: the key {name!r} is unknown; {hint}")
+
+
+def _typed(given: dict[str, Any], name: str, kind: type, default: Any) -> Any:
+    value = given.get(name, default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
+        return value
+    hint = " (YAML reads some words as true or false: put quotes around them)" if isinstance(value, bool) else ""
+    raise InputError(f"{name}: {value!r} is not a {kind.__name__}{hint}")
+
+
+def _positive(given: dict[str, Any], name: str, default: float | None) -> Any:
+    value = _typed(given, name, float, default)
+    if value is not None and value <= 0:
+        raise InputError(f"{name}: {value:g} is not above 0; give a larger number")
+    return value
+
+
+def _lengths(given: dict[str, Any]) -> Lengths:
+    least, most = _typed(given, "min_characters", int, 1), _typed(given, "max_characters", int, None)
+    if least is None or least < 1:
+        raise InputError(f"min_characters: {least} is below 1; give 1 or more")
+    if most is not None and most < least:
+        raise InputError(f"max_characters: {most} is below min_characters {least}")
+    return Lengths(least, most)
+
+
+def _sources(given: Any) -> list[Source]:
+    if not isinstance(given, list):
+        raise InputError("sources: not a list; write one `- input: PATH` for each")
+    sources = []
+    for number, entry in enumerate(given, 1):
+        entry = {"input": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("input"), str):
+            raise InputError(f"sources: number {number} has no input; write `- input: PATH`")
+        _check_names(f"sources: number {number}", entry, SOURCE_KEYS)
+        if entry.get("kind", "auto") not in KINDS:
+            raise InputError(f"kind: {entry['kind']!r} is unknown; choose of {', '.join(KINDS)}")
+        source = Source(entry["input"], **{key: value for key, value in entry.items() if key != "input"})
+        if entry.get("kind", "auto") == "auto":
+            print(f"{source.path}: read as {source.kind} (kind says otherwise)")
+        sources.append(source)
+    return sources
+
+
+def _tokenizer(given: Any) -> str | TokenizerToTrain:
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, dict):
+        raise InputError(f"tokenizer: {given!r} is neither a name nor a mapping such as {{vocab_size: 32768}}")
+    _check_names("tokenizer", given, tuple(TokenizerToTrain.__dataclass_fields__))
+    for name, kind in (("vocab_size", int), ("lowercase", bool), ("limit_alphabet", int), ("max_megabytes", int)):
+        value = _typed(given, name, kind, None)
+        if kind is int and value is not None and value < (11 if name == "vocab_size" else 1):
+            raise InputError(f"tokenizer: {name} {value} is too small; give a larger one")
+    return TokenizerToTrain(**given)
+
+
+def _block_args(given: dict[str, Any], sources: Sequence[Source]) -> argparse.Namespace:
+    """The flags of data_prep.blocks by its own parser, whose checks hold here too."""
+    words = ["--input", *(source.path for source in sources), "--output_dir", str(given["output_dir"])]
+    words += ["--tokenizer", "made in a stage before"]
+    for name in BLOCK_FLAGS:
+        value = given.get(name)
+        if name == "overwrite":
+            words += ["--overwrite"] if _typed(given, name, bool, False) else []
+        elif value is not None:
+            words += [f"--{name}", str(value)]
+    return blocks.parse(words)

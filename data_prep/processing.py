@@ -1,0 +1,124 @@
+"""Which documents are kept, and in what form. Every filter counts what it removes and keeps samples of it."""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from budget_trainer.errors import InputError
+from data_prep.duplicates import is_duplicate
+from data_prep.encoding import Encoder
+
+SAMPLES, SAMPLE_CHARACTERS = 3, 200
+LANGUAGE_CHARACTERS = 2000  # of a document's middle: enough to tell, and its first line is often a name
+# Nothing to see in them, and tokenizers disagree about them: soft hyphen, zero-width spaces and marks, BOM. The joiners
+# (U+200C, U+200D) are letters of Persian and Indic words and stay.
+_INVISIBLE = dict.fromkeys([0x00AD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF])
+
+
+@dataclass
+class Removed:
+    """What each filter took: documents, characters, and the beginnings of the first SAMPLES of them."""
+
+    by: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, name: str, document: str) -> None:
+        self.merge({name: {"documents": 1, "characters": len(document), "samples": [document[:SAMPLE_CHARACTERS]]}})
+
+    def merge(self, other: dict[str, dict[str, Any]]) -> None:
+        for name, theirs in other.items():
+            mine = self.by.setdefault(name, {"documents": 0, "characters": 0, "samples": []})
+            mine["documents"] += theirs["documents"]
+            mine["characters"] += theirs["characters"]
+            mine["samples"] = (mine["samples"] + theirs["samples"])[:SAMPLES]
+
+
+def clean(text: str) -> str:
+    """Unicode in its composed form (NFC), every run of white space one space, no invisible or control characters."""
+    text = " ".join(text.split())
+    if text.isascii() and text.isprintable():
+        return text
+    text = unicodedata.normalize("NFC", text).translate(_INVISIBLE)
+    if not text.isprintable():  # also private, unassigned and format characters are not; only control goes
+        text = "".join(character for character in text if unicodedata.category(character) not in ("Cc", "Cs"))
+    return " ".join(text.split())
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Bounds of a document in characters, both included."""
+
+    min_characters: int = 1
+    max_characters: int | None = None
+
+    def keep(self, documents: Iterable[str], remove: Callable[[str, str], object]) -> Iterator[str]:
+        """The documents that are kept, cleaned; `remove` is told the filter and the document of the others."""
+        for raw in documents:
+            document = clean(raw)
+            if document and len(document) < self.min_characters:
+                remove("min_characters", document)
+            elif self.max_characters is not None and len(document) > self.max_characters:
+                remove("max_characters", document)
+            elif document:
+                yield document
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The filters that run beside the tokenizer, in its processes.
+
+    duplicates: file of `find_duplicates`, or None; offset: number of the first document of this piece in it.
+    language: ISO 639-1 code of the language to keep. max_tokens_per_character: documents that the tokenizer compresses
+    worse are dropped (Cramming, arXiv 2212.14034, section 4.4, used 0.3).
+    """
+
+    duplicates: Path | None = None
+    offset: int = 0
+    language: str | None = None
+    max_tokens_per_character: float | None = None
+
+    def __call__(self, documents: list[str], first: int, encoder: Encoder) -> tuple[list[str], dict[str, Any]]:
+        """Those that are kept of a group whose first document is the piece's `first`, and what was removed."""
+        removed = Removed()
+        kept = list(self._passing(documents, first, removed))
+        limit = self.max_tokens_per_character
+        if limit is not None:
+            tokens = [len(ids) for ids in encoder.encode(kept)]
+            dense = [count > limit * len(text) for text, count in zip(kept, tokens, strict=True)]
+            for text in [text for text, out in zip(kept, dense, strict=True) if out]:
+                removed.add("max_tokens_per_character", text)
+            kept = [text for text, out in zip(kept, dense, strict=True) if not out]
+        return kept, removed.by
+
+    def _passing(self, documents: list[str], first: int, removed: Removed) -> Iterator[str]:
+        for number, document in enumerate(documents, self.offset + first):
+            if self.duplicates is not None and is_duplicate(self.duplicates, number):
+                removed.add("duplicates", document)
+            elif self.language is not None and language_of(document) != self.language:
+                removed.add("language", document)
+            else:
+                yield document
+
+
+def check_language(code: str) -> None:
+    """InputError where the identifier does not know the language."""
+    known = sorted(map(str, _identifier().labels))
+    if code not in known:
+        raise InputError(f"language: {code!r} is not one that can be told; choose of {' '.join(known)}")
+
+
+def language_of(document: str) -> str:
+    """ISO 639-1 code of the most likely language of the document's middle."""
+    start = max(0, (len(document) - LANGUAGE_CHARACTERS) // 2)
+    return str(_identifier().classify(document[start : start + LANGUAGE_CHARACTERS])[0])
+
+
+@functools.cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # its model comes with the package: nothing is fetched
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE)

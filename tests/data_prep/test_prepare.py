@@ -1,0 +1,205 @@
+"""One recipe to a data folder: filters that account for themselves, kills that change nothing, what is refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from budget_trainer.data import DataFolder
+from data_prep import blocks, prepare
+from data_prep.documents import read_documents
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def recipe(corpus, tokenizer, tmp_path):
+    """Writes a recipe; returns its path."""
+
+    def write(name="recipe", **changes):
+        content = {"sources": [str(corpus)], "tokenizer": str(tokenizer), "output_dir": str(tmp_path / "out")}
+        content |= {"num_proc": 1, "num_shards": 3, "validation_fraction": 0.1, "piece_megabytes": 0.02, **changes}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
+        return path
+
+    return write
+
+
+def made(folder):
+    """Name and bytes of every file but the manifest, and the manifest without the time and the command."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    manifest = json.loads(files.pop("manifest.json"))
+    return files, {key: value for key, value in manifest.items() if key not in ("created", "command", "recipe")}
+
+
+def test_it_gives_the_blocks_of_the_single_stage(recipe, corpus, tokenizer, tmp_path):
+    """The corpus is clean and without copies: nothing is removed, and pieces leave no trace."""
+    assert prepare.main([str(recipe())]) == 0
+    flags = ["--num_proc", "1", "--num_shards", "3", "--validation_fraction", "0.1"]
+    flags += ["--input", str(corpus), "--tokenizer", str(tokenizer), "--output_dir", str(tmp_path / "single")]
+    assert blocks.main(flags) == 0
+    (mine, manifest), (theirs, single) = made(tmp_path / "out"), made(tmp_path / "single")
+    assert mine == theirs and manifest.pop("removed") == {} and manifest == single
+    assert not (tmp_path / "out.work").exists()
+    DataFolder.open(tmp_path / "out")
+
+
+def test_nothing_is_done_again_when_nothing_has_changed(recipe, corpus, tmp_path, capsys):
+    text = tmp_path / "own.txt"
+    text.write_text(corpus.read_text())
+    path = recipe(sources=[str(text)])
+    assert prepare.main([str(path)]) == 0
+    before = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert prepare.main([str(path), "--num_proc", "2"]) == 0
+    assert "nothing has changed" in capsys.readouterr().out
+    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == before
+    assert prepare.main([str(path), "--block_size", "64"]) == 2
+    assert "holds something else than this recipe makes" in capsys.readouterr().err
+    os.utime(text, ns=(1, 1))
+    assert prepare.main([str(path)]) == 2
+    assert prepare.main([str(path), "--overwrite", "true"]) == 0
+    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns != before
+
+
+def test_other_blocks_begin_at_the_kept_tokens(recipe, tmp_path):
+    path = recipe()
+    assert prepare.main([str(path), "--keep_work", "true"]) == 0
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "out.work").rglob("*.arrow")}
+    assert len(kept) > 4
+    assert prepare.main([str(path), "--keep_work", "true", "--block_size", "64", "--overwrite", "true"]) == 0
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out.work").rglob("*.arrow")} == kept
+    assert DataFolder.open(tmp_path / "out").block_size == 64
+    changes = ["--keep_work", "true", "--overwrite", "true", "--validation_fraction", "0.2"]
+    assert prepare.main([str(path), *changes]) == 0
+    again = {file for file in kept if file.stat().st_mtime_ns != kept[file]}
+    assert {file.parent.name for file in again} == {"tokens"}
+
+
+ENGLISH = "This sentence is about nothing but the weather, and the weather is what it has always been in the town. "
+GERMAN = "Dieser Satz handelt von nichts als dem Wetter, und das Wetter ist, was es in der Stadt immer gewesen ist. "
+RARE = "Zebras quickly jinx a dwarf of phlox, and five boxing wizards will vex Joseph before the quartz judge. "
+
+
+def test_every_filter_says_what_it_took(recipe, tmp_path, capsys):
+    documents = [f"Number {i}. " + ENGLISH * (1 + i % 3) for i in range(40)]
+    documents += [documents[3].upper(), documents[4].replace(" ", "  "), "Short.", GERMAN * 3, RARE * 3]
+    documents += ["Soft\u00adhy\u200bphen and cafe\u0301 and a \x07bell. " + ENGLISH, "Long. " + ENGLISH * 50]
+    (tmp_path / "text.txt").write_text("\n\n".join(documents))
+    trained = {"vocab_size": 200, "lowercase": True}
+    path = recipe(
+        sources=[{"input": str(tmp_path / "text.txt"), "kind": "text"}],
+        tokenizer=trained,
+        min_characters=20,
+        max_characters=4000,
+        language="en",
+        max_tokens_per_character=0.32,
+        validation_text=str(tmp_path / "text.txt"),
+        keep_work=True,
+    )
+    assert prepare.main([str(path)]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    removed = {name: account["documents"] for name, account in manifest["removed"].items()}
+    taken = {"min_characters": 1, "max_characters": 1, "duplicates": 2, "language": 1, "max_tokens_per_character": 1}
+    assert removed == taken
+    samples = {name: account["samples"][0] for name, account in manifest["removed"].items()}
+    assert samples["language"].startswith("Dieser") and samples["max_tokens_per_character"].startswith("Zebras")
+    assert manifest["removed"]["min_characters"]["samples"] == ["Short."]
+    assert manifest["splits"]["train"]["documents"] == 41
+    assert manifest["sources"][0]["documents"] == len(documents)
+    out = capsys.readouterr().out
+    assert "removed by duplicates: 2 documents" in out and "    Short." in out
+    from data_prep.pieces import Piece
+
+    piece = Piece(tmp_path / "out.work" / "documents", 0, 0, 0, 0, 0, 0, True, {})
+    kept = [document for group in piece.groups() for document in group]
+    assert any(document.startswith("Softhyphen and caf\u00e9 and a bell. This") for document in kept)
+
+
+@pytest.mark.parametrize("kills", [4])
+def test_kills_change_nothing(kills, recipe, corpus, tmp_path):
+    """kill -9 of the whole process group at random moments, with two processes that tokenise."""
+    changes = {"num_proc": 2, "tokenizer": {"vocab_size": 300}, "sources": [str(corpus), str(corpus)]}
+    whole, again = (recipe(name, output_dir=str(tmp_path / name), **changes) for name in ("whole", "again"))
+    command = [sys.executable, "-m", "data_prep.prepare"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    begin = time.monotonic()
+    subprocess.run([*command, str(whole)], cwd=ROOT, env=environment, check=True, capture_output=True)
+    seconds, chance, killed = time.monotonic() - begin, random.Random(0), 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            [*command, str(again)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            process.wait(timeout=seconds * chance.uniform(0.3, 0.9))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            killed += 1
+    assert killed > 0
+    subprocess.run([*command, str(again)], cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert made(tmp_path / "again") == made(tmp_path / "whole")
+    assert len(list(read_documents(corpus))) == made(tmp_path / "again")[1]["removed"]["duplicates"]["documents"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sourcse": []}, "the key 'sourcse' is unknown; did you mean sources?"),
+        ({"sources": None}, "sources is missing; give it"),
+        ({"sources": "text"}, "sources: not a list"),
+        ({"sources": [{"kind": "text"}]}, "sources: number 1 has no input"),
+        ({"sources": [{"input": "x", "knid": "text"}]}, "the key 'knid' is unknown; did you mean kind?"),
+        ({"sources": ["/no/such/file"]}, "no such file or folder"),
+        ({"tokenizer": 5}, "tokenizer: 5 is neither a name nor a mapping"),
+        ({"tokenizer": {"vocab_size": 3}}, "tokenizer: vocab_size 3 is too small"),
+        ({"language": "xx"}, "language: 'xx' is not one that can be told"),
+        ({"language": False}, "language: False is not a str (YAML reads some words"),
+        ({"min_characters": 0}, "min_characters: 0 is below 1"),
+        ({"min_characters": 9, "max_characters": 5}, "max_characters: 5 is below min_characters 9"),
+        ({"max_tokens_per_character": -1}, "max_tokens_per_character: -1 is not above 0"),
+        ({"block_size": 4}, "--block_size 4: give 16 to 8192"),
+        ({"deduplicate": "sometimes"}, "deduplicate: 'sometimes' is not a bool"),
+        ({"min_characters": 10**9}, "no text is left to train on"),
+    ],
+)
+def test_bad_recipes_end_in_one_line(changes, message, recipe, tmp_path, capsys):
+    try:
+        code = prepare.main([str(recipe(**changes))])
+    except SystemExit as exit:  # argparse of data_prep.blocks
+        code = exit.code
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2 and error.startswith("error: ") and message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_at_a_time_are_refused(recipe, tmp_path, capsys):
+    import fcntl
+
+    (tmp_path / "out.work").mkdir()
+    with (tmp_path / "out.work" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert prepare.main([str(recipe())]) == 2
+    assert "another process works in" in capsys.readouterr().err
+
+
+def test_a_damaged_source_keeps_what_was_finished(recipe, corpus, tmp_path, capsys):
+    import bz2
+
+    packed = bz2.compress(corpus.read_bytes() * 20)
+    (tmp_path / "text.txt.bz2").write_bytes(packed[: len(packed) // 2])
+    path = recipe(sources=[str(corpus), {"input": str(tmp_path / "text.txt.bz2"), "kind": "text"}])
+    assert prepare.main([str(path)]) == 2
+    assert "damaged or cut off" in capsys.readouterr().err
+    assert list((tmp_path / "out.work" / "documents").glob("source-000-*.json")) and not (tmp_path / "out").exists()
