@@ -62,9 +62,10 @@ def settle_speed(
 ) -> dict[str, Any]:
     """Settle `bf16`, `torch_compile` and `regional_compile` of the recipe; returns what a checkpoint remembers.
 
-    torch.compile needs a C++ compiler, and weights that are there (not ZeRO-3's); else training is eager. With `auto_speed` both have to pay: a probe of at
-    most PROBE_SHARE of what is left measures bf16 against fp32 and, where that buys enough time, compiling against not;
-    rank 0's measurement counts. A resumed job takes what its checkpoint remembers. `batch` is a collated micro-batch.
+    torch.compile needs a C++ compiler, and weights that are there (not ZeRO-3's); else training is eager. With
+    `auto_speed` both have to pay: a probe of at most PROBE_SHARE of what is left measures bf16 against fp32 and, where that
+    buys enough time, compiling against not; rank 0's measurement counts. A resumed job takes what its checkpoint
+    remembers. `batch` is a collated micro-batch.
     """
     run = recipe.run
     asked = speed = Speed(bool(run.bf16), _asked_compile(recipe))
