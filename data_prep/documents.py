@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from budget_trainer.errors import InputError
+from data_prep.books import book_lines
 from data_prep.files import is_archive, lines, members, plain_name
 
 KINDS = ("auto", "text", "books", "wikiextractor", "docstrings", "dataset")
@@ -137,7 +138,7 @@ def _text_file(name: str, text: Iterable[str]) -> Iterator[str]:
 def _book_file(name: str, text: Iterable[str]) -> Iterator[str]:
     if not plain_name(name).endswith(".txt"):  # an index or a licence beside the books
         return iter(())
-    return paragraphs_to_documents(line for line in text if line.strip())
+    return paragraphs_to_documents(book_lines(text))
 
 
 def _wikiextractor_file(name: str, text: Iterable[str]) -> Iterator[str]:
