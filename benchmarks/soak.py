@@ -142,9 +142,11 @@ def elapsed(folder: Path) -> float:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run is over, with its last evaluation."""
+    """Whether the run is over, with its last evaluation, the picture and the card."""
     path = folder / "run_report.json"
-    return path.exists() and json.loads(path.read_text())["evaluation"] is not None
+    if not path.exists() or (folder / "RESUMABLE").exists():
+        return False
+    return json.loads(path.read_text())["evaluation"] is not None
 
 
 def log_lines(folder: Path) -> list[dict[str, Any]]:

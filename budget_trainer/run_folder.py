@@ -15,6 +15,7 @@ from budget_trainer.errors import InputError
 log = logging.getLogger(__name__)
 FINAL, CLOCK, RUN, PROGRESS, RESUMABLE = "final", "clock.json", "run.json", "progress.jsonl", "RESUMABLE"
 REPORT = "run_report.json"
+AWAITS_EVALUATION = "evaluation\n"  # in RESUMABLE
 
 
 def check_writable(output_dir: Path) -> None:
@@ -61,7 +62,9 @@ def awaits_evaluation(output_dir: Path) -> bool:
         report = json.loads((output_dir / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return (output_dir / FINAL).is_dir() and report.get("evaluation") is None
+    mark = output_dir / RESUMABLE  # it goes last, behind picture and card
+    marked = mark.exists() and mark.read_text(encoding="utf-8") == AWAITS_EVALUATION
+    return (output_dir / FINAL).is_dir() and (marked or report.get("evaluation") is None)
 
 
 def check_identity(identity: dict[str, Any], output_dir: Path, checkpoint: Path | None) -> None:
@@ -127,7 +130,7 @@ def mark_evaluation(output_dir: Path, ended: bool) -> None:
     if ended:
         (output_dir / RESUMABLE).unlink(missing_ok=True)
     else:
-        (output_dir / RESUMABLE).write_text("evaluation\n", encoding="utf-8")
+        (output_dir / RESUMABLE).write_text(AWAITS_EVALUATION, encoding="utf-8")
 
 
 def check_data(output_dir: Path, fingerprint: str) -> None:

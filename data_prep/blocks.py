@@ -71,7 +71,7 @@ def write_folder(
     train = _write_train(args, folder, _setting_aside(groups, held_out), packer, special, dtype)
     if args.validation_text:
         _write_texts(_counted([source_of(args, args.validation_text, cache)], sources), held_out)
-    validation = _write_validation(args, folder, held_out, tokenizer_file, special, dtype)
+    validation = write_validation(args, folder, held_out, tokenizer_file, special, dtype)
     return {
         "block_size": args.block_size,
         "validation_block_size": args.validation_block_size,
@@ -129,16 +129,16 @@ def _write_train(
         raise InputError(
             f"input {' '.join(args.input)}: no text is left to train on; give more documents or less validation"
         )
-    split = _split(writer.rows, tokens, documents, text_bytes, writer.close())
+    split = split_entry(writer.rows, tokens, documents, text_bytes, writer.close())
     return {"columns": list(columns), **split, **packer.facts()}
 
 
-def _write_validation(
+def write_validation(
     args: argparse.Namespace, folder: Path, held_out: Path, tokenizer_file: Path, special: dict[str, int], dtype: str
 ) -> dict[str, Any]:
     """The first blocks of the held-out documents as the pinned evaluation would cut them, and their text."""
     if not args.validation_text and not args.validation_fraction:
-        return _split(0, 0, 0, 0, [])
+        return split_entry(0, 0, 0, 0, [])
     blocks = validation_rows(
         _read_texts(held_out),
         load_backend(str(tokenizer_file)),
@@ -159,11 +159,13 @@ def _write_validation(
     text_bytes -= documents  # the blank lines
     tokens = int((blocks.input_ids != special["pad"]).sum())
     text = {"name": HELD_OUT, "bytes": (folder / HELD_OUT).stat().st_size, "sha256": sha256_of(folder / HELD_OUT)}
-    split = _split(writer.rows, tokens, documents, text_bytes, writer.close())
+    split = split_entry(writer.rows, tokens, documents, text_bytes, writer.close())
     return {**split, "documents_held_out": blocks.documents_seen, "rows_cut": blocks.cut, "text": text}
 
 
-def _split(rows: int, tokens: int, documents: int, text_bytes: int, files: list[dict[str, Any]]) -> dict[str, Any]:
+def split_entry(
+    rows: int, tokens: int, documents: int, text_bytes: int, files: list[dict[str, Any]]
+) -> dict[str, Any]:
     return {"rows": rows, "tokens": tokens, "documents": documents, "text_bytes": text_bytes, "files": files}
 
 

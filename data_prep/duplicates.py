@@ -22,8 +22,12 @@ _KEYED = np.dtype([("digest", f"V{DIGEST_BYTES}"), ("number", "<u8")])
 
 def digest_of(document: str) -> bytes:
     """Of its words in lower case."""
-    words = " ".join(document.casefold().split())
-    return hashlib.blake2b(words.encode("utf-8", "replace"), digest_size=DIGEST_BYTES).digest()
+    return digest_of_bytes(" ".join(document.casefold().split()).encode("utf-8", "replace"))
+
+
+def digest_of_bytes(content: bytes) -> bytes:
+    """DIGEST_BYTES of BLAKE2."""
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 
 def find_duplicates(digest_files: Sequence[Path], target: Path) -> int:

@@ -137,3 +137,9 @@ def test_killed_in_the_last_evaluation_only_that_is_made_up_for(options, tmp_pat
     assert marked.read_bytes() == final.read_bytes()
     refused = train({**options, "resume_from_checkpoint": "auto"})
     assert refused.returncode == 2 and "already has final/" in refused.stderr
+
+    (output_dir / "RESUMABLE").write_text("evaluation\n")  # killed with the report written, before picture and card
+    (output_dir / "run_report.png").unlink()
+    done = train({**options, "resume_from_checkpoint": "auto"})
+    assert done.returncode == 0, done.stderr
+    assert (output_dir / "run_report.png").exists() and not (output_dir / "RESUMABLE").exists()
