@@ -78,9 +78,9 @@ def _deal(digest_files: Iterable[Path], buckets: Sequence[Path]) -> None:
 
 def is_duplicate(file: Path, number: int) -> bool:
     """Whether document `number` is one, by the file that `find_duplicates` wrote."""
-    return bool(_bits(file)[number // 8] >> (number % 8) & 1)
+    return bool(_bits(file, file.stat().st_mtime_ns)[number // 8] >> (number % 8) & 1)
 
 
 @functools.lru_cache(maxsize=4)
-def _bits(file: Path) -> np.ndarray:
+def _bits(file: Path, changed: int) -> np.ndarray:
     return np.memmap(file, np.uint8, "r")

@@ -190,6 +190,8 @@ def _write_train(
 
 def _texts(tokenizer: Any, ids: np.ndarray) -> list[str]:
     """The text of each block as far as its tokens tell it (an uncased vocabulary has no capitals)."""
+    if not len(ids):
+        return []
     return [" ".join(text.split()) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 

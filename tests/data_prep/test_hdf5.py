@@ -1,0 +1,113 @@
+"""The original's shards, written here in its form: masks taken off, copies dropped, labels kept."""
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from budget_trainer.data import DataFolder
+from data_prep import hdf5
+from data_prep.documents import read_documents
+
+h5py = pytest.importorskip("h5py", reason="needs the extra hdf5")
+LENGTH, SLOTS = 32, 5
+
+
+@pytest.fixture(scope="module")
+def text_rows(corpus, tokenizer):
+    """input_ids [n, L], padded, and how many of each are not."""
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    documents = list(read_documents(corpus))[:200]
+    rows = loaded(documents, truncation=True, max_length=LENGTH, padding="max_length")["input_ids"]
+    rows = np.unique(np.array(rows), axis=0)
+    return rows, (rows != loaded.pad_token_id).sum(1), loaded
+
+
+def write(file, rows, sizes, tokenizer, seed, labels=None):
+    """What create_pretraining_data writes: [MASK], random or the same at some positions, their ids beside it."""
+    chance = np.random.default_rng(seed)
+    ids, positions, answers = (
+        rows.copy(),
+        np.zeros((len(rows), SLOTS), np.int32),
+        np.zeros((len(rows), SLOTS), np.int32),
+    )
+    for i, size in enumerate(sizes):
+        count = min(SLOTS, max(1, size // 7))
+        chosen = np.sort(chance.choice(np.arange(1, size - 1), count, replace=False))
+        positions[i, :count], answers[i, :count] = chosen, ids[i, chosen]
+        ids[i, chosen] = np.where(chance.random(count) < 0.8, tokenizer.mask_token_id, chance.integers(5, 90, count))
+    with h5py.File(file, "w") as out:
+        columns = {"input_ids": ids.astype("i4"), "input_mask": (np.arange(LENGTH) < sizes[:, None]).astype("i1")}
+        columns |= {"segment_ids": (np.arange(LENGTH) > LENGTH // 2).astype("i1") * np.ones((len(rows), 1), "i1")}
+        columns |= {"masked_lm_positions": positions, "masked_lm_ids": answers}
+        columns |= {} if labels is None else {"next_sentence_labels": labels.astype("i1")}
+        for name, column in columns.items():
+            out.create_dataset(name, data=column, compression="gzip")
+
+
+def convert(folder, tokenizer, out, *flags):
+    words = ["--input", str(folder), "--tokenizer", str(tokenizer), "--output_dir", str(out), "--num_shards", "3"]
+    return hdf5.main([*words, "--validation_block_size", "32", *flags])
+
+
+def rows_of(data, column="input_ids"):
+    blocks = data.train(seed=0, columns=(column,) if column == "input_ids" else ("input_ids", column))
+    return np.asarray(blocks.__getitems__(range(blocks.rows))[column])
+
+
+def test_masks_come_off_and_copies_go(text_rows, tokenizer, tmp_path):
+    rows, sizes, loaded = text_rows
+    half = len(rows) // 2
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for copy in range(3):  # dupe_factor
+        write(shards / f"train_shard_{copy}.hdf5", rows[:half], sizes[:half], loaded, seed=copy)
+    write(shards / "test_shard_0.hdf5", rows[half:], sizes[half:], loaded, seed=9)
+    assert convert(shards, tokenizer, tmp_path / "out") == 0
+    data = DataFolder.open(tmp_path / "out")
+    assert sorted(map(tuple, rows_of(data))) == sorted(map(tuple, rows[:half]))
+    train = data.manifest["splits"]["train"]
+    assert train["copies_dropped"] == 2 * half and train["rows"] == half and data.manifest["packing"] == "one_document"
+    assert train["tokens"] == sizes[:half].sum() and data.manifest["splits"]["validation"]["rows"] > 0
+    held = (tmp_path / "out" / "validation.txt").read_text()
+    assert " ".join(loaded.decode(rows[half], skip_special_tokens=True).split()) in held
+    assert convert(shards, tokenizer, tmp_path / "all", "--keep_copies") == 0
+    assert DataFolder.open(tmp_path / "all").manifest["splits"]["train"]["rows"] == 3 * half
+
+
+def test_pairs_keep_their_labels(text_rows, tokenizer, tmp_path):
+    rows, sizes, loaded = text_rows
+    labels = np.arange(len(rows)) % 2
+    write(tmp_path / "train_shard_0.hdf5", rows, sizes, loaded, seed=1, labels=labels)
+    assert convert(tmp_path, tokenizer, tmp_path / "out", "--validation_fraction", "0.2") == 0
+    data = DataFolder.open(tmp_path / "out")
+    assert data.manifest["packing"] == "nsp"
+    blocks = data.train(seed=0, columns=("input_ids", "token_type_ids", "next_sentence_label"))
+    got = blocks.__getitems__(range(blocks.rows))
+    expected = {tuple(row): label for row, label in zip(rows, labels, strict=True)}
+    found = {tuple(row): int(label) for row, label in zip(got["input_ids"], got["next_sentence_label"], strict=True)}
+    assert 0.6 * len(rows) < len(found) < len(rows) and all(expected[row] == label for row, label in found.items())
+    assert (np.asarray(got["token_type_ids"]) == (np.arange(LENGTH) > LENGTH // 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:500]), "damaged or no HDF5 file"),
+        (lambda file: file.unlink(), "holds no .hdf5 file to train on"),
+        (lambda file: h5py.File(file, "w").close(), "has no data set input_ids"),
+    ],
+)
+def test_what_cannot_be_read(damage, message, text_rows, tokenizer, tmp_path, capsys):
+    rows, sizes, loaded = text_rows
+    write(tmp_path / "train_shard_0.hdf5", rows, sizes, loaded, seed=1)
+    damage(tmp_path / "train_shard_0.hdf5")
+    assert convert(tmp_path, tokenizer, tmp_path / "out") == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_another_vocabulary_is_noticed(text_rows, tokenizer, tmp_path, capsys):
+    rows, sizes, loaded = text_rows
+    moved = np.where(rows == loaded.cls_token_id, loaded.sep_token_id, rows)
+    write(tmp_path / "train_shard_0.hdf5", moved, sizes, loaded, seed=1)
+    assert convert(tmp_path, tokenizer, tmp_path / "out") == 2
+    assert "tokenizer: its ids are not those of" in capsys.readouterr().err
