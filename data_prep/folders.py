@@ -129,15 +129,15 @@ def rows_in_order(folder: DataFolder, split: str, layout: Layout) -> Iterator[di
         )
     first = np.cumsum([0, *counts[:-1]])
     reader = Rows([folder.path / entry["name"] for entry in files], layout.lengths, total)
-    for wanted in parts_of(np.arange(total), layout.length):
+    for wanted in parts_of(total, layout.length):
         yield reader.take(first[wanted % shards] + wanted // shards)
 
 
-def parts_of(rows: np.ndarray, length: int) -> Iterator[np.ndarray]:
-    """Row numbers in parts of about PART_VALUES token positions."""
+def parts_of(rows: int, length: int) -> Iterator[np.ndarray]:
+    """The numbers 0 to rows - 1 in parts of about PART_VALUES token positions, for rows of `length`."""
     size = max(1, PART_VALUES // length)
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+    for start in range(0, rows, size):
+        yield np.arange(start, min(start + size, rows))
 
 
 def dealt(rows: int, shards: int) -> list[int]:
