@@ -55,7 +55,7 @@ class Counts:
         self.labels = np.zeros(2, np.int64)
         self._pad, self._frame = special_ids["pad"], [special_ids[role] for role in _FRAME]
         self.lengths = {
-            "tokens_per_block": Lengths("Length of a block", "tokens, [CLS] and [SEP] too", "blocks", length)
+            "tokens_per_block": Lengths("Length of a block", "tokens, special ones included", "blocks", length)
         }
         text = "tokens of text"
         if "document_ids" in columns:
@@ -122,7 +122,7 @@ def _check(column: str, values: np.ndarray, end: int) -> None:
         )
 
 
-def piece_texts(row: Mapping[str, np.ndarray], special_ids: Mapping[str, int]) -> list[tuple[str, Any]]:
+def parts_of_row(row: Mapping[str, np.ndarray], special_ids: Mapping[str, int]) -> list[tuple[str, Any]]:
     """The parts of one row, in order, as (name, token ids [n] that stand for text): its documents, segments, or text."""
     ids = row["input_ids"]
     text = ~np.isin(ids, [special_ids[role] for role in _FRAME])

@@ -79,7 +79,7 @@ def _facts(folder: DataFolder, split: str, layout: Layout) -> dict[str, Any]:
     return {
         "data_dir": str(folder.path),
         "split": split,
-        "packing": manifest["packing"],
+        "packing": manifest["packing"] if split == "train" else "one_document",  # as the pinned evaluation cuts
         "block_size": layout.length,
         "vocab_size": folder.vocab_size,
         "dtype": manifest["dtype"],
@@ -159,11 +159,12 @@ def _main(argv: list[str] | None) -> None:
         if args.verify:
             print(f"{args.data_dir}: all {verify(folder)} files match their checksums")
         figures, counts = inspect(folder, args.split, args.max_rows, args.samples, args.seed)
-        print(printed(figures, list(counts.lengths.values())))
+        lengths = list(counts.lengths.values())
         if target is not None:
             content = json.dumps({**figures, "command": command_line("inspect", argv)}, indent=2, ensure_ascii=False)
             (target / "inspect.json").write_text(content + "\n", encoding="utf-8")
-            draw(figures, list(counts.lengths.values()), target / "inspect.png")
+            draw(figures, lengths, target / "inspect.png")
+    print(printed(figures, lengths))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.counting import Lengths, piece_texts
+from data_prep.counting import Lengths, parts_of_row
 
 WIDTH = 110
 MAX_BARS = 60
@@ -21,7 +21,7 @@ def sample_of(row: Mapping[str, np.ndarray], tokenizer: Any, special_ids: Mappin
     label = int(row["next_sentence_label"]) if "next_sentence_label" in row else None
     parts = [
         {"name": name, "tokens": len(ids), "text": tokenizer.decode(ids.tolist(), skip_special_tokens=False)}
-        for name, ids in piece_texts(row, special_ids)
+        for name, ids in parts_of_row(row, special_ids)
     ]
     return {"tokens": tokens, "label": label, "parts": parts}
 
@@ -80,8 +80,9 @@ def _length_table(figures: Mapping[str, Any], lengths: Sequence[Lengths]) -> lis
 
 
 def _tokens(figures: Mapping[str, Any]) -> str:
-    tokens = "   ".join(f"{entry['token']} {entry['share']:.2%}" for entry in figures["top_tokens"])
-    return _wrapped("most frequent tokens", "  ", tokens)
+    cells = [f"{entry['token']:<14} {entry['share']:>6.2%}" for entry in figures["top_tokens"]]
+    lines = ["   ".join(cells[start : start + 4]) for start in range(0, len(cells), 4)]
+    return "\n  ".join(["most frequent tokens, share of the tokens of text", *lines])
 
 
 def _sample(sample: Mapping[str, Any]) -> str:
@@ -94,41 +95,43 @@ def _sample(sample: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _wrapped(head: str, indent: str, text: str) -> str:
-    lines = textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-    return f"{head}\n{lines}"
-
-
 def draw(figures: Mapping[str, Any], lengths: Sequence[Lengths], file: Path) -> None:
     """Writes a PNG with one histogram for each kind of length; one that is the same everywhere is said in words."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     drawn = [kind for kind in lengths if len(kind.seen()) > 1] or [lengths[0]]
-    figure = Figure(figsize=(1.5 + 4.5 * len(drawn), 4.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(2.5 + 4.5 * len(drawn), 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    name = Path(figures["data_dir"]).resolve().name
-    title = f"{name}, {figures['split']}: {figures['rows_counted']:,} of {figures['rows']:,} blocks, "
-    title += f"packing {figures['packing']}"
+    counted, rows = figures["rows_counted"], figures["rows"]
+    which = f"all {rows:,}" if counted == rows else f"{counted:,} of {rows:,}"
+    facts = f"{which} blocks of {figures['block_size']} positions"
     if lengths[0] not in drawn:
-        title += f"; every block has {next(iter(lengths[0].seen()))} tokens"
-    figure.suptitle(title, fontsize=12)
+        facts += f", each with {next(iter(lengths[0].seen()))} tokens"
+    name = textwrap.shorten(Path(figures["data_dir"]).resolve().name, 40 * len(drawn), placeholder="...")
+    figure.suptitle(f"{name} ({figures['split']}, packing: {figures['packing']})\n{facts}", fontsize=12)
     for axes, kind in zip(np.ravel(figure.subplots(1, len(drawn), squeeze=False)), drawn, strict=True):
         _histogram(axes, kind)
     figure.savefig(file)
 
 
 def _histogram(axes: Any, kind: Lengths) -> None:
+    """Bars that end at the largest length, so that full blocks are not in a bar of their own by chance."""
     seen, summary = kind.seen(), kind.summary()
     low, high = min(seen), max(seen)
     width = -(-(high - low + 1) // MAX_BARS)
-    edges = np.arange(low, high + width + 1, width) - 0.5
-    weights = np.array(list(seen.values())) * 100 / summary["number"]
-    axes.hist(list(seen), bins=edges, weights=weights, color=_BAR, rwidth=0.9)
+    edges = high + 0.5 - width * np.arange(-(-(high - low + 1) // width), -1, -1)
+    shares = np.array(list(seen.values())) * 100 / summary["number"]
+    axes.hist(list(seen), bins=edges, weights=shares, color=_BAR, rwidth=0.9)
     axes.axvline(summary["median"], color=_LINE, linestyle="--", linewidth=1.5, label=f"median {summary['median']}")
+    steep = len(seen) > 8 and shares.max() > 50  # one bar would hide the others
+    if steep:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
     axes.set_title(kind.title, loc="left", fontsize=11)
     axes.set_xlabel(kind.unit)
-    axes.set_ylabel(f"share of the {kind.things} (%)" + (f", bars {width} wide" if width > 1 else ""))
+    bars = f" in bars {width} wide" if width > 1 else ""
+    axes.set_ylabel(f"% of the {kind.things}{bars}{', logarithmic' if steep else ''}")
     axes.locator_params(axis="x", integer=True)
     axes.legend(frameon=False)
     axes.grid(axis="y", alpha=0.3)

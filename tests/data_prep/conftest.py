@@ -33,3 +33,22 @@ def prepared(corpus, tokenizer, tmp_path_factory):
         return DataFolder.open(made[key])
 
     return prepare
+
+
+def error_of(main, argv, capsys):
+    """The one line that a refused command says."""
+    capsys.readouterr()
+    try:
+        code = main([str(word) for word in argv])
+    except SystemExit as stop:
+        code = stop.code
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def flip(file):
+    """Changes one bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)

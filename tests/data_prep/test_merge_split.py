@@ -14,6 +14,7 @@ from budget_trainer.data import DataFolder
 from data_prep import merge, shards, split
 from data_prep.documents import read_documents
 from tests.conftest import words
+from tests.data_prep.conftest import error_of, flip
 
 PACKINGS = ("packed", "one_document", "nsp")
 
@@ -42,18 +43,6 @@ def dealt_rows(folder, name, column):
     tables = [datasets.Dataset.from_file(str(file))[column][:] for file in files]
     order = sorted((row, shard) for shard, table in enumerate(tables) for row in range(len(table)))
     return np.array([tables[shard][row] for row, shard in order])
-
-
-def error_of(main, argv, capsys):
-    """The one line that a refused command says."""
-    capsys.readouterr()
-    try:
-        code = main([str(word) for word in argv])
-    except SystemExit as stop:
-        code = stop.code
-    lines = capsys.readouterr().err.splitlines()
-    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -258,12 +247,6 @@ def change(prepared, tmp_path):
         return path
 
     return make
-
-
-def flip(file):
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 def edit_manifest(path, **changes):
