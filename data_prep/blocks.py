@@ -80,6 +80,7 @@ def write_folder(
         "vocab_size": len(tokenizer),
         "special_ids": special,
         "tokenizer": {"folder": "tokenizer", "sha256": sha256_of(tokenizer_file)},
+        "validation": {"fraction": held_out_share(args), "text": args.validation_text},
         "splits": {"train": train, "validation": validation},
         "sources": sources,
     }

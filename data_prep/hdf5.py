@@ -140,6 +140,7 @@ def build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "vocab_size": len(tokenizer),
         "special_ids": special,
         "tokenizer": {"folder": "tokenizer", "sha256": sha256_of(tokenizer_file)},
+        "validation": {"fraction": fraction, "text": args.validation_text},
         "splits": {"train": train, "validation": validation},
         "sources": [{"path": path, "kind": "hdf5"} for path in args.input],
     }

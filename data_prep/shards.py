@@ -1,5 +1,6 @@
 """Rows of fixed length -> Arrow stream files that differ by at most one row."""
 
+import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from budget_trainer.errors import InputError
 from data_prep.manifest import sha256_of
 
 BATCH_BYTES = 2**20  # of one column in one record batch: the reader maps each batch as one array, so not too many
+OTHER_FILES = 100  # that the process may need to open beside the shards
 
 
 class ShardWriter:
@@ -29,6 +32,7 @@ class ShardWriter:
         length: int,
         scalars: Sequence[str] = (),
     ) -> None:
+        _allow_open_files(num_shards)
         self._folder, self._split, self._length, self._scalars = folder, split, length, frozenset(scalars)
         self._columns = {name: np.dtype(dtype) for name, dtype in columns.items()}
         feature = {
@@ -98,3 +102,16 @@ class ShardWriter:
         self._written[shard] += full
         if full < n:
             self._waiting[shard].append({name: values[full:] for name, values in joined.items()})
+
+
+def _allow_open_files(number: int) -> None:
+    """Raises this process's limit so that it may hold so many files open; InputError where the system forbids it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = number + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise InputError(
+            f"num_shards {number}: this system lets a process open {hard} files; give {hard - OTHER_FILES}"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -1,0 +1,161 @@
+"""Several data folders -> one: all rows of the first, then of the next, dealt anew; validation one after the other.
+
+    python -m data_prep.merge --input data/wiki data/books --output_dir data/wikibooks
+
+The folders must agree in tokenizer, block sizes, packing, columns and in what they held out. Documents are held out by a
+hash of their text, so folders made with one --validation_fraction hold out the same documents; with different ones, what
+one trains on could be what the other is validated on.
+"""
+
+import argparse
+import itertools
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from budget_trainer.data import DataFolder
+from budget_trainer.errors import InputError
+from data_prep.cli import Parser, command_line, positive, run
+from data_prep.folders import copy_files, copy_tokenizer, deal, entries, facts_of, open_folder, refuse_overlap, verify
+from data_prep.manifest import sha256_of, write_manifest, written_aside
+
+_SAME = ("block_size", "validation_block_size", "packing", "dtype", "vocab_size", "special_ids")
+
+
+def merge(inputs: Sequence[Path], output: Path, num_shards: int | None) -> dict[str, Any]:
+    """Writes the rows of the data folders `inputs` into the empty folder `output`, all but manifest.json, and returns the
+    manifest's content. num_shards: None for as many as the inputs have together.
+
+    InputError: no data folder, one given twice, folders that do not go together, a file that is damaged or missing, more
+    shards than rows."""
+    folders = [open_folder(path) for path in inputs]
+    for first, second in itertools.combinations(folders, 2):
+        _check_distinct(first, second)
+    for other in folders[1:]:
+        _check_alike(folders[0], other)
+    for folder in folders:
+        verify(folder)
+    copy_tokenizer(folders[0], output)
+    train = _summed([folder.manifest["splits"]["train"] for folder in folders])
+    train["files"] = deal(folders, "train", output, num_shards or sum(len(entries(it, "train")) for it in folders))
+    return {
+        **facts_of(folders),
+        "splits": {"train": train, "validation": _validation(folders, output)},
+        "sources": [source for folder in folders for source in folder.manifest["sources"]],
+    }
+
+
+def _check_distinct(first: DataFolder, second: DataFolder) -> None:
+    if first.path.resolve() == second.path.resolve() or first.fingerprint == second.fingerprint:
+        raise InputError(f"input {first.path} and {second.path} hold the same training rows; give each folder once")
+
+
+def _check_alike(first: DataFolder, other: DataFolder) -> None:
+    """InputError names the first field in which the folders differ, with both values."""
+    fields = [(name, first.manifest[name], other.manifest[name]) for name in _SAME]
+    fields.insert(0, ("tokenizer", first.manifest["tokenizer"]["sha256"], other.manifest["tokenizer"]["sha256"]))
+    fields.append(("columns", list(first.train_columns), list(other.train_columns)))
+    for name, wanted, found in fields:
+        if wanted != found:
+            raise InputError(
+                f"input {other.path}: {name} is {found}, that of {first.path} is {wanted}; make one of them anew with "
+                "data_prep.blocks"
+            )
+    _check_held_out(first, other)
+
+
+def _check_held_out(first: DataFolder, other: DataFolder) -> None:
+    """Neither folder may train on what the other is validated on: one fraction for both, or one and the same text."""
+    for folder in (first, other):
+        if "validation" not in folder.manifest:
+            raise InputError(
+                f"input {folder.path}: the manifest has no field validation, so it is not known what was held out; make "
+                "the folder anew with data_prep.blocks"
+            )
+    wanted, found = first.manifest["validation"], other.manifest["validation"]
+    if wanted["fraction"] != found["fraction"]:
+        raise InputError(
+            f"input {other.path}: validation fraction is {found['fraction']}, that of {first.path} is "
+            f"{wanted['fraction']}: one would train on documents that the other is validated on; make one of them anew "
+            "with the other's --validation_fraction"
+        )
+    if (wanted["text"] or found["text"]) and not _same_validation(first, other):
+        raise InputError(
+            f"input {other.path}: validation text is {found['text']}, that of {first.path} is {wanted['text']}, with other "
+            "blocks: one could train on text that the other is validated on; make both with the same --validation_text"
+        )
+
+
+def _same_validation(first: DataFolder, other: DataFolder) -> bool:
+    one, two = (folder.manifest["splits"]["validation"] for folder in (first, other))
+    checksums = [[entry["sha256"] for entry in split["files"]] for split in (one, two)]
+    return bool(one.get("text")) and checksums[0] == checksums[1] and one["text"] == two.get("text")
+
+
+def _validation(folders: Sequence[DataFolder], output: Path) -> dict[str, Any]:
+    """The validation of all folders, in order; a --validation_text that they share is taken once."""
+    splits = [folder.manifest["splits"]["validation"] for folder in folders]
+    if folders[0].manifest["validation"]["text"]:
+        copy_files(folders[0], "validation", output)
+        return dict(splits[0])
+    merged = _summed(splits)
+    if not merged["rows"]:
+        return {**merged, "files": []}
+    merged["files"] = deal(folders, "validation", output, 1)
+    name = splits[0]["text"]["name"]
+    with (output / name).open("wb") as joined:
+        for folder, part in zip(folders, splits, strict=True):
+            with (folder.path / part["text"]["name"]).open("rb") as text:
+                shutil.copyfileobj(text, joined)
+    size = (output / name).stat().st_size
+    return {**merged, "text": {"name": name, "bytes": size, "sha256": sha256_of(output / name)}}
+
+
+def _summed(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The counts of all, added up, also those in mappings (pairs); of anything else that of the first, but no files."""
+    merged: dict[str, Any] = {}
+    for name, value in facts[0].items():
+        if isinstance(value, int):
+            merged[name] = sum(other[name] for other in facts)
+        elif isinstance(value, Mapping) and name != "text":
+            merged[name] = _summed([other[name] for other in facts])
+        elif name not in ("files", "text"):
+            merged[name] = value
+    return merged
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(__doc__.splitlines()[0] if __doc__ else None)
+    add = parser.add_argument
+    add("--input", type=Path, nargs="+", required=True, help="two or more data folders, in order")
+    add("--output_dir", type=Path, required=True, help="the data folder to make")
+    add("--num_shards", type=positive, default=None, help="train files; as many as the inputs have together")
+    add("--overwrite", action="store_true", help="replace an existing data folder")
+    args = parser.parse_args(argv)
+    if len(args.input) < 2:
+        parser.error(f"--input {args.input[0]}: give two or more data folders")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run(lambda: _main(argv))
+
+
+def _main(argv: list[str] | None) -> None:
+    args = _parse(argv)
+    refuse_overlap(args.output_dir, args.input)
+    with written_aside(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
+        content = merge(args.input, folder, args.num_shards)
+        write_manifest(folder, content, command_line("merge", argv))
+    train, validation = content["splits"]["train"], content["splits"]["validation"]
+    print(
+        f"{args.output_dir}: {train['rows']} train blocks ({train['tokens'] / 1e6:.1f} M tokens) in "
+        f"{len(train['files'])} shards and {validation['rows']} validation blocks of {len(args.input)} folders"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

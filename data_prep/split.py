@@ -1,0 +1,59 @@
+"""Data folder -> the same rows in another number of shards, more or fewer, that differ by at most one row.
+
+    python -m data_prep.split --input data/blocks --output_dir data/blocks-64 --num_shards 64
+
+The rows stay in the order of the corpus, so the shards are those that `data_prep.blocks --num_shards` would have made.
+Validation and tokenizer are copied.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from data_prep.cli import Parser, command_line, positive, run
+from data_prep.folders import copy_files, copy_tokenizer, deal, facts_of, open_folder, refuse_overlap, verify
+from data_prep.manifest import write_manifest, written_aside
+
+
+def split(source: Path, output: Path, num_shards: int) -> dict[str, Any]:
+    """Writes the rows of the data folder `source` in `num_shards` shards, validation and tokenizer into the empty folder
+    `output`, all but manifest.json, and returns the manifest's content. InputError: no data folder, a file that is damaged
+    or missing, more shards than rows."""
+    folder = open_folder(source)
+    verify(folder)
+    copy_tokenizer(folder, output)
+    copy_files(folder, "validation", output)
+    content = facts_of([folder])
+    splits = content["splits"]
+    train = {**splits["train"], "files": deal([folder], "train", output, num_shards)}
+    return {**content, "splits": {**splits, "train": train}}
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(__doc__.splitlines()[0] if __doc__ else None)
+    add = parser.add_argument
+    add("--input", type=Path, required=True, help="a data folder")
+    add("--output_dir", type=Path, required=True, help="the data folder to make")
+    add("--num_shards", type=positive, required=True, help="train files of the new folder")
+    add("--overwrite", action="store_true", help="replace an existing data folder")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run(lambda: _main(argv))
+
+
+def _main(argv: list[str] | None) -> None:
+    args = _parse(argv)
+    refuse_overlap(args.output_dir, [args.input])
+    with written_aside(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
+        content = split(args.input, folder, args.num_shards)
+        write_manifest(folder, content, command_line("split", argv))
+    train = content["splits"]["train"]
+    print(f"{args.output_dir}: {train['rows']} train blocks in {len(train['files'])} shards, validation as it was")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

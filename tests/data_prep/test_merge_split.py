@@ -1,0 +1,328 @@
+"""Folders dealt anew: the same rows in the same order, nothing lost, nothing leaked, refused in one line."""
+
+import collections
+import contextlib
+import json
+import resource
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+
+from budget_trainer.data import DataFolder
+from data_prep import merge, shards, split
+from data_prep.documents import read_documents
+from tests.conftest import words
+from tests.data_prep.conftest import error_of, flip
+
+PACKINGS = ("packed", "one_document", "nsp")
+
+
+def run_split(source, output, num_shards, *more):
+    options = {"input": source.path, "output_dir": output, "num_shards": num_shards}
+    assert split.main([*words(options), *more]) == 0
+    return DataFolder.open(output)
+
+
+def run_merge(sources, output, *more):
+    argv = ["--input", *(str(folder.path) for folder in sources), "--output_dir", str(output), *map(str, more)]
+    assert merge.main(argv) == 0
+    return DataFolder.open(output)
+
+
+def contents(folder):
+    """Name -> bytes of everything but the manifest, which has the time in it."""
+    files = [file for file in folder.path.rglob("*") if file.is_file() and file.name != "manifest.json"]
+    return {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
+
+
+def dealt_rows(folder, name, column):
+    """The rows of a split in the order they were dealt, read by the `datasets` library."""
+    files = [folder.path / entry["name"] for entry in folder.manifest["splits"][name]["files"]]
+    tables = [datasets.Dataset.from_file(str(file))[column][:] for file in files]
+    order = sorted((row, shard) for shard, table in enumerate(tables) for row in range(len(table)))
+    return np.array([tables[shard][row] for row, shard in order])
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_splitting_is_what_building_with_so_many_shards_gives(prepared, tmp_path, monkeypatch, packing):
+    monkeypatch.setattr(shards, "BATCH_BYTES", 2000)  # several record batches in each file
+    monkeypatch.setattr("data_prep.folders.PART_VALUES", 64 * 50)  # several parts
+    three, five, one = (prepared(packing=packing, num_shards=number) for number in (3, 5, 1))
+    more = run_split(three, tmp_path / "five", 5)
+    assert contents(more) == contents(five)
+    assert more.manifest["splits"] == five.manifest["splits"] and more.fingerprint == five.fingerprint
+    assert contents(run_split(more, tmp_path / "three", 3)) == contents(three)
+    assert contents(run_split(more, tmp_path / "one", 1)) == contents(one)
+    counts = [entry["rows"] for entry in more.manifest["splits"]["train"]["files"]]
+    assert len(counts) == 5 and max(counts) - min(counts) <= 1
+    assert more.verify() == 1.0
+
+
+def test_a_split_folder_says_where_it_comes_from(prepared, tmp_path):
+    source = prepared()
+    once = run_split(source, tmp_path / "once", 2)
+    twice = run_split(once, tmp_path / "twice", 4)
+    assert twice.manifest["command"].startswith("python -m data_prep.split --input ")
+    (origin,) = twice.manifest["made_from"]
+    assert origin["fingerprint"] == once.fingerprint and origin["command"] == once.manifest["command"]
+    assert origin["made_from"][0]["command"] == source.manifest["command"]
+    own = {"command", "created", "made_from", "splits"}
+    assert {key: value for key, value in twice.manifest.items() if key not in own} == {
+        key: value for key, value in source.manifest.items() if key not in own
+    }
+
+
+def test_a_thousand_shards(prepared, tmp_path):
+    source = prepared(block_size=16)
+    many = run_split(source, tmp_path / "many", 1000)
+    assert len(list(many.path.glob("train-*.arrow"))) == 1000
+    with limited_to(250):  # a reader keeps the maps, not the files
+        assert np.array_equal(many.unigram_counts(10**9), source.unigram_counts(10**9))
+        batch = many.train(0, ("input_ids", "document_ids")).__getitems__(range(8))
+    assert batch["input_ids"].shape == batch["document_ids"].shape == (8, 16)
+    assert contents(run_split(many, tmp_path / "three", 3)) == contents(source)
+
+
+@contextlib.contextmanager
+def limited_to(soft, kind=resource.RLIMIT_NOFILE):
+    """A lower limit of this process for a while."""
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)
+
+
+def test_the_limit_of_open_files_is_raised_for_many_shards(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "BATCH_BYTES", 32)  # every shard is written to, and open, from its first row on
+    with limited_to(150):
+        many = run_split(prepared(), tmp_path / "many", 200)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 200 + shards.OTHER_FILES
+    assert len(many.manifest["splits"]["train"]["files"]) == 200
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_merging_keeps_every_row_and_column_in_order(prepared, other_corpus, tmp_path, packing):
+    one = prepared(packing=packing)
+    two = prepared(packing=packing, input=other_corpus, num_shards=2)
+    merged = run_merge([one, two], tmp_path / "merged")
+    columns = merged.manifest["splits"]["train"]["columns"]
+    assert columns == one.manifest["splits"]["train"]["columns"]
+    for name, column in [*(("train", column) for column in columns), ("validation", "input_ids")]:
+        parts = [dealt_rows(folder, name, column) for folder in (one, two)]
+        assert np.array_equal(dealt_rows(merged, name, column), np.concatenate(parts)), (name, column)
+    assert len(merged.manifest["splits"]["train"]["files"]) == 5
+    assert merged.verify() == 1.0
+    texts = [(folder.path / "validation.txt").read_bytes() for folder in (one, two, merged)]
+    assert texts[2] == texts[0] + texts[1]
+    sizes = [folder.validation_rows()[1] for folder in (one, two, merged)]
+    assert np.array_equal(sizes[2], np.concatenate(sizes[:2]))
+
+
+def pairs_of(folder):
+    """How often each pair is there, with its label, as training reads it."""
+    columns = folder.columns_for(next_sentence=True)
+    rows = folder.train(3, columns).__getitems__(range(folder.manifest["splits"]["train"]["rows"]))
+    labels = rows["next_sentence_label"].tolist()
+    return collections.Counter(
+        zip(map(bytes, rows["input_ids"]), map(bytes, rows["token_type_ids"]), labels, strict=True)
+    )
+
+
+def test_labels_of_sentence_pairs_survive_and_are_counted(prepared, other_corpus, tmp_path):
+    one, two = prepared(packing="nsp"), prepared(packing="nsp", input=other_corpus, num_shards=2)
+    merged = run_split(run_merge([one, two], tmp_path / "merged"), tmp_path / "split", 7)
+    pairs = pairs_of(merged)
+    assert pairs == pairs_of(one) + pairs_of(two)
+    labels = collections.Counter()
+    for (_, _, label), count in pairs.items():
+        labels[label] += count
+    assert merged.manifest["splits"]["train"]["pairs"] == {"follows": labels[0], "random": labels[1]}
+    assert min(labels[0], labels[1]) > 100
+
+
+def test_the_manifest_of_a_merged_folder(prepared, other_corpus, tmp_path):
+    one, two = prepared(), prepared(input=other_corpus, num_shards=2)
+    merged = run_merge([one, two], tmp_path / "merged", "--num_shards", 4).manifest
+    manifests = [one.manifest, two.manifest]
+    for name, keys in {
+        "train": ("rows", "tokens", "documents", "text_bytes", "filled"),
+        "validation": ("rows", "tokens", "documents", "text_bytes", "documents_held_out", "rows_cut"),
+    }.items():
+        for key in keys:
+            assert merged["splits"][name][key] == sum(manifest["splits"][name][key] for manifest in manifests), key
+    assert len(merged["splits"]["train"]["files"]) == 4
+    assert merged["sources"] == one.manifest["sources"] + two.manifest["sources"]
+    assert merged["command"].startswith("python -m data_prep.merge --input ")
+    assert merged["validation"] == one.manifest["validation"] == {"fraction": 0.1, "text": None}
+    assert [origin["fingerprint"] for origin in merged["made_from"]] == [one.fingerprint, two.fingerprint]
+
+
+def test_no_validation_document_is_trained_on_after_merging(prepared, corpus, other_corpus, tmp_path):
+    """Half of the second corpus is that of the first: its documents must be on the same side in both."""
+    both = tmp_path / "both.txt"
+    both.write_text("\n\n".join([*list(read_documents(corpus))[:200], *read_documents(other_corpus)]))
+    merged = run_merge([prepared(block_size=128), prepared(block_size=128, input=both)], tmp_path / "merged")
+    blocks = dealt_rows(merged, "train", "input_ids").astype(np.uint16)
+    ids = merged.validation_rows()[0].astype(np.uint16)
+    special = list(merged.special_ids.values())
+    stream = blocks[~np.isin(blocks, special)].tobytes()
+    # Full ones: a short document of this language may well be a part of another one's sentence.
+    pieces = [row[1:-1].tobytes() for row in ids if not np.isin(row[1:-1], special).any()]
+    assert len(pieces) > 20 and not any(piece in stream for piece in pieces)
+    known = blocks[5][~np.isin(blocks[5], special)].tobytes()
+    assert known in stream  # what the search would find
+
+
+def test_without_validation_there_is_none(prepared, other_corpus, tmp_path):
+    folders = [prepared(validation_fraction=0), prepared(validation_fraction=0, input=other_corpus)]
+    merged = run_merge(folders, tmp_path / "merged")
+    assert merged.manifest["splits"]["validation"]["rows"] == 0
+    assert sorted(file.name for file in merged.path.iterdir() if "arrow" not in file.name) == [
+        "manifest.json",
+        "tokenizer",
+    ]
+
+
+def test_a_validation_text_that_is_shared_is_taken_once(prepared, other_corpus, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"bada kulo {'mina ' * 20} {number}" for number in range(30)))
+    copy = shutil.copy(text, tmp_path / "copy.txt")
+    one, two = prepared(validation_text=text), prepared(validation_text=copy, input=other_corpus)
+    merged = run_merge([one, two], tmp_path / "merged")
+    assert merged.manifest["splits"]["validation"] == one.manifest["splits"]["validation"]
+    assert len(merged.validation_rows()[0]) == 30
+    assert (merged.path / "validation.txt").read_bytes() == (one.path / "validation.txt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"block_size": 32}, "block_size is 32, that of {one} is 64"),
+        ({"validation_block_size": 64}, "validation_block_size is 64, that of {one} is 128"),
+        ({"packing": "nsp"}, "packing is nsp, that of {one} is packed"),
+        ({"tokenizer": "another"}, "tokenizer is "),
+        ({"validation_fraction": 0.2}, "validation fraction is 0.2, that of {one} is 0.1: one would train on"),
+        ({"validation_text": "other"}, "validation fraction is 0.0, that of {one} is 0.1"),
+    ],
+)
+def test_folders_that_do_not_go_together(prepared, corpus, other_corpus, tokenizer, tmp_path, capsys, change, message):
+    if "tokenizer" in change:
+        cased = json.loads((tokenizer / "tokenizer.json").read_text())
+        cased["normalizer"]["lowercase"] = False
+        (tmp_path / "tokenizer.json").write_text(json.dumps(cased))
+        change = {"tokenizer": tmp_path / "tokenizer.json"}
+    if "validation_text" in change:
+        change = {"validation_text": corpus}
+    one, two = prepared(), prepared(input=other_corpus, **change)
+    line = error_of(merge.main, ["--input", one.path, two.path, "--output_dir", tmp_path / "out"], capsys)
+    assert f"input {two.path}: {message.format(one=one.path)}" in line
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out*"))
+
+
+def test_different_validation_texts_and_manifests_that_do_not_say(prepared, corpus, other_corpus, tmp_path, capsys):
+    one, two = prepared(validation_text=corpus), prepared(validation_text=other_corpus, input=other_corpus)
+    argv = ["--input", one.path, two.path, "--output_dir", tmp_path / "out"]
+    line = error_of(merge.main, argv, capsys)
+    assert f"validation text is {other_corpus}, that of {one.path} is {corpus}" in line
+    nothing = prepared(validation_fraction=0, input=other_corpus)
+    assert "validation text is None" in error_of(merge.main, [*argv[:2], nothing.path, *argv[3:]], capsys)
+    old = DataFolder.open(shutil.copytree(nothing.path, tmp_path / "old"))
+    (old.path / "manifest.json").write_text(json.dumps({k: v for k, v in old.manifest.items() if k != "validation"}))
+    assert f"input {old.path}: the manifest has no field validation" in error_of(
+        merge.main, [*argv[:2], old.path, *argv[3:]], capsys
+    )
+
+
+@pytest.fixture
+def change(prepared, tmp_path):
+    """A copy of a data folder in `tmp_path / name`, changed by a function."""
+
+    def make(name, edit):
+        path = shutil.copytree(prepared().path, tmp_path / name)
+        edit(path)
+        return path
+
+    return make
+
+
+def edit_manifest(path, **changes):
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+
+
+def unequal(path):
+    """Shards as nobody deals them: the manifest names the longest last."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["splits"]["train"]["files"].reverse()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+DAMAGES = [
+    (lambda path: (path / "manifest.json").unlink(), "no manifest.json"),
+    (lambda path: (path / "manifest.json").write_text('{"format_version": 1}'), "is not that of a data folder"),
+    (lambda path: edit_manifest(path, splits={"train": {"files": []}}), "has no field 'validation'"),
+    (lambda path: (path / "train-00001-of-00003.arrow").unlink(), "train-00001-of-00003.arrow is missing"),
+    (lambda path: flip(path / "train-00002-of-00003.arrow"), "train-00002-of-00003.arrow is damaged"),
+    (lambda path: flip(path / "validation-00000-of-00001.arrow"), "validation-00000-of-00001.arrow is damaged"),
+    (lambda path: flip(path / "validation.txt"), "validation.txt is damaged"),
+    (lambda path: (path / "validation.txt").unlink(), "validation.txt is missing"),
+    (lambda path: flip(path / "tokenizer" / "tokenizer.json"), "tokenizer does not match"),
+    (unequal, "its train shards have"),
+]
+
+
+@pytest.mark.parametrize("damage, message", DAMAGES)
+def test_damaged_folders_are_refused_in_one_line(prepared, other_corpus, change, tmp_path, capsys, damage, message):
+    bad = change("bad", damage)
+    good = prepared(input=other_corpus, num_shards=2)
+    argv = ["--output_dir", tmp_path / "out", "--num_shards", 2]
+    assert message in error_of(split.main, ["--input", bad, *argv], capsys)
+    assert message in error_of(merge.main, ["--input", good.path, bad, *argv], capsys)
+    assert [file.name for file in tmp_path.iterdir()] == ["bad"]
+
+
+def test_other_mistakes_are_one_line(prepared, other_corpus, change, tmp_path, capsys):
+    one, two = prepared(), prepared(input=other_corpus, num_shards=2)
+    rows = one.manifest["splits"]["train"]["rows"]
+    out = tmp_path / "out"
+    few = ["--input", one.path, "--output_dir", out, "--num_shards", rows + 1]
+    assert f"num_shards {rows + 1}: there are {rows} train rows" in error_of(split.main, few, capsys)
+    assert "--num_shards" in error_of(split.main, [*few[:4], "--num_shards", 0], capsys)
+    assert "give two or more" in error_of(merge.main, few[:4], capsys)
+    copy = change("copy", lambda path: None)
+    link = tmp_path / "link"
+    link.symlink_to(one.path)
+    for again in (one.path, copy, link):
+        line = error_of(merge.main, ["--input", one.path, two.path, again, "--output_dir", out], capsys)
+        assert f"input {one.path} and {again} hold the same training rows" in line
+    for target in (copy, copy / "new", copy.parent):
+        more = ["--output_dir", target, "--num_shards", 2, "--overwrite"]
+        assert "overlap" in error_of(split.main, ["--input", copy, *more], capsys)
+        assert "overlap" in error_of(merge.main, ["--input", two.path, copy, *more], capsys)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["copy", "link"]
+    assert DataFolder.open(copy).verify() == 1.0
+
+
+def test_an_existing_folder_is_replaced_only_when_asked_and_kept_on_a_full_disk(
+    prepared, other_corpus, tmp_path, capsys
+):
+    one, two = prepared(), prepared(input=other_corpus, num_shards=2)
+    there = run_split(one, tmp_path / "there", 2)
+    commands = [
+        (split.main, ["--input", one.path, "--output_dir", there.path, "--num_shards", 1]),
+        (merge.main, ["--input", one.path, two.path, "--output_dir", there.path, "--num_shards", 1]),
+    ]
+    largest = max(len(content) for content in contents(one).values())
+    for main, argv in commands:
+        assert "already holds a data folder" in error_of(main, argv, capsys)
+        with limited_to(largest + 1000, resource.RLIMIT_FSIZE):  # a disk that takes no more
+            line = error_of(main, [*argv, "--overwrite"], capsys)
+        assert "File too large" in line
+        assert DataFolder.open(there.path).fingerprint == there.fingerprint
+        assert [file.name for file in tmp_path.iterdir()] == ["there"]
+    assert run_merge([one, two], there.path, "--overwrite").fingerprint != there.fingerprint
+    assert [file.name for file in tmp_path.iterdir()] == ["there"]
