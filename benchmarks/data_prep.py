@@ -134,7 +134,8 @@ def runs(
         "rates": rates,
     }
     row |= {"seconds": statistics.median(seconds), "memory_mib": max(memory), "memories_mib": memory}
-    return row | {"full_hours": FULL_MEGABYTES[kind] / row["rate"] / 3600}
+    row["full_hours"] = FULL_MEGABYTES[kind] / statistics.median(rates) / 3600
+    return row
 
 
 def tokenizer_seconds(a: argparse.Namespace, source: Path) -> float:

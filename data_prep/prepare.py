@@ -55,11 +55,18 @@ def prepare(recipe: DataRecipe, command: str) -> Path:
     work = output.with_name(f"{output.name}.work")
     work.mkdir(parents=True, exist_ok=True)
     with _alone(work):
+        _clear(output.parent, f"{output.name}.partial-*")  # of jobs that were killed in the last stage
         content = _stages(recipe, work, command)
+        _clear(output.parent, f"{output.name}.old-*")  # or while they replaced the folder
     if not recipe.keep_work:
         shutil.rmtree(work)
     _say(output, content)
     return output
+
+
+def _clear(folder: Path, pattern: str) -> None:
+    for left in folder.glob(pattern):
+        shutil.rmtree(left)
 
 
 @contextmanager

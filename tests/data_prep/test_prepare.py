@@ -150,6 +150,7 @@ def test_kills_change_nothing(kills, recipe, corpus, tmp_path):
     assert killed > 0
     subprocess.run([*command, str(again)], cwd=ROOT, env=environment, check=True, capture_output=True)
     assert made(tmp_path / "again") == made(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "again.yaml", "whole", "whole.yaml"]
     assert len(list(read_documents(corpus))) == made(tmp_path / "again")[1]["removed"]["duplicates"]["documents"]
 
 
