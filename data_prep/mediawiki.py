@@ -4,7 +4,6 @@ The main process reads the XML; chunks of pages are converted by `num_proc` proc
 result does not depend on their number. A few chunks are under way at a time, whatever the size of the dump.
 """
 
-import contextlib
 import itertools
 import os
 import re
@@ -100,7 +99,7 @@ def _converted(chunks: Iterator[_Chunk], path: Path, num_proc: int) -> Iterator[
         yield from map(_convert, chunks)
         return
     waiting: deque[Future[_Converted]] = deque()
-    pool = ProcessPoolExecutor(num_proc, initializer=_start_process, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(num_proc, initializer=_watch_parent)
     try:
         for chunk in chunks:
             waiting.append(pool.submit(_convert, chunk))
@@ -116,13 +115,12 @@ def _converted(chunks: Iterator[_Chunk], path: Path, num_proc: int) -> Iterator[
         pool.shutdown(cancel_futures=True)
 
 
-def _start_process(parent: int) -> None:
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+def _watch_parent() -> None:
+    threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
 
 
-def _die_with(parent: int) -> None:
+def _end_without(parent: int) -> None:
     """Ends this process when the one that started it is gone, however that ended."""
-    with contextlib.suppress(KeyboardInterrupt):
-        while os.getppid() == parent:
-            time.sleep(0.5)
+    while os.getppid() == parent:
+        time.sleep(0.5)
     os._exit(1)

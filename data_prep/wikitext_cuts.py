@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 
 # Characters that XML cannot contain, so that no page does: where something was cut; around the number of a literal.
-CUT, LITERAL, LITERAL_END = "\0", "\1", "\2"
+CUT, LITERAL, LITERAL_END = "\3", "\1", "\2"  # not "\0", where the parser stops reading
 _CODE = frozenset(("syntaxhighlight", "source"))
 _QUIET = frozenset(("ref", "references", "templatestyles", "section"))  # cut without a trace: they stand behind a word
 _DROPPED = (
