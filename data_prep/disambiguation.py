@@ -11,7 +11,7 @@ _TEMPLATES = frozenset(
     gren flertydig peker täsmennyssivu rozcestník egyért dezambiguizare disambiguasi αποσαφήνιση פירושונים desambiguació
     argipen razločitev пояснение""".split()
 ) | {"định hướng", "trang định hướng", "anlam ayrımı", "višeznačna odrednica"}
-_TEMPLATE = re.compile(r"\{\{\s{0,9}(?:[^\W\d]{1,30}:)?\s{0,9}([^{}|:<\[\n]{2,80}?)\s{0,9}(?:\||\}\}|\n)")
+_TEMPLATE = re.compile(r"\{\{\s{0,9}(?:[^{}|:<\[\n]{1,30}:)?\s{0,9}([^{}|:<\[\n]{2,80}?)\s{0,9}(?:\||\}\}|\n)")
 _NAME = re.compile(r"(?:.+[ -])?disambig(?:uation)?(?: page)?(?:[ -]cleanup)?")  # not "disambiguation needed"
 _TITLE = re.compile(
     r"\((?:disambiguation|định hướng|begriffsklärung|homonymie|desambiguación|desambiguação|disambigua|doorverwijspagina"

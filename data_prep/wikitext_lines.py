@@ -15,8 +15,7 @@ from data_prep.wikitext_cuts import CUT, LITERAL, LITERAL_END
 _MAX_PARSED = 20_000  # characters of a line; the parser's time may grow with their square
 _LESS = "\4"  # stands for < while a line is parsed
 _LINK = re.compile(r"\[\[|\[(?:https?:|ftps?:|mailto:|irc:|news:)?//", re.IGNORECASE)
-_LANGUAGE = re.compile(r"(?:[a-z]{2,3}|simple)(?:-[a-z]+)*")
-_OTHER_WIKIS = frozenset(("mw", "wmf", "doi", "rfc"))  # two or three letters, but no language
+_LANGUAGE = re.compile(r"(?!(?:mw|wmf|doi|rfc)\b)(?:[a-z]{2,3}|simple)(?:-[a-z]+)*")  # not those of other sites
 _INTERLANGUAGE_LINE = re.compile(rf"(?:\s*\[\[\s*{_LANGUAGE.pattern}\s*:[^\[\]|]*\]\])+\s*")
 _MAGIC_WORD = re.compile(r"__[^\W\d_a-z]+(?:_[^\W\d_a-z]+)*__")
 _VARIANT = re.compile(r"-\{(?:[^{}|]*\|)?(?:[\w-]+:)?([^{};]*)[^{}]*\}-")  # of Chinese and other scripts: the first
@@ -44,7 +43,7 @@ class LineText:
     def __init__(self, invisible: tuple[str, ...]) -> None:
         names = "|".join(re.escape(name).replace(r"\ ", "[ _]+") for name in invisible)
         self.invisible = re.compile(rf"[\s_]*(?:{names})[\s_]*:", re.IGNORECASE)
-        self._open_file = re.compile(rf"\[\[{self.invisible.pattern}.*?(?:\]\]|$)", re.IGNORECASE)
+        self._open_file = re.compile(rf"\[\[{self.invisible.pattern}.*", re.IGNORECASE)
 
     def plain(self, line: str) -> str:
         """The line without markup; what was cut and the numbers of literals are still in it."""
@@ -98,7 +97,7 @@ class LineText:
         if link.text is not None and (label := self._shown(link.text)).strip():
             return label
         prefix, colon, _ = title.partition(":")
-        if colon and _LANGUAGE.fullmatch(prefix.strip()) and prefix.strip() not in _OTHER_WIKIS:
+        if colon and _LANGUAGE.fullmatch(prefix.strip()):
             return CUT
         return title.removeprefix(":")
 
