@@ -95,6 +95,8 @@ def _counted(sources: list[Source], counts: list[dict[str, Any]]) -> Iterator[st
             count["documents"] += 1
             count["text_bytes"] += len(document.encode())
             yield document
+        if source.dropped:
+            count["dropped"] = dict(source.dropped)
 
 
 def _setting_aside(groups: Iterable[TokenGroup], file: Path) -> Iterator[TokenGroup]:

@@ -70,6 +70,7 @@ def source_of(args: argparse.Namespace, path: str, cache_dir: Path) -> Source:
         dataset_split=args.dataset_split,
         text_column=args.text_column,
         cache_dir=cache_dir,
+        num_proc=getattr(args, "num_proc", 1),  # not every stage has several
     )
     if args.kind == "auto":
         print(f"{path}: read as {source.kind} (--kind says otherwise)")

@@ -23,6 +23,7 @@ BLOCK_FLAGS += ("validation_text", "validation_block_size", "max_validation_bloc
 OWN_KEYS: tuple[str, ...] = ("output_dir", "sources", "tokenizer", "min_characters", "max_characters", "language")
 OWN_KEYS += ("max_tokens_per_character", "deduplicate", "piece_megabytes", "keep_work")
 SOURCE_KEYS = ("input", "kind", "errors", "dataset_config", "dataset_split", "text_column")
+SOURCE_FIELDS = ("path", *SOURCE_KEYS[1:])
 NO_RESULT = ("num_proc", "overwrite")  # they change nothing in the data
 
 
@@ -55,7 +56,9 @@ class DataRecipe:
         """What the result of a stage depends on; each holds that of the stages before it."""
         documents = {
             "format": FORMAT,
-            "sources": [{**asdict(s), "cache_dir": None, "files": _state(s.path)} for s in self.sources],
+            "sources": [
+                {**{name: getattr(s, name) for name in SOURCE_FIELDS}, "files": _state(s.path)} for s in self.sources
+            ],
             "lengths": asdict(self.lengths),
         }
         if stage == "documents":
@@ -124,7 +127,7 @@ def read_data_recipe(file: Path, words: Sequence[str] = ()) -> DataRecipe:
     for name in ("output_dir", "sources", "tokenizer"):
         if not given.get(name):
             raise InputError(f"recipe {file}: {name} is missing; give it")
-    sources = _sources(given["sources"])
+    sources = _sources(given["sources"], max(1, _typed(given, "num_proc", int, 2)))
     language = _typed(given, "language", str, None)
     if language is not None:
         check_language(language)
@@ -190,7 +193,7 @@ def _lengths(given: dict[str, Any]) -> Lengths:
     return Lengths(least, most)
 
 
-def _sources(given: Any) -> list[Source]:
+def _sources(given: Any, num_proc: int) -> list[Source]:
     if not isinstance(given, list):
         raise InputError("sources: not a list; write one `- input: PATH` for each")
     sources = []
@@ -201,7 +204,8 @@ def _sources(given: Any) -> list[Source]:
         _check_names(f"sources: number {number}", entry, SOURCE_KEYS)
         if entry.get("kind", "auto") not in KINDS:
             raise InputError(f"kind: {entry['kind']!r} is unknown; choose of {', '.join(KINDS)}")
-        source = Source(entry["input"], **{key: value for key, value in entry.items() if key != "input"})
+        options = {key: value for key, value in entry.items() if key != "input"}
+        source = Source(entry["input"], num_proc=num_proc, **options)
         if entry.get("kind", "auto") == "auto":
             print(f"{source.path}: read as {source.kind} (kind says otherwise)")
         sources.append(source)

@@ -7,7 +7,7 @@ pinned evaluation, so that held-out blocks made here equal those it makes from t
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from budget_trainer.errors import InputError
 from data_prep.books import book_lines
 from data_prep.files import is_archive, lines, members, plain_name
 
-KINDS = ("auto", "text", "books", "wikiextractor", "docstrings", "dataset")
+KINDS = ("auto", "text", "books", "wikiextractor", "mediawiki", "docstrings", "dataset")
 # A document is held in memory while it is tokenised; a longer one (a dump without blank lines) is cut at a line end.
 MAX_DOCUMENT_CHARACTERS = 4_000_000
 _DATASET_SUFFIXES = (".parquet", ".arrow", ".csv", ".tsv", ".jsonl", ".json")
 _TEXT_NAME = re.compile(r"\.txt$|^wiki_\d+$")
+_XML_HEAD = re.compile(r"\s*<(?:\?xml|!DOCTYPE|!--|mediawiki\b)")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -27,7 +28,9 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 class Source:
     """Where documents come from. `path`: a file, folder, archive, `datasets` name, or for docstrings "installed" (this
     interpreter's packages) or a folder of Python files. kind "auto" is replaced by the kind found. `cache_dir` takes
-    what the `datasets` library must keep on disk. InputError: nothing there, or a kind that it cannot be."""
+    what the `datasets` library must keep on disk. `num_proc`: processes that convert the pages of a MediaWiki dump; the
+    documents do not depend on it. `dropped`: pages of a dump that the last reading left out, by reason. InputError:
+    nothing there, or a kind that it cannot be."""
 
     path: str
     kind: str = "auto"
@@ -36,6 +39,8 @@ class Source:
     dataset_split: str = "train"
     text_column: str = "text"
     cache_dir: Path | None = None
+    num_proc: int = 1
+    dropped: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -46,6 +51,7 @@ class Source:
     def documents(self) -> Iterator[str]:
         """The documents in order; InputError if there is not one."""
         empty = True
+        self.dropped.clear()
         for document in self._read():
             empty = False
             yield document
@@ -59,6 +65,11 @@ class Source:
             from data_prep.docstrings import installed_roots, read_docstrings  # late: only this kind needs it
 
             return read_docstrings(installed_roots() if self.path == "installed" else [Path(self.path)])
+        if self.kind == "mediawiki":
+            from data_prep.mediawiki import read_articles  # late: only this kind needs the parser
+
+            articles = read_articles(Path(self.path), self.errors, self.num_proc, self.dropped)
+            return (document for article in articles for document in paragraphs_to_documents(article))
         reader = {"text": _text_file, "books": _book_file, "wikiextractor": _wikiextractor_file}[self.kind]
         return (
             document
@@ -107,6 +118,8 @@ def find_kind(path: str) -> str:
             data = True
             continue
         head = [line for line, _ in zip(lines(name, stream, "replace"), range(200), strict=False)]
+        if _is_dump("\n".join(head)):  # what lies beside it is its index
+            return "mediawiki"
         (texts if _TEXT_NAME.search(plain) else others).append(_kind_of_lines(head))
         if len(texts) == 3:
             break
@@ -117,6 +130,11 @@ def find_kind(path: str) -> str:
         raise InputError(f"input {path}: the folder holds no files; give one with text")
     many = here.is_dir() or is_archive(here.name)
     return max(kinds, key=kinds.count) if many or kinds[0] != "books" else "text"
+
+
+def _is_dump(head: str) -> bool:
+    """Whether a file that begins like this is a MediaWiki dump, or claims to be one behind a DOCTYPE."""
+    return _XML_HEAD.match(head) is not None and "<mediawiki" in head
 
 
 def _kind_of_lines(head: list[str]) -> str:

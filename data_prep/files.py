@@ -78,6 +78,10 @@ def naming_errors(name: str) -> Iterator[None]:
         yield
     except _BROKEN as error:
         raise InputError(f"input {name}: damaged or cut off ({error}); fetch the file again") from error
+    except OSError as error:
+        if error.errno is None:  # bz2's, for data that are not bz2
+            raise InputError(f"input {name}: damaged ({error}); fetch the file again") from error
+        raise
 
 
 def _decompressed(name: str, stream: IO[bytes]) -> IO[bytes]:

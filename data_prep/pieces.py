@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class Piece:
     """Some documents of one source, up to `piece_megabytes`.
 
     `read` counts them as they came, `documents` those that were kept; `first` is the number of the first one among all
-    that were kept; `last` says that the source ends here.
+    that were kept; `last` says that the source ends here, and has what its reader left out of it, by reason, in `dropped`.
     """
 
     folder: Path
@@ -37,6 +37,7 @@ class Piece:
     text_bytes: int
     last: bool
     removed: dict[str, Any]
+    dropped: dict[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -109,7 +110,7 @@ def _make(
     cache = folder / "cache"
     cache.mkdir(exist_ok=True)
     source.cache_dir, size = cache, 1e6 * recipe.piece_megabytes
-    counted = _Counted(recipe, itertools.islice(source.documents(), skip, None))
+    counted = _Counted(recipe, source, skip)
     with tqdm(desc=f"{source.path}", unit="B", unit_scale=True) as progress:
         while True:
             made = _write(counted, Piece(folder, number, piece, first, 0, 0, 0, False, {}), size, progress)
@@ -121,10 +122,11 @@ def _make(
 
 
 class _Counted:
-    """The kept documents of a source, with an account of those since `start`."""
+    """The kept documents of a source from number `skip` on, with an account of those since `start`."""
 
-    def __init__(self, recipe: DataRecipe, documents: Iterator[str]) -> None:
-        self._kept = recipe.lengths.keep(self._counting(documents), self._remove)
+    def __init__(self, recipe: DataRecipe, source: Source, skip: int) -> None:
+        documents = itertools.islice(source.documents(), skip, None)
+        self.source, self._kept = source, recipe.lengths.keep(self._counting(documents), self._remove)
         self.start()
 
     def start(self) -> None:
@@ -166,6 +168,7 @@ def _write(counted: _Counted, piece: Piece, piece_bytes: float, progress: tqdm) 
     aside.rename(piece.file)
     account: dict[str, Any] = {"read": counted.read, "documents": documents, "text_bytes": counted.text_bytes}
     account |= {"last": written < piece_bytes, "removed": counted.removed.by}
+    account["dropped"] = dict(counted.source.dropped) if account["last"] else {}
     write_json(piece.folder / f"{piece.name}.json", account)
     return Piece(piece.folder, piece.source, piece.number, piece.first, **account)
 

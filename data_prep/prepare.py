@@ -157,7 +157,8 @@ def _sources(recipe: DataRecipe, pieces: list[Piece]) -> list[dict[str, Any]]:
     sources = []
     for number, source in enumerate(recipe.sources):
         mine = [piece for piece in pieces if piece.source == number]
-        count = {"documents": sum(p.read for p in mine), "text_bytes": sum(p.text_bytes for p in mine)}
+        count: dict[str, Any] = {"documents": sum(p.read for p in mine), "text_bytes": sum(p.text_bytes for p in mine)}
+        count |= {"dropped": mine[-1].dropped} if mine[-1].dropped else {}
         sources.append({"path": source.path, "kind": source.kind, **count})
     return sources
 

@@ -1,0 +1,138 @@
+"""What stands within a line of wikitext, as plain text: links, quotes, magic words, entities, and what is left of
+markup that was not balanced."""
+
+import contextlib
+import html
+import re
+
+import mwparserfromhell
+from mwparserfromhell import nodes
+from mwparserfromhell.parser import ParserError
+from mwparserfromhell.wikicode import Wikicode
+
+from data_prep.wikitext_cuts import CUT, LITERAL, LITERAL_END
+
+_MAX_PARSED = 20_000  # characters of a line; the parser's time may grow with their square
+_LESS = "\4"  # stands for < while a line is parsed
+_LINK = re.compile(r"\[\[|\[(?:https?:|ftps?:|mailto:|irc:|news:)?//", re.IGNORECASE)
+_LANGUAGE = re.compile(r"(?!(?:mw|wmf|doi|rfc)\b)(?:[a-z]{2,3}|simple)(?:-[a-z]+)*")  # not those of other sites
+_INTERLANGUAGE_LINE = re.compile(rf"(?:\s*\[\[\s*{_LANGUAGE.pattern}\s*:[^\[\]|]*\]\])+\s*")
+_MAGIC_WORD = re.compile(r"__[^\W\d_a-z]+(?:_[^\W\d_a-z]+)*__")
+_VARIANT = re.compile(r"-\{(?:[^{}|]*\|)?(?:[\w-]+:)?([^{};]*)[^{}]*\}-")  # of Chinese and other scripts: the first
+_QUOTES = re.compile("'{2,}")
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});")
+_LITERAL = re.compile(rf"{LITERAL}(\d+){LITERAL_END}")
+_BRACKET_BEFORE_CUT = re.compile(rf"\([\s,;:]*{CUT}[\s,;:{CUT}]*(\))?")
+_CUT_BEFORE_STOP = re.compile(rf"[ {CUT}]*{CUT}[ {CUT}]*(?=[.,;:!?)])")
+_CUTS = re.compile(rf" *{CUT}[ {CUT}]*")
+_SPACES = re.compile(r"[ \t\u00a0\u2002\u2003\u2009\r\n\f\v]{2,}|[\t\u00a0\u2002\u2003\u2009\r\n\f\v]")
+
+# For brackets that do not match.
+_CLOSED_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]]*)\]\]")
+_CLOSED_URL = re.compile(r"\[(?:https?:|ftps?:)?//[^\s\[\]]*\s*([^\[\]]*)\]", re.IGNORECASE)
+_LEFT = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|\|-|</?ref", re.IGNORECASE)
+_OPEN_REF = re.compile(r"</?ref(?:erences)?\b[^<>]*>?", re.IGNORECASE)
+_OPEN_TEMPLATE = re.compile(r"\{\{.*")
+_OPEN_LABEL = re.compile(r"\[\[[^\[\]|]*\|")
+_MARKS = re.compile(r"\}\}+|\[\[+|\]\]+|\|\}")
+
+
+class LineText:
+    """Converter for one wiki. `invisible`: lower-case prefixes (namespace names) of links that show nothing."""
+
+    def __init__(self, invisible: tuple[str, ...]) -> None:
+        names = "|".join(re.escape(name).replace(r"\ ", "[ _]+") for name in invisible)
+        self.invisible = re.compile(rf"[\s_]*(?:{names})[\s_]*:", re.IGNORECASE)
+        self._open_file = re.compile(rf"\[\[{self.invisible.pattern}.*", re.IGNORECASE)
+
+    def plain(self, line: str) -> str:
+        """The line without markup; what was cut and the numbers of literals are still in it."""
+        if "[" in line and _LINK.search(line):
+            line = self._with_labels(line)
+        if "''" in line:
+            line = _without_quotes(line)
+        if "__" in line:
+            line = _MAGIC_WORD.sub("", line)
+        if "-{" in line:
+            line = _VARIANT.sub(r"\1", line)
+        return self._without_rest(line) if _LEFT.search(line) else line
+
+    def _with_labels(self, line: str) -> str:
+        """With the labels of links in their place. The parser sees no tags: what is left of them is text."""
+        balanced = line.count("[") == line.count("]") and line.count("[[") == line.count("]]")
+        if balanced and len(line) < _MAX_PARSED:
+            with contextlib.suppress(ParserError):
+                code = mwparserfromhell.parse(line.replace("<", _LESS), skip_style_tags=True)
+                return self._shown(code).replace(_LESS, "<")
+        line = self._open_file.sub(CUT, line)
+        for _ in range(5):  # innermost first
+            shorter = _CLOSED_LINK.sub(r"\1", line)
+            if shorter == line:
+                break
+            line = shorter
+        return _CLOSED_URL.sub(r"\1", line)
+
+    def _shown(self, code: Wikicode) -> str:
+        pieces = []
+        for node in code.nodes:
+            if isinstance(node, nodes.Text):
+                pieces.append(node.value)
+            elif isinstance(node, nodes.Wikilink):
+                pieces.append(self._label(node))
+            elif isinstance(node, nodes.ExternalLink):
+                label = self._shown(node.title) if node.title is not None else ""
+                pieces.append(label if node.brackets else str(node.url))
+            elif isinstance(node, nodes.HTMLEntity):
+                pieces.append(str(node))
+            elif isinstance(node, nodes.Heading):  # signs of equality around the line
+                pieces.append(self._shown(node.title))
+            elif isinstance(node, nodes.Tag) and node.contents is not None:
+                pieces.append(self._shown(node.contents))
+        return "".join(pieces)
+
+    def _label(self, link: nodes.Wikilink) -> str:
+        title = str(link.title).strip()
+        if self.invisible.match(title):
+            return CUT
+        if link.text is not None and (label := self._shown(link.text)).strip():
+            return label
+        prefix, colon, _ = title.partition(":")
+        if colon and _LANGUAGE.fullmatch(prefix.strip()):
+            return CUT
+        return title.removeprefix(":")
+
+    def _without_rest(self, line: str) -> str:
+        """Without what is open or closed twice: a file or template to the end of its line, else the marks alone."""
+        line = _OPEN_REF.sub("", self._open_file.sub(CUT, line))
+        line = _OPEN_LABEL.sub("", _OPEN_TEMPLATE.sub(CUT, line))
+        line = _MARKS.sub("", line)
+        return re.sub(r"\{\|+", "{", re.sub(r"\|-+", "-", line))
+
+
+def is_interlanguage(line: str) -> bool:
+    """Whether a line is nothing but links to the page in other languages."""
+    return "[[" in line and _INTERLANGUAGE_LINE.fullmatch(line) is not None
+
+
+def finished(line: str, literals: list[str]) -> str:
+    """The line with its literals and characters for entities; brackets and spaces around what was cut are tidied."""
+    if CUT in line:
+        line = _BRACKET_BEFORE_CUT.sub(lambda found: "" if found[1] else "(", line)
+        line = _CUTS.sub(" ", _CUT_BEFORE_STOP.sub("", line))
+    if LITERAL in line:
+        line = _LITERAL.sub(lambda found: literals[int(found[1])], line)
+    if "&" in line:
+        line = _ENTITY.sub(lambda found: html.unescape(found[0]), line)
+    return _SPACES.sub(" ", line).strip()
+
+
+def _without_quotes(line: str) -> str:
+    """Bold and italics. Where both are left open, one ''' is an apostrophe and two quotes: l'''Iliade''."""
+    runs = list(_QUOTES.finditer(line))
+    threes = [found for found in runs if len(found[0]) == 3]
+    if len(threes) % 2 and sum(len(found[0]) in (2, 5) for found in runs) % 2:
+        at = next((run.end() for run in threes if run.start() and line[run.start() - 1].isalnum()), None)
+        if at is not None:
+            line = f"{line[: at - 3]}\4{line[at:]}"
+    line = _QUOTES.sub(lambda run: "'" if len(run[0]) == 4 else "", line)
+    return line.replace("\4", "'")

@@ -1,0 +1,563 @@
+"""MediaWiki dumps: which pages become documents, what their text is, what is refused."""
+
+import bz2
+import collections
+import gzip
+import io
+import json
+import lzma
+import os
+import re
+import signal
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from xml.sax.saxutils import escape
+
+import pytest
+
+from budget_trainer.errors import InputError
+from data_prep import blocks, dump_xml, mediawiki
+from data_prep.disambiguation import is_disambiguation
+from data_prep.documents import Source
+from data_prep.dump_xml import Site, read_pages
+from data_prep.wikitext import converter
+from tests.conftest import SHARED_DATA, children, spawn, wait_for
+
+HEAD = '<mediawiki xmlns="http://www.mediawiki.org/xml/export-{}/" version="{}" xml:lang="en">\n'
+PROSE = "A sentence of some words about the subject of the page."
+
+
+def page(title, text, ns=0, extra="", model="wikitext"):
+    name = "" if ns is None else f"<ns>{ns}</ns>"
+    return (
+        f"<page>\n<title>{escape(title)}</title>\n{name}<id>1</id>\n{extra}<revision><id>2</id><contributor><username>U"
+        f"</username></contributor><comment>text</comment><model>{model}</model><format>text/x-wiki</format>"
+        f'<text bytes="9" xml:space="preserve">{escape(text)}</text><sha1>x</sha1></revision></page>\n'
+    )
+
+
+def dump(*pages, version="0.10", siteinfo=""):
+    return HEAD.format(version, version) + siteinfo + "".join(pages) + "</mediawiki>\n"
+
+
+def siteinfo(**names):
+    listed = "".join(f'<namespace key="{key[1:].replace("_", "-")}">{name}</namespace>' for key, name in names.items())
+    return f"<siteinfo><sitename>W</sitename><namespaces>{listed}</namespaces></siteinfo>\n"
+
+
+@pytest.fixture
+def read(tmp_path):
+    """The documents of a dump, given as text, and what was dropped."""
+
+    def read(text, **options):
+        file = tmp_path / "dump.xml"
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
+        source = Source(str(file), **{"kind": "mediawiki", **options})
+        return list(source.documents()), source.dropped
+
+    return read
+
+
+def plain(text, invisible=None):
+    return converter(invisible or Site().invisible()).paragraphs(text)
+
+
+# ---- which pages
+
+
+@pytest.mark.parametrize(
+    "suffix, compress", [("", bytes), (".bz2", bz2.compress), (".gz", gzip.compress), (".xz", lzma.compress)]
+)
+@pytest.mark.parametrize("version", ["0.10", "0.11"])
+def test_forms_are_found_by_looking(tmp_path, suffix, compress, version):
+    info = siteinfo(k6="File") if version == "0.11" else ""
+    text = dump(page("A & B", PROSE), page("C", PROSE), version=version, siteinfo=info)
+    (tmp_path / f"dump.xml{suffix}").write_bytes(compress(text.encode()))
+    source = Source(str(tmp_path / f"dump.xml{suffix}"))
+    assert source.kind == "mediawiki"
+    assert list(source.documents()) == [f"A & B {PROSE}", f"C {PROSE}"]
+
+
+def test_a_folder_of_parts_beside_an_index(tmp_path):
+    """Multistream files as they are published: many bz2 streams in one, a part per range of page ids."""
+    for number, first in enumerate(["A", "B"]):
+        streams = [HEAD.format("0.11", "0.11"), page(first, PROSE), page(first * 2, PROSE), "</mediawiki>"]
+        name = f"wiki-pages-articles-multistream{number}.xml-p{number}p9.bz2"
+        (tmp_path / name).write_bytes(b"".join(bz2.compress(stream.encode()) for stream in streams))
+    (tmp_path / "wiki-index.txt.bz2").write_bytes(bz2.compress(b"616:10:A\n616:12:AA\n"))
+    source = Source(str(tmp_path))
+    assert source.kind == "mediawiki"
+    assert list(source.documents()) == [f"{title} {PROSE}" for title in ("A", "AA", "B", "BB")]
+
+
+def test_only_articles_become_documents_and_the_others_are_counted(read):
+    element = '<redirect title="Kept" />'
+    documents, dropped = read(
+        dump(
+            page("Talk:Kept", PROSE, ns=1),
+            page("Template:Kept", PROSE, ns=10),
+            page("Moved", "#REDIRECT [[Kept]]", extra=element),
+            page("Moved in words", "\n #redirect: [[Kept]]"),
+            page("Kept", PROSE),
+            page("Numbered", "#Redirects are named below.\n" + PROSE),
+            page("Ace", f"{PROSE}\n{{{{Disambiguation|geo}}}}"),
+            page("Ace (disambiguation)", PROSE),
+            page("Module data", "{}", model="json"),
+            page("Nothing", "{{Infobox|a=b}}\n[[Category:X]]"),
+        )
+    )
+    assert documents == [f"Kept {PROSE}", f"Numbered Redirects are named below. {PROSE}"]
+    assert dropped == {"other_namespace": 2, "redirect": 2, "disambiguation": 2, "not_wikitext": 1, "empty": 1}
+
+
+def test_counts_are_those_of_the_last_reading(tmp_path):
+    (tmp_path / "a.xml").write_text(dump(page("A", PROSE), page("B", "#REDIRECT [[A]]")))
+    source = Source(str(tmp_path / "a.xml"))
+    assert len(list(source.documents())) == len(list(source.documents())) == 1
+    assert source.dropped == {"redirect": 1}
+
+
+@pytest.mark.parametrize(
+    "text, marked",
+    [
+        ("{{disambig}}", True),
+        ("{{ Dab }}", True),
+        ("{{hndis|Smith, John}}", True),
+        ("{{Geodis}}", True),
+        ("{{Human name disambiguation\n|x}}", True),
+        ("{{Disambiguation_cleanup}}", True),
+        ("{{định hướng}}", True),
+        ("{{Bản mẫu:Trang định hướng}}", True),
+        ("{{Begriffsklärung}}", True),
+        ("text __DISAMBIG__", True),
+        ("{{disambiguation needed|date=May}}", False),
+        ("{{surname}}", False),
+        ("<!-- {{disambig}} -->", False),
+        ("<nowiki>{{disambig}}</nowiki>", False),
+        ("{{About|x|y|Z (disambiguation)}}", False),
+    ],
+)
+def test_disambiguation_pages(text, marked):
+    assert is_disambiguation("Title", f"Before\n{text}\nafter") is marked
+
+
+def test_disambiguation_titles():
+    assert is_disambiguation("Huế (định hướng)", "") and not is_disambiguation("Disambiguation", "")
+
+
+def test_dumps_without_ns_go_by_the_title(read):
+    info = siteinfo(k14="Thể loại")
+    pages = (page("Thể loại:A", PROSE, None), page("User talk:B", PROSE, None), page("2001: A film", PROSE, None))
+    documents, dropped = read(dump(*pages, version="0.4", siteinfo=info))
+    assert documents == [f"2001: A film {PROSE}"] and dropped == {"other_namespace": 2}
+
+
+def test_the_last_revision_and_only_its_main_text(read):
+    revisions = "".join(f"<revision><text>{word} {PROSE}</text></revision>" for word in ("Old", "New"))
+    slot = "<content><role>media</role><model>json</model><text>slot</text></content></revision>"
+    text = f"<page><title>A</title><ns>0</ns>{revisions.removesuffix('</revision>')}{slot}</page>"
+    assert read(dump(text))[0] == [f"A New {PROSE}"]
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            dump(page("A", PROSE)).removesuffix("</mediawiki>\n"),
+            r"broken XML at line \d+, column \d+ \(no element found\)",
+        ),
+        (dump(page("A", PROSE)).replace("</title>", "</titel>"), r"line 3, column \d+ \(mismatched tag\)"),
+        (dump(page("A", PROSE)).encode().replace(b"sentence", b"sent\xffence"), r"not well-formed"),
+        (dump(page("A", PROSE).replace("<ns>0", "<ns>zero")), r"<ns> 'zero' is not a number \(line 4"),
+        ("<html><body>x</body></html>", r"the root element is <html> \(line 1, column 0\)"),
+        ("<!DOCTYPE m [<!ENTITY a 'b'>]>" + dump(page("A", PROSE)), "a DOCTYPE or entity declaration"),
+        ("", "broken XML at line 1, column 0"),
+    ],
+)
+def test_bad_xml_is_refused_in_one_line(read, text, message):
+    with pytest.raises(InputError, match=message) as error:
+        read(text)
+    assert "dump.xml: " in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_entity_bomb_is_refused_before_it_is_expanded(tmp_path):
+    bomb = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
+    file = tmp_path / "bomb.xml"
+    file.write_text(f'<?xml version="1.0"?>\n<!DOCTYPE x [<!ENTITY e0 "ha">{bomb}]>\n<mediawiki>&e11;</mediawiki>')
+    source = Source(str(file))  # found to be a dump, so that it is not read as text
+    with pytest.raises(InputError, match="DOCTYPE or entity declaration.*line 2,"):
+        list(source.documents())
+
+
+@pytest.mark.parametrize("compress, suffix", [(bz2.compress, "bz2"), (gzip.compress, "gz"), (lzma.compress, "xz")])
+def test_a_cut_off_file_is_refused(tmp_path, compress, suffix):
+    words = " ".join(str(n * n) for n in range(60_000))
+    data = compress(dump(page("A", PROSE), page("B", words)).encode())
+    file = tmp_path / f"dump.xml.{suffix}"
+    file.write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(InputError, match=rf"{file}: damaged or cut off"):
+        list(Source(str(file), "mediawiki").documents())
+
+
+def test_a_damaged_bz2_is_refused(tmp_path):
+    file = tmp_path / "dump.xml.bz2"
+    file.write_bytes(b"no bz2 at all")
+    with pytest.raises(InputError, match=rf"{file}: damaged"):
+        list(Source(str(file), "mediawiki").documents())
+
+
+def test_bytes_that_are_not_utf8_can_be_replaced(read):
+    data = dump(page("A", PROSE)).encode().replace(b"sentence", b"sent\xffence")
+    assert read(data, errors="replace")[0] == ["A " + PROSE.replace("sentence", "sent\ufffdence")]
+
+
+def test_a_huge_page_is_counted_and_not_kept(read, monkeypatch):
+    monkeypatch.setattr(dump_xml, "MAX_PAGE_CHARACTERS", 10_000)
+    documents, dropped = read(dump(page("Huge", "word " * 200_000), page("A", PROSE)))
+    assert documents == [f"A {PROSE}"] and dropped == {"too_large": 1}
+
+
+class Endless(io.RawIOBase):
+    """`head`, then `piece` for ever; fails when more than `limit` bytes are asked for."""
+
+    def __init__(self, head, piece, limit):
+        self._rest, self._piece, self._left = head, piece, limit
+
+    def read(self, size=-1):
+        self._left -= size
+        assert self._left > 0, "read on without end"
+        while len(self._rest) < size:
+            self._rest += self._piece * (size // len(self._piece) + 1)
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
+
+
+def test_a_tag_without_end_is_refused():
+    with pytest.raises(InputError, match="one tag or comment of more than 16777216 bytes from byte 0"):
+        list(read_pages("dump", Endless(b"<mediawiki a='", b"xxxxxxxx", 30_000_000), Site()))
+
+
+def test_reading_is_lazy():
+    """Pages come while the rest of an endless dump is still unread."""
+    stream = Endless(HEAD.format("0.10", "0.10").encode(), page("A", PROSE).encode(), 2_000_000)
+    pages = read_pages("dump", stream, Site())
+    assert [next(pages).title for _ in range(1000)] == ["A"] * 1000
+
+
+UNITS = [
+    "[[",
+    "{{",
+    "}}",
+    "]]",
+    "]",
+    "{{{",
+    "[[a|",
+    "[[a|[[",
+    "[[File:a|",
+    "[[File:a|[[b]]",
+    "[[en:a|",
+    "<ref>",
+    "<b",
+    "<!--",
+]
+UNITS += [
+    "<nowiki>",
+    "''",
+    "'''a ''b",
+    "__A",
+    "&",
+    "-{",
+    "{|\n",
+    "{{!}}\n",
+    "<ref>\n\n",
+    "({{a}}",
+    "<a [[b]]",
+    "[http://",
+]
+UNITS += ["[[a]] ", "* [[a]]\n", "{{disambig ", "{{a disambig", " "]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_pathological_pages_take_linear_time(unit):
+    text = unit * (300_000 // len(unit))
+    start = time.process_time()
+    plain(text)
+    is_disambiguation("A", text)
+    assert time.process_time() - start < 10  # less than 1; quadratic time would be minutes
+
+
+# ---- wikitext
+
+
+@pytest.mark.parametrize(
+    "wikitext, expected",
+    [
+        # links
+        ("See [[bus]]es and [[Ship (boat)|ships]].", "See buses and ships."),
+        ("[[:Category:Towns]] and [[#Section|below]]", "Category:Towns and below"),
+        ("an ''[[a|'''bold''' [b] label]]''", "an bold [b] label"),
+        ("A [http://x.org/a?b=c label of ''words''] and [http://x.org] end", "A label of words and end"),
+        ("see https://x.org/a", "see https://x.org/a"),
+        ("The [[:de:Haus|house]] and [[wikt:word|word]]", "The house and word"),
+        # what shows no prose
+        ("a<!-- c -->b<!-- [[ {{ -->", "ab"),
+        ("Text.<ref>{{cite|a}} [[b]]</ref> More<ref name=x/> text<ref name='a' />.", "Text. More text."),
+        ("A <ref name=a>b</ref>word {{a|{{b|c}}|d={{e}}}} end", "A word end"),
+        ("Born {{birth|{{{1|2}}}}} here", "Born here"),
+        ("Where <math>a|b [[c]] {{d}} <ref>x</ref></math> holds", "Where holds"),
+        ("x[[File:a.jpg|thumb|A [[b|c]] and [[d]] [http://e f]]]y", "x y"),
+        ("[[image:a.png|{{b}}]] One [[Media:x.ogg|listen]]", "One"),
+        ("One __NOTOC__two __init__ three", "One two __init__ three"),
+        ("<gallery>\nFile:a.jpg|A [[b]]\n</gallery> after", "after"),
+        ("-{zh-hans:one; zh-hant:two}- three", "one three"),
+        # marks
+        ("'''Bold''' and ''italic'' and '''''both''''' it's", "Bold and italic and both it's"),
+        ("L'''Iliade'' and '''b'''", "L'Iliade and b"),
+        ("caf&eacute;&nbsp;&lt;b&gt; &amp;amp; &#8211; AT&T", "café <b> &amp; – AT&T"),
+        ("a<br />b <small>c</small> H<sub>2</sub>O <span class='x'>d</span>", "a b c H2O d"),
+        ("* ''one''", "one"),
+        ("#:; two", "two"),
+        ("word ({{lang|fr}}; born 1), ({{a}}) and {{b}}, c.", "word (born 1), and, c."),
+        # literal text
+        ("<nowiki>[[a]] {{b}} ''c''</nowiki> &amp; <code>d</code>", "[[a]] {{b}} ''c'' & d"),
+        ("<syntaxhighlight lang='c' inline>a[[1]]</syntaxhighlight> is", "a[[1]] is"),
+        ("is <syntaxhighlight lang='c'>\na[[1]]\n</syntaxhighlight>", "is"),
+        ("1 < 2 and [[a]] <3", "1 < 2 and a <3"),
+    ],
+)
+def test_inline_markup(wikitext, expected):
+    assert plain(wikitext) == [expected]
+
+
+def test_tables_nest_and_hold_templates():
+    text = f"""{PROSE}
+{{| class="a"
+! head !! head
+|-
+| cell {{{{t|
+{{| inner
+|}}
+}}}} || [[a|b]]
+|
+{{|
+| nested
+|}}
+| last
+|}}
+After.
+<table><tr><td>cell<table><td>inner</td></table></td></tr></table>
+:{{|
+|indented
+|}}
+{{{{(!}}}}"""
+    assert plain(text) == [PROSE, "After."]
+
+
+def test_lines_of_interlanguage_links_and_categories_are_dropped():
+    text = f"{PROSE}\n[[Category:A|b]]\n[[de:Haus]] [[zh-yue:X]]\n[[simple:House]]\n[[mw:Help]]"
+    assert plain(text) == [PROSE, "mw:Help"]
+
+
+def test_headings_stay_where_text_follows():
+    text = f"""{PROSE}
+== Empty ==
+{{{{a}}}}
+== Outer ''one'' == <!-- c -->
+=== Inner ===
+* Item with words
+== Holds a deeper one ==
+=== Deeper ===
+=== Last ===
+{PROSE}
+== See also ==
+* [[One]]
+* [[Two]] – a few words
+== Further reading ==
+* A long title of a book that somebody wrote, with a publisher, 2001. ISBN 1-2345
+== External links ==
+* [http://a b]
+{{{{navbox}}}}
+[[Category:A]]"""
+    kept = [PROSE, "Outer one", "Inner", "Item with words", "Holds a deeper one", "Last", PROSE]
+    assert plain(text) == kept
+    prose_last = text.replace("{{navbox}}", PROSE)  # then nothing at the end is only a list
+    assert plain(prose_last)[-3:] == ["External links", "b", PROSE] and "Two – a few words" in plain(prose_last)
+
+
+def test_lists_before_the_first_heading_stay():
+    assert plain("* [[One]]\n* [[Two]]") == ["One", "Two"]
+
+
+LEFT = re.compile(r"\{\{|\[\[|\|-|<ref|\{\||\]\]|\}\}|\|\}")
+
+
+@pytest.mark.parametrize(
+    "wikitext, kept",
+    [
+        ("{{Infobox\n| a = [[b]]\n| c\n\n" + PROSE, [PROSE]),  # never closed
+        (PROSE + "\n{| class=a\n! head\n|-\n| cell\n" + PROSE, [PROSE, PROSE]),
+        ("Open [[link|label and " + PROSE, ["Open label and " + PROSE]),
+        ("Open [[link and [[a|b]] " + PROSE, ["Open link and b " + PROSE]),
+        ("Closed link]] and }} " + PROSE, ["Closed link and " + PROSE]),
+        ("[[File:a.jpg|thumb|[[b]] caption\n" + PROSE, [PROSE]),
+        ("Text <ref name=a>open\n\n" + PROSE + "<ref>b</ref>", ["Text open", PROSE]),
+        ("Text <ref name=a " + PROSE + "\n" + PROSE, ["Text", PROSE]),
+        ("Text {{cite|a\n" + PROSE, ["Text", PROSE]),
+        ("A [http://a b and [[c]]\n" + PROSE, ["A [http://a b and c", PROSE]),
+        ("|}\n|-\n" + PROSE, [PROSE]),
+        ("! Kung\n" + PROSE, ["! Kung", PROSE]),  # a mark only in a table
+        ("</ref> " + PROSE + "{{a}}}}", [PROSE]),
+        ("{{a|{{b}} [[c]]\n" + PROSE + "{{d}}", [PROSE]),
+        ("[[a|[[b|c]]\n" + PROSE, ["c", PROSE]),
+    ],
+)
+def test_markup_that_is_not_balanced(wikitext, kept):
+    paragraphs = plain(wikitext)
+    assert not LEFT.search("\n".join(paragraphs))
+    assert paragraphs == kept
+
+
+def test_names_of_the_dumps_language(read):
+    info = siteinfo(k6="Tập tin", k14="Thể loại", k_2="Phương tiện", k4="Wikipedia")
+    text = (
+        f"[[Tập_tin:a.jpg|nhỏ|[[b]]]] {PROSE} [[Hình:x]]\n[[thể loại:C]] [[File:d.jpg]] [[Image:e]] [[Phương tiện:f]]"
+    )
+    assert read(dump(page("A", text), siteinfo=info))[0] == [f"A {PROSE} Hình:x"]
+    assert "Tập tin:a.jpg" not in read(dump(page("A", text.replace("_", " "))))[0][0].partition(PROSE)[2]
+
+
+def test_a_document_is_one_line(read):
+    (document,), _ = read(dump(page("A\n title", "One.\r\n\r\nTwo<nowiki>\n</nowiki>three.\n \n* Four&#10;five")))
+    assert document == "A title One. Two three. Four five"
+
+
+# ---- processes
+
+
+def many(count=60):
+    words = [f"{PROSE} Page {n} has its own words, [[number]] {n * n}." for n in range(count)]
+    return dump(*(page(f"P{n}", "\n".join([text] * 5)) for n, text in enumerate(words)), page("R", "#REDIRECT [[P1]]"))
+
+
+def test_the_result_does_not_depend_on_the_processes(read, monkeypatch):
+    monkeypatch.setattr(mediawiki, "CHUNK_CHARACTERS", 1000)
+    one, two = read(many()), read(many(), num_proc=2)
+    assert one == two and len(one[0]) == 60 and one[1] == {"redirect": 1}
+
+
+def test_an_error_behind_good_pages_comes_through_the_processes(read, monkeypatch):
+    monkeypatch.setattr(mediawiki, "CHUNK_CHARACTERS", 1000)
+    with pytest.raises(InputError, match="broken XML"):
+        read(many()[:-30], num_proc=2)
+    assert not children(os.getpid())
+
+
+def test_a_killed_process_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(mediawiki, "CHUNK_CHARACTERS", 1000)
+    (tmp_path / "dump.xml").write_text(many(400))
+    documents = Source(str(tmp_path / "dump.xml"), num_proc=2).documents()
+    next(documents)
+    os.kill(children(os.getpid())[0], signal.SIGKILL)
+    with pytest.raises(InputError, match=r"dump.xml: a process that converts pages was killed.*--num_proc"):
+        list(documents)
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    (tmp_path / "dump.xml").write_text(many(400))
+    code = (
+        "import sys, time\nfrom data_prep import mediawiki\nfrom data_prep.documents import Source\n"
+        "mediawiki.CHUNK_CHARACTERS = 1000\ndocuments = Source(sys.argv[1], num_proc=2).documents()\n"
+        "next(documents)\nprint('ready', flush=True)\ntime.sleep(100)"
+    )
+    parent = spawn([sys.executable, "-c", code, str(tmp_path / "dump.xml")])
+    assert parent.stdout.readline() == "ready\n"
+    workers = children(parent.pid)
+    assert len(workers) == 2
+    parent.kill()
+    wait_for(lambda: not any(alive(worker) for worker in workers), 20)
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# ---- through to the data folder
+
+
+def test_the_manifest_says_what_was_dropped(tmp_path, tokenizer, capsys):
+    (tmp_path / "dump.xml").write_text(many())
+    argv = [
+        "--input",
+        str(tmp_path / "dump.xml"),
+        "--tokenizer",
+        str(tokenizer),
+        "--num_proc",
+        "2",
+        "--num_shards",
+        "1",
+    ]
+    code = blocks.main([*argv, "--output_dir", str(tmp_path / "out"), "--validation_fraction", "0"])
+    assert code == 0 and "dump.xml: read as mediawiki" in capsys.readouterr().out
+    (source,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["sources"]
+    assert (source["kind"], source["documents"], source["dropped"]) == ("mediawiki", 60, {"redirect": 1})
+
+
+# ---- real dumps
+
+# Titles of documents in which markup may be left: it stands in <nowiki> there.
+LITERAL = {"viwiki-20240701-excerpt": {"Tôn Hồng Lôi"}}
+NO_MARKUP = re.compile(
+    r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|\|-|''|</?ref|\[(?:https?:)?//|\b(?:thumb|px)\||__[A-Z]+__|<!--"
+)
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no shared data")
+@pytest.mark.parametrize(
+    "name, articles", [("enwiki-2016-excerpt", 106), ("enwiki-2017-table-markup", 5), ("viwiki-20240701-excerpt", 129)]
+)
+def test_real_dumps(name, articles):
+    with bz2.open(SHARED_DATA / f"{name}.xml.bz2") as stream:
+        root = ElementTree.parse(stream).getroot()
+    space = root.tag.partition("}")[0] + "}"
+    pages = [(p.findtext(f"{space}title"), p.findtext(f"{space}ns"), p) for p in root.iter(f"{space}page")]
+    titles = [title for title, ns, p in pages if ns == "0" and p.find(f"{space}redirect") is None]
+    assert len(titles) == articles
+    source = Source(str(SHARED_DATA / f"{name}.xml.bz2"))
+    documents = list(source.documents())
+    assert len(documents) + sum(source.dropped.values()) == len(pages)
+    assert source.dropped.get("redirect", 0) + source.dropped.get("other_namespace", 0) == len(pages) - articles
+    assert set(source.dropped) <= {"redirect", "other_namespace", "disambiguation"}
+    expected = iter(titles)  # each once and in order, but for the disambiguation pages
+    found = [next(title for title in expected if document.startswith(f"{title} ")) for document in documents]
+    marked = collections.Counter(titles) - collections.Counter(found)
+    assert sum(marked.values()) == source.dropped.get("disambiguation", 0)
+    left = {title for title, text in zip(found, documents, strict=True) if NO_MARKUP.search(text)}
+    assert left <= LITERAL.get(name, set())
+    assert not any("\n" in text for text in documents)
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no shared data")
+def test_no_prose_is_lost_in_a_real_dump():
+    """Runs of ten words without any markup, in lines that begin as prose does, are in the documents."""
+    with bz2.open(SHARED_DATA / "enwiki-2016-excerpt.xml.bz2") as stream:
+        pages = list(read_pages("dump", stream, Site()))
+    kept = lost = 0
+    for text in (p.text for p in pages if p.namespace == 0 and not p.redirect):
+        words = " ".join(re.findall(r"\w+", " ".join(plain(text))))
+        text = re.sub(
+            r"<ref[^>]*/>|<(ref|gallery)\b.*?</\1>|<!--.*?-->|\n==\s*(References|Further).*", "", text, flags=re.S
+        )
+        for line in text.split("\n"):
+            run = re.match(r"(?:[A-Z][a-z]+|The|In) [^\[\]{}|<>'=&]{60,}", line)
+            if run:
+                here = " ".join(re.findall(r"\w+", run[0])[:-1]) in words
+                kept, lost = kept + here, lost + (not here)
+    assert kept > 1000 and lost < 0.01 * kept
