@@ -199,7 +199,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     packing = "several documents in a block, one only, or sentence pairs for next-sentence prediction"
     add("--packing", choices=tuple(PACKERS), default="packed", help=packing)
     add("--num_shards", type=positive, default=8, help="train files; they differ by at most one row")
-    add("--num_proc", type=positive, default=2, help="processes that tokenise; the result does not depend on it")
+    add(
+        "--num_proc",
+        type=positive,
+        default=2,
+        help="processes that read dumps and tokenise; the result does not depend on it",
+    )
     add("--validation_fraction", type=float, default=0.01, help="share of documents held out, by hash of their text")
     add("--validation_text", default=None, help="corpus to validate on instead; then all of --input is for training")
     add("--validation_block_size", type=positive, default=128, help="128 is the pinned evaluation's")

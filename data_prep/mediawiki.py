@@ -65,7 +65,7 @@ def _no_article(page: Page) -> str | None:
 
 
 def _chunks(pages: Iterable[tuple[Site, Page]]) -> Iterator[_Chunk]:
-    for _, group in itertools.groupby(pages, key=lambda pair: id(pair[0])):
+    for _, group in itertools.groupby(pages, key=lambda pair: pair[0]):
         chunk: list[tuple[str, str]] = []
         size = 0
         names: tuple[str, ...] = ()

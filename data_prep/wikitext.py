@@ -20,7 +20,7 @@ _INLINE = (
     "indicator|phonos|ref|references|math|gallery|source|syntaxhighlight"
 )
 _BLOCK_TAG = re.compile(rf"</?(?:{_BLOCKS})(?:\s[^<>]*)?/?>", re.IGNORECASE)
-_BREAK = re.compile(r"</?br(?:\s[^<>]*)?/?>", re.IGNORECASE)
+_BREAK = re.compile(r"<[/\\]?br(?:[\s/\\.][^<>]*)?>", re.IGNORECASE)
 _INLINE_TAG = re.compile(rf"</?(?:{_INLINE})(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _HEADING = re.compile(rf"(={{1,6}})\s*(.+?)\s*\1[\s{CUT}]*")
 _BULLET = re.compile(r"[*#:;][*#:;\s]*|-{4,}")

@@ -33,7 +33,7 @@ def cut_extensions(text: str) -> tuple[str, list[str]]:
         if not name:
             end = text.find("-->", at)
             at = len(text) if end < 0 else end + 3
-        elif attributes.endswith("/"):
+        elif attributes.rstrip().endswith("/"):
             continue
         elif (end := _closing(text, name, at, ends)) < len(text):
             if name == "nowiki" or (name in _CODE and "inline" in attributes):

@@ -318,6 +318,9 @@ def test_pathological_pages_take_linear_time(unit):
         ("'''Bold''' and ''italic'' and '''''both''''' it's", "Bold and italic and both it's"),
         ("L'''Iliade'' and '''b'''", "L'Iliade and b"),
         ("caf&eacute;&nbsp;&lt;b&gt; &amp;amp; &#8211; AT&T", "café <b> &amp; – AT&T"),
+        ("One {{a}} [[two]] three {{b}} [[four|five]] six", "One two three five six"),
+        ("a<br />b<br\\>c<BR>d", "a b c d"),
+        ("one<ref name=a / > two<ref>b</ref>", "one two"),
         ("a<br />b <small>c</small> H<sub>2</sub>O <span class='x'>d</span>", "a b c H2O d"),
         ("* ''one''", "one"),
         ("#:; two", "two"),
@@ -478,7 +481,11 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     workers = children(parent.pid)
     assert len(workers) == 2
     parent.kill()
-    wait_for(lambda: not any(alive(worker) for worker in workers), 20)
+    try:
+        wait_for(lambda: not any(alive(worker) for worker in workers), 20)
+    finally:
+        for worker in filter(alive, workers):
+            os.kill(worker, signal.SIGKILL)
 
 
 def alive(pid):
