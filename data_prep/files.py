@@ -15,6 +15,7 @@ from budget_trainer.errors import InputError
 _OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 _ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz", ".txz")
 _BROKEN = (lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile, tarfile.TarError)
+LINE_BYTES = 16 * 2**20  # a line of any length must not be held in memory whole
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -50,11 +51,14 @@ def members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def lines(name: str, stream: IO[bytes], errors: str = "strict") -> Iterator[str]:
-    """Lines without their ends (\\n, \\r\\n or \\r), as Python's text mode splits them. A BOM is dropped. Bytes that
-    are not UTF-8 raise InputError naming file and byte offset, or become U+FFFD with errors="replace"."""
+    """Lines without their ends (\\n, \\r\\n or \\r), as Python's text mode splits them. A BOM is dropped.
+
+    A line of more than LINE_BYTES comes in pieces, cut at a space where it has one. Bytes that are not UTF-8 raise
+    InputError naming file and byte offset, or become U+FFFD with errors="replace".
+    """
     offset = 0
     with naming_errors(name):
-        for raw in stream:
+        for raw in _raw_lines(stream):
             start = 3 if not offset and raw.startswith(_BOM) else 0
             try:
                 line = raw[start:].decode("utf-8", errors)
@@ -69,6 +73,21 @@ def lines(name: str, stream: IO[bytes], errors: str = "strict") -> Iterator[str]
                 yield from line.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
             else:
                 yield line.removesuffix("\n")
+
+
+def _raw_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    rest = b""
+    while raw := rest + stream.readline(LINE_BYTES - len(rest)):
+        rest = b""
+        if len(raw) == LINE_BYTES and not raw.endswith(b"\n"):
+            cut = raw.rfind(b" ", LINE_BYTES // 2) + 1 or _last_character(raw)
+            raw, rest = raw[:cut], raw[cut:]
+        yield raw
+
+
+def _last_character(raw: bytes) -> int:
+    """Where the last character of UTF-8 begins; it may not be complete."""
+    return next((len(raw) - back for back in range(1, 5) if raw[-back] & 0xC0 != 0x80), len(raw))
 
 
 @contextlib.contextmanager

@@ -4,13 +4,15 @@ import bz2
 import gzip
 import json
 import lzma
+import subprocess
+import sys
 import tarfile
 
 import pytest
 
 from budget_trainer.errors import InputError
 from data_prep.documents import MAX_DOCUMENT_CHARACTERS, Source, read_documents
-from tests.conftest import SHARED_DATA
+from tests.conftest import ROOT, SHARED_DATA
 
 LONG = (
     "A paragraph of some length, longer than a hundred characters, so that it differs from a line of a wrapped book."
@@ -192,3 +194,34 @@ def test_reading_is_lazy(tmp_path):
     assert next(stream) == WIKI_DOCUMENTS[0]
     with pytest.raises(InputError, match=r"b\.txt"):
         list(stream)
+
+
+@pytest.mark.parametrize("words", ["caf\u00e9 au lait ", "\u00e9\u4e2d\U0001f600"])
+def test_a_line_of_any_length_comes_in_pieces(tmp_path, monkeypatch, words):
+    """Cut at spaces nothing is lost; without one between two characters."""
+    monkeypatch.setattr("data_prep.files.LINE_BYTES", 64)
+    text = words * 50
+    for opener, suffix in ((open, ""), (bz2.open, ".bz2")):
+        with opener(tmp_path / f"long.txt{suffix}", "wb") as out:
+            out.write(f"{text}\n\nNext.\n".encode())
+        documents = _read(tmp_path / f"long.txt{suffix}", "text")
+        assert documents[-1] == "Next." and len(documents) == 2
+        assert (documents[0] if " " in text else documents[0].replace(" ", "")) == text.strip()
+
+
+def test_200_megabytes_in_one_line_take_little_memory(tmp_path):
+    code = """
+import resource, sys
+from data_prep.documents import read_documents
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+size = sum(len(document) + 1 for document in read_documents(sys.argv[1], "text"))
+print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    with (tmp_path / "line.txt").open("wb") as out:
+        for _ in range(200):
+            out.write(b"some words of a line without an end " * 27_777)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "line.txt")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    size, kib = map(int, done.stdout.split())
+    assert size == (tmp_path / "line.txt").stat().st_size and kib < 200 * 1024

@@ -204,3 +204,30 @@ def test_a_damaged_source_keeps_what_was_finished(recipe, corpus, tmp_path, caps
     assert prepare.main([str(path)]) == 2
     assert "damaged or cut off" in capsys.readouterr().err
     assert list((tmp_path / "out.work" / "documents").glob("source-000-*.json")) and not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_keeps_what_was_finished(recipe, corpus, tmp_path):
+    """A disk of 1 MB, then of 64 MB: the same command goes on, and the data is that of an undisturbed run."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(corpus.read_text() + f"Another {number}.\n\n" for number in range(8)))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"mounting is not allowed here: {mounted.stderr.strip()}")
+    try:
+        changes = {"sources": [str(text)], "deduplicate": False, "piece_megabytes": 0.2}
+        full = recipe("full", output_dir=str(disk / "out"), **changes)
+        command = [sys.executable, "-m", "data_prep.prepare"]
+        options = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+        done = subprocess.run([*command, full], **options)
+        assert done.returncode == 2 and "No space left on device" in done.stderr.splitlines()[-1], done.stderr
+        assert list((disk / "out.work" / "documents").glob("source-*.json")) and not (disk / "out").exists()
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        done = subprocess.run([*command, full], **options)
+        assert done.returncode == 0, done.stderr
+        whole = recipe("whole", **changes)
+        assert prepare.main([str(whole)]) == 0
+        assert made(disk / "out") == made(tmp_path / "out")
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
