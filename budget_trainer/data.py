@@ -28,6 +28,7 @@ ENDLESS = 2**62  # len() of the endless data set: fits any signed 64-bit counter
 MADE_BY = {"document_ids": "packed", "token_type_ids": "nsp", "next_sentence_label": "nsp"}
 _NO_DOCUMENTS_TO_PART = {
     "one_document": "a block holds one document, so there is nothing to mask",
+    "sentences": "a block holds one document, so there is nothing to mask",
     "nsp": "a block holds one sentence pair, so there is nothing to mask",
 }
 

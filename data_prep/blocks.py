@@ -65,7 +65,7 @@ def write_folder(
     tokenizer_file = folder / "tokenizer" / "tokenizer.json"
     special = special_ids(tokenizer)
     dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
-    packer = PACKERS[args.packing](args.block_size, special)
+    packer = PACKERS[args.packing](args.block_size, special, args.short_seq_prob)
     held_out = cache / "held_out.txt"
     groups = groups_of(tokenizer_file, dtype, packer.sentences)
     train = _write_train(args, folder, _setting_aside(groups, held_out), packer, special, dtype)
@@ -196,8 +196,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--tokenizer", required=True, help="folder, tokenizer.json, vocab.txt or Hub name")
     add("--output_dir", type=Path, required=True, help="the data folder to make")
     add("--block_size", type=positive, default=128, help="token positions of a block, [CLS] and [SEP] included")
-    packing = "several documents in a block, one only, or sentence pairs for next-sentence prediction"
+    packing = "several documents in a block, one only, one's whole sentences, or pairs for next-sentence prediction"
     add("--packing", choices=tuple(PACKERS), default="packed", help=packing)
+    add(
+        "--short_seq_prob",
+        type=float,
+        default=0.1,
+        help="share of blocks cut short (packing sentences and nsp), as BERT's",
+    )
     add("--num_shards", type=positive, default=8, help="train files; they differ by at most one row")
     add(
         "--num_proc",
@@ -214,6 +220,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name in ("block_size", "validation_block_size"):
         if not 16 <= getattr(args, name) <= 8192:
             parser.error(f"--{name} {getattr(args, name)}: give 16 to 8192")
+    if not 0 <= args.short_seq_prob <= 1:
+        parser.error(f"--short_seq_prob {args.short_seq_prob}: give a share of 0 to 1")
     if not 0 <= args.validation_fraction < 1:
         parser.error(f"--validation_fraction {args.validation_fraction}: give a share of at least 0 and less than 1")
     return args

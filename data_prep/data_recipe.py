@@ -15,11 +15,12 @@ import yaml
 from budget_trainer.errors import InputError
 from data_prep import blocks
 from data_prep.documents import KINDS, Source
+from data_prep.packers import BY_SENTENCE
 from data_prep.processing import Lengths, check_language
 
 FORMAT = 1  # raise it when the same recipe comes to give other blocks
 BLOCK_FLAGS: tuple[str, ...] = ("block_size", "packing", "num_shards", "num_proc", "overwrite", "validation_fraction")
-BLOCK_FLAGS += ("validation_text", "validation_block_size", "max_validation_blocks")
+BLOCK_FLAGS += ("short_seq_prob", "validation_text", "validation_block_size", "max_validation_blocks")
 OWN_KEYS: tuple[str, ...] = ("output_dir", "sources", "tokenizer", "min_characters", "max_characters", "language")
 OWN_KEYS += ("max_tokens_per_character", "deduplicate", "piece_megabytes", "keep_work")
 SOURCE_KEYS = ("input", "kind", "errors", "dataset_config", "dataset_split", "text_column")
@@ -75,7 +76,7 @@ class DataRecipe:
             "language": self.language,
             "max_tokens_per_character": self.max_tokens_per_character,
             "held_out": blocks.held_out_share(self.args),
-            "sentences": self.args.packing == "nsp",
+            "sentences": self.args.packing in BY_SENTENCE,
         }
         if stage == "tokens":
             return _plain(tokens)

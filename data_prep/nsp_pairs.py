@@ -16,7 +16,6 @@ import numpy as np
 
 from budget_trainer.errors import InputError
 
-SHORT_SEQ_PROB = 0.1  # of a pair to be cut to a random length, as in BERT: fine-tuning sees short inputs
 RESERVOIR = 64  # documents of earlier groups that random segments may come from
 FOLLOWS, RANDOM = 0, 1  # next_sentence_label, as in BertForPreTraining
 
@@ -55,7 +54,8 @@ class SentencePairs:
     """Makes pairs of a stream of groups, in order: the same for any number of processes. Memory is that of one group and
     of a piece of each of `RESERVOIR` documents before it."""
 
-    def __init__(self, block_size: int, special_ids: dict[str, int]) -> None:
+    def __init__(self, block_size: int, special_ids: dict[str, int], short_seq_prob: float = 0.1) -> None:
+        self.short_seq_prob = short_seq_prob  # of a pair to be cut to a random length, as in BERT: see `Cuts`
         self._length, self._special = block_size, special_ids
         self._room = block_size - 3  # for A and B
         self._longest = self._room // 2  # sentence
@@ -124,7 +124,7 @@ class SentencePairs:
         document, start = pool[own], 0
         while start < len(document.ids):
             draws = _Draws.of(sum(self._counts))
-            short = draws.short < SHORT_SEQ_PROB * 2.0**64
+            short = draws.short < self.short_seq_prob * 2.0**64
             target = 2 + draws.length % (self._room - 1) if short else self._room
             end = document.last_end(start, target, sentences=2)
             # A leaves room for any first sentence of B, whatever the label.

@@ -8,6 +8,7 @@ import numpy as np
 from data_prep.corpus import TokenGroup
 from data_prep.nsp_pairs import SentencePairs
 from data_prep.packing import PackedBlocks, one_document_rows
+from data_prep.sentence_cuts import Cuts
 
 
 class Packer(Protocol):
@@ -35,7 +36,7 @@ class Packed:
     scalars: tuple[str, ...] = ()
     sentences = False
 
-    def __init__(self, block_size: int, special_ids: dict[str, int]) -> None:
+    def __init__(self, block_size: int, special_ids: dict[str, int], short_seq_prob: float = 0.0) -> None:
         self._blocks = PackedBlocks(block_size, special_ids)
 
     def add(self, group: TokenGroup) -> dict[str, np.ndarray]:
@@ -58,7 +59,7 @@ class OneDocument:
     scalars: tuple[str, ...] = ()
     sentences = False
 
-    def __init__(self, block_size: int, special_ids: dict[str, int]) -> None:
+    def __init__(self, block_size: int, special_ids: dict[str, int], short_seq_prob: float = 0.0) -> None:
         self._block_size, self._special = block_size, special_ids
 
     def add(self, group: TokenGroup) -> dict[str, np.ndarray]:
@@ -74,6 +75,31 @@ class OneDocument:
         return {"filled": 0}
 
 
+class Sentences:
+    """Blocks of whole sentences of one document (`Cuts`), the paper's way: a sentence that does not fit begins the next."""
+
+    columns: dict[str, str] = {}
+    scalars: tuple[str, ...] = ()
+    sentences = True
+
+    def __init__(self, block_size: int, special_ids: dict[str, int], short_seq_prob: float = 0.0) -> None:
+        self._block_size, self._special = block_size, special_ids
+        self._cuts = Cuts(block_size - 2, short_seq_prob)
+
+    def add(self, group: TokenGroup) -> dict[str, np.ndarray]:
+        """As `Packer`'s."""
+        sizes = self._cuts.sizes(group.lengths, group.sentences)
+        return {"input_ids": one_document_rows(group.ids, sizes, self._block_size, self._special)}
+
+    def finish(self) -> dict[str, np.ndarray]:
+        """As `Packer`'s: nothing is carried over from group to group."""
+        return {"input_ids": np.zeros((0, self._block_size), np.int64)}
+
+    def facts(self) -> dict[str, Any]:
+        """short_seq_prob, and how many sentences were longer than a block."""
+        return {"filled": 0, "short_seq_prob": self._cuts.short_seq_prob, "sentences_cut": self._cuts.cut}
+
+
 class Nsp:
     """Sentence pairs for next-sentence prediction (`SentencePairs`)."""
 
@@ -81,8 +107,8 @@ class Nsp:
     scalars: tuple[str, ...] = ("next_sentence_label",)
     sentences = True
 
-    def __init__(self, block_size: int, special_ids: dict[str, int]) -> None:
-        self._pairs = SentencePairs(block_size, special_ids)
+    def __init__(self, block_size: int, special_ids: dict[str, int], short_seq_prob: float = 0.0) -> None:
+        self._pairs = SentencePairs(block_size, special_ids, short_seq_prob)
 
     def add(self, group: TokenGroup) -> dict[str, np.ndarray]:
         """As `Packer`'s."""
@@ -96,11 +122,18 @@ class Nsp:
     def facts(self) -> dict[str, Any]:
         """pairs: how many second segments really follow, and how many are random."""
         follows, random = self._pairs.counts
-        return {"filled": 0, "pairs": {"follows": follows, "random": random}}
+        return {
+            "filled": 0,
+            "short_seq_prob": self._pairs.short_seq_prob,
+            "pairs": {"follows": follows, "random": random},
+        }
 
 
-PACKERS: dict[str, Callable[[int, dict[str, int]], Packer]] = {
+# Made from the block size, the special ids and the share of blocks to be cut short (`sentences` and `nsp`).
+PACKERS: dict[str, Callable[[int, dict[str, int], float], Packer]] = {
     "packed": Packed,
     "one_document": OneDocument,
+    "sentences": Sentences,
     "nsp": Nsp,
 }
+BY_SENTENCE = ("sentences", "nsp")  # tokenised sentence by sentence

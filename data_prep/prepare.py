@@ -17,7 +17,7 @@ line wins over the file, whose keys are:
   max_tokens_per_character   drop what the tokenizer compresses worse (none; Cramming, arXiv 2212.14034, took 0.3)
   piece_megabytes            text between two points from which the work can go on (128)
   keep_work                  keep the folder of the work, so that other blocks from the same documents take less time (false)
-  block_size, packing, num_shards, num_proc, validation_fraction, validation_text, validation_block_size,
+  block_size, packing, short_seq_prob, num_shards, num_proc, validation_fraction, validation_text, validation_block_size,
   max_validation_blocks, overwrite       see data_prep.blocks
 """
 

@@ -128,27 +128,31 @@ def test_kills_change_nothing(kills, recipe, corpus, tmp_path):
     changes = {"num_proc": 2, "tokenizer": {"vocab_size": 300}, "sources": [str(corpus), str(corpus)]}
     whole, again = (recipe(name, output_dir=str(tmp_path / name), **changes) for name in ("whole", "again"))
     command = [sys.executable, "-m", "data_prep.prepare"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    begin = time.monotonic()
-    subprocess.run([*command, str(whole)], cwd=ROOT, env=environment, check=True, capture_output=True)
-    seconds, chance, killed = time.monotonic() - begin, random.Random(0), 0
+    options = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    subprocess.run([*command, str(whole)], check=True, capture_output=True, **options)
+    chance, killed, work = random.Random(0), 0, tmp_path / "again.work"
+
+    def files():
+        return sum(1 for _ in work.rglob("*"))
+
     for _ in range(kills):
+        wanted = files() + chance.randint(1, 8)
         process = subprocess.Popen(
             [*command, str(again)],
-            cwd=ROOT,
-            env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            **options,
         )
-        try:
-            process.wait(timeout=seconds * chance.uniform(0.3, 0.9))
-        except subprocess.TimeoutExpired:
+        while process.poll() is None and files() < wanted:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0.0, 0.1))
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             killed += 1
-    assert killed > 0
-    subprocess.run([*command, str(again)], cwd=ROOT, env=environment, check=True, capture_output=True)
+        process.wait()
+    assert killed > 1
+    subprocess.run([*command, str(again)], check=True, capture_output=True, **options)
     assert made(tmp_path / "again") == made(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "again.yaml", "whole", "whole.yaml"]
     assert len(list(read_documents(corpus))) == made(tmp_path / "again")[1]["removed"]["duplicates"]["documents"]
