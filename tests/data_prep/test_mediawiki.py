@@ -278,15 +278,36 @@ UNITS += [
     "<a [[b]]",
     "[http://",
 ]
-UNITS += ["[[a]] ", "* [[a]]\n", "{{disambig ", "{{a disambig", " "]
+UNITS += ["[[a]] ", "* [[a]]\n", "{{disambig ", "{{a disambig", " ", "{{a}} ", "a", "-{a:b", "= ", "=x", "{{ ", "|}}}"]
+UNITS += [
+    "{{disambig}}<!--",
+    "[http://a ",
+    "[[ ",
+    "__A_",
+    "<table>",
+    "</table>",
+    "(;",
+    "\t\n",
+    "&amp;",
+    "<ref name=a ",
+]
 
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_pathological_pages_take_linear_time(unit):
-    text = unit * (300_000 // len(unit))
+    text = unit * (200_000 // len(unit))
     start = time.process_time()
-    plain(text)
-    is_disambiguation("A", text)
+    for whole in (
+        text,
+        f"x {text} y",
+        f"[[a]] = {text}=",
+        f"[http://{text}",
+        f"-{{{text}",
+        f"{{{{{text}",
+        f"=={text}x",
+    ):
+        plain(whole)
+        is_disambiguation("A", whole)
     assert time.process_time() - start < 10  # less than 1; quadratic time would be minutes
 
 
@@ -318,6 +339,7 @@ def test_pathological_pages_take_linear_time(unit):
         ("'''Bold''' and ''italic'' and '''''both''''' it's", "Bold and italic and both it's"),
         ("L'''Iliade'' and '''b'''", "L'Iliade and b"),
         ("caf&eacute;&nbsp;&lt;b&gt; &amp;amp; &#8211; AT&T", "café <b> &amp; – AT&T"),
+        ("{{a|\n{|\n| b\n|}}} one {{a|\n|}} two", "one two"),
         ("One {{a}} [[two]] three {{b}} [[four|five]] six", "One two three five six"),
         ("a<br />b<br\\>c<BR>d", "a b c d"),
         ("one<ref name=a / > two<ref>b</ref>", "one two"),
