@@ -32,10 +32,11 @@ _SPACES = re.compile(r"[ \t\u00a0\u2002\u2003\u2009\r\n\f\v]{2,}|[\t\u00a0\u2002
 _CLOSED_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]]*)\]\]")
 _CLOSED_URL = re.compile(r"\[(?:https?:|ftps?:)?//[^\s\[\]]*+\s*+([^\[\]]*+)\]", re.IGNORECASE)
 _LEFT = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|\|-|</?ref", re.IGNORECASE)
-_OPEN_REF = re.compile(r"</?ref(?:erences)?\b[^<>]*>?", re.IGNORECASE)
+_OPEN_REF = re.compile(r"</?ref[^<>]*>?", re.IGNORECASE)
 _OPEN_TEMPLATE = re.compile(r"\{\{.*")
 _OPEN_LABEL = re.compile(r"\[\[[^\[\]|]*\|")
 _MARKS = re.compile(r"\}\}+|\[\[+|\]\]+|\|\}")
+_BRACKETS = re.compile(r"[\[\]{}|]")
 
 
 class LineText:
@@ -56,7 +57,11 @@ class LineText:
             line = _MAGIC_WORD.sub("", line)
         if "-{" in line:
             line = _VARIANT.sub(r"\1", line)
-        return self._without_rest(line) if _LEFT.search(line) else line
+        for _ in range(3):  # what is taken out may bring other marks together
+            if not _LEFT.search(line):
+                return line
+            line = self._without_rest(line)
+        return _BRACKETS.sub("", line) if _LEFT.search(line) else line
 
     def _with_labels(self, line: str) -> str:
         """With the labels of links in their place. The parser sees no tags: what is left of them is text."""
@@ -107,7 +112,7 @@ class LineText:
         line = _OPEN_REF.sub("", self._open_file.sub(CUT, line))
         line = _OPEN_LABEL.sub("", _OPEN_TEMPLATE.sub(CUT, line))
         line = _MARKS.sub("", line)
-        return re.sub(r"\{\|+", "{", re.sub(r"\|-+", "-", line))
+        return re.sub(r"\{+\|+", "{", re.sub(r"\|+-+", "-", line))
 
 
 def is_interlanguage(line: str) -> bool:

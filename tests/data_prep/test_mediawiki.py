@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import os
+import random
 import re
 import signal
 import sys
@@ -444,6 +445,20 @@ def test_markup_that_is_not_balanced(wikitext, kept):
     paragraphs = plain(wikitext)
     assert not LEFT.search("\n".join(paragraphs))
     assert paragraphs == kept
+
+
+TOKENS = (
+    "[[ ]] {{ }} {| |} |- | a [http://x ] <ref> <ref <ref/> </ref> '' ''' == * File: [[File: -{ }- <b> { } <!-- -->"
+)
+TOKENS += " <table> </table> ( ) . {{{ }}} ! = [[a|b]] {{t}} : < - <gallery> __A__ &amp; <math> </math> en: b"
+
+
+def test_no_markup_is_left_of_anything():
+    chance = random.Random(0)
+    tokens = [*TOKENS.split(" "), "\n", "\n\n", " "]
+    for _ in range(5000):
+        text = "".join(chance.choices(tokens, k=chance.randint(3, 25)))
+        assert not LEFT.search("".join(f"{line} " for line in plain(text))), text
 
 
 def test_names_of_the_dumps_language(read):
