@@ -31,6 +31,14 @@ def is_disambiguation(title: str, wikitext: str) -> bool:
 def _is_marked(wikitext: str) -> bool:
     if "__DISAMBIG__" in wikitext:
         return True
-    names = (found[1].rpartition(":")[2] for found in _TEMPLATE.finditer(wikitext))
-    names = (name.replace("_", " ").strip().lower() for name in names)
-    return any(name in _TEMPLATES or _NAME.fullmatch(name) for name in names)
+    for found in _TEMPLATE.finditer(wikitext):
+        namespace, _, name = found[1].rpartition(":")
+        name = name.replace("_", " ").strip().lower()
+        if (name in _TEMPLATES or _NAME.fullmatch(name)) and not _is_function(namespace):
+            return True
+    return False
+
+
+def _is_function(prefix: str) -> bool:
+    """{{DEFAULTSORT:...}}, {{#if:...}}"""
+    return prefix.isupper() or prefix.startswith("#")

@@ -134,6 +134,7 @@ def test_counts_are_those_of_the_last_reading(tmp_path):
         ("text __DISAMBIG__", True),
         ("{{disambiguation needed|date=May}}", False),
         ("{{surname}}", False),
+        ("{{DEFAULTSORT:Dab}}", False),
         ("<!-- {{disambig}} -->", False),
         ("<nowiki>{{disambig}}</nowiki>", False),
         ("{{About|x|y|Z (disambiguation)}}", False),
@@ -296,7 +297,7 @@ UNITS += [
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_pathological_pages_take_linear_time(unit):
-    text = unit * (200_000 // len(unit))
+    text = unit * (100_000 // len(unit))
     start = time.process_time()
     for whole in (
         text,
@@ -487,6 +488,12 @@ def test_the_result_does_not_depend_on_the_processes(read, monkeypatch):
     monkeypatch.setattr(mediawiki, "CHUNK_CHARACTERS", 1000)
     one, two = read(many()), read(many(), num_proc=2)
     assert one == two and len(one[0]) == 60 and one[1] == {"redirect": 1}
+
+
+def test_chunks_of_empty_pages_end():
+    pages = [(Site(), dump_xml.Page("A", 0)) for _ in range(10_000)]
+    sizes = [len(chunk) for _, chunk in mediawiki._chunks(pages)]
+    assert sum(sizes) == 10_000 and max(sizes) < 5_000
 
 
 def test_an_error_behind_good_pages_comes_through_the_processes(read, monkeypatch):
