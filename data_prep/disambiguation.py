@@ -2,6 +2,8 @@
 
 import re
 
+from data_prep.wikitext_cuts import cut_extensions
+
 # Templates that mark such a page, lower-case. Lists of people by name ({{surname}}) are articles.
 _TEMPLATES = frozenset(
     """dab disamb disam dmbox hndis geodis numberdis letterdis mathdab mathdis callsigndis schooldis hospitaldis roaddis
@@ -11,7 +13,7 @@ _TEMPLATES = frozenset(
     gren flertydig peker täsmennyssivu rozcestník egyért dezambiguizare disambiguasi αποσαφήνιση פירושונים desambiguació
     argipen razločitev пояснение""".split()
 ) | {"định hướng", "trang định hướng", "anlam ayrımı", "višeznačna odrednica"}
-_TEMPLATE = re.compile(r"\{\{\s{0,9}(?:[^{}|:<\[\n]{1,30}:)?\s{0,9}([^{}|:<\[\n]{2,80}?)\s{0,9}(?:\||\}\}|\n)")
+_TEMPLATE = re.compile(r"\{\{([^{}|<\[\n]{2,120}+)(?:\||\}\}|\n)")
 _NAME = re.compile(r"(?:.+[ -])?disambig(?:uation)?(?: page)?(?:[ -]cleanup)?")  # not "disambiguation needed"
 _TITLE = re.compile(
     r"\((?:disambiguation|định hướng|begriffsklärung|homonymie|desambiguación|desambiguação|disambigua|doorverwijspagina"
@@ -19,16 +21,24 @@ _TITLE = re.compile(
     r"|rozcestník|egyértelműsítő lap|anlam ayrımı|dezambiguizare|disambiguasi|αποσαφήνιση|desambiguació)\)$",
     re.IGNORECASE,
 )
-_HIDDEN = re.compile(r"<!--.*?-->|<nowiki>.*?</nowiki>", re.DOTALL | re.IGNORECASE)
 
 
 def is_disambiguation(title: str, wikitext: str) -> bool:
     """By a template, the magic word __DISAMBIG__ or the end of the title."""
-    return bool(_TITLE.search(title)) or (_is_marked(wikitext) and _is_marked(_HIDDEN.sub("", wikitext)))
+    return bool(_TITLE.search(title)) or (_is_marked(wikitext) and _is_marked(cut_extensions(wikitext)[0]))
 
 
 def _is_marked(wikitext: str) -> bool:
     if "__DISAMBIG__" in wikitext:
         return True
-    names = (found[1].strip().lower().replace("_", " ") for found in _TEMPLATE.finditer(wikitext))
-    return any(name in _TEMPLATES or _NAME.fullmatch(name) for name in names)
+    for found in _TEMPLATE.finditer(wikitext):
+        namespace, _, name = found[1].rpartition(":")
+        name = name.replace("_", " ").strip().lower()
+        if (name in _TEMPLATES or _NAME.fullmatch(name)) and not _is_function(namespace):
+            return True
+    return False
+
+
+def _is_function(prefix: str) -> bool:
+    """{{DEFAULTSORT:...}}, {{#if:...}}"""
+    return prefix.isupper() or prefix.startswith("#")

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from operator import itemgetter
 from pathlib import Path
 
 from budget_trainer.errors import InputError
@@ -22,6 +23,7 @@ from data_prep.files import members, plain_name
 from data_prep.wikitext import converter
 
 CHUNK_CHARACTERS = 512 * 1024
+_PAGE_OVERHEAD = 200  # so that a chunk of empty pages ends, too
 _REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)
 _DUMP_NAME = re.compile(r"\.xml(?:-p\d+p\d+)?$")
 _Chunk = tuple[tuple[str, ...], list[tuple[str, str]]]
@@ -65,14 +67,14 @@ def _no_article(page: Page) -> str | None:
 
 
 def _chunks(pages: Iterable[tuple[Site, Page]]) -> Iterator[_Chunk]:
-    for _, group in itertools.groupby(pages, key=lambda pair: pair[0]):
+    for _, group in itertools.groupby(pages, key=itemgetter(0)):
         chunk: list[tuple[str, str]] = []
         size = 0
         names: tuple[str, ...] = ()
         for site, page in group:
             names = names or site.invisible()
             chunk.append((page.title, page.text))
-            size += len(page.text)
+            size += len(page.text) + _PAGE_OVERHEAD
             if size >= CHUNK_CHARACTERS:
                 yield names, chunk
                 chunk, size = [], 0

@@ -22,7 +22,7 @@ _INLINE = (
 _BLOCK_TAG = re.compile(rf"</?(?:{_BLOCKS})(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _BREAK = re.compile(r"<[/\\]?br(?:[\s/\\.][^<>]*)?>", re.IGNORECASE)
 _INLINE_TAG = re.compile(rf"</?(?:{_INLINE})(?:\s[^<>]*)?/?>", re.IGNORECASE)
-_HEADING = re.compile(rf"(={{1,6}})\s*(.+?)\s*\1[\s{CUT}]*")
+_HEADING = re.compile(r"(={1,6})(.+?)\1")
 _BULLET = re.compile(r"[*#:;][*#:;\s]*|-{4,}")
 _WORD = re.compile(r"\w+")
 _LINK = re.compile(r"\[\[[^\[\]]*\]\]|\[(?:https?:)?//[^\[\]]*\]|https?://\S+")
@@ -83,9 +83,9 @@ class PlainText:
             line = line.strip()
             if not line or line == CUT:
                 continue
-            if line[0] == "=" and (found := _HEADING.fullmatch(line)):
+            if line[0] == "=" and (found := _HEADING.fullmatch(line.rstrip(f" {CUT}"))):
                 yield section
-                section = _Section(len(found[1]), self._lines.plain(found[2]))
+                section = _Section(len(found[1]), self._lines.plain(found[2].strip()))
             else:
                 self._add(line, section, open_table)
         yield section

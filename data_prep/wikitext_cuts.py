@@ -14,7 +14,7 @@ _DROPPED = (
 ).split()
 _EXTENSION = re.compile(rf"<!--|<(nowiki|{'|'.join(_DROPPED)})(\s[^<>]*)?>", re.IGNORECASE)
 _TOKEN = re.compile(
-    r"\{{2,}|\}{2,}|\[\[|\]{2,}|^[ \t:*#]*\{\||^[ \t]*\|\}(?!\})|<table(?:\s[^<>]*)?>|</table\s*>",
+    r"\{{2,}|\}{2,}|\[\[|\]{2,}|^[ \t:*#]*\{\||^[ \t]*\|\}(?:(?!\})|(?=\}\}(?!\})))|<table(?:\s[^<>]*)?>|</table\s*>",
     re.MULTILINE | re.IGNORECASE,
 )
 

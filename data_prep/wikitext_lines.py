@@ -18,23 +18,25 @@ _LINK = re.compile(r"\[\[|\[(?:https?:|ftps?:|mailto:|irc:|news:)?//", re.IGNORE
 _LANGUAGE = re.compile(r"(?!(?:mw|wmf|doi|rfc)\b)(?:[a-z]{2,3}|simple)(?:-[a-z]+)*")  # not those of other sites
 _INTERLANGUAGE_LINE = re.compile(rf"(?:\s*\[\[\s*{_LANGUAGE.pattern}\s*:[^\[\]|]*\]\])+\s*")
 _MAGIC_WORD = re.compile(r"__[^\W\d_a-z]+(?:_[^\W\d_a-z]+)*__")
-_VARIANT = re.compile(r"-\{(?:[^{}|]*\|)?(?:[\w-]+:)?([^{};]*)[^{}]*\}-")  # of Chinese and other scripts: the first
+_VARIANT = re.compile(
+    r"-\{(?:[^{}|]*+\|)?(?:[\w-]++:)?([^{};]*+)[^{}]*+\}-"
+)  # of Chinese and other scripts: the first
 _QUOTES = re.compile("'{2,}")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});")
 _LITERAL = re.compile(rf"{LITERAL}(\d+){LITERAL_END}")
 _BRACKET_BEFORE_CUT = re.compile(rf"\([\s,;:]*{CUT}[\s,;:{CUT}]*(\))?")
-_CUT_BEFORE_STOP = re.compile(rf"[ {CUT}]*{CUT}[ {CUT}]*(?=[.,;:!?)])")
-_CUTS = re.compile(rf" *{CUT}[ {CUT}]*")
+_CUTS = re.compile(rf" ?{CUT}[ {CUT}]*+([.,;:!?)])?")
 _SPACES = re.compile(r"[ \t\u00a0\u2002\u2003\u2009\r\n\f\v]{2,}|[\t\u00a0\u2002\u2003\u2009\r\n\f\v]")
 
 # For brackets that do not match.
 _CLOSED_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]]*)\]\]")
-_CLOSED_URL = re.compile(r"\[(?:https?:|ftps?:)?//[^\s\[\]]*\s*([^\[\]]*)\]", re.IGNORECASE)
+_CLOSED_URL = re.compile(r"\[(?:https?:|ftps?:)?//[^\s\[\]]*+\s*+([^\[\]]*+)\]", re.IGNORECASE)
 _LEFT = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|\|-|</?ref", re.IGNORECASE)
-_OPEN_REF = re.compile(r"</?ref(?:erences)?\b[^<>]*>?", re.IGNORECASE)
+_OPEN_REF = re.compile(r"</?ref[^<>]*>?", re.IGNORECASE)
 _OPEN_TEMPLATE = re.compile(r"\{\{.*")
 _OPEN_LABEL = re.compile(r"\[\[[^\[\]|]*\|")
 _MARKS = re.compile(r"\}\}+|\[\[+|\]\]+|\|\}")
+_BRACKETS = re.compile(r"[\[\]{}|]")
 
 
 class LineText:
@@ -55,7 +57,11 @@ class LineText:
             line = _MAGIC_WORD.sub("", line)
         if "-{" in line:
             line = _VARIANT.sub(r"\1", line)
-        return self._without_rest(line) if _LEFT.search(line) else line
+        for _ in range(3):  # what is taken out may bring other marks together
+            if not _LEFT.search(line):
+                return line
+            line = self._without_rest(line)
+        return _BRACKETS.sub("", line) if _LEFT.search(line) else line
 
     def _with_labels(self, line: str) -> str:
         """With the labels of links in their place. The parser sees no tags: what is left of them is text."""
@@ -106,7 +112,7 @@ class LineText:
         line = _OPEN_REF.sub("", self._open_file.sub(CUT, line))
         line = _OPEN_LABEL.sub("", _OPEN_TEMPLATE.sub(CUT, line))
         line = _MARKS.sub("", line)
-        return re.sub(r"\{\|+", "{", re.sub(r"\|-+", "-", line))
+        return re.sub(r"\{+\|+", "{", re.sub(r"\|+-+", "-", line))
 
 
 def is_interlanguage(line: str) -> bool:
@@ -117,8 +123,8 @@ def is_interlanguage(line: str) -> bool:
 def finished(line: str, literals: list[str]) -> str:
     """The line with its literals and characters for entities; brackets and spaces around what was cut are tidied."""
     if CUT in line:
-        line = _BRACKET_BEFORE_CUT.sub(lambda found: "" if found[1] else "(", line)
-        line = _CUTS.sub(" ", _CUT_BEFORE_STOP.sub("", line))
+        line = _BRACKET_BEFORE_CUT.sub(lambda found: CUT if found[1] else "(", _SPACES.sub(" ", line))
+        line = _CUTS.sub(lambda found: found[1] or " ", line)
     if LITERAL in line:
         line = _LITERAL.sub(lambda found: literals[int(found[1])], line)
     if "&" in line:

@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import os
+import random
 import re
 import signal
 import sys
@@ -133,6 +134,7 @@ def test_counts_are_those_of_the_last_reading(tmp_path):
         ("text __DISAMBIG__", True),
         ("{{disambiguation needed|date=May}}", False),
         ("{{surname}}", False),
+        ("{{DEFAULTSORT:Dab}}", False),
         ("<!-- {{disambig}} -->", False),
         ("<nowiki>{{disambig}}</nowiki>", False),
         ("{{About|x|y|Z (disambiguation)}}", False),
@@ -278,15 +280,36 @@ UNITS += [
     "<a [[b]]",
     "[http://",
 ]
-UNITS += ["[[a]] ", "* [[a]]\n", "{{disambig ", "{{a disambig", " "]
+UNITS += ["[[a]] ", "* [[a]]\n", "{{disambig ", "{{a disambig", " ", "{{a}} ", "a", "-{a:b", "= ", "=x", "{{ ", "|}}}"]
+UNITS += [
+    "{{disambig}}<!--",
+    "[http://a ",
+    "[[ ",
+    "__A_",
+    "<table>",
+    "</table>",
+    "(;",
+    "\t\n",
+    "&amp;",
+    "<ref name=a ",
+]
 
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_pathological_pages_take_linear_time(unit):
-    text = unit * (300_000 // len(unit))
+    text = unit * (100_000 // len(unit))
     start = time.process_time()
-    plain(text)
-    is_disambiguation("A", text)
+    for whole in (
+        text,
+        f"x {text} y",
+        f"[[a]] = {text}=",
+        f"[http://{text}",
+        f"-{{{text}",
+        f"{{{{{text}",
+        f"=={text}x",
+    ):
+        plain(whole)
+        is_disambiguation("A", whole)
     assert time.process_time() - start < 10  # less than 1; quadratic time would be minutes
 
 
@@ -318,6 +341,7 @@ def test_pathological_pages_take_linear_time(unit):
         ("'''Bold''' and ''italic'' and '''''both''''' it's", "Bold and italic and both it's"),
         ("L'''Iliade'' and '''b'''", "L'Iliade and b"),
         ("caf&eacute;&nbsp;&lt;b&gt; &amp;amp; &#8211; AT&T", "café <b> &amp; – AT&T"),
+        ("{{a|\n{|\n| b\n|}}} one {{a|\n|}} two", "one two"),
         ("One {{a}} [[two]] three {{b}} [[four|five]] six", "One two three five six"),
         ("a<br />b<br\\>c<BR>d", "a b c d"),
         ("one<ref name=a / > two<ref>b</ref>", "one two"),
@@ -424,6 +448,20 @@ def test_markup_that_is_not_balanced(wikitext, kept):
     assert paragraphs == kept
 
 
+TOKENS = (
+    "[[ ]] {{ }} {| |} |- | a [http://x ] <ref> <ref <ref/> </ref> '' ''' == * File: [[File: -{ }- <b> { } <!-- -->"
+)
+TOKENS += " <table> </table> ( ) . {{{ }}} ! = [[a|b]] {{t}} : < - <gallery> __A__ &amp; <math> </math> en: b"
+
+
+def test_no_markup_is_left_of_anything():
+    chance = random.Random(0)
+    tokens = [*TOKENS.split(" "), "\n", "\n\n", " "]
+    for _ in range(5000):
+        text = "".join(chance.choices(tokens, k=chance.randint(3, 25)))
+        assert not LEFT.search("".join(f"{line} " for line in plain(text))), text
+
+
 def test_names_of_the_dumps_language(read):
     info = siteinfo(k6="Tập tin", k14="Thể loại", k_2="Phương tiện", k4="Wikipedia")
     text = (
@@ -450,6 +488,12 @@ def test_the_result_does_not_depend_on_the_processes(read, monkeypatch):
     monkeypatch.setattr(mediawiki, "CHUNK_CHARACTERS", 1000)
     one, two = read(many()), read(many(), num_proc=2)
     assert one == two and len(one[0]) == 60 and one[1] == {"redirect": 1}
+
+
+def test_chunks_of_empty_pages_end():
+    pages = [(Site(), dump_xml.Page("A", 0)) for _ in range(10_000)]
+    sizes = [len(chunk) for _, chunk in mediawiki._chunks(pages)]
+    assert sum(sizes) == 10_000 and max(sizes) < 5_000
 
 
 def test_an_error_behind_good_pages_comes_through_the_processes(read, monkeypatch):
