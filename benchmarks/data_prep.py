@@ -178,9 +178,9 @@ def main(argv: list[str] | None = None) -> None:
         text = cut_text(a.input, size, a.output_dir / f"text-{size}.txt")
         rows.append(runs(a, "text", text, text.stat().st_size / 1e6, a.num_proc, a.rounds))
         print(f"text, {size} MB: {rows[-1]['rate']:.2f} MB/s", flush=True)
-    smallest = a.output_dir / f"text-{min(a.sizes)}.txt"
-    alone = runs(a, "text", smallest, smallest.stat().st_size / 1e6, 1, a.rounds)
-    rows.append(alone | {"tokenizer_share": tokenizer_seconds(a, smallest) / alone["seconds"]})
+    largest = a.output_dir / f"text-{max(a.sizes)}.txt"
+    alone = runs(a, "text", largest, largest.stat().st_size / 1e6, 1, a.rounds)
+    rows.append(alone | {"tokenizer_share": tokenizer_seconds(a, largest) / alone["seconds"]})
     for size in a.sizes if a.dump else []:
         dump = cut_dump(a.dump, size, a.output_dir / f"dump-{size}.xml.bz2")
         rows.append(runs(a, "xml", dump, size, a.num_proc, a.rounds))
