@@ -32,7 +32,13 @@ _WHOLE = {
 
 
 def check_engine(
-    name: str, impl: str, *, device: str, zero_stage: int | None = None, max_grad_norm: float = 0.0
+    name: str,
+    impl: str,
+    *,
+    device: str,
+    zero_stage: int | None = None,
+    fsdp: bool = False,
+    max_grad_norm: float = 0.0,
 ) -> None:
     """Refuse an optimizer or an implementation that cannot run on this device or under this engine.
 
@@ -40,6 +46,7 @@ def check_engine(
         name, impl: `optimizer_type` and `optimizer_impl`.
         device: the type of the device, as "cuda".
         zero_stage: DeepSpeed's ZeRO stage; None or 0 where nothing is partitioned.
+        fsdp: whether PyTorch's FSDP shards the model.
         max_grad_norm: what gradients are clipped to; 0 is not at all.
 
     Raises:
@@ -56,6 +63,8 @@ def check_engine(
             raise InputError(f"optimizer_impl: {impl} runs on NVIDIA GPUs, this run is on {device!r}; {_TORCH}")
     if zero_stage:
         _check_zero(name, impl, zero_stage, max_grad_norm)
+    if fsdp:
+        _check_fsdp(name, impl)
     if impl in _KERNELS:
         fused_class(impl, name)
 
@@ -79,8 +88,7 @@ def _check_zero(name: str, impl: str, zero_stage: int, max_grad_norm: float) -> 
         )
 
 
-def check_fsdp(name: str, impl: str) -> None:
-    """Refuse (InputError) what cannot work on FSDP2's distributed tensors."""
+def _check_fsdp(name: str, impl: str) -> None:
     if name == "adafactor":
         raise InputError(
             "optimizer_type: adafactor cannot work on FSDP's distributed tensors; use adamw, lamb or muon, or ddp.yaml"

@@ -19,14 +19,7 @@ from budget_trainer.clock import BudgetClock, ClockFile
 from budget_trainer.data import BlockDataset, DataFolder
 from budget_trainer.distributed import ControlChannel
 from budget_trainer.engine_config import engine_name
-from budget_trainer.engine_optimizers import (
-    check_engine,
-    check_fsdp,
-    check_lamb,
-    keep_optimizer,
-    needs_cpu_adam_built,
-    zero_stage,
-)
+from budget_trainer.engine_optimizers import check_engine, check_lamb, keep_optimizer, needs_cpu_adam_built, zero_stage
 from budget_trainer.errors import InputError
 from budget_trainer.evaluation import PinnedEvaluation
 from budget_trainer.few_bit_dropout import use_few_bit_dropout
@@ -251,10 +244,9 @@ def optimizer_options(recipe: Recipe) -> dict[str, Any]:
         o.optimizer_impl,
         device=run.device.type,
         zero_stage=stage,
+        fsdp=engine_name(run) == "fsdp",
         max_grad_norm=run.max_grad_norm,
     )
-    if engine_name(run) == "fsdp":
-        check_fsdp(o.optimizer_type, o.optimizer_impl)
     if o.optimizer_type == "lamb":
         check_lamb(
             o.optimizer_impl,

@@ -15,6 +15,7 @@ import yaml
 from budget_trainer.errors import InputError
 from data_prep import blocks
 from data_prep.documents import KINDS, Source
+from data_prep.manifest import refuse_occupied
 from data_prep.packers import BY_SENTENCE
 from data_prep.processing import Lengths, check_language
 
@@ -24,6 +25,7 @@ BLOCK_FLAGS += ("short_seq_prob", "validation_text", "validation_block_size", "m
 OWN_KEYS: tuple[str, ...] = ("output_dir", "sources", "tokenizer", "min_characters", "max_characters", "language")
 OWN_KEYS += ("max_tokens_per_character", "deduplicate", "piece_megabytes", "keep_work")
 SOURCE_KEYS = ("input", "kind", "errors", "dataset_config", "dataset_split", "text_column")
+OUTPUT = ("data folder", "manifest.json")  # as `written_aside` wants it
 SOURCE_FIELDS = ("path", *SOURCE_KEYS[1:])
 NO_RESULT = ("num_proc", "overwrite")  # they change nothing in the data
 
@@ -93,11 +95,12 @@ class DataRecipe:
         return bool(manifest.get("recipe") == self.key("blocks"))
 
     def check_output(self) -> None:
-        """InputError where the output is something that must not be replaced."""
-        output = self.output_dir
-        if output.exists() and (not output.is_dir() or any(output.iterdir())) and not self.args.overwrite:
+        """InputError where the output is something that must not be replaced, before any work is done for it."""
+        refuse_occupied(self.output_dir, True, *OUTPUT)
+        if (self.output_dir / "manifest.json").exists() and not self.args.overwrite:
             raise InputError(
-                f"output_dir {output} holds something else than this recipe makes; give another path or --overwrite true"
+                f"output_dir {self.output_dir} holds something else than this recipe makes; give another path or "
+                "--overwrite true"
             )
 
 
@@ -128,7 +131,7 @@ def read_data_recipe(file: Path, words: Sequence[str] = ()) -> DataRecipe:
     for name in ("output_dir", "sources", "tokenizer"):
         if not given.get(name):
             raise InputError(f"recipe {file}: {name} is missing; give it")
-    sources = _sources(given["sources"], max(1, _typed(given, "num_proc", int, 2)))
+    sources = _sources(given["sources"], max(1, _typed(given, "num_proc", int, None) or 2))
     language = _typed(given, "language", str, None)
     if language is not None:
         check_language(language)
@@ -156,7 +159,10 @@ def _overrides(words: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"command line: {flag!r} is no flag; write --key value")
         if flag == "--sources":
             raise InputError("command line: sources stand in the recipe; write them there")
-        over[flag.removeprefix("--")] = yaml.safe_load(value)
+        try:
+            over[flag.removeprefix("--")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"command line: {flag} {value!r} is no YAML value; put it in quotes of its own") from None
     return over
 
 
@@ -203,9 +209,10 @@ def _sources(given: Any, num_proc: int) -> list[Source]:
         if not isinstance(entry, dict) or not isinstance(entry.get("input"), str):
             raise InputError(f"sources: number {number} has no input; write `- input: PATH`")
         _check_names(f"sources: number {number}", entry, SOURCE_KEYS)
-        if entry.get("kind", "auto") not in KINDS:
-            raise InputError(f"kind: {entry['kind']!r} is unknown; choose of {', '.join(KINDS)}")
-        options = {key: value for key, value in entry.items() if key != "input"}
+        options = {key: _typed(entry, key, str, None) for key in SOURCE_KEYS[1:] if entry.get(key) is not None}
+        for key, known in (("kind", KINDS), ("errors", ("strict", "replace"))):
+            if options.get(key, known[0]) not in known:
+                raise InputError(f"{key}: {options[key]!r} is unknown; choose of {', '.join(known)}")
         source = Source(entry["input"], num_proc=num_proc, **options)
         if entry.get("kind", "auto") == "auto":
             print(f"{source.path}: read as {source.kind} (kind says otherwise)")

@@ -57,9 +57,10 @@ class Shards:
     def rows(self, files: Iterable[Path]) -> Iterator[dict[str, np.ndarray]]:
         """input_ids [n, L] as they were before masking, and for pairs token_type_ids [n, L], next_sentence_label [n]."""
         for file in files:
-            if self._form(file) != (self.block_size, self.pairs):
+            form = self._form(file)
+            if form != (self.block_size, self.pairs):
                 raise InputError(
-                    f"input {file}: blocks of {self._form(file)[0]} or other labels than in {self.train[0]} "
+                    f"input {file}: blocks of {form[0]} or other labels than in {self.train[0]} "
                     f"({self.block_size}); convert them apart"
                 )
             with _open(file) as data:
@@ -173,16 +174,17 @@ def _write_train(
     number = tokens = dropped = text_bytes = 0
     for rows in tqdm(shards.rows(shards.train), desc="writing", unit=f"x{ROWS} rows"):
         ids = rows["input_ids"]
-        keep = np.array([copies is None or not is_duplicate(copies, number + i) for i in range(len(ids))])
-        number, dropped = number + len(ids), dropped + int((~keep).sum())
-        texts = _texts(tokenizer, ids[keep])
-        held = np.zeros(len(ids), bool)
-        held[keep] = [bool(fraction) and is_held_out(text, fraction) for text in texts]
-        held_out.writelines(f"{text}\n" for text, out in zip(texts, held[keep], strict=True) if out)
-        keep &= ~held
-        text_bytes += sum(len(text.encode()) for text, out in zip(texts, held[keep | held], strict=True) if not out)
-        tokens += int((ids[keep] != shards.special["pad"]).sum())
-        writer.add(**{name: column[keep] for name, column in rows.items()})
+        first = [row for row in range(len(ids)) if copies is None or not is_duplicate(copies, number + row)]
+        number, dropped = number + len(ids), dropped + len(ids) - len(first)
+        train = []
+        for row, text in zip(first, _texts(tokenizer, ids[first]), strict=True):
+            if fraction and is_held_out(text, fraction):
+                held_out.write(f"{text}\n")
+            else:
+                train.append(row)
+                text_bytes += len(text.encode())
+        tokens += int((ids[train] != shards.special["pad"]).sum())
+        writer.add(**{name: column[train] for name, column in rows.items()})
     if not writer.rows:
         raise InputError(f"input {' '.join(args.input)}: no block is left to train on; give more, or hold out less")
     split = split_entry(writer.rows, tokens, writer.rows, text_bytes, writer.close())

@@ -24,17 +24,21 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def written_aside(output: Path, overwrite: bool, what: str, mark: str) -> Iterator[Path]:
-    """Gives a new folder beside `output` that takes its place when the block ends well and vanishes when it does not.
-
-    `mark` is the file by which an existing output is recognised as `what`. InputError if there is one already (fix:
-    overwrite), or something else that is not empty."""
+def refuse_occupied(output: Path, overwrite: bool, what: str, mark: str) -> None:
+    """InputError where `output` holds a `what` already (fix: overwrite), or something else that is not empty."""
     occupied = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if occupied and not (output / mark).is_file():
         raise InputError(f"output_dir {output} exists and is no {what}; give another path")
     if occupied and not overwrite:
         raise InputError(f"output_dir {output} already holds a {what}; give another path or --overwrite")
+
+
+@contextlib.contextmanager
+def written_aside(output: Path, overwrite: bool, what: str, mark: str) -> Iterator[Path]:
+    """Gives a new folder beside `output` that takes its place when the block ends well and vanishes when it does not.
+
+    `mark` is the file by which an existing output is recognised as `what`. InputError as `refuse_occupied`."""
+    refuse_occupied(output, overwrite, what, mark)
     partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
     old = output.with_name(f"{output.name}.old-{os.getpid()}")
     partial.mkdir(parents=True)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ class Piece:
     source: int
     number: int
     first: int
-    read: int
-    documents: int
-    text_bytes: int
-    last: bool
-    removed: dict[str, Any]
+    read: int = 0
+    documents: int = 0
+    text_bytes: int = 0
+    last: bool = False
+    removed: dict[str, Any] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -94,12 +94,12 @@ def read_pieces(recipe: DataRecipe, folder: Path) -> list[Piece]:
 
 def _finished(folder: Path, source: int, first: int) -> Iterator[Piece]:
     for number in itertools.count():
-        piece = Piece(folder, source, number, first, 0, 0, 0, False, {})
+        piece = Piece(folder, source, number, first)
         try:
             account = json.loads((folder / f"{piece.name}.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return
-        yield Piece(folder, source, number, first, **account)
+        yield replace(piece, **account)
         first += account["documents"]
 
 
@@ -113,7 +113,7 @@ def _make(
     counted = _Counted(recipe, source, skip)
     with tqdm(desc=f"{source.path}", unit="B", unit_scale=True) as progress:
         while True:
-            made = _write(counted, Piece(folder, number, piece, first, 0, 0, 0, False, {}), size, progress)
+            made = _write(counted, Piece(folder, number, piece, first), size, progress)
             yield made
             if made.last:
                 break
@@ -170,7 +170,7 @@ def _write(counted: _Counted, piece: Piece, piece_bytes: float, progress: tqdm) 
     account |= {"last": written < piece_bytes, "removed": counted.removed.by}
     account["dropped"] = dict(counted.source.dropped) if account["last"] else {}
     write_json(piece.folder / f"{piece.name}.json", account)
-    return Piece(piece.folder, piece.source, piece.number, piece.first, **account)
+    return replace(piece, **account)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from budget_trainer.errors import InputError
 from data_prep import blocks
 from data_prep.cli import command_line, run
 from data_prep.corpus import TokenGroup
-from data_prep.data_recipe import DataRecipe, read_data_recipe
+from data_prep.data_recipe import OUTPUT, DataRecipe, read_data_recipe
 from data_prep.duplicates import find_duplicates
 from data_prep.manifest import write_manifest, written_aside
 from data_prep.pieces import Piece, TokenPieces, open_stage, read_pieces
@@ -48,19 +48,20 @@ from data_prep.tokenizer import train_wordpiece
 def prepare(recipe: DataRecipe, command: str) -> Path:
     """Run the stages that are not done yet; returns the data folder."""
     output = recipe.output_dir
-    if recipe.is_done():
-        print(f"{output}: nothing has changed since it was made")
-        return output
-    recipe.check_output()
+    done = recipe.is_done()
+    if not done:
+        recipe.check_output()
     work = output.with_name(f"{output.name}.work")
     work.mkdir(parents=True, exist_ok=True)
     with _alone(work):
-        _clear(output.parent, f"{output.name}.partial-*")  # of jobs that were killed in the last stage
-        content = _stages(recipe, work, command)
+        if done:
+            print(f"{output}: nothing has changed since it was made")
+        else:
+            _clear(output.parent, f"{output.name}.partial-*")  # of jobs that were killed in the last stage
+            _say(output, _stages(recipe, work, command))
         _clear(output.parent, f"{output.name}.old-*")  # or while they replaced the folder
-    if not recipe.keep_work:
-        shutil.rmtree(work)
-    _say(output, content)
+        if not recipe.keep_work:
+            shutil.rmtree(work)
     return output
 
 
@@ -103,8 +104,7 @@ def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
                 removed.merge(group.removed)
                 yield group
 
-    replaces = recipe.args.overwrite
-    with written_aside(recipe.output_dir, replaces, "data folder", "manifest.json") as folder:
+    with written_aside(recipe.output_dir, recipe.args.overwrite, *OUTPUT) as folder:
         cache = folder / "cache"
         cache.mkdir()
         content = blocks.write_folder(recipe.args, folder, cache, groups, _sources(recipe, pieces))
@@ -142,14 +142,12 @@ def _tokenizer(recipe: DataRecipe, pieces: list[Piece], work: Path) -> str:
 def _write_sample(pieces: list[Piece], file: Path, max_bytes: float) -> None:
     """Groups spread evenly over the corpus, so that its last source is in the vocabulary too."""
     size = sum(piece.text_bytes for piece in pieces)
-    share, due, number = min(1.0, max_bytes / max(1, size)), 0.0, 0
+    share = min(1.0, max_bytes / max(1, size))
+    groups = (group for piece in pieces for group in piece.groups())
     with file.open("wb") as out:
-        for piece in pieces:
-            for group in piece.groups():
-                number += 1
-                if number * share >= due + 1 or share == 1:
-                    due += 1
-                    out.writelines(document.encode() + b"\n" for document in group)
+        for number, group in enumerate(groups):
+            if int((number + 1) * share) > int(number * share):
+                out.writelines(document.encode() + b"\n" for document in group)
 
 
 def _sources(recipe: DataRecipe, pieces: list[Piece]) -> list[dict[str, Any]]:

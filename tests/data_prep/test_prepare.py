@@ -62,6 +62,12 @@ def test_nothing_is_done_again_when_nothing_has_changed(recipe, corpus, tmp_path
     assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == before
     assert prepare.main([str(path), "--block_size", "64"]) == 2
     assert "holds something else than this recipe makes" in capsys.readouterr().err
+    assert prepare.main([str(path), "--output_dir", "a: b: c"]) == 2
+    assert "--output_dir 'a: b: c' is no YAML value" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letters").touch()
+    assert prepare.main([str(path), "--output_dir", str(tmp_path / "other"), "--overwrite", "true"]) == 2
+    assert "exists and is no data folder" in capsys.readouterr().err and not (tmp_path / "other.work").exists()
     os.utime(text, ns=(1, 1))
     assert prepare.main([str(path)]) == 2
     assert prepare.main([str(path), "--overwrite", "true"]) == 0
@@ -117,7 +123,7 @@ def test_every_filter_says_what_it_took(recipe, tmp_path, capsys):
     assert "removed by duplicates: 2 documents" in out and "    Short." in out
     from data_prep.pieces import Piece
 
-    piece = Piece(tmp_path / "out.work" / "documents", 0, 0, 0, 0, 0, 0, True, {})
+    piece = Piece(tmp_path / "out.work" / "documents", 0, 0, 0)
     kept = [document for group in piece.groups() for document in group]
     assert any(document.startswith("Softhyphen and caf\u00e9 and a bell. This") for document in kept)
 
@@ -167,6 +173,11 @@ def test_kills_change_nothing(kills, recipe, corpus, tmp_path):
         ({"sources": [{"kind": "text"}]}, "sources: number 1 has no input"),
         ({"sources": [{"input": "x", "knid": "text"}]}, "the key 'knid' is unknown; did you mean kind?"),
         ({"sources": ["/no/such/file"]}, "no such file or folder"),
+        ({"sources": [{"input": "x.txt", "text_column": 5}]}, "text_column: 5 is not a str"),
+        (
+            {"sources": [{"input": "x.txt", "errors": "ignore"}]},
+            "errors: 'ignore' is unknown; choose of strict, replace",
+        ),
         ({"tokenizer": 5}, "tokenizer: 5 is neither a name nor a mapping"),
         ({"tokenizer": {"vocab_size": 3}}, "tokenizer: vocab_size 3 is too small"),
         ({"language": "xx"}, "language: 'xx' is not one that can be told"),
