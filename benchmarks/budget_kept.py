@@ -13,19 +13,15 @@ steps and bit-equal rates on both ranks.
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
-
-import torch
-import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cli import make_output_dir, one_line_errors, publish, run_parser  # noqa: E402
-from benchmarks.watched import watch  # noqa: E402
+from benchmarks.watched import two_processes, watch  # noqa: E402
 from budget_trainer import checkpoints  # noqa: E402
 from budget_trainer.clock import parse_duration  # noqa: E402
 from budget_trainer.errors import InputError  # noqa: E402
@@ -46,30 +42,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return a
 
 
-def profile(engine: str, folder: Path) -> Path:
-    """The engine's profile for two processes, on the CPU where there is no GPU, as a file in `folder`."""
-    config = yaml.safe_load((ROOT / "accelerate_configs" / f"{engine}.yaml").read_text())
-    config |= {"num_processes": 2, "use_cpu": not torch.cuda.is_available()}
-    path = folder / f"{engine}.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
 def run(a: argparse.Namespace, engine: str, budget: float, job_limit: float | None) -> dict[str, Any]:
     """One launch; its row of the table."""
     name = f"{engine}-{budget:g}s" + ("" if job_limit is None else "-job")
     folder = a.output_dir / name
     folder.mkdir()
     out = folder / "run"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(profile(engine, folder))]
+    form, environment = two_processes(ROOT / "accelerate_configs" / f"{engine}.yaml", folder)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(form)]
     command += ["train_mlm.py", a.recipe, "--data_dir", a.data_dir, "--output_dir", str(out), "--disable_tqdm", "true"]
     command += ["--total_training_time", f"{budget}s", "--validate_every", "25%", "--report_to", "none"]
     command += ["--checkpoint_every", f"{0.4 * budget}s"]
     command += [] if job_limit is None else ["--job_time_limit", f"{job_limit}s"]
     wanted = out / "final" / "config.json" if job_limit is None else out / "RESUMABLE"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    if not torch.cuda.is_available():
-        environment["DS_ACCELERATOR"] = "cpu"
     seen = watch([*command, *a.flags], folder / "log.txt", wanted, 2, env=environment)
     limit = budget if job_limit is None else job_limit
     row: dict[str, Any] = {"engine": engine, "limit": limit, "job": job_limit is not None, "code": seen.code}

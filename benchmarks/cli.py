@@ -13,11 +13,16 @@ from budget_trainer.errors import InputError
 from budget_trainer.report import environment, write_json_atomic
 
 
-def run_parser(doc: str | None, *, recipe_required: bool = True, output_dir: str) -> argparse.ArgumentParser:
-    """The head of a benchmark that launches train_mlm.py; `flags` are more of that script's, behind --."""
-    parser = argparse.ArgumentParser(
+def bare_parser(doc: str | None) -> argparse.ArgumentParser:
+    """One that shows the module's text as it is, and guesses no flag."""
+    return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+
+
+def run_parser(doc: str | None, *, recipe_required: bool = True, output_dir: str) -> argparse.ArgumentParser:
+    """The head of a benchmark that launches train_mlm.py; `flags` are more of that script's, behind --."""
+    parser = bare_parser(doc)
     say = "recipe of train_mlm.py" + ("" if recipe_required else "; without it the flags behind -- say it all")
     parser.add_argument("--recipe", required=recipe_required, help=say)
     parser.add_argument("--data_dir", required=True, help="data folder of data_prep.blocks")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Text to blocks: megabytes per second, the tokenizer's share, and memory as the input grows.
+"""Text to blocks: megabytes per second, the tokenizer's share, memory as the input grows; and blocks to batches.
 
     python benchmarks/data_prep.py --input wiki.txt.xz --tokenizer data/tokenizer --output_dir out/data_prep \
         [--dump enwiki-excerpt.xml.bz2] [--sizes 50,200] [--num_proc 2]
@@ -16,32 +16,36 @@ Prints one table, writes data_prep.json.
 
 import argparse
 import bz2
+import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
+from torch.utils.data import DataLoader
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.cli import make_output_dir, one_line_errors, publish  # noqa: E402
+from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish  # noqa: E402
+from budget_trainer.data import DataFolder, ExactSampler  # noqa: E402
 from budget_trainer.errors import InputError  # noqa: E402
+from budget_trainer.objective import MaskingCollator  # noqa: E402
 from data_prep.documents import Source  # noqa: E402
 from data_prep.encoding import Encoder  # noqa: E402
+from data_prep.split import split  # noqa: E402
 from data_prep.tokenizer import load_tokenizer  # noqa: E402
 
 FULL_MEGABYTES = {"text": 25_000, "xml": 95_000}  # English Wikipedia
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = bare_parser(__doc__)
     add = parser.add_argument
     add("--input", required=True, help="text, as data_prep.blocks reads it")
     add("--dump", help="a MediaWiki dump, plain or bz2")
@@ -95,7 +99,7 @@ def family(process: psutil.Process) -> Iterator[psutil.Process]:
 
 
 def measure(command: list[str], log: Path) -> tuple[float, float]:
-    """Seconds and the most MiB of one run. InputError with the end of its log where it fails."""
+    """Seconds and the most MiB of one run. InputError naming its log where it fails."""
     begin, most = time.monotonic(), 0
     with log.open("w") as out:
         child = psutil.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
@@ -113,12 +117,10 @@ def measure(command: list[str], log: Path) -> tuple[float, float]:
     return time.monotonic() - begin, most / 2**20
 
 
-def runs(
-    a: argparse.Namespace, kind: str, source: Path, megabytes: float, num_proc: int, rounds: int
-) -> dict[str, Any]:
+def runs(a: argparse.Namespace, kind: str, source: Path, megabytes: float, num_proc: int) -> dict[str, Any]:
     """One line of the table."""
     seconds, memory = [], []
-    for number in range(rounds):
+    for number in range(a.rounds):
         name = f"{source.name.split('.')[0]}-{num_proc}-{number}"
         command = [sys.executable, "-m", "data_prep.blocks", "--input", str(source), "--tokenizer", a.tokenizer]
         command += ["--kind", "mediawiki" if kind == "xml" else "text", "--num_proc", str(num_proc), "--overwrite"]
@@ -126,32 +128,52 @@ def runs(
         seconds.append(took)
         memory.append(held)
     rates = sorted(megabytes / took for took in seconds)
-    row = {
-        "kind": kind,
-        "megabytes": megabytes,
-        "processes": num_proc,
-        "rate": statistics.median(rates),
-        "rates": rates,
-    }
-    row |= {"seconds": statistics.median(seconds), "memory_mib": max(memory), "memories_mib": memory}
-    row["full_hours"] = FULL_MEGABYTES[kind] / statistics.median(rates) / 3600
-    return row
+    rate = statistics.median(rates)
+    row = {"kind": kind, "megabytes": megabytes, "processes": num_proc, "rate": rate, "rates": rates}
+    row |= {"seconds": statistics.median(seconds), "memory_mib": max(memory)}
+    return row | {"full_hours": FULL_MEGABYTES[kind] / rate / 3600}
 
 
 def tokenizer_seconds(a: argparse.Namespace, source: Path) -> float:
     """Of one process for all documents, in groups as data_prep.blocks makes them."""
     folder = a.output_dir / "tokenizer"
     load_tokenizer(a.tokenizer).save_pretrained(folder)
-    documents, encoder, total = (
-        list(Source(str(source), "text").documents()),
-        Encoder(str(folder / "tokenizer.json")),
-        0.0,
-    )
+    documents = list(Source(str(source), "text").documents())
+    encoder, total = Encoder(str(folder / "tokenizer.json")), 0.0
     for start in range(0, len(documents), 64):
         begin = time.perf_counter()
         encoder.encode(documents[start : start + 64])
         total += time.perf_counter() - begin
     return total
+
+
+def loading(a: argparse.Namespace) -> dict[str, float]:
+    """From the blocks that were made last: masked tokens per second of one loader process; seconds to open many shards."""
+    data = DataFolder.open(a.output_dir / "blocks")
+    collator = MaskingCollator(
+        seed=0, special_ids=data.special_ids, vocab_size=data.vocab_size, block_size=data.block_size
+    )
+    found = {}
+    for size in (32, 256):
+        order, number = ExactSampler(0, 10**9), 20_000 // size
+        batches = iter(DataLoader(data.train(seed=0), size, sampler=order, collate_fn=collator, num_workers=1))
+        rates = []
+        for _ in range(1 + max(3, a.rounds)):  # the first one warms up
+            begin = time.perf_counter()
+            for _ in range(number):
+                next(batches)
+            rates.append(number * size * data.block_size / (time.perf_counter() - begin))
+        found[f"tokens/s of one loader process, batches of {size}"] = statistics.median(rates[1:])
+        del batches
+    shards = min(1000, int(data.manifest["splits"]["train"]["rows"]))
+    with tempfile.TemporaryDirectory(dir=a.output_dir) as name:
+        content = data.manifest | split(data.path, Path(name), shards)
+        (Path(name) / "manifest.json").write_text(json.dumps(content))
+        begin = time.perf_counter()
+        opened = DataFolder.open(name).train(seed=0)
+        opened.__getitems__(range(min(2000, opened.rows)))
+        found[f"seconds to open {shards} shards and read 2,000 rows"] = time.perf_counter() - begin
+    return found
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -176,16 +198,18 @@ def main(argv: list[str] | None = None) -> None:
     rows = []
     for size in a.sizes:
         text = cut_text(a.input, size, a.output_dir / f"text-{size}.txt")
-        rows.append(runs(a, "text", text, text.stat().st_size / 1e6, a.num_proc, a.rounds))
+        rows.append(runs(a, "text", text, text.stat().st_size / 1e6, a.num_proc))
         print(f"text, {size} MB: {rows[-1]['rate']:.2f} MB/s", flush=True)
     largest = a.output_dir / f"text-{max(a.sizes)}.txt"
-    alone = runs(a, "text", largest, largest.stat().st_size / 1e6, 1, a.rounds)
+    alone = runs(a, "text", largest, largest.stat().st_size / 1e6, 1)
     rows.append(alone | {"tokenizer_share": tokenizer_seconds(a, largest) / alone["seconds"]})
     for size in a.sizes if a.dump else []:
         dump = cut_dump(a.dump, size, a.output_dir / f"dump-{size}.xml.bz2")
-        rows.append(runs(a, "xml", dump, size, a.num_proc, a.rounds))
+        rows.append(runs(a, "xml", dump, size, a.num_proc))
         print(f"XML, {size} MB: {rows[-1]['rate']:.2f} MB/s", flush=True)
-    publish(a, "data_prep", table(rows), {"rows": rows})
+    loaded = loading(a)
+    said = [f"{value:14,.2f} {what}" for what, value in loaded.items()]
+    publish(a, "data_prep", "\n".join([table(rows), *said]), {"rows": rows, "loading": loaded})
 
 
 if __name__ == "__main__":

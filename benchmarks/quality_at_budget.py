@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import ablations  # noqa: E402
-from benchmarks.cli import make_output_dir, one_line_errors, publish  # noqa: E402
+from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish  # noqa: E402
 from budget_trainer.clock import format_duration, parse_duration  # noqa: E402
 from budget_trainer.errors import InputError  # noqa: E402
 
@@ -38,9 +38,7 @@ SCORES = ("loss", "accuracy", "bits_per_byte")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = bare_parser(__doc__)
     add = parser.add_argument
     add("--text", required=True, help="training text, .txt or .xz, documents separated by blank lines")
     add("--eval_text", required=True, help="held-out text in the same form")

@@ -29,15 +29,13 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.cli import make_output_dir, one_line_errors, publish  # noqa: E402
+from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish  # noqa: E402
 from benchmarks.workload import Workload, fit  # noqa: E402
 from budget_trainer.errors import InputError  # noqa: E402
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = bare_parser(__doc__)
     add = parser.add_argument
     add("--sizes", nargs="+", default=["256x4"], help="width x layers, as 256x4 768x12")
     add("--batch_sizes", nargs="+", type=int, default=[32], help="blocks per process and step (32)")

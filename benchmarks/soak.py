@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cli import make_output_dir, one_line_errors, publish, run_parser  # noqa: E402
-from benchmarks.watched import age_seconds  # noqa: E402
+from benchmarks.watched import age_seconds, two_processes  # noqa: E402
 from budget_trainer import checkpoints  # noqa: E402
 from budget_trainer.errors import InputError  # noqa: E402
 
@@ -47,7 +47,7 @@ UNCHARGED = 3.0  # seconds: clock.json is written once a second, by a process th
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = run_parser(__doc__, recipe_required=False, output_dir="out/soak")
     add = parser.add_argument
-    add("--config_file", default="accelerate_configs/cpu_2proc.yaml", help="launch configuration")
+    add("--config_file", default="accelerate_configs/cpu_2proc.yaml", help="launch configuration, for two processes")
     add("--total_training_time", help="budget of the run")
     add("--max_steps", type=int, help="or its steps (lr_schedule step)")
     add("--checkpoint_every", default="5s", help="of the run (5s)")
@@ -67,7 +67,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def command(a: argparse.Namespace, folder: Path) -> list[str]:
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", a.config_file, "train_mlm.py"]
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(a.config_file), "train_mlm.py"]
     words += [a.recipe] if a.recipe else []
     words += ["--data_dir", a.data_dir, "--output_dir", str(folder), "--resume_from_checkpoint", "auto"]
     if a.total_training_time is not None:
@@ -176,7 +176,7 @@ def one_job(
         process = subprocess.Popen(
             command(a, folder),
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=a.environment,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -231,6 +231,7 @@ def main(argv: list[str] | None = None) -> None:
     a = parse(argv)
     make_output_dir(a)
     folder, reference = a.output_dir / "run", a.output_dir / "reference"
+    a.config_file, a.environment = two_processes(Path(a.config_file), a.output_dir)
     rows = soak(a, folder)
     report = json.loads((folder / "run_report.json").read_text())
     batch = report["samples"] / report["steps"]
@@ -249,8 +250,7 @@ def main(argv: list[str] | None = None) -> None:
         share = 1.0
     held = 0.99 <= share <= 1.01 and all(row["ok"] for row in rows) and batch == int(batch)
     if a.reference:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run(command(a, reference), cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command(a, reference), cwd=ROOT, env=a.environment, check=True, stdout=subprocess.DEVNULL)
         equal = same_weights(folder, reference)
         checks["weights of an undisturbed run"] = "bit-equal" if equal else "DIFFERENT"
         held = held and equal
@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
     ]
     lines += [f"{'ranks':38} " + ", ".join(f"{rank}: {count}" for rank, count in sorted(ranks.items()))]
     lines += [f"{name:38} {value}" for name, value in checks.items()]
-    publish(a, "soak", "\n".join(lines), {"jobs": rows, "checks": checks, "held": held})
+    publish(a, "soak", "\n".join(lines), {"jobs": rows, "checks": checks, "held": held}, leave_out=["environment"])
     if not held:
         raise InputError(f"soak: not everything held; see the rows above and {a.output_dir}")
 

@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.cli import make_output_dir, one_line_errors, publish  # noqa: E402
+from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish  # noqa: E402
 from benchmarks.measured import PHASES, shares  # noqa: E402
 from benchmarks.turns import Worker  # noqa: E402
 from benchmarks.workload import Workload, fit  # noqa: E402
@@ -53,9 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = bare_parser(__doc__)
     add = parser.add_argument
     add("--variants", default="ours,dense,stock", help=f"of {', '.join(VARIANTS)} (ours,dense,stock)")
     add("--stock_bf16", action="store_true", help="stock with bf16 too")

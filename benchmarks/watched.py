@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import torch
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,6 +24,15 @@ class Seen:
     code: int
     since_start: float | None
     since_launch: float | None
+
+
+def two_processes(config_file: Path, folder: Path) -> tuple[Path, dict[str, str]]:
+    """The launch configuration for two processes, on the CPU where there is no GPU, as a file in `folder`; and the
+    environment to launch it in."""
+    config, gpu = yaml.safe_load(config_file.read_text()), torch.cuda.is_available()
+    path = folder / config_file.name
+    path.write_text(yaml.safe_dump(config | {"num_processes": 2, "use_cpu": not gpu}))
+    return path, {**os.environ, "PYTHONPATH": str(ROOT), **({} if gpu else {"DS_ACCELERATOR": "cpu"})}
 
 
 def watch(
