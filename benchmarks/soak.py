@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Kill a run again and again, always go on with it, and see what it has lost: nothing but time.
 
-    python benchmarks/soak.py --recipe recipes/quickstart.yaml --data_dir data/blocks --total_training_time 10m \
+    python benchmarks/soak.py --recipe recipes/quickstart.yaml --data_dir data/blocks --total_training_time 30m \
         --config_file accelerate_configs/cpu_2proc.yaml --kills 50 --output_dir out/soak
 
 Each job is a real `accelerate launch ... --resume_from_checkpoint auto`; at a random moment a random rank gets kill -9. The
