@@ -24,6 +24,7 @@ from budget_trainer.rows import Rows
 
 FORMAT_VERSION = 1
 ENDLESS = 2**62  # len() of the endless data set: fits any signed 64-bit counter
+STRETCH = 4096  # samples whose order is found at once: alone, 32 of them take half as long as these together
 # Columns beside input_ids, and the packing whose folders hold them.
 MADE_BY = {"document_ids": "packed", "token_type_ids": "nsp", "next_sentence_label": "nsp"}
 _NO_DOCUMENTS_TO_PART = {
@@ -197,6 +198,10 @@ class BlockDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.rows = rows
         self.seed = seed
         self._reader = Rows(files, columns, rows)
+        self._order: tuple[int, int, np.ndarray] | None = None  # epoch, stretch and rows of the last that was used
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_order": None}
 
     def __len__(self) -> int:
         return ENDLESS
@@ -208,13 +213,21 @@ class BlockDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitems__(self, samples: Sequence[int]) -> dict[str, np.ndarray]:
         """The batch of these samples, for torch's fetcher, all int64: input_ids [B, L] and whatever columns were asked
         for ([B, L], next_sentence_label [B]), epoch [B], row [B]."""
-        numbers = np.asarray(samples, np.int64)
-        epochs = numbers // self.rows
-        rows = np.empty_like(numbers)
-        for epoch in np.unique(epochs):  # nearly always one
-            here = epochs == epoch
-            rows[here] = permute(numbers[here] % self.rows, self.rows, self.seed, int(epoch))
+        epochs, places = np.divmod(np.asarray(samples, np.int64), self.rows)
+        per_epoch = -(-self.rows // STRETCH)  # rounded up
+        stretches = epochs * per_epoch + places // STRETCH
+        rows = np.empty_like(places)
+        for stretch in np.unique(stretches).tolist():  # nearly always one
+            here = stretches == stretch
+            rows[here] = self._order_in(*divmod(stretch, per_epoch))[places[here] % STRETCH]
         return {**self._reader.take(rows), "epoch": epochs, "row": rows}
+
+    def _order_in(self, epoch: int, stretch: int) -> np.ndarray:
+        """The rows at places stretch * STRETCH, ... of an epoch: int64 [STRETCH], or fewer at its end."""
+        if self._order is None or self._order[:2] != (epoch, stretch):
+            places = np.arange(stretch * STRETCH, min((stretch + 1) * STRETCH, self.rows))
+            self._order = epoch, stretch, permute(places, self.rows, self.seed, epoch)
+        return self._order[2]
 
 
 class ExactSampler(torch.utils.data.Sampler[int]):

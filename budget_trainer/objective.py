@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from budget_trainer.choice import I64, choose_words, slots_of, smallest, word_table
 from budget_trainer.errors import InputError
 from budget_trainer.hashing import U64, hash64, uniform
+from budget_trainer.masked_batch import MaskedBatch
 from budget_trainer.objective_checks import check_counts, check_parts, check_rates, check_special_ids
 
 IGNORED_LABEL = -100  # the label that torch's cross entropy leaves out by default
@@ -126,7 +127,7 @@ class MaskingCollator:
         else:
             self.slots = -(-self.max_predictions_per_seq // sequence_parts)
 
-    def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def __call__(self, batch: Batch) -> MaskedBatch:
         """Mask one batch.
 
         Args:
@@ -158,7 +159,7 @@ class MaskingCollator:
         r, s = np.nonzero(used)
         ids[r, positions[r, s]] = self._replace(originals, positions, keys, ids.shape[1])[r, s]
         out |= {"input_ids": ids, "masked_positions": positions, "labels": np.where(used, originals, IGNORED_LABEL)}
-        return {name: torch.from_numpy(array) for name, array in out.items()}
+        return MaskedBatch((name, torch.from_numpy(array)) for name, array in out.items())
 
     def realised(self, batch: Mapping[str, Any]) -> Realised:
         """Count what masking did to a collated batch (CPU tensors or arrays; exact: corruption keeps specials apart)."""

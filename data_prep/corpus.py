@@ -25,6 +25,7 @@ from data_prep.sentences import split_sentences
 
 GROUP_CHARACTERS = 256 * 1024
 PART_BYTES = 128 * 1024**2
+HASHED_WORDS = 200
 _TEXT = pa.schema([("documents", pa.list_(pa.string())), ("first", pa.int64())])
 
 # Which of a group's documents are kept, and what was removed: (documents, number of the first in its part, encoder).
@@ -163,9 +164,12 @@ def tokenise_part(
 
 def is_held_out(document: str, fraction: float) -> bool:
     """Whether the document belongs to validation: a function of its words alone, so that it stays where it is as the
-    corpus grows, and copies that differ in case or spacing are never on both sides."""
-    words = " ".join(document.casefold().split())
-    digest = hashlib.blake2b(words.encode("utf-8", "replace"), digest_size=8).digest()
+    corpus grows, and copies that differ in case or spacing are never on both sides. Of a long document the first and the
+    last HASHED_WORDS words decide, so that it costs little and copies that differ in between are together too."""
+    words = document.split(None, HASHED_WORDS)
+    if len(words) > HASHED_WORDS:
+        words[-1:] = words[-1].rsplit(None, HASHED_WORDS)[-HASHED_WORDS:]
+    digest = hashlib.blake2b(" ".join(words).casefold().encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2.0**64
 
 

@@ -220,6 +220,18 @@ def _numpy_batch(batch):
     return batch
 
 
+@pytest.mark.parametrize("stretch", [1, 7, 10**6])
+def test_the_order_does_not_depend_on_how_much_of_it_is_found_at_once(data, stretch, monkeypatch):
+    numbers = np.random.default_rng(0).integers(0, 5 * data.train(seed=4).rows, 100)
+    alone = [data.train(seed=4)[int(number)]["row"] for number in numbers]
+    monkeypatch.setattr("budget_trainer.data.STRETCH", stretch)
+    together = data.train(seed=4)
+    assert together.__getitems__(numbers)["row"].tolist() == alone
+    assert [together[int(number)]["row"] for number in numbers] == alone  # back and forth
+    epochs, places = np.divmod(numbers, together.rows)
+    assert alone == [int(permute(np.array(p), together.rows, 4, int(e))) for e, p in zip(epochs, places, strict=True)]
+
+
 def test_through_a_data_loader_with_workers(data):
     blocks = data.train(seed=1)
     start = blocks.rows - 3  # crosses an epoch

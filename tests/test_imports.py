@@ -27,10 +27,10 @@ LEAVES |= {
     "cross_entropy",
 }
 LEAVES |= {"step_times", "stop_request", "validation_plan", "watch_checks"}
-LEAVES |= {"hashing", "choice", "whole_words", "objective_checks", "rows", "permutation"}
+LEAVES |= {"hashing", "choice", "whole_words", "objective_checks", "masked_batch", "rows", "permutation"}
 ABOVE_LEAVES = {
     "agreement": {"distributed", "stop_request"},
-    "objective": {"errors", "choice", "hashing", "objective_checks"},
+    "objective": {"errors", "choice", "hashing", "masked_batch", "objective_checks"},
     "attention": {"errors", "few_bit_dropout"},
     "optimizer_checks": {"errors", "lamb"},
     "data": {"errors", "permutation", "rows"},

@@ -6,7 +6,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+from budget_trainer import masked_batch
 from budget_trainer.errors import InputError
 from budget_trainer.hashing import hash64, uniform
 from budget_trainer.objective import MaskingCollator, prediction_slots
@@ -209,6 +211,22 @@ def test_realised_counts_are_exact_after_corruption():
         assert masked == int(((shown == SPECIAL["mask"]) & used).sum())
         assert abs(predicted / candidates - masker.mlm_probability) < 0.04
         assert masked == predicted if masker.mask_replace_prob == 1 else 0.7 < masked / predicted < 0.9
+
+
+@pytest.mark.parametrize("limit", [0, 2**20], ids=["shared memory", "pipe"])
+def test_a_worker_hands_the_same_batch_over(limit, monkeypatch):
+    monkeypatch.setattr(masked_batch, "PIPE_BYTES", limit)
+    rows = [{name: values[i] for name, values in batch().items()} for i in range(64)]
+    here, there = (
+        list(DataLoader(rows, batch_size=16, collate_fn=collator(), num_workers=workers)) for workers in (0, 1)
+    )
+    assert len(here) == len(there) == 4
+    for mine, received in zip(here, there, strict=True):
+        assert type(received) is dict and list(received) == list(mine)
+        assert all(torch.equal(received[name], mine[name]) for name in mine)
+        assert all(tensor.dtype == torch.int64 for tensor in received.values())
+        received["input_ids"] += 1  # a read-only array behind it would warn, or crash
+        assert torch.equal(received["input_ids"], mine["input_ids"] + 1)
 
 
 def test_columns_besides_the_ids_are_passed_on_as_int64():

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from budget_trainer.data import DataFolder
 from data_prep import blocks
-from data_prep.corpus import is_held_out, text_parts, tokenise
+from data_prep.corpus import HASHED_WORDS, is_held_out, text_parts, tokenise
 from data_prep.documents import read_documents
 from data_prep.manifest import sha256_of
 from tests.conftest import ROOT
@@ -156,9 +156,24 @@ def test_split_is_stable_as_the_corpus_grows(build, corpus, tmp_path):
     held = [set((folder.path / "validation.txt").read_text().split("\n")) - {""} for folder in (before, after)]
     assert held[0] < held[1]
     assert held[1] - held[0] <= set(extra)
-    assert is_held_out("Some  TEXT\n here", 0.5) == is_held_out("some text here", 0.5)
     shares = [is_held_out(text, 0.3) for text in texts + extra]
     assert 0.2 < np.mean(shares) < 0.4
+
+
+@pytest.mark.parametrize("words", [1, HASHED_WORDS, HASHED_WORDS + 1, 2 * HASHED_WORDS, 3 * HASHED_WORDS])
+def test_copies_are_on_one_side_of_the_split(words):
+    def sides(change):
+        return [is_held_out(change([f"word{i}-{n}" for n in range(words)]), 0.5) for i in range(64)]
+
+    plain = sides(" ".join)
+    assert True in plain and False in plain
+    assert sides(lambda text: " \n".join(text).upper() + "  ") == plain
+    assert sides(lambda text: " ".join(["other", *text[1:]])) != plain
+    if words > 1:
+        assert sides(lambda text: " ".join([*text[:-1], "other"])) != plain
+    middle = words - words // 2
+    if words > 2 * HASHED_WORDS:  # what stands between the ends says nothing
+        assert sides(lambda text: " ".join([*text[:middle], "other", *text[middle:]])) == plain
 
 
 def _expected_validation(texts, tokenizer, limit=2000):
