@@ -212,11 +212,11 @@ def _tokenise_groups(
         train = [document for document, out in zip(documents, held, strict=True) if not out]
         texts = [split_sentences(document) if sentences else [document] for document in train]
         encoded = encoder.encode(list(itertools.chain.from_iterable(texts)))
-        ids.append(np.fromiter(itertools.chain.from_iterable(encoded), dtype))
+        ids.append(np.concatenate([np.zeros(0, dtype), *encoded], dtype=dtype, casting="unsafe"))
         sizes = iter([len(text) for text in encoded])
         lengths = [sum(itertools.islice(sizes, len(document))) for document in texts]
         columns["lengths"].append([length for length in lengths if length])
-        columns["sentences"].append([len(text) for text in encoded if text] if sentences else [])
+        columns["sentences"].append([len(text) for text in encoded if len(text)] if sentences else [])
         columns["train_bytes"].append(sum(len(document.encode()) for document in train))
         columns["held_out"].append([document for document, out in zip(documents, held, strict=True) if out])
     borders = np.cumsum([0] + [len(group) for group in ids])

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
+
+I64 = NDArray[np.int64]
 
 # Of BERT's parts each treats what stands between spaces and ASCII punctuation on its own; other tokenizers' may not.
 _WORDWISE = (("normalizer", "BertNormalizer"), ("pre_tokenizer", "BertPreTokenizer"), ("model", "WordPiece"))
@@ -27,17 +31,18 @@ class Encoder:
         self._added = [token["content"] for token in content["added_tokens"]]
         self._words: dict[str, tuple[int, ...]] | None = {} if _is_wordwise(content) else None
 
-    def encode(self, documents: Sequence[str]) -> list[list[int]]:
-        """One list of ids per document."""
+    def encode(self, documents: Sequence[str]) -> list[I64]:
+        """The ids of each document: int64 [tokens]."""
         if self._words is None or any(token in document for document in documents for token in self._added):
-            return self._backend_ids(documents)  # a written-out "[MASK]" is one token, not three words
+            # Also where somebody wrote out "[MASK]": that is one token, not three words.
+            return [np.array(ids, np.int64) for ids in self._backend_ids(documents)]
         split = [_WORDS(document) for document in documents]
         if len(self._words) > MAX_WORDS:
             self._words.clear()
         new = [word for word in set(chain.from_iterable(split)) if word not in self._words]
         self._words.update(zip(new, map(tuple, self._backend_ids(new)), strict=True))
         ids_of = self._words.__getitem__
-        return [list(chain.from_iterable(map(ids_of, words))) for words in split]
+        return [np.fromiter(chain.from_iterable(map(ids_of, words)), np.int64) for words in split]
 
     def _backend_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
