@@ -26,10 +26,12 @@ def run(stage: Callable[[], None]) -> int:
     """Exit code of a stage: 0, or 2 with one line on stderr for input or a disk that cannot be used."""
     try:
         stage()
+        return 0
     except (InputError, OSError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+        reason = " ".join(str(error).split())
+    # Only now the error lets go of what was being read, and its progress bar ends: the reason is the last line.
+    print(f"error: {reason}", file=sys.stderr)
+    return 2
 
 
 def command_line(stage: str, argv: list[str] | None) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-from tqdm.auto import tqdm
 
 from data_prep.encoding import Encoder
 from data_prep.sentences import split_sentences
@@ -56,16 +55,13 @@ def text_parts(documents: Iterable[str], folder: Path) -> Iterator[Path]:
         if first is None:
             return
         file = folder / f"part-{number:05d}.arrow"
-        with tqdm(desc="reading", unit="B", unit_scale=True) as progress:
-            write_part(itertools.chain([first], documents), file, progress.update)
+        write_part(itertools.chain([first], documents), file)
         yield file
 
 
-def write_part(
-    documents: Iterable[str], file: Path, progress: Callable[[int], object], part_bytes: float | None = None
-) -> int:
+def write_part(documents: Iterable[str], file: Path, part_bytes: float | None = None) -> tuple[int, bool]:
     """Writes documents to `file` until it holds `part_bytes` (PART_BYTES) and a group ends, or there are no more; returns
-    how many. `progress` is told the bytes."""
+    how many, and whether there are no more."""
     part_bytes = PART_BYTES if part_bytes is None else part_bytes
     count = size = 0
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, _TEXT) as writer:
@@ -75,10 +71,9 @@ def write_part(
             writer.write_batch(batch)
             count += len(group)
             size += batch.nbytes
-            progress(batch.nbytes)
             if size >= part_bytes:
-                break
-    return count
+                return count, False
+    return count, True
 
 
 def read_part(file: Path) -> Iterator[list[str]]:

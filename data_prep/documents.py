@@ -6,14 +6,16 @@ pinned evaluation, so that held-out blocks made here equal those it makes from t
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from budget_trainer.errors import InputError
 from data_prep.books import book_lines
-from data_prep.files import is_archive, lines, members, plain_name
+from data_prep.files import files_below, is_archive, lines, members, plain_name
 
 KINDS = ("auto", "text", "books", "wikiextractor", "mediawiki", "docstrings", "dataset")
 # A document is held in memory while it is tokenised; a longer one (a dump without blank lines) is cut at a line end.
@@ -49,16 +51,26 @@ class Source:
             self.kind = find_kind(self.path)
 
     def documents(self) -> Iterator[str]:
-        """The documents in order; InputError if there is not one."""
+        """The documents in order, with a bar of what was read; InputError if there is not one."""
         empty = True
         self.dropped.clear()
-        for document in self._read():
-            empty = False
-            yield document
+        # Averaged over the whole reading: in between, others work with what was read.
+        with tqdm(desc=Path(self.path).name, total=self._bytes(), unit="B", unit_scale=True, smoothing=0) as bar:
+            for document in self._read(bar.update):
+                empty = False
+                if bar.total is None:
+                    bar.update(len(document))
+                yield document
         if empty:
             raise InputError(f"input {self.path}: no text found when read as {self.kind}; check the file or --kind")
 
-    def _read(self) -> Iterator[str]:
+    def _bytes(self) -> int | None:
+        """How much there is to read from the disk; None where that cannot be known."""
+        if self.kind in ("dataset", "docstrings"):
+            return None
+        return sum(file.stat().st_size for file in files_below(Path(self.path)) if file.is_file())
+
+    def _read(self, told: Callable[[int], object]) -> Iterator[str]:
         if self.kind == "dataset":
             return _rows_of_dataset(self)
         if self.kind == "docstrings":
@@ -68,12 +80,12 @@ class Source:
         if self.kind == "mediawiki":
             from data_prep.mediawiki import read_articles  # late: only this kind needs the parser
 
-            articles = read_articles(Path(self.path), self.errors, self.num_proc, self.dropped)
+            articles = read_articles(Path(self.path), self.errors, self.num_proc, self.dropped, told)
             return (document for article in articles for document in paragraphs_to_documents(article))
         reader = {"text": _text_file, "books": _book_file, "wikiextractor": _wikiextractor_file}[self.kind]
         return (
             document
-            for name, stream in members(Path(self.path))
+            for name, stream in members(Path(self.path), told)
             for document in reader(name, lines(name, stream, self.errors))
         )
 

@@ -3,18 +3,20 @@
 import bz2
 import contextlib
 import gzip
+import io
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from budget_trainer.errors import InputError
 
 _OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 _ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz", ".txz")
 _BROKEN = (lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile, tarfile.TarError)
+RAW_BYTES = 128 * 1024  # read from the disk at once
 LINE_BYTES = 16 * 2**20  # a line of any length must not be held in memory whole
 _BOM = b"\xef\xbb\xbf"
 
@@ -30,24 +32,48 @@ def is_archive(name: str) -> bool:
     return name.endswith(_ARCHIVES)
 
 
-def members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def files_below(path: Path) -> list[Path]:
+    """The file itself, or the files below a folder in sorted order, hidden ones left out."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+
+
+def members(path: Path, told: Callable[[int], object] = lambda size: None) -> Iterator[tuple[str, IO[bytes]]]:
     """(name, decompressed stream) of a file, of the files below a folder in sorted order, or of a tar's files in
-    theirs. Each stream is valid until the next is asked for. Hidden files are left out."""
+    theirs. Each stream is valid until the next is asked for. Hidden files are left out. `told` learns how many bytes were
+    read from the disk."""
     if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            if not any(part.startswith(".") for part in file.relative_to(path).parts):
-                yield from members(file)
+        for file in files_below(path):
+            yield from members(file, told)
     elif is_archive(path.name):
-        with naming_errors(str(path)), tarfile.open(path, "r|*") as archive:  # a stream: one pass, bounded memory
+        # A stream: one pass, bounded memory.
+        with naming_errors(str(path)), _told(path, told) as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
             for entry in archive:
                 stream = archive.extractfile(entry) if entry.isfile() else None
                 if stream is not None and not Path(entry.name).name.startswith("."):
                     yield f"{path}:{entry.name}", _decompressed(entry.name, stream)
     elif path.is_file():
-        with path.open("rb") as stream:
+        with _told(path, told) as stream:
             yield str(path), _decompressed(path.name, stream)
     else:
         raise InputError(f"input {path}: no such file or folder; give a path that exists")
+
+
+class _Telling(io.FileIO):
+    def __init__(self, path: Path, told: Callable[[int], object]) -> None:
+        super().__init__(path)
+        self._told = told
+
+    def readinto(self, buffer: Any, /) -> int:
+        size = super().readinto(buffer)
+        self._told(size)
+        return size
+
+
+def _told(path: Path, told: Callable[[int], object]) -> IO[bytes]:
+    return io.BufferedReader(_Telling(path, told), RAW_BYTES)
 
 
 def lines(name: str, stream: IO[bytes], errors: str = "strict") -> Iterator[str]:

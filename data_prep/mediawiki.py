@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from operator import itemgetter
@@ -30,11 +30,13 @@ _Chunk = tuple[tuple[str, ...], list[tuple[str, str]]]
 _Converted = list[tuple[str | None, list[str]]]
 
 
-def read_articles(path: Path, errors: str, num_proc: int, dropped: dict[str, int]) -> Iterator[list[str]]:
+def read_articles(
+    path: Path, errors: str, num_proc: int, dropped: dict[str, int], told: Callable[[int], object]
+) -> Iterator[list[str]]:
     """[title, paragraph, ...] of every article in a dump or a folder of them. Counts in `dropped`, by reason, the pages
     that are none: other_namespace, redirect, disambiguation, not_wikitext (another content model), too_large (more than
-    10 million characters), empty (no prose). InputError: damaged input, or a process that was killed."""
-    pages = _articles(path, errors, dropped)
+    10 million characters), empty (no prose). `told` as in `members`. InputError: damaged input, a process that was killed."""
+    pages = _articles(path, errors, dropped, told)
     for reason, document in itertools.chain.from_iterable(_converted(_chunks(pages), path, num_proc)):
         if reason is None:
             yield document
@@ -42,8 +44,10 @@ def read_articles(path: Path, errors: str, num_proc: int, dropped: dict[str, int
             dropped[reason] = dropped.get(reason, 0) + 1
 
 
-def _articles(path: Path, errors: str, dropped: dict[str, int]) -> Iterator[tuple[Site, Page]]:
-    for name, stream in members(path):
+def _articles(
+    path: Path, errors: str, dropped: dict[str, int], told: Callable[[int], object]
+) -> Iterator[tuple[Site, Page]]:
+    for name, stream in members(path, told):
         if name != str(path) and not _DUMP_NAME.search(plain_name(name)):  # an index or checksums beside the dumps
             continue
         site = Site()

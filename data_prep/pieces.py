@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from data_prep.corpus import Select, TokenGroup, read_part, read_tokens, tokenise_part, write_part
 from data_prep.data_recipe import DataRecipe
 from data_prep.documents import Source
@@ -111,13 +109,12 @@ def _make(
     cache.mkdir(exist_ok=True)
     source.cache_dir, size = cache, 1e6 * recipe.piece_megabytes
     counted = _Counted(recipe, source, skip)
-    with tqdm(desc=f"{source.path}", unit="B", unit_scale=True) as progress:
-        while True:
-            made = _write(counted, Piece(folder, number, piece, first), size, progress)
-            yield made
-            if made.last:
-                break
-            first, piece = first + made.documents, piece + 1
+    while True:
+        made = _write(counted, Piece(folder, number, piece, first), size)
+        yield made
+        if made.last:
+            break
+        first, piece = first + made.documents, piece + 1
     shutil.rmtree(cache)
 
 
@@ -149,25 +146,18 @@ class _Counted:
             yield document
 
 
-def _write(counted: _Counted, piece: Piece, piece_bytes: float, progress: tqdm) -> Piece:
+def _write(counted: _Counted, piece: Piece, piece_bytes: float) -> Piece:
     counted.start()
-    written = 0
-
-    def tell(size: int) -> None:
-        nonlocal written
-        written += size
-        progress.update(size)
-
     aside = piece.file.with_suffix(".writing")
     with piece.digests.open("wb") as digests:
-        documents = write_part(counted.into(digests), aside, tell, piece_bytes)
+        documents, last = write_part(counted.into(digests), aside, piece_bytes)
         digests.flush()
         os.fsync(digests.fileno())
     with aside.open("rb") as file:
         os.fsync(file.fileno())
     aside.rename(piece.file)
     account: dict[str, Any] = {"read": counted.read, "documents": documents, "text_bytes": counted.text_bytes}
-    account |= {"last": written < piece_bytes, "removed": counted.removed.by}
+    account |= {"last": last, "removed": counted.removed.by}
     account["dropped"] = dict(counted.source.dropped) if account["last"] else {}
     write_json(piece.folder / f"{piece.name}.json", account)
     return replace(piece, **account)

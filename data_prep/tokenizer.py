@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from tqdm.auto import tqdm
 
 from budget_trainer.errors import InputError
 from data_prep.cli import Parser, add_source_flags, positive, run, source_of
@@ -141,13 +140,11 @@ def _from_file(file: Path) -> Any:
 def _copy_text(documents: Iterable[str], file: Path, max_bytes: float) -> None:
     """Writes one document per line until `max_bytes`: the text is read twice, and not every source can be."""
     size = 0
-    with file.open("wb") as out, tqdm(desc="reading", unit="B", unit_scale=True) as progress:
+    with file.open("wb") as out:
         for document in documents:
-            written = out.write(document.encode() + b"\n")
-            progress.update(written)
-            size += written
+            size += out.write(document.encode() + b"\n")
             if size >= max_bytes:
-                progress.write(f"stopped reading at --max_megabytes {max_bytes / 1e6:g}")
+                print(f"stopped reading at --max_megabytes {max_bytes / 1e6:g}")
                 return
 
 

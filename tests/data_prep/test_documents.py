@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import random
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,7 @@ import pytest
 
 from budget_trainer.errors import InputError
 from data_prep.documents import MAX_DOCUMENT_CHARACTERS, Source, read_documents
+from data_prep.files import files_below, lines, members
 from tests.conftest import ROOT, SHARED_DATA
 
 LONG = (
@@ -33,6 +35,33 @@ def test_text_files_plain_and_compressed(tmp_path, suffix, opener):
     assert Source(str(file)).kind == "text"
     assert _read(file) == WIKI_DOCUMENTS
     assert _read(tmp_path) == WIKI_DOCUMENTS  # the folder
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.xz", "folder", "books.tar", "books.tar.gz"])
+def test_progress_counts_what_is_read_from_the_disk(tmp_path, name, capsys):
+    size = 2_000_000
+    noise = "".join(random.Random(0).choices("abcdefgh .\n", k=size))  # hardly compressible
+    place = tmp_path / name
+    if name == "folder":
+        place.mkdir()
+        for part in range(4):
+            (place / f"{part}.txt").write_text(noise[part::4])
+    elif ".tar" in name:
+        (tmp_path / "one.txt").write_text(noise)
+        with tarfile.open(place, "w:gz" if name.endswith("gz") else "w") as archive:
+            archive.add(tmp_path / "one.txt", arcname="one.txt")
+    else:
+        with (lzma.open if name.endswith("xz") else open)(place, "wt") as out:
+            out.write(noise)
+    told = []
+    texts = (line for name, stream in members(place, told.append) for line in lines(name, stream))
+    next(texts)
+    whole = sum(file.stat().st_size for file in files_below(place))
+    assert 0 < sum(told) < whole / 2
+    assert sum(1 for _ in texts) > 1000
+    assert sum(told) == whole
+    _read(place)
+    assert f"{name}: 100%" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("end", ["\r\n", "\r"])
