@@ -6,7 +6,7 @@ pinned evaluation, so that held-out blocks made here equal those it makes from t
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Source:
         if self.kind == "auto":
             self.kind = find_kind(self.path)
 
-    def documents(self) -> Iterator[str]:
+    def documents(self) -> Generator[str, None, None]:
         """The documents in order, with a bar of what was read; InputError if there is not one."""
         empty = True
         self.dropped.clear()

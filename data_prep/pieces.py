@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -108,21 +109,21 @@ def _make(
     cache = folder / "cache"
     cache.mkdir(exist_ok=True)
     source.cache_dir, size = cache, 1e6 * recipe.piece_megabytes
-    counted = _Counted(recipe, source, skip)
-    while True:
-        made = _write(counted, Piece(folder, number, piece, first), size)
-        yield made
-        if made.last:
-            break
-        first, piece = first + made.documents, piece + 1
+    with closing(source.documents()) as documents:
+        counted = _Counted(recipe, source, itertools.islice(documents, skip, None))
+        while True:
+            made = _write(counted, Piece(folder, number, piece, first), size)
+            yield made
+            if made.last:
+                break
+            first, piece = first + made.documents, piece + 1
     shutil.rmtree(cache)
 
 
 class _Counted:
-    """The kept documents of a source from number `skip` on, with an account of those since `start`."""
+    """Those of a source's `documents` that are kept, with an account of those since `start`."""
 
-    def __init__(self, recipe: DataRecipe, source: Source, skip: int) -> None:
-        documents = itertools.islice(source.documents(), skip, None)
+    def __init__(self, recipe: DataRecipe, source: Source, documents: Iterator[str]) -> None:
         self.source, self._kept = source, recipe.lengths.keep(self._counting(documents), self._remove)
         self.start()
 
