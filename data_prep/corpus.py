@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from data_prep.encoding import Encoder
+from data_prep.encoding import I64, Encoder
 from data_prep.sentences import split_sentences
 
 GROUP_CHARACTERS = 256 * 1024
@@ -27,8 +27,9 @@ PART_BYTES = 128 * 1024**2
 HASHED_WORDS = 200
 _TEXT = pa.schema([("documents", pa.list_(pa.string())), ("first", pa.int64())])
 
-# Which of a group's documents are kept, and what was removed: (documents, number of the first in its part, encoder).
-Select = Callable[[list[str], int, Encoder], tuple[list[str], dict[str, Any]]]
+# Which of a group's documents are kept, their ids where it made them, and what was removed: of the documents, the number of
+# the first in its part, and the encoder.
+Select = Callable[[list[str], int, Encoder], tuple[list[str], list[I64] | None, dict[str, Any]]]
 
 
 @dataclass
@@ -201,19 +202,22 @@ def _tokenise_groups(
     ids: list[np.ndarray] = []
     columns: dict[str, list[Any]] = {name: [] for name in schema.names if name != "ids"}
     for documents, first in zip(table["documents"].to_pylist(), table["first"].to_pylist(), strict=True):
-        documents, removed = (documents, {}) if select is None else select(documents, first, encoder)
+        documents, known, removed = (documents, None, {}) if select is None else select(documents, first, encoder)
         columns["removed"].append(json.dumps(removed))
-        held = [bool(fraction) and is_held_out(document, fraction) for document in documents]
-        train = [document for document, out in zip(documents, held, strict=True) if not out]
+        kept = [not fraction or not is_held_out(document, fraction) for document in documents]
+        train = list(itertools.compress(documents, kept))
         texts = [split_sentences(document) if sentences else [document] for document in train]
-        encoded = encoder.encode(list(itertools.chain.from_iterable(texts)))
+        if known is None or sentences:
+            encoded = encoder.encode(list(itertools.chain.from_iterable(texts)))
+        else:
+            encoded = list(itertools.compress(known, kept))
         ids.append(np.concatenate([np.zeros(0, dtype), *encoded], dtype=dtype, casting="unsafe"))
         sizes = iter([len(text) for text in encoded])
         lengths = [sum(itertools.islice(sizes, len(document))) for document in texts]
         columns["lengths"].append([length for length in lengths if length])
         columns["sentences"].append([len(text) for text in encoded if len(text)] if sentences else [])
         columns["train_bytes"].append(sum(len(document.encode()) for document in train))
-        columns["held_out"].append([document for document, out in zip(documents, held, strict=True) if out])
+        columns["held_out"].append(list(itertools.compress(documents, [not here for here in kept])))
     borders = np.cumsum([0] + [len(group) for group in ids])
     arrays = {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}
     arrays["ids"] = pa.LargeListArray.from_arrays(borders, np.concatenate(ids))  # without a Python object per token

@@ -6,12 +6,13 @@ import functools
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from budget_trainer.errors import InputError
 from data_prep.duplicates import is_duplicate
-from data_prep.encoding import Encoder
+from data_prep.encoding import I64, Encoder
 
 SAMPLES, SAMPLE_CHARACTERS = 3, 200
 LANGUAGE_CHARACTERS = 2000  # of a document's middle: enough to tell, and its first line is often a name
@@ -81,18 +82,21 @@ class Selection:
     language: str | None = None
     max_tokens_per_character: float | None = None
 
-    def __call__(self, documents: list[str], first: int, encoder: Encoder) -> tuple[list[str], dict[str, Any]]:
-        """Those that are kept of a group whose first document is the piece's `first`, and what was removed."""
+    def __call__(
+        self, documents: list[str], first: int, encoder: Encoder
+    ) -> tuple[list[str], list[I64] | None, dict[str, Any]]:
+        """Those that are kept of a group whose first document is the piece's `first`, their ids where they had to be
+        counted, and what was removed."""
         removed = Removed()
         kept = list(self._passing(documents, first, removed))
         limit = self.max_tokens_per_character
-        if limit is not None:
-            tokens = [len(ids) for ids in encoder.encode(kept)]
-            dense = [count > limit * len(text) for text, count in zip(kept, tokens, strict=True)]
-            for text in [text for text, out in zip(kept, dense, strict=True) if out]:
-                removed.add("max_tokens_per_character", text)
-            kept = [text for text, out in zip(kept, dense, strict=True) if not out]
-        return kept, removed.by
+        if limit is None:
+            return kept, None, removed.by
+        encoded = encoder.encode(kept)
+        fits = [len(ids) <= limit * len(text) for text, ids in zip(kept, encoded, strict=True)]
+        for text in compress(kept, [not here for here in fits]):
+            removed.add("max_tokens_per_character", text)
+        return list(compress(kept, fits)), list(compress(encoded, fits)), removed.by
 
     def _passing(self, documents: list[str], first: int, removed: Removed) -> Iterator[str]:
         for number, document in enumerate(documents, self.offset + first):
