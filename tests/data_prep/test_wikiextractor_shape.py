@@ -56,11 +56,11 @@ class Text:
         return f" {sentence} " in self.flat
 
     def has_around(self, sentence):
-        """Whether a sentence holds these words in this order, and a few more."""
+        """Whether a stretch of a paragraph holds these words in this order, and a few more."""
         wanted = sentence.split()
-        for candidate in (some.split() for paragraph in self.sentences for some in paragraph):
-            if len(wanted) <= len(candidate) <= len(wanted) + FILLED:
-                rest = iter(candidate)
+        for paragraph in (words(paragraph).split() for paragraph in self.paragraphs):
+            for start in (at for at, word in enumerate(paragraph) if word == wanted[0]):
+                rest = iter(paragraph[start : start + len(wanted) + FILLED])
                 if all(word in rest for word in wanted):
                     return True
         return False
