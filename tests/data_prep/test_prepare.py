@@ -180,6 +180,8 @@ def test_the_benchmark_of_kills_refuses(recipe, tmp_path, capsys):
             {"sources": [{"input": "x.txt", "errors": "ignore"}]},
             "errors: 'ignore' is unknown; choose of strict, replace",
         ),
+        ({"sources": [{"input": "x.txt", "max_documents": "all"}]}, "max_documents: 'all' is not a int"),
+        ({"sources": [{"input": "x.txt", "max_documents": 0}]}, "max_documents: 0 is below 1"),
         ({"tokenizer": 5}, "tokenizer: 5 is neither a name nor a mapping"),
         ({"tokenizer": {"vocab_size": 3}}, "tokenizer: vocab_size 3 is too small"),
         ({"language": "xx"}, "language: 'xx' is not one that can be told"),
