@@ -19,12 +19,12 @@ from data_prep.manifest import refuse_occupied
 from data_prep.packers import BY_SENTENCE
 from data_prep.processing import Lengths, check_language
 
-FORMAT = 1  # raise it when the same recipe comes to give other blocks
+FORMAT = 2  # raise it when the same recipe comes to give other blocks
 BLOCK_FLAGS: tuple[str, ...] = ("block_size", "packing", "num_shards", "num_proc", "overwrite", "validation_fraction")
 BLOCK_FLAGS += ("short_seq_prob", "validation_text", "validation_block_size", "max_validation_blocks")
 OWN_KEYS: tuple[str, ...] = ("output_dir", "sources", "tokenizer", "min_characters", "max_characters", "language")
 OWN_KEYS += ("max_tokens_per_character", "deduplicate", "piece_megabytes", "keep_work")
-SOURCE_KEYS = ("input", "kind", "errors", "dataset_config", "dataset_split", "text_column")
+SOURCE_KEYS = ("input", "kind", "errors", "dataset_config", "dataset_split", "text_column", "max_documents")
 OUTPUT = ("data folder", "manifest.json")  # as `written_aside` wants it
 SOURCE_FIELDS = ("path", *SOURCE_KEYS[1:])
 NO_RESULT = ("num_proc", "overwrite")  # they change nothing in the data
@@ -209,7 +209,10 @@ def _sources(given: Any, num_proc: int) -> list[Source]:
         if not isinstance(entry, dict) or not isinstance(entry.get("input"), str):
             raise InputError(f"sources: number {number} has no input; write `- input: PATH`")
         _check_names(f"sources: number {number}", entry, SOURCE_KEYS)
-        options = {key: _typed(entry, key, str, None) for key in SOURCE_KEYS[1:] if entry.get(key) is not None}
+        kinds = dict.fromkeys(SOURCE_KEYS[1:], str) | {"max_documents": int}
+        options = {key: _typed(entry, key, kind, None) for key, kind in kinds.items() if entry.get(key) is not None}
+        if options.get("max_documents", 1) < 1:
+            raise InputError(f"max_documents: {options['max_documents']} is below 1; give 1 or more")
         for key, known in (("kind", KINDS), ("errors", ("strict", "replace"))):
             if options.get(key, known[0]) not in known:
                 raise InputError(f"{key}: {options[key]!r} is unknown; choose of {', '.join(known)}")

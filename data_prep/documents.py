@@ -4,7 +4,7 @@ A document is a str without line breaks: its paragraphs stripped and joined by o
 pinned evaluation, so that held-out blocks made here equal those it makes from the same text.
 """
 
-import json
+import itertools
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,12 +15,14 @@ from tqdm.auto import tqdm
 
 from budget_trainer.errors import InputError
 from data_prep.books import book_lines
+from data_prep.extracted import json_line_texts, text_paragraphs, wikiextractor_articles
 from data_prep.files import files_below, is_archive, lines, members, plain_name
 
-KINDS = ("auto", "text", "books", "wikiextractor", "mediawiki", "docstrings", "dataset")
+KINDS = ("auto", "text", "books", "wikiextractor", "mediawiki", "docstrings", "dataset", "jsonl")
 # A document is held in memory while it is tokenised; a longer one (a dump without blank lines) is cut at a line end.
 MAX_DOCUMENT_CHARACTERS = 4_000_000
 _DATASET_SUFFIXES = (".parquet", ".arrow", ".csv", ".tsv", ".jsonl", ".json")
+_RANK_NAME = re.compile(r"\d+\.jsonl")  # as datatrove names its files, which need not have the same columns
 _TEXT_NAME = re.compile(r"\.txt$|^wiki_\d+$")
 _XML_HEAD = re.compile(r"\s*<(?:\?xml|!DOCTYPE|!--|mediawiki\b)")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -31,8 +33,8 @@ class Source:
     """Where documents come from. `path`: a file, folder, archive, `datasets` name, or for docstrings "installed" (this
     interpreter's packages) or a folder of Python files. kind "auto" is replaced by the kind found. `cache_dir` takes
     what the `datasets` library must keep on disk. `num_proc`: processes that convert the pages of a MediaWiki dump; the
-    documents do not depend on it. `dropped`: pages of a dump that the last reading left out, by reason. InputError:
-    nothing there, or a kind that it cannot be."""
+    documents do not depend on it. `max_documents`: it ends behind so many. `dropped`: pages of a dump that the last
+    reading left out, by reason. InputError: nothing there, or a kind that it cannot be."""
 
     path: str
     kind: str = "auto"
@@ -42,6 +44,7 @@ class Source:
     text_column: str = "text"
     cache_dir: Path | None = None
     num_proc: int = 1
+    max_documents: int | None = None
     dropped: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -56,7 +59,7 @@ class Source:
         self.dropped.clear()
         # Averaged over the whole reading: in between, others work with what was read.
         with tqdm(desc=Path(self.path).name, total=self._bytes(), unit="B", unit_scale=True, smoothing=0) as bar:
-            for document in self._read(bar.update):
+            for document in itertools.islice(self._read(bar.update), self.max_documents):
                 empty = False
                 if bar.total is None:
                     bar.update(len(document))
@@ -72,7 +75,12 @@ class Source:
 
     def _read(self, told: Callable[[int], object]) -> Iterator[str]:
         if self.kind == "dataset":
-            return _rows_of_dataset(self)
+            from data_prep.dataset_rows import read_rows  # late: a second of import
+
+            where = (self.path, self.dataset_config, self.dataset_split, self.text_column, self.cache_dir)
+            return (
+                document for text in read_rows(*where) for document in paragraphs_to_documents(text_paragraphs(text))
+            )
         if self.kind == "docstrings":
             from data_prep.docstrings import installed_roots, read_docstrings  # late: only this kind needs it
 
@@ -82,12 +90,19 @@ class Source:
 
             articles = read_articles(Path(self.path), self.errors, self.num_proc, self.dropped, told)
             return (document for article in articles for document in paragraphs_to_documents(article))
-        reader = {"text": _text_file, "books": _book_file, "wikiextractor": _wikiextractor_file}[self.kind]
+        readers = {"text": _text_file, "books": _book_file, "wikiextractor": _extracted, "jsonl": self._json_lines}
+        reader = readers[self.kind]
         return (
             document
             for name, stream in members(Path(self.path), told)
             for document in reader(name, lines(name, stream, self.errors))
         )
+
+    def _json_lines(self, name: str, text: Iterable[str]) -> Iterator[str]:
+        if not plain_name(name).endswith(".jsonl"):  # statistics or logs beside the texts
+            return iter(())
+        texts = json_line_texts(name, text, self.text_column)
+        return (document for paragraphs in texts for document in paragraphs_to_documents(paragraphs))
 
 
 def read_documents(path: str | Path, kind: str = "auto", **options: Any) -> Iterator[str]:
@@ -123,11 +138,11 @@ def find_kind(path: str) -> str:
         raise InputError(f"input {path}: no such file or folder; give a path that exists")
     texts: list[str] = []
     others: list[str] = []
-    data = False
+    data: set[str] = set()
     for name, stream in members(here):
         plain = plain_name(name)
         if plain.endswith(_DATASET_SUFFIXES):
-            data = True
+            data.add("jsonl" if _RANK_NAME.fullmatch(plain) else "dataset")
             continue
         head = [line for line, _ in zip(lines(name, stream, "replace"), range(200), strict=False)]
         if _is_dump("\n".join(head)):  # what lies beside it is its index
@@ -136,7 +151,7 @@ def find_kind(path: str) -> str:
         if len(texts) == 3:
             break
     if not texts and data:  # beside texts, a table is their index
-        return "dataset"
+        return data.pop() if len(data) == 1 else "dataset"
     kinds = texts or others
     if not kinds:
         raise InputError(f"input {path}: the folder holds no files; give one with text")
@@ -171,60 +186,6 @@ def _book_file(name: str, text: Iterable[str]) -> Iterator[str]:
     return paragraphs_to_documents(book_lines(text))
 
 
-def _wikiextractor_file(name: str, text: Iterable[str]) -> Iterator[str]:
-    """<doc ...> paragraphs </doc>, or one JSON object with "text" per line; both may stand in one folder."""
-    article: list[str] | None = None  # the paragraphs since <doc>
-    for number, line in enumerate(text, 1):
-        if line.startswith("<doc "):
-            article = []
-        elif line.strip() == "</doc>" and article is not None:
-            yield from paragraphs_to_documents(article)
-            article = None
-        elif article is not None:
-            if line.strip():
-                article.append(line)
-        elif line.startswith("{"):
-            try:
-                paragraphs = _lines_of(json.loads(line)["text"])
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InputError(
-                    f'input {name}: line {number} is not a JSON object with "text"; extract anew'
-                ) from error
-            yield from paragraphs_to_documents(paragraphs)
-        elif line.strip():
-            raise InputError(f"input {name}: line {number} stands outside <doc>...</doc>; check the file or --kind")
-    if article is not None:
-        raise InputError(f"input {name}: the last <doc> is not closed (cut off?); extract or fetch it again")
-
-
-def _lines_of(text: str) -> list[str]:
-    """The lines that are not blank, in characters that UTF-8 can hold (JSON may hold half a surrogate pair)."""
-    text = text.encode("utf-8", "replace").decode().replace("\r\n", "\n").replace("\r", "\n")
-    return [line for line in text.split("\n") if line.strip()]
-
-
-def _rows_of_dataset(source: Source) -> Iterator[str]:
-    import datasets  # late: a second of import
-
-    here = Path(source.path)
-    cache = None if source.cache_dir is None else str(source.cache_dir)
-    try:
-        if (here / "state.json").exists():  # written by save_to_disk
-            rows = datasets.load_from_disk(source.path)
-        else:
-            rows = datasets.load_dataset(
-                source.path, source.dataset_config, split=source.dataset_split, streaming=True, cache_dir=cache
-            )
-        for row in rows:
-            if source.text_column not in row:
-                raise InputError(f"text_column {source.text_column!r} is not in {source.path}; it has {sorted(row)}")
-            paragraphs = _lines_of(row[source.text_column] or "")
-            yield from paragraphs_to_documents(paragraphs)
-    except InputError:
-        raise
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"dataset {source.path!r} (config {source.dataset_config}, split {source.dataset_split}) cannot be read: "
-            f"{reason}; check --input, --dataset_config and --dataset_split"
-        ) from error
+def _extracted(name: str, text: Iterable[str]) -> Iterator[str]:
+    articles = wikiextractor_articles(name, text)
+    return (document for article in articles for document in paragraphs_to_documents(article))

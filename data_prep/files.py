@@ -11,9 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import pyarrow as pa
+
 from budget_trainer.errors import InputError
 
-_OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+
+def _open_zstandard(stream: IO[bytes], mode: str) -> IO[bytes]:
+    return io.BufferedReader(pa.CompressedInputStream(stream, "zstd"))  # its own lines are not implemented
+
+
+_OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open, ".zst": _open_zstandard}
 _ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz", ".txz")
 _BROKEN = (lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile, tarfile.TarError)
 RAW_BYTES = 128 * 1024  # read from the disk at once

@@ -1,7 +1,8 @@
 """Wikitext -> plain text: the prose of a page, paragraph by paragraph.
 
-Templates, tables, references, files, categories, comments, galleries, mathematics and listings are left out without
-a replacement; labels of links, list items, headings of sections that hold text, <nowiki> and inline code are kept.
+Templates (but for those that carry words of a sentence, `inline_templates`), tables, references, files, categories,
+comments, galleries, mathematics and listings are left out without a replacement; labels of links, list items, headings
+of sections that hold text, <nowiki> and inline code are kept.
 `mwparserfromhell` reads the links; brackets that do not match never reach it and are cleaned by patterns.
 """
 

@@ -3,6 +3,9 @@
 import functools
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from data_prep.inline_templates import rendered, template_at
 
 # Characters that XML cannot contain, so that no page does: where something was cut; around the number of a literal.
 CUT, LITERAL, LITERAL_END = "\3", "\1", "\2"  # not "\0", where the parser stops reading
@@ -17,6 +20,8 @@ _TOKEN = re.compile(
     r"\{{2,}|\}{2,}|\[\[|\]{2,}|^[ \t:*#]*\{\||^[ \t]*\|\}(?:(?!\})|(?=\}\}(?!\})))|<table(?:\s[^<>]*)?>|</table\s*>",
     re.MULTILINE | re.IGNORECASE,
 )
+
+_MAX_RENDERED_DEPTH = 4
 
 
 def cut_extensions(text: str) -> tuple[str, list[str]]:
@@ -70,9 +75,9 @@ def _opener(name: str) -> re.Pattern[str]:
 
 
 def cut_nested(text: str, invisible: re.Pattern[str]) -> str:
-    """Without closed templates, tables, and links to what `invisible` matches behind the brackets. What is left open or
-    closed twice stays."""
-    nesting = _Nesting()
+    """Without closed templates (but for the text of those within a sentence), tables, and links to what `invisible` matches
+    behind the brackets. What is left open or closed twice stays."""
+    nesting = _Nesting(text)
     for found in _TOKEN.finditer(text):
         token = found[0]
         if token == "[[" or token.startswith("{{"):
@@ -89,19 +94,33 @@ def cut_nested(text: str, invisible: re.Pattern[str]) -> str:
             nesting.open("<table", found.start())
         else:
             nesting.close("{|", found.end())
-    pieces = []
-    at = 0
-    for start, end in nesting.cuts:
-        pieces.append(text[at:start])
-        at = end
-    return CUT.join([*pieces, text[at:]])
+    return _replaced(text, 0, len(text), nesting.cuts)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What is closed from `start` to `end`, and the text in its place. `depth`: templates rendered one in another."""
+
+    start: int
+    end: int
+    shown: str = CUT
+    depth: int = 0
+
+
+def _replaced(text: str, start: int, end: int, cuts: list[_Cut]) -> str:
+    pieces: list[str] = []
+    for cut in cuts:
+        pieces += (text[start : cut.start], cut.shown)
+        start = cut.end
+    return "".join([*pieces, text[start:end]])
 
 
 class _Nesting:
-    """What is open, innermost last. `cuts`: (start, end) of what was closed, outermost only, in order."""
+    """What is open, innermost last. `cuts`: what was closed, outermost only, in order."""
 
-    def __init__(self) -> None:
-        self.cuts: list[tuple[int, int]] = []
+    def __init__(self, text: str) -> None:
+        self.cuts: list[_Cut] = []
+        self._text = text
         self._open: list[tuple[str, int, int]] = []  # kind, start, braces
         self._count = dict.fromkeys(("{{", "{|", "<table", "[["), 0)
 
@@ -121,7 +140,7 @@ class _Nesting:
             used = 3 if opened == 3 and braces >= 3 else 2
             braces -= used
             opened -= used
-            self._cut(start + opened, end - braces)
+            self._cut(start + opened, end - braces, is_template=used == 2)
             if opened >= 2:
                 self.open("{{", start, opened)
 
@@ -140,7 +159,22 @@ class _Nesting:
             if top[0] == kind:
                 return top
 
-    def _cut(self, start: int, end: int) -> None:
-        while self.cuts and self.cuts[-1][0] >= start:
-            self.cuts.pop()
-        self.cuts.append((start, end))
+    def _cut(self, start: int, end: int, is_template: bool = False) -> None:
+        first = len(self.cuts)
+        while first and self.cuts[first - 1].start >= start:
+            first -= 1
+        inner = self.cuts[first:]
+        del self.cuts[first:]
+        self.cuts.append((self._template(start, end, inner) if is_template else None) or _Cut(start, end))
+
+    def _template(self, start: int, end: int, inner: list[_Cut]) -> _Cut | None:
+        """One that shows text. Not where they nest deeper than anybody writes, which would take quadratic time."""
+        found = template_at(self._text, start + 2)
+        if found is None:
+            return None
+        depth = 1 + max((cut.depth for cut in inner), default=0)
+        shown = ""
+        if depth <= _MAX_RENDERED_DEPTH:
+            name, body = found
+            shown = rendered(name, _replaced(self._text, body, end - 2, inner))
+        return _Cut(start, end, shown or CUT, depth)

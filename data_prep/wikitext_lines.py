@@ -25,6 +25,7 @@ _QUOTES = re.compile("'{2,}")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});")
 _LITERAL = re.compile(rf"{LITERAL}(\d+){LITERAL_END}")
 _BRACKET_BEFORE_CUT = re.compile(rf"\([\s,;:]*{CUT}[\s,;:{CUT}]*(\))?")
+_MARKS_AROUND_CUT = re.compile(rf"([,;:])\s*{CUT}[\s,;:{CUT}]*([,;:)])")
 _CUTS = re.compile(rf" ?{CUT}[ {CUT}]*+([.,;:!?)])?")
 _SPACES = re.compile(r"[ \t\u00a0\u2002\u2003\u2009\r\n\f\v]{2,}|[\t\u00a0\u2002\u2003\u2009\r\n\f\v]")
 
@@ -124,6 +125,7 @@ def finished(line: str, literals: list[str]) -> str:
     """The line with its literals and characters for entities; brackets and spaces around what was cut are tidied."""
     if CUT in line:
         line = _BRACKET_BEFORE_CUT.sub(lambda found: CUT if found[1] else "(", _SPACES.sub(" ", line))
+        line = _MARKS_AROUND_CUT.sub(lambda found: ")" if found[2] == ")" else found[1], line)
         line = _CUTS.sub(lambda found: found[1] or " ", line)
     if LITERAL in line:
         line = _LITERAL.sub(lambda found: literals[int(found[1])], line)

@@ -1,4 +1,4 @@
-"""What README shows is true: its commands parse, its targets and files exist, its Python runs."""
+"""What README and docs show is true: commands and recipes parse, targets and files exist, the Python runs."""
 
 import ast
 import importlib
@@ -8,10 +8,11 @@ import shlex
 import pytest
 
 from budget_trainer.recipes import parse_recipe
+from data_prep.data_recipe import SOURCE_KEYS, read_data_recipe
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-SHELL = re.findall(r"```bash\n(.*?)```", README, re.S)
+SHELL = re.findall(r"```bash\n(.*?)```", README + (ROOT / "docs" / "data.md").read_text(), re.S)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
@@ -75,3 +76,28 @@ def test_every_flag_of_the_table_exists():
 def test_files_that_are_named_exist():
     for path in re.findall(r"`((?:docs|recipes|benchmarks|accelerate_configs|tests)/[\w./]+)`", README):
         assert (ROOT / path).exists(), path
+
+
+def data_recipes():
+    """(file, number, text) of every recipe in YAML that a document shows."""
+    for path in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").glob("*.md")]):
+        for number, text in enumerate(re.findall(r"```yaml\n(.*?)```", path.read_text(), re.S)):
+            yield pytest.param(text, id=f"{path.name}-{number}")
+
+
+@pytest.mark.parametrize("text", [*data_recipes()])
+def test_data_recipe(text, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(text)
+    recipe = read_data_recipe(tmp_path / "recipe.yaml")
+    assert recipe.sources and all(source.kind in ("dataset", "jsonl") for source in recipe.sources)
+
+
+def test_data_recipes_name_the_corpora_that_are_promised():
+    text = "".join(param.values[0] for param in data_recipes())
+    promised = ("wikimedia/wikipedia", "bookcorpus", "allenai/c4", "HuggingFaceFW/fineweb-edu", "jsonl", "parquet/")
+    assert all(name in text for name in promised)
+
+
+def test_every_key_of_a_source_is_explained():
+    table = (ROOT / "docs" / "data.md").read_text().partition("| key of a source")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`(?=[ ,].*\|.*\|)", table)) >= set(SOURCE_KEYS)

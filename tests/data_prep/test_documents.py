@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 
+import pyarrow as pa
 import pytest
 
 from budget_trainer.errors import InputError
@@ -27,7 +28,14 @@ def _read(path, kind="auto", **options):
     return list(read_documents(path, kind, **options))
 
 
-@pytest.mark.parametrize("suffix, opener", [("", open), (".xz", lzma.open), (".gz", gzip.open), (".bz2", bz2.open)])
+def zstandard(file, mode):
+    return pa.CompressedOutputStream(str(file), "zstd")
+
+
+OPENERS = [("", open), (".xz", lzma.open), (".gz", gzip.open), (".bz2", bz2.open), (".zst", zstandard)]
+
+
+@pytest.mark.parametrize("suffix, opener", OPENERS)
 def test_text_files_plain_and_compressed(tmp_path, suffix, opener):
     file = tmp_path / f"wiki.txt{suffix}"
     with opener(file, "wb") as out:
@@ -110,39 +118,21 @@ def test_damaged_wikiextractor_output_is_refused(tmp_path, content, message):
         _read(tmp_path, "wikiextractor")
 
 
-def test_a_local_dataset(tmp_path):
-    rows = [{"body": "One.\nTwo.\n\nThree."}, {"body": None}, {"body": "Four."}]
-    folder = tmp_path / "data"
-    folder.mkdir()
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    options = {"cache_dir": tmp_path / "cache"}
-    assert Source(str(folder)).kind == "dataset"
-    assert _read(folder, text_column="body", **options) == ["One. Two. Three.", "Four."]
-    with pytest.raises(InputError, match=r"text_column 'text' is not in .*\['body'\]"):
-        _read(folder, **options)
-    with pytest.raises(InputError, match="dataset_split|split nothing"):
-        _read(folder, dataset_split="nothing", **options)
+def test_a_name_of_the_hub_is_a_dataset():
+    assert Source("wikimedia/wikipedia").kind == "dataset"
 
 
-def test_a_hub_name_is_streamed(tmp_path, monkeypatch):
-    import datasets
-
-    asked = {}
-
-    def load_dataset(*names, **options):
-        asked.update(names=names, **options)
-        return iter([{"text": "Hello\n\nthere."}])
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    source = Source("wikimedia/wikipedia", dataset_config="20231101.en", cache_dir=tmp_path)
-    assert source.kind == "dataset"
-    assert list(source.documents()) == ["Hello there."]
-    assert asked == {
-        "names": ("wikimedia/wikipedia", "20231101.en"),
-        "split": "train",
-        "streaming": True,
-        "cache_dir": str(tmp_path),
-    }
+@pytest.mark.parametrize("kind", ["text", "mediawiki"])
+def test_the_first_documents(tmp_path, kind):
+    if kind == "text":
+        (tmp_path / "a").write_text("\n\n".join("abc"))
+    else:
+        pages = "".join(
+            f"<page><title>{c}</title><ns>0</ns><revision><text>{c}</text></revision></page>" for c in "abc"
+        )
+        (tmp_path / "a").write_text(f"<mediawiki>{pages}</mediawiki>")
+    assert len(_read(tmp_path / "a", kind, max_documents=2, num_proc=2)) == 2
+    assert len(_read(tmp_path / "a", kind, max_documents=9)) == 3
 
 
 def test_undecodable_bytes_name_file_and_offset(tmp_path):
@@ -170,7 +160,7 @@ def test_what_is_not_there_is_refused(tmp_path):
         _read(tmp_path, "hdf5")
 
 
-@pytest.mark.parametrize("name", ["a.txt.xz", "a.txt.gz", "a.txt.bz2", "a.tar.xz"])
+@pytest.mark.parametrize("name", ["a.txt.xz", "a.txt.gz", "a.txt.bz2", "a.txt.zst", "a.tar.xz"])
 def test_a_cut_off_archive_is_refused(tmp_path, name):
     import random
 
@@ -181,10 +171,10 @@ def test_a_cut_off_archive_is_refused(tmp_path, name):
         with tarfile.open(whole, "w:xz") as archive:
             archive.add(tmp_path / "a.txt", arcname="a.txt")
     else:
-        opener = {".xz": lzma, ".gz": gzip, ".bz2": bz2}[whole.suffix]
-        whole.write_bytes(opener.compress(text))
+        with dict(OPENERS)[whole.suffix](whole, "wb") as out:
+            out.write(text)
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(InputError, match="damaged or cut off"):
+    with pytest.raises(InputError, match="damaged"):
         _read(whole, "text")
 
 

@@ -2,19 +2,20 @@
 
 import json
 import os
-import random
-import signal
+import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
 
+from benchmarks import prepare_kills
+from benchmarks.prepare_kills import made
 from budget_trainer.data import DataFolder
 from data_prep import blocks, prepare
 from data_prep.documents import read_documents
 from tests.conftest import ROOT
+from tests.data_prep.conftest import error_of, flip
 
 
 @pytest.fixture
@@ -29,13 +30,6 @@ def recipe(corpus, tokenizer, tmp_path):
         return path
 
     return write
-
-
-def made(folder):
-    """Name and bytes of every file but the manifest, and the manifest without the time and the command."""
-    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    manifest = json.loads(files.pop("manifest.json"))
-    return files, {key: value for key, value in manifest.items() if key not in ("created", "command", "recipe")}
 
 
 def test_it_gives_the_blocks_of_the_single_stage(recipe, corpus, tokenizer, tmp_path):
@@ -128,40 +122,48 @@ def test_every_filter_says_what_it_took(recipe, tmp_path, capsys):
     assert any(document.startswith("Softhyphen and caf\u00e9 and a bell. This") for document in kept)
 
 
-@pytest.mark.parametrize("kills", [4])
-def test_kills_change_nothing(kills, recipe, corpus, tmp_path):
-    """kill -9 of the whole process group at random moments, with two processes that tokenise."""
-    changes = {"num_proc": 2, "tokenizer": {"vocab_size": 300}, "sources": [str(corpus), str(corpus)]}
-    whole, again = (recipe(name, output_dir=str(tmp_path / name), **changes) for name in ("whole", "again"))
-    command = [sys.executable, "-m", "data_prep.prepare"]
-    options = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
-    subprocess.run([*command, str(whole)], check=True, capture_output=True, **options)
-    chance, killed, work = random.Random(0), 0, tmp_path / "again.work"
+def test_kills_change_nothing(recipe, corpus, tmp_path):
+    """kill -9 of the whole process group at random moments, with two processes that tokenise: the benchmark, four times."""
+    path = recipe(num_proc=2, tokenizer={"vocab_size": 300}, sources=[str(corpus), str(corpus)])
+    out = tmp_path / "kills"
+    assert prepare_kills.main(["--recipe", str(path), "--kills", "4", "--output_dir", str(out)]) == 0
+    result = json.loads((out / "prepare_kills.json").read_text())
+    assert len(result["kills"]) == 4 and result["different"] == [] and (out / "disturbed" / "tokenizer").is_dir()
+    removed = made(out / "disturbed")[1]["removed"]
+    assert len(list(read_documents(corpus))) == removed["duplicates"]["documents"]
 
-    def files():
-        return sum(1 for _ in work.rglob("*"))
 
-    for _ in range(kills):
-        wanted = files() + chance.randint(1, 8)
-        process = subprocess.Popen(
-            [*command, str(again)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            **options,
-        )
-        while process.poll() is None and files() < wanted:
-            time.sleep(0.002)
-        time.sleep(chance.uniform(0.0, 0.1))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            killed += 1
-        process.wait()
-    assert killed > 1
-    subprocess.run([*command, str(again)], check=True, capture_output=True, **options)
-    assert made(tmp_path / "again") == made(tmp_path / "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "again.yaml", "whole", "whole.yaml"]
-    assert len(list(read_documents(corpus))) == made(tmp_path / "again")[1]["removed"]["duplicates"]["documents"]
+def test_the_benchmark_of_kills_sees_what_differs(recipe, tmp_path, capsys, monkeypatch):
+    assert prepare.main([str(recipe(output_dir=str(tmp_path / "whole")))]) == 0
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    shutil.copytree(whole, again)
+    assert prepare_kills.differences(again, whole) == []
+    flip(again / "train-00001-of-00003.arrow")
+    flip(next((again / "tokenizer").glob("tokenizer.json")))
+    (again / "more.arrow").touch()
+    manifest = json.loads((again / "manifest.json").read_text())
+    (again / "manifest.json").write_text(json.dumps({**manifest, "command": "another", "block_size": 1}))
+    (tmp_path / "again.work").mkdir()
+    different = ["more.arrow", "tokenizer/tokenizer.json", "train-00001-of-00003.arrow", "block_size", "again.work"]
+    assert prepare_kills.differences(again, whole) == different
+
+    def disturbed(a, folder, reference):
+        return [{"kill": 1, "stage": "tokens", "files": 1}], ["block_size"]
+
+    monkeypatch.setattr(prepare_kills, "disturbed", disturbed)
+    with pytest.raises(SystemExit, match="1"):
+        prepare_kills.main(["--recipe", str(recipe()), "--output_dir", str(tmp_path / "kills")])
+    assert "DIFFERENT: block_size" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_kills_refuses(recipe, tmp_path, capsys):
+    for flags, message in (
+        (["--kills", "0"], "kills: 0 is below 1"),
+        (["--output_dir", str(tmp_path)], "is not empty"),
+        (["--recipe", str(recipe(block_size=4))], "recipe: data_prep.prepare ended with 2 (error: --block_size 4"),
+    ):
+        flags = flags if "--output_dir" in flags else [*flags, "--output_dir", str(tmp_path / "kills")]
+        assert message in error_of(prepare_kills.main, flags, capsys)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +180,8 @@ def test_kills_change_nothing(kills, recipe, corpus, tmp_path):
             {"sources": [{"input": "x.txt", "errors": "ignore"}]},
             "errors: 'ignore' is unknown; choose of strict, replace",
         ),
+        ({"sources": [{"input": "x.txt", "max_documents": "all"}]}, "max_documents: 'all' is not a int"),
+        ({"sources": [{"input": "x.txt", "max_documents": 0}]}, "max_documents: 0 is below 1"),
         ({"tokenizer": 5}, "tokenizer: 5 is neither a name nor a mapping"),
         ({"tokenizer": {"vocab_size": 3}}, "tokenizer: vocab_size 3 is too small"),
         ({"language": "xx"}, "language: 'xx' is not one that can be told"),

@@ -59,6 +59,15 @@ UNITS += [
     "\t\n",
     "&amp;",
     "<ref name=a ",
+    "{{lang|fr|",
+    "{{lang|fr|{{lang|fr|{{lang|fr|{{lang|fr|{{lang|fr|a}}}}}}}}}}",
+    "{{lang|fr|a ",
+    "{{lang|fr|[[a|",
+    "{{convert|1|-|",
+    "{{quote|\n",
+    "{{a}}, ",
+    "({{a}},",
+    "a = ",
 ]
 
 

@@ -1,0 +1,192 @@
+"""Datasets as sources: streamed for real from local folders, as the Hub's are; what cannot be reached or read."""
+
+import gzip
+import importlib.util
+import io
+import json
+import sys
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from benchmarks import prepare_kills
+from budget_trainer.errors import InputError
+from data_prep import prepare
+from data_prep.documents import Source, read_documents
+from tests.conftest import run
+
+# What `datatrove` writes beside the text of a document differs from file to file, in names and in types.
+METADATA = [{"url": "http://a", "score": 1}, {"file": "x", "score": "high", "deep": {"a": [1]}}, {}]
+
+
+def rows_of_rank(rank):
+    return [
+        {"text": f"Document {number} of rank {rank}.\n\nMore.", "id": f"{rank}/{number}", "metadata": METADATA[rank]}
+        for number in range(4)
+    ]
+
+
+def write_jsonl(file, rows, opener=open):
+    with opener(file, "wt") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def write_parquet(file, rows):
+    pq.write_table(pa.Table.from_pylist([{**row, "metadata": row["metadata"] or None} for row in rows]), file)
+
+
+EXPECTED = [f"Document {number} of rank {rank}. More." for rank in range(3) for number in range(4)]
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """A dataset with two configurations of two splits, texts in the column `body`, as a README of the Hub says it."""
+    folder = tmp_path / "configured"
+    splits = []
+    for language in ("en", "de"):
+        (folder / language).mkdir(parents=True)
+        files = [{"split": split, "path": f"{language}/{split}-*.parquet"} for split in ("train", "test")]
+        splits.append({"config_name": language, "data_files": files})
+        for split in ("train", "test"):
+            for part in range(2):
+                texts = [f"{language} {split} {part}" + " word" * n for n in range(3)]
+                table = pa.table({"body": texts, "length": [len(text) for text in texts]})
+                pq.write_table(table, folder / language / f"{split}-0000{part}.parquet")
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': splits})}---\n# A dataset\n")
+    return folder
+
+
+def zstandard(file, mode):
+    return io.TextIOWrapper(pa.CompressedOutputStream(str(file), "zstd"))
+
+
+OPENERS = {"jsonl": open, "jsonl.gz": gzip.open, "jsonl.zst": zstandard}
+
+
+@pytest.mark.parametrize("form", [*OPENERS, "parquet"])
+def test_the_output_of_datatrove(form, tmp_path):
+    """A file per rank, whose metadata do not fit together."""
+    for rank in range(3):
+        file = tmp_path / f"{rank:05d}.{form}"
+        if form == "parquet":
+            write_parquet(file, rows_of_rank(rank))
+        else:
+            write_jsonl(file, rows_of_rank(rank), OPENERS[form])
+    source = Source(str(tmp_path))
+    assert source.kind == ("dataset" if form == "parquet" else "jsonl") and list(source.documents()) == EXPECTED
+    ids = [f"{rank}/{number}" for rank in range(3) for number in range(4)]
+    assert list(read_documents(tmp_path, text_column="id", max_documents=7)) == ids[:7]
+    if form != "parquet":
+        (tmp_path / "stats.json").write_text('{"documents": 12}')
+        assert list(read_documents(tmp_path, "jsonl")) == EXPECTED
+
+
+def test_damaged_json_lines(tmp_path):
+    write_jsonl(tmp_path / "00000.jsonl.gz", rows_of_rank(0), gzip.open)
+    (tmp_path / "00001.jsonl").write_text('\n{"text": "a"}\n{"text": 1}\n')
+    with pytest.raises(
+        InputError, match=r'00001.jsonl: line 3 is not a JSON object with "text"; check the file or text_col'
+    ):
+        list(read_documents(tmp_path))
+    with pytest.raises(InputError, match=r'00000.jsonl.gz: line 1 is not a JSON object with "body"'):
+        list(read_documents(tmp_path, text_column="body"))
+    whole = (tmp_path / "00000.jsonl.gz").read_bytes()
+    (tmp_path / "00000.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"00000.jsonl.gz: damaged or cut off"):
+        list(read_documents(tmp_path))
+
+
+def test_what_the_library_cannot_decompress(tmp_path):
+    """Json lines that it is to read (of the Hub, or with a configuration), in Zstandard."""
+    write_jsonl(tmp_path / "train.jsonl.zst", rows_of_rank(0), zstandard)
+    assert Source(str(tmp_path)).kind == "dataset"
+    if importlib.util.find_spec("zstandard"):
+        assert list(read_documents(tmp_path)) == EXPECTED[:4]
+    else:
+        with pytest.raises(InputError, match="zstd not supported .pip install zstandard."):
+            list(read_documents(tmp_path))
+
+
+def test_configuration_split_and_column(configured, tmp_path):
+    where = {"dataset_config": "de", "dataset_split": "test", "text_column": "body", "cache_dir": tmp_path / "cache"}
+    expected = [f"de test {part}" + " word" * n for part in range(2) for n in range(3)]
+    assert list(read_documents(configured, **where)) == expected
+    assert list(read_documents(configured, **where, max_documents=4)) == expected[:4]
+    for change, message in (
+        ({"dataset_config": None}, r"config None, split test.*available configs: \['en', 'de'\]"),
+        ({"dataset_config": "fr"}, r"config fr.*'fr' not found.*dataset_config"),
+        ({"dataset_split": "dev"}, r"Bad split: dev.*\['train', 'test'\].*dataset_split"),
+        ({"text_column": "text"}, r"text_column 'text' is not in .*; it has \['body', 'length'\]"),
+        ({"text_column": "length"}, r"text_column 'length' of .* holds int, no text"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            list(read_documents(configured, **(where | change)))
+        assert "\n" not in str(error.value)
+
+
+def test_rows_without_text_and_with_blank_lines(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"body": "One.\nTwo.\n\nThree."}, {"body": None}, {"body": "Four."}])
+    assert list(read_documents(tmp_path, text_column="body")) == ["One. Two. Three.", "Four."]
+
+
+def test_a_folder_of_save_to_disk(tmp_path):
+    datasets.Dataset.from_list([{"text": "One."}, {"text": "Two."}]).save_to_disk(tmp_path / "saved")
+    assert list(read_documents(tmp_path / "saved", "dataset")) == ["One.", "Two."]
+
+
+def test_it_is_streamed(tmp_path):
+    """What is behind the wanted documents is never read."""
+    write_jsonl(tmp_path / "a.jsonl", rows_of_rank(0))
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": \xff')
+    assert list(read_documents(tmp_path, max_documents=4)) == EXPECTED[:4]
+    with pytest.raises(InputError, match=f"input {tmp_path}: the dataset .* cannot be read"):
+        list(read_documents(tmp_path))
+
+
+@pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+def test_a_name_that_cannot_be_reached(environment, tmp_path):
+    recipe = {"sources": [{"input": "nobody/nothing", "dataset_config": "en"}], "tokenizer": {"vocab_size": 300}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**recipe, "output_dir": str(tmp_path / "out")}))
+    environment = {"HF_HOME": str(tmp_path / "home"), **environment}
+    done = run([sys.executable, "-m", "data_prep.prepare", path], env=environment)
+    error = done.stderr.strip().split("\n")[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert error.startswith(
+        "error: input nobody/nothing: the dataset (config en, split train) cannot be read: Couldn't"
+    )
+    assert "check input, dataset_config and dataset_split" in error and not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def recipe(corpus, tmp_path):
+    """Of the same documents as Parquet with a configuration, a split and a column; and as JSON lines."""
+    documents = list(read_documents(corpus))
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for part in range(3):
+        table = pa.table({"body": documents[part::3], "n": [part] * len(documents[part::3])})
+        pq.write_table(table, folder / f"own-{part}.parquet", row_group_size=50)
+    configuration = {"config_name": "own", "data_files": [{"split": "held", "path": "own-*.parquet"}]}
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': [configuration]})}---\n")
+    source = {"input": str(folder), "dataset_config": "own", "dataset_split": "held", "text_column": "body"}
+    content = {"sources": [{**source, "kind": "dataset"}, {**source, "max_documents": 100}], "num_shards": 2}
+    content |= {"tokenizer": {"vocab_size": 300}, "piece_megabytes": 0.02, "output_dir": str(tmp_path / "out")}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_processes_and_kills_change_nothing(recipe, tmp_path):
+    kills = tmp_path / "kills"
+    flags = ["--recipe", str(recipe), "--kills", "2", "--output_dir", str(kills), "--", "--num_proc", "2"]
+    assert prepare_kills.main(flags) == 0
+    assert len(json.loads((kills / "prepare_kills.json").read_text())["kills"]) == 2
+    assert prepare.main([str(recipe), "--num_proc", "1"]) == 0
+    assert prepare_kills.differences(tmp_path / "out", kills / "disturbed") == []
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [source["documents"] for source in manifest["sources"]] == [400, 100]
+    assert manifest["removed"]["duplicates"]["documents"] == 100
