@@ -18,6 +18,7 @@ from data_prep.documents import KINDS, Source
 from data_prep.manifest import refuse_occupied
 from data_prep.packers import BY_SENTENCE
 from data_prep.processing import Lengths, check_language
+from data_prep.tokenizer_training import TokenizerToTrain
 
 FORMAT = 2  # raise it when the same recipe comes to give other blocks
 BLOCK_FLAGS: tuple[str, ...] = ("block_size", "packing", "num_shards", "num_proc", "overwrite", "validation_fraction")
@@ -28,16 +29,6 @@ SOURCE_KEYS = ("input", "kind", "errors", "dataset_config", "dataset_split", "te
 OUTPUT = ("data folder", "manifest.json")  # as `written_aside` wants it
 SOURCE_FIELDS = ("path", *SOURCE_KEYS[1:])
 NO_RESULT = ("num_proc", "overwrite")  # they change nothing in the data
-
-
-@dataclass(frozen=True)
-class TokenizerToTrain:
-    """`tokenizer:` as a mapping; see `data_prep.tokenizer`."""
-
-    vocab_size: int = 32_768
-    lowercase: bool = True
-    limit_alphabet: int | None = None
-    max_megabytes: int = 300
 
 
 @dataclass
@@ -229,11 +220,12 @@ def _tokenizer(given: Any) -> str | TokenizerToTrain:
     if not isinstance(given, dict):
         raise InputError(f"tokenizer: {given!r} is neither a name nor a mapping such as {{vocab_size: 32768}}")
     _check_names("tokenizer", given, tuple(TokenizerToTrain.__dataclass_fields__))
-    for name, kind in (("vocab_size", int), ("lowercase", bool), ("limit_alphabet", int), ("max_megabytes", int)):
-        value = _typed(given, name, kind, None)
-        if kind is int and value is not None and value < (11 if name == "vocab_size" else 1):
-            raise InputError(f"tokenizer: {name} {value} is too small; give a larger one")
-    return TokenizerToTrain(**given)
+    kinds = {"tokenizer_type": str, "lowercase": bool}
+    options = {name: _typed(given, name, kinds.get(name, int), None) for name in given if given[name] is not None}
+    try:
+        return TokenizerToTrain(**options)
+    except InputError as error:
+        raise InputError(f"tokenizer: {error}") from None
 
 
 def _block_args(given: dict[str, Any], sources: Sequence[Source]) -> argparse.Namespace:

@@ -5,7 +5,7 @@ block without padding needs no attention mask. `one_document` never crosses a do
 piece. Neither loses a token. Rows come as int64 [n, L].
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,8 +82,8 @@ def one_document_rows(
 
 @dataclass
 class ValidationBlocks:
-    """input_ids and token_bytes int64 [n, L]. token_bytes: UTF-8 bytes of the text each token stands for, 0 for
-    special tokens and padding. cut: blocks beyond the limit. documents: the first so many hold all the blocks."""
+    """input_ids and token_bytes int64 [n, L]. token_bytes: as the function of this name has it, 0 for special
+    tokens and padding. cut: blocks beyond the limit. documents: the first so many hold all the blocks."""
 
     input_ids: np.ndarray
     token_bytes: np.ndarray
@@ -104,7 +104,7 @@ def validation_rows(
     for text in documents:
         seen += 1
         encoding = tokenizer.encode(text, add_special_tokens=False)
-        ids, spans = encoding.ids, encoding.offsets
+        ids, bytes_of_text = encoding.ids, token_bytes(text, encoding.offsets)
         for start in range(0, len(ids), body):
             piece = ids[start : start + body]
             if len(piece) < MIN_VALIDATION_TOKENS:
@@ -113,11 +113,24 @@ def validation_rows(
             if total > limit:
                 continue
             last = seen
-            # 65535: what the column holds; a longer token is a kilobytes-long unknown "word".
-            size = [min(len(text[a:b].encode()), 65535) for a, b in spans[start : start + body]]
             unused = body - len(piece)
             rows.append([special_ids["cls"], *piece, special_ids["sep"]] + [special_ids["pad"]] * unused)
-            sizes.append([0, *size, 0] + [0] * unused)
+            sizes.append([0, *bytes_of_text[start : start + body], 0] + [0] * unused)
     shape = (len(rows), block_size)
     ids_array, sizes_array = np.array(rows, np.int64).reshape(shape), np.array(sizes, np.int64).reshape(shape)
     return ValidationBlocks(ids_array, sizes_array, max(0, total - limit), last, seen)
+
+
+def token_bytes(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """UTF-8 bytes of the text that each token stands for, given where it begins and ends: the same sum whatever the
+    tokenizer, so that bits per byte compare.
+
+    White space does not count: only some tokenizers have it in their tokens. A character counts once, for the first of the
+    tokens that share it (bytes of a byte-level BPE, parts of a decomposed letter)."""
+    sizes, counted = [], 0
+    for start, end in spans:
+        own = text[max(start, counted) : end]
+        # 65535: what the column holds; a longer token is a kilobytes-long unknown "word".
+        sizes.append(min(len("".join(own.split()).encode()), 65535))
+        counted = max(counted, end)
+    return sizes

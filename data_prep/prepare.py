@@ -8,8 +8,9 @@ line wins over the file, whose keys are:
 
   sources                    list of `{input: PATH, kind: ...}`; the other keys are flags of data_prep.blocks: errors,
                              dataset_config, dataset_split, text_column; and max_documents: the first so many
-  tokenizer                  folder, file or Hub name; or a mapping for one to be trained: vocab_size (32768), lowercase
-                             (true), limit_alphabet, max_megabytes (300, spread evenly over the corpus)
+  tokenizer                  folder, file or Hub name; or a mapping for one to be trained: tokenizer_type (wordpiece; bpe,
+                             unigram), vocab_size (32768), lowercase (true), limit_alphabet, max_megabytes (300, spread
+                             evenly over the corpus)
   output_dir                 the data folder
   min_characters, max_characters  of a document (1, none), after cleaning: NFC, white space, invisible characters
   deduplicate                drop later copies: the same words, whatever case and spacing (true)
@@ -42,7 +43,7 @@ from data_prep.duplicates import find_duplicates
 from data_prep.manifest import write_manifest, written_aside
 from data_prep.pieces import Piece, TokenPieces, open_stage, read_pieces
 from data_prep.processing import Removed, Selection
-from data_prep.tokenizer import train_wordpiece
+from data_prep.tokenizer_training import train_tokenizer
 
 
 def prepare(recipe: DataRecipe, command: str) -> Path:
@@ -133,8 +134,7 @@ def _tokenizer(recipe: DataRecipe, pieces: list[Piece], work: Path) -> str:
         with written_aside(target, True, "tokenizer", "tokenizer.json") as folder:
             text = stage / "sample.txt"
             _write_sample(pieces, text, 1e6 * options.max_megabytes)
-            tokenizer = train_wordpiece(text, options.vocab_size, options.lowercase, options.limit_alphabet)
-            tokenizer.save_pretrained(folder)
+            train_tokenizer(text, options).save_pretrained(folder)
             text.unlink()
     return str(target)
 

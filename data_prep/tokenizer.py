@@ -1,73 +1,24 @@
-"""Trains a WordPiece tokenizer with BERT's normaliser on any corpus the readers know; loads the tokenizers of others.
+"""Trains a tokenizer (WordPiece, BPE or Unigram) on any corpus the readers know; loads the tokenizers of others.
 
 python -m data_prep.tokenizer --input corpus.txt --vocab_size 8192 --output_dir tokenizer
 """
 
 import argparse
-import collections
 import shutil
 import sys
 import tempfile
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from budget_trainer.errors import InputError
 from data_prep.cli import Parser, add_source_flags, positive, run, source_of
 from data_prep.manifest import written_aside
+from data_prep.tokenizer_training import TYPES, TokenizerToTrain, train_tokenizer
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROLES = ("pad", "cls", "sep", "mask")
-
-
-def train_wordpiece(file: Path, vocab_size: int, lowercase: bool = True, limit_alphabet: int | None = None) -> Any:
-    """A `BertTokenizer` with at most `vocab_size` entries, special tokens included, whose model_max_length is 512.
-
-    file: UTF-8 text, one document per line. limit_alphabet: characters that get an entry (words with a rarer one
-    become [UNK]); None: a 32nd of the vocabulary, 100 to 1000. On English Wikipedia and 8192 entries that gave 2 %
-    fewer tokens than 1000 characters, with 0.07 % instead of 0.05 % [UNK]. Too few words give a smaller vocabulary.
-    The same text always gives the same tokenizer."""
-    from transformers import BertTokenizer
-
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    limit = limit_alphabet or max(min(100, vocab_size // 4), min(1000, vocab_size // 32))
-    alphabet = _alphabet(file, backend.normalizer, limit)
-    # The trainer numbers characters in the order of a hash table that differs from run to run, and breaks ties between
-    # pairs by these numbers. "Special" tokens are numbered first, in the order given: that makes it reproducible.
-    numbered = [*SPECIAL_TOKENS, *alphabet, *(f"##{character}" for character in alphabet if _continues(character))]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=numbered[:vocab_size],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    backend.train([str(file)], trainer=trainer)
-    return BertTokenizer(vocab=backend.get_vocab(), do_lower_case=lowercase, model_max_length=512)
-
-
-def _alphabet(file: Path, normalizer: Any, limit: int) -> list[str]:
-    """The `limit` most frequent characters after normalisation, in the order of their code points."""
-    raw: collections.Counter[str] = collections.Counter()
-    with file.open(encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            raw.update(line)
-    counts: collections.Counter[str] = collections.Counter()
-    for character, count in raw.items():
-        for part in normalizer.normalize_str(character).replace(" ", ""):
-            counts[part] += count
-    return sorted(sorted(counts, key=lambda character: (-counts[character], character))[:limit])
-
-
-def _continues(character: str) -> bool:
-    """Whether BERT's pre-tokenizer can leave the character inside a word: it sets punctuation and ideographs apart."""
-    return character.isalnum() or not (character.isascii() or unicodedata.category(character).startswith("P"))
 
 
 def load_tokenizer(name: str) -> Any:
@@ -153,13 +104,15 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add_source_flags(parser)
     add = parser.add_argument
     add("--output_dir", type=Path, required=True, help="folder of the tokenizer")
+    kinds = "wordpiece is BERT's, bpe (of bytes) RoBERTa's and ModernBERT's, unigram ALBERT's and XLM-R's"
+    add("--tokenizer_type", choices=TYPES, default=TYPES[0], help=kinds)
     add("--vocab_size", type=positive, default=8192, help="entries, special tokens included")
     add("--lowercase", action=argparse.BooleanOptionalAction, default=True, help="--no-lowercase for a cased model")
     add(
         "--limit_alphabet",
         type=positive,
         default=None,
-        help="characters with an entry (default: a 32nd of the vocabulary)",
+        help="characters with an entry (default: a 32nd of the vocabulary; bpe: all bytes)",
     )
     add("--max_megabytes", type=positive, default=300, help="text to read: more changes a vocabulary little")
     add("--overwrite", action="store_true", help="replace an existing tokenizer")
@@ -173,15 +126,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str] | None) -> None:
     args = _parse(argv)
-    if args.vocab_size <= 2 * len(SPECIAL_TOKENS):
-        raise InputError(f"vocab_size {args.vocab_size} is too small; give at least {2 * len(SPECIAL_TOKENS) + 1}")
+    options = TokenizerToTrain(**{field: getattr(args, field) for field in TokenizerToTrain.__dataclass_fields__})
     with written_aside(args.output_dir, args.overwrite, "tokenizer", "tokenizer.json") as folder:
         cache = Path(tempfile.mkdtemp(dir=folder))
         sources = [source_of(args, path, cache) for path in args.input]
         _copy_text(
             (text for source in sources for text in source.documents()), cache / "text", args.max_megabytes * 1e6
         )
-        tokenizer = train_wordpiece(cache / "text", args.vocab_size, args.lowercase, args.limit_alphabet)
+        tokenizer = train_tokenizer(cache / "text", options)
         shutil.rmtree(cache)
         tokenizer.save_pretrained(folder)
     smaller = "" if len(tokenizer) == args.vocab_size else f" (--vocab_size {args.vocab_size}: the corpus has no more)"

@@ -82,6 +82,20 @@ def test_other_blocks_begin_at_the_kept_tokens(recipe, tmp_path):
     assert {file.parent.name for file in again} == {"tokens"}
 
 
+def test_another_type_of_tokenizer_is_trained_anew(recipe, tmp_path):
+    path = recipe(keep_work=True, overwrite=True, tokenizer={"vocab_size": 300})
+    types = {"wordpiece": "WordPiece", "bpe": "BPE", "unigram": "Unigram"}
+    kept = None
+    for name in ("wordpiece", "bpe", "unigram", "bpe"):
+        changes = ["--tokenizer", f"{{vocab_size: 300, tokenizer_type: {name}}}"]
+        assert prepare.main([str(path), *changes]) == 0
+        content = json.loads((tmp_path / "out" / "tokenizer" / "tokenizer.json").read_text())
+        assert content["model"]["type"] == types[name]
+        documents = {file: file.stat().st_mtime_ns for file in (tmp_path / "out.work" / "documents").iterdir()}
+        assert kept in (None, documents)
+        kept = documents
+
+
 ENGLISH = "This sentence is about nothing but the weather, and the weather is what it has always been in the town. "
 GERMAN = "Dieser Satz handelt von nichts als dem Wetter, und das Wetter ist, was es in der Stadt immer gewesen ist. "
 RARE = "Zebras quickly jinx a dwarf of phlox, and five boxing wizards will vex Joseph before the quartz judge. "
@@ -184,6 +198,16 @@ def test_the_benchmark_of_kills_refuses(recipe, tmp_path, capsys):
         ({"sources": [{"input": "x.txt", "max_documents": 0}]}, "max_documents: 0 is below 1"),
         ({"tokenizer": 5}, "tokenizer: 5 is neither a name nor a mapping"),
         ({"tokenizer": {"vocab_size": 3}}, "tokenizer: vocab_size 3 is too small"),
+        ({"tokenizer": {"vocab_size": "many"}}, "vocab_size: 'many' is not a int"),
+        ({"tokenizer": {"max_megabytes": 0}}, "tokenizer: max_megabytes 0 is too small; give 1 or more"),
+        (
+            {"tokenizer": {"tokenizer_type": "bytes"}},
+            "tokenizer: tokenizer_type 'bytes' is unknown; choose of wordpiece, bpe, unigram",
+        ),
+        (
+            {"tokenizer": {"tokenizer_type": "bpe", "vocab_size": 260}},
+            "tokenizer: vocab_size 260 is too small for bpe (256 bytes and 5 special tokens); give at least 261",
+        ),
         ({"language": "xx"}, "language: 'xx' is not one that can be told"),
         ({"language": False}, "language: False is not a str (YAML reads some words"),
         ({"min_characters": 0}, "min_characters: 0 is below 1"),

@@ -10,7 +10,8 @@ from budget_trainer.errors import InputError
 from data_prep import tokenizer as stage
 from data_prep.documents import read_documents
 from data_prep.encoding import Encoder
-from data_prep.tokenizer import SPECIAL_TOKENS, load_tokenizer, special_ids, train_wordpiece
+from data_prep.tokenizer import load_tokenizer, special_ids
+from data_prep.tokenizer_training import SPECIAL_TOKENS, TokenizerToTrain, train_tokenizer
 from tests.conftest import SHARED_DATA
 
 TEXT = "The quick brown Fox jumps over the lazy dog. Caf\u00e9 na\u00efve \u00dcber 1234 (that) is \u2014 isn't it?"
@@ -29,17 +30,11 @@ def test_trained_tokenizer_loads_as_stock_bert(tokenizer, corpus, monkeypatch):
     assert loaded.decode(ids[1:-1]).replace(" ", "") == text.lower().replace(" ", "")
 
 
-def test_training_is_deterministic(corpus):
-    vocabularies = [train_wordpiece(corpus, 300).get_vocab() for _ in range(4)]
-    assert len(vocabularies[0]) == 300
-    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
-
-
 def test_case_is_kept_when_asked_for(tmp_path):
     file = tmp_path / "paris.txt"
     file.write_text("Paris is not paris\n" * 3)
-    assert "paris" in train_wordpiece(file, 100).tokenize("Paris")
-    cased = train_wordpiece(file, 100, lowercase=False)
+    assert "paris" in train_tokenizer(file, TokenizerToTrain(100)).tokenize("Paris")
+    cased = train_tokenizer(file, TokenizerToTrain(100, lowercase=False))
     assert cased.tokenize("Paris") == ["Paris"] and cased.tokenize("paris") == ["paris"]
 
 
@@ -50,7 +45,7 @@ def test_small_corpus_says_so_and_alphabet_is_limited(tmp_path, capsys):
     assert "--vocab_size 8192: the corpus has no more" in capsys.readouterr().out
     assert sorted(file.name for file in out.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
     (tmp_path / "few.txt").write_text("abcabcabc xyz\n" * 3)
-    few = train_wordpiece(tmp_path / "few.txt", 100, limit_alphabet=3)
+    few = train_tokenizer(tmp_path / "few.txt", TokenizerToTrain(100, limit_alphabet=3))
     assert few.tokenize("xyz") == ["[UNK]"]
 
 
@@ -93,7 +88,10 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, tokenizer):
     "change, message",
     [
         (["--input", "nothing.txt"], "no such file"),
-        (["--vocab_size", "5"], "vocab_size 5 is too small"),
+        (["--vocab_size", "5"], "vocab_size 5 is too small; give at least 11"),
+        (["--vocab_size", "260", "--tokenizer_type", "bpe"], "vocab_size 260 is too small for bpe (256 bytes and 5"),
+        (["--tokenizer_type", "bpe", "--limit_alphabet", "50"], "limit_alphabet 50: bpe has all bytes"),
+        (["--tokenizer_type", "bytes"], "--tokenizer_type: invalid choice: 'bytes' (choose from"),
         (["--vocab_size", "many"], "'many' is not a whole number"),
         (["--kind", "hdf5"], "invalid choice"),
     ],
