@@ -23,7 +23,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse that answers in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"command line: {message}; see python -m budget_trainer.migrate --help")
+        raise InputError(f"command line: {message}; begin the command with deepspeed run_pretraining.py, see --help")
 
 
 def _positive(text: str) -> int:

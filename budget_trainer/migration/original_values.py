@@ -76,8 +76,9 @@ def find_flag(name: str, where: str = "command") -> Flag:
         return FLAGS[name]
     if name in OWN:
         raise InputError(f"{name}: not a flag of the original; give it to budget_trainer.migrate before the command")
-    close = difflib.get_close_matches(name.replace("-", "_"), FLAGS, n=1, cutoff=0.5)
-    fix = f"did you mean {close[0]}?" if close else "docs/migrating.md lists all 89"
+    ours = {flag.key: flag.name for flag in FLAGS.values() if flag.key} | {name: name for name in FLAGS}
+    close = difflib.get_close_matches(name.replace("-", "_"), ours, n=1)
+    fix = f"did you mean {ours[close[0]]}?" if close else "docs/migrating.md lists all 89"
     raise InputError(f"{name}: unknown to the original's run_pretraining.py ({where}); {fix}")
 
 
