@@ -175,7 +175,8 @@ def test_nothing_is_written_for_a_command_that_is_refused(answer, tmp_path):
         ("--curve lineer", "curve: 'lineer' is not a value of the original; did you mean linear?"),
         ("--lr --seed 3", "lr: has no value; write --lr 0.011"),
         ("--seed 3 4", "command: '4' belongs to no flag; quote a value that has spaces, or take it out"),
-        ("--dataset_path $DATA", "dataset_path: '$DATA' has a variable of the shell; write its value"),
+        ("--dataset_path $DATA", "dataset_path: '$DATA' is for the shell to fill in; write what it stands for"),
+        ("--output_dir ~/out", "output_dir: '~/out' is for the shell to fill in; write what it stands for"),
         ("--job_name 'x", "command: cannot be split into words (no closing quotation); close the quotes"),
     ],
 )

@@ -30,16 +30,16 @@ VALUED = {
     "rdzv_id": "rdzv_backend of the launch configuration",
     "launcher": "no pdsh, MPI or ssh: the command is started on each machine",
     "launcher_args": "no pdsh, MPI or ssh: the command is started on each machine",
-    "save_pid": "left out",
-    "autotuning": "left out",
+    "save_pid": "not needed here",
+    "autotuning": "not needed here",
 }
 SWITCHES = {
     "force_multi": "accelerate_configs/multi_node_ddp.yaml does it",
     "no_local_rank": "accelerate launch gives no --local_rank",
     "use_env": "accelerate launch gives no --local_rank",
     "standalone": "the profiles of one machine do it",
-    "no_python": "left out",
-    "module": "left out",
+    "no_python": "not needed here",
+    "module": "not needed here",
 }
 SHORT = {"-H": "hostfile", "-i": "include", "-e": "exclude"}
 LOCAL = ("localhost", "127.0.0.1")
@@ -99,7 +99,8 @@ def read_launcher(words: Sequence[str], num_processes: int | None = None) -> Lau
             f"num_processes: {processes} are not the same number on each of {machines} machines; correct it"
         )
     answers = tuple((name, {**VALUED, **SWITCHES}[name]) for name in given)
-    address, port = given.get("master_addr"), given.get("master_port")
+    endpoint, _, number = given.get("rdzv_endpoint", "").partition(":")
+    address, port = given.get("master_addr") or endpoint or None, given.get("master_port") or number or None
     return Launch(processes, machines, why, environment, address, port, answers)
 
 

@@ -46,6 +46,7 @@ _LOADER = "one sampler deals every block once per pass to all processes, evenly 
 _BORN = f"{_UNREAD} and trained from scratch (B19), so it is left out; here model_name_or_path works"
 _NORMS = ("pytorch", "apex", "rms_norm")
 _NO_APEX = "without it PyTorch's, which computes what apex's does and needs no apex"
+_OPTIMIZER = "lamb did not read adam_*; optimizer_impl: deepspeed takes its kernel for it"
 _CUT = "it cut shards short, in micro-batches (B5); a pass always takes every block"
 _EMBEDDING_NORM = "true makes it a roberta-prelayernorm; post-ln always has it (bert)"
 _MARKER = "their default ended longer budgets at 24 h (B6); here it is given or there is none"
@@ -91,7 +92,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("type_vocab_size", int, 2, "type_vocab_size"),
         Flag("initializer_range", float, 0.02, "initializer_range"),
         Flag(
-            "fused_linear_layer", bool, True, text="one product for query, key and value is always used; same weights"
+            "fused_linear_layer", bool, True, text="fusing bias and activation is torch_compile's work; same weights"
         ),
         Flag("sparse_mask_prediction", bool, True, "sparse_mask_prediction"),
         Flag("encoder_ln_mode", str, "pre-ln", "encoder_ln_mode", choices=("pre-ln", "post-ln"), same=True),
@@ -106,7 +107,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("data_loader_type", str, "per_device", text=_LOADER, choices=("dist", "per_device")),
     ),
     "Optimizer": (
-        Flag("optimizer_type", str, "adamw", "optimizer_type", choices=("adam", "adamw", "lamb", "adafactor")),
+        Flag("optimizer_type", str, "adamw", "optimizer_type", _OPTIMIZER, ("adam", "adamw", "lamb", "adafactor")),
         Flag("weight_decay", float, 0.01, "weight_decay"),
         Flag("bias_correction", bool, False, "bias_correction", read_with=_LAMB),
         Flag("max_coeff", float, 0.3, "max_coeff", read_with=_LAMB),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,9 +84,9 @@ def find_flag(name: str, where: str = "command") -> Flag:
 
 
 def typed(flag: Flag, text: str) -> Any:
-    """The value of a flag. InputError: not of its type or choices, or a shell's variable that nobody filled in."""
-    if "$" in text:
-        raise InputError(f"{flag.name}: {text!r} has a variable of the shell; write its value")
+    """The value of a flag. InputError: not of its type or choices, or a variable that the shell did not fill in."""
+    if re.search(r"^~|[$`]", text):
+        raise InputError(f"{flag.name}: {text!r} is for the shell to fill in; write what it stands for")
     if flag.kind is bool:
         if text.lower() not in YES + NO:
             raise InputError(f"{flag.name}: {text!r} is not true or false; write --{flag.name} or leave it out")

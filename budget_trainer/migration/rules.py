@@ -135,6 +135,12 @@ def layout(draft: Draft) -> None:
             answer = "the native eurobert, which has RMSNorm, has none of it"
             draft.drop(name, name, answer)
         draft.put("hidden_dropout_prob", 0.0, "eurobert has none")
+        draft.differences.append(
+            "layer_norm_type rms_norm: the native class with RMSNorm is eurobert, another network than theirs: rotary positions, "
+            "gated feed-forward blocks, no biases"
+        )
+    if given.names("layer_norm_type") and given["layer_norm_type"] == "apex":
+        draft.put("layer_norm_type", "apex", "needs apex and a GPU; without this line PyTorch's, on the same weights")
     draft.put("unigram_bias", False, "theirs started the output bias at 0")
 
 

@@ -55,9 +55,9 @@ def _here(flag: Flag) -> str:
 
 
 def _remark(flag: Flag) -> str:
-    read = [f"read with {name} {_shown(value)}" for name, value in flag.read_with]
-    choices = [f"{', '.join(flag.choices)}"] if flag.choices else []
-    return "; ".join([*choices, *([flag.text] if flag.text else []), *read])
+    conditions = " and ".join(f"{name} {_shown(value)}" for name, value in flag.read_with)
+    choices = [", ".join(flag.choices)] if flag.choices else []
+    return "; ".join([*choices, *filter(None, [flag.text, conditions and f"read with {conditions}"])])
 
 
 def _shown(value: Any) -> str:
