@@ -272,10 +272,16 @@ def test_the_exponential_curve_is_the_originals_behind_the_warmup(flags, multipl
         ("", "B13"),
         ("", "B16"),
         ("--add_nsp", "B7"),
+        ("--max_steps 9", "B5"),
     ],
 )
 def test_defects_of_the_original_are_named_where_they_apply(flags, defect):
     assert any(f"({defect}" in line for line in drafted(flags).differences)
+
+
+def test_another_network_is_said():
+    assert "eurobert, another network than theirs" in " ".join(drafted("--layer_norm_type rms_norm").differences)
+    assert "needs apex" in drafted("--layer_norm_type apex").entries["layer_norm_type"].remark
 
 
 def test_and_only_there():

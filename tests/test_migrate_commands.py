@@ -9,7 +9,8 @@ import yaml
 from budget_trainer import migrate
 from budget_trainer.migration.original_command import read_command
 from budget_trainer.migration.other_scripts import SCRIPTS
-from budget_trainer.recipes import read_recipe
+from budget_trainer.recipes import KEYS, read_recipe
+from data_prep import blocks, hdf5, merge, split
 from tests.conftest import ROOT
 
 COMMAND = "deepspeed --num_gpus 8 run_pretraining.py --output_dir out --lr 1e-3 --fp16 --train_batch_size 4096"
@@ -94,6 +95,10 @@ def test_a_placeholder_is_one_word():
         (
             "deepspeed --include a:0,1@b:0,1",
             "--num_machines 2 --num_processes 4 --machine_rank 0 --main_process_ip ADDRESS",
+        ),
+        (
+            "torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint=node0:29400 --rdzv_id 1",
+            "--num_processes 16 --machine_rank 0 --main_process_ip node0 --main_process_port 29400 train_mlm.py",
         ),
         (
             "NCCL_DEBUG=INFO torchrun --nproc-per-node=2",
@@ -224,6 +229,22 @@ def test_commands_that_are_none(answer, command, message):
 def test_the_other_scripts_have_their_own_answer(answer, script):
     code, _, error = answer(f"python {script.name} --flag 1")
     assert code == 2 and script.here in error and error.count("\n") == 1
+
+
+def test_what_stands_for_the_flags_of_the_other_scripts_exists(capsys):
+    """Flags of data_prep and train_mlm.py; finetune_glue.py and sweep.py test their own."""
+    shown = ""
+    for stage in (blocks, hdf5, merge, split):
+        with pytest.raises(SystemExit):
+            stage._parse(["--help"])
+        shown += capsys.readouterr().out
+    for script in SCRIPTS:
+        for _, here, _ in script.flags:
+            name = (here or "").removeprefix("train_mlm.py ").removeprefix("--")
+            if (here or "").startswith("train_mlm.py"):
+                assert name in KEYS, here
+            elif here and "data_prep" in script.here:
+                assert f"--{name} " in shown.replace("]", " "), here
 
 
 @pytest.mark.parametrize(

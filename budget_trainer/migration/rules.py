@@ -136,8 +136,8 @@ def layout(draft: Draft) -> None:
             draft.drop(name, name, answer)
         draft.put("hidden_dropout_prob", 0.0, "eurobert has none")
         draft.differences.append(
-            "layer_norm_type rms_norm: the native class with RMSNorm is eurobert, another network than theirs: rotary positions, "
-            "gated feed-forward blocks, no biases"
+            "layer_norm_type rms_norm: the native class with RMSNorm is eurobert, another network than theirs: rotary "
+            "positions, gated feed-forward blocks, no biases"
         )
     if given.names("layer_norm_type") and given["layer_norm_type"] == "apex":
         draft.put("layer_norm_type", "apex", "needs apex and a GPU; without this line PyTorch's, on the same weights")
