@@ -236,7 +236,7 @@ def test_what_stands_for_the_flags_of_the_other_scripts_exists(capsys):
     shown = ""
     for stage in (blocks, hdf5, merge, split):
         with pytest.raises(SystemExit):
-            stage._parse(["--help"])
+            stage.main(["--help"])
         shown += capsys.readouterr().out
     for script in SCRIPTS:
         for _, here, _ in script.flags:
