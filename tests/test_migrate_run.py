@@ -2,11 +2,18 @@
 
 import sys
 
+import numpy as np
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from budget_trainer import migrate
+from budget_trainer.data import DataFolder
+from budget_trainer.migration.convert import convert, data_command
+from budget_trainer.migration.original_command import read_command
 from budget_trainer.recipes import KEYS, read_recipe
+from data_prep import hdf5
+from data_prep.documents import read_documents
 from tests.conftest import progress, report, run, words
 
 PUBLISHED = r"""
@@ -122,6 +129,24 @@ def test_it_is_the_recipe_of_the_paper(recipe):
     both = {key for key in paper.keys() & ours.keys() if str(paper[key]) != str(ours[key])}
     assert {key for key in both if float(paper[key]) != float(ours[key])} == {"logging_steps"}
     assert set(ours) <= KEYS
+
+
+def test_the_data_command_makes_the_folder_that_the_recipe_names(corpus, tokenizer, tmp_path):
+    pytest.importorskip("h5py", reason="needs the extra hdf5")
+    from tests.data_prep.test_hdf5 import LENGTH, write
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    texts = list(read_documents(corpus))[:60]
+    rows = np.array(loaded(texts, truncation=True, max_length=LENGTH, padding="max_length")["input_ids"])
+    (tmp_path / "shards").mkdir()
+    for number, name in enumerate(("train_shard_0", "train_shard_1", "test_shard_0")):
+        third = rows[number::3]
+        write(tmp_path / "shards" / f"{name}.hdf5", third, (third != 0).sum(1), loaded, seed=number)
+    flags = f"--dataset_path {tmp_path}/shards --tokenizer_name {tokenizer} --output_dir {tmp_path}/out"
+    draft = convert(*read_command([f"deepspeed run_pretraining.py {flags}"]))
+    assert hdf5.main(data_command(draft).split()[3:]) == 0
+    data = DataFolder.open(draft.entries["data_dir"].value)
+    assert data.block_size == LENGTH and len(data.manifest["splits"]["train"]["files"]) == 2
 
 
 def test_it_trains(recipe, data_dir, tmp_path):

@@ -14,7 +14,7 @@ from budget_trainer.migration.original_values import Given
 from budget_trainer.recipes import parse_recipe
 
 HUB_NAMES = {"bert": "google-bert", "roberta": "FacebookAI"}  # owners of the names that had none in 2021
-TRAIN_SHARDS = 256  # shard_data's default
+TRAIN_SHARDS = 256  # shard_data's default, before copies
 
 
 def convert(given: Given, launch: Launch, data_dir: str | None = None) -> Draft:
@@ -43,6 +43,11 @@ def as_word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def train_shards(given: Given) -> int:
+    """Train files of dataset_path; 0 where it is not on this machine."""
+    return sum(not file.name.startswith("test") for file in Path(given["dataset_path"]).rglob("*.hdf5"))
+
+
 def data_command(draft: Draft) -> str:
     """`data_prep.hdf5` for the original's shards, with as many train shards as they were: an epoch is one of them."""
     given = draft.given
@@ -50,7 +55,11 @@ def data_command(draft: Draft) -> str:
     tokenizer = given["tokenizer_name"] or ("roberta-base" if roberta else "bert-large-uncased")
     if "/" not in tokenizer and tokenizer.partition("-")[0] in HUB_NAMES and not Path(tokenizer).exists():
         tokenizer = f"{HUB_NAMES[tokenizer.partition('-')[0]]}/{tokenizer}"
-    there = [file for file in Path(given["dataset_path"]).rglob("*.hdf5") if not file.name.startswith("test")]
     words = ["python", "-m", "data_prep.hdf5", "--input", given["dataset_path"], "--tokenizer", tokenizer]
-    words += ["--num_shards", str(len(there) or TRAIN_SHARDS), "--output_dir", draft.entries["data_dir"].value]
+    words += [
+        "--num_shards",
+        str(train_shards(given) or TRAIN_SHARDS),
+        "--output_dir",
+        draft.entries["data_dir"].value,
+    ]
     return shlex.join(words)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from budget_trainer.arguments import GROUPS
-from budget_trainer.migration.convert import TRAIN_SHARDS, as_word, data_command
+from budget_trainer.migration.convert import TRAIN_SHARDS, as_word, data_command, train_shards
 from budget_trainer.migration.draft import Draft, Entry
 from budget_trainer.migration.original_sweep import Sweep
 
@@ -52,11 +52,11 @@ def launch_command(draft: Draft, recipe: str) -> str:
 
 def _commands(draft: Draft, recipe: str) -> list[str]:
     given = draft.given
-    counted = f"--num_shards {TRAIN_SHARDS}" in data_command(draft)
-    remark = f", here shard_data's default of {TRAIN_SHARDS}" if counted else ""
     lines = _comment(
         "Once, the data: the masked tokens are put back, copies that differ by their masks dropped (needs h5py). "
-        f"--num_shards is the number of train shards of dataset_path{remark}:"
+        "--num_shards: the train shards of dataset_path, divided by the dup_factor they were made with (an epoch is one "
+        "shard per process)"
+        + (":" if train_shards(draft.given) else f"; here shard_data's default of {TRAIN_SHARDS}:")
     )
     lines += _shell(data_command(draft))
     lines += _comment(f"Then the training, processes: {draft.launch.processes} ({draft.launch.why}):")
