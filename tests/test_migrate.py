@@ -1,5 +1,6 @@
 """The original's 89 flags become keys of a recipe, or are answered: one by one, and those that hang together."""
 
+import random
 import re
 import shlex
 from dataclasses import fields
@@ -138,6 +139,24 @@ def test_each_flag_with_another_value(flag, tmp_path):
     recipe = parse_recipe([str(tmp_path / "recipe.yaml"), *ON_A_CPU])
     assert recipe.total_seconds == (12 if flag.name == "total_training_time" else 24) * 3600
     assert all(f"# - {name}:" in text for name in answered)
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_nothing_is_dropped_in_silence(seed):
+    """Any flags together: each has its line or an answer, or the whole is refused in one line."""
+    chance = random.Random(seed)
+    chosen = [
+        flag for flag in FLAGS.values() if flag.name not in ("output_dir", "dataset_path") and chance.random() < 0.25
+    ]
+    line = " ".join(f"--{flag.name} {other_value(flag)}" for flag in chosen)
+    try:
+        draft = drafted(line)
+    except InputError as refused:
+        assert re.match(r"[\w, -]+: .*[;,] ", str(refused)) and "\n" not in str(refused)
+        return
+    answered = {name for name, _ in draft.answers}
+    for name in draft.given.values:
+        assert FLAGS[name].key in draft.entries or name in answered, name
 
 
 def test_flags_that_were_off_are_answered_too():

@@ -158,7 +158,6 @@ def test_it_trains(recipe, data_dir, tmp_path):
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "intermediate_size": 64,
-        "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 1,
         "fp16": "false",
         "data_dir": data_dir,
