@@ -11,6 +11,8 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "budget_trainer"
 STANDARD_ONLY = {"clock", "curves", "errors", "stages", "model_types", "stop_request", "__init__"}
 STANDARD_ONLY |= {"step_times", "validation_plan", "watch_checks"}
+OF_MIGRATION = ("original_flags", "original_values", "original_command", "launcher", "other_scripts", "differences")
+STANDARD_ONLY |= {f"migration.{name}" for name in OF_MIGRATION}
 NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "agreement", "scheduler", "checkpoints", "run_folder", "flops"}
 NO_TRANSFORMERS |= {"objective", "hashing", "choice", "objective_checks", "whole_words", "rows", "permutation"}
 NO_TRANSFORMERS |= {"lamb", "optimizer_checks", "engine_optimizers", "attention", "fused_attention", "cross_entropy"}
