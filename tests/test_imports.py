@@ -18,7 +18,8 @@ LEAVES = {"errors", "curves", "clock", "distributed", "evaluation", "report", "s
 LEAVES |= {
     "lamb",
     "engine_optimizers",
-    "model_card",
+    "card_markdown",
+    "data_statement",
     "checkpoints",
     "model_types",
     "layer_norm",
@@ -27,6 +28,7 @@ LEAVES |= {
     "cross_entropy",
 }
 LEAVES |= {"step_times", "stop_request", "validation_plan", "watch_checks"}
+LEAVES |= {"card_scores", "hub_errors", "hub_files"}
 LEAVES |= {"hashing", "choice", "whole_words", "objective_checks", "rows", "permutation"}
 ABOVE_LEAVES = {
     "agreement": {"distributed", "stop_request"},
@@ -34,6 +36,8 @@ ABOVE_LEAVES = {
     "attention": {"errors", "few_bit_dropout"},
     "optimizer_checks": {"errors", "lamb"},
     "data": {"errors", "permutation", "rows"},
+    "card_sections": {"card_markdown", "card_scores", "data_statement"},
+    "hub_client": {"errors", "hub_errors"},
 }
 
 
@@ -52,6 +56,18 @@ def ours(path):
 
 
 MODULES = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): path for path in PACKAGE.rglob("*.py")}
+
+
+PUBLISHING = {"publish", "hub_push", "hub_client", "hub_errors", "hub_files", "model_card"}
+PUBLISHING |= {"card_sections", "card_scores", "card_markdown", "data_statement"}
+
+
+def test_publishing_starts_without_torch():
+    """It runs beside a training, in a process of its own: the client and YAML are all that it needs."""
+    for name in PUBLISHING:
+        roots = {module.split(".")[0] for module in imports(MODULES[name])}
+        assert roots <= set(sys.stdlib_module_names) | {"budget_trainer", "huggingface_hub", "yaml"}, name
+        assert ours(MODULES[name]) <= PUBLISHING | {"errors"}, name
 
 
 def test_standard_library_only():

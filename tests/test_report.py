@@ -173,7 +173,8 @@ def test_the_card_stays_valid_whatever_the_data_say(tmp_path: Path) -> None:
 
 def test_the_card_of_a_run_without_evaluation_says_so(tmp_path: Path) -> None:
     head, body = card(tmp_path / "final", {"shares": {}, "budget_seconds": math.inf})
-    assert "license" not in head and "| evaluation | none was made |" in body
+    assert head["license"] == "unknown" and "has not stated a licence" in body
+    assert "| evaluation | none was made |" in body
 
 
 @pytest.mark.parametrize("text", ["no mask", "[MASK] and [MASK]"])
