@@ -111,7 +111,7 @@ def _main_card(
         report or {"model_type": config["model_type"]},
         name=repo_id.split("/")[-1],
         license=license,
-        language=[code.strip() for code in (language or "").split(",") if code.strip()],
+        language=(language or "").replace(",", " ").split(),
         scores=read_glue(folder),
         path=repo_id,
         revisions=marks,

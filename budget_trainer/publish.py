@@ -81,7 +81,9 @@ class Publisher:
 
     def _told(self, name: str, account: dict[str, Any]) -> None:
         assert self.hub is not None
-        self.account["revisions"][name] = account
+        before = self.account["revisions"].get(name, {}).get("sent", 0)  # by an earlier push of this process
+        sent, unchanged = account["sent"] + before, max(0, account["unchanged"] - before)
+        self.account["revisions"][name] = {**account, "sent": sent, "unchanged": unchanged}
         log.info("%s, %s: %d files sent, %d unchanged", self.hub.url, name, account["sent"], account["unchanged"])
 
 

@@ -59,7 +59,7 @@ MODULES = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): pat
 
 
 PUBLISHING = {"publish", "hub_push", "hub_client", "hub_errors", "hub_files", "model_card"}
-PUBLISHING |= {"card_sections", "card_scores", "card_markdown", "data_statement"}
+PUBLISHING |= {"background_push", "card_sections", "card_scores", "card_markdown", "data_statement"}
 
 
 def test_publishing_starts_without_torch():
@@ -167,7 +167,7 @@ dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers datal
 dataloader_multiprocessing_context dataloader_in_order accelerator_config parallelism_config deepspeed fsdp fsdp_config
 ddp_backend ddp_timeout ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
 local_rank resume_from_checkpoint include_num_input_tokens_seen debug skip_memory_metrics liger_kernel_config
-use_liger_kernel use_cache place_model_on_device""".split()
+use_liger_kernel use_cache place_model_on_device push_to_hub hub_model_id hub_strategy hub_private_repo""".split()
 
 
 def test_every_flag_of_training_arguments_is_read_or_refused():

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import time
@@ -11,67 +10,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from huggingface_hub import ModelCard, constants, set_client_factory
 from huggingface_hub.utils import _http
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 from budget_trainer import hub_client, publish
 from budget_trainer.errors import InputError, RunError
 from budget_trainer.hub_errors import redacted, retried
-from budget_trainer.report import draw_report, write_json_atomic
 from tests.conftest import run, spawn, wait_for
-from tests.hub_server import READ_TOKEN, TOKEN, Hub
-from tests.test_report import report
+from tests.hub.conftest import NATIVE, local, write_model
+from tests.hub.server import READ_TOKEN, TOKEN, Hub
 
 GLUE = [
     {"task": "CoLA", "metric": "matthews_correlation", "value": 0.571, "split": "validation"},
     {"task": "STS-B", "metric": "spearmanr", "value": 88.2},
     {"task": "MNLI-mm", "metric": "accuracy", "value": 0.84},
 ]
-
-
-def write_model(folder, tokenizer_folder, seed, kind=BertForMaskedLM):
-    """A tiny BERT with its tokenizer, as save_pretrained writes them."""
-    torch.manual_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    kind(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def finished(tokenizer, tmp_path_factory):
-    """The output folder of a run, with what else lies there."""
-    folder = tmp_path_factory.mktemp("finished") / "mini"
-    for number, name in enumerate(("finetune-50", "finetune-12.5", "final")):
-        write_model(folder / name, tokenizer, number)
-    recipe = {
-        "learning_rate": 1e-3,
-        "data_dir": "/home/ada/data",
-        "model_config": "/home/ada/odd.json",
-        "hub_token": TOKEN,
-    }
-    data = {"sources": [{"name": "wikimedia/wikipedia", "kind": "dataset", "documents": 400}], "tokens": 9000}
-    write_json_atomic(folder / "run_report.json", report(model_type="bert", recipe=recipe, data=data))
-    draw_report(report(), [], folder / "run_report.png")
-    (folder / "final" / "training_args.bin").write_bytes(b"\x80\x04pickle")
-    (folder / "checkpoint-7").mkdir()
-    (folder / ".partial-finetune-90").mkdir()
-    (folder / "clock.json").write_text("{}")
-    return folder
-
-
-@pytest.fixture
-def folder(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "mini")
 
 
 @pytest.fixture
@@ -101,17 +55,9 @@ def call(capfd):
         code = publish.main([str(word) for word in words])
         out, err = capfd.readouterr()
         assert "hf_" not in out + err
-        print(err)
         return code, out, [line.removeprefix("error: ") for line in err.splitlines() if line.startswith("error: ")]
 
     return call
-
-
-def local(folder, *names):
-    return {name: (folder / name).read_bytes() for name in names}
-
-
-NATIVE = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
 def test_a_run_becomes_a_repository_byte_for_byte(hub, folder, call):
