@@ -26,6 +26,7 @@ from budget_trainer.errors import InputError
 from budget_trainer.hub_push import PushOptions
 from budget_trainer.model_types import check_pair_type, resolve_model_type
 from budget_trainer.optimizer_checks import check_options
+from budget_trainer.refused_flags import REPLACED
 from budget_trainer.stages import Stages, make_stages
 from budget_trainer.validation_plan import EveryEpochs, EveryShare, ValidationPlan
 from budget_trainer.watch_checks import check_watch, parse_share
@@ -227,11 +228,12 @@ class Recipe:
         return {"schedule": kind, "curve": b.curve, "warmup_proportion": warmup, "curve_options": options}
 
     def as_dict(self) -> dict[str, Any]:
-        """Every flag with its value, for the report and the card; secrets left out."""
+        """Every flag that is read, with its value, for the report and the card; secrets left out."""
         everything: dict[str, Any] = {}
         for group in (self.model, self.data, self.optimizer, self.budget, self.watch, self.card, self.run):
             own = group.to_dict() if isinstance(group, TrainingArguments) else vars(group)
-            everything |= {f.name: own[f.name] for f in fields(group) if f.name in own and "token" not in f.name}
+            read = [f.name for f in fields(group) if f.name not in REPLACED and "token" not in f.name]
+            everything |= {name: own[name] for name in read if name in own}
         return {"recipe": self.path, **everything, "push_to_hub": self.push is not None}
 
 
