@@ -24,7 +24,9 @@ EVALUATION = (
 )
 
 
-def summary(report: Mapping[str, Any]) -> str:
+def summary(report: Mapping[str, Any], classifier: bool = False) -> str:
+    if classifier:
+        return f"A {inline(report.get('model_type') or 'Transformers')} model, fine-tuned to classify text."
     size, budget = report.get("parameters"), report.get("budget_seconds")
     what = f"A {inline(report.get('model_type') or 'Transformers')} masked language model"
     what += f" with {size / 1e6:,.1f} million parameters" if size else ""
@@ -129,7 +131,7 @@ def data(report: Mapping[str, Any]) -> str:
     """Where the text came from, as far as the manifest of the data folder says."""
     described = report.get("data") or {}
     if not described.get("sources"):
-        return "The run's report does not say what text the model was trained on."
+        return "What text the model was trained on was not recorded."
     parts = [table(("source", "form", "documents", "MB of text"), data_statement.rows(described))]
     counts = [
         f"{described[key]:,} {unit}"

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,13 @@ def same(content: Path | bytes, there: tuple[int, str]) -> bool:
 def _sha256(content: Path | bytes) -> str:
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
-    with open(content, "rb") as stream:
+    stat = content.stat()
+    return _sha256_of_file(content, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)  # gigabytes, which are compared more than once
+def _sha256_of_file(path: Path, size: int, changed: int) -> str:
+    with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -91,9 +91,9 @@ def _refused(error: Exception, what: str, token: str | None) -> InputError | Run
     if type(error).__name__ == "OfflineModeIsEnabled":
         return InputError("HF_HUB_OFFLINE: set, so the Hub is not asked for anything; unset it to publish")
     if status == 401:
-        return InputError(f"hub_token: {what}: the Hub does not accept this token (401); {LOG_IN}")
+        return InputError(f"hub_token: {what} does not accept this token (401); {LOG_IN}")
     if status == 403:
-        return InputError(f"hub_token: {what}: this token may not write there (403); {LOG_IN}")
+        return InputError(f"hub_token: this token may not write to {what} (403); {LOG_IN}")
     if status is not None and status not in _AGAIN and status < 500:
         where = "hub_model_id" if status == 404 else "publish"
         return InputError(

@@ -63,7 +63,7 @@ def card_text(
     """
     license = license or UNKNOWN_LICENSE
     head = _metadata(report, name, license, language, datasets, scores, classifier)
-    body = [f"# {inline(name)}", sections.summary(report)]
+    body = [f"# {inline(name)}", sections.summary(report, classifier)]
     if picture:
         body.append("![Loss, learning rate, throughput and where the budget went](run_report.png)")
     how = sections.classifier_usage(path) if classifier else sections.usage(path, revisions)
@@ -78,7 +78,8 @@ def card_text(
         body.append(f"## Recipe\n\n{sections.recipe(report)}")
         body.append(f"## Hardware and versions\n\n{sections.environment(report)}")
         body.append("All of it, machine-readable: [run_report.json](run_report.json).")
-    body.append(f"## Data\n\n{sections.data(report)}")
+    if not classifier:
+        body.append(f"## Data\n\n{sections.data(report)}")
     body.append(f"## Licence\n\n{sections.licence(license)}")
     if not classifier:
         body.append(f"## Limitations\n\n{sections.limitations(report)}")

@@ -176,6 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, RunError) as error:
         print(f"error: {redacted(str(error), token)}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr, flush=True)
+        return 130
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ def test_a_token_without_the_right(hub, folder, call):
     hub.forbidden = True
     code, _, errors = call(folder, "--hub_model_id", "charles/mini")
     assert code == 2 and errors == [
-        "hub_token: charles/mini: this token may not write there (403); log in with `hf auth login`, or set HF_TOKEN to a "
+        "hub_token: this token may not write to charles/mini (403); log in with `hf auth login`, or set HF_TOKEN to a "
         "token with write access from https://huggingface.co/settings/tokens"
     ]
 
@@ -327,7 +327,7 @@ def test_nobody_is_there(hub, folder, call):
 
 def test_a_kill_in_the_middle_and_the_same_command(hub, folder):
     """Killed while the weights of `main` are on their way: what was sent before is not sent again."""
-    hub.delay = 0.2
+    hub.delay = 0.1
     command = [sys.executable, "-m", "budget_trainer.publish", folder]
     process = spawn(command, env=hub.environment())
     wait_for(lambda: len(hub.calls("PUT /upload/")) >= 3)
@@ -336,6 +336,7 @@ def test_a_kill_in_the_middle_and_the_same_command(hub, folder):
     repo = hub.repos["ada/mini"]
     assert {"finetune-12.5", "finetune-50"} <= set(repo.branches) and "config.json" not in repo.files()
     assert len(hub.calls("POST .*commit/finetune-50")) == 1
+    hub.delay = 0.0
     done = run(command, env=hub.environment())
     assert done.returncode == 0 and TOKEN not in done.stdout + done.stderr
     assert len(hub.calls("POST .*commit/finetune-50")) == 1 and len(hub.calls("POST .*commit/main")) == 1
@@ -358,7 +359,7 @@ def test_the_pauses_grow_and_the_hub_may_say_how_long():
     assert retried(action, "x", sleep=waited.append) == "done" and waited == [1, 7, 4, 8, 56]
     with pytest.raises(RunError, match=r"x: HTTP 503, 2 times"):
         retried(lambda: (_ for _ in ()).throw(Answer(503, {})), "x", sleep=waited.append, tries=2)
-    with pytest.raises(InputError, match="this token may not write there"):
+    with pytest.raises(InputError, match="this token may not write to x"):
         retried(lambda: (_ for _ in ()).throw(Answer(403, {})), "x", sleep=waited.append)
 
 

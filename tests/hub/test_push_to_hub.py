@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,11 @@ import time
 
 import pytest
 
+import train_mlm
 from budget_trainer.background_push import BackgroundPush
+from budget_trainer.clock import BudgetClock
 from budget_trainer.errors import InputError
+from budget_trainer.hub_errors import redacted
 from budget_trainer.hub_push import PushOptions
 from budget_trainer.recipes import parse_recipe
 from tests.conftest import ROOT, TINY, progress, report, run, train, wait_for, words
@@ -139,6 +143,27 @@ def asked(monkeypatch, hub):
     hub.delay, hub.failing = 0.0, []
 
 
+def test_a_run_that_was_killed_before_its_evaluation_is_pushed_as_well(asked, pushed, data_dir, tmp_path, monkeypatch):
+    """The next job makes up for the evaluation, and then for the push."""
+    output_dir = shutil.copytree(pushed[0], tmp_path / "tiny")
+    account = report(output_dir)
+    del account["hub"]
+    (output_dir / "run_report.json").write_text(json.dumps({**account, "evaluation": None}))
+    options = {**TINY, "data_dir": data_dir, "output_dir": output_dir, "total_training_time": f"{BUDGET}s"}
+    options |= {
+        "push_to_hub": "true",
+        "hub_model_id": "ada/later",
+        "resume_from_checkpoint": "auto",
+        "job_time_limit": "1h",
+    }
+    monkeypatch.setattr(train_mlm, "CLOCK", BudgetClock())
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tensorboard"))
+    assert train_mlm.main(words(options)) == 0
+    account = report(output_dir)
+    assert account["hub"]["error"] is None and account["evaluation"]["loss"] > 0
+    assert set(asked.repos["ada/later"].branches) == {"main", "finetune-60"}
+
+
 def test_waiting_has_an_end(asked, folder):
     asked.delay = 60.0
     push = BackgroundPush(folder, PushOptions("ada/never"))
@@ -199,6 +224,7 @@ def test_a_publisher_ends_with_its_run(asked, folder):
             "hub_strategy: 'checkpoint' would upload training checkpoints",
         ),
         ({"push_to_hub": True, "finetune_checkpoint_at_end": False}, "push_to_hub: the run keeps no model; leave no_"),
+        ({"learning_rate": "1e-3 hf_SomethingSecret"}, "command line: argument --learning_rate"),
         ({"license": "GPL, mostly"}, "license: 'GPL, mostly' is no identifier; use one such as apache-2.0"),
         (
             {"hub_token": "hf_SomethingSecret"},
@@ -221,7 +247,8 @@ def test_what_is_known_before_the_budget_begins(tmp_path, monkeypatch, flags, ex
     }
     with pytest.raises(InputError) as refused:
         parse_recipe(words(given))
-    assert str(refused.value).startswith(expected) and "hf_" not in str(refused.value)
+    assert str(refused.value).startswith(expected)
+    assert "hf_" not in redacted(str(refused.value)), "as the scripts say it"
 
 
 def test_a_name_and_a_token_are_enough_to_begin(tmp_path, monkeypatch):
