@@ -136,12 +136,12 @@ class BackgroundPush:
         log.info("waiting for the Hub%s", "" if math.isinf(seconds) else f", {seconds:.0f} s at most")
         try:
             out, _ = process.communicate(f"{FINISH}\n", timeout=None if math.isinf(seconds) else max(0.0, seconds))
-            return dict(json.loads(out))
+            return dict(json.loads(out.strip().rpartition("\n")[2]))
         except subprocess.TimeoutExpired:
             reason = "it was not there when the time of the job ended"
         except KeyboardInterrupt:
             reason = "interrupted"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             reason = redacted(f"its process ended ({process.poll()}): {error}")
         process.kill()
         process.communicate()

@@ -30,13 +30,15 @@ class GlueScore:
     metric: str
     value: float
     split: str = "validation"
+    seeds: int | None = None  # of which `value` is the median
 
 
 def read_glue(folder: Path) -> list[GlueScore]:
     """The scores in `folder`/glue_report.json, none where there is no such file.
 
-    The file is a list of {"task": "CoLA", "metric": "matthews_correlation", "value": 0.571, "split": "validation"}, or
-    an object with that list at "scores"; a value beyond 1 is taken for GLUE's points of 100. InputError for another form.
+    The file is an object with, at "scores", a list of {"task": "CoLA", "metric": "matthews_correlation", "value": 0.571,
+    "split": "validation", "seeds": 5} (the last two may be missing), or that list alone; a value beyond 1 is taken for
+    GLUE's points of 100. InputError for another form.
     """
     path = folder / GLUE_REPORT
     try:
@@ -57,7 +59,8 @@ def _score(entry: Mapping[str, Any]) -> GlueScore:
     if not math.isfinite(value) or abs(value) > 100:
         raise ValueError(f"value {value}")
     value = value if abs(value) <= 1 else value / 100
-    return GlueScore(str(entry["task"]), str(entry["metric"]), value, str(entry.get("split", "validation")))
+    seeds = int(entry["seeds"]) if entry.get("seeds") is not None else None
+    return GlueScore(str(entry["task"]), str(entry["metric"]), value, str(entry.get("split", "validation")), seeds)
 
 
 def eval_results(report: Mapping[str, Any], scores: Sequence[GlueScore]) -> list[EvalResult]:

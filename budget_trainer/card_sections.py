@@ -98,8 +98,11 @@ def results(report: Mapping[str, Any]) -> str:
 
 def glue(scores: Sequence[GlueScore]) -> str:
     """GLUE in points of 100, as its tables have it."""
-    rows = [(score.task, score.metric, score.split, f"{100 * score.value:.1f}") for score in scores]
-    return "Fine-tuned on each task:\n\n" + table(("task", "metric", "split", "score x 100"), rows)
+    rows = [
+        (score.task, score.metric, score.split, f"{100 * score.value:.1f}", str(score.seeds or "")) for score in scores
+    ]
+    head = ("task", "metric", "split", "score x 100", "median of seeds")
+    return "Fine-tuned on each task:\n\n" + table(head, rows)
 
 
 def budget(report: Mapping[str, Any]) -> str:

@@ -68,16 +68,7 @@ def card_text(
         body.append("![Loss, learning rate, throughput and where the budget went](run_report.png)")
     how = sections.classifier_usage(path) if classifier else sections.usage(path, revisions)
     body.append(f"## How to use it\n\n{how}")
-    ran = "shares" in report
-    if ran:
-        body.append(f"## Results\n\n{sections.results(report)}")
-    if scores:
-        body.append(f"## GLUE\n\n{sections.glue(scores)}")
-    if ran:
-        body.append(f"## Where the budget went\n\n{sections.budget(report)}")
-        body.append(f"## Recipe\n\n{sections.recipe(report)}")
-        body.append(f"## Hardware and versions\n\n{sections.environment(report)}")
-        body.append("All of it, machine-readable: [run_report.json](run_report.json).")
+    body += _of_run(report, scores)
     if not classifier:
         body.append(f"## Data\n\n{sections.data(report)}")
     body.append(f"## Licence\n\n{sections.licence(license)}")
@@ -85,6 +76,21 @@ def card_text(
         body.append(f"## Limitations\n\n{sections.limitations(report)}")
     body.append("## Citation\n\nThe method is that of this paper:\n\n" + fence(sections.CITATION, "bibtex"))
     return _seal(f"---\n{head}\n---\n\n" + "\n\n".join(body) + "\n")
+
+
+def _of_run(report: Mapping[str, Any], scores: Sequence[GlueScore]) -> list[str]:
+    """What is known of a model whose training left a report, and its scores."""
+    glue = [f"## GLUE\n\n{sections.glue(scores)}"] if scores else []
+    if "shares" not in report:
+        return glue
+    return [
+        f"## Results\n\n{sections.results(report)}",
+        *glue,
+        f"## Where the budget went\n\n{sections.budget(report)}",
+        f"## Recipe\n\n{sections.recipe(report)}",
+        f"## Hardware and versions\n\n{sections.environment(report)}",
+        "All of it, machine-readable: [run_report.json](run_report.json).",
+    ]
 
 
 def marked_card_text(model_type: str, *, mark: str, license: str | None, path: str) -> str:

@@ -86,12 +86,8 @@ class Hub:
 
     def environment(self, token=TOKEN):
         """Of a process that talks to this Hub and to no other."""
-        known = {
-            "HF_ENDPOINT": self.url,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_OFFLINE": "0",
-        }
+        known = {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        known |= {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         return {**known, "HF_TOKEN": token}
 
     # ---- one request ----

@@ -11,6 +11,7 @@ import sysconfig
 import time
 
 import pytest
+from huggingface_hub import constants
 
 import train_mlm
 from budget_trainer.background_push import BackgroundPush
@@ -139,6 +140,7 @@ def test_a_push_that_is_refused_is_no_failure(hub, data_dir, tmp_path):
 def asked(monkeypatch, hub):
     for name, value in hub.environment().items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     yield hub
     hub.delay, hub.failing = 0.0, []
 
@@ -233,11 +235,10 @@ def test_a_publisher_ends_with_its_run(asked, folder):
     ],
 )
 def test_what_is_known_before_the_budget_begins(tmp_path, monkeypatch, flags, expected):
-    from huggingface_hub import constants
-
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     given = {
         "data_dir": tmp_path,
         "output_dir": tmp_path / "out",
@@ -253,6 +254,7 @@ def test_what_is_known_before_the_budget_begins(tmp_path, monkeypatch, flags, ex
 
 def test_a_name_and_a_token_are_enough_to_begin(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     given = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "total_training_time": "1h", "use_cpu": True}
     recipe = parse_recipe(words({**given, "push_to_hub": True, "hub_strategy": "end", "license": "cc-by-sa-4.0"}))
     assert recipe.push is not None and not recipe.push.at_every_save and recipe.push.options.license == "cc-by-sa-4.0"
