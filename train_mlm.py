@@ -50,7 +50,7 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     data = DataFolder.open(recipe.data_dir)
     if run.resume_from_checkpoint is not None and run_folder.awaits_evaluation(output_dir):
         at_exit.close()  # no more work that a signal would have to save
-        finish_report(recipe, data, channel)
+        finish_report(recipe, data, channel, CLOCK)
         return 0
     checkpoint = run_folder.find_checkpoint(output_dir, run.resume_from_checkpoint)
     columns = data.columns_for(document_mask=recipe.data.document_mask, next_sentence=recipe.add_nsp)

@@ -148,6 +148,14 @@ class WatchArguments:
     loss_spike: float = _flag(1.0, "Report a logged loss this many nats above the lines before.")
 
 
+@dataclass
+class CardArguments:
+    """What the model card cannot know by itself. The Hub's flags (push_to_hub, hub_*) are TrainingArguments'."""
+
+    license: str | None = _flag(None, "Of the weights, as apache-2.0; None: the card says that it is unknown.")
+    language: str | None = _flag(None, "Of the text, as en or en,de.")
+
+
 def launched_on_cpu() -> bool:
     """Whether a CPU profile launched this process, or the machine has nothing else.
 
@@ -198,4 +206,12 @@ class RunArguments(TrainingArguments):
 
 
 ADAM_FLAGS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")  # TrainingArguments' own
-GROUPS = (ModelArguments, DataArguments, OptimizerArguments, BudgetArguments, WatchArguments, RunArguments)
+GROUPS = (
+    ModelArguments,
+    DataArguments,
+    OptimizerArguments,
+    BudgetArguments,
+    WatchArguments,
+    CardArguments,
+    RunArguments,
+)

@@ -12,17 +12,21 @@ from transformers import TrainingArguments
 from budget_trainer.arguments import (
     ADAM_FLAGS,
     BudgetArguments,
+    CardArguments,
     DataArguments,
     ModelArguments,
     OptimizerArguments,
     RunArguments,
     WatchArguments,
 )
+from budget_trainer.background_push import Push, settle_push
 from budget_trainer.clock import parse_duration
 from budget_trainer.curves import make_curve
 from budget_trainer.errors import InputError
+from budget_trainer.hub_push import PushOptions
 from budget_trainer.model_types import check_pair_type, resolve_model_type
 from budget_trainer.optimizer_checks import check_options
+from budget_trainer.refused_flags import REPLACED
 from budget_trainer.stages import Stages, make_stages
 from budget_trainer.validation_plan import EveryEpochs, EveryShare, ValidationPlan
 from budget_trainer.watch_checks import check_watch, parse_share
@@ -37,6 +41,7 @@ class Recipe:
     optimizer: OptimizerArguments
     budget: BudgetArguments
     watch: WatchArguments
+    card: CardArguments
     run: RunArguments
     path: str | None = None
     explicit: frozenset[str] = frozenset()  # flags that the recipe or the command line named
@@ -54,6 +59,7 @@ class Recipe:
             raise InputError("data_dir: missing; add --data_dir with a folder made by `python -m data_prep.blocks`")
         self.data_dir, self.output_dir = Path(self.data.data_dir), Path(str(self.run.output_dir))
         self._check()
+        self.push = self._settle_push()
 
     @property
     def model_type(self) -> str:
@@ -108,6 +114,20 @@ class Recipe:
             raise InputError(f"cross_entropy: {self.model.cross_entropy!r} is unknown; choose chunked or full")
         schedule = self.schedule()
         make_curve(schedule["curve"], schedule["warmup_proportion"], **schedule["curve_options"])
+
+    def _settle_push(self) -> Push | None:
+        """How to push. Trainer is not told of it: it would push between two steps, and wait for it."""
+        run, card = self.run, self.card
+        asked, run.push_to_hub = run.push_to_hub, False
+        return settle_push(
+            self.output_dir,
+            PushOptions(run.hub_model_id, run.hub_private_repo, card.license, card.language),
+            push_to_hub=asked,
+            hub_strategy=str(getattr(run.hub_strategy, "value", run.hub_strategy)),
+            explicit=self.explicit,
+            saves_models=self.budget.finetune_checkpoint_at_end or bool(self.markers),
+            main_process=run.process_index == 0,
+        )
 
     def _check_numbers(self) -> None:
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
@@ -208,12 +228,13 @@ class Recipe:
         return {"schedule": kind, "curve": b.curve, "warmup_proportion": warmup, "curve_options": options}
 
     def as_dict(self) -> dict[str, Any]:
-        """Every flag with its value, for the report and the card; secrets left out."""
+        """Every flag that is read, with its value, for the report and the card; secrets left out."""
         everything: dict[str, Any] = {}
-        for group in (self.model, self.data, self.optimizer, self.budget, self.watch, self.run):
+        for group in (self.model, self.data, self.optimizer, self.budget, self.watch, self.card, self.run):
             own = group.to_dict() if isinstance(group, TrainingArguments) else vars(group)
-            everything |= {f.name: own[f.name] for f in fields(group) if f.name in own and "token" not in f.name}
-        return {"recipe": self.path, **everything}
+            read = [f.name for f in fields(group) if f.name not in REPLACED and "token" not in f.name]
+            everything |= {name: own[name] for name in read if name in own}
+        return {"recipe": self.path, **everything, "push_to_hub": self.push is not None}
 
 
 def _limit(value: str | None, name: str, bare_unit: str | None = None) -> float:

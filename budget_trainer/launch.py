@@ -17,6 +17,7 @@ from budget_trainer.agreement import Agreement
 from budget_trainer.errors import InputError, LostRank, RunError, StopAsked
 from budget_trainer.failures import disk_failure
 from budget_trainer.host_memory import keep_freed_memory
+from budget_trainer.hub_errors import redacted
 from budget_trainer.stop_request import StopRequest
 
 
@@ -105,4 +106,4 @@ def say_error(error: Exception, stop: StopRequest) -> None:
     if os.environ.get("RANK", "0") != "0" and not isinstance(error, LostRank):
         stop.restore()
         time.sleep(3)
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    print(f"error: {redacted(str(error))}", file=sys.stderr, flush=True)  # a token in the wrong place stays unsaid

@@ -1,26 +1,22 @@
-"""The model card of a finished run: README.md beside the weights, in the form that the Hub reads. A leaf."""
+"""The model card of a finished run: README.md beside the weights, in the form that the Hub reads."""
 
-import math
+from __future__ import annotations
+
+import hashlib
+import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from budget_trainer import card_sections as sections
+from budget_trainer.card_markdown import fence, inline, public, without_folders
+from budget_trainer.card_scores import GlueScore, eval_results
+from budget_trainer.errors import InputError
 
-PRIVATE = re.compile(r"token|password|secret|api_key|_dir$|_file$")  # of this machine or person, not of the recipe
-CITATION = """@inproceedings{izsak-etal-2021-train,
-  title     = {How to Train {BERT} with an Academic Budget},
-  author    = {Izsak, Peter and Berchansky, Moshe and Levy, Omer},
-  booktitle = {Proceedings of the 2021 Conference on Empirical Methods in Natural Language Processing},
-  year      = {2021}
-}"""
-EVALUATION = (
-    "15 % of the non-special tokens of held-out blocks of 128 tokens, 80 % of them masked, 10 % replaced and 10 % "
-    "kept, with a fixed seed: the same whatever the recipe trained with. Loss is in nats per predicted token; bits "
-    "per byte compares across tokenizers."
-)
+UNKNOWN_LICENSE = "unknown"  # the Hub's word for it
+_SEAL = re.compile(r"\n<!-- written by budget-trainer, unchanged while this is right: ([0-9a-f]{64}) -->\n?\Z")
 
 
 def write_model_card(
@@ -29,143 +25,140 @@ def write_model_card(
     *,
     run_report: Path,
     picture: Path,
-    name: str | None = None,
-    license: str | None = None,
-    language: Sequence[str] = (),
-    datasets: Sequence[str] = (),
+    **options: Any,
 ) -> Path:
-    """Write `folder`/README.md from the run's report, and copy `run_report` and `picture` beside it.
+    """Write `folder`/README.md from the run's report, and put `run_report` and `picture` beside it.
 
-    `license`, `language` and `datasets` are Hub identifiers; what is not given is left out. Returns the card's path.
-    Raises OSError where a file cannot be read or written.
+    `options` are those of `card_text`; the copy of the report is without secrets and folders of this machine. Returns
+    the card's path. Raises OSError where a file cannot be read or written.
     """
-    for source, target in ((run_report, "run_report.json"), (picture, "run_report.png")):
-        if Path(source).resolve() != (folder / target).resolve():
-            shutil.copyfile(source, folder / target)
-    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "fill-mask"}
-    head |= {"license": license} if license else {}
-    head |= {"language": list(language)} if language else {}
-    head |= {"datasets": list(datasets)} if datasets else {}
-    kind = " ".join(str(report.get("model_type") or "").split())
-    head["tags"] = ["masked-lm", "pretraining", "time-budget"] + ([kind] if kind else [])
-    title = name or folder.resolve().parent.name
+    content = json.loads(Path(run_report).read_text(encoding="utf-8"))
+    (folder / "run_report.json").write_bytes(public_report(content))
+    if Path(picture).resolve() != (folder / "run_report.png").resolve():
+        shutil.copyfile(picture, folder / "run_report.png")
+    options.setdefault("name", folder.resolve().parent.name)
     card = folder / "README.md"
-    card.write_text(f"---\n{_yaml(head)}---\n\n{_body(title, report)}", encoding="utf-8")
+    card.write_text(card_text(report, **options), encoding="utf-8")
     return card
 
 
-def _body(title: str, report: Mapping[str, Any]) -> str:
-    recipe = {key: value for key, value in (report.get("recipe") or {}).items() if value is not None}
-    recipe = {key: value for key, value in recipe.items() if not PRIVATE.search(key)}
-    sections = [
-        f"# {_text(title)}",
-        _summary(report),
-        "![Loss, learning rate, throughput and where the budget went](run_report.png)",
-        "## How to use it\n\n" + _fence(_usage(), "python"),
-        "## Results\n\n" + _table(("measure", "value"), _results(report)) + f"\n\nThe evaluation: {EVALUATION}",
-        "## Where the budget went\n\n" + _table(("share", "seconds", "percent"), _shares(report)),
-        "## Recipe\n\n<details><summary>Every argument of the run</summary>\n\n"
-        + _fence(_yaml(recipe).rstrip(), "yaml")
-        + "\n\n</details>",
-        "## Hardware and versions\n\n" + _table(("what", "value"), _environment(report)),
+def card_text(
+    report: Mapping[str, Any],
+    *,
+    name: str,
+    license: str | None = None,
+    language: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    scores: Sequence[GlueScore] = (),
+    path: str = ".",
+    revisions: Sequence[str] = (),
+    picture: bool = True,
+    classifier: bool = False,
+) -> str:
+    """The card: metadata, what the report says, how to load the model from `path`; its last line seals it (`sealed`).
+
+    `license`, `language` and `datasets` are Hub identifiers; without a licence the card says that it is unknown.
+    `revisions` are the names of time-marked models beside this one, `scores` those of GLUE, `picture` says whether
+    run_report.png lies beside the card, `classifier` that the model was fine-tuned to classify.
+    """
+    license = license or UNKNOWN_LICENSE
+    head = _metadata(report, name, license, language, datasets, scores, classifier)
+    body = [f"# {inline(name)}", sections.summary(report, classifier)]
+    if picture:
+        body.append("![Loss, learning rate, throughput and where the budget went](run_report.png)")
+    how = sections.classifier_usage(path) if classifier else sections.usage(path, revisions)
+    body.append(f"## How to use it\n\n{how}")
+    body += _of_run(report, scores)
+    if not classifier:
+        body.append(f"## Data\n\n{sections.data(report)}")
+    body.append(f"## Licence\n\n{sections.licence(license)}")
+    if not classifier:
+        body.append(f"## Limitations\n\n{sections.limitations(report)}")
+    body.append("## Citation\n\nThe method is that of this paper:\n\n" + fence(sections.CITATION, "bibtex"))
+    return _seal(f"---\n{head}\n---\n\n" + "\n\n".join(body) + "\n")
+
+
+def _of_run(report: Mapping[str, Any], scores: Sequence[GlueScore]) -> list[str]:
+    """What is known of a model whose training left a report, and its scores."""
+    glue = [f"## GLUE\n\n{sections.glue(scores)}"] if scores else []
+    if "shares" not in report:
+        return glue
+    return [
+        f"## Results\n\n{sections.results(report)}",
+        *glue,
+        f"## Where the budget went\n\n{sections.budget(report)}",
+        f"## Recipe\n\n{sections.recipe(report)}",
+        f"## Hardware and versions\n\n{sections.environment(report)}",
         "All of it, machine-readable: [run_report.json](run_report.json).",
-        "## Citation\n\nThe method is that of this paper:\n\n" + _fence(CITATION, "bibtex"),
     ]
-    return "\n\n".join(sections) + "\n"
 
 
-def _summary(report: Mapping[str, Any]) -> str:
-    size, budget = report.get("parameters"), report.get("budget_seconds")
-    what = f"A {_text(report.get('model_type') or 'Transformers')} masked language model"
-    what += f" with {size / 1e6:,.1f} million parameters" if size else ""
-    how = f" in {_duration(report.get('used_seconds') or 0)}"
-    how += f" of a wall-clock budget of {_duration(budget)}" if budget and math.isfinite(budget) else ""
-    steps, tokens = report.get("steps") or 0, report.get("tokens") or 0
-    origin = "pre-trained from scratch"
-    if (report.get("recipe") or {}).get("model_name_or_path"):
-        origin = "pre-trained further from existing weights"
-    return f"{what}, {origin}{how}: {steps:,} steps, {tokens:,} token positions."
+def marked_card_text(model_type: str, *, mark: str, license: str | None, path: str) -> str:
+    """The card of a time-marked model, such as `finetune-50`: what it is, and where the finished one lies."""
+    license, name = license or UNKNOWN_LICENSE, path.split("/")[-1]
+    head = _metadata({"model_type": model_type}, name, license, (), (), (), False)
+    percent = inline(mark.removeprefix("finetune-"))
+    text = (
+        f"# {inline(name)} at {percent} % of its budget\n\nThe weights of a pre-training run as they were when {percent} % of "
+        f"its wall-clock budget was used, with the learning rate of that moment. The finished model is the revision `main` "
+        f'of {inline(path)}; this one loads with `revision="{inline(mark)}"`.\n\n## Licence\n\n{sections.licence(license)}\n'
+    )
+    return _seal(f"---\n{head}\n---\n\n{text}")
 
 
-def _usage() -> str:
-    return """import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
-
-path = "."  # this folder, or its name on the Hub
-tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForMaskedLM.from_pretrained(path)
-inputs = tokenizer(f"The capital of France is {tokenizer.mask_token}.", return_tensors="pt")
-with torch.no_grad():
-    logits = model(**inputs).logits
-best = logits[inputs["input_ids"] == tokenizer.mask_token_id].topk(5).indices[0]
-print(tokenizer.convert_ids_to_tokens(best))"""
+def public_report(report: Mapping[str, Any]) -> bytes:
+    """The run's report as it may lie beside the card: JSON without secrets and folders of this machine."""
+    shown = {key: value for key, value in report.items() if key != "hub"}
+    return public_json({**shown, "recipe": public(report.get("recipe") or {})})
 
 
-def _results(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    evaluation = report.get("evaluation") or {}
-    rows: list[tuple[str, ...]] = [
-        (label, f"{evaluation[key]:.4f}")
-        for key, label in (("loss", "loss"), ("accuracy", "accuracy"), ("bits_per_byte", "bits per byte"))
-        if evaluation.get(key) is not None
-    ]
-    rows = rows or [("evaluation", "none was made")]
-    if evaluation.get("blocks"):
-        rows.append(("evaluated on", f"{evaluation['blocks']:,} blocks, {evaluation.get('tokens') or 0:,} tokens"))
-    if report.get("tokens_per_second"):
-        rows.append(("training tokens per second", f"{report['tokens_per_second']:,.0f}"))
-    if report.get("mfu"):
-        rows.append(("model FLOPs utilisation", f"{100 * report['mfu']:.1f} % of the measured matmul peak"))
-    return rows
+def public_json(content: Any) -> bytes:
+    """`content` as JSON, without the folders of this machine."""
+    return (json.dumps(without_folders(content), indent=2) + "\n").encode()
 
 
-def _shares(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    shares = report.get("shares") or {}
-    whole = sum(shares.values()) or 1.0
-    return [(key.replace("_", " "), f"{value:,.1f}", f"{100 * value / whole:.1f}") for key, value in shares.items()]
+def check_license(license: str | None) -> None:
+    """InputError for what cannot be an identifier of the Hub's list."""
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise InputError(
+            f"license: {license!r} is no identifier; use one such as apache-2.0, mit or cc-by-sa-4.0 "
+            "(https://huggingface.co/docs/hub/repositories-licenses), or leave it out"
+        )
 
 
-def _environment(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    hardware = report.get("hardware") or {}
-    gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in hardware.get("gpus") or []) or "none"
-    rows: list[tuple[str, ...]] = [
-        ("CPU", f"{hardware.get('cpu', 'unknown')}, {hardware.get('cores', '?')} cores"),
-        ("GPUs", gpus),
-    ]
-    rows.append(("processes", f"{report.get('world_size') or 1} ({report.get('engine') or 'plain'})"))
-    rows += [(key.replace("_", "-"), str(value)) for key, value in (report.get("versions") or {}).items()]
-    return [*rows, ("commit of budget-trainer", str(report.get("git_commit") or "not a git checkout"))]
+def sealed(card: str) -> bool:
+    """Whether `card` is as it was written here: nobody has edited it since, so that it may be written anew."""
+    found = _SEAL.search(card)
+    return found is not None and found.group(1) == hashlib.sha256(card[: found.start()].encode()).hexdigest()
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 180:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:,.1f} minutes" if seconds < 6 * 3600 else f"{seconds / 3600:,.1f} hours"
+def _seal(card: str) -> str:
+    digest = hashlib.sha256(card.encode()).hexdigest()
+    return f"{card}\n<!-- written by budget-trainer, unchanged while this is right: {digest} -->\n"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([_text(cell) for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _metadata(
+    report: Mapping[str, Any],
+    name: str,
+    license: str,
+    language: Sequence[str],
+    datasets: Sequence[str],
+    scores: Sequence[GlueScore],
+    classifier: bool,
+) -> str:
+    """The YAML between the dashes, with a `model-index` where there are results."""
+    from huggingface_hub import ModelCardData
 
-
-def _text(value: Any) -> str:
-    """One line in which nothing is Markdown or HTML, whatever the data say."""
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(str(value).split()))
-
-
-def _yaml(value: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(_plain(value), sort_keys=False, allow_unicode=True, width=1000)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
-
-
-def _fence(text: str, language: str) -> str:
-    """A code block whose fence is longer than any run of backticks inside."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
+    kind = " ".join(str(report.get("model_type") or "").split())
+    tags = ["masked-lm", "pretraining", "time-budget"] if not classifier else ["time-budget"]
+    data = ModelCardData(
+        model_name=" ".join(name.split()),
+        library_name="transformers",
+        pipeline_tag="text-classification" if classifier else "fill-mask",
+        license=license,
+        language=list(language) or None,
+        datasets=list(datasets) or None,
+        tags=tags + ([kind] if kind else []),
+        eval_results=eval_results(report, scores) or None,
+    )
+    return data.to_yaml()

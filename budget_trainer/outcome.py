@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
 from budget_trainer import checkpoints, run_folder
+from budget_trainer.background_push import BackgroundPush
 from budget_trainer.callbacks.milestones import copy_final
 from budget_trainer.checked_recipe import Recipe
-from budget_trainer.clock import ClockFile, format_duration
+from budget_trainer.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.data import BlockDataset, DataFolder
+from budget_trainer.data_statement import describe_data
 from budget_trainer.distributed import ControlChannel
 from budget_trainer.engine_config import engine_name
 from budget_trainer.model_card import write_model_card
@@ -21,12 +24,11 @@ from budget_trainer.run_callbacks import RunCallbacks
 from budget_trainer.setup import make_evaluation
 from budget_trainer.trainer import TimeBudgetTrainer
 
+log = logging.getLogger(__name__)
+PUSH_MARGIN_SECONDS = 5.0  # of the job, for the report behind the push
 
-def account(
-    trainer: TimeBudgetTrainer,
-    callbacks: RunCallbacks,
-    recipe: dict[str, Any],
-) -> dict[str, Any]:
+
+def account(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Recipe) -> dict[str, Any]:
     """What the report says, but for the evaluation. Call it on all ranks (steps and learning rates are gathered)."""
     progress = callbacks.progress
     if progress.steps == 0:  # nothing was left to train: the account is the earlier jobs'
@@ -62,7 +64,8 @@ def account(
         "jobs": progress.job,
         "parameters": parameter_count(model),
         "model_type": model.config.model_type,
-        "recipe": recipe,
+        "recipe": recipe.as_dict(),
+        "data": _data(recipe.data_dir),
         "ranks": trainer.channel.gather(mine),
     }
 
@@ -80,7 +83,7 @@ def save_final(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Reci
 
     Its account comes first: a job that is killed behind it is finished by the next one.
     """
-    report = account(trainer, callbacks, recipe.as_dict())
+    report = account(trainer, callbacks, recipe)
     if trainer.args.process_index == 0:
         checkpoints.release_room(recipe.output_dir)
         write_json_atomic(recipe.output_dir / run_folder.REPORT, report)
@@ -94,17 +97,21 @@ def conclude(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Recipe
     The account is written first: whoever is killed from here on loses no more than the evaluation (`finish_report`).
     """
     main = trainer.args.process_index == 0
-    report = {**account(trainer, callbacks, recipe.as_dict()), **environment()}
+    outside = BudgetClock()
+    report = {**account(trainer, callbacks, recipe), **environment()}
     if main and final is not None:
         write_json_atomic(recipe.output_dir / run_folder.REPORT, report)
         copy_final(final, report["markers_in_final"])
     report["evaluation"] = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     if main:
-        _write(recipe.output_dir, report, final)
-    trainer.channel.barrier()
+        _write(recipe, report, final)
+    trainer.channel.barrier()  # the others need not wait for the Hub
+    if callbacks.push is not None:
+        left = recipe.job_limit_seconds - trainer.clock.job_seconds() - outside.elapsed_seconds()
+        _push(callbacks.push, recipe.output_dir, report, left)
 
 
-def finish_report(recipe: Recipe, data: DataFolder, channel: ControlChannel) -> None:
+def finish_report(recipe: Recipe, data: DataFolder, channel: ControlChannel, clock: BudgetClock) -> None:
     """Evaluate `final/` of a run that was killed before its evaluation ended, and write the rest; on all ranks.
 
     What the last save took is in clock.json, perhaps not in the report.
@@ -123,17 +130,40 @@ def finish_report(recipe: Recipe, data: DataFolder, channel: ControlChannel) -> 
         model, device=device, rank=channel.rank, world_size=channel.world_size, reduce_sum=channel.sum
     )
     if channel.rank == 0:
-        _write(recipe.output_dir, report, final)
+        _write(recipe, report, final)
     channel.barrier()
+    if channel.rank == 0 and recipe.push is not None:
+        left = recipe.job_limit_seconds - clock.job_seconds()
+        _push(BackgroundPush(recipe.output_dir, recipe.push.options), recipe.output_dir, report, left)
 
 
-def _write(output_dir: Path, report: dict[str, Any], final: Path | None) -> None:
+def _push(push: BackgroundPush, output_dir: Path, report: dict[str, Any], seconds_left: float) -> None:
+    """Wait for the Hub as long as the job may take, and add what came of it to the report. A failure changes nothing."""
+    report = {**report, "hub": push.finish(seconds_left - PUSH_MARGIN_SECONDS)}
+    try:
+        write_json_atomic(output_dir / run_folder.REPORT, report)
+    except OSError as error:
+        log.warning("%s: not written (%s)", output_dir / run_folder.REPORT, error.strerror)
+
+
+def _data(data_dir: Path) -> dict[str, Any]:
+    """What the model was trained on, for the card; nothing where the folder has gone meanwhile."""
+    try:
+        return describe_data(data_dir)
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _write(recipe: Recipe, report: dict[str, Any], final: Path | None) -> None:
     """`run_report.json` and `.png`, the card in `final`, and three lines for whoever watches."""
+    output_dir = recipe.output_dir
     json_path, picture = output_dir / run_folder.REPORT, output_dir / "run_report.png"
     write_json_atomic(json_path, report)
     draw_report(report, read_progress(output_dir / run_folder.PROGRESS), picture)
     if final is not None:
-        write_model_card(final, report, run_report=json_path, picture=picture)
+        card = recipe.card
+        language = (card.language or "").replace(",", " ").split()
+        write_model_card(final, report, run_report=json_path, picture=picture, license=card.license, language=language)
     run_folder.mark_evaluation(output_dir, ended=True)
     print_summary(report, output_dir)
 

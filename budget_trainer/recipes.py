@@ -53,9 +53,9 @@ def parse_recipe(argv: Sequence[str] | None = None) -> Recipe:
         if value in NULLS and key not in flags:
             owner = next(group for group in groups if hasattr(group, key))
             setattr(owner, key, None)
-    model, data, optimizer, budget, watch, run = groups
+    model, data, optimizer, budget, watch, card, run = groups
     named = {key for key, value in given.items() if value not in NULLS}  # null unsets a flag: it names nothing
-    return Recipe(model, data, optimizer, budget, watch, run, path, frozenset({*named, *flags}))
+    return Recipe(model, data, optimizer, budget, watch, card, run, path, frozenset({*named, *flags}))
 
 
 def _join_negative(argv: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from transformers import ProgressCallback
 
 from budget_trainer import run_folder
+from budget_trainer.background_push import BackgroundPush
 from budget_trainer.callbacks.early_stop import EarlyStop
 from budget_trainer.callbacks.guard import Guard
 from budget_trainer.callbacks.milestones import CheckpointCadence, FinetuneMarkers, ValidationCadence
@@ -23,6 +24,7 @@ class RunCallbacks:
     progress: ProgressLog
     markers: FinetuneMarkers
     guard: Guard
+    push: BackgroundPush | None = None  # to the Hub, where that was asked for (main process)
 
 
 def add_callbacks(
@@ -58,4 +60,14 @@ def add_callbacks(
         trainer.add_callback(EarlyStop(budget, recipe.early_stop_seconds, watch.early_stop_eval_loss))
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(BudgetProgressBar(budget))
-    return RunCallbacks(progress, markers, guard)
+    return RunCallbacks(progress, markers, guard, _start_push(trainer, recipe))
+
+
+def _start_push(trainer: TimeBudgetTrainer, recipe: Recipe) -> BackgroundPush | None:
+    """The push, begun where time-marked models go to the Hub while the training goes on."""
+    if recipe.push is None or trainer.args.process_index != 0:
+        return None
+    push = BackgroundPush(recipe.output_dir, recipe.push.options)
+    if recipe.push.at_every_save and recipe.markers:
+        push.start()
+    return push

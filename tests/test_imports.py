@@ -20,7 +20,8 @@ LEAVES = {"errors", "curves", "clock", "distributed", "evaluation", "report", "s
 LEAVES |= {
     "lamb",
     "engine_optimizers",
-    "model_card",
+    "card_markdown",
+    "data_statement",
     "checkpoints",
     "model_types",
     "layer_norm",
@@ -29,6 +30,7 @@ LEAVES |= {
     "cross_entropy",
 }
 LEAVES |= {"step_times", "stop_request", "validation_plan", "watch_checks"}
+LEAVES |= {"card_scores", "hub_errors", "hub_files"}
 LEAVES |= {"hashing", "choice", "whole_words", "objective_checks", "masked_batch", "rows", "permutation"}
 ABOVE_LEAVES = {
     "agreement": {"distributed", "stop_request"},
@@ -36,6 +38,8 @@ ABOVE_LEAVES = {
     "attention": {"errors", "few_bit_dropout"},
     "optimizer_checks": {"errors", "lamb"},
     "data": {"errors", "permutation", "rows"},
+    "card_sections": {"card_markdown", "card_scores", "data_statement"},
+    "hub_client": {"errors", "hub_errors"},
 }
 
 
@@ -54,6 +58,18 @@ def ours(path):
 
 
 MODULES = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): path for path in PACKAGE.rglob("*.py")}
+
+
+PUBLISHING = {"publish", "hub_push", "hub_client", "hub_errors", "hub_files", "model_card"}
+PUBLISHING |= {"background_push", "card_sections", "card_scores", "card_markdown", "data_statement"}
+
+
+def test_publishing_starts_without_torch():
+    """It runs beside a training, in a process of its own: the client and YAML are all that it needs."""
+    for name in PUBLISHING:
+        roots = {module.split(".")[0] for module in imports(MODULES[name])}
+        assert roots <= set(sys.stdlib_module_names) | {"budget_trainer", "huggingface_hub", "yaml"}, name
+        assert ours(MODULES[name]) <= PUBLISHING | {"errors"}, name
 
 
 def test_standard_library_only():
@@ -153,7 +169,7 @@ dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers datal
 dataloader_multiprocessing_context dataloader_in_order accelerator_config parallelism_config deepspeed fsdp fsdp_config
 ddp_backend ddp_timeout ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
 local_rank resume_from_checkpoint include_num_input_tokens_seen debug skip_memory_metrics liger_kernel_config
-use_liger_kernel use_cache place_model_on_device""".split()
+use_liger_kernel use_cache place_model_on_device push_to_hub hub_model_id hub_strategy hub_private_repo""".split()
 
 
 def test_every_flag_of_training_arguments_is_read_or_refused():

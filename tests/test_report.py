@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from budget_trainer.errors import InputError
 from budget_trainer.fill_mask import fill_mask
-from budget_trainer.model_card import write_model_card
+from budget_trainer.model_card import card_text, public_report, sealed, write_model_card
 from budget_trainer.report import draw_report, environment, read_progress, write_json_atomic
 
 
@@ -173,7 +173,41 @@ def test_the_card_stays_valid_whatever_the_data_say(tmp_path: Path) -> None:
 
 def test_the_card_of_a_run_without_evaluation_says_so(tmp_path: Path) -> None:
     head, body = card(tmp_path / "final", {"shares": {}, "budget_seconds": math.inf})
-    assert "license" not in head and "| evaluation | none was made |" in body
+    assert head["license"] == "unknown" and "has not stated a licence" in body
+    assert "| evaluation | none was made |" in body
+
+
+def test_a_card_tells_whether_it_was_edited() -> None:
+    text = card_text(report(), name="mini")
+    assert sealed(text) and sealed(card_text({}, name="mini"))
+    assert not sealed(text + "Thanks.\n") and not sealed(text.replace("mini", "maxi")) and not sealed("# mini\n")
+
+
+def test_the_report_beside_the_card_is_for_everybody() -> None:
+    private = {"data_dir": "/home/me/d", "hub_token": "hf_secret", "deepspeed": "/home/me/zero.json", "nothing": None}
+    run = report(
+        recipe={**private, "learning_rate": 1e-3}, hub={"error": None}, data={"sources": [{"name": "/home/me/a.txt"}]}
+    )
+    shown = json.loads(public_report(run))
+    assert shown["recipe"] == {"deepspeed": "zero.json", "learning_rate": 1e-3} and "hub" not in shown
+    assert shown["data"] == {"sources": [{"name": "a.txt"}]} and shown["evaluation"] == run["evaluation"]
+
+
+def test_the_card_says_what_the_model_was_trained_on() -> None:
+    sources = [{"name": f"part-{n}.txt", "kind": "text", "documents": 10, "text_bytes": 2_000_000} for n in range(30)]
+    sources[0]["dropped"] = {"redirect": 3}
+    data = {
+        "sources": sources,
+        "documents": 300,
+        "tokens": 10**6,
+        "rows": 99,
+        "packing": "packed",
+        "validation_fraction": 0.01,
+    }
+    text = card_text(report(data=data), name="mini")
+    assert "| part-0.txt | text | 10 | 2.0 |" in text and "| 10 more |  | 100 | 20.0 |" in text
+    assert "Trained on 300 documents, 1,000,000 tokens, 99 blocks (packed); left out: 3 redirect. Held out" in text
+    assert "was not recorded" in card_text(report(), name="mini")
 
 
 @pytest.mark.parametrize("text", ["no mask", "[MASK] and [MASK]"])

@@ -104,7 +104,7 @@ def test_real_dumps(name, measures, languages):
     with bz2.open(file) as stream:
         raw = {page.title: page.text for page in read_pages(name, stream, Site())}
     found = {"measures": [0, 0], "languages": [0, 0]}
-    for title, *paragraphs in read_articles(file, "strict", 1, {}):
+    for title, *paragraphs in read_articles(file, "strict", 1, {}, lambda size: None):
         text = re.sub(r"<ref[^<>]*/>|<ref\b.*?</ref>|<!--.*?-->", "", raw[title], flags=re.DOTALL)
         prose = [line for line in text.split("\n") if re.match(r"'*\w", line)]
         shown = " ".join(paragraphs)

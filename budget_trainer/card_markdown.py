@@ -1,0 +1,63 @@
+"""Markdown and YAML that stay valid whatever the values hold. A leaf."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+# Of this machine or person, not of the recipe.
+PRIVATE = re.compile(r"token|password|secret|api_key|_dir$|_file$")
+
+
+def inline(value: Any) -> str:
+    """One line in which nothing is Markdown or HTML, whatever `value` says."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(str(value).split()))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([inline(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def fence(text: str, language: str) -> str:
+    """A code block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    marks = "`" * max(3, longest + 1)
+    return f"{marks}{language}\n{text}\n{marks}"
+
+
+def dump_yaml(value: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(_plain(value), sort_keys=False, allow_unicode=True, width=1000)
+
+
+def duration(seconds: float) -> str:
+    """`seconds` in words: `45 seconds`, `12.5 minutes`, `24.0 hours`."""
+    if seconds < 180:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:,.1f} minutes" if seconds < 6 * 3600 else f"{seconds / 3600:,.1f} hours"
+
+
+def public(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's arguments everybody may see: no secrets, folders and empty values; of a path its last part."""
+    shown = {key: value for key, value in recipe.items() if value is not None and not PRIVATE.search(key)}
+    return dict(without_folders(shown))
+
+
+def without_folders(value: Any) -> Any:
+    """`value` with the last part of every path in it that begins at the root or the home of a machine."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(inner) for inner in value]
+    if isinstance(value, str) and re.fullmatch(r"(?:~?/|[A-Za-z]:\\).+", value):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
