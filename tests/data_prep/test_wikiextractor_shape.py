@@ -94,7 +94,9 @@ def shared():
     theirs = wikiextractor()
     with bz2.open(DUMP) as stream:
         raw = {page.title: page.text for page in read_pages("dump", stream, Site()) if page.namespace == 0}
-    ours = {article[0]: Text(article[0], article) for article in read_articles(DUMP, "strict", 1, {}, lambda size: None)}
+    ours = {
+        article[0]: Text(article[0], article) for article in read_articles(DUMP, "strict", 1, {}, lambda size: None)
+    }
     both = [title for title in theirs if title in raw]
     assert len(both) == 37 and set(both) - set(ours) == LISTS_OF_MEANINGS
     return [(theirs[title], ours[title], raw[title]) for title in both if title in ours]
