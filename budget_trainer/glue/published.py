@@ -121,6 +121,6 @@ TEST = (
     ),
 )
 NOT_BY_TASK = (
-    "The dev scores of 24hBERT itself were never published. A re-run with about 6,000 steps of 4,096 (marcelbra's fork) "
+    "None of the sources has dev scores of 24hBERT itself. A re-run with about 6,000 steps of 4,096 (marcelbra's fork) "
     "reports dev means from 69.9 to 75.3 over seven ways to mask, without saying of which tasks.",
 )

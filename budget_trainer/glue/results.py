@@ -18,6 +18,15 @@ from budget_trainer.glue.tasks import TASKS, Split, Task
 NOT_IN_MEAN = ("WNLI",)  # left out of means as in Devlin et al. (arXiv 1810.04805)
 
 
+METRIC_NAMES = {  # as people write them
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "matthews_correlation": "Matthews",
+    "pearson": "Pearson",
+    "spearmanr": "Spearman",
+}
+
+
 @dataclass(frozen=True)
 class Run:
     """One finished run: `metrics` by dev split and name, `seconds` it took, the `folder` with its predictions.
@@ -50,12 +59,16 @@ class Spread:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """All finished runs of a task. `best` is the configuration that the suite chose, `flags` what it sets."""
+    """All finished runs of a task. `best` is the configuration that the suite chose, `flags` what it sets.
+
+    `base` is the task whose model they start from, None for the checkpoint itself.
+    """
 
     task: Task
     runs: tuple[Run, ...]
     best: str
     flags: Mapping[str, Any] = field(default_factory=dict)
+    base: str | None = None
     notes: tuple[str, ...] = ()  # what a reader has to know: runs that failed, seeds that are missing
 
     def __post_init__(self) -> None:
@@ -137,7 +150,7 @@ def columns(suite: Suite) -> dict[str, Column]:
 
 
 def mean(ours: Mapping[str, Column], names: Sequence[str]) -> Spread | None:
-    """The mean of the columns `names`: of their medians, of their lowest seeds and of their highest; None of none.
+    """The mean over the columns `names`: of their medians, of their lowest seeds and of their highest; None of none.
 
     The seeds are the fewest that any column has.
     """
@@ -151,3 +164,8 @@ def mean(ours: Mapping[str, Column], names: Sequence[str]) -> Spread | None:
 def in_mean(names: Sequence[str]) -> list[str]:
     """Those of the columns that count in a mean."""
     return [name for name in names if name not in NOT_IN_MEAN]
+
+
+def in_order(*scores: Mapping[str, Any]) -> list[str]:
+    """The columns that any of the mappings has, in GLUE's order."""
+    return [name for name in ALL_COLUMNS if any(name in mapping for mapping in scores)]

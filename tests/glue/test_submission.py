@@ -22,8 +22,8 @@ ROWS = {
 }
 FIRST = {
     **{"CoLA.tsv": "0 1 0", "SST-2.tsv": "0 1 0", "MRPC.tsv": "0 1 0", "QQP.tsv": "0 1 0", "WNLI.tsv": "0 1 0"},
-    **{name: "entailment neutral contradiction" for name in ("MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv")},
-    **{name: "entailment not_entailment entailment" for name in ("QNLI.tsv", "RTE.tsv")},
+    **dict.fromkeys(("MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv"), "entailment neutral contradiction"),
+    **dict.fromkeys(("QNLI.tsv", "RTE.tsv"), "entailment not_entailment entailment"),
     "STS-B.tsv": "0.000 0.000 0.000 0.000 0.000 0.000 0.000 0.000 0.000 0.000 0.000 0.100",
 }
 
