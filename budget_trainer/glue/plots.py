@@ -120,23 +120,31 @@ def _title(report: Mapping[str, Any]) -> str:
 def draw_over_budget(report: Mapping[str, Any]) -> bytes:
     """Scores against minutes of pre-training: a line for each task with its bars, and the mean in black."""
     minutes = [checkpoint["minutes"] for checkpoint in report["checkpoints"]]
-    lines = dict(report["lines"])
-    order = sorted(lines, key=lambda name: -_last(lines[name]))
+    lines, found = report["lines"], report["mean"]
+    title = f"GLUE over the budget of {report['run']}\nmedian over seeds, bars from the lowest to the highest"
+    if found is not None:
+        title += f"\nmean of {', '.join(found['columns'])}"
     with _picture(11, 6.5) as (figure, axes, stream):
-        for number, name in enumerate(lines):
-            _draw_line(axes, minutes, lines[name], LINES[number % len(LINES)], name)
-        if report["mean"] is not None:
-            _draw_line(axes, minutes, report["mean"]["points"], "black", "mean", linewidth=3.2)
-        handles, labels = axes.get_legend_handles_labels()
-        by_label = dict(zip(labels, handles, strict=True))
-        chosen = (["mean"] if "mean" in by_label else []) + order
-        figure.legend([by_label[name] for name in chosen], chosen, loc="outside right upper", frameon=False)
+        drawn = []  # the last value, the handle and its words
+        for number, (name, points) in enumerate(lines.items()):
+            dash = "--" if name.endswith("-mm") else "-"  # lies on its twin
+            handle = _draw_line(axes, minutes, points, LINES[number % len(LINES)], linestyle=dash, linewidth=1.6)
+            drawn.append((_last(points), handle, f"{name}, {METRIC_NAMES[report['metrics'][name]]}"))
+        drawn.sort(key=lambda entry: -entry[0])
+        if found is not None:
+            handle = _draw_line(axes, minutes, found["points"], "black", zorder=3, linewidth=3.2)
+            drawn.insert(0, (_last(found["points"]), handle, "mean"))
+        figure.legend(
+            [handle for _, handle, _ in drawn],
+            [f"{100 * last:.1f}  {words}" for last, _, words in drawn],
+            title="last score",
+            alignment="left",
+            loc="outside right center",
+            frameon=False,
+        )
         axes.set_xlim(0, 1.04 * max(minutes))
         axes.set_xlabel("minutes of pre-training")
         axes.set_ylabel("points of 100 on the dev set")
-        title = f"GLUE over the budget of {report['run']}\nmedian over seeds, bars from the lowest to the highest"
-        if report["mean"] is not None:
-            title += f"; mean of {', '.join(report['mean']['columns'])}"
         figure.suptitle(title, fontsize=12, x=0.01, ha="left")
     return stream.getvalue()
 
@@ -146,30 +154,13 @@ def _last(points: Sequence[Mapping[str, Any] | None]) -> float:
 
 
 def _draw_line(
-    axes: Any,
-    minutes: Sequence[float],
-    points: Sequence[Mapping[str, Any] | None],
-    colour: str,
-    name: str,
-    linewidth: float = 1.6,
-) -> None:
-    """A line through the checkpoints that have the score."""
+    axes: Any, minutes: Sequence[float], points: Sequence[Mapping[str, Any] | None], colour: str, **style: Any
+) -> Any:
+    """A line through the checkpoints that have the score, with a bar for its range; returns what a legend shows."""
     there = [(minute, point) for minute, point in zip(minutes, points, strict=True) if point is not None]
     middle = [100 * point["median"] for _, point in there]
-    bars = [
-        [100 * (point["median"] - point["min"]) for _, point in there],
-        [100 * (point["max"] - point["median"]) for _, point in there],
-    ]
-    axes.errorbar(
-        [minute for minute, _ in there],
-        middle,
-        yerr=bars,
-        color=colour,
-        linewidth=linewidth,
-        elinewidth=1.0,
-        capsize=2.5,
-        marker="o",
-        markersize=4 if linewidth < 3 else 6,
-        label=name,
-        zorder=3 if linewidth > 3 else 2,
-    )
+    below = [100 * (point["median"] - point["min"]) for _, point in there]
+    above = [100 * (point["max"] - point["median"]) for _, point in there]
+    times = [minute for minute, _ in there]
+    style |= {"elinewidth": 1.0, "capsize": 2.5, "marker": "o", "markersize": 4}
+    return axes.errorbar(times, middle, yerr=[below, above], color=colour, **style)

@@ -26,11 +26,23 @@ from budget_trainer.glue.results import (
     in_mean,
     mean,
 )
-from budget_trainer.glue.submission import Submission
+from budget_trainer.glue.submission import Submission, write_submission
+from budget_trainer.glue.suite_file import read_suite
 from budget_trainer.report import write_json_atomic
 
 JSON, MARKDOWN, PICTURE = "glue_report.json", "glue_report.md", "glue_report.png"
 FORMAT = 1
+
+
+def report_suite(runs: str | Path, output_dir: str | Path, overwrite: bool = False) -> dict[str, Any]:
+    """From `glue_runs.json` (or its folder) to the leaderboard's files and the report, all in `output_dir`.
+
+    What the script calls when a suite has ended, and what makes it all again. Returns what the JSON holds; InputError where the
+    results are damaged, or an older complete zip is in the way (`overwrite` removes it).
+    """
+    suite, folder = read_suite(Path(runs)), Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_report(suite, folder, write_submission(suite, folder, overwrite))
 
 
 def write_report(suite: Suite, output_dir: Path, submission: Submission | None = None) -> dict[str, Any]:

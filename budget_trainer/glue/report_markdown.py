@@ -42,7 +42,7 @@ def points(value: float) -> str:
 
 
 def _own_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, column in report["columns"].items():
         task = next(task for task in report["tasks"] if name == task or name.startswith(f"{task}-m"))
         splits = report["tasks"][task]["metrics"]
@@ -72,7 +72,7 @@ def _mean_text(report: Mapping[str, Any]) -> str:
 
 
 def _making(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, task in report["tasks"].items():
         flags = ", ".join(f"{key} {value}" for key, value in task["best_configuration"].items()) or "the defaults"
         base = f"{flags}; from {task['base']}'s model" if task["base"] else flags

@@ -157,8 +157,12 @@ def mean(ours: Mapping[str, Column], names: Sequence[str]) -> Spread | None:
     scores = [ours[name].score for name in names]
     if not scores:
         return None
-    parts = (fmean(getattr(score, part) for score in scores) for part in ("median", "min", "max"))
-    return Spread(*parts, seeds=min(score.seeds for score in scores))
+    return Spread(
+        median=fmean(score.median for score in scores),
+        min=fmean(score.min for score in scores),
+        max=fmean(score.max for score in scores),
+        seeds=min(score.seeds for score in scores),
+    )
 
 
 def in_mean(names: Sequence[str]) -> list[str]:

@@ -42,11 +42,11 @@ class Submission:
     zip: Path | None
 
 
-def write_submission(suite: Suite, output_dir: Path) -> Submission:
+def write_submission(suite: Suite, output_dir: Path, overwrite: bool = False) -> Submission:
     """Write the files of all test splits that have official predictions, and the zip where these are all.
 
     Made anew from the results each time, with the same bytes from the same results. InputError for predictions that are
-    damaged, and where an older complete zip would stand beside an incomplete submission.
+    damaged, and where an older complete zip would stand beside an incomplete submission (with `overwrite` it goes).
     """
     contents: dict[str, bytes] = {}
     missing: dict[str, str] = {}
@@ -57,10 +57,10 @@ def write_submission(suite: Suite, output_dir: Path) -> Submission:
         else:
             contents[name] = tsv(task, split, found)
     archive = output_dir / ZIP
-    if missing and archive.exists():
+    if missing and archive.exists() and not overwrite:
         raise InputError(
-            f"{archive}: a complete submission of earlier results, these lack {', '.join(missing)}; move it away, or give "
-            "another output_dir"
+            f"{archive}: a complete submission of earlier results, these lack {', '.join(missing)}; move it away, or add "
+            "--overwrite_output_dir"
         )
     folder = output_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +69,7 @@ def write_submission(suite: Suite, output_dir: Path) -> Submission:
     for name, content in contents.items():
         write_atomic(folder / name, content)
     if missing:
+        archive.unlink(missing_ok=True)
         write_atomic(output_dir / MISSING, _statement(contents, missing).encode())
     else:
         write_atomic(archive, zip_bytes(contents))

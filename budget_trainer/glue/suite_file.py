@@ -35,6 +35,7 @@ def read_suite(path: Path) -> Suite:
                 absent[name] = _all_failed(entry)
             else:
                 tasks[name] = _task(path.parent, name, entry)
+        absent = {name: absent[name] for name in sorted(absent, key=list(TASKS).index)}
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         if isinstance(error, InputError):
             raise

@@ -91,6 +91,8 @@ def test_an_older_complete_zip_is_not_left_beside_an_incomplete_submission(tmp_p
     with pytest.raises(InputError, match=r"glue_submission\.zip: a complete submission of earlier .* lack QQP\.tsv"):
         write_submission(complete_suite(tmp_path / "runs", absent=("QNLI", "QQP")), tmp_path)
     assert (tmp_path / "glue_submission.zip").read_bytes() == b"older" and not (tmp_path / "submission").exists()
+    write_submission(complete_suite(tmp_path / "runs", absent=("QNLI", "QQP")), tmp_path, overwrite=True)
+    assert not (tmp_path / "glue_submission.zip").exists() and (tmp_path / "submission_missing.txt").exists()
 
 
 @pytest.mark.parametrize(

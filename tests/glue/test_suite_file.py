@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from budget_trainer.errors import InputError
+from budget_trainer.glue.report import report_suite
 from budget_trainer.glue.suite_file import read_suite
 from budget_trainer.glue.tasks import TASKS
+from tests.glue.suites import write_predictions
 
 
 def finished(folder: Path, task: str, seed: int, score: float, rows: dict[str, int]) -> dict[str, Any]:
@@ -98,3 +100,15 @@ def test_damaged_results_end_in_one_line(tmp_path: Path, change: Any, message: s
     with pytest.raises(InputError, match=message) as caught:
         read_suite(path)
     assert "\n" not in str(caught.value)
+
+
+def test_from_the_file_to_submission_and_report(tmp_path: Path) -> None:
+    run = finished(tmp_path, "RTE", 1, 0.6, {"train": 9, "dev": 277, "test": 3000})
+    write_predictions(tmp_path / run["folder"], TASKS["RTE"])
+    report = report_suite(write(tmp_path, RTE=entry_of([[run]], 0)), tmp_path / "out")
+    assert report["columns"]["RTE"]["median"] == 0.6 and report["absent"] == {"QNLI": "no train.tsv"}
+    assert (
+        report["submission"]["files"] == ["RTE.tsv"] and report["submission"]["missing"]["QNLI.tsv"] == "no train.tsv"
+    )
+    made = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert made == ["glue_report.json", "glue_report.md", "glue_report.png", "submission", "submission_missing.txt"]
