@@ -95,7 +95,9 @@ REFUSED = {
     **dict.fromkeys(("include_for_metrics", "eval_do_concat_batches", "eval_use_gather_object"), _LEAVE),
     **dict.fromkeys(("label_names", "remove_unused_columns", "ignore_data_skip", "auto_find_batch_size"), _LEAVE),
     **dict.fromkeys(("length_column_name", "restore_callback_states_from_checkpoint"), _LEAVE),
-    **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), "rows differ in length; " + _LEAVE),
+    **dict.fromkeys(
+        ("torch_compile", "torch_compile_backend", "torch_compile_mode"), "rows differ in length; " + _LEAVE
+    ),
     **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo"), _UPLOAD),
     **dict.fromkeys(("hub_always_push", "hub_revision"), _UPLOAD),
 }

@@ -62,7 +62,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_lengt
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     """Refuse a tokenizer that does not mark beginning, end and padding."""
-    for name, token in (("[CLS]", tokenizer.cls_token), ("[SEP]", tokenizer.sep_token), ("[PAD]", tokenizer.pad_token)):
+    for name, token in (
+        ("[CLS]", tokenizer.cls_token),
+        ("[SEP]", tokenizer.sep_token),
+        ("[PAD]", tokenizer.pad_token),
+    ):
         if token is None:
             raise InputError(f"tokenizer_name: {where} has no {name} token; give the tokenizer of a BERT-like model")
     ids: Any = tokenizer("a", "a")["input_ids"]

@@ -46,7 +46,9 @@ def _fetched(name: str, field: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=["*/*"]))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{field}: {name} is no folder and cannot be fetched from the Hub ({reason}); give one") from None
+        raise InputError(
+            f"{field}: {name} is no folder and cannot be fetched from the Hub ({reason}); give one"
+        ) from None
 
 
 def model_digest(folder: Path, tokenizer_folder: Path) -> str:

@@ -20,7 +20,15 @@ from budget_trainer.glue.tasks import Task, find_tasks
 KEYS = {f.name for group in GROUPS for f in fields(group) if f.init}
 LENGTHS = ("max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples")
 # Flags that say where and in which company a run happens, not what it computes.
-ELSEWHERE = {"output_dir", "overwrite_output_dir", "task_name", "glue_dir", "dataset_name", "model_name_or_path", "seed"}
+ELSEWHERE = {
+    "output_dir",
+    "overwrite_output_dir",
+    "task_name",
+    "glue_dir",
+    "dataset_name",
+    "model_name_or_path",
+    "seed",
+}
 ELSEWHERE |= {"grid", "seeds", "intermediate_task", "total_training_time", "group_name", "project_name", "report_to"}
 ELSEWHERE |= {"tokenizer_name", "save_model", "do_train", "do_eval", "do_predict", "disable_tqdm", "help"}
 

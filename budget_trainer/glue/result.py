@@ -40,7 +40,9 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """The result of a finished run, None where it is not finished or its predictions are not all there."""
     try:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        complete = result["format"] == FORMAT and all((folder / path).is_file() for path in result["predictions"].values())
+        complete = result["format"] == FORMAT and all(
+            (folder / path).is_file() for path in result["predictions"].values()
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return result if complete else None

@@ -197,4 +197,6 @@ def keep(
     write_result(output_dir, account(request, sources, trainer, paths))
     value = trainer.best.metrics and trainer.best.headline(trainer.best.metrics)
     if value:
-        log.info("%s: %s %.4f on dev; %s", sources.data.task.name, sources.data.task.headline, value, output_dir / RESULT)
+        log.info(
+            "%s: %s %.4f on dev; %s", sources.data.task.name, sources.data.task.headline, value, output_dir / RESULT
+        )
