@@ -74,8 +74,8 @@ def read_split(path: Path, task: Task, split: Split) -> Examples:
         if len(row) != len(header):
             raise InputError(f"{path}: row {number} has {len(row)} columns of {len(header)}, it is cut off; {AGAIN}")
         labels.append(_label(row[label_place] if label_place is not None else None, task, path, number))
-        for column, place in zip(texts, places, strict=True):
-            column.append(row[place])
+        for cells, place in zip(texts, places, strict=True):
+            cells.append(row[place])
     if broken > max(BROKEN_ALLOWED.get(task.name, 0.0) * seen, 1):
         raise InputError(f"{path}: {broken} of {seen} rows have too few columns; {AGAIN}")
     if not labels:
