@@ -52,14 +52,15 @@ def account(request: Request, sources: Sources, trainer: GlueTrainer, prediction
     chosen = best.evaluations[best.place] if best.place is not None else None
     names = list(best.dev)
     trained = run.do_train
+    model: Any = trainer.model
     return {
         "task": task.name,
         "seed": run.seed,
         "model": {
             "name_or_path": request.glue.model_name_or_path,
             "sha256": sources.digest,
-            "type": trainer.model.config.model_type,  # type: ignore[union-attr]
-            "parameters": sum(p.numel() for p in trainer.model.parameters()),  # type: ignore[union-attr]
+            "type": model.config.model_type,
+            "parameters": sum(p.numel() for p in model.parameters()),
         },
         "configuration": configuration(request),
         "headline": {

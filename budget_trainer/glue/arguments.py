@@ -75,7 +75,11 @@ class GlueRunArguments(RunArguments):
             raise InputError(f"num_train_epochs: {self.num_train_epochs:g} is not above 0; give 3")
         if not sys.stderr.isatty():
             self.disable_tqdm = True
+        evaluates = self.do_eval
+        if not evaluates:
+            self.eval_strategy = "no"
         super().__post_init__()
+        self.do_eval = evaluates  # TrainingArguments switches it on where there is an eval_strategy
 
 
 GROUPS = (GlueArguments, SuiteArguments, GlueRunArguments)

@@ -14,14 +14,8 @@ from typing import IO
 from budget_trainer.glue.lifeline import VARIABLE
 
 GRACE_SECONDS = 20.0  # between the request to stop and the end by force
-LAUNCHERS = (
-    "ACCELERATE_",
-    "TORCHELASTIC_",
-    "FSDP_",
-    "GROUP_",
-    "ROLE_",
-)  # variables of the launcher that started the suite
-LAUNCHERS += ("MASTER_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# Variables of the launcher that started the suite.
+LAUNCHERS = ("ACCELERATE_", "TORCHELASTIC_", "FSDP_", "GROUP_", "ROLE_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_")
 PROFILE = """# One process, for a run of the suite; so that no profile of the user's decides.
 compute_environment: LOCAL_MACHINE
 distributed_type: 'NO'

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
@@ -18,7 +19,8 @@ from budget_trainer.glue.tasks import Task
 from budget_trainer.model_config import position_offset
 
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a repository on the Hub, in its top folder
-UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError)  # what from_pretrained raises
+# What from_pretrained raises.
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError)
 
 
 def resolve_model(name_or_path: str, field: str = "model_name_or_path") -> Path:
@@ -68,6 +70,9 @@ def _of_tokenizer(name: str) -> bool:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder; InputError where there is none, or none for this."""
+    if not any(_of_tokenizer(path.name) and "config" not in path.name for path in folder.iterdir()):
+        # without these files the library would make one with an empty vocabulary
+        raise InputError(f"tokenizer_name: {folder} has no tokenizer (tokenizer.json, ...); give --tokenizer_name")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except UNREADABLE as error:

@@ -30,7 +30,7 @@ ELSEWHERE = {
     "seed",
 }
 ELSEWHERE |= {"grid", "seeds", "intermediate_task", "total_training_time", "group_name", "project_name", "report_to"}
-ELSEWHERE |= {"tokenizer_name", "save_model", "do_train", "do_eval", "do_predict", "disable_tqdm", "help"}
+ELSEWHERE |= {"tokenizer_name", "save_model", "do_train", "do_eval", "do_predict", "disable_tqdm", "use_cpu", "help"}
 
 
 @dataclass

@@ -39,7 +39,6 @@ class Plan:
 
     runs: list[PlannedRun] = field(default_factory=list)
     data_digests: dict[str, str] = field(default_factory=dict)
-    official: dict[str, bool] = field(default_factory=dict)  # whether all splits there are have the official rows
     absent: dict[str, str] = field(default_factory=dict)
     covered: dict[str, str] = field(default_factory=dict)
     intermediate: str | None = None
@@ -54,9 +53,11 @@ def make_plan(request: Request, grid: Grid) -> Plan:
     Small ones first, because what they leave of their time goes to the larger ones. A task that cannot be trained here is
     absent, with the reason; InputError for damaged data, and where no task is left.
     """
-    plan, asked = Plan(), request.tasks
+    plan, asked = Plan(), list(request.tasks)
     if request.suite.intermediate_task is not None:
-        plan.intermediate = find_task(request.suite.intermediate_task).name
+        first = find_task(request.suite.intermediate_task)
+        plan.intermediate = first.name
+        asked += [first] if first not in asked else []
     loaded: dict[str, TaskData] = {}
     for task in asked:
         if task.shared is not None:
@@ -71,12 +72,12 @@ def make_plan(request: Request, grid: Grid) -> Plan:
     for task in asked:
         if task.shared is not None:
             _cover(plan, task, loaded)
-    _settle_intermediate(plan, loaded)
+    if plan.intermediate not in loaded:  # then all start from the checkpoint, and `absent` says why
+        plan.intermediate = None
     if not loaded:
         raise InputError(f"task_name: no task can be run ({'; '.join(plan.absent.values())[:300]}); give their data")
     for data in sorted(loaded.values(), key=lambda data: (data.task.name != plan.intermediate, _size(data))):
         plan.data_digests[data.task.name] = data.digest
-        plan.official[data.task.name] = all(data.official().values())
         plan.runs += _runs(data, grid, request, plan.intermediate)
     return plan
 
@@ -89,15 +90,6 @@ def _cover(plan: Plan, task: Task, loaded: dict[str, TaskData]) -> None:
         plan.absent[task.name] = f"do_predict: {task.name} has no data for it ({owner.absent[task.test[0].name]})"
     else:
         plan.covered[task.name] = str(task.shared)
-
-
-def _settle_intermediate(plan: Plan, loaded: dict[str, TaskData]) -> None:
-    """Tasks that should start from a task that cannot be trained start from the checkpoint; the plan says so."""
-    name = plan.intermediate
-    if name is None or name in loaded:
-        return
-    plan.absent.setdefault(name, f"intermediate_task: {name} is not among the tasks; add it to --task_name")
-    plan.intermediate = None
 
 
 def _size(data: TaskData) -> int:
@@ -124,8 +116,10 @@ def words(task: Task, flags: dict[str, str], model: str, output_dir: str) -> lis
     return ["--task_name", task.name, "--model_name_or_path", model, "--output_dir", output_dir, *own]
 
 
-def run_key(run: PlannedRun, model_digest: str, data_digest: str, total_training_time: str | None) -> str:
-    """What a run's folder is called: 16 hexadecimal digits of all that its result follows from."""
+def run_key(
+    run: PlannedRun, model_digest: str, data_digest: str, total_training_time: str | None, keeps_model: bool
+) -> str:
+    """What a run's folder is called: 16 hexadecimal digits of all that its content follows from."""
     content = {
         "task": run.task.name,
         "seed": run.seed,
@@ -133,6 +127,7 @@ def run_key(run: PlannedRun, model_digest: str, data_digest: str, total_training
         "model": model_digest,
         "data": data_digest,
         "total_training_time": total_training_time,
+        "keeps_model": keeps_model,
         "version": __version__,
         "code": code_digest(),
     }

@@ -115,17 +115,18 @@ def reserve_end(trainer: GlueTrainer, predictor: Predictor, sources: Sources, ou
     assert clock is not None
     if clock.total_seconds == float("inf"):
         return
+    model: Any = trainer.model
     begin = clock.elapsed_seconds()
     with clock.phase("save"):
         if trainer.args.should_save:
             staging = checkpoints.fresh(checkpoints.staging_folder(output_dir / MODEL))
-            trainer.model.save_pretrained(staging)  # type: ignore[union-attr]
+            model.save_pretrained(staging)
             checkpoints.discard(output_dir / MODEL)
     save, begin = clock.elapsed_seconds() - begin, clock.elapsed_seconds()
     rows: Rows | None = next(iter(trainer.best.dev.values()), trainer.train_dataset)  # type: ignore[assignment]
     assert rows is not None
     with clock.phase("evaluate"):
-        predictor.logits(trainer.model.to(trainer.args.device), rows, PROBE_BATCHES)  # type: ignore[union-attr]
+        predictor.logits(model.to(trainer.args.device), rows, PROBE_BATCHES)
     probed = min(len(rows), PROBE_BATCHES * predictor.batch_size * trainer.args.world_size)
     per_row = (clock.elapsed_seconds() - begin) / probed
     tested = sum(len(e) for name, e in sources.data.splits.items() if name in test_splits(sources.data))

@@ -103,8 +103,14 @@ class Runner:
 
     def _place(self, run: PlannedRun) -> tuple[str, Path]:
         _, digest = self.bases[run.base]
-        key = run_key(run, digest, self.plan.data_digests[run.task.name], self.request.glue.total_training_time)
+        data, time = self.plan.data_digests[run.task.name], self.request.glue.total_training_time
+        key = run_key(run, digest, data, time, self._keeps_model(run))
         return key, self.output_dir / "runs" / run.task.name / key
+
+    def _keeps_model(self, run: PlannedRun) -> bool:
+        """The intermediate task's runs do, until the best is known; the others where the command line says so."""
+        asked = "save_model" in self.request.explicit and self.request.glue.save_model
+        return run.task.name == self.plan.intermediate or asked
 
     def _take_finished(self, run: PlannedRun) -> bool:
         _, folder = self._place(run)
@@ -118,11 +124,8 @@ class Runner:
         shutil.rmtree(folder, ignore_errors=True)  # what was not finished is begun anew
         folder.mkdir(parents=True)
         glue = self.request.glue
-        save_model = (
-            run.task.name == self.plan.intermediate or "save_model" in self.request.explicit and glue.save_model
-        )
         line = words(run.task, run.flags, str(self.bases[run.base][0]), str(folder))
-        line += ["--seed", str(run.seed), f"--save_model={save_model}"]
+        line += ["--seed", str(run.seed), f"--save_model={self._keeps_model(run)}"]
         line += ["--glue_dir", *glue.glue_dir] if glue.glue_dir else ["--dataset_name", glue.dataset_name]
         if glue.tokenizer_name is not None and run.base is None:
             line += ["--tokenizer_name", glue.tokenizer_name]

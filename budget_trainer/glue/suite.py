@@ -22,6 +22,7 @@ from budget_trainer.glue.plan import Plan, make_plan
 from budget_trainer.glue.runner import Runner
 from budget_trainer.glue.runs_file import RUNS_FILE
 from budget_trainer.glue.shares import LEAST_RUN
+from budget_trainer.glue.tasks import find_task
 from budget_trainer.launch import configure_logging
 from budget_trainer.report import write_json_atomic
 from budget_trainer.stop_request import StopRequest
@@ -45,7 +46,7 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> int:
     folder, digest = _check_model(request)
     plan = make_plan(request, grid)
     protocol, model = (
-        _protocol(request, grid, plan),
+        _protocol(request, grid),
         {"name_or_path": request.glue.model_name_or_path, "sha256": digest},
     )
     _check_time(request, plan)
@@ -79,14 +80,15 @@ def _check_model(request: Request) -> tuple[Path, str]:
     return folder, model_digest(folder, tokenizer_folder)
 
 
-def _protocol(request: Request, grid: Grid, plan: Plan) -> dict[str, Any]:
+def _protocol(request: Request, grid: Grid) -> dict[str, Any]:
     """What decides which runs there are: a folder holds one protocol."""
+    asked = request.suite.intermediate_task
     return {
         "tasks": [task.name for task in request.tasks],
         "grid": request.suite.grid,
         "seeds": grid.seeds,
         "flags": request.own_flags(),
-        "intermediate_task": plan.intermediate,
+        "intermediate_task": None if asked is None else find_task(asked).name,
         "total_training_time": request.glue.total_training_time,
         "statistic": "median of the seeds, of the configuration where it is highest",
     }
