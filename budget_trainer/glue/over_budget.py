@@ -53,7 +53,8 @@ def report_over_budget(suites: Sequence[tuple[str | Path, str | Path]], output_d
 def account(pairs: Sequence[tuple[Checkpoint, Suite]]) -> dict[str, Any]:
     """Everything that the report says, in plain types: scores are shares of 1, times minutes; earliest checkpoint first.
 
-    `lines` has for each column one entry per checkpoint, null where the checkpoint has not been scored on it.
+    `lines` has for each column one entry per checkpoint, null where the checkpoint has not been scored on it; `mean` is null
+    where fewer than two columns are shared.
     """
     if not pairs:
         raise InputError("checkpoints: none was scored; give those of a run, such as out/run/finetune-*")
@@ -83,7 +84,7 @@ def account(pairs: Sequence[tuple[Checkpoint, Suite]]) -> dict[str, Any]:
             "left_out": list(NOT_IN_MEAN),
             "points": [_spread(mean(ours, shared)) for ours in scored],
         }
-        if shared
+        if len(shared) > 1
         else None,
     }
 

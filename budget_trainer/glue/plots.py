@@ -124,6 +124,8 @@ def draw_over_budget(report: Mapping[str, Any]) -> bytes:
     title = f"GLUE over the budget of {report['run']}\nmedian over seeds, bars from the lowest to the highest"
     if found is not None:
         title += f"\nmean of {', '.join(found['columns'])}"
+    if report["partial"]:
+        title += f"\nnot on all of the official dev rows: {', '.join(report['partial'])}"
     with _picture(11, 6.5) as (figure, axes, stream):
         drawn = []  # the last value, the handle and its words
         for number, (name, points) in enumerate(lines.items()):

@@ -70,7 +70,7 @@ def account(suite: Suite, submission: Submission | None = None) -> dict[str, Any
         "split": "dev",
         "scores": [score for result in suite.tasks.values() for score in _scores(result)],
         "columns": {name: _column(column) for name, column in ours.items()},
-        "mean": _mean(ours, official),
+        "mean": _mean(ours, official) if len(official) > 1 else None,
         "tasks": {name: _task(result) for name, result in suite.tasks.items()},
         "absent": dict(suite.absent),
         "seconds": sum(result.seconds for result in suite.tasks.values()),

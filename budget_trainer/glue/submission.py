@@ -87,7 +87,7 @@ def _predictions(suite: Suite, task: Task, split: Split) -> list[int] | list[flo
         return f"{owner} has no dev score that could choose a run"
     run = result.median_run
     if split.name not in run.predictions:
-        return f"{owner} has no predictions of {split.name}: {split.files[0]} was not there"
+        return f"{owner} has no predictions of {split.name}; add {split.files[0]} and run it again"
     path = run.folder / run.predictions[split.name]
     found = read_predictions(path, task)
     if len(found) != split.rows:
