@@ -2,7 +2,8 @@
 
 `train_mlm.py` keeps the model at shares of the budget (`finetune_time_markers`) in folders called `finetune-<percent>`, and at
 the end in `final/`; the run's `run_report.json` has the budget and what was used of it. A marker is written at the first step
-behind its share, so its minutes are exact to one step; one that the report lists in `markers_in_final` is the final model.
+behind its share, so its minutes are exact to one step; none is later than what the run used. One that the report lists in
+`markers_in_final` is the final model.
 """
 
 from __future__ import annotations
@@ -62,11 +63,10 @@ def minutes_of(folder: Path) -> float:
             f"checkpoints: {folder} does not say when in its run it was written; give finetune-<percent> folders, or final"
         )
     report = _run_report(folder)
+    used = _seconds(report.get("used_seconds"), folder, "used_seconds")
     if marker is None or name in report.get("markers_in_final", []):
-        seconds = _seconds(report.get("used_seconds"), folder, "used_seconds")
-    else:
-        seconds = float(marker.group(1)) / 100 * _budget(report, folder)
-    return seconds / 60
+        return used / 60
+    return min(used, float(marker.group(1)) / 100 * _budget(report, folder)) / 60
 
 
 def _run_report(folder: Path) -> dict[str, Any]:

@@ -47,9 +47,12 @@ def test_checkpoints_of_a_run_by_time(run: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("total", "minutes"), [("24h", 720.0), (2, 60.0), ("2", 60.0), ("90s", 0.75)])
+@pytest.mark.parametrize(
+    ("total", "minutes"),
+    [("24h", 720.0), (2, 60.0), ("2", 60.0), ("90s", 0.75), ("50h", 1440.0)],  # the last: not after the end of the run
+)
 def test_a_bare_number_is_hours(run: Path, total: Any, minutes: float) -> None:
-    (run / "run_report.json").write_text(json.dumps({"recipe": {"total_training_time": total}}))
+    (run / "run_report.json").write_text(json.dumps({"recipe": {"total_training_time": total}, "used_seconds": 86400}))
     assert minutes_of(run / "finetune-50") == minutes
 
 
