@@ -77,6 +77,26 @@ def test_each_kind_of_task(finetune, tmp_path, task, splits, metrics):
         assert "MNLI/dev_mismatched.tsv is not in" in result["absent_splits"]["dev_mismatched"]
 
 
+@pytest.mark.parametrize("kind", ["megatron-bert", "modernbert", "electra"])
+def test_other_encoders(finetune, tmp_path, tiny_model, glue_dir, kind):
+    """The paper's type with its attention of ours, the recipes' type, and one with another head."""
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    tokens = {"vocab_size": 29, "pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "initializer_range": 0.05}
+    config = AutoConfig.for_model(kind, max_position_embeddings=64, **sizes, **tokens)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
+    code, result = finetune(task_name="CoLA", model_name_or_path=tmp_path / "model")
+    assert code == 0 and result["model"]["type"] == kind
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    texts = [line.split("\t")[3] for line in (glue_dir / "CoLA" / "dev.tsv").read_text().splitlines()]
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
+    np.testing.assert_allclose(predictions(tmp_path / "out", "dev")["logits"], logits, atol=2e-5)
+
+
 def test_the_same_seed_the_same_run(finetune, tmp_path):
     outputs = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
@@ -280,6 +300,14 @@ def test_a_mistake_is_one_line(finetune, capfd, tmp_path, changes, expected):
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert (code, result, len(lines)) == (2, None, 1) and lines[0].startswith(f"error: {expected}"), lines
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_engines_that_shard_weights(finetune, capfd, monkeypatch):
+    from budget_trainer.glue import run
+
+    monkeypatch.setattr(run, "engine_name", lambda arguments: "deepspeed-zero3")
+    assert finetune() == (2, None)
+    assert "distributed_type: deepspeed-zero3 shards the weights, which an encoder" in capfd.readouterr().err
 
 
 def damage(kind, folder):
