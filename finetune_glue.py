@@ -48,6 +48,7 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest) -> int:
     arguments, output_dir = request.run, request.output_dir
     launch.prepare(arguments)
     settle_engine_config(arguments)
+    run.check_engine(arguments)
     result.check_free(output_dir, request.glue.overwrite_output_dir)
     launch.check_trackers(arguments)
     agreement = Agreement(ControlChannel(timeout_seconds=min(600.0, arguments.ddp_timeout)), stop)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from budget_trainer.glue.encoding import Rows
-from budget_trainer.glue.metrics import predict, score
+from budget_trainer.glue.scores import predict, score
 from budget_trainer.glue.tasks import Task
 
 

@@ -14,6 +14,7 @@ from transformers.utils import logging as hf_logging
 
 from budget_trainer.checkpoints import sha256
 from budget_trainer.errors import InputError
+from budget_trainer.fused_attention import fuse_attention
 from budget_trainer.glue.encoding import check_tokenizer
 from budget_trainer.glue.tasks import Task
 from budget_trainer.model_config import position_offset
@@ -112,6 +113,8 @@ def load_classifier(
             f"model_name_or_path: {folder} gives no classifier of {task.name} ({reason}); give a checkpoint of an encoder"
         ) from None
     _check_loaded(model, set(info["missing_keys"]), folder, task, new_head)
+    if model.config.model_type == "megatron-bert":  # the paper's; eager only in the library
+        fuse_attention(model)
     ours = [label.lower() for label in task.labels]
     if not new_head and theirs != ours and sorted(theirs) == sorted(ours):
         _reorder_head(model, [theirs.index(label) for label in ours])

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -89,7 +90,8 @@ def parse_request(argv: Sequence[str] | None = None) -> Request:
 
     Flags of earlier Trainers (`--evaluation_strategy`) become today's; of a flag given twice the last counts.
     """
-    words = [_renamed(word) for word in (sys.argv[1:] if argv is None else argv)]
+    _check_installed()
+    words = _renamed(sys.argv[1:] if argv is None else argv)
     explicit = _explicit(words)
     for name, value in explicit.items():
         if name in REFUSED and not (name == "save_strategy" and value == "no"):
@@ -110,14 +112,39 @@ def parse_request(argv: Sequence[str] | None = None) -> Request:
     return Request(glue, suite, run, explicit=explicit)
 
 
-def _renamed(word: str) -> str:
-    name, equals, value = word.partition("=")
-    if not name.startswith("--"):
-        return word
-    name = name.removeprefix("--").replace("-", "_")
-    if name == "group_by_length":  # a switch in earlier Trainers
-        return "--train_sampling_strategy=group_by_length"
-    return f"--{RENAMED.get(name, name)}{equals}{value}"
+def _check_installed() -> None:
+    for module, package in (("sklearn", "scikit-learn"), ("scipy", "scipy")):
+        if find_spec(module) is None:
+            raise InputError(
+                f"{package}: not installed, and GLUE's metrics need it; pip install 'budget-trainer[glue]'"
+            )
+
+
+def _renamed(words: Sequence[str]) -> list[str]:
+    """The words with today's spelling of every flag."""
+    found: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = name.removeprefix("--").replace("-", "_")
+            found.append(f"--{RENAMED.get(name, name)}{equals}{value}")
+        else:
+            found.append(word)
+    return _grouped(found)
+
+
+def _grouped(words: list[str]) -> list[str]:
+    """`--group_by_length`, a switch of earlier Trainers, as today's sampling strategy."""
+    found: list[str] = []
+    for place, word in enumerate(words):
+        if word.partition("=")[0] == "--group_by_length":
+            behind = words[place + 1] if place + 1 < len(words) else ""
+            value = word.partition("=")[2] or ("" if behind.startswith("--") else behind)
+            on = value.lower() not in ("false", "no", "0")
+            found.append(f"--train_sampling_strategy={'group_by_length' if on else 'random'}")
+        elif not (place and words[place - 1] == "--group_by_length" and not word.startswith("--")):
+            found.append(word)
+    return found
 
 
 def _explicit(words: Sequence[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from budget_trainer import __version__
@@ -18,7 +19,7 @@ from budget_trainer.glue.tasks import Task, find_task
 
 FROM_INTERMEDIATE = ("MRPC", "STS-B", "RTE")  # as in the paper
 # The modules that make a run's numbers: a change of them makes all runs new.
-CODE = "account arguments best data encoding metrics model prediction result run tasks trainer tsv".split()
+CODE = "account arguments best data encoding model prediction result run scores tasks trainer tsv".split()
 
 
 @dataclass
@@ -134,6 +135,7 @@ def run_key(
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@cache
 def code_digest() -> str:
     """SHA-256 over the modules that make a run's numbers."""
     folder = Path(__file__).parent

@@ -18,8 +18,8 @@ POLL_EVERY = 20  # batches between two looks at whether a signal has come
 class Predictor:
     """Runs a model over rows, longest first, shared among the ranks.
 
-    Every rank does the same number of batches, so that an engine which gathers weights (ZeRO-3, FSDP) is never left alone;
-    what a rank does beyond its share is thrown away. `dtype` is that of autocast, None for none.
+    Every rank does the same number of batches, so that all look at the signals together; what a rank does beyond its share is
+    thrown away. `dtype` is that of autocast, None for none.
     """
 
     def __init__(

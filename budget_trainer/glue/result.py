@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from budget_trainer.errors import InputError
-from budget_trainer.glue.metrics import predict
+from budget_trainer.glue.scores import predict
 from budget_trainer.glue.tasks import Task
 from budget_trainer.report import write_json_atomic
 

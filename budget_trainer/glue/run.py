@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import TrainingArguments
 
 from budget_trainer import checkpoints
 from budget_trainer.agreement import Agreement
 from budget_trainer.callbacks.time_budget import TimeBudgetCallback
 from budget_trainer.clock import BudgetClock
-from budget_trainer.errors import InputError, RunError
+from budget_trainer.engine_config import engine_name
+from budget_trainer.errors import InputError
 from budget_trainer.glue.best import Best
 from budget_trainer.glue.data import TaskData, load_task, splits_of
 from budget_trainer.glue.encoding import Rows, encode, make_collator
@@ -40,6 +42,16 @@ class Sources:
     folder: Path
     tokenizer: Any
     digest: str  # of the model with its tokenizer
+
+
+def check_engine(run: TrainingArguments) -> None:
+    """Refuse the engines that leave no rank with whole weights: scoring, and keeping the best ones, would gather them."""
+    engine = engine_name(run)
+    if engine in ("deepspeed-zero3", "fsdp"):
+        raise InputError(
+            f"distributed_type: {engine} shards the weights, which an encoder on GLUE does not need; launch with "
+            "accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml"
+        )
 
 
 def gather_sources(request: Request, task: Task) -> Sources:
@@ -84,7 +96,7 @@ def make_parts(
     encoded = {
         name: encode(sources.tokenizer, examples, glue.max_seq_length)
         for name, examples in sources.data.splits.items()
-        if name == "train" or name in {split.name for split in task.dev}
+        if (name == "train" and run.do_train) or name in {split.name for split in task.dev}
     }
     dev = {split.name: encoded[split.name] for split in task.dev if split.name in encoded and run.do_eval}
     if not dev:
@@ -143,7 +155,7 @@ def test_splits(data: TaskData) -> list[str]:
 def best_model(trainer: GlueTrainer, sources: Sources, output_dir: Path) -> Any:
     """Write the best weights to `model/`, complete or absent, and read them back as a plain model on every rank.
 
-    All engines go through the disk: an engine that shards weights gives them whole only once, when they are saved.
+    One way for all engines: what predicts is what was saved.
     """
     target, args = output_dir / MODEL, trainer.args
     clock = trainer.time_budget.clock
@@ -152,16 +164,14 @@ def best_model(trainer: GlueTrainer, sources: Sources, output_dir: Path) -> Any:
         if args.should_save:
             staging = checkpoints.fresh(checkpoints.staging_folder(target))
             model: Any = trainer.accelerator.unwrap_model(trainer.model)
-            if trainer.best.state is None:
-                raise RunError("model: there is no evaluation whose weights could be kept; add --do_eval")
             model.save_pretrained(staging, state_dict=trainer.best.state)
             sources.tokenizer.save_pretrained(staging)
             checkpoints.publish(staging, target)
             trainer.best.state = None
         trainer.time_budget.channel.barrier()
-        task = sources.data.task
-        length = 1  # checked before
-        return load_classifier(target, task, sources.tokenizer, length, args.seed, new_head=False).to(args.device)
+        task, tokenizer = sources.data.task, sources.tokenizer
+        reloaded = load_classifier(target, task, tokenizer, max_seq_length=1, seed=args.seed, new_head=False)
+        return reloaded.to(args.device)
 
 
 def predict_tests(predictor: Predictor, model: Any, request: Request, sources: Sources) -> dict[str, np.ndarray]:
@@ -196,8 +206,8 @@ def keep(
             shutil.rmtree(output_dir / MODEL, ignore_errors=True)
     clock.stop()
     write_result(output_dir, account(request, sources, trainer, paths))
-    value = trainer.best.metrics and trainer.best.headline(trainer.best.metrics)
-    if value:
+    if trainer.best.metrics:
+        value = trainer.best.headline(trainer.best.metrics)
         log.info(
             "%s: %s %.4f on dev; %s", sources.data.task.name, sources.data.task.headline, value, output_dir / RESULT
         )

@@ -129,6 +129,8 @@ class Runner:
         line += ["--glue_dir", *glue.glue_dir] if glue.glue_dir else ["--dataset_name", glue.dataset_name]
         if glue.tokenizer_name is not None and run.base is None:
             line += ["--tokenizer_name", glue.tokenizer_name]
+        if "report_to" in self.request.explicit:
+            line += ["--report_to", self.request.explicit["report_to"]]
         if self.request.run.use_cpu:
             line += ["--use_cpu", "true"]
         if not math.isinf(seconds):

@@ -41,6 +41,10 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> int:
         raise InputError(
             "num_processes: a suite starts its own processes, one for each GPU; start it with python finetune_glue.py"
         )
+    if not (request.run.do_train and request.run.do_eval and request.run.do_predict):
+        raise InputError(
+            "do_predict: a suite trains, evaluates and predicts; leave do_train, do_eval and do_predict out"
+        )
     grid = read_grid(request.suite.grid, request.suite.seeds, request.run.seed)
     run_folder.check_writable(request.output_dir)
     folder, digest = _check_model(request)

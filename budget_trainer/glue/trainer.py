@@ -11,7 +11,6 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from budget_trainer.curves import make_curve
-from budget_trainer.engine_config import engine_name
 from budget_trainer.errors import InputError
 from budget_trainer.glue.best import Best
 from budget_trainer.mixin import TimeScheduleMixin
@@ -68,9 +67,8 @@ class GlueTrainer(TimeScheduleMixin, Trainer):
         assert clock is not None
         begin = clock.shares()["evaluate"]
         with clock.phase("evaluate"):
-            places_model = engine_name(self.args) in ("fsdp", "deepspeed-zero3")
-            model: Any = self.model_wrapped if places_model else self.model
-            model.to(self.args.device) if not places_model else None
+            model: Any = self.model
+            model.to(self.args.device)  # an engine has not placed it yet where nothing is trained
             found = self.best.evaluate(model, self.state.epoch or 0.0, self.state.global_step, self._state_dict)
         self.time_budget.evaluate_seconds = clock.shares()["evaluate"] - begin
         flat = {

@@ -8,7 +8,8 @@ from scipy import stats
 from sklearn import metrics
 
 from budget_trainer.errors import InputError, RunError
-from budget_trainer.glue.metrics import GlueMetric, predict, score
+from budget_trainer.glue.metrics import GlueMetric
+from budget_trainer.glue.scores import predict, score
 from budget_trainer.glue.tasks import TASKS
 
 PREDICTIONS, REFERENCES = (

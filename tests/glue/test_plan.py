@@ -143,6 +143,7 @@ def test_the_code_of_a_run_is_in_its_name():
         "children",
         "grid",
         "lifeline",
+        "metrics",
         "parsing",
         "plan",
         "runner",

@@ -8,9 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from budget_trainer.glue.metrics import score
+from budget_trainer.errors import InputError
+from budget_trainer.glue.parsing import parse_request
+from budget_trainer.glue.scores import score
 from budget_trainer.glue.tasks import TASKS
-from tests.conftest import launch, launch_form, wait_for, words, write_cpu_form
+from tests.conftest import ROOT, launch, launch_form, wait_for, words, write_cpu_form
 from tests.glue.conftest import ROWS, predictions
 
 ORIGINAL = """--task_name MRPC --max_seq_length 64 --overwrite_output_dir --do_train --do_eval --evaluation_strategy steps
@@ -73,6 +75,26 @@ def test_each_kind_of_task(finetune, tmp_path, task, splits, metrics):
     if task == "MNLI":
         assert set(result["absent_splits"]) == {"dev_mismatched", "test_matched", "test_mismatched"}
         assert "MNLI/dev_mismatched.tsv is not in" in result["absent_splits"]["dev_mismatched"]
+
+
+@pytest.mark.parametrize("kind", ["megatron-bert", "modernbert", "electra"])
+def test_other_encoders(finetune, tmp_path, tiny_model, glue_dir, kind):
+    """The paper's type with its attention of ours, the recipes' type, and one with another head."""
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    tokens = {"vocab_size": 29, "pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "initializer_range": 0.05}
+    config = AutoConfig.for_model(kind, max_position_embeddings=64, **sizes, **tokens)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
+    code, result = finetune(task_name="CoLA", model_name_or_path=tmp_path / "model")
+    assert code == 0 and result["model"]["type"] == kind
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    texts = [line.split("\t")[3] for line in (glue_dir / "CoLA" / "dev.tsv").read_text().splitlines()]
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
+    np.testing.assert_allclose(predictions(tmp_path / "out", "dev")["logits"], logits, atol=2e-5)
 
 
 def test_the_same_seed_the_same_run(finetune, tmp_path):
@@ -155,6 +177,44 @@ def test_a_budget_ends_the_run_in_time(finetune):
     assert 4 < result["seconds"]["total"] <= 6.0 == result["budget_seconds"]
     code, result = finetune("--overwrite_output_dir", num_train_epochs=1, total_training_time="1h")
     assert code == 0 and result["stopped_by"] == "num_train_epochs" and result["steps"] == 8
+
+
+def test_the_data_set_and_the_files_give_the_same_run(finetune, tmp_path):
+    samples = ROOT / "tests" / "glue" / "samples"
+    sources = {"files": {"glue_dir": samples / "official"}, "hub": {"glue_dir": None, "dataset_name": samples / "hub"}}
+    results = {}
+    for name, source in sources.items():
+        code, results[name] = finetune(task_name="MNLI", output_dir=tmp_path / name, num_train_epochs=1, **source)
+        assert code == 0 and results[name]["absent_splits"] == {}
+    assert results["files"]["data_sha256"] == results["hub"]["data_sha256"]
+    assert set(results["hub"]["metrics"]) == {"dev_matched", "dev_mismatched"}
+    for split in ("dev_matched", "dev_mismatched", "test_matched", "test_mismatched", "ax"):
+        assert predictions(tmp_path / "files", split) == predictions(tmp_path / "hub", split)
+
+
+@pytest.mark.parametrize(
+    ("given", "understood"),
+    [
+        (["--evaluation_strategy", "steps"], {"eval_strategy": "steps"}),
+        (["--evaluation-strategy=no"], {"eval_strategy": "no"}),
+        (["--group_by_length"], {"train_sampling_strategy": "group_by_length"}),
+        (["--group_by_length", "true", "--bf16"], {"train_sampling_strategy": "group_by_length", "bf16": "true"}),
+        (["--group_by_length", "False"], {"train_sampling_strategy": "random"}),
+        (["--warmup_ratio", "0.1"], {"warmup_steps": "0.1"}),
+        (["--eval_strategy", "no", "--evaluation_strategy", "epoch"], {"eval_strategy": "epoch"}),
+    ],
+)
+def test_flags_of_earlier_trainers(options, given, understood):
+    request = parse_request([*words(options), *given])
+    assert {name: request.explicit[name] for name in understood} == understood
+
+
+def test_metrics_that_are_not_installed(options, monkeypatch):
+    from budget_trainer.glue import parsing
+
+    monkeypatch.setattr(parsing, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="scikit-learn: not installed, .* pip install 'budget-trainer.glue.'"):
+        parse_request(words(options))
 
 
 def test_first_rows_only(finetune):
@@ -240,6 +300,14 @@ def test_a_mistake_is_one_line(finetune, capfd, tmp_path, changes, expected):
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert (code, result, len(lines)) == (2, None, 1) and lines[0].startswith(f"error: {expected}"), lines
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_engines_that_shard_weights(finetune, capfd, monkeypatch):
+    from budget_trainer.glue import run
+
+    monkeypatch.setattr(run, "engine_name", lambda arguments: "deepspeed-zero3")
+    assert finetune() == (2, None)
+    assert "distributed_type: deepspeed-zero3 shards the weights, which an encoder" in capfd.readouterr().err
 
 
 def damage(kind, folder):
