@@ -15,6 +15,8 @@ OF_MIGRATION = ("original_flags", "original_values", "original_command", "launch
 STANDARD_ONLY |= {f"migration.{name}" for name in OF_MIGRATION}
 NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "agreement", "scheduler", "checkpoints", "run_folder", "flops"}
 NO_TRANSFORMERS |= {"objective", "hashing", "choice", "objective_checks", "whole_words", "rows", "permutation"}
+STANDARD_ONLY |= {"glue.__init__", "glue.tasks", "glue.tsv", "glue.shares", "glue.lifeline"}
+NO_TRANSFORMERS |= {*STANDARD_ONLY, "glue.scores"}
 NO_TRANSFORMERS |= {"lamb", "optimizer_checks", "engine_optimizers", "attention", "fused_attention", "cross_entropy"}
 LEAVES = {"errors", "curves", "clock", "distributed", "evaluation", "report", "stages", "flops"}
 LEAVES |= {
@@ -32,7 +34,10 @@ LEAVES |= {
 LEAVES |= {"step_times", "stop_request", "validation_plan", "watch_checks"}
 LEAVES |= {"card_scores", "hub_errors", "hub_files"}
 LEAVES |= {"hashing", "choice", "whole_words", "objective_checks", "masked_batch", "rows", "permutation"}
+LEAVES |= {"glue.tasks", "glue.shares", "glue.lifeline"}
 ABOVE_LEAVES = {
+    "glue.tsv": {"errors", "glue.tasks"},
+    "glue.scores": {"errors", "glue.tasks"},
     "agreement": {"distributed", "stop_request"},
     "objective": {"errors", "choice", "hashing", "masked_batch", "objective_checks"},
     "attention": {"errors", "few_bit_dropout"},
@@ -153,6 +158,20 @@ def test_every_flag_is_read():
 
     text = "".join(path.read_text() for name, path in MODULES.items() if name != "arguments")
     text += (ROOT / "train_mlm.py").read_text()
+    for group in arguments.GROUPS[:-1]:
+        for field in fields(group):
+            assert f".{field.name}" in text or f'"{field.name}"' in text, field.name
+
+
+def test_every_flag_of_finetune_glue_is_read():
+    from dataclasses import fields
+
+    from budget_trainer.glue import arguments
+
+    text = "".join(
+        path.read_text() for name, path in MODULES.items() if name.startswith("glue.") and name != "glue.arguments"
+    )
+    text += (ROOT / "finetune_glue.py").read_text()
     for group in arguments.GROUPS[:-1]:
         for field in fields(group):
             assert f".{field.name}" in text or f'"{field.name}"' in text, field.name

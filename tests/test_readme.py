@@ -7,6 +7,8 @@ import shlex
 
 import pytest
 
+from budget_trainer.glue.grid import read_grid
+from budget_trainer.glue.parsing import parse_request
 from budget_trainer.recipes import parse_recipe
 from data_prep.data_recipe import SOURCE_KEYS, read_data_recipe
 from tests.conftest import ROOT
@@ -43,6 +45,10 @@ def test_command(command):
         at = words.index("train_mlm.py")
         assert (ROOT / words[words.index("--config_file") + 1]).exists()
         assert parse_recipe([str(ROOT / words[at + 1]), *words[at + 2 :], "--use_cpu", "true"]).data_dir
+    elif "finetune_glue.py" in words:
+        assert "--config_file" not in words or (ROOT / words[words.index("--config_file") + 1]).exists()
+        request = parse_request([*words[words.index("finetune_glue.py") + 1 :], "--use_cpu", "true"])
+        assert request.suite.grid is None or read_grid(str(ROOT / request.suite.grid), None, 1)
     elif words[:2] == ["python", "-m"]:
         module = importlib.import_module(words[2])
         if hasattr(module, "_parse"):
@@ -66,10 +72,12 @@ LAUNCHER = ("num_processes", "machine_rank", "main_process_ip", "main_process_po
 
 
 def test_every_flag_of_the_table_exists():
+    from budget_trainer.glue.arguments import RENAMED
+    from budget_trainer.glue.parsing import KEYS as GLUE_KEYS
     from budget_trainer.recipes import KEYS
 
     for flag in re.findall(r"`--(\w+)", README):
-        known = flag in KEYS or flag.removeprefix("no_") in KEYS
+        known = flag in KEYS | GLUE_KEYS | set(RENAMED) or flag.removeprefix("no_") in KEYS
         assert known or flag in ("input", "kind", "help", "text", "cpu", *LAUNCHER), flag
 
 

@@ -1,0 +1,108 @@
+"""Runs of a suite as processes: `accelerate launch finetune_glue.py ...`, one per device at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from budget_trainer.glue.lifeline import VARIABLE
+
+GRACE_SECONDS = 20.0  # between the request to stop and the end by force
+# Variables of the launcher that started the suite.
+LAUNCHERS = ("ACCELERATE_", "TORCHELASTIC_", "FSDP_", "GROUP_", "ROLE_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_")
+PROFILE = """# One process, for a run of the suite; so that no profile of the user's decides.
+compute_environment: LOCAL_MACHINE
+distributed_type: 'NO'
+use_cpu: {cpu}
+num_machines: 1
+num_processes: 1
+mixed_precision: 'no'
+"""
+
+
+def devices(use_cpu: bool) -> list[str | None]:
+    """What runs can be put on at the same time: the visible GPUs as CUDA_VISIBLE_DEVICES takes them, or one CPU (None)."""
+    if use_cpu:
+        return [None]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return [name for name in visible.split(",") if name]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())] or [None]
+
+
+def write_profile(path: Path, use_cpu: bool) -> Path:
+    """The launch configuration of every run."""
+    path.write_text(PROFILE.format(cpu=str(use_cpu).lower()), encoding="utf-8")
+    return path
+
+
+class Child:
+    """A started run; its output goes to `log`. Its standard input is a pipe that ends with the suite (see `lifeline`)."""
+
+    def __init__(self, words: list[str], profile: Path, log: Path, device: str | None) -> None:
+        import finetune_glue
+
+        script = str(Path(finetune_glue.__file__).resolve())
+        head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(profile)]
+        command = [*head, "--main_process_port", "0", script, *words]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
+        environment[VARIABLE] = "1"
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        self.log, self.device, self.begin = log, device, time.monotonic()
+        self._log: IO[bytes] = open(log, "wb")
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # a signal to the suite does not reach it by itself: the launcher would not hand it on
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self.begin
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        code = self.process.poll()
+        if code is not None:
+            self._close()
+        return code
+
+    def _close(self) -> None:
+        if self.process.stdin is not None:
+            with suppress(OSError):
+                self.process.stdin.close()
+        self._log.close()
+
+    def stop(self) -> None:
+        """Ask the run and its launcher to stop, and end them where they do not within GRACE_SECONDS."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE_SECONDS)
+                break
+        with suppress(ProcessLookupError):  # the launcher may have gone before its script
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self._close()
+
+    def last_error(self) -> str:
+        """The line that says why it failed: the last `error: ...`, or the last line there is."""
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        errors = errors or [line for line in lines if "Error" in line and "CalledProcessError" not in line]
+        return (errors or lines or [f"it ended with code {self.process.returncode}"])[-1][:500]

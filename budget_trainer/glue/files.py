@@ -1,0 +1,22 @@
+"""Files of a report, written so that a reader sees the old one or the new one, never a part. Standard library only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from budget_trainer.errors import RunError
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write `content` aside and rename it; RunError where the disk does not take it, and the old file stays."""
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written ({error.strerror}); what was there stays") from error

@@ -1,0 +1,173 @@
+"""Any checkpoint of a Transformers encoder as a classifier of a task: native classes and safetensors only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from budget_trainer.checkpoints import sha256
+from budget_trainer.errors import InputError
+from budget_trainer.fused_attention import fuse_attention
+from budget_trainer.glue.encoding import check_tokenizer
+from budget_trainer.glue.tasks import Task
+from budget_trainer.model_config import position_offset
+
+WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a repository on the Hub, in its top folder
+# What from_pretrained raises.
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError)
+
+
+def resolve_model(name_or_path: str, field: str = "model_name_or_path") -> Path:
+    """The folder of a checkpoint, fetched from the Hub where it is no folder. InputError where it is no checkpoint."""
+    path = Path(name_or_path)
+    if not path.is_dir():
+        path = _fetched(name_or_path, field)
+    if not (path / "config.json").is_file():
+        better = path / "final"
+        fix = f"give {better}" if (better / "config.json").is_file() else "give the folder that has one"
+        raise InputError(f"{field}: {name_or_path} has no config.json; {fix}")
+    if field == "model_name_or_path" and not list(path.glob("*.safetensors")):
+        raise InputError(
+            f"{field}: {name_or_path} has no *.safetensors, and other weights are not loaded; convert it with "
+            "save_pretrained"
+        )
+    return path
+
+
+def _fetched(name: str, field: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=["*/*"]))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{field}: {name} is no folder and cannot be fetched from the Hub ({reason}); give one"
+        ) from None
+
+
+def model_digest(folder: Path, tokenizer_folder: Path) -> str:
+    """SHA-256 of what a classifier is made from: config, weights and tokenizer."""
+    whole = hashlib.sha256()
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    files += sorted(path for path in tokenizer_folder.iterdir() if _of_tokenizer(path.name))
+    for path in files:
+        whole.update(f"{path.name} {sha256(path)}\n".encode())
+    return whole.hexdigest()
+
+
+def _of_tokenizer(name: str) -> bool:
+    words = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "spiece", "sentencepiece")
+    return name.startswith(words) and os.path.splitext(name)[1] in (".json", ".txt", ".model")
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder; InputError where there is none, or none for this."""
+    if not any(_of_tokenizer(path.name) and "config" not in path.name for path in folder.iterdir()):
+        # without these files the library would make one with an empty vocabulary
+        raise InputError(f"tokenizer_name: {folder} has no tokenizer (tokenizer.json, ...); give --tokenizer_name")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"tokenizer_name: {folder} cannot be loaded ({reason}); give --tokenizer_name") from None
+    check_tokenizer(tokenizer, str(folder))
+    return tokenizer
+
+
+def load_classifier(
+    folder: Path, task: Task, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, seed: int, new_head: bool = True
+) -> Any:
+    """A classifier of `task` in float32 on the CPU, with the labels of the task in its config.
+
+    Weights that the checkpoint lacks (the head, a pooler) are drawn from `seed`; a head of another size is replaced.
+    Without `new_head` the checkpoint has to bring the head of this task.
+    """
+    hf_logging.set_verbosity_error()  # that the head is new is no news
+    config = _config(folder, tokenizer, max_seq_length)
+    theirs = [str(name).lower() for _, name in sorted(config.id2label.items())]
+    _set_labels(config, task)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                str(folder),
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=new_head,
+                output_loading_info=True,
+            )
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"model_name_or_path: {folder} gives no classifier of {task.name} ({reason}); give a checkpoint of an encoder"
+        ) from None
+    _check_loaded(model, set(info["missing_keys"]), folder, task, new_head)
+    if model.config.model_type == "megatron-bert":  # the paper's; eager only in the library
+        fuse_attention(model)
+    ours = [label.lower() for label in task.labels]
+    if not new_head and theirs != ours and sorted(theirs) == sorted(ours):
+        _reorder_head(model, [theirs.index(label) for label in ours])
+    return model
+
+
+def _set_labels(config: Any, task: Task) -> None:
+    config.id2label = task.id2label
+    config.label2id = {name: number for number, name in task.id2label.items()}
+    config.problem_type = "regression" if task.regression else "single_label_classification"
+
+
+def _reorder_head(model: Any, order: list[int]) -> None:
+    """Put the outputs of a head that numbers the same labels differently into GLUE's order."""
+    last = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == len(order)][-1]
+    with torch.no_grad():
+        last.weight.copy_(last.weight[order].clone())
+        if last.bias is not None:
+            last.bias.copy_(last.bias[order].clone())
+
+
+def _config(folder: Path, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model_name_or_path: {folder}/config.json cannot be read ({reason}); correct it") from None
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        positions -= position_offset(config.model_type, config.pad_token_id)
+        if positions < max_seq_length:
+            raise InputError(
+                f"max_seq_length: {max_seq_length} is beyond the {positions} tokens of {folder}; give --max_seq_length "
+                f"{positions}"
+            )
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"tokenizer_name: its {len(tokenizer)} tokens are more than the {config.vocab_size} of {folder}; give the model's "
+            "own tokenizer"
+        )
+    return config
+
+
+def _check_loaded(model: Any, missing: set[str], folder: Path, task: Task, new_head: bool) -> None:
+    """Only the head, and a pooler, may be new."""
+    of_encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key]
+    if of_encoder:
+        raise InputError(
+            f"model_name_or_path: {folder} lacks {len(of_encoder)} weights of its encoder ({sorted(of_encoder)[0]}, ...); "
+            "give a whole checkpoint"
+        )
+    if missing and not new_head:
+        raise InputError(
+            f"model_name_or_path: {folder} has no head for {task.name} ({sorted(missing)[0]} is not there); add --do_train, "
+            "or give a model fine-tuned on it"
+        )

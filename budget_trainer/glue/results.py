@@ -1,0 +1,175 @@
+"""The results of a suite of runs in memory, and what is computed from them. Standard library only.
+
+Scores are shares of 1 (Matthews and correlations from -1), as the metrics give them. A column is what a table of GLUE shows
+as one: a task's dev split, so that MNLI has two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, median, median_low
+from typing import Any
+
+from budget_trainer.errors import InputError
+from budget_trainer.glue.tasks import TASKS, Split, Task
+
+NOT_IN_MEAN = ("WNLI",)  # left out of means as in Devlin et al. (arXiv 1810.04805)
+
+
+METRIC_NAMES = {  # as people write them
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "matthews_correlation": "Matthews",
+    "pearson": "Pearson",
+    "spearmanr": "Spearman",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: `metrics` by dev split and name, `seconds` it took, the `folder` with its predictions.
+
+    `predictions` are the files in `folder` by split; `rows` how many rows of each split there were.
+    """
+
+    seed: int
+    configuration: str
+    metrics: Mapping[str, Mapping[str, float]]
+    seconds: float
+    folder: Path
+    predictions: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A score over seeds."""
+
+    median: float
+    min: float
+    max: float
+    seeds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(median(values), min(values), max(values), len(values))
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """All finished runs of a task. `best` is the configuration that the suite chose, `flags` what it sets.
+
+    `base` is the task whose model they start from, None for the checkpoint itself.
+    """
+
+    task: Task
+    runs: tuple[Run, ...]
+    best: str
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    base: str | None = None
+    notes: tuple[str, ...] = ()  # what a reader has to know: runs that failed, seeds that are missing
+
+    def __post_init__(self) -> None:
+        if not self.best_runs:
+            raise InputError(
+                f"{self.task.name}: the best configuration {self.best!r} has no run; make the suite's results again"
+            )
+
+    @property
+    def best_runs(self) -> list[Run]:
+        """Those of the best configuration, by seed."""
+        return sorted((run for run in self.runs if run.configuration == self.best), key=lambda run: run.seed)
+
+    @property
+    def dev(self) -> list[Split]:
+        """The dev splits that every run of the best configuration was scored on."""
+        return [split for split in self.task.dev if all(split.name in run.metrics for run in self.best_runs)]
+
+    @property
+    def seconds(self) -> float:
+        """Of all runs of the task."""
+        return sum(run.seconds for run in self.runs)
+
+    def spread(self, split: str, metric: str) -> Spread:
+        return Spread.of([run.metrics[split][metric] for run in self.best_runs])
+
+    @property
+    def median_run(self) -> Run:
+        """The run of the best configuration with the median headline score on the first dev split.
+
+        Of an even number the lower of the two in the middle; of equal scores the lowest seed.
+        """
+        split = self.dev[0].name
+        middle = median_low(run.metrics[split][self.task.headline] for run in self.best_runs)
+        return next(run for run in self.best_runs if run.metrics[split][self.task.headline] == middle)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """`model` as it was asked for, `tasks` by name in GLUE's order, and why each other task is `absent`."""
+
+    model: str
+    tasks: Mapping[str, TaskResult]
+    absent: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Column:
+    """Our score of one dev split. `rows` are those it was scored on, `official` whether they are the official ones."""
+
+    name: str
+    task: Task
+    split: Split
+    metric: str
+    score: Spread
+    rows: int
+    official: bool
+
+
+def column_name(task: Task, split: Split) -> str:
+    """The task's name; of MNLI `MNLI-m` and `MNLI-mm`, as the leaderboard names them."""
+    if len(task.dev) == 1:
+        return task.name
+    return f"{task.name}-{'mm' if split.name.endswith('mismatched') else 'm'}"
+
+
+ALL_COLUMNS = tuple(column_name(task, split) for task in TASKS.values() for split in task.dev)
+
+
+def columns(suite: Suite) -> dict[str, Column]:
+    """The suite's headline scores by column, in GLUE's order."""
+    found = {}
+    for result in suite.tasks.values():
+        for split in result.dev:
+            name, rows = column_name(result.task, split), result.best_runs[0].rows.get(split.name, split.rows)
+            score = result.spread(split.name, result.task.headline)
+            found[name] = Column(name, result.task, split, result.task.headline, score, rows, rows == split.rows)
+    return {name: found[name] for name in ALL_COLUMNS if name in found}
+
+
+def mean(ours: Mapping[str, Column], names: Sequence[str]) -> Spread | None:
+    """The mean over the columns `names`: of their medians, of their lowest seeds and of their highest; None of none.
+
+    The seeds are the fewest that any column has.
+    """
+    scores = [ours[name].score for name in names]
+    if not scores:
+        return None
+    return Spread(
+        median=fmean(score.median for score in scores),
+        min=fmean(score.min for score in scores),
+        max=fmean(score.max for score in scores),
+        seeds=min(score.seeds for score in scores),
+    )
+
+
+def in_mean(names: Sequence[str]) -> list[str]:
+    """Those of the columns that count in a mean."""
+    return [name for name in names if name not in NOT_IN_MEAN]
+
+
+def in_order(*scores: Mapping[str, Any]) -> list[str]:
+    """The columns that any of the mappings has, in GLUE's order."""
+    return [name for name in ALL_COLUMNS if any(name in mapping for mapping in scores)]

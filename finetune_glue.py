@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""Fine-tune a checkpoint on GLUE: one task, several, or all of them with a grid and seeds, inside a time budget.
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml finetune_glue.py --model_name_or_path out/run/final \
+        --task_name MRPC --output_dir out/mrpc
+    python finetune_glue.py --model_name_or_path out/run/final --task_name all --grid recipes/glue/paper.yaml \
+        --intermediate_task MNLI --output_dir out/glue --total_training_time 1h
+
+The flags are those of Hugging Face's run_glue. One task is trained here; several, a grid or seeds make a suite, which starts
+a process of this script for each run.
+"""
+
+from budget_trainer.clock import BudgetClock
+
+CLOCK = BudgetClock()  # before the heavy imports: they are paid for out of the budget
+
+import logging  # noqa: E402
+import math  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+
+from budget_trainer.errors import InputError, RunError, StopAsked  # noqa: E402
+from budget_trainer.glue import lifeline  # noqa: E402
+from budget_trainer.stop_request import StopRequest  # noqa: E402
+
+STOPPED_EXIT = 85
+log = logging.getLogger("finetune_glue")
+
+
+def finetune(argv: Sequence[str] | None, stop: StopRequest) -> int:
+    """What was asked for. Returns the exit code: 0 all done, 1 some run of a suite failed, 85 stopped by a signal."""
+    from budget_trainer.glue.parsing import parse_request
+
+    request = parse_request(argv)
+    CLOCK.total_seconds = math.inf if request.total_seconds is None else request.total_seconds
+    if request.is_suite:
+        from budget_trainer.glue.suite import run_suite
+
+        return run_suite(request, CLOCK, stop)
+
+    from budget_trainer import launch
+    from budget_trainer.agreement import Agreement
+    from budget_trainer.distributed import ControlChannel
+    from budget_trainer.engine_config import settle_engine_config
+    from budget_trainer.glue import account, result, run
+
+    # What was asked, on what data, from which checkpoint. Nothing is written before every check has passed.
+    arguments, output_dir = request.run, request.output_dir
+    launch.prepare(arguments)
+    settle_engine_config(arguments)
+    run.check_engine(arguments)
+    result.check_free(output_dir, request.glue.overwrite_output_dir)
+    launch.check_trackers(arguments)
+    agreement = Agreement(ControlChannel(timeout_seconds=min(600.0, arguments.ddp_timeout)), stop)
+    sources = run.gather_sources(request, request.tasks[0])
+    trainer, predictor = run.make_parts(request, sources, CLOCK, agreement)
+    if agreement.wants_stop():
+        raise StopAsked(f"{agreement.stop_asked_by} during set-up")
+    if arguments.should_save:
+        result.clear(output_dir)
+
+    # Train, as long as the budget lets or the epochs say; the best weights by the dev score become the model.
+    model = trainer.model
+    if arguments.do_train:
+        run.reserve_end(trainer, predictor, sources, output_dir)
+        trainer.train()
+        if trainer.time_budget.stop_reason == "stop_requested":
+            raise StopAsked(f"{agreement.stop_asked_by} during training")
+        trainer.settle_best()
+        model = run.best_model(trainer, sources, output_dir)
+    elif arguments.do_eval:
+        trainer.evaluate()
+
+    # The outputs for dev are those that were scored; result.json comes last: it says that the run is finished.
+    outputs = dict(trainer.best.logits)
+    if arguments.do_predict:
+        with CLOCK.phase("evaluate"):
+            outputs |= run.predict_tests(predictor, model, request, sources)
+    if arguments.should_save:
+        run.keep(request, sources, trainer, outputs, account.account)
+    trainer.time_budget.channel.barrier()
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`finetune`, with its end in one line: 85 where a signal stopped it, 2 for bad input, 1 for what could not go on."""
+    lifeline.hold()
+    stop = StopRequest()
+    stop.listen()  # before the heavy imports; a second SIGINT ends at once
+    try:
+        return finetune(argv, stop)
+    except StopAsked as asked:
+        log.info("stopped: %s", asked)
+        return STOPPED_EXIT
+    except (InputError, RunError, OSError) as error:
+        from budget_trainer.launch import say_error
+
+        say_error(error, stop)
+        return 2 if isinstance(error, InputError) else 1
+    finally:
+        stop.restore()
+
+
+if __name__ == "__main__":
+    code = main()
+    if code in (0, STOPPED_EXIT):
+        from budget_trainer.distributed import leave
+
+        leave(code)
+    sys.exit(code)

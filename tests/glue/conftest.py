@@ -1,0 +1,133 @@
+"""A tiny encoder and a tiny GLUE in the official layout, both made here."""
+
+import json
+import random
+
+import pytest
+
+import finetune_glue
+from budget_trainer.clock import BudgetClock
+from tests.conftest import words
+
+GOOD, BAD, THINGS = (
+    ["fine", "bright", "warm", "clever"],
+    ["poor", "dull", "cold", "clumsy"],
+    ["film", "song", "tale", "play"],
+)
+PLAIN = ["the", "a", "is", "was", "not", "and", "it", "very", "one", "two", "seen", "heard"]
+ROWS = {"train": 64, "dev": 17, "test": 9}  # odd, so that two processes cannot share them evenly
+NLI = ("entailment", "neutral", "contradiction")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A BERT of random weights with 2 layers of 32, and a tokenizer of whole words."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    folder.mkdir()
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *THINGS, *PLAIN]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.05,  # so that a few dozen steps learn something
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _sentence(chance, good):
+    extra = chance.sample(PLAIN, chance.randint(1, 8))
+    return " ".join(["the", chance.choice(THINGS), "is", chance.choice(GOOD if good else BAD), *extra])
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def glue_dir(tmp_path_factory):
+    """CoLA, SST-2, MRPC, STS-B, MNLI (matched only), RTE, WNLI and AX, of sentences whose label is in one of their words."""
+    folder, chance = tmp_path_factory.mktemp("glue"), random.Random(1)
+    for split, count in ROWS.items():
+        good = [chance.random() < 0.5 for _ in range(count)]
+        one = [_sentence(chance, g) for g in good]
+        other = [chance.random() < 0.5 for _ in range(count)]
+        two = [_sentence(chance, g) for g in other]
+        same = [int(a == b) for a, b in zip(good, other, strict=True)]
+        numbers = [str(i) for i in range(count)]
+        test = split == "test"
+        if test:
+            write(folder / "CoLA" / "test.tsv", [("index", "sentence"), *zip(numbers, one, strict=True)])
+            write(folder / "SST-2" / "test.tsv", [("index", "sentence"), *zip(numbers, one, strict=True)])
+        else:
+            write(
+                folder / "CoLA" / f"{split}.tsv", [("x", str(int(g)), "", s) for s, g in zip(one, good, strict=True)]
+            )
+            labelled = [(s, str(int(g))) for s, g in zip(one, good, strict=True)]
+            write(folder / "SST-2" / f"{split}.tsv", [("sentence", "label"), *labelled])
+        pairs = list(zip(numbers, one, two, strict=True))
+        for name, label in (
+            ("RTE", lambda s: NLI[0] if s else "not_entailment"),
+            ("WNLI", str),
+            ("STS-B", lambda s: f"{5 * s:.3f}"),
+        ):
+            last = "score" if name == "STS-B" else "label"
+            head = ("index", "sentence1", "sentence2", *(() if test else (last,)))
+            rows = pairs if test else [(*pair, label(s)) for pair, s in zip(pairs, same, strict=True)]
+            write(folder / name / f"{split}.tsv", [head, *rows])
+        head = ("index" if test else "Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
+        first = numbers if test else [str(s) for s in same]
+        write(folder / "MRPC" / f"{split}.tsv", [head, *zip(first, numbers, numbers, one, two, strict=True)])
+        if not test:
+            head = ("index", "sentence1", "sentence2", "gold_label")
+            rows = [(*pair, NLI[2 * (1 - s)]) for pair, s in zip(pairs, same, strict=True)]
+            write(folder / "MNLI" / ("train.tsv" if split == "train" else "dev_matched.tsv"), [head, *rows])
+        else:
+            write(folder / "diagnostic" / "diagnostic.tsv", [("index", "sentence1", "sentence2"), *pairs])
+    return folder
+
+
+SHORT = {"max_seq_length": 32, "num_train_epochs": 2, "learning_rate": "1e-3", "per_device_train_batch_size": 8}
+
+
+@pytest.fixture
+def options(tiny_model, glue_dir, tmp_path):
+    return {
+        "model_name_or_path": tiny_model,
+        "task_name": "MRPC",
+        "glue_dir": glue_dir,
+        "output_dir": tmp_path / "out",
+        "use_cpu": "true",
+        **SHORT,
+    }
+
+
+@pytest.fixture
+def finetune(options, monkeypatch):
+    """finetune_glue.main in this process with changed flags (None leaves one out); returns its exit code and the result."""
+
+    def call(*switches, **changes):
+        monkeypatch.setattr(finetune_glue, "CLOCK", BudgetClock())
+        flags = {key: value for key, value in {**options, **changes}.items() if value is not None}
+        code = finetune_glue.main([*words(flags), *switches])
+        path = flags["output_dir"] / "result.json"
+        return code, json.loads(path.read_text()) if path.exists() else None
+
+    return call
+
+
+def predictions(folder, split):
+    return json.loads((folder / "predictions" / f"{split}.json").read_text())

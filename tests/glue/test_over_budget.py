@@ -1,0 +1,169 @@
+"""GLUE over the budget: which checkpoints, their minutes, and the three files."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from budget_trainer.callbacks.milestones import marker_folder
+from budget_trainer.errors import InputError
+from budget_trainer.glue.over_budget import account, report_over_budget
+from budget_trainer.glue.time_marked import Checkpoint, expand_checkpoints, minutes_of
+from tests.glue.suites import suite_of
+from tests.glue.test_report import partial
+from tests.glue.test_suite_file import finished, write
+
+REPORT = {
+    "budget_seconds": 540.0,  # an early exit at nine minutes of ten
+    "used_seconds": 534.0,
+    "markers_in_final": ["finetune-89.5"],
+    "recipe": {"total_training_time": "10m"},
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run of 10 minutes with markers."""
+    folder = tmp_path / "run"
+    markers = [marker_folder(folder, share) for share in (0.05, 0.5, 0.125, 0.895)]
+    for path in (*markers, folder / "final"):
+        path.mkdir(parents=True)
+        (path / "config.json").write_text("{}")
+    (folder / "run_report.json").write_text(json.dumps(REPORT))
+    return folder
+
+
+def test_checkpoints_of_a_run_by_time(run: Path) -> None:
+    found = expand_checkpoints([str(run / "finetune-*"), str(run / "final"), str(run / "finetune-50")])
+    names = [(checkpoint.path.name, round(checkpoint.minutes, 6)) for checkpoint in found]
+    assert names == [
+        ("finetune-5", 0.5),
+        ("finetune-12.5", 1.25),
+        ("finetune-50", 5.0),
+        ("final", 8.9),  # what was used, of the nine minutes
+        ("finetune-89.5", 8.9),  # a copy of it
+    ]
+
+
+@pytest.mark.parametrize(
+    ("total", "minutes"),
+    [("24h", 720.0), (2, 60.0), ("2", 60.0), ("90s", 0.75), ("50h", 1440.0)],  # the last: not after the end of the run
+)
+def test_a_bare_number_is_hours(run: Path, total: Any, minutes: float) -> None:
+    (run / "run_report.json").write_text(json.dumps({"recipe": {"total_training_time": total}, "used_seconds": 86400}))
+    assert minutes_of(run / "finetune-50") == minutes
+
+
+def rewrite(**changes: Any) -> Any:
+    return lambda run: (run / "run_report.json").write_text(json.dumps({**REPORT, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("names", "change", "message"),
+    [
+        ([], None, "checkpoints: none given; add"),
+        (["other-*"], None, "other-* fits no folder; give those of a run"),
+        (["run_report.json"], None, "has no config.json, it is no model"),
+        (["finetune-50"], lambda run: (run / "finetune-50" / "config.json").unlink(), "has no config.json"),
+        (["checkpoint-7"], None, "does not say when in its run it was written"),
+        (
+            ["finetune-50"],
+            lambda run: (run / "run_report.json").unlink(),
+            "run_report.json is not there, and only it says",
+        ),
+        (["finetune-50"], lambda run: (run / "run_report.json").write_text("{"), "run_report.json cannot be read"),
+        (["finetune-50"], lambda run: (run / "run_report.json").write_text("[]"), "run_report.json is no report"),
+        (["finetune-50"], rewrite(recipe={}), "has no total_training_time; give another run"),
+        (
+            ["finetune-50"],
+            rewrite(recipe={"total_training_time": "soon"}),
+            "total_training_time: 'soon' is not a duration",
+        ),
+        (["final"], rewrite(used_seconds=None), "has used_seconds None; give a finished run"),
+        (["final", "../other/final"], None, "are two runs; give the checkpoints of one"),
+    ],
+)
+def test_checkpoints_without_a_time_are_refused(run: Path, names: list[str], change: Any, message: str) -> None:
+    for folder in (run / "checkpoint-7", run.parent / "other" / "final"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    (run.parent / "other" / "run_report.json").write_text(json.dumps(REPORT))
+    if change is not None:
+        change(run)
+    with pytest.raises(InputError) as caught:
+        expand_checkpoints([str(run / name) for name in names])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def pairs() -> list[tuple[Checkpoint, Any]]:
+    early = suite_of({"MRPC": "all 2 runs failed"}, SST_2=[0.7, 0.72, 0.71], CoLA=[0.0, 0.1], WNLI=[0.5])
+    late = suite_of(SST_2=[0.8, 0.9, 0.82], CoLA=[0.3, 0.2], MRPC=[0.8], WNLI=[0.6])
+    return [(Checkpoint(Path("run/finetune-50"), 5.0), late), (Checkpoint(Path("run/finetune-5"), 0.5), early)]
+
+
+def test_lines_and_their_mean() -> None:
+    report = account(pairs())
+    assert [checkpoint["name"] for checkpoint in report["checkpoints"]] == ["finetune-5", "finetune-50"]
+    assert [checkpoint["minutes"] for checkpoint in report["checkpoints"]] == [0.5, 5.0]
+    assert report["checkpoints"][0]["absent"] == {"MRPC": "all 2 runs failed"}
+    assert report["lines"]["SST-2"] == [
+        {"median": 0.71, "min": 0.7, "max": 0.72, "seeds": 3},
+        {"median": 0.82, "min": 0.8, "max": 0.9, "seeds": 3},
+    ]
+    assert report["lines"]["MRPC"] == [None, {"median": 0.8, "min": 0.8, "max": 0.8, "seeds": 1}]
+    assert report["mean"]["columns"] == ["CoLA", "SST-2"]  # MRPC is missing once, WNLI never counts
+    assert report["mean"]["points"] == [
+        {"median": 0.38, "min": 0.35, "max": 0.41, "seeds": 2},  # (.05 + .71) / 2, (0 + .7) / 2, (.1 + .72) / 2
+        {"median": 0.535, "min": 0.5, "max": 0.6, "seeds": 2},
+    ]
+    assert report["run"] == "run" and report["metrics"]["SST-2"] == "accuracy" and report["partial"] == []
+
+
+def test_other_rows_at_another_checkpoint_are_not_averaged() -> None:
+    (checkpoint, late), early = pairs()
+    report = account([(checkpoint, partial(late, "SST-2", dev=100)), early])
+    assert report["mean"] is None and report["partial"] == ["SST-2"]  # CoLA alone is no mean
+
+
+def test_nothing_in_common_has_no_mean() -> None:
+    (checkpoint, late), early = pairs()
+    report = account([(checkpoint, replace(late, tasks={"MRPC": late.tasks["MRPC"]})), early])
+    assert report["mean"] is None
+    with pytest.raises(InputError, match="none was scored"):
+        account([])
+
+
+def suite_in(folder: Path, scores: list[float]) -> Path:
+    folder.mkdir()
+    runs = [finished(folder, "SST-2", seed, score, {"dev": 872}) for seed, score in enumerate(scores, 1)]
+    cola = [finished(folder, "CoLA", 1, scores[0] / 2, {"dev": 1043})]
+    return write(folder, SST_2=[runs], CoLA=[cola])
+
+
+def test_three_files_from_suites_on_disk(run: Path, tmp_path: Path) -> None:
+    suites = [
+        (run / "finetune-50", suite_in(tmp_path / "glue-50", [0.8, 0.9, 0.85])),
+        (str(run / "finetune-5"), str(suite_in(tmp_path / "glue-5", [0.6]))),
+    ]
+    out = tmp_path / "out"
+    files = ("glue_over_budget.json", "glue_over_budget.md", "glue_over_budget.png")
+    made = []
+    for order in (suites, suites[::-1]):
+        report = report_over_budget(order, out)
+        made.append([(out / name).read_bytes() for name in files])
+    assert made[0] == made[1] and json.loads(made[0][0]) == report and made[0][2].startswith(b"\x89PNG")
+    text = made[0][1].decode()
+    assert "| checkpoint | minutes | mean | CoLA | SST-2 |" in text
+    assert "| finetune-5 | 0.5 | 45.0 | 30.0 | 60.0 |" in text
+    assert "| finetune-50 | 5.0 | 62.5 (60.0 to 65.0) | 40.0 | 85.0 (80.0 to 90.0) |" in text
+    assert "- finetune-5: QNLI: no train.tsv" in text and "Metrics: CoLA Matthews, SST-2 accuracy." in text
+
+
+def test_a_checkpoint_without_a_time_stops_the_report(run: Path, tmp_path: Path) -> None:
+    runs = suite_in(tmp_path / "glue", [0.6])
+    (run / "run_report.json").unlink()
+    with pytest.raises(InputError, match=r"run_report\.json is not there"):
+        report_over_budget([(run / "finetune-5", runs)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

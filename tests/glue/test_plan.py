@@ -1,0 +1,251 @@
+"""Which runs a suite has, what they are called, how time is divided, what is made of their scores: without a single run."""
+
+from pathlib import Path
+
+import pytest
+
+from budget_trainer.errors import InputError
+from budget_trainer.glue.grid import read_grid
+from budget_trainer.glue.parsing import KEYS, parse_request
+from budget_trainer.glue.plan import CODE, PlannedRun, make_plan, run_key
+from budget_trainer.glue.runs_file import record, task_entry, whole
+from budget_trainer.glue.shares import free_seconds, share
+from budget_trainer.glue.tasks import TASKS
+from tests.conftest import ROOT, words
+from tests.glue.conftest import SHORT
+
+GRIDS = sorted((ROOT / "recipes" / "glue").glob("*.yaml"))
+
+
+@pytest.fixture
+def request_of(options):
+    def call(**changes):
+        flags = {key: value for key, value in {**options, **changes}.items() if value is not None}
+        return parse_request(words(flags))
+
+    return call
+
+
+def plan_of(request):
+    return make_plan(request, read_grid(request.suite.grid, request.suite.seeds, request.run.seed))
+
+
+def names(plan):
+    return list(dict.fromkeys(run.task.name for run in plan.runs))
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_every_grid_is_taken(path, request_of):
+    request = request_of(grid=path, task_name="all", **dict.fromkeys(SHORT))
+    plan = plan_of(request)
+    assert set(names(plan)) == {"CoLA", "SST-2", "MRPC", "STS-B", "MNLI", "RTE", "WNLI"}
+    assert set(plan.absent) == {"QQP", "QNLI"} and plan.covered == {"AX": "MNLI"}
+    if path.stem == "paper":  # as the paper has it: five seeds of each
+        assert {run.seed for run in plan.runs} == {1, 2, 3, 4, 5}
+        assert [len(plan.of(name)) for name in ("RTE", "MNLI")] == [30, 10]
+
+
+def test_the_command_line_wins_over_the_grid(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "seeds: [1]\nflags: {weight_decay: 0.1}\ngrid: {learning_rate: [1e-5, 2e-5], max_grad_norm: [1, 2]}\n"
+    )
+    grid = read_grid(str(path), "7,8", 42)
+    assert grid.seeds == [7, 8]
+    assert len(grid.configurations(TASKS["RTE"], {})) == 4
+    found = grid.configurations(TASKS["RTE"], {"learning_rate": "3e-5", "weight_decay": "0"})
+    rest = {"learning_rate": "3e-5", "weight_decay": "0"}
+    assert found == [{**rest, "max_grad_norm": "1"}, {**rest, "max_grad_norm": "2"}]
+    assert read_grid(None, None, 42).configurations(TASKS["RTE"], {}) == [{}]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: [1]", "'seed' is unknown; it has seeds, flags, grid, tasks"),
+        ("flags: {learning_rat: 1}", "'learning_rat' cannot stand there; did you mean learning_rate?"),
+        ("flags: {seed: 1}", "'seed' cannot stand there"),
+        ("flags: {learning_rate: [1, 2]}", "learning_rate has several values; put it under grid"),
+        ("flags: 3", "flags is not a mapping; write"),
+        ("grid: {learning_rate: 1}", "learning_rate is no list of values; write learning_rate: [a, b]"),
+        ("grid: [1]", "grid is not a mapping; write"),
+        ("tasks: {MPRC: {flags: {}}}", "task_name: 'MPRC' is no task of GLUE; did you mean MRPC?"),
+        ("tasks: {MRPC: {seeds: [1]}}", "tasks: MRPC has to be a mapping of flags and grid"),
+        ("seeds: [1, 1]", "seeds: ['1', '1'] are not different whole numbers from 0 on; write 1,2"),
+        ("seeds: [one]", "seeds: ['one'] are not different whole numbers"),
+        ("[", "is not YAML ("),
+    ],
+)
+def test_a_grid_that_is_none(tmp_path, text, expected):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text + "\n")
+    with pytest.raises(InputError) as error:
+        read_grid(str(path), None, 42)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_value_of_a_grid_is_checked_before_anything_runs(request_of, tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("grid: {learning_rate: [1e-5, fast]}\n")
+    with pytest.raises(InputError, match="command line: argument --learning_rate"):
+        plan_of(request_of(grid=path, learning_rate=None))
+
+
+def test_the_intermediate_task_comes_first(request_of):
+    plan = plan_of(request_of(task_name="RTE,STS-B,WNLI", intermediate_task="mnli", seeds="1,2"))
+    assert names(plan)[0] == "MNLI" == plan.intermediate
+    assert {run.task.name for run in plan.runs if run.base == "MNLI"} == {"RTE", "STS-B"}
+    plan = plan_of(request_of(task_name="RTE", intermediate_task="QNLI"))
+    assert plan.intermediate is None and [run.base for run in plan.runs] == [None]
+    assert "QNLI has no data for it" in plan.absent["QNLI"]
+
+
+def test_no_task_left(request_of):
+    with pytest.raises(InputError, match="task_name: no task can be run .*QNLI/train.tsv is not in"):
+        plan_of(request_of(task_name="QNLI", seeds="1,2"))
+
+
+def test_ax_needs_mnli(request_of):
+    plan = plan_of(request_of(task_name="AX,RTE"))
+    assert plan.absent == {"AX": "task_name: AX is answered by the model of MNLI, which is not run"}
+
+
+RUN = PlannedRun(TASKS["RTE"], 0, {"learning_rate": "1e-5"}, 1, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 2},
+        {"flags": {"learning_rate": "2e-5"}},
+        {"task": TASKS["WNLI"]},
+    ],
+)
+def test_another_run_another_name(change):
+    assert run_key(RUN, "m", "d", None, False) == run_key(PlannedRun(**vars(RUN)), "m", "d", None, False)
+    assert run_key(PlannedRun(**{**vars(RUN), **change}), "m", "d", None, False) != run_key(RUN, "m", "d", None, False)
+
+
+def test_another_model_data_or_time_another_name():
+    keys = {
+        run_key(RUN, *rest) for rest in [("m", "d", None, False), ("n", "d", None, False), ("m", "e", None, False)]
+    }
+    keys |= {run_key(RUN, "m", "d", "1h", False), run_key(RUN, "m", "d", None, True)}
+    assert len(keys) == 5 and all(len(key) == 16 for key in keys)
+
+
+def test_the_code_of_a_run_is_in_its_name():
+    folder = Path(ROOT / "budget_trainer" / "glue")
+    assert all((folder / f"{name}.py").exists() for name in CODE)
+    others = {path.stem for path in folder.glob("*.py")} - set(CODE)
+    assert others == {
+        "__init__",
+        "children",
+        "grid",
+        "lifeline",
+        "metrics",
+        "parsing",
+        "plan",
+        "runner",
+        "runs_file",
+        "shares",
+        "suite",
+    }
+
+
+# ---- time ----
+
+
+@pytest.mark.parametrize(
+    ("free", "weights", "overhead", "expected"),
+    [
+        (100.0, [1.0, 1.0], 10.0, 50.0),
+        (100.0, [1.0, 3.0], 10.0, 30.0),  # 10 each, 80 as 1 to 3
+        (100.0, [5.0], 10.0, 100.0),
+        (10.0, [1.0, 9.0], 10.0, 5.0),  # not even the overhead: equal parts
+        (0.0, [1.0], 10.0, 0.0),
+    ],
+)
+def test_a_share_of_the_time(free, weights, overhead, expected):
+    assert share(free, weights, overhead) == pytest.approx(expected)
+
+
+def test_the_shares_use_up_the_time_and_no_more():
+    weights, left = [3.0, 1.0, 2.0, 9.0], 1000.0
+    for place in range(4):
+        left -= share(left, weights[place:], 15.0)
+    assert left == pytest.approx(0.0, abs=1e-9)
+
+
+def test_time_on_several_devices():
+    assert free_seconds(100.0, [], 4) == 400.0
+    assert free_seconds(100.0, [30.0, 300.0], 4) == 400 - 30 - 100
+    assert free_seconds(100.0, [-5.0], 1) == 100.0 and free_seconds(-1.0, [], 2) == 0.0
+
+
+def test_a_bare_number_is_hours_and_flags_of_the_suite_make_one(request_of):
+    assert request_of(total_training_time="2").total_seconds == 7200.0
+    assert not request_of().is_suite
+    assert all(
+        request_of(**one).is_suite
+        for one in ({"seeds": "1"}, {"task_name": "CoLA,RTE"}, {"intermediate_task": "MNLI"})
+    )
+    assert {"learning_rate", "max_seq_length"} <= set(request_of().own_flags()) <= KEYS
+    assert not {"seed", "glue_dir", "output_dir", "use_cpu"} & set(request_of(seed=3).own_flags())
+
+
+# ---- what is made of the scores ----
+
+
+def result(value, seconds=10.0):
+    return {
+        "headline": {"value": value},
+        "metrics": {"dev": {"accuracy": value}},
+        "official_rows": {"dev": True},
+        "best_epoch": 1.0,
+        "steps": 5,
+        "predictions": {"dev": "predictions/dev.json"},
+        "seconds": {"total": seconds},
+    }
+
+
+def entries(scores):
+    """Records of RTE: one list of scores by seed for each configuration; None is a failed run."""
+    found = []
+    for place, of_seeds in enumerate(scores):
+        for seed, value in enumerate(of_seeds, 1):
+            run = PlannedRun(TASKS["RTE"], place, {"learning_rate": str(place)}, seed, None, 1.0)
+            done = None if value is None else result(value)
+            found.append((run, record(run, f"k{place}{seed}", f"runs/RTE/k{place}{seed}", done, "boom")))
+    return found
+
+
+class DataDigests:
+    data_digests, covered, absent = {"RTE": "d"}, {"AX": "MNLI"}, {"QNLI": "no file"}
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "headline", "seed"),
+    [
+        ([[0.5, 0.6, 0.7], [0.1, 0.65, 0.99]], 1, {"median": 0.65, "min": 0.1, "max": 0.99}, 3),
+        ([[0.5, 0.6], [0.5, 0.6]], 0, {"median": 0.55, "min": 0.5, "max": 0.6}, 2),  # of equals the first
+        ([[None, 0.6, None], [0.5, 0.5, 0.5]], 0, {"median": 0.6, "min": 0.6, "max": 0.6}, 2),
+        ([[None, None]], None, None, None),
+        ([[0.0, 0.0]], 0, {"median": 0.0, "min": 0.0, "max": 0.0}, 1),
+    ],
+)
+def test_the_median_of_the_best_configuration(scores, best, headline, seed):
+    entry = task_entry(DataDigests, "RTE", entries(scores))
+    assert entry["best_configuration"] == best
+    assert entry["headline"] == (headline and pytest.approx(headline))
+    assert (entry["best_run"] or {}).get("seed") == seed
+    if best is not None:
+        assert entry["metrics"] == {"dev": {"accuracy": pytest.approx(headline)}}
+
+
+def test_the_whole_file():
+    content = whole(DataDigests, {"sha256": "m"}, {"seeds": [1]}, {"RTE": entries([[0.5, None]])})
+    assert content["failed"] == 1 and content["seconds"] == 10.0 and list(content["tasks"]) == ["RTE"]
+    failed = content["tasks"]["RTE"]["configurations"][0]["runs"][1]
+    assert (failed["status"], failed["error"], failed["headline"]) == ("failed", "boom", None)
+    assert content["covered"] == {"AX": "MNLI"} and content["absent"] == {"QNLI": "no file"}

@@ -1,0 +1,403 @@
+"""One run, from the flags of run_glue to its result."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from budget_trainer.errors import InputError
+from budget_trainer.glue.parsing import parse_request
+from budget_trainer.glue.scores import score
+from budget_trainer.glue.tasks import TASKS
+from tests.conftest import ROOT, launch, launch_form, wait_for, words, write_cpu_form
+from tests.glue.conftest import ROWS, predictions
+
+ORIGINAL = """--task_name MRPC --max_seq_length 64 --overwrite_output_dir --do_train --do_eval --evaluation_strategy steps
+--per_device_train_batch_size 32 --gradient_accumulation_steps 1 --per_device_eval_batch_size 32 --learning_rate 5e-5
+--weight_decay 0.01 --eval_steps 50 --evaluation_strategy steps --max_grad_norm 1.0 --num_train_epochs 5
+--lr_scheduler_type polynomial --warmup_steps 50""".split()
+
+
+def scored(folder, task, split="dev"):
+    """The metrics of the predictions that a run has left, computed anew."""
+    left = predictions(folder, split)
+    assert left["rows"] == len(left["predictions"]) == len(left["logits"]) == len(left["references"])
+    return score(TASKS[task], np.array(left["predictions"]), np.array(left["references"]))
+
+
+def test_the_originals_command(finetune, options, tmp_path):
+    flags = dict.fromkeys(("task_name", "max_seq_length", "num_train_epochs", "learning_rate"))
+    code, result = finetune(*ORIGINAL, **flags, per_device_train_batch_size=None)
+    assert code == 0 and result["task"] == "MRPC" and result["steps"] == 10
+    assert result["configuration"]["eval_strategy"] == "steps" and result["configuration"]["eval_steps"] == 50
+    assert list(result["predictions"]) == ["dev"], "do_predict was not asked for"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model", "predictions", "result.json"}
+
+
+def test_the_best_evaluation_is_the_result_and_the_model(finetune, tmp_path, glue_dir):
+    code, result = finetune(task_name="sst2", num_train_epochs=6, learning_rate="3e-3")
+    assert code == 0
+    values = [one["metrics"]["dev"]["accuracy"] for one in result["evaluations"]]
+    assert len(values) == 6 and result["headline"] == {"metric": "accuracy", "split": "dev", "value": max(values)}
+    assert result["best_epoch"] == 1 + values.index(max(values)), "of equals the earlier one"
+    assert result["metrics"]["dev"] == scored(tmp_path / "out", "SST-2")
+    assert max(values) > 0.9, "the label is in one word"
+    assert result["rows"] == ROWS and result["official_rows"] == dict.fromkeys(ROWS, False)
+    assert predictions(tmp_path / "out", "test")["references"] is None
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    for split in ("dev", "test"):
+        lines = (glue_dir / "SST-2" / f"{split}.tsv").read_text().splitlines()[1:]
+        texts = [line.split("\t")[0 if split == "dev" else 1] for line in lines]
+        with torch.no_grad():
+            logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
+        np.testing.assert_allclose(predictions(tmp_path / "out", split)["logits"], logits, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "splits", "metrics"),
+    [
+        ("STS-B", {"dev", "test"}, {"pearson", "spearmanr"}),
+        ("MNLI", {"dev_matched", "ax"}, {"accuracy"}),
+        ("CoLA", {"dev", "test"}, {"matthews_correlation"}),
+    ],
+)
+def test_each_kind_of_task(finetune, tmp_path, task, splits, metrics):
+    code, result = finetune(task_name=task)
+    dev = "dev_matched" if task == "MNLI" else "dev"
+    assert code == 0 and set(result["predictions"]) == splits and set(result["metrics"][dev]) == metrics
+    assert result["metrics"][dev] == scored(tmp_path / "out", task, dev)
+    assert predictions(tmp_path / "out", dev)["label_names"] == list(TASKS[task].labels)
+    if task == "MNLI":
+        assert set(result["absent_splits"]) == {"dev_mismatched", "test_matched", "test_mismatched"}
+        assert "MNLI/dev_mismatched.tsv is not in" in result["absent_splits"]["dev_mismatched"]
+
+
+@pytest.mark.parametrize("kind", ["megatron-bert", "modernbert", "electra"])
+def test_other_encoders(finetune, tmp_path, tiny_model, glue_dir, kind):
+    """The paper's type with its attention of ours, the recipes' type, and one with another head."""
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    tokens = {"vocab_size": 29, "pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "initializer_range": 0.05}
+    config = AutoConfig.for_model(kind, max_position_embeddings=64, **sizes, **tokens)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
+    code, result = finetune(task_name="CoLA", model_name_or_path=tmp_path / "model")
+    assert code == 0 and result["model"]["type"] == kind
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    texts = [line.split("\t")[3] for line in (glue_dir / "CoLA" / "dev.tsv").read_text().splitlines()]
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
+    np.testing.assert_allclose(predictions(tmp_path / "out", "dev")["logits"], logits, atol=2e-5)
+
+
+def test_the_same_seed_the_same_run(finetune, tmp_path):
+    outputs = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        code, result = finetune(output_dir=tmp_path / name, seed=seed, num_train_epochs=1)
+        assert code == 0
+        outputs.append((predictions(tmp_path / name, "dev"), result["evaluations"]))
+    assert outputs[0] == outputs[1] and outputs[0] != outputs[2]
+
+
+def test_accumulation_does_not_change_the_step(finetune, tmp_path):
+    """A mean over the batch: the library's Trainer would add up the means of the micro-batches."""
+    logits = []
+    for size, steps in ((8, 1), (4, 2), (2, 4)):
+        folder = tmp_path / f"{steps}"
+        flags = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "num_train_epochs": 1}
+        code, _ = finetune(**flags, output_dir=folder, max_grad_norm=0.05, train_sampling_strategy="sequential")
+        assert code == 0
+        logits.append(predictions(folder, "dev")["logits"])
+    np.testing.assert_allclose(logits[0], logits[1], atol=2e-4)
+    np.testing.assert_allclose(logits[0], logits[2], atol=2e-4)
+
+
+def test_length_groups_and_fixed_padding(finetune, tmp_path):
+    """Grouping must not change the order of predictions, padding not what they are."""
+    folders = [tmp_path / name for name in ("plain", "padded")]
+    for folder, switches in zip(folders, ([], ["--pad_to_max_length"]), strict=True):
+        code, result = finetune(
+            "--group_by_length", *switches, output_dir=folder, task_name="SST-2", num_train_epochs=4
+        )
+        assert code == 0 and result["metrics"]["dev"] == scored(folder, "SST-2")
+        assert result["configuration"]["train_sampling_strategy"] == "group_by_length"
+    first, second = (np.array(predictions(folder, "dev")["logits"]) for folder in folders)
+    np.testing.assert_allclose(first, second, atol=1e-3)
+
+
+def test_early_stopping(finetune):
+    code, result = finetune(learning_rate="0", num_train_epochs=9, early_stopping_patience=2)
+    assert code == 0 and len(result["evaluations"]) == 3 and result["stopped_by"] == "early_stopping"
+
+
+def test_evaluation_alone(finetune, tmp_path, capfd):
+    first = finetune(task_name="RTE")[1]
+    code, again = finetune(
+        "--do_eval",
+        "--do_predict",
+        task_name="RTE",
+        model_name_or_path=tmp_path / "out" / "model",
+        output_dir=tmp_path / "b",
+    )  # noqa: E501
+    assert code == 0 and again["metrics"] == first["metrics"] and again["steps"] == 0 and again["best_epoch"] is None
+    assert predictions(tmp_path / "b", "test") == predictions(tmp_path / "out", "test")
+    # a head that numbers the labels the other way round
+    turned = tmp_path / "turned"
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model")
+    with torch.no_grad():
+        model.classifier.weight.copy_(model.classifier.weight.flip(0).clone())
+        model.classifier.bias.copy_(model.classifier.bias.flip(0).clone())
+    model.config.id2label, model.config.label2id = {0: "not_entailment", 1: "entailment"}, {}
+    model.save_pretrained(turned)
+    AutoTokenizer.from_pretrained(tmp_path / "out" / "model").save_pretrained(turned)
+    code, again = finetune("--do_eval", task_name="RTE", model_name_or_path=turned, output_dir=tmp_path / "c")
+    assert code == 0 and again["metrics"] == first["metrics"]
+    assert finetune("--do_eval", task_name="RTE", output_dir=tmp_path / "d") == (2, None)
+    assert "has no head for RTE (bert.pooler.dense.bias is not there); add --do_train" in capfd.readouterr().err
+
+
+def test_training_alone_keeps_the_last_weights(finetune, tmp_path):
+    code, result = finetune("--do_train", num_train_epochs=1)
+    assert (
+        code == 0 and result["metrics"] == {} and result["predictions"] == {} and result["headline"]["value"] is None
+    )
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model").config.num_labels == 2
+
+
+def test_a_budget_ends_the_run_in_time(finetune):
+    code, result = finetune(num_train_epochs=100000, total_training_time="6s", max_steps=-1)
+    assert code == 0 and result["stopped_by"] == "budget"
+    assert 4 < result["seconds"]["total"] <= 6.0 == result["budget_seconds"]
+    code, result = finetune("--overwrite_output_dir", num_train_epochs=1, total_training_time="1h")
+    assert code == 0 and result["stopped_by"] == "num_train_epochs" and result["steps"] == 8
+
+
+def test_the_data_set_and_the_files_give_the_same_run(finetune, tmp_path):
+    samples = ROOT / "tests" / "glue" / "samples"
+    sources = {"files": {"glue_dir": samples / "official"}, "hub": {"glue_dir": None, "dataset_name": samples / "hub"}}
+    results = {}
+    for name, source in sources.items():
+        code, results[name] = finetune(task_name="MNLI", output_dir=tmp_path / name, num_train_epochs=1, **source)
+        assert code == 0 and results[name]["absent_splits"] == {}
+    assert results["files"]["data_sha256"] == results["hub"]["data_sha256"]
+    assert set(results["hub"]["metrics"]) == {"dev_matched", "dev_mismatched"}
+    for split in ("dev_matched", "dev_mismatched", "test_matched", "test_mismatched", "ax"):
+        assert predictions(tmp_path / "files", split) == predictions(tmp_path / "hub", split)
+
+
+@pytest.mark.parametrize(
+    ("given", "understood"),
+    [
+        (["--evaluation_strategy", "steps"], {"eval_strategy": "steps"}),
+        (["--evaluation-strategy=no"], {"eval_strategy": "no"}),
+        (["--group_by_length"], {"train_sampling_strategy": "group_by_length"}),
+        (["--group_by_length", "true", "--bf16"], {"train_sampling_strategy": "group_by_length", "bf16": "true"}),
+        (["--group_by_length", "False"], {"train_sampling_strategy": "random"}),
+        (["--warmup_ratio", "0.1"], {"warmup_steps": "0.1"}),
+        (["--eval_strategy", "no", "--evaluation_strategy", "epoch"], {"eval_strategy": "epoch"}),
+    ],
+)
+def test_flags_of_earlier_trainers(options, given, understood):
+    request = parse_request([*words(options), *given])
+    assert {name: request.explicit[name] for name in understood} == understood
+
+
+def test_metrics_that_are_not_installed(options, monkeypatch):
+    from budget_trainer.glue import parsing
+
+    monkeypatch.setattr(parsing, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="scikit-learn: not installed, .* pip install 'budget-trainer.glue.'"):
+        parse_request(words(options))
+
+
+def test_first_rows_only(finetune):
+    code, result = finetune(max_train_samples=10, max_eval_samples=5, max_predict_samples=3, num_train_epochs=1)
+    assert code == 0 and result["rows"] == {"train": 10, "dev": 5, "test": 3}
+
+
+def test_two_processes_score_every_row_once(options, tmp_path):
+    options["num_train_epochs"] = 1
+    done = launch(options, processes=2, script="finetune_glue.py")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["environment"]["processes"] == 2 and result["steps"] == 4
+    assert result["metrics"]["dev"] == scored(tmp_path / "out", "MRPC")
+    left = predictions(tmp_path / "out", "dev")
+    assert left["rows"] == ROWS["dev"] and predictions(tmp_path / "out", "test")["rows"] == ROWS["test"]
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    lines = [line.split("\t") for line in (options["glue_dir"] / "MRPC" / "dev.tsv").read_text().splitlines()[1:]]
+    inputs = tokenizer([row[3] for row in lines], [row[4] for row in lines], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        np.testing.assert_allclose(left["logits"], model(**inputs).logits.numpy(), atol=2e-5)
+
+
+def test_zero2(options, tmp_path):
+    pytest.importorskip("deepspeed")
+    options |= {"num_train_epochs": 1, "task_name": "STS-B"}
+    done = launch_form(write_cpu_form("zero2", tmp_path), options, script="finetune_glue.py")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["environment"]["processes"] == 2 and result["metrics"]["dev"] == scored(tmp_path / "out", "STS-B")
+
+
+def test_a_signal_ends_it_without_a_result(options, tmp_path):
+    import os
+    import signal
+    import sys
+
+    from tests.conftest import spawn
+
+    options["num_train_epochs"] = 100000
+    process = spawn([sys.executable, "finetune_glue.py", *words(options)])
+    lines = []
+    wait_for(lambda: lines.append(process.stderr.readline()) or "epoch 1.00" in lines[-1])
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 85 and not (tmp_path / "out" / "result.json").exists()
+
+
+# ---- what is wrong is said in one line ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"task_name": "MPRC"}, "task_name: 'MPRC' is no task of GLUE; did you mean MRPC?"),
+        ({"task_name": None}, "task_name: missing; add --task_name MRPC"),
+        ({"model_name_or_path": None}, "model_name_or_path: missing; add"),
+        ({"max_seq_lenght": 12}, "max_seq_lenght: unknown key (command line); did you mean max_seq_length?"),
+        ({"max_seq_length": 128}, "max_seq_length: 128 is beyond the 64 tokens of"),
+        ({"max_seq_length": 2}, "max_seq_length: 2 is too small; give 128"),
+        ({"max_train_samples": 0}, "max_train_samples: 0 is too small; give 1000"),
+        ({"early_stopping_patience": 0}, "early_stopping_patience: 0 is no number of evaluations; give 1"),
+        ({"save_steps": 100}, "save_steps: not used here (command line); the best model by"),
+        ({"fp16": "true"}, "fp16: True needs a GPU; use --bf16 true"),
+        ({"learning_rate": "fast"}, "command line: argument --learning_rate"),
+        ({"num_train_epochs": 0}, "num_train_epochs: 0 is not above 0; give"),
+        ({"total_training_time": "soon"}, "total_training_time: 'soon' is not a duration; write it as"),
+        ({"total_training_time": "0.2s"}, "total_training_time: 0.2s is spent before the first step (set-up and the"),
+        (
+            {"total_training_time": "1h", "lr_scheduler_type": "inverse_sqrt"},
+            "lr_scheduler_type: 'inverse_sqrt' does not follow total_training_time; choose one of linear",
+        ),
+        ({"glue_dir": "/nowhere"}, "glue_dir: /nowhere is not a folder; give one"),
+        ({"task_name": "QNLI"}, "do_train: QNLI has no data for it (QNLI/train.tsv is not in"),
+        ({"task_name": "AX"}, "task_name: AX has nothing to train on; use MNLI"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: 0 is below 1; give"),
+        ({"report_to": "nobody"}, "report_to: 'nobody' cannot be used"),
+    ],
+)
+def test_a_mistake_is_one_line(finetune, capfd, tmp_path, changes, expected):
+    code, result = finetune(**changes)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert (code, result, len(lines)) == (2, None, 1) and lines[0].startswith(f"error: {expected}"), lines
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_engines_that_shard_weights(finetune, capfd, monkeypatch):
+    from budget_trainer.glue import run
+
+    monkeypatch.setattr(run, "engine_name", lambda arguments: "deepspeed-zero3")
+    assert finetune() == (2, None)
+    assert "distributed_type: deepspeed-zero3 shards the weights, which an encoder" in capfd.readouterr().err
+
+
+def damage(kind, folder):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    if kind == "no config":
+        (folder / "config.json").unlink()
+    elif kind == "final":
+        (folder / "final").mkdir()
+        (folder / "config.json").rename(folder / "final" / "config.json")
+    elif kind == "no weights":
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    elif kind == "no tokenizer":
+        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+            (folder / name).unlink()
+    elif kind in ("no [CLS]", "no post-processor"):
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        tokenizer["post_processor"] = None
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if kind == "no [CLS]":
+            config["cls_token"] = None
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    elif kind == "torn weights":
+        weights = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    elif kind == "half a model":
+        state = load_file(folder / "model.safetensors")
+        kept = {name: tensor for name, tensor in state.items() if "layer.1." not in name}
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    elif kind == "small vocabulary":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 5}))
+    elif kind == "decoder":
+        from transformers import GPT2Config
+
+        GPT2Config().save_pretrained(folder)
+        torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("no config", "has no config.json; give the folder that has one"),
+        ("final", "/final"),
+        ("no weights", "has no *.safetensors, and other weights are not loaded; convert it"),
+        ("no tokenizer", "has no tokenizer (tokenizer.json, ...); give --tokenizer_name"),
+        ("no [CLS]", "has no [CLS] token; give the tokenizer of a BERT-like model"),
+        ("no post-processor", "puts no [CLS] and [SEP] around a text; give it"),
+        ("torn weights", "gives no classifier of MRPC ("),
+        ("half a model", "weights of its encoder (bert.encoder.layer.1."),
+        ("small vocabulary", "tokens are more than the 5 of"),
+        ("decoder", "model_name_or_path: "),
+    ],
+)
+def test_a_checkpoint_that_is_none(finetune, capfd, tmp_path, tiny_model, kind, expected):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    damage(kind, folder)
+    code, result = finetune(model_name_or_path=folder)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert (code, result, len(lines)) == (2, None, 1) and expected in lines[0], lines
+
+
+def test_a_name_that_is_nowhere(finetune, capfd, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert finetune(model_name_or_path="nobody/nothing") == (2, None)
+    assert (
+        "model_name_or_path: nobody/nothing is no folder and cannot be fetched from the Hub ("
+        in capfd.readouterr().err
+    )
+
+
+def test_nothing_is_overwritten_silently(finetune, capfd, tmp_path):
+    assert finetune(num_train_epochs=1)[0] == 0
+    before = (tmp_path / "out" / "result.json").read_text()
+    assert finetune(num_train_epochs=1, seed=7)[0] == 2
+    assert "already has result.json; add --overwrite_output_dir to replace it" in capfd.readouterr().err
+    assert (tmp_path / "out" / "result.json").read_text() == before
+    assert finetune("--overwrite_output_dir", num_train_epochs=1, seed=7)[1]["seed"] == 7
+
+
+def test_every_flag_of_training_arguments_is_read_or_refused():
+    from dataclasses import fields
+
+    from budget_trainer.arguments import RunArguments
+    from budget_trainer.glue.arguments import REFUSED, GlueRunArguments
+
+    own = {field.name for field in fields(GlueRunArguments) if field.init}
+    assert own == {field.name for field in fields(RunArguments) if field.init}
+    assert set(REFUSED) <= own

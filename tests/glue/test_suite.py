@@ -1,0 +1,186 @@
+"""The suite with real runs: killed in the middle, stopped, failing, and inside of its time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import finetune_glue
+from budget_trainer.clock import BudgetClock
+from tests.conftest import ROOT, children, spawn, wait_for, words
+
+GRID = """seeds: [1]
+flags: {max_seq_length: 32, num_train_epochs: 2, per_device_train_batch_size: 8, learning_rate: 3e-3}
+tasks:
+  WNLI: {flags: {max_seq_length: 200}}  # more than the model has positions
+"""
+
+
+@pytest.fixture
+def suite_options(options, tmp_path):
+    (tmp_path / "grid.yaml").write_text(GRID)
+    for name in ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "max_seq_length"):
+        del options[name]
+    more = {"task_name": "RTE,WNLI,QNLI,AX", "grid": tmp_path / "grid.yaml", "intermediate_task": "MNLI"}
+    return {**options, **more}
+
+
+def without_seconds(value):
+    if isinstance(value, dict):
+        return {key: without_seconds(item) for key, item in value.items() if key != "seconds"}
+    return [without_seconds(item) for item in value] if isinstance(value, list) else value
+
+
+def finished(folder):
+    return {path.parent: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/result.json")}
+
+
+def start_suite(options):
+    process = spawn([sys.executable, "finetune_glue.py", *words(options)], stdout=subprocess.DEVNULL)
+    os.set_blocking(process.stderr.fileno(), False)
+    return process
+
+
+def second_run_begins(folder, process):
+    """Wait until one run is finished and the training of another has begun."""
+
+    def there():
+        assert process.poll() is None, process.stderr.read()
+        logs = [path for path in folder.glob("runs/*/*/log.txt") if path.parent not in finished(folder)]
+        return finished(folder) and logs and children(process.pid)
+
+    wait_for(there)
+    return children(process.pid)
+
+
+def gone(pids):
+    return not any(os.path.exists(f"/proc/{pid}") and "Z" not in state(pid) for pid in pids)
+
+
+def state(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def test_a_suite_is_stopped_killed_and_ends_as_if_nothing_had_been(suite_options, tmp_path):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    suite_options["task_name"] = "RTE,QNLI,AX"
+    process = start_suite({**suite_options, "output_dir": broken})
+    pids = second_run_begins(broken, process)
+    process.send_signal(signal.SIGTERM)
+    wait_for(lambda: process.poll() is not None, 60)
+    assert process.returncode == 85 and gone(pids), "its runs have ended with it"
+    before = finished(broken)
+    assert len(before) == 1 and not (broken / "glue_runs.json").exists()
+
+    process = start_suite({**suite_options, "output_dir": broken})
+    wait_for(lambda: len(children(process.pid)) >= 2)  # launcher and script
+    pids = children(process.pid)
+    process.kill()
+    process.wait()
+    wait_for(lambda: gone(pids), 60)  # nobody told them
+
+    texts = {}
+    for folder in (broken, straight):
+        process = start_suite({**suite_options, "output_dir": folder})
+        wait_for(lambda process=process: process.poll() is not None)
+        assert process.returncode == 0
+        texts[folder] = (folder / "glue_runs.json").read_text()
+    after = finished(broken)
+    assert {path: after[path] for path in before} == before, "a finished run was repeated"
+    one, two = (without_seconds(json.loads(texts[folder])) for folder in (broken, straight))
+    assert one == two
+    assert one["tasks"]["RTE"]["starts_from"] == "MNLI" and one["covered"] == {"AX": "MNLI"}
+    assert set(one["absent"]) == {"QNLI"}
+    best = straight / one["tasks"]["MNLI"]["best_run"]["folder"]
+    assert (best / "model" / "model.safetensors").exists() and (best / "predictions" / "ax.json").exists()
+    assert not (straight / one["tasks"]["RTE"]["best_run"]["folder"] / "model").exists()
+    # once more: nothing is left to do, and nothing changes
+    assert (
+        subprocess.run(
+            [sys.executable, "finetune_glue.py", *words({**suite_options, "output_dir": straight})],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+        ).returncode
+        == 0
+    )
+    assert (straight / "glue_runs.json").read_text() == texts[straight]
+
+
+@pytest.fixture
+def suite(suite_options, monkeypatch):
+    """The suite in this process; its runs are processes all the same."""
+
+    def call(*switches, **changes):
+        monkeypatch.setattr(finetune_glue, "CLOCK", BudgetClock())
+        flags = {key: value for key, value in {**suite_options, **changes}.items() if value is not None}
+        code = finetune_glue.main([*words(flags), *switches])
+        path = flags["output_dir"] / "glue_runs.json"
+        return code, json.loads(path.read_text()) if path.exists() else None
+
+    return call
+
+
+def test_a_failing_run_does_not_end_the_suite(suite, tmp_path, capfd):
+    code, content = suite(task_name="RTE,WNLI", intermediate_task=None)
+    assert code == 1 and content["failed"] == 1
+    (failed,) = content["tasks"]["WNLI"]["configurations"][0]["runs"]
+    assert failed["status"] == "failed" and failed["error"].startswith(
+        "max_seq_length: 200 is beyond the 64 tokens of"
+    )
+    assert content["tasks"]["WNLI"]["headline"] is None and content["tasks"]["RTE"]["headline"]["median"] >= 0
+    output = capfd.readouterr()
+    assert "WNLI   accuracy              every run failed" in output.out
+    # another suite does not write over it
+    assert suite(task_name="RTE", intermediate_task=None, seeds="1,2")[0] == 2
+    assert "glue_runs.json is of another suite (model, tasks, grid or time); add" in capfd.readouterr().err
+
+
+def test_a_suite_ends_inside_of_its_time(suite, tmp_path):
+    begin = time.monotonic()
+    code, content = suite(
+        task_name="SST-2", intermediate_task=None, seeds="7", num_train_epochs=100000, total_training_time="40s"
+    )
+    took = time.monotonic() - begin
+    assert code == 0 and took <= 40, took
+    ((entry,),) = [one["runs"] for one in content["tasks"]["SST-2"]["configurations"]]
+    result = json.loads((tmp_path / "out" / entry["folder"] / "result.json").read_text())
+    assert result["stopped_by"] == "budget" and result["seconds"]["total"] <= result["budget_seconds"] < 40
+    assert json.loads((tmp_path / "out" / "clock.json").read_text())["elapsed_seconds"] <= 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"total_training_time": "10s"}, "total_training_time: 10s for 3 runs leaves 3.3s for each, and starting one"),
+        ({"grid": "/nowhere.yaml"}, "recipe: /nowhere.yaml cannot be read"),
+        ({"do_train": "true"}, "do_predict: a suite trains, evaluates and predicts; leave do_train,"),
+        ({"seeds": "1,1"}, "seeds: ['1', '1'] are not different whole numbers"),
+        ({"intermediate_task": "MLNI"}, "task_name: 'MLNI' is no task of GLUE; did you mean MNLI?"),
+        ({"model_name_or_path": "/"}, "model_name_or_path: / has no config.json"),
+        ({"task_name": "QNLI,QQP", "intermediate_task": None}, "task_name: no task can be run ("),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_runs(suite, capfd, tmp_path, changes, expected):
+    code, content = suite(**changes)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert (code, content, len(lines)) == (2, None, 1) and lines[0].startswith(f"error: {expected}"), lines
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_processes_and_two_suites_are_refused(suite, capfd, monkeypatch, tmp_path):
+    import fcntl
+
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "out" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert suite()[0] == 2
+    assert "output_dir: another suite works in" in capfd.readouterr().err
