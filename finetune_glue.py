@@ -42,7 +42,8 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest) -> int:
     from budget_trainer.agreement import Agreement
     from budget_trainer.distributed import ControlChannel
     from budget_trainer.engine_config import settle_engine_config
-    from budget_trainer.glue import account, result, run
+    from budget_trainer.failures import memory_told
+    from budget_trainer.glue import account, ending, result, run
 
     # What was asked, on what data, from which checkpoint. Nothing is written before every check has passed.
     arguments, output_dir = request.run, request.output_dir
@@ -62,12 +63,13 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest) -> int:
     # Train, as long as the budget lets or the epochs say; the best weights by the dev score become the model.
     model = trainer.model
     if arguments.do_train:
-        run.reserve_end(trainer, predictor, sources, output_dir)
-        trainer.train()
+        ending.reserve_end(trainer, predictor, sources, output_dir)
+        with memory_told(arguments):
+            trainer.train()
         if trainer.time_budget.stop_reason == "stop_requested":
             raise StopAsked(f"{agreement.stop_asked_by} during training")
         trainer.settle_best()
-        model = run.best_model(trainer, sources, output_dir)
+        model = ending.best_model(trainer, sources, output_dir)
     elif arguments.do_eval:
         trainer.evaluate()
 
@@ -75,9 +77,9 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest) -> int:
     outputs = dict(trainer.best.logits)
     if arguments.do_predict:
         with CLOCK.phase("evaluate"):
-            outputs |= run.predict_tests(predictor, model, request, sources)
+            outputs |= ending.predict_tests(predictor, model, request, sources)
     if arguments.should_save:
-        run.keep(request, sources, trainer, outputs, account.account)
+        ending.keep(request, sources, trainer, outputs, account.account)
     trainer.time_budget.channel.barrier()
     return 0
 
@@ -93,9 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.info("stopped: %s", asked)
         return STOPPED_EXIT
     except (InputError, RunError, OSError) as error:
+        from budget_trainer.glue.result import told
         from budget_trainer.launch import say_error
 
-        say_error(error, stop)
+        say_error(told(error), stop)
         return 2 if isinstance(error, InputError) else 1
     finally:
         stop.restore()

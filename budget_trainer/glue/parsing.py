@@ -96,7 +96,7 @@ def parse_request(argv: Sequence[str] | None = None) -> Request:
     for name, value in explicit.items():
         if name in REFUSED and not (name == "save_strategy" and value == "no"):
             raise InputError(f"{name}: not used here (command line); {REFUSED[name]}")
-        if name not in KEYS and name.removeprefix("no_") not in KEYS and name != "help":
+        if name not in KEYS and name != "help":
             close = difflib.get_close_matches(name, KEYS, n=1)
             fix = f"did you mean {close[0]}?" if close else "see finetune_glue.py --help for all flags"
             raise InputError(f"{name}: unknown key (command line); {fix}")
@@ -127,6 +127,8 @@ def _renamed(words: Sequence[str]) -> list[str]:
         name, equals, value = word.partition("=")
         if name.startswith("--"):
             name = name.removeprefix("--").replace("-", "_")
+            if name not in KEYS and name.removeprefix("no_") in KEYS:
+                name, equals, value = name.removeprefix("no_"), "=", "false"
             found.append(f"--{RENAMED.get(name, name)}{equals}{value}")
         else:
             found.append(word)

@@ -19,7 +19,7 @@ from budget_trainer.glue.tasks import Task, find_task
 
 FROM_INTERMEDIATE = ("MRPC", "STS-B", "RTE")  # as in the paper
 # The modules that make a run's numbers: a change of them makes all runs new.
-CODE = "account arguments best data encoding model prediction result run scores tasks trainer tsv".split()
+CODE = "account arguments best data encoding ending model prediction result run scores tasks trainer tsv".split()
 
 
 @dataclass
@@ -105,8 +105,12 @@ def _runs(data: TaskData, grid: Grid, request: Request, intermediate: str | None
         checked = parse_request(words(task, flags, str(request.glue.model_name_or_path), str(request.output_dir)))
         rows = min(_size(data), checked.glue.max_train_samples or _size(data))
         others = sum(len(examples) for name, examples in data.splits.items() if name != "train")
+        trained = rows * checked.run.num_train_epochs
+        if checked.run.max_steps > 0:
+            batch = checked.run.per_device_train_batch_size * checked.run.gradient_accumulation_steps
+            trained = checked.run.max_steps * batch
         # The root, so that a task of 2,500 rows does not get a hundredth of what MNLI gets; a forward pass is a third.
-        weight = math.sqrt(rows * checked.run.num_train_epochs + others / 3)
+        weight = math.sqrt(trained + others / 3)
         found += [PlannedRun(task, place, flags, seed, base, weight) for seed in grid.seeds]
     return found
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from budget_trainer.errors import InputError
+from budget_trainer import run_folder
+from budget_trainer.errors import InputError, RunError
+from budget_trainer.failures import disk_failure
 from budget_trainer.glue.scores import predict
 from budget_trainer.glue.tasks import Task
 from budget_trainer.report import write_json_atomic
@@ -19,7 +21,8 @@ FORMAT = 1
 
 
 def check_free(output_dir: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds a result, unless it may be replaced. Changes nothing."""
+    """Refuse a folder that cannot be written, or holds a result that may not be replaced. Changes nothing."""
+    run_folder.check_writable(output_dir)
     there = [name for name in (RESULT, PREDICTIONS, MODEL) if (output_dir / name).exists()]
     if there and not overwrite:
         raise InputError(
@@ -78,3 +81,16 @@ def write_predictions(
 def write_result(output_dir: Path, result: dict[str, Any]) -> None:
     """The last file of a run, atomically."""
     write_json_atomic(output_dir / RESULT, {"format": FORMAT, **result})
+
+
+def told(error: Exception) -> Exception:
+    """The error as a run on GLUE has to tell it: there is nothing to resume, the command is repeated."""
+    reason = disk_failure(error) if isinstance(error, OSError) else None
+    if reason is not None and isinstance(error, OSError):
+        return RunError(f"{error.filename or 'a file'}: {reason}; mend that, then repeat the command")
+    if not isinstance(error, RunError):
+        return error
+    text = str(error)
+    for old in ("go on with --resume_from_checkpoint auto", "resume with --resume_from_checkpoint auto"):
+        text = text.replace(old, "repeat the command")
+    return type(error)(text)

@@ -111,8 +111,10 @@ class _Course(TrainerCallback):
     def _settle(self, control: TrainerControl) -> None:
         control.should_save = False
         budget = self.trainer.time_budget
-        if control.should_evaluate and not budget.affords(budget.evaluate_seconds):
-            control.should_evaluate = False  # the reserve holds the time of the last one
+        if control.should_evaluate and not budget.affords(budget.reading.evaluate):
+            control.should_evaluate = (
+                False  # all ranks have the same reading; the reserve holds the time of the last one
+            )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,5 +1,6 @@
 """Which runs a suite has, what they are called, how time is divided, what is made of their scores: without a single run."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -249,3 +250,61 @@ def test_the_whole_file():
     failed = content["tasks"]["RTE"]["configurations"][0]["runs"][1]
     assert (failed["status"], failed["error"], failed["headline"]) == ("failed", "boom", None)
     assert content["covered"] == {"AX": "MNLI"} and content["absent"] == {"QNLI": "no file"}
+
+
+# ---- several devices, without processes ----
+
+
+class FakeChild:
+    """A run that is over after some looks at it, and leaves a result that was said beforehand."""
+
+    running: dict = {}
+    most: int = 0
+    lines: list = []
+
+    def __init__(self, line, profile, log, device):
+        self.line, self.log, self.device, self.looks = line, log, device, 0
+        assert device not in self.running, "two runs on one device"
+        self.running[device] = self
+        FakeChild.most = max(FakeChild.most, len(self.running))
+        FakeChild.lines.append((device, line))
+        self.seconds = 12.0
+
+    @property
+    def returncode(self):
+        self.looks += 1
+        if self.looks < 3:
+            return None
+        self.running.pop(self.device)
+        content = {**result(0.5), "format": 1, "headline": {"value": 0.5}, "predictions": {}}
+        (self.log.parent / "result.json").write_text(json.dumps(content))
+        return 0
+
+    def stop(self):
+        self.running.pop(self.device, None)
+
+
+def test_one_run_on_each_device_at_a_time(request_of, monkeypatch, tmp_path):
+    from budget_trainer.clock import BudgetClock
+    from budget_trainer.glue import runner as module
+    from budget_trainer.stop_request import StopRequest
+
+    now = [0.0]
+    monkeypatch.setattr(module, "Child", FakeChild)
+    monkeypatch.setattr(module, "devices", lambda use_cpu: ["0", "1"])
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + 5.0))
+    request = request_of(task_name="RTE,CoLA", seeds="1,2,3", total_training_time="500s")
+    (tmp_path / "out").mkdir()
+    clock = BudgetClock(500.0, time_fn=lambda: now[0])
+    runner = module.Runner(request, plan_of(request), clock, StopRequest(), (tmp_path, "digest"))
+    runner.work()
+    assert len(FakeChild.lines) == 6 and FakeChild.most == 2
+    assert [device for device, _ in FakeChild.lines[:2]] == ["0", "1"]
+    times = [line[line.index("--total_training_time") + 1] for _, line in FakeChild.lines]
+    assert all(30 < float(text.removesuffix("s")) < 490 for text in times), times
+    content = runner.content({}, {})
+    assert [entry["seed"] for entry in content["tasks"]["RTE"]["configurations"][0]["runs"]] == [1, 2, 3]
+    assert content["failed"] == 0
+    # what is finished is not begun again
+    module.Runner(request, plan_of(request), clock, StopRequest(), (tmp_path, "digest")).work()
+    assert len(FakeChild.lines) == 6

@@ -200,6 +200,7 @@ def test_the_data_set_and_the_files_give_the_same_run(finetune, tmp_path):
         (["--group_by_length"], {"train_sampling_strategy": "group_by_length"}),
         (["--group_by_length", "true", "--bf16"], {"train_sampling_strategy": "group_by_length", "bf16": "true"}),
         (["--group_by_length", "False"], {"train_sampling_strategy": "random"}),
+        (["--no_save_model"], {"save_model": "false"}),
         (["--warmup_ratio", "0.1"], {"warmup_steps": "0.1"}),
         (["--eval_strategy", "no", "--evaluation_strategy", "epoch"], {"eval_strategy": "epoch"}),
     ],
@@ -223,7 +224,7 @@ def test_first_rows_only(finetune):
 
 
 def test_two_processes_score_every_row_once(options, tmp_path):
-    options["num_train_epochs"] = 1
+    options |= {"num_train_epochs": 1, "total_training_time": "5m"}
     done = launch(options, processes=2, script="finetune_glue.py")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -381,6 +382,30 @@ def test_a_name_that_is_nowhere(finetune, capfd, monkeypatch):
         "model_name_or_path: nobody/nothing is no folder and cannot be fetched from the Hub ("
         in capfd.readouterr().err
     )
+
+
+def test_a_disk_or_a_memory_that_takes_no_more(finetune, capfd, monkeypatch, tmp_path):
+    import errno
+
+    from budget_trainer.glue import ending
+    from budget_trainer.glue.trainer import GlueTrainer
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x"))
+
+    monkeypatch.setattr(ending, "write_result", full)
+    assert finetune(num_train_epochs=1) == (1, None)
+    assert (
+        f"error: {tmp_path}/x: No space left on device; mend that, then repeat the command" in capfd.readouterr().err
+    )
+
+    def greedy(*args, **kwargs):
+        raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(GlueTrainer, "training_step", greedy)
+    assert finetune("--overwrite_output_dir")[0] == 1
+    assert "per_device_train_batch_size: 8 does not fit" in (told := capfd.readouterr().err)
+    assert "then repeat the command" in told and "resume" not in told
 
 
 def test_nothing_is_overwritten_silently(finetune, capfd, tmp_path):
