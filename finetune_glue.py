@@ -33,6 +33,10 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest) -> int:
 
     request = parse_request(argv)
     CLOCK.total_seconds = math.inf if request.total_seconds is None else request.total_seconds
+    if request.suite.checkpoints is not None:
+        from budget_trainer.glue.checkpoints_suite import run_checkpoints
+
+        return run_checkpoints(request, CLOCK, stop)
     if request.is_suite:
         from budget_trainer.glue.suite import run_suite
 
@@ -43,7 +47,7 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest) -> int:
     from budget_trainer.distributed import ControlChannel
     from budget_trainer.engine_config import settle_engine_config
     from budget_trainer.failures import memory_told
-    from budget_trainer.glue import account, ending, result, run
+    from budget_trainer.glue import account, ending, push, result, run
 
     # What was asked, on what data, from which checkpoint. Nothing is written before every check has passed.
     arguments, output_dir = request.run, request.output_dir
@@ -81,6 +85,8 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest) -> int:
     if arguments.should_save:
         ending.keep(request, sources, trainer, outputs, account.account)
     trainer.time_budget.channel.barrier()
+    if arguments.should_save:
+        push.publish(output_dir, request.push)  # outside of the budget
     return 0
 
 

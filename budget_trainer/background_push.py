@@ -106,7 +106,7 @@ class BackgroundPush:
     def _command(self) -> list[str]:
         o = self.options
         words = [sys.executable, "-m", "budget_trainer.publish", str(self.folder), "--follow"]
-        for name in ("hub_model_id", "license", "language"):
+        for name in ("hub_model_id", "license", "language", "glue_report"):
             words += [f"--{name}", str(getattr(o, name))] if getattr(o, name) is not None else []
         words += ["--hub_private_repo"] if o.hub_private_repo else []
         return words + (["--overwrite"] if o.overwrite else [])

@@ -25,7 +25,8 @@ KEPT = (".gitattributes", "LICENSE", "NOTICE")  # by --overwrite
 class PushOptions:
     """Where to and how. `hub_model_id` None is the folder's name, one without owner belongs to the token's owner.
 
-    `license` and `language` (codes) None are those of the run's recipe; `overwrite` replaces another model.
+    `license` and `language` (codes) None are those of the run's recipe; `overwrite` replaces another model. `glue_report`
+    is the folder of a suite's glue_report.json, None the one that is published.
     """
 
     hub_model_id: str | None = None
@@ -33,12 +34,15 @@ class PushOptions:
     license: str | None = None
     language: str | None = None
     overwrite: bool = False
+    glue_report: Path | None = None
 
     def command(self, folder: Path) -> str:
-        """The command that repeats the push; licence and language are in the run's report."""
+        """The command that repeats the push."""
         words = ["python", "-m", "budget_trainer.publish", str(folder)]
         words += ["--hub_model_id", self.hub_model_id] if self.hub_model_id else []
         words += ["--hub_private_repo"] if self.hub_private_repo else []
+        for name in ("license", "language", "glue_report"):
+            words += [f"--{name}", str(getattr(self, name))] if getattr(self, name) else []
         return shlex.join(words)
 
 
@@ -55,7 +59,11 @@ def prepare(folder: Path, options: PushOptions, repo_id: str) -> list[Revision]:
     """
     model_card.check_license(options.license)
     revisions = hub_files.read_revisions(folder)
-    report = _report(folder)
+    report, scored = _report(folder), options.glue_report or folder
+    if options.glue_report is not None and not (scored / GLUE_REPORT).is_file():
+        raise InputError(
+            f"glue_report: {scored} has no {GLUE_REPORT}; give the --output_dir of a suite that has ended"
+        )
     recipe = report.get("recipe") or {}
     license = options.license or recipe.get("license")
     language = options.language or recipe.get("language")
@@ -63,8 +71,8 @@ def prepare(folder: Path, options: PushOptions, repo_id: str) -> list[Revision]:
     prepared = []
     for revision in revisions:
         if revision.name == MAIN:
-            card = _main_card(folder, revision, report, marks, repo_id, license, language)
-            revision = _with_reports(folder, revision, report)
+            card = _main_card(folder, scored, revision, report, marks, repo_id, license, language)
+            revision = _with_reports(folder, scored, revision, report)
         else:
             kind = str(_config(revision)["model_type"])
             card = model_card.marked_card_text(kind, mark=revision.name, license=license, path=repo_id)
@@ -98,6 +106,7 @@ def _config(revision: Revision) -> dict[str, Any]:
 
 def _main_card(
     folder: Path,
+    scored: Path,
     revision: Revision,
     report: dict[str, Any],
     marks: Sequence[str],
@@ -112,7 +121,7 @@ def _main_card(
         name=repo_id.split("/")[-1],
         license=license,
         language=(language or "").replace(",", " ").split(),
-        scores=read_glue(folder),
+        scores=read_glue(scored),
         path=repo_id,
         revisions=marks,
         picture=PICTURE in revision.files or (folder / PICTURE).is_file(),
@@ -120,12 +129,13 @@ def _main_card(
     )
 
 
-def _with_reports(folder: Path, revision: Revision, report: dict[str, Any]) -> Revision:
+def _with_reports(folder: Path, scored: Path, revision: Revision, report: dict[str, Any]) -> Revision:
     """What lies beside `final/` and belongs to it: the report without what is private, the picture, GLUE."""
     files = dict(revision.files)
     for name in (PICTURE, GLUE_REPORT, "glue_report.png", "glue_report.md"):
-        if (folder / name).is_file():
-            files[name] = folder / name
+        path = (folder if name == PICTURE else scored) / name
+        if path.is_file():
+            files[name] = path
     if report:
         files[REPORT] = model_card.public_report(report)
     scores = files.get(GLUE_REPORT)

@@ -45,6 +45,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--hub_token", help="better in HF_TOKEN or by `hf auth login`: command lines are seen by others")
     add("--license", help="of the weights, as apache-2.0 (the recipe's; else the card says that it is unknown)")
     add("--language", help="of the text, as en or en,de")
+    add(
+        "--glue_report", type=Path, metavar="DIR", help="a suite of finetune_glue.py whose scores are the card's (DIR)"
+    )
     add("--overwrite", action="store_true", help="replace another model that is there")
     add("--dry_run", action="store_true", help="show what would be published; asks the network for nothing")
     add("--follow", action="store_true", help=argparse.SUPPRESS)  # a run's publisher, see background_push
@@ -159,7 +162,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parse(argv)
         token = args.hub_token
         options = PushOptions(
-            args.hub_model_id, args.hub_private_repo or None, args.license, args.language, args.overwrite
+            args.hub_model_id,
+            args.hub_private_repo or None,
+            args.license,
+            args.language,
+            args.overwrite,
+            args.glue_report,
         )
         if args.dry_run:
             show(args.folder, options)

@@ -16,6 +16,7 @@ STANDARD_ONLY |= {f"migration.{name}" for name in OF_MIGRATION}
 NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "agreement", "scheduler", "checkpoints", "run_folder", "flops"}
 NO_TRANSFORMERS |= {"objective", "hashing", "choice", "objective_checks", "whole_words", "rows", "permutation"}
 STANDARD_ONLY |= {"glue.__init__", "glue.tasks", "glue.tsv", "glue.shares", "glue.lifeline"}
+STANDARD_ONLY |= {"glue.results", "glue.published", "glue.time_marked", "glue.suite_file"}
 NO_TRANSFORMERS |= {*STANDARD_ONLY, "glue.scores"}
 NO_TRANSFORMERS |= {"lamb", "optimizer_checks", "engine_optimizers", "attention", "fused_attention", "cross_entropy"}
 LEAVES = {"errors", "curves", "clock", "distributed", "evaluation", "report", "stages", "flops"}

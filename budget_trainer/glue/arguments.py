@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from budget_trainer.arguments import RunArguments
+from budget_trainer.arguments import CardArguments, RunArguments
 from budget_trainer.errors import InputError
 from budget_trainer.glue.tasks import HUB_DATASET
 
@@ -50,6 +50,9 @@ class SuiteArguments:
     grid: str | None = _flag(None, "Configurations and seeds as YAML, such as recipes/glue/paper.yaml.")
     seeds: str | None = _flag(None, "Seeds of every configuration, as 1,2,3,4,5.")
     intermediate_task: str | None = _flag(None, "MRPC, RTE and STS-B start from the best model of this task (MNLI).")
+    checkpoints: list[str] | None = _flag(
+        None, "Time-marked models of one run (out/run/finetune-*): a suite for each, and scores against its minutes."
+    )
 
 
 @dataclass
@@ -82,14 +85,15 @@ class GlueRunArguments(RunArguments):
         self.do_eval = evaluates  # TrainingArguments switches it on where there is an eval_strategy
 
 
-GROUPS = (GlueArguments, SuiteArguments, GlueRunArguments)
+GROUPS = (GlueArguments, SuiteArguments, CardArguments, GlueRunArguments)
 
 # Flags of earlier Trainers, as they are spelt today.
 RENAMED = {"evaluation_strategy": "eval_strategy", "warmup_ratio": "warmup_steps"}
 _BEST = "the best model by the task's dev score is kept, once; leave it out"
 _PRECISION = "evaluation has the precision of training (bf16, fp16); leave it out"
 _LEAVE = "leave it out"
-_UPLOAD = "upload <output_dir>/model with `hf upload`"
+_TOKEN = "log in with `hf auth login` or set HF_TOKEN: launchers print the command line of a run that fails"
+_PUSH = "the model is pushed once, when the run has ended; leave it out"
 REFUSED = {
     **dict.fromkeys(("save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end"), _BEST),
     **dict.fromkeys(("metric_for_best_model", "greater_is_better", "save_only_model", "save_on_each_node"), _BEST),
@@ -102,6 +106,6 @@ REFUSED = {
     **dict.fromkeys(
         ("torch_compile", "torch_compile_backend", "torch_compile_mode"), "rows differ in length; " + _LEAVE
     ),
-    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo"), _UPLOAD),
-    **dict.fromkeys(("hub_always_push", "hub_revision"), _UPLOAD),
+    "hub_token": _TOKEN,
+    **dict.fromkeys(("hub_strategy", "hub_always_push", "hub_revision"), _PUSH),
 }

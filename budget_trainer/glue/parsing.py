@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
+from budget_trainer.arguments import CardArguments
 from budget_trainer.clock import parse_duration
 from budget_trainer.errors import InputError
 from budget_trainer.glue.arguments import GROUPS, REFUSED, RENAMED, GlueArguments, GlueRunArguments, SuiteArguments
+from budget_trainer.glue.push import settle
 from budget_trainer.glue.tasks import Task, find_tasks
 
 KEYS = {f.name for group in GROUPS for f in fields(group) if f.init}
@@ -30,7 +33,17 @@ ELSEWHERE = {
     "model_name_or_path",
     "seed",
 }
-ELSEWHERE |= {"grid", "seeds", "intermediate_task", "total_training_time", "group_name", "project_name", "report_to"}
+ELSEWHERE |= {
+    "grid",
+    "seeds",
+    "intermediate_task",
+    "checkpoints",
+    "total_training_time",
+    "group_name",
+    "project_name",
+    "report_to",
+}
+ELSEWHERE |= {"push_to_hub", "hub_model_id", "hub_private_repo", "license", "language"}
 ELSEWHERE |= {"tokenizer_name", "save_model", "do_train", "do_eval", "do_predict", "disable_tqdm", "use_cpu", "help"}
 
 
@@ -41,12 +54,15 @@ class Request:
     glue: GlueArguments
     suite: SuiteArguments
     run: GlueRunArguments
+    card: CardArguments = field(default_factory=CardArguments)
     tasks: list[Task] = field(default_factory=list)
     explicit: dict[str, str] = field(default_factory=dict)  # flags of the command line, with their value as text
 
     def __post_init__(self) -> None:
         self.tasks = find_tasks(self.glue.task_name)
-        if self.glue.model_name_or_path is None:
+        if self.suite.checkpoints is not None and self.glue.model_name_or_path is not None:
+            raise InputError("checkpoints: they are the models; leave model_name_or_path out")
+        if self.suite.checkpoints is None and self.glue.model_name_or_path is None:
             raise InputError("model_name_or_path: missing; add a checkpoint's folder or a name on the Hub")
         for name in LENGTHS:
             value = getattr(self.glue, name)
@@ -61,17 +77,31 @@ class Request:
             parse_duration(self.glue.total_training_time, "total_training_time", "h")
         self.glue_dir = [Path(folder) for folder in self.glue.glue_dir] if self.glue.glue_dir else None
         self.output_dir = Path(str(self.run.output_dir))
+        if self.run.push_to_hub and self.is_suite:
+            raise InputError(
+                "push_to_hub: a suite scores a model and keeps none; publish that one with its scores: python -m "
+                "budget_trainer.publish DIR --glue_report OUTPUT_DIR"
+            )
+        self.push = settle(self.run, self.card, self.glue.save_model and self.run.do_train, self.explicit)
 
     @property
     def is_suite(self) -> bool:
         """Whether this is more than one run of one task."""
         s = self.suite
-        return len(self.tasks) > 1 or any(value is not None for value in (s.grid, s.seeds, s.intermediate_task))
+        given = (s.grid, s.seeds, s.intermediate_task, s.checkpoints)
+        return len(self.tasks) > 1 or any(value is not None for value in given)
 
     @property
     def total_seconds(self) -> float | None:
         time = self.glue.total_training_time
         return None if time is None else parse_duration(time, "total_training_time", "h")
+
+    def of_checkpoint(self, path: Path, total_training_time: str | None) -> Request:
+        """The suite of one of the `checkpoints`, in a folder of its own in output_dir."""
+        glue = replace(self.glue, model_name_or_path=str(path), total_training_time=total_training_time)
+        run = copy.copy(self.run)
+        run.output_dir = str(self.output_dir / path.resolve().name)
+        return Request(glue, replace(self.suite, checkpoints=None), run, self.card, explicit=self.explicit)
 
     def own_flags(self) -> dict[str, str]:
         """The flags of the command line that change what a run computes, for the runs of a suite."""
@@ -103,13 +133,13 @@ def parse_request(argv: Sequence[str] | None = None) -> Request:
     groups: Any = GROUPS
     parser = _Parser(groups, allow_abbrev=False, prog="finetune_glue.py")
     try:
-        glue, suite, run = parser.parse_args_into_dataclasses(args=words, look_for_args_file=False)
+        glue, suite, card, run = parser.parse_args_into_dataclasses(args=words, look_for_args_file=False)
     except (ValueError, TypeError, ImportError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"arguments: {' '.join(str(error).split())}; correct the command line") from error
     _name_trackers(glue)
-    return Request(glue, suite, run, explicit=explicit)
+    return Request(glue, suite, run, card, explicit=explicit)
 
 
 def _check_installed() -> None:

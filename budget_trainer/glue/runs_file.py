@@ -6,10 +6,8 @@ from statistics import median
 from typing import Any
 
 from budget_trainer.glue.plan import Plan, PlannedRun
+from budget_trainer.glue.suite_file import FORMAT
 from budget_trainer.glue.tasks import TASKS
-
-RUNS_FILE = "glue_runs.json"
-FORMAT = 1
 
 
 def summarize(values: list[float]) -> dict[str, float]:
@@ -39,7 +37,7 @@ def task_entry(plan: Plan, name: str, records: list[tuple[PlannedRun, dict[str, 
     """A task with its configurations, the best of them by the median of its seeds, and its best run.
 
     Scores are shares from 0 to 1, times seconds. `best_run` is the highest of the best configuration (of equals the first
-    seed): what a later task starts from, and what is submitted.
+    seed): what a later task starts from.
     """
     task = TASKS[name]
     configurations: list[dict[str, Any]] = []

@@ -20,8 +20,8 @@ from budget_trainer.glue.model import load_tokenizer, model_digest, resolve_mode
 from budget_trainer.glue.parsing import Request
 from budget_trainer.glue.plan import Plan, make_plan
 from budget_trainer.glue.runner import Runner
-from budget_trainer.glue.runs_file import RUNS_FILE
 from budget_trainer.glue.shares import LEAST_RUN
+from budget_trainer.glue.suite_file import RUNS_FILE
 from budget_trainer.glue.tasks import find_task
 from budget_trainer.launch import configure_logging
 from budget_trainer.report import write_json_atomic
@@ -71,7 +71,10 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> int:
         content = runner.content(protocol, model)
         write_json_atomic(request.output_dir / RUNS_FILE, content)
         clock.stop()
-    print_table(content, request.output_dir / RUNS_FILE)
+    from budget_trainer.glue.report import report_suite  # late: pictures are drawn outside of the budget
+
+    report_suite(request.output_dir, request.output_dir, request.glue.overwrite_output_dir)
+    print_table(content, request.output_dir)
     return 1 if content["failed"] else 0
 
 
@@ -140,7 +143,7 @@ def _alone(output_dir: Path) -> IO[str]:
     return lock
 
 
-def print_table(content: dict[str, Any], path: Path) -> None:
+def print_table(content: dict[str, Any], folder: Path) -> None:
     """A line for each task: the median of its best configuration with the range of the seeds, in per cent."""
     print()
     for name, task in content["tasks"].items():
@@ -151,4 +154,4 @@ def print_table(content: dict[str, Any], path: Path) -> None:
         print(f"{name:6} {task['headline_metric']:21} {text}  {format_duration(max(0.1, task['seconds']))}")
     for name, reason in content["absent"].items():
         print(f"{name:6} absent: {reason}")
-    print(f"runs in {path}", flush=True)
+    print(f"report in {folder / 'glue_report.md'}, .json and .png; runs in {folder / RUNS_FILE}", flush=True)

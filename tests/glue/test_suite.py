@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import finetune_glue
 from budget_trainer.clock import BudgetClock
@@ -184,3 +186,29 @@ def test_several_processes_and_two_suites_are_refused(suite, capfd, monkeypatch,
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert suite()[0] == 2
     assert "output_dir: another suite works in" in capfd.readouterr().err
+
+
+def test_scores_over_the_budget(suite, tiny_model, tmp_path, capfd):
+    run = tmp_path / "pretrained"
+    for name in ("finetune-25", "final"):
+        shutil.copytree(tiny_model, run / name)
+    weights = load_file(run / "final" / "model.safetensors")
+    save_file({key: 1.5 * value for key, value in weights.items()}, run / "final" / "model.safetensors", {"format": "pt"})
+    report = {"used_seconds": 590.0, "recipe": {"total_training_time": "10m"}}
+    (run / "run_report.json").write_text(json.dumps(report))
+    given = {"model_name_or_path": None, "task_name": "RTE", "intermediate_task": None}
+    both = ("--checkpoints", str(run / "final"), str(run / "finetune-*"))  # a pattern that no shell has expanded
+    code, _ = suite(*both, **given, total_training_time="100s")
+    assert code == 0
+    out = json.loads((tmp_path / "out" / "glue_over_budget.json").read_text())
+    assert [(one["name"], round(one["minutes"], 2)) for one in out["checkpoints"]] == [("finetune-25", 2.5), ("final", 9.83)]
+    for place, name in enumerate(("finetune-25", "final")):
+        content = json.loads((tmp_path / "out" / name / "glue_runs.json").read_text())
+        assert content["model"]["name_or_path"] == str(run / name)
+        assert out["lines"]["RTE"][place]["median"] == round(content["tasks"]["RTE"]["headline"]["median"], 6)
+        assert (tmp_path / "out" / name / "glue_report.md").exists()
+        assert json.loads((tmp_path / "out" / name / "clock.json").read_text())["elapsed_seconds"] <= 50
+    assert suite("--checkpoints", str(run / "final"), **given)[0] == 2
+    assert "is of another suite" in capfd.readouterr().err
+    assert suite("--checkpoints", str(run / "final"), **{**given, "model_name_or_path": tiny_model})[0] == 2
+    assert "checkpoints: they are the models; leave model_name_or_path out" in capfd.readouterr().err

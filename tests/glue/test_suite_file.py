@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from budget_trainer.errors import InputError
-from budget_trainer.glue import runs_file, suite_file
 from budget_trainer.glue.check_submission import check
 from budget_trainer.glue.plan import Plan, PlannedRun
 from budget_trainer.glue.report import report_suite
 from budget_trainer.glue.result import write_result
-from budget_trainer.glue.runs_file import RUNS_FILE, record, whole
-from budget_trainer.glue.suite_file import read_suite
+from budget_trainer.glue.runs_file import record, whole
+from budget_trainer.glue.suite_file import RUNS_FILE, read_suite
 from budget_trainer.glue.tasks import TASKS
 from tests.glue.suites import write_predictions
 
@@ -116,10 +115,6 @@ def test_from_the_file_to_submission_and_report(tmp_path: Path) -> None:
     )
     made = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert made == ["glue_report.json", "glue_report.md", "glue_report.png", "submission", "submission_missing.txt"]
-
-
-def test_writer_and_reader_agree() -> None:
-    assert (suite_file.RUNS_FILE, suite_file.FORMAT) == (runs_file.RUNS_FILE, runs_file.FORMAT)
 
 
 def test_a_real_result(tmp_path: Path) -> None:

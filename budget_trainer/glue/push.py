@@ -1,0 +1,61 @@
+"""The fine-tuned model of a run for the Hub: what was asked for, its scores beside it, the push when the run has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from budget_trainer.arguments import CardArguments, RunArguments
+from budget_trainer.background_push import BackgroundPush, Push, settle_push
+from budget_trainer.card_scores import GLUE_REPORT
+from budget_trainer.errors import InputError
+from budget_trainer.glue.result import MODEL, read_result, write_result
+from budget_trainer.glue.tasks import TASKS
+from budget_trainer.hub_push import PushOptions
+from budget_trainer.report import write_json_atomic
+
+
+def settle(run: RunArguments, card: CardArguments, keeps_model: bool, explicit: Collection[str]) -> Push | None:
+    """How to push, None where that was not asked for. Trainer is not told of it: it would push while it trains.
+
+    The repository has the name of output_dir where none was given. InputError as `settle_push`.
+    """
+    wanted, run.push_to_hub = bool(run.push_to_hub), False
+    if wanted and not keeps_model:
+        raise InputError("push_to_hub: the run keeps no model; let it train (do_train), with save_model true")
+    folder = Path(str(run.output_dir))
+    name = run.hub_model_id or folder.resolve().name
+    return settle_push(
+        folder,
+        PushOptions(name, run.hub_private_repo, card.license, card.language),
+        push_to_hub=wanted,
+        hub_strategy="end",
+        explicit=explicit,
+        saves_models=True,
+        main_process=run.process_index == 0,
+    )
+
+
+def publish(output_dir: Path, push: Push | None) -> None:
+    """Push `model/` where that was asked for, and write into `result.json`, at `hub`, what came of it (main process).
+
+    A push that fails changes nothing else. It waits for the Hub, outside of the budget.
+    """
+    result = read_result(output_dir)
+    if push is None or result is None:
+        return
+    model = output_dir / MODEL
+    write_json_atomic(model / GLUE_REPORT, {"scores": scores(result)})
+    write_result(output_dir, {**result, "hub": BackgroundPush(model, push.options).finish()})
+
+
+def scores(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The dev scores of a `result.json` as a model card takes them; of all official rows only."""
+    splits = {split.name: split.hub for split in TASKS[result["task"]].dev}
+    return [
+        {"task": result["task"], "metric": metric, "value": value, "split": splits[name], "seeds": 1}
+        for name, values in result["metrics"].items()
+        if result["official_rows"].get(name)
+        for metric, value in values.items()
+    ]

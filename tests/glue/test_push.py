@@ -1,0 +1,90 @@
+"""The model of a run on the Hub, and the scores of a suite in the card of what it scored."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from huggingface_hub import ModelCard
+
+from budget_trainer import publish
+from budget_trainer.glue.push import scores
+from tests.conftest import ROOT, words
+from tests.hub.conftest import NATIVE, local
+from tests.hub.server import TOKEN, Hub
+
+
+@pytest.fixture
+def hub():
+    server = Hub()
+    yield server
+    server.close()
+
+
+def run(hub, options, **changes):
+    command = [sys.executable, "finetune_glue.py", *words({**options, "push_to_hub": "true", **changes})]
+    environment = {**hub.environment(), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_a_fine_tuned_model_is_pushed(hub, options, tmp_path):
+    done = run(hub, options, hub_model_id="mini-mrpc", license="mit")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    result = json.loads((out / "result.json").read_text())
+    assert result["hub"]["error"] is None and result["hub"]["repo_id"] == "ada/mini-mrpc"
+    files = hub.repos["ada/mini-mrpc"].files()
+    assert {name: files[name] for name in NATIVE} == local(out / "model", *NATIVE)
+    head = ModelCard(files["README.md"].decode()).data
+    assert (head.license, head.pipeline_tag) == ("mit", "text-classification")
+    assert TOKEN not in done.stdout + done.stderr and TOKEN not in (out / "result.json").read_text()
+
+
+def test_a_push_that_fails_changes_nothing_else(hub, options, tmp_path):
+    hub.failing = [["whoami", 99, 401]]
+    done = run(hub, options, num_train_epochs=1)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert done.returncode == 0 and result["hub"]["error"] and result["metrics"]["dev"]["accuracy"] >= 0
+    assert result["hub"]["repeat"].startswith("python -m budget_trainer.publish ")
+    assert "--hub_model_id out" in result["hub"]["repeat"]
+
+
+def test_scores_for_the_card():
+    metrics = {"dev_matched": {"accuracy": 0.8}, "dev_mismatched": {"accuracy": 0.7}}
+    official = {"train": False, "dev_matched": True, "dev_mismatched": True}
+    result = {"task": "MNLI", "metrics": metrics, "official_rows": official}
+    assert scores(result) == [
+        {"task": "MNLI", "metric": "accuracy", "value": 0.8, "split": "validation_matched", "seeds": 1},
+        {"task": "MNLI", "metric": "accuracy", "value": 0.7, "split": "validation_mismatched", "seeds": 1},
+    ]
+    assert [score["value"] for score in scores({**result, "official_rows": {**official, "dev_matched": False}})] == [0.7]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"push_to_hub": "true", "seeds": "1,2"}, "push_to_hub: a suite scores a model and keeps none; publish that one"),
+        ({"push_to_hub": "true", "save_model": "false"}, "push_to_hub: the run keeps no model; let it train"),
+        ({"hub_model_id": "me/it"}, "hub_model_id: given without push_to_hub"),
+        ({"push_to_hub": "true", "hub_model_id": "no name"}, "hub_model_id: "),
+        ({"push_to_hub": "true", "hub_strategy": "end"}, "hub_strategy: not used here (command line); the model is pushed"),
+        ({"push_to_hub": "true", "license": "none at all"}, "license: "),
+    ],
+)
+def test_what_is_known_before_it_begins(finetune, capfd, monkeypatch, tmp_path, changes, expected):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert finetune(**changes)[0] == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {expected}") and not (tmp_path / "out").exists()
+
+
+def test_the_scores_of_a_suite_go_into_the_card_of_its_model(hub, tiny_model, tmp_path, monkeypatch, capfd):
+    for name, value in hub.environment().items():
+        monkeypatch.setenv(name, value)
+    score = {"task": "RTE", "metric": "accuracy", "value": 0.61, "split": "validation", "seeds": 5}
+    (tmp_path / "glue_report.json").write_text(json.dumps({"scores": [score]}))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    arguments = [str(tiny_model), "--hub_model_id", "scored", "--glue_report", str(tmp_path)]
+    assert publish.main([*arguments, "--dry_run"]) == 0 and "glue_report.json" in capfd.readouterr().out
+    assert publish.main([*arguments[:-1], str(tmp_path / "nothing")]) == 2
+    assert "glue_report: " in capfd.readouterr().err
