@@ -50,10 +50,11 @@ class Runner:
 
     def _choose_base(self, name: str) -> None:
         """Keep the model of the intermediate task's best run, and drop the others."""
-        best = task_entry(self.plan, name, self.records[name])["best_run"]
+        records = self._in_order(name)
+        best = task_entry(self.plan, name, records)["best_run"]
         if best is None:
-            raise RunError(f"intermediate_task: all runs of {name} failed ({self.records[name][0][1]['error']})")
-        for _, entry in self.records[name]:
+            raise RunError(f"intermediate_task: all runs of {name} failed ({records[0][1]['error']})")
+        for _, entry in records:
             if entry["folder"] != best["folder"]:
                 shutil.rmtree(self.output_dir / entry["folder"] / MODEL, ignore_errors=True)
         model = self.output_dir / best["folder"] / MODEL
@@ -157,7 +158,10 @@ class Runner:
             log.info("%s: %s %.4f, %s", what, run.task.headline, score, seconds)
 
     def content(self, protocol: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
-        """What `glue_runs.json` holds, runs in the order of the plan, whichever ended first."""
+        """What `glue_runs.json` holds."""
+        return whole(self.plan, model, protocol, {name: self._in_order(name) for name in self.records})
+
+    def _in_order(self, name: str) -> list[tuple[PlannedRun, dict[str, Any]]]:
+        """The records of a task in the order of the plan, whichever run ended first."""
         order = {id(run): place for place, run in enumerate(self.plan.runs)}
-        records = {name: sorted(found, key=lambda pair: order[id(pair[0])]) for name, found in self.records.items()}
-        return whole(self.plan, model, protocol, records)
+        return sorted(self.records[name], key=lambda pair: order[id(pair[0])])

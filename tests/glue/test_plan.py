@@ -263,7 +263,7 @@ class FakeChild:
     lines: list = []
 
     def __init__(self, line, profile, log, device):
-        self.line, self.log, self.device, self.looks = line, log, device, 0
+        self.line, self.log, self.device, self.looks = line, log, device, -40 if device == "0" else 0
         assert device not in self.running, "two runs on one device"
         self.running[device] = self
         FakeChild.most = max(FakeChild.most, len(self.running))
@@ -293,17 +293,20 @@ def test_one_run_on_each_device_at_a_time(request_of, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "Child", FakeChild)
     monkeypatch.setattr(module, "devices", lambda use_cpu: ["0", "1"])
     monkeypatch.setattr(module.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + 5.0))
-    request = request_of(task_name="RTE,CoLA", seeds="1,2,3", total_training_time="500s")
+    (tmp_path / "grid.yaml").write_text("grid: {learning_rate: [1e-3, 2e-3, 3e-3]}\n")
+    flags = {"task_name": "RTE,CoLA", "grid": tmp_path / "grid.yaml", "learning_rate": None, "seeds": "7"}
+    request = request_of(**flags, total_training_time="900s")
     (tmp_path / "out").mkdir()
-    clock = BudgetClock(500.0, time_fn=lambda: now[0])
+    clock = BudgetClock(900.0, time_fn=lambda: now[0])
     runner = module.Runner(request, plan_of(request), clock, StopRequest(), (tmp_path, "digest"))
     runner.work()
     assert len(FakeChild.lines) == 6 and FakeChild.most == 2
     assert [device for device, _ in FakeChild.lines[:2]] == ["0", "1"]
     times = [line[line.index("--total_training_time") + 1] for _, line in FakeChild.lines]
-    assert all(30 < float(text.removesuffix("s")) < 490 for text in times), times
+    assert all(30 < float(text.removesuffix("s")) < 890 for text in times), times
     content = runner.content({}, {})
-    assert [entry["seed"] for entry in content["tasks"]["RTE"]["configurations"][0]["runs"]] == [1, 2, 3]
+    rates = [one["flags"]["learning_rate"] for one in content["tasks"]["CoLA"]["configurations"]]
+    assert rates == ["1e-3", "2e-3", "3e-3"], "in the order of the grid, though the first has ended last"
     assert content["failed"] == 0
     # what is finished is not begun again
     module.Runner(request, plan_of(request), clock, StopRequest(), (tmp_path, "digest")).work()

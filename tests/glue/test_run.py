@@ -179,6 +179,25 @@ def test_a_budget_ends_the_run_in_time(finetune):
     assert code == 0 and result["stopped_by"] == "num_train_epochs" and result["steps"] == 8
 
 
+@pytest.mark.parametrize(("epochs", "time"), [(100000, "6s"), (3, "1h"), (3, None)])
+def test_the_rate_is_down_at_whichever_end_comes_first(finetune, monkeypatch, epochs, time):
+    from budget_trainer.glue import ending
+
+    seen, reserve = [], ending.reserve_end
+
+    def reserve_end(trainer, *rest):
+        seen.append(trainer)
+        reserve(trainer, *rest)
+
+    monkeypatch.setattr(ending, "reserve_end", reserve_end)
+    steps = {"eval_strategy": "no", "logging_steps": 1, "warmup_steps": 0.1, "lr_scheduler_type": "polynomial"}
+    code, _ = finetune(num_train_epochs=epochs, total_training_time=time, **steps)
+    rates = [line["learning_rate"] for line in seen[0].state.log_history if "learning_rate" in line]
+    assert code == 0 and max(rates) > 8e-4 and rates[-1] < 1e-4, (rates[:3], rates[-3:])
+    top = rates.index(max(rates))
+    assert rates[0] < 4e-4 and all(a >= b for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
+
+
 def test_the_data_set_and_the_files_give_the_same_run(finetune, tmp_path):
     samples = ROOT / "tests" / "glue" / "samples"
     sources = {"files": {"glue_dir": samples / "official"}, "hub": {"glue_dir": None, "dataset_name": samples / "hub"}}
@@ -301,6 +320,11 @@ def test_a_mistake_is_one_line(finetune, capfd, tmp_path, changes, expected):
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert (code, result, len(lines)) == (2, None, 1) and lines[0].startswith(f"error: {expected}"), lines
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_run_that_diverges(finetune, capfd):
+    assert finetune(learning_rate="1e18", max_grad_norm=0, task_name="STS-B") == (1, None)
+    assert "error: predictions: STS-B has some that are not finite: training diverged; lower" in capfd.readouterr().err
 
 
 def test_engines_that_shard_weights(finetune, capfd, monkeypatch):
