@@ -57,17 +57,25 @@ def test_scores_for_the_card():
         {"task": "MNLI", "metric": "accuracy", "value": 0.8, "split": "validation_matched", "seeds": 1},
         {"task": "MNLI", "metric": "accuracy", "value": 0.7, "split": "validation_mismatched", "seeds": 1},
     ]
-    assert [score["value"] for score in scores({**result, "official_rows": {**official, "dev_matched": False}})] == [0.7]
+    assert [score["value"] for score in scores({**result, "official_rows": {**official, "dev_matched": False}})] == [
+        0.7
+    ]
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"push_to_hub": "true", "seeds": "1,2"}, "push_to_hub: a suite scores a model and keeps none; publish that one"),
+        (
+            {"push_to_hub": "true", "seeds": "1,2"},
+            "push_to_hub: a suite scores a model and keeps none; publish that one",
+        ),
         ({"push_to_hub": "true", "save_model": "false"}, "push_to_hub: the run keeps no model; let it train"),
         ({"hub_model_id": "me/it"}, "hub_model_id: given without push_to_hub"),
         ({"push_to_hub": "true", "hub_model_id": "no name"}, "hub_model_id: "),
-        ({"push_to_hub": "true", "hub_strategy": "end"}, "hub_strategy: not used here (command line); the model is pushed"),
+        (
+            {"push_to_hub": "true", "hub_strategy": "end"},
+            "hub_strategy: not used here (command line); the model is pushed",
+        ),
         ({"push_to_hub": "true", "license": "none at all"}, "license: "),
     ],
 )

@@ -193,7 +193,9 @@ def test_scores_over_the_budget(suite, tiny_model, tmp_path, capfd):
     for name in ("finetune-25", "final"):
         shutil.copytree(tiny_model, run / name)
     weights = load_file(run / "final" / "model.safetensors")
-    save_file({key: 1.5 * value for key, value in weights.items()}, run / "final" / "model.safetensors", {"format": "pt"})
+    save_file(
+        {key: 1.5 * value for key, value in weights.items()}, run / "final" / "model.safetensors", {"format": "pt"}
+    )
     report = {"used_seconds": 590.0, "recipe": {"total_training_time": "10m"}}
     (run / "run_report.json").write_text(json.dumps(report))
     given = {"model_name_or_path": None, "task_name": "RTE", "intermediate_task": None}
@@ -201,7 +203,10 @@ def test_scores_over_the_budget(suite, tiny_model, tmp_path, capfd):
     code, _ = suite(*both, **given, total_training_time="100s")
     assert code == 0
     out = json.loads((tmp_path / "out" / "glue_over_budget.json").read_text())
-    assert [(one["name"], round(one["minutes"], 2)) for one in out["checkpoints"]] == [("finetune-25", 2.5), ("final", 9.83)]
+    assert [(one["name"], round(one["minutes"], 2)) for one in out["checkpoints"]] == [
+        ("finetune-25", 2.5),
+        ("final", 9.83),
+    ]
     for place, name in enumerate(("finetune-25", "final")):
         content = json.loads((tmp_path / "out" / name / "glue_runs.json").read_text())
         assert content["model"]["name_or_path"] == str(run / name)
