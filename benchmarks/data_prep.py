@@ -9,7 +9,7 @@ megabytes of text, or of decompressed XML, that the input is cut or repeated to;
 
   memory     the most that the process and its workers held together, shared pages once (PSS), sampled every 50 ms
   tokenizer  seconds that the tokenizer alone takes for the same documents in one process, over those of a whole run with one,
-             whose imports take about 3 seconds whatever the size
+             whose imports take as long whatever the size
   Wikipedia  hours for 25 GB of text, or 95 GB of XML, at this rate, on these cores
 
 Prints one table, writes data_prep.json.
