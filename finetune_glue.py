@@ -85,8 +85,9 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest) -> int:
     if arguments.should_save:
         ending.keep(request, sources, trainer, outputs, account.account)
     trainer.time_budget.channel.barrier()
+    stop.restore()  # what follows is outside of the budget, and any signal may end it
     if arguments.should_save:
-        push.publish(output_dir, request.push)  # outside of the budget
+        push.publish(output_dir, request.push)
     return 0
 
 

@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 from budget_trainer import __version__
@@ -19,7 +20,18 @@ from budget_trainer.glue.tasks import Task, find_task
 
 FROM_INTERMEDIATE = ("MRPC", "STS-B", "RTE")  # as in the paper
 # The modules that make a run's numbers: a change of them makes all runs new.
-CODE = "account arguments best data encoding ending model prediction result run scores tasks trainer tsv".split()
+CODE = [f"glue/{name}" for name in "account arguments best data encoding ending model prediction result run".split()]
+CODE += [
+    "glue/scores",
+    "glue/tasks",
+    "glue/trainer",
+    "glue/tsv",
+    "arguments",
+    "attention",
+    "callbacks/time_budget",
+    "curves",
+]
+CODE += ["engine_config", "few_bit_dropout", "fused_attention", "mixin", "model_config", "scheduler"]
 
 
 @dataclass
@@ -52,7 +64,7 @@ def make_plan(request: Request, grid: Grid) -> Plan:
     """Load every task's data once, and list its runs: the intermediate task first, then from small to large.
 
     Small ones first, because what they leave of their time goes to the larger ones. A task that cannot be trained here is
-    absent, with the reason; InputError for damaged data, and where no task is left.
+    absent, with the reason; InputError for damaged data, where no task is left, and where the intermediate task cannot be.
     """
     plan, asked = Plan(), list(request.tasks)
     if request.suite.intermediate_task is not None:
@@ -73,8 +85,9 @@ def make_plan(request: Request, grid: Grid) -> Plan:
     for task in asked:
         if task.shared is not None:
             _cover(plan, task, loaded)
-    if plan.intermediate not in loaded:  # then all start from the checkpoint, and `absent` says why
-        plan.intermediate = None
+    if plan.intermediate is not None and plan.intermediate not in loaded:
+        missing = plan.absent[plan.intermediate]
+        raise InputError(f"intermediate_task: {missing}; or leave it out, and all start from the checkpoint")
     if not loaded:
         raise InputError(f"task_name: no task can be run ({'; '.join(plan.absent.values())[:300]}); give their data")
     for data in sorted(loaded.values(), key=lambda data: (data.task.name != plan.intermediate, _size(data))):
@@ -122,7 +135,12 @@ def words(task: Task, flags: dict[str, str], model: str, output_dir: str) -> lis
 
 
 def run_key(
-    run: PlannedRun, model_digest: str, data_digest: str, total_training_time: str | None, keeps_model: bool
+    run: PlannedRun,
+    model_digest: str,
+    data_digest: str,
+    total_training_time: str | None,
+    keeps_model: bool,
+    device: str = "cpu",
 ) -> str:
     """What a run's folder is called: 16 hexadecimal digits of all that its content follows from."""
     content = {
@@ -135,6 +153,8 @@ def run_key(
         "keeps_model": keeps_model,
         "version": __version__,
         "code": code_digest(),
+        "device": device,
+        "libraries": [version(name) for name in ("torch", "transformers")],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -142,5 +162,5 @@ def run_key(
 @cache
 def code_digest() -> str:
     """SHA-256 over the modules that make a run's numbers."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent.parent
     return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in CODE)).hexdigest()

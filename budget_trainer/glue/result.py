@@ -58,8 +58,10 @@ def write_predictions(
 
     `logits` [rows][classes] as the model gave them (STS-B: [rows][1], the score), `predictions` class numbers or scores,
     `label_names` in the order of the classes (empty for STS-B), `references` the labels of a dev split, null in test. Row i
-    is row i of the split's official file.
+    is row i of the split's official file. RunError where an output is not finite.
     """
+    if not np.isfinite(logits).all():
+        raise RunError(f"predictions: {task.name}, {split}, has some that are not finite; lower learning_rate")
     path = f"{PREDICTIONS}/{split}.json"
     (output_dir / PREDICTIONS).mkdir(exist_ok=True)
     predictions = predict(task, logits)

@@ -45,15 +45,24 @@ class Runner:
         rest = [run for run in self.plan.runs if run not in first]
         if first:
             self._work_through(first, rest)
-            self._choose_base(str(self.plan.intermediate))
+            rest = self._startable(rest, str(self.plan.intermediate))
         self._work_through(rest, [])
 
-    def _choose_base(self, name: str) -> None:
-        """Keep the model of the intermediate task's best run, and drop the others."""
+    def _startable(self, runs: list[PlannedRun], name: str) -> list[PlannedRun]:
+        """Those of the runs that have something to start from when the intermediate task has ended; the others failed."""
         records = self._in_order(name)
         best = task_entry(self.plan, name, records)["best_run"]
-        if best is None:
-            raise RunError(f"intermediate_task: all runs of {name} failed ({records[0][1]['error']})")
+        if best is not None:
+            self._choose_base(name, records, best)
+            return runs
+        self.bases[name] = (Path(), "none")
+        for run in runs:
+            if run.base == name:
+                self._note(run, None, f"intermediate_task: all runs of {name} failed ({records[0][1]['error']})")
+        return [run for run in runs if run.base != name]
+
+    def _choose_base(self, name: str, records: list[tuple[PlannedRun, dict[str, Any]]], best: dict[str, Any]) -> None:
+        """Keep the model of the intermediate task's best run, and drop the others."""
         for _, entry in records:
             if entry["folder"] != best["folder"]:
                 shutil.rmtree(self.output_dir / entry["folder"] / MODEL, ignore_errors=True)
@@ -105,7 +114,8 @@ class Runner:
     def _place(self, run: PlannedRun) -> tuple[str, Path]:
         _, digest = self.bases[run.base]
         data, time = self.plan.data_digests[run.task.name], self.request.glue.total_training_time
-        key = run_key(run, digest, data, time, self._keeps_model(run))
+        device = "cpu" if self._slots == [None] else "cuda"
+        key = run_key(run, digest, data, time, self._keeps_model(run), device)
         return key, self.output_dir / "runs" / run.task.name / key
 
     def _keeps_model(self, run: PlannedRun) -> bool:

@@ -36,6 +36,8 @@ def record(run: PlannedRun, key: str, folder: str, result: dict[str, Any] | None
 def task_entry(plan: Plan, name: str, records: list[tuple[PlannedRun, dict[str, Any]]]) -> dict[str, Any]:
     """A task with its configurations, the best of them by the median of its seeds, and its best run.
 
+    A configuration whose runs have all finished goes before one whose have not, whatever the scores: few seeds are luck.
+
     Scores are shares from 0 to 1, times seconds. `best_run` is the highest of the best configuration (of equals the first
     seed): what a later task starts from.
     """
@@ -49,7 +51,7 @@ def task_entry(plan: Plan, name: str, records: list[tuple[PlannedRun, dict[str, 
         scores = [entry["headline"] for entry in configuration["runs"] if entry["headline"] is not None]
         configuration["headline"] = summarize(scores) if scores else None
     scored = [place for place, one in enumerate(configurations) if one["headline"] is not None]
-    best = max(scored, key=lambda place: configurations[place]["headline"]["median"]) if scored else None
+    best = max(scored, key=lambda place: _rank(configurations[place])) if scored else None
     return {
         "headline_metric": task.headline,
         "starts_from": records[0][0].base,
@@ -60,6 +62,12 @@ def task_entry(plan: Plan, name: str, records: list[tuple[PlannedRun, dict[str, 
         "configurations": configurations,
         "seconds": sum(entry.get("seconds", 0.0) for _, entry in records),
     }
+
+
+def _rank(configuration: dict[str, Any]) -> tuple[float, float]:
+    runs = configuration["runs"]
+    finished = sum(entry["status"] == "finished" for entry in runs)
+    return finished / len(runs), configuration["headline"]["median"]
 
 
 def _of_best(runs: list[dict[str, Any]] | None) -> dict[str, Any]:

@@ -22,12 +22,12 @@ from budget_trainer.glue.plan import Plan, make_plan
 from budget_trainer.glue.runner import Runner
 from budget_trainer.glue.shares import LEAST_RUN
 from budget_trainer.glue.suite_file import RUNS_FILE
-from budget_trainer.glue.tasks import find_task
 from budget_trainer.launch import configure_logging
 from budget_trainer.report import write_json_atomic
 from budget_trainer.stop_request import StopRequest
 
 log = logging.getLogger(__name__)
+SUITE_FILE = "suite.json"  # whose folder this is, from the beginning on
 
 
 def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> int:
@@ -49,15 +49,15 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> int:
     run_folder.check_writable(request.output_dir)
     folder, digest = _check_model(request)
     plan = make_plan(request, grid)
-    protocol, model = (
-        _protocol(request, grid),
-        {"name_or_path": request.glue.model_name_or_path, "sha256": digest},
-    )
+    suite = {
+        "protocol": _protocol(request, grid, plan),
+        "model": {"name_or_path": request.glue.model_name_or_path, "sha256": digest},
+    }
     _check_time(request, plan)
-    _check_folder(request, protocol, model)
     request.output_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as at_exit:
         at_exit.enter_context(_alone(request.output_dir))
+        _settle_folder(request, suite)
         if not math.isinf(clock.total_seconds):
             path = request.output_dir / run_folder.CLOCK
             clock.restore(ClockFile.read(path))
@@ -68,7 +68,7 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> int:
         clock.enter("train")
         runner = Runner(request, plan, clock, stop, (folder, digest))
         runner.work()
-        content = runner.content(protocol, model)
+        content = runner.content(suite["protocol"], suite["model"])
         write_json_atomic(request.output_dir / RUNS_FILE, content)
         clock.stop()
     from budget_trainer.glue.report import report_suite  # late: pictures are drawn outside of the budget
@@ -87,16 +87,16 @@ def _check_model(request: Request) -> tuple[Path, str]:
     return folder, model_digest(folder, tokenizer_folder)
 
 
-def _protocol(request: Request, grid: Grid) -> dict[str, Any]:
-    """What decides which runs there are: a folder holds one protocol."""
-    asked = request.suite.intermediate_task
+def _protocol(request: Request, grid: Grid, plan: Plan) -> dict[str, Any]:
+    """What decides which runs there are, and on what: a folder holds one protocol."""
     return {
         "tasks": [task.name for task in request.tasks],
-        "grid": request.suite.grid,
+        "grid": {"flags": grid.flags, "grid": grid.grid, "tasks": grid.tasks},
         "seeds": grid.seeds,
         "flags": request.own_flags(),
-        "intermediate_task": None if asked is None else find_task(asked).name,
+        "intermediate_task": plan.intermediate,
         "total_training_time": request.glue.total_training_time,
+        "data_sha256": plan.data_digests,
         "statistic": "median of the seeds, of the configuration where it is highest",
     }
 
@@ -113,21 +113,28 @@ def _check_time(request: Request, plan: Plan) -> None:
         )
 
 
-def _check_folder(request: Request, protocol: dict[str, Any], model: dict[str, Any]) -> None:
-    """Refuse to write over the account of another suite; finished runs stay in any case."""
-    path = request.output_dir / RUNS_FILE
-    if not path.exists() or request.glue.overwrite_output_dir:
-        return
+def _settle_folder(request: Request, suite: dict[str, Any]) -> None:
+    """Make the folder this suite's, and refuse it where it is another's; what that one used of its time is not charged.
+
+    Finished runs stay in any case: they are known by what they were made from.
+    """
+    path = request.output_dir / SUITE_FILE
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        same = theirs["protocol"] == protocol and theirs["model"]["sha256"] == model["sha256"]
+        if theirs["protocol"] == suite["protocol"] and theirs["model"]["sha256"] == suite["model"]["sha256"]:
+            return
+        other = True
+    except FileNotFoundError:
+        other = (request.output_dir / RUNS_FILE).exists()
     except (OSError, ValueError, KeyError, TypeError):
-        same = False
-    if not same:
+        other = True
+    if other and not request.glue.overwrite_output_dir:
         raise InputError(
-            f"output_dir: {path} is of another suite (model, tasks, grid or time); add --overwrite_output_dir to replace it, "
-            "or give another folder"
+            f"output_dir: {path} is of another suite (model, data, tasks, grid or time); add --overwrite_output_dir to replace "
+            "it, or give another folder"
         )
+    (request.output_dir / run_folder.CLOCK).unlink(missing_ok=True)
+    write_json_atomic(path, suite)
 
 
 def _alone(output_dir: Path) -> IO[str]:

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from budget_trainer.curves import make_curve
-from budget_trainer.errors import InputError
+from budget_trainer.errors import InputError, RunError
 from budget_trainer.glue.best import Best
 from budget_trainer.mixin import TimeScheduleMixin
 from budget_trainer.scheduler import TimeScheduler
@@ -69,7 +69,10 @@ class GlueTrainer(TimeScheduleMixin, Trainer):
         with clock.phase("evaluate"):
             model: Any = self.model
             model.to(self.args.device)  # an engine has not placed it yet where nothing is trained
-            found = self.best.evaluate(model, self.state.epoch or 0.0, self.state.global_step, self._state_dict)
+            try:
+                found = self.best.evaluate(model, self.state.epoch or 0.0, self.state.global_step, self._state_dict)
+            except RunError as error:
+                return self._end_diverged(error)
         self.time_budget.evaluate_seconds = clock.shares()["evaluate"] - begin
         flat = {
             f"eval_{name}" if len(found["metrics"]) == 1 else f"eval_{split}_{name}": value
@@ -84,11 +87,20 @@ class GlueTrainer(TimeScheduleMixin, Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, flat)
         return flat
 
+    def _end_diverged(self, error: RunError) -> dict[str, float]:
+        """Weights that have diverged (on all ranks alike): what was best before stays, and training ends."""
+        if self.best.place is None:
+            raise error
+        log.warning("%s; the best of the evaluations before is kept", error)
+        self.time_budget.stop_reason = "diverged"
+        self.control.should_training_stop = True
+        return {}
+
     def settle_best(self) -> None:
         """After training: score the last weights where that has not been done; without dev data they are the best."""
         if not self.best.dev:
             self.best.state = self._state_dict()
-        elif not self.evaluated:
+        elif not self.evaluated and self.time_budget.stop_reason != "diverged":
             self.evaluate()
 
     def _state_dict(self) -> dict[str, torch.Tensor] | None:
