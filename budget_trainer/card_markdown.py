@@ -1,30 +1,13 @@
-"""Markdown and YAML that stay valid whatever the values hold. A leaf."""
+"""What of a run may be published, and how a card words it. A leaf."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 # Of this machine or person, not of the recipe.
 PRIVATE = re.compile(r"token|password|secret|api_key|_dir$|_file$")
-
-
-def inline(value: Any) -> str:
-    """One line in which nothing is Markdown or HTML, whatever `value` says."""
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(str(value).split()))
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([inline(cell) for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def fence(text: str, language: str) -> str:
-    """A code block whose fence is longer than any run of backticks inside."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    marks = "`" * max(3, longest + 1)
-    return f"{marks}{language}\n{text}\n{marks}"
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
