@@ -8,6 +8,17 @@ import yaml
 
 # Of this machine or person, not of the recipe.
 PRIVATE = re.compile(r"token|password|secret|api_key|_dir$|_file$")
+# A path in a text, behind no letter, digit, closing bracket or slash (`and/or`, `../x`, `</s>`), up to a blank, or to the quote
+# that it began with; `address` is a URL, whose slashes are none of ours. A backslash may be Markdown's, before any mark.
+_PATH = re.compile(
+    r"""(?P<address>(?!file:)\b[A-Za-z][\w+.-]*://\S+)
+    | (?P<path>
+        (?<![\w./\\~<)\]}%]) (?: (?:file://)?(?:\\?~)?/ | [A-Za-z]:(?:\\|/(?!/)) )
+        (?: (?<='/)[^'\n]+(?=') | (?<="/)[^"\n]+(?=")
+          | (?!/) (?:[^\s'"`<>|,;:()\[\]{}\\] | \\\S | [',;:()\[\]{}](?=[^\s/,;:.)]))+ )
+    )""",
+    re.VERBOSE,
+)
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
@@ -28,14 +39,22 @@ def public(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_folders(value: Any) -> Any:
-    """`value` with the last part of every path in it that begins at the root or the home of a machine."""
+    """`value` with the last part of every path, in all of its texts, that begins at the root or the home of a machine."""
     if isinstance(value, Mapping):
-        return {key: without_folders(inner) for key, inner in value.items()}
+        return {without_folders(key): without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [without_folders(inner) for inner in value]
-    if isinstance(value, str) and re.fullmatch(r"(?:~?/|[A-Za-z]:\\).+", value):
-        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
-    return value
+    if not isinstance(value, str):
+        return value
+    # A text that is one path as a whole may hold blanks and whatever else a name may.
+    if re.fullmatch(r"(?:~?/|[A-Za-z]:\\).+", value) and len(_PATH.findall(value)) == 1:
+        return _last_part(value)
+    return _PATH.sub(lambda found: found["address"] or _last_part(found["path"]), value)
+
+
+def _last_part(path: str) -> str:
+    parts = re.split(r"[/\\]+" if path[1] == ":" else "/", path.rstrip("/\\"))
+    return parts[-1]
 
 
 def _plain(value: Any) -> Any:

@@ -62,7 +62,7 @@ def card_text(
     `revisions` are the names of time-marked models beside this one, `scores` those of GLUE, `picture` says whether
     run_report.png lies beside the card, `classifier` that the model was fine-tuned to classify.
     """
-    license = license or UNKNOWN_LICENSE
+    report, license = without_folders(report), license or UNKNOWN_LICENSE
     head = _metadata(report, name, license, language, datasets, scores, classifier)
     body = [f"# {inline(name)}", sections.summary(report, classifier)]
     if picture:

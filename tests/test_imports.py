@@ -68,7 +68,7 @@ def ours(path):
 MODULES = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): path for path in PACKAGE.rglob("*.py")}
 
 
-PUBLISHING = {"publish", "hub_push", "hub_client", "hub_errors", "hub_files", "model_card"}
+PUBLISHING = {"publish", "hub_push", "hub_client", "hub_errors", "hub_files", "model_card", "hub_update"}
 PUBLISHING |= {"background_push", "card_sections", "card_scores", "card_markdown", "data_statement", "markdown"}
 
 
