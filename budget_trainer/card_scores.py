@@ -42,14 +42,23 @@ def read_glue(folder: Path) -> list[GlueScore]:
     """
     path = folder / GLUE_REPORT
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entries = content["scores"] if isinstance(content, dict) else content
-        return [_score(entry) for entry in entries]
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
+        raise InputError(f"{GLUE_REPORT}: {path} cannot be read ({error}); make it anew, or move it away") from None
+    return glue_scores(text, str(path))
+
+
+def glue_scores(text: str, where: str) -> list[GlueScore]:
+    """The scores in the `text` of a glue_report.json, see `read_glue`; InputError, with `where` it is, for another form."""
+    try:
+        content = json.loads(text)
+        entries = content["scores"] if isinstance(content, dict) else content
+        return [_score(entry) for entry in entries]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f'{GLUE_REPORT}: {path} is not a list of {{"task", "metric", "value", "split"}} ({error!r}); make it anew with '
+            f'{GLUE_REPORT}: {where} is not a list of {{"task", "metric", "value", "split"}} ({error!r}); make it anew with '
             "finetune_glue.py, or move it away"
         ) from None
 

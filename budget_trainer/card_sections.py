@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from budget_trainer import data_statement
-from budget_trainer.card_markdown import dump_yaml, duration, fence, inline, public, table
+from budget_trainer.card_markdown import dump_yaml, duration, public
 from budget_trainer.card_scores import GlueScore
+from budget_trainer.markdown import fence, inline, table
 
 CITATION = """@inproceedings{izsak-etal-2021-train,
   title     = {How to Train {BERT} with an Academic Budget},

@@ -13,7 +13,7 @@ from budget_trainer.errors import InputError
 
 MAIN, CARD, REPORT, PICTURE = "main", "README.md", "run_report.json", "run_report.png"
 FINAL = "final"
-_MARK = re.compile(r"finetune-(\d+(?:\.\d+)?)")
+MARK = re.compile(r"finetune-(\d+(?:\.\d+)?)")  # a time-marked model's folder, by per cent of the budget
 _KNOWN = re.compile(
     r"config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|"
     r"added_tokens\.json|vocab\.json|vocab\.txt|merges\.txt|(?:spiece|sentencepiece\.bpe|spm|tokenizer)\.model|"
@@ -47,7 +47,7 @@ def is_run(folder: Path) -> bool:
 
 def marked(folder: Path) -> list[Path]:
     """The time-marked models of a run that are complete (they are renamed into place), by their share."""
-    found = [(match, path) for path in folder.glob("finetune-*") if (match := _MARK.fullmatch(path.name))]
+    found = [(match, path) for path in folder.glob("finetune-*") if (match := MARK.fullmatch(path.name))]
     return [path for match, path in sorted(found, key=lambda pair: float(pair[0].group(1)))]
 
 

@@ -1,9 +1,8 @@
-"""From a folder to the Hub: what is published gets its cards, what is there is compared, what changed is sent."""
+"""From a folder to what is to be on the Hub: known files with their cards, reports without folders of this machine."""
 
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from budget_trainer import hub_files, model_card
-from budget_trainer.card_scores import GLUE_REPORT, read_glue
+from budget_trainer.card_markdown import without_folders
+from budget_trainer.card_scores import GLUE_REPORT, GlueScore, read_glue
 from budget_trainer.errors import InputError
-from budget_trainer.hub_client import Hub, same
 from budget_trainer.hub_files import CARD, MAIN, PICTURE, REPORT, Revision
 
-log = logging.getLogger(__name__)
-WEIGHTS = (".safetensors", *hub_files.PICKLES, ".onnx", ".gguf")
-KEPT = (".gitattributes", "LICENSE", "NOTICE")  # by --overwrite
+GLUE_TEXT = "glue_report.md"
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,8 @@ class PushOptions:
     """Where to and how. `hub_model_id` None is the folder's name, one without owner belongs to the token's owner.
 
     `license` and `language` (codes) None are those of the run's recipe; `overwrite` replaces another model. `glue_report`
-    is the folder of a suite's glue_report.json, None the one that is published.
+    is the folder of a suite's glue_report.json, None the one that is published; where that has none, the scores that the
+    Hub has of the same weights stay.
     """
 
     hub_model_id: str | None = None
@@ -52,10 +50,13 @@ def default_name(folder: Path) -> str:
     return whole.parent.name if whole.name == hub_files.FINAL else whole.name
 
 
-def prepare(folder: Path, options: PushOptions, repo_id: str) -> list[Revision]:
+def prepare(
+    folder: Path, options: PushOptions, repo_id: str, scores_there: Sequence[GlueScore] = ()
+) -> list[Revision]:
     """What is to be on the Hub: the revisions of `folder` with their cards, `main` last. InputError as `read_revisions`.
 
     A card that a person has edited stays as it is; InputError where a licence or language is asked for beside it.
+    `scores_there` are the card's where no suite is given and none lies in the folder.
     """
     model_card.check_license(options.license)
     revisions = hub_files.read_revisions(folder)
@@ -71,11 +72,13 @@ def prepare(folder: Path, options: PushOptions, repo_id: str) -> list[Revision]:
     prepared = []
     for revision in revisions:
         if revision.name == MAIN:
-            card = _main_card(folder, scored, revision, report, marks, repo_id, license, language)
-            revision = _with_reports(folder, scored, revision, report)
+            scores = read_glue(scored) or list(scores_there)
+            card = _main_card(folder, scores, revision, report, marks, repo_id, license, language)
+            revision = _with_reports(folder, scored, revision)
         else:
             kind = str(_config(revision)["model_type"])
             card = model_card.marked_card_text(kind, mark=revision.name, license=license, path=repo_id)
+        revision = _public(revision)
         own = revision.files.get(CARD)
         if isinstance(own, Path) and not model_card.sealed(own.read_text(encoding="utf-8", errors="replace")):
             if options.license or options.language:
@@ -106,7 +109,7 @@ def _config(revision: Revision) -> dict[str, Any]:
 
 def _main_card(
     folder: Path,
-    scored: Path,
+    scores: Sequence[GlueScore],
     revision: Revision,
     report: dict[str, Any],
     marks: Sequence[str],
@@ -121,7 +124,7 @@ def _main_card(
         name=repo_id.split("/")[-1],
         license=license,
         language=(language or "").replace(",", " ").split(),
-        scores=read_glue(scored),
+        scores=scores,
         path=repo_id,
         revisions=marks,
         picture=PICTURE in revision.files or (folder / PICTURE).is_file(),
@@ -129,71 +132,31 @@ def _main_card(
     )
 
 
-def _with_reports(folder: Path, scored: Path, revision: Revision, report: dict[str, Any]) -> Revision:
-    """What lies beside `final/` and belongs to it: the report without what is private, the picture, GLUE."""
+def _with_reports(folder: Path, scored: Path, revision: Revision) -> Revision:
+    """What lies beside `final/` and belongs to it: the run's report, the picture, GLUE."""
     files = dict(revision.files)
-    for name in (PICTURE, GLUE_REPORT, "glue_report.png", "glue_report.md"):
-        path = (folder if name == PICTURE else scored) / name
+    for name in (REPORT, PICTURE, GLUE_REPORT, "glue_report.png", GLUE_TEXT):
+        path = (folder if name in (REPORT, PICTURE) else scored) / name
         if path.is_file():
             files[name] = path
-    if report:
-        files[REPORT] = model_card.public_report(report)
-    scores = files.get(GLUE_REPORT)
-    if isinstance(scores, Path):
-        files[GLUE_REPORT] = model_card.public_json(json.loads(scores.read_text(encoding="utf-8")))
     return replace(revision, files=files)
 
 
-def push(
-    hub: Hub, revisions: Sequence[Revision], *, overwrite: bool, told: Callable[[str, dict[str, Any]], None]
-) -> None:
-    """Bring every revision to its state here, one commit each, and tell what was done as (name, account).
-
-    Nothing is sent where nothing changed. InputError where another model is there, unless `overwrite`.
-    """
-    branches = hub.branches()
-    for revision in revisions:
-        if revision.name not in branches and revision.name != MAIN:
-            hub.make_branch(revision.name)
-        told(revision.name, _push_one(hub, revision, overwrite, branches.get(revision.name)))
+_PUBLIC: dict[str, Callable[[str], bytes]] = {
+    REPORT: lambda text: model_card.public_report(json.loads(text)),
+    GLUE_REPORT: lambda text: model_card.public_json(json.loads(text)),
+    GLUE_TEXT: lambda text: str(without_folders(text)).encode(),
+}
 
 
-def _push_one(hub: Hub, revision: Revision, overwrite: bool, newest: str | None) -> dict[str, Any]:
-    there = hub.files(revision.name)
+def _public(revision: Revision) -> Revision:
+    """The revision whose reports are without what is private."""
     files = dict(revision.files)
-    another = _other_model(revision, there)
-    if another is not None and not overwrite:
-        raise InputError(
-            f"hub_model_id: {hub.url}, {revision.name}, holds another model ({another} differs); give another name, or "
-            "--overwrite to replace it (git keeps the old one)"
-        )
-    kept = another is None and not overwrite and _edited(hub, revision, there)
-    if kept:
-        log.warning("%s, %s: %s was edited there and stays; --overwrite replaces it", hub.repo_id, revision.name, CARD)
-        del files[CARD]
-    changed = {name: content for name, content in files.items() if name not in there or not same(content, there[name])}
-    gone = [name for name in there if name not in files and not name.startswith(KEPT)] if another is not None else []
-    if changed or gone:
-        newest = hub.commit(revision.name, changed, gone, f"Publish {len(changed)} files with budget-trainer")
-    account = {"commit": newest, "sent": len(changed), "unchanged": len(files) - len(changed)}
-    return account | ({"card": "edited there, kept"} if kept else {}) | ({"deleted": len(gone)} if gone else {})
-
-
-def _other_model(revision: Revision, there: dict[str, tuple[int, str]]) -> str | None:
-    """The file by which the repository holds another model than ours: weights that differ. None where it does not."""
-    weights = [name for name in there if name.endswith(WEIGHTS)]
-    for name in revision.weights:
-        if name in there and not same(revision.files[name], there[name]):
-            return name
-    if weights and not set(weights) & set(revision.weights):
-        return weights[0]
-    return "config.json" if not weights and "config.json" in there else None
-
-
-def _edited(hub: Hub, revision: Revision, there: dict[str, tuple[int, str]]) -> bool:
-    """Whether the card there is a person's: not ours as we wrote it, and more than the first lines of a new one."""
-    if CARD not in there or same(revision.files[CARD], there[CARD]):
-        return False
-    text = hub.read_text(revision.name, CARD)
-    body = text.split("\n---", 1)[-1] if text.startswith("---") else text
-    return bool(body.strip(" \n-")) and not model_card.sealed(text)
+    for name, made in _PUBLIC.items():
+        path = files.get(name)
+        if isinstance(path, Path):
+            try:
+                files[name] = made(path.read_text(encoding="utf-8"))
+            except (ValueError, AttributeError, TypeError) as error:
+                raise InputError(f"{name}: {path} cannot be read ({error}); mend it, or move it away") from None
+    return replace(revision, files=files)

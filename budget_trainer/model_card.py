@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from budget_trainer import card_sections as sections
-from budget_trainer.card_markdown import fence, inline, public, without_folders
+from budget_trainer.card_markdown import public, without_folders
 from budget_trainer.card_scores import GlueScore, eval_results
 from budget_trainer.errors import InputError
+from budget_trainer.markdown import fence, inline
 
 UNKNOWN_LICENSE = "unknown"  # the Hub's word for it
 _SEAL = re.compile(r"\n<!-- written by budget-trainer, unchanged while this is right: ([0-9a-f]{64}) -->\n?\Z")
@@ -61,7 +62,7 @@ def card_text(
     `revisions` are the names of time-marked models beside this one, `scores` those of GLUE, `picture` says whether
     run_report.png lies beside the card, `classifier` that the model was fine-tuned to classify.
     """
-    license = license or UNKNOWN_LICENSE
+    report, license = without_folders(report), license or UNKNOWN_LICENSE
     head = _metadata(report, name, license, language, datasets, scores, classifier)
     body = [f"# {inline(name)}", sections.summary(report, classifier)]
     if picture:

@@ -22,7 +22,8 @@ from budget_trainer import hub_files
 from budget_trainer.errors import InputError, RunError
 from budget_trainer.hub_client import TIMEOUT_SECONDS, Hub, check_locally, use_timeout
 from budget_trainer.hub_errors import redacted
-from budget_trainer.hub_push import PushOptions, default_name, prepare, push
+from budget_trainer.hub_push import PushOptions, default_name, prepare
+from budget_trainer.hub_update import push, scores_there
 
 log = logging.getLogger("publish")
 FINISH = "finish"  # said by a run that has ended, to its publisher
@@ -45,9 +46,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--hub_token", help="better in HF_TOKEN or by `hf auth login`: command lines are seen by others")
     add("--license", help="of the weights, as apache-2.0 (the recipe's; else the card says that it is unknown)")
     add("--language", help="of the text, as en or en,de")
-    add(
-        "--glue_report", type=Path, metavar="DIR", help="a suite of finetune_glue.py whose scores are the card's (DIR)"
+    suite = (
+        "a suite of finetune_glue.py whose scores are the card's; without it those in DIR, where there are none those"
     )
+    add("--glue_report", type=Path, metavar="DIR", help=f"{suite} on the Hub, which stay while the weights do")
     add("--overwrite", action="store_true", help="replace another model that is there")
     add("--dry_run", action="store_true", help="show what would be published; asks the network for nothing")
     add("--follow", action="store_true", help=argparse.SUPPRESS)  # a run's publisher, see background_push
@@ -78,6 +80,9 @@ class Publisher:
             self.hub = hub
             self.account |= {"repo_id": whole, "url": hub.url, "revisions": {}}
         revisions = prepare(self.folder, self.options, self.hub.repo_id)
+        kept = [] if only_marked else scores_there(self.hub, revisions)
+        if kept:
+            revisions = prepare(self.folder, self.options, self.hub.repo_id, kept)
         if only_marked:
             revisions = [revision for revision in revisions if revision.name != hub_files.MAIN]
         push(self.hub, revisions, overwrite=self.options.overwrite, told=self._told)

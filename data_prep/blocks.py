@@ -21,6 +21,7 @@ from data_prep.cli import Parser, add_source_flags, command_line, positive, run,
 from data_prep.corpus import TokenGroup, text_parts, tokenise
 from data_prep.documents import Source
 from data_prep.encoding import load_backend
+from data_prep.held_out import validation_facts
 from data_prep.manifest import sha256_of, write_manifest, written_aside
 from data_prep.packers import PACKERS, Packer
 from data_prep.packing import validation_rows
@@ -80,7 +81,7 @@ def write_folder(
         "vocab_size": len(tokenizer),
         "special_ids": special,
         "tokenizer": {"folder": "tokenizer", "sha256": sha256_of(tokenizer_file)},
-        "validation": {"fraction": held_out_share(args), "text": args.validation_text},
+        "validation": validation_facts(held_out_share(args), args.validation_text),
         "splits": {"train": train, "validation": validation},
         "sources": sources,
     }

@@ -54,7 +54,12 @@ def positive(text: str) -> int:
 def add_source_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that `source_of` reads."""
     add = parser.add_argument
-    add("--input", nargs="+", required=True, help="files, folders, archives, or one name of the `datasets` library")
+    add(
+        "--input",
+        nargs="+",
+        required=True,
+        help="files, folders, archives, or one name of the `datasets` library (always streamed)",
+    )
     add("--kind", choices=KINDS, default="auto", help="form of the input; auto looks and says what it found")
     add("--errors", choices=("strict", "replace"), default="strict", help="what to do with bytes that are not UTF-8")
     add("--dataset_config", default=None, help="configuration of a `datasets` name, e.g. 20231101.en")

@@ -6,7 +6,6 @@ group, and disk space (and the mapped files that count as memory) by the part, w
 """
 
 import functools
-import hashlib
 import itertools
 import json
 import os
@@ -20,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.encoding import I64, Encoder
+from data_prep.held_out import is_held_out
 from data_prep.sentences import split_sentences
 
 GROUP_CHARACTERS = 256 * 1024
 PART_BYTES = 128 * 1024**2
-HASHED_WORDS = 200
 _TEXT = pa.schema([("documents", pa.list_(pa.string())), ("first", pa.int64())])
 
 # Which of a group's documents are kept, their ids where it made them, and what was removed: of the documents, the number of
@@ -156,17 +155,6 @@ def tokenise_part(
         desc="tokenising",
     )
     return [Path(entry["filename"]) for entry in tokens.cache_files]
-
-
-def is_held_out(document: str, fraction: float) -> bool:
-    """Whether the document belongs to validation: a function of its words alone, so that it stays where it is as the
-    corpus grows, and copies that differ in case or spacing are never on both sides. Of a long document the first and the
-    last HASHED_WORDS words decide, so that it costs little and copies that differ in between are together too."""
-    words = document.split(None, HASHED_WORDS)
-    if len(words) > HASHED_WORDS:
-        words[-1:] = words[-1].rsplit(None, HASHED_WORDS)[-HASHED_WORDS:]
-    digest = hashlib.blake2b(" ".join(words).casefold().encode("utf-8", "replace"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2.0**64
 
 
 @functools.cache

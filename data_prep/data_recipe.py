@@ -15,6 +15,7 @@ import yaml
 from budget_trainer.errors import InputError
 from data_prep import blocks
 from data_prep.documents import KINDS, Source
+from data_prep.held_out import HELD_OUT_RULE
 from data_prep.manifest import refuse_occupied
 from data_prep.packers import BY_SENTENCE
 from data_prep.processing import Lengths, check_language
@@ -68,7 +69,7 @@ class DataRecipe:
             "deduplicate": self.deduplicate,
             "language": self.language,
             "max_tokens_per_character": self.max_tokens_per_character,
-            "held_out": blocks.held_out_share(self.args),
+            "held_out": [blocks.held_out_share(self.args), HELD_OUT_RULE],
             "sentences": self.args.packing in BY_SENTENCE,
         }
         if stage == "tokens":

@@ -3,8 +3,8 @@
     python -m data_prep.merge --input data/wiki data/books --output_dir data/wikibooks
 
 The folders must agree in tokenizer, block sizes, packing, columns and in what they held out. Documents are held out by a
-hash of their text, so folders made with one --validation_fraction hold out the same documents; with different ones, what
-one trains on could be what the other is validated on.
+hash of their text, so folders made with one --validation_fraction and one rule (the manifest's validation.rule) hold out
+the same documents; with different ones, what one trains on could be what the other is validated on.
 """
 
 import argparse
@@ -80,6 +80,13 @@ def _check_held_out(first: DataFolder, other: DataFolder) -> None:
             f"input {other.path}: validation fraction is {found['fraction']}, that of {first.path} is "
             f"{wanted['fraction']}: one would train on documents that the other is validated on; make one of them anew "
             "with the other's --validation_fraction"
+        )
+    rules = [manifest.get("rule", 1) for manifest in (wanted, found)]  # older folders do not say it
+    if wanted["fraction"] and rules[0] != rules[1]:
+        older = (first, other)[rules[1] < rules[0]]
+        raise InputError(
+            f"input {other.path}: validation rule is {rules[1]}, that of {first.path} is {rules[0]}: one would train on "
+            f"documents that the other is validated on; make {older.path} anew with data_prep of this version"
         )
     if (wanted["text"] or found["text"]) and not _same_validation(first, other):
         raise InputError(

@@ -17,6 +17,7 @@ NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "agreement", "scheduler", "che
 NO_TRANSFORMERS |= {"objective", "hashing", "choice", "objective_checks", "whole_words", "rows", "permutation"}
 STANDARD_ONLY |= {"glue.__init__", "glue.tasks", "glue.tsv", "glue.shares", "glue.lifeline"}
 STANDARD_ONLY |= {"glue.results", "glue.published", "glue.time_marked", "glue.suite_file"}
+STANDARD_ONLY |= {"markdown", "hub_files", "glue.report_markdown"}
 NO_TRANSFORMERS |= {*STANDARD_ONLY, "glue.scores"}
 NO_TRANSFORMERS |= {"lamb", "optimizer_checks", "engine_optimizers", "attention", "fused_attention", "cross_entropy"}
 LEAVES = {"errors", "curves", "clock", "distributed", "evaluation", "report", "stages", "flops"}
@@ -24,6 +25,7 @@ LEAVES |= {
     "lamb",
     "engine_optimizers",
     "card_markdown",
+    "markdown",
     "data_statement",
     "checkpoints",
     "model_types",
@@ -44,7 +46,7 @@ ABOVE_LEAVES = {
     "attention": {"errors", "few_bit_dropout"},
     "optimizer_checks": {"errors", "lamb"},
     "data": {"errors", "permutation", "rows"},
-    "card_sections": {"card_markdown", "card_scores", "data_statement"},
+    "card_sections": {"card_markdown", "card_scores", "data_statement", "markdown"},
     "hub_client": {"errors", "hub_errors"},
 }
 
@@ -66,8 +68,8 @@ def ours(path):
 MODULES = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): path for path in PACKAGE.rglob("*.py")}
 
 
-PUBLISHING = {"publish", "hub_push", "hub_client", "hub_errors", "hub_files", "model_card"}
-PUBLISHING |= {"background_push", "card_sections", "card_scores", "card_markdown", "data_statement"}
+PUBLISHING = {"publish", "hub_push", "hub_client", "hub_errors", "hub_files", "model_card", "hub_update"}
+PUBLISHING |= {"background_push", "card_sections", "card_scores", "card_markdown", "data_statement", "markdown"}
 
 
 def test_publishing_starts_without_torch():
@@ -117,6 +119,12 @@ def test_no_cycles():
 
     for name in edges:
         visit(name)
+
+
+def test_names_of_folders_and_the_escape_of_markdown_stand_once():
+    """`finetune-<percent>` is read by one pattern, and text becomes Markdown by one escape."""
+    for text, home in ((r"finetune-(\d", "hub_files"), (r"[\\`*", "markdown")):
+        assert [name for name, path in MODULES.items() if text in path.read_text()] == [home]
 
 
 def test_deepspeed_is_imported_only_by_the_optimizers():

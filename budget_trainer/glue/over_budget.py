@@ -14,7 +14,7 @@ from typing import Any
 from budget_trainer.errors import InputError
 from budget_trainer.glue.files import write_atomic
 from budget_trainer.glue.plots import draw_over_budget
-from budget_trainer.glue.report_markdown import points, table, text
+from budget_trainer.glue.report_markdown import points
 from budget_trainer.glue.results import (
     METRIC_NAMES,
     NOT_IN_MEAN,
@@ -28,6 +28,7 @@ from budget_trainer.glue.results import (
 )
 from budget_trainer.glue.suite_file import read_suite
 from budget_trainer.glue.time_marked import Checkpoint, minutes_of
+from budget_trainer.markdown import inline, table
 from budget_trainer.report import write_json_atomic
 
 JSON, MARKDOWN, PICTURE = "glue_over_budget.json", "glue_over_budget.md", "glue_over_budget.png"
@@ -115,7 +116,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         body.append((checkpoint["name"], f"{checkpoint['minutes']:.1f}", *cells))
     metrics = ", ".join(f"{name} {METRIC_NAMES[metric]}" for name, metric in report["metrics"].items())
     sections = [
-        f"# GLUE over the budget of {text(report['run'])}",
+        f"# GLUE over the budget of {inline(report['run'])}",
         "Scores on the **dev** sets in points of 100, against minutes of pre-training: the median over the seeds of the best "
         f"configuration, with the lowest and the highest seed. Metrics: {metrics}.",
         table(head, body),
@@ -126,7 +127,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     if report["partial"]:
         sections.append(f"Not on all of the official dev rows: {', '.join(report['partial'])}.")
     absent = [
-        f"- {text(checkpoint['name'])}: {text(name)}: {text(reason)}"
+        f"- {inline(checkpoint['name'])}: {inline(name)}: {inline(reason)}"
         for checkpoint in report["checkpoints"]
         for name, reason in checkpoint["absent"].items()
     ]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from budget_trainer.card_markdown import without_folders
 from budget_trainer.glue.results import METRIC_NAMES, in_order
 
 OURS, GREY, DARK = "#1f6f8b", "#6b7480", "#22303c"
@@ -107,7 +108,7 @@ def _row_label(name: str, column: Mapping[str, Any] | None) -> str:
 
 def _title(report: Mapping[str, Any]) -> str:
     found = report["mean"]
-    lines = [f"GLUE dev scores of {report['model']}"]
+    lines = [f"GLUE dev scores of {without_folders(report['model'])}"]
     if found is not None:
         lines.append(f"mean of {', '.join(found['columns'])}: {100 * found['median']:.1f}")
     if any(not column["comparable"] for column in report["columns"].values()):

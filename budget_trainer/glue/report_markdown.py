@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from budget_trainer.clock import format_duration
 from budget_trainer.glue.results import METRIC_NAMES, in_order
+from budget_trainer.markdown import Markup, inline, table
 
 TEST_TEXT = (
     "On the test sets nothing of ours is known: their labels are with the leaderboard (gluebenchmark.com). These rows compare "
@@ -19,7 +19,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The whole file."""
     sections = [
         "# GLUE",
-        f"Model: {text(report['model'])}. All scores of ours are on the **dev** sets, in points of 100: the median over the "
+        f"Model: {inline(report['model'])}. All scores of ours are on the **dev** sets, in points of 100: the median over the "
         "seeds of the best configuration, with the lowest and the highest seed.",
         table(("task", "metric", "median", "min to max", "seeds", "other metrics"), _own_rows(report)),
         _mean_text(report),
@@ -27,7 +27,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "## How it was made\n\n"
         + table(("task", "best configuration", "configurations", "runs", "time"), _making(report))
         + f"\n\nAll runs together took {format_duration(report['seconds'])}."
-        + "".join(f"\n\n{text(name)}: {text(note)}." for name, note in _notes(report)),
+        + "".join(f"\n\n{inline(name)}: {inline(note)}." for name, note in _notes(report)),
         _absent(report),
         "## Beside published dev scores\n\n" + _dev(report),
         "## Published test scores\n\n" + TEST_TEXT + "\n\n" + _test(report),
@@ -86,7 +86,7 @@ def _notes(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _absent(report: Mapping[str, Any]) -> str:
-    lines = [f"- {text(name)}: {text(reason)}" for name, reason in report["absent"].items()]
+    lines = [f"- {inline(name)}: {inline(reason)}" for name, reason in report["absent"].items()]
     return "## Absent\n\n" + "\n".join(lines) if lines else ""
 
 
@@ -95,7 +95,7 @@ def _dev(report: Mapping[str, Any]) -> str:
     rows = report["published"]["dev"]
     names = in_order(report["columns"], *(row["scores"] for row in rows))
     ours = [points(c["median"]) if (c := report["columns"].get(name)) and c["comparable"] else "" for name in names]
-    body = [("**ours**", *ours), *(_published_row(row, names) for row in rows)]
+    body = [(Markup("**ours**"), *ours), *(_published_row(row, names) for row in rows)]
     lines = [table(("dev", *names), body)]
     if any(row["metric_not_stated"] for row in rows):
         lines.append("\\*: the source does not name the metric; neither compared nor averaged.")
@@ -107,7 +107,7 @@ def _dev(report: Mapping[str, Any]) -> str:
             for mean in (row["mean"],)
         ]
         lines.append(table(("mean over what both have", "columns", "ours", "theirs"), means))
-    lines += [text(note) for note in report["published"]["notes"]]
+    lines += [inline(note) for note in report["published"]["notes"]]
     return "\n\n".join(lines)
 
 
@@ -138,16 +138,6 @@ def _submission(report: Mapping[str, Any]) -> str:
     head = "## For the leaderboard\n\n"
     if found["complete"]:
         return head + "`glue_submission.zip` is complete. It holds the predictions of each task's median seed."
-    missing = "\n".join(f"- {text(name)}: {text(reason)}" for name, reason in found["missing"].items())
+    missing = "\n".join(f"- {inline(name)}: {inline(reason)}" for name, reason in found["missing"].items())
     there = f"{len(found['files'])} files are in `submission/`, those of each task's median seed. "
     return f"{head}{there}The leaderboard takes all of them together, so there is no zip. Missing:\n\n{missing}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([cell if cell.startswith("**") else text(cell) for cell in r] for r in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def text(value: Any) -> str:
-    """One line in which nothing is Markdown or HTML."""
-    return re.sub(r"([\\`*\[\]<>|#~])", r"\\\1", " ".join(str(value).split()))

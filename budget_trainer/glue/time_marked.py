@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import glob
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,7 @@ from typing import Any
 
 from budget_trainer.clock import parse_duration
 from budget_trainer.errors import InputError
-
-REPORT, FINAL = "run_report.json", "final"
-_MARKER = re.compile(r"finetune-(\d+(?:\.\d+)?)")
+from budget_trainer.hub_files import FINAL, MARK, REPORT
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def minutes_of(folder: Path) -> float:
     if not (folder / "config.json").is_file():
         raise InputError(f"checkpoints: {folder} has no config.json, it is no model; give folders such as finetune-50")
     name = folder.resolve().name
-    marker = _MARKER.fullmatch(name)
+    marker = MARK.fullmatch(name)
     if marker is None and name != FINAL:
         raise InputError(
             f"checkpoints: {folder} does not say when in its run it was written; give finetune-<percent> folders, or final"

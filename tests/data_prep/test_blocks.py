@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 
 from budget_trainer.data import DataFolder
 from data_prep import blocks
-from data_prep.corpus import HASHED_WORDS, is_held_out, text_parts, tokenise
+from data_prep.corpus import text_parts, tokenise
 from data_prep.documents import read_documents
+from data_prep.held_out import HASHED_WORDS, is_held_out
 from data_prep.manifest import sha256_of
 from tests.conftest import ROOT
 

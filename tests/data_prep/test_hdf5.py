@@ -7,6 +7,7 @@ from transformers import AutoTokenizer
 from budget_trainer.data import DataFolder
 from data_prep import hdf5
 from data_prep.documents import read_documents
+from data_prep.held_out import HELD_OUT_RULE
 
 h5py = pytest.importorskip("h5py", reason="needs the extra hdf5")
 LENGTH, SLOTS = 32, 5
@@ -68,6 +69,7 @@ def test_masks_come_off_and_copies_go(text_rows, tokenizer, tmp_path):
     train = data.manifest["splits"]["train"]
     assert train["copies_dropped"] == 2 * half and train["rows"] == half and data.manifest["packing"] == "one_document"
     assert train["tokens"] == sizes[:half].sum() and data.manifest["splits"]["validation"]["rows"] > 0
+    assert data.manifest["validation"]["rule"] == HELD_OUT_RULE
     held = (tmp_path / "out" / "validation.txt").read_text()
     assert " ".join(loaded.decode(rows[half], skip_special_tokens=True).split()) in held
     assert convert(shards, tokenizer, tmp_path / "all", "--keep_copies") == 0

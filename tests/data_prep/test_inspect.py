@@ -10,9 +10,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from data_prep import inspect
-from data_prep.corpus import is_held_out
 from data_prep.counting import Lengths
 from data_prep.documents import read_documents
+from data_prep.held_out import is_held_out
 from tests.data_prep.conftest import error_of, flip
 
 
@@ -66,7 +66,7 @@ def test_figures_of_the_corpus(prepared, corpus, tokenizer, look, monkeypatch, p
     assert figures["bytes_per_token"] == pytest.approx(size / tokens, rel=1e-4 if packing == "packed" else 1e-12)
     assert figures["tokens_per_byte"] == pytest.approx(1 / figures["bytes_per_token"])
     assert figures["characters_per_token"] == pytest.approx(figures["bytes_per_token"])  # ASCII
-    assert figures["validation"] == {"fraction": 0.1, "text": None}
+    assert figures["validation"] == {"fraction": 0.1, "text": None, "rule": 2}
     assert f"{train['rows']:,} blocks of 64 positions" in printed and f"packing         {packing}" in printed
 
 

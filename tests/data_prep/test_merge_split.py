@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from budget_trainer.data import DataFolder
-from data_prep import merge, shards, split
+from data_prep import inspect, merge, shards, split
 from data_prep.documents import read_documents
 from tests.conftest import words
 from tests.data_prep.conftest import error_of, flip
@@ -157,7 +157,7 @@ def test_the_manifest_of_a_merged_folder(prepared, other_corpus, tmp_path):
     assert len(merged["splits"]["train"]["files"]) == 4
     assert merged["sources"] == one.manifest["sources"] + two.manifest["sources"]
     assert merged["command"].startswith("python -m data_prep.merge --input ")
-    assert merged["validation"] == one.manifest["validation"] == {"fraction": 0.1, "text": None}
+    assert merged["validation"] == one.manifest["validation"] == {"fraction": 0.1, "text": None, "rule": 2}
     assert [origin["fingerprint"] for origin in merged["made_from"]] == [one.fingerprint, two.fingerprint]
 
 
@@ -221,6 +221,31 @@ def test_folders_that_do_not_go_together(prepared, corpus, other_corpus, tokeniz
     line = error_of(merge.main, ["--input", one.path, two.path, "--output_dir", tmp_path / "out"], capsys)
     assert f"input {two.path}: {message.format(one=one.path)}" in line
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out*"))
+
+
+def with_rule(folder, path, rule):
+    """A copy of the folder whose manifest has another rule of what is held out; None is that of one made before rules."""
+    shutil.copytree(folder.path, path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["validation"].pop("rule")
+    manifest["validation"] |= {} if rule is None else {"rule": rule}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return DataFolder.open(path)
+
+
+def test_folders_that_were_split_by_another_rule(prepared, other_corpus, tmp_path, capsys):
+    one, two = prepared(), prepared(input=other_corpus)
+    old, older = with_rule(two, tmp_path / "old", None), with_rule(one, tmp_path / "older", 1)
+    for pair, rules in (([one, old], (1, 2)), ([old, one], (2, 1))):
+        argv = ["--input", *(folder.path for folder in pair), "--output_dir", tmp_path / "out"]
+        line = error_of(merge.main, argv, capsys)
+        assert f"validation rule is {rules[0]}, that of {pair[0].path} is {rules[1]}: one would train on" in line
+        assert f"make {old.path} anew with data_prep" in line and not (tmp_path / "out").exists()
+    merged = run_merge([older, old], tmp_path / "both").manifest
+    assert merged["validation"].get("rule", 1) == 1, "which is still known of what they became"
+    nothing = [prepared(validation_fraction=0), prepared(validation_fraction=0, input=other_corpus)]
+    run_merge([nothing[0], with_rule(nothing[1], tmp_path / "nothing", None)], tmp_path / "none")
+    assert inspect.main([str(old.path)]) == 0
 
 
 def test_different_validation_texts_and_manifests_that_do_not_say(prepared, corpus, other_corpus, tmp_path, capsys):

@@ -82,6 +82,18 @@ def test_other_blocks_begin_at_the_kept_tokens(recipe, tmp_path):
     assert {file.parent.name for file in again} == {"tokens"}
 
 
+def test_tokens_that_were_split_by_another_rule_are_made_anew(recipe, tmp_path, monkeypatch):
+    path = recipe()
+    with monkeypatch.context() as before:
+        before.setattr("data_prep.data_recipe.HELD_OUT_RULE", 1)
+        assert prepare.main([str(path), "--keep_work", "true"]) == 0
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "out.work").rglob("*.arrow")}
+    assert prepare.main([str(path)]) == 2, "this recipe makes something else"
+    assert prepare.main([str(path), "--keep_work", "true", "--overwrite", "true"]) == 0
+    again = {file.parent.name for file in kept if file.stat().st_mtime_ns != kept[file]}
+    assert again == {"tokens"}
+
+
 def test_another_type_of_tokenizer_is_trained_anew(recipe, tmp_path):
     path = recipe(keep_work=True, overwrite=True, tokenizer={"vocab_size": 300})
     types = {"wordpiece": "WordPiece", "bpe": "BPE", "unigram": "Unigram"}
@@ -274,3 +286,30 @@ def test_a_full_disk_keeps_what_was_finished(recipe, corpus, tmp_path):
         assert made(disk / "out") == made(tmp_path / "out")
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_file_that_cannot_grow_keeps_what_was_finished(recipe, corpus, tmp_path):
+    """The same without a disk of one's own: no file may have more than 400 kB (EFBIG), which the one long document needs."""
+    text = tmp_path / "text.txt"
+    long = " ".join(f"{line} number {number}" for number in range(9) for line in corpus.read_text().split("\n\n"))
+    assert len(long) > 500_000
+    text.write_text(corpus.read_text() + "\n\n" + long.replace("\n", " ") + "\n\nThe last one.\n")
+    changes = {"sources": [{"input": str(text), "kind": "text"}], "piece_megabytes": 0.1, "num_shards": 8}
+    path = recipe("small", output_dir=str(tmp_path / "small"), **changes)
+    command = [sys.executable, "-m", "data_prep.prepare", path]
+    options = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    limited = ["bash", "-c", 'ulimit -f 400 && exec "$@"', "bash", *command]
+    done = subprocess.run(limited, **options)
+    assert done.returncode == 2 and "File too large" in done.stderr.splitlines()[-1], done.stderr
+    kept = finished(tmp_path / "small.work")
+    assert len(kept) >= 2 and not (tmp_path / "small").exists()
+    done = subprocess.run([*command, "--keep_work", "true"], **options)
+    assert done.returncode == 0, done.stderr
+    assert kept.items() <= finished(tmp_path / "small.work").items(), "not read again"
+    assert prepare.main([str(recipe("whole", **changes))]) == 0
+    assert made(tmp_path / "small") == made(tmp_path / "out")
+
+
+def finished(work):
+    """When each account of a piece that is complete was written."""
+    return {file.name: file.stat().st_mtime_ns for file in (work / "documents").glob("source-*.json")}

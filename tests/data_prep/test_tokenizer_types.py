@@ -9,10 +9,10 @@ from transformers import AutoTokenizer
 
 from budget_trainer.fill_mask import fill_mask
 from budget_trainer.whole_words import continues_word
-from data_prep.corpus import is_held_out
 from data_prep.counting import parts_of_row
 from data_prep.documents import read_documents
 from data_prep.encoding import Encoder
+from data_prep.held_out import is_held_out
 from data_prep.inspect_output import sample_of
 from data_prep.packing import token_bytes
 from data_prep.sentences import split_sentences

@@ -1,13 +1,15 @@
 """The model of a run on the Hub, and the scores of a suite in the card of what it scored."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
-from budget_trainer import publish
 from budget_trainer.glue.push import scores
 from tests.conftest import ROOT, words
 from tests.hub.conftest import NATIVE, local
@@ -86,13 +88,54 @@ def test_what_is_known_before_it_begins(finetune, capfd, monkeypatch, tmp_path, 
     assert line.startswith(f"error: {expected}") and not (tmp_path / "out").exists()
 
 
-def test_the_scores_of_a_suite_go_into_the_card_of_its_model(hub, tiny_model, tmp_path, monkeypatch, capfd):
-    for name, value in hub.environment().items():
-        monkeypatch.setenv(name, value)
+def published(hub, *arguments):
+    command = [sys.executable, "-m", "budget_trainer.publish", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **hub.environment()}, capture_output=True, text=True)
+
+
+def scores_of(files):
+    """What the Hub reads: `model-index` in the first lines of the card that is stored."""
+    return [
+        (one.dataset_config, one.dataset_split, one.metric_type, one.metric_value)
+        for one in ModelCard(files["README.md"].decode()).data.eval_results or ()
+    ]
+
+
+def test_the_scores_of_a_suite_go_into_the_card_of_its_model(hub, tiny_model, tmp_path):
+    """And stay there without the flag, for as long as the weights do."""
+    suite, model = tmp_path / "suite", tmp_path / "model"
+    suite.mkdir()
+    shutil.copytree(tiny_model, model)
     score = {"task": "RTE", "metric": "accuracy", "value": 0.61, "split": "validation", "seeds": 5}
-    (tmp_path / "glue_report.json").write_text(json.dumps({"scores": [score]}))
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-    arguments = [str(tiny_model), "--hub_model_id", "scored", "--glue_report", str(tmp_path)]
-    assert publish.main([*arguments, "--dry_run"]) == 0 and "glue_report.json" in capfd.readouterr().out
-    assert publish.main([*arguments[:-1], str(tmp_path / "nothing")]) == 2
-    assert "glue_report: " in capfd.readouterr().err
+    (suite / "glue_report.json").write_text(json.dumps({"scores": [score]}))
+    (suite / "glue_report.md").write_text("# GLUE\n")
+    words = [model, "--hub_model_id", "scored"]
+    assert published(hub, *words, "--glue_report", suite).returncode == 0
+    repo, expected = hub.repos["ada/scored"], [("rte", "validation", "accuracy", 0.61)]
+    first = repo.files()
+    assert scores_of(first) == expected and "| RTE | accuracy |" in first["README.md"].decode()
+    assert json.loads(first["glue_report.json"])["scores"] == [score] and first["glue_report.md"] == b"# GLUE\n"
+
+    commits = len(repo.history["main"])
+    assert published(hub, *words).returncode == 0
+    assert repo.files() == first and len(repo.history["main"]) == commits, "nothing changed, so nothing is sent"
+    assert published(hub, *words, "--license", "mit").returncode == 0
+    again = repo.files()
+    assert scores_of(again) == expected and ModelCard(again["README.md"].decode()).data.license == "mit"
+
+    weights = model / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    assert published(hub, *words, "--overwrite").returncode == 0
+    assert scores_of(repo.files()) == [] and not [name for name in repo.files() if name.startswith("glue_report")]
+
+
+def test_scores_that_cannot_be_read(hub, tiny_model, tmp_path):
+    words = [tiny_model, "--hub_model_id", "scored"]
+    done = published(hub, *words, "--glue_report", tmp_path / "nothing")
+    assert done.returncode == 2 and "error: glue_report: " in done.stderr and not hub.repos
+    assert published(hub, *words).returncode == 0
+    repo = hub.repos["ada/scored"]
+    repo.put("main", {**repo.files(), "glue_report.json": b"[5]"}, "by hand")
+    done = published(hub, *words)
+    assert done.returncode == 2
+    assert f"error: glue_report.json: {hub.url}/ada/scored, main, is not a list of" in done.stderr

@@ -138,7 +138,7 @@ def test_the_markdown_says_what_a_reader_needs(tmp_path: Path) -> None:
         "| MRPC | F1 | 85.0 | 80.0 to 90.0 | 2 | accuracy 85.0 |",
         "| SST-2 (100 of 872 rows) | accuracy | 90.0 | 90.0 to 90.0 | 1 |  |",
         "SST-2: scored on a part of the official dev rows, comparable with no published number.",
-        "num_train_epochs 3.0; from MNLI's model | 1 | 2 | 2m |",
+        "num\\_train\\_epochs 3.0; from MNLI's model | 1 | 2 | 2m |",
         "MRPC: seed 3 failed.",
         "- QNLI: QNLI/train.tsv is not in data\\|x",
         "| **ours** | 45.0 |  | 85.0 |",

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -15,8 +16,10 @@ from huggingface_hub.utils import _http
 from transformers import BertForSequenceClassification
 
 from budget_trainer import hub_client, publish
+from budget_trainer.card_markdown import without_folders
 from budget_trainer.errors import InputError, RunError
 from budget_trainer.hub_errors import redacted, retried
+from budget_trainer.markdown import inline
 from tests.conftest import run, spawn, wait_for
 from tests.hub.conftest import NATIVE, local, write_model
 from tests.hub.server import READ_TOKEN, TOKEN, Hub
@@ -82,6 +85,63 @@ def test_a_run_becomes_a_repository_byte_for_byte(hub, folder, call):
     assert not [one for one in hub.requests if "pickle" in one[1] or one[1].endswith(".bin")]
     head = ModelCard(repo.files()["README.md"].decode()).data
     assert (head.license, head.language, head.pipeline_tag) == ("mit", ["en", "de"], "fill-mask")
+
+
+def of_a_machine(folder):
+    """GLUE's report of a suite whose data lay in a home, as glue.report writes it, and a run's report that says more."""
+    report = {
+        "model": "/home/ada/runs/mini/final",
+        "scores": GLUE,
+        "tasks": {"CoLA": {"notes": ["seed 3 failed (see /home/ada/runs/mini_1/log.txt), and/or https://x.org/a/b"]}},
+        "absent": {"QNLI": "QNLI/train.tsv is not in /home/ada/my_glue"},
+        "submission": {"missing": {"QNLI.tsv": "no '/home/ada/my data/QNLI' or ~/glue/QNLI; see `/home/ada/x`."}},
+    }
+    (folder / "glue_report.json").write_text(json.dumps(report))
+    texts = [report["model"], *report["absent"].values(), *report["tasks"]["CoLA"]["notes"]]
+    texts += report["submission"]["missing"].values()
+    (folder / "glue_report.md").write_text("# GLUE\n\n" + "\n".join(f"- {inline(text)}" for text in texts))
+    shutil.copy(folder / "glue_report.md", folder / "finetune-50")
+    run_report = json.loads((folder / "run_report.json").read_text())
+    run_report["stop_reason"] = "signal, told by /home/ada/jobs/stop.sh"
+    (folder / "run_report.json").write_text(json.dumps(run_report))
+
+
+def test_no_folder_of_a_machine_is_published(hub, folder, call):
+    of_a_machine(folder)
+    assert call(folder)[0] == 0
+    repo = hub.repos["ada/mini"]
+    for files in repo.commits.values():
+        assert not [name for name, data in files.items() if b"/home/ada" in data or b"my data" in data]
+    report, text = (repo.files()[f"glue_report.{kind}"] for kind in ("json", "md"))
+    content = json.loads(report)
+    assert content["model"] == "final" and content["scores"] == GLUE
+    assert content["absent"] == {"QNLI": "QNLI/train.tsv is not in my_glue"}
+    assert content["tasks"]["CoLA"]["notes"] == ["seed 3 failed (see log.txt), and/or https://x.org/a/b"]
+    assert content["submission"]["missing"] == {"QNLI.tsv": "no 'QNLI' or QNLI; see `x`."}
+    assert text.decode().splitlines()[2:] == [
+        "- final",
+        "- QNLI/train.tsv is not in my\\_glue",
+        "- seed 3 failed (see log.txt), and/or https://x.org/a/b",
+        "- no 'QNLI' or QNLI; see \\`x\\`.",
+    ]
+    assert json.loads(repo.files()["run_report.json"])["stop_reason"] == "signal, told by stop.sh"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("--data_dir=/home/ada/a_b,(/home/ada/b)", "--data_dir=a_b,(b)"),
+        ("/home/ada/my data/x", "x"),
+        ("/home/ada/a is not /home/ada/b/", "a is not b"),
+        ("at file:///home/ada/x.txt:12", "at x.txt:12"),
+        (r"C:\Users\ada\glue, D:/ada/x", "glue, x"),
+        ("PATH=/home/ada/a:/home/ada/b", "PATH=a:b"),
+        ("in /home/ada's/é,f/g.", "in g."),
+        ("wikimedia/wikipedia, out/run, ../x/y, 2/3, tokens/s, </s>, / and s3://a/b", None),
+    ],
+)
+def test_paths_inside_of_texts(text, expected):
+    assert without_folders({"a": [text]}) == {"a": [text if expected is None else expected]}
 
 
 def test_the_second_call_sends_only_what_changed(hub, folder, call):
