@@ -28,7 +28,7 @@ help:
 	@echo "make quickstart   pre-train on the docstrings of the installed packages and print five fill-mask examples"
 	@echo "                  BUDGET=$(BUDGET)  CONFIG=$(CONFIG)  OUT=$(OUT)"
 	@echo "                  LAUNCH='flags of accelerate launch'  ARGS='flags of train_mlm.py'"
-	@echo "make test         the tests (about 13 minutes on two cores)"
+	@echo "make test         the tests (about 20 minutes on two cores)"
 	@echo "make acceptance   every promise measured, as a table in out/acceptance.md; CHECKS='budget resume' selects"
 	@echo "make install      only the virtual environment; TORCH_INDEX=URL takes torch from another package index"
 	@echo "make style        format and fix what ruff can fix"

@@ -229,7 +229,7 @@ def quality() -> Iterator[Line]:
 
 
 def data_prep() -> Iterator[Line]:
-    speed, memory = "at least 2 MB/s of raw text from text to blocks (46 MB, two processes)", "memory under 2 GiB"
+    speed, memory = "at least 3 MB/s of raw text from text to blocks (46 MB, two processes)", "memory under 2 GiB"
     text = DATA / "wiki2018_00.txt.xz"
     if reason := missing(text, DATA / "vocab.tar.xz"):
         yield Line("data_prep", f"{speed}; {memory}", reason, None)
@@ -249,8 +249,51 @@ def data_prep() -> Iterator[Line]:
     manifest = json.loads((folder / "blocks" / "manifest.json").read_text())
     megabytes = sum(source["text_bytes"] for source in manifest["sources"]) / 1e6
     measured = f"{megabytes / seconds:.2f} MB/s ({megabytes:.1f} MB in {seconds:.1f} s)"
-    yield Line("data_prep", speed, measured, megabytes / seconds >= 2)
+    yield Line("data_prep", speed, measured, megabytes / seconds >= 3)
     yield Line("data_prep", memory, f"{peak / 2**30:.2f} GiB", peak < 2 * 2**30)
+
+
+def glue() -> Iterator[Line]:
+    asked = "GLUE by one command with a tiny model: under 30 minutes, official row counts, what has no data is named"
+    if reason := missing(DATA / "glue_data.tar.xz", DATA / "vocab.tar.xz"):
+        yield Line("glue", asked, reason, None)
+        return
+    folder = fresh("glue")
+    with tarfile.open(DATA / "glue_data.tar.xz") as archive:
+        archive.extractall(folder / "data", filter="data")
+    model = tiny_encoder(uncased(OUT / "vocab"), folder / "model")
+    command = [sys.executable, "finetune_glue.py", "--model_name_or_path", str(model), "--task_name", "all"]
+    command += ["--glue_dir", str(folder / "data" / "glue_data"), str(folder / "data" / "glue_subset")]
+    command += ["--intermediate_task", "MNLI", "--grid", "recipes/glue/quick.yaml", "--total_training_time", "9m"]
+    seconds = sh([*command, "--use_cpu", "true", "--output_dir", str(folder / "out")], folder / "log.txt")
+    report = json.loads((folder / "out" / "glue_report.json").read_text())
+    check = [
+        sys.executable,
+        "-m",
+        "budget_trainer.glue.check_submission",
+        str(folder / "out" / "submission"),
+        "--partial",
+    ]
+    sh(check, folder / "check.txt")
+    files = set(report["submission"]["files"])
+    official = {f"{task}.tsv" for task in ("CoLA", "SST-2", "MRPC", "STS-B", "RTE", "WNLI", "AX")} <= files
+    measured = (
+        f"{seconds:.0f} s, {len(report['tasks'])} tasks, files {sorted(files)}, absent {sorted(report['absent'])}"
+    )
+    yield Line("glue", asked, measured, seconds < 1800 and official and set(report["absent"]) == {"QNLI"})
+
+
+def tiny_encoder(tokenizer_file: Path, folder: Path) -> Path:
+    """A BERT of 2 layers of 64 with random weights, and its tokenizer."""
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+
+    tokenizer = BertTokenizerFast(tokenizer_file=str(tokenizer_file))
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **sizes)).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def proportional_bytes(process: psutil.Process) -> int:
@@ -266,12 +309,12 @@ def proportional_bytes(process: psutil.Process) -> int:
 
 def test_time() -> Iterator[Line]:
     seconds = sh(["make", "test"], OUT / "tests.log")
-    asked = "make test passes in under 600 s"
-    yield Line("test_time", asked, f"{seconds:.0f} s, {last_line(OUT / 'tests.log').strip('= ')}", seconds < 600)
+    asked = "make test passes in under 25 minutes"
+    yield Line("test_time", asked, f"{seconds:.0f} s, {last_line(OUT / 'tests.log').strip('= ')}", seconds < 1500)
 
 
 CHECKS: dict[str, Callable[[], Iterator[Line]]] = {
-    check.__name__: check for check in (quickstart, right_loss, resume, data_prep, test_time, budget, quality)
+    check.__name__: check for check in (quickstart, right_loss, resume, data_prep, glue, test_time, budget, quality)
 }
 
 
