@@ -23,6 +23,7 @@ HEADINGS = (
     "Optimizer.",
     "Time: budget, learning rate over it, what is saved when.",
     "Validation, and what is done when the loss goes wrong.",
+    "Model card.",
     "Batch, rates, precision, logging: names of Hugging Face's TrainingArguments.",
 )
 
