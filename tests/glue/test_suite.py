@@ -184,7 +184,7 @@ def test_a_suite_ends_inside_of_its_time(suite, tmp_path):
     assert code == 0 and took <= 60, took
     ((entry,),) = [one["runs"] for one in content["tasks"]["SST-2"]["configurations"]]
     result = json.loads((tmp_path / "out" / entry["folder"] / "result.json").read_text())
-    assert result["stopped_by"] == "budget" and result["seconds"]["total"] <= result["budget_seconds"] < 60
+    assert result["stopped_by"] == "budget" and result["seconds"]["total"] <= 1.02 * result["budget_seconds"] < 60
     assert json.loads((tmp_path / "out" / "clock.json").read_text())["elapsed_seconds"] <= 60
 
 
