@@ -70,7 +70,9 @@ def exit_codes_text() -> str:
 class Parser(argparse.ArgumentParser):
     """argparse without guessing, whose errors are an InputError (one line), and whose help ends with the exit codes."""
 
-    def __init__(self, default_program: str, description: str | None, formatter: type[argparse.HelpFormatter] | None = None) -> None:
+    def __init__(
+        self, default_program: str, description: str | None, formatter: type[argparse.HelpFormatter] | None = None
+    ) -> None:
         super().__init__(
             prog=program(default_program),
             description=description,

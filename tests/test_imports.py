@@ -70,7 +70,15 @@ MODULES = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): pat
 
 
 PUBLISHING = {"publish", "hub_push", "hub_client", "hub_errors", "hub_files", "model_card", "hub_update"}
-PUBLISHING |= {"command", "background_push", "card_sections", "card_scores", "card_markdown", "data_statement", "markdown"}
+PUBLISHING |= {
+    "command",
+    "background_push",
+    "card_sections",
+    "card_scores",
+    "card_markdown",
+    "data_statement",
+    "markdown",
+}
 
 
 def test_publishing_starts_without_torch():
