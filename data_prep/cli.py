@@ -4,8 +4,10 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from budget_trainer.command import Parser as CommandParser
+from budget_trainer.errors import InputError
 from data_prep.documents import KINDS, Source
 
 
@@ -14,6 +16,9 @@ class Parser(CommandParser):
 
     def __init__(self, stage: str, description: str | None) -> None:
         super().__init__(f"python -m data_prep.{stage}", description, argparse.ArgumentDefaultsHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see --help)")  # the same words for a key of data_prep.prepare
 
 
 def command_line(stage: str, argv: list[str] | None) -> str:
