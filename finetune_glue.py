@@ -14,20 +14,18 @@ from budget_trainer.clock import BudgetClock
 
 CLOCK = BudgetClock()  # before the heavy imports: they are paid for out of the budget
 
-import logging  # noqa: E402
 import math  # noqa: E402
-import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
+from contextlib import ExitStack  # noqa: E402
 
-from budget_trainer.errors import InputError, RunError, StopAsked  # noqa: E402
+from budget_trainer.command import DONE  # noqa: E402
+from budget_trainer.errors import StopAsked  # noqa: E402
 from budget_trainer.glue import lifeline  # noqa: E402
+from budget_trainer.script import leave_with, run_script  # noqa: E402
 from budget_trainer.stop_request import StopRequest  # noqa: E402
 
-STOPPED_EXIT = 85
-log = logging.getLogger("finetune_glue")
 
-
-def finetune(argv: Sequence[str] | None, stop: StopRequest) -> int:
+def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
     """What was asked for. Returns the exit code: 0 all done, 1 some run of a suite failed, 85 stopped by a signal."""
     from budget_trainer.glue.parsing import parse_request
 
@@ -85,36 +83,29 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest) -> int:
     if arguments.should_save:
         ending.keep(request, sources, trainer, outputs, account.account)
     trainer.time_budget.channel.barrier()
-    stop.restore()  # what follows is outside of the budget, and any signal may end it
+    at_exit.close()  # what follows is outside of the budget, and any signal may end it
     if arguments.should_save:
         push.publish(output_dir, request.push)
-    return 0
+    return DONE
+
+
+def told(error: Exception) -> Exception:
+    """The error in the words of a run on GLUE, where there is nothing to resume."""
+    from budget_trainer.glue import result
+
+    return result.told(error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`finetune`, with its end in one line: 85 where a signal stopped it, 2 for bad input, 1 for what could not go on."""
+    """`finetune`, with every end in one line and an exit code of `command.EXIT_CODES`."""
     lifeline.hold()
-    stop = StopRequest()
-    stop.listen()  # before the heavy imports; a second SIGINT ends at once
-    try:
-        return finetune(argv, stop)
-    except StopAsked as asked:
-        log.info("stopped: %s", asked)
-        return STOPPED_EXIT
-    except (InputError, RunError, OSError) as error:
-        from budget_trainer.glue.result import told
-        from budget_trainer.launch import say_error
+    return run_script("finetune_glue", finetune, argv, told)
 
-        say_error(told(error), stop)
-        return 2 if isinstance(error, InputError) else 1
-    finally:
-        stop.restore()
+
+def command() -> None:
+    """The script, and the entry point budget-finetune-glue."""
+    leave_with(main())
 
 
 if __name__ == "__main__":
-    code = main()
-    if code in (0, STOPPED_EXIT):
-        from budget_trainer.distributed import leave
-
-        leave(code)
-    sys.exit(code)
+    command()

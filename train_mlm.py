@@ -12,17 +12,13 @@ from budget_trainer.clock import BudgetClock
 
 CLOCK = BudgetClock()  # before the heavy imports: they are paid for out of the budget
 
-import logging  # noqa: E402
-import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 from functools import partial  # noqa: E402
 
-from budget_trainer.errors import InputError, RunError, StopAsked  # noqa: E402
+from budget_trainer.command import DONE, RESUMABLE  # noqa: E402
+from budget_trainer.script import leave_with, run_script  # noqa: E402
 from budget_trainer.stop_request import StopRequest  # noqa: E402
-
-RESUMABLE_EXIT = 85
-log = logging.getLogger("train_mlm")
 
 
 def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
@@ -51,7 +47,7 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     if run.resume_from_checkpoint is not None and run_folder.awaits_evaluation(output_dir):
         at_exit.close()  # no more work that a signal would have to save
         finish_report(recipe, data, channel, CLOCK)
-        return 0
+        return DONE
     checkpoint = run_folder.find_checkpoint(output_dir, run.resume_from_checkpoint)
     columns = data.columns_for(document_mask=recipe.data.document_mask, next_sentence=recipe.add_nsp)
     blocks = data.train(seed=run.seed, columns=columns)
@@ -119,34 +115,21 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     if resumable:
         if run.process_index == 0:
             run_folder.mark_resumable(output_dir, str(budget.stop_reason))
-        return RESUMABLE_EXIT
+        return RESUMABLE
 
     conclude(trainer, callbacks, recipe, final)  # outside of the budget
-    return 0
+    return DONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`train`, with its end in one line: 85 for a run to be resumed, 2 for bad input, 1 for a run that cannot go on."""
-    stop = StopRequest()
-    with ExitStack() as at_exit:
-        stop.listen()  # before the heavy imports; a second SIGINT ends at once
-        at_exit.callback(stop.restore)
-        try:
-            return train(argv, stop, at_exit)
-        except StopAsked as asked:
-            log.info("stopped: %s", asked)
-            return RESUMABLE_EXIT
-        except (InputError, RunError, OSError) as error:
-            from budget_trainer.launch import say_error
+    """`train`, with every end in one line and an exit code of `command.EXIT_CODES`."""
+    return run_script("train_mlm", train, argv)
 
-            say_error(error, stop)
-            return 2 if isinstance(error, InputError) else 1
+
+def command() -> None:
+    """The script, and the entry point budget-train-mlm."""
+    leave_with(main())
 
 
 if __name__ == "__main__":
-    code = main()
-    if code in (0, RESUMABLE_EXIT):
-        from budget_trainer.distributed import leave
-
-        leave(code)
-    sys.exit(code)
+    command()

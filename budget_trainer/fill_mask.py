@@ -1,11 +1,11 @@
 """Show what a checkpoint has learned: python -m budget_trainer.fill_mask out/quickstart/final --text "A [MASK]." """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from budget_trainer.command import Parser, run_command
 from budget_trainer.errors import InputError
 
 EXAMPLES = (
@@ -43,24 +43,35 @@ def fill_mask(folder: str, texts: Sequence[str], top: int = 3) -> list[list[tupl
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """The command line; returns the exit code."""
+    return run_command(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    parser = Parser("python -m budget_trainer.fill_mask", __doc__)
     parser.add_argument("model", help="a checkpoint folder, such as out/quickstart/final")
     parser.add_argument("--text", action="append", help="a sentence with one [MASK]; may be repeated")
     parser.add_argument("--top", type=int, default=3, help="how many predictions to print (3)")
     arguments = parser.parse_args(argv)
     if not (Path(arguments.model) / "config.json").is_file():
-        parser.error(
-            f"model {arguments.model!r} has no config.json; give the folder of a finished run, such as OUT/final"
+        raise InputError(
+            f"model: {arguments.model} has no config.json; give the folder of a finished run, such as OUT/final"
         )
+    if arguments.top < 1:
+        raise InputError(f"top: {arguments.top} is below 1; give a whole number from 1 on")
     texts = arguments.text or EXAMPLES
     try:
         answers = fill_mask(arguments.model, texts, arguments.top)
-    except InputError as error:
-        parser.error(str(error))
+    except InputError:
+        raise
+    except Exception as error:  # the library has a class of its own for each file that is missing or broken
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"model: {arguments.model} cannot be read ({reason}); give the folder of a finished run, such as OUT/final"
+        ) from error
     for text, best in zip(texts, answers, strict=True):
         print(text)
         print("    " + "   ".join(f"{token} {100 * probability:.1f} %" for token, probability in best))
-    return 0
 
 
 if __name__ == "__main__":

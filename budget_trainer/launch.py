@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging as hf_logging
 
-from budget_trainer import run_folder
+from budget_trainer import command, run_folder
 from budget_trainer.agreement import Agreement
 from budget_trainer.errors import InputError, LostRank, RunError, StopAsked
 from budget_trainer.failures import disk_failure
@@ -106,4 +105,4 @@ def say_error(error: Exception, stop: StopRequest) -> None:
     if os.environ.get("RANK", "0") != "0" and not isinstance(error, LostRank):
         stop.restore()
         time.sleep(3)
-    print(f"error: {redacted(str(error))}", file=sys.stderr, flush=True)  # a token in the wrong place stays unsaid
+    command.say_error(redacted(str(error)))  # a token in the wrong place stays unsaid

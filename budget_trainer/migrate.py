@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from budget_trainer.command import Parser, run_command
 from budget_trainer.errors import InputError
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse that answers in one line."""
+class _Parser(Parser):
+    """The advice is about the original's command."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"command line: {message}; begin the command with deepspeed run_pretraining.py, see --help")
@@ -34,12 +35,7 @@ def _positive(text: str) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m budget_trainer.migrate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _Parser("python -m budget_trainer.migrate", __doc__, argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--output", type=Path, help="write the recipe here, to a file that is not there yet, instead of to stdout")
     add(
@@ -145,12 +141,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 with one line on stderr."""
-    try:
-        _main(argv)
-        return 0
-    except (InputError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return run_command(lambda: _main(argv))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from budget_trainer import hub_files
+from budget_trainer.command import INTERRUPTED, Parser, run_command
 from budget_trainer.errors import InputError, RunError
 from budget_trainer.hub_client import TIMEOUT_SECONDS, Hub, check_locally, use_timeout
 from budget_trainer.hub_errors import redacted
@@ -30,15 +31,8 @@ FINISH = "finish"  # said by a run that has ended, to its publisher
 LOOK_EVERY_SECONDS = 1.0
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse that answers in one line, without a token that stands in the wrong place."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"command line: {redacted(message)}; see python -m budget_trainer.publish --help")
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m budget_trainer.publish", description=__doc__, allow_abbrev=False)
+    parser = Parser("python -m budget_trainer.publish", __doc__)
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="the --output_dir of a run, or the folder of one model")
     add("--hub_model_id", help="user/name; without user the token's owner, without both the folder's name")
@@ -162,36 +156,41 @@ def _quiet() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0 when all of it is there, 2 for what a person has to mend, 1 where the Hub does not do it."""
-    token = None
-    try:
-        args = _parse(argv)
-        token = args.hub_token
-        options = PushOptions(
-            args.hub_model_id,
-            args.hub_private_repo or None,
-            args.license,
-            args.language,
-            args.overwrite,
-            args.glue_report,
-        )
-        if args.dry_run:
-            show(args.folder, options)
-            return 0
-        _quiet()
-        use_timeout(TIMEOUT_SECONDS)
-        publisher = Publisher(args.folder, options, token)
-        if args.follow:
-            follow(publisher)
-        else:
-            publisher.publish()
-            print(publisher.account["url"])
-        return 0
-    except (InputError, RunError) as error:
-        print(f"error: {redacted(str(error), token)}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr, flush=True)
-        return 130
+    args: list[argparse.Namespace] = []
+
+    def work() -> None:
+        try:
+            args.append(_parse(argv))
+            _main(args[0])
+        except (InputError, RunError) as error:  # a token in the wrong place stays unsaid
+            raise type(error)(redacted(str(error), args[0].hub_token if args else None)) from None
+
+    code = run_command(work)
+    if code == INTERRUPTED:
+        print("the same command goes on", file=sys.stderr, flush=True)
+    return code
+
+
+def _main(args: argparse.Namespace) -> None:
+    options = PushOptions(
+        args.hub_model_id,
+        args.hub_private_repo or None,
+        args.license,
+        args.language,
+        args.overwrite,
+        args.glue_report,
+    )
+    if args.dry_run:
+        show(args.folder, options)
+        return
+    _quiet()
+    use_timeout(TIMEOUT_SECONDS)
+    publisher = Publisher(args.folder, options, args.hub_token)
+    if args.follow:
+        follow(publisher)
+    else:
+        publisher.publish()
+        print(publisher.account["url"])
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from budget_trainer.command import run_command
 from budget_trainer.errors import InputError
-from data_prep.cli import Parser, add_source_flags, command_line, positive, run, source_of
+from data_prep.cli import Parser, add_source_flags, command_line, positive, source_of
 from data_prep.corpus import TokenGroup, text_parts, tokenise
 from data_prep.documents import Source
 from data_prep.encoding import load_backend
@@ -191,7 +192,7 @@ def _read_texts(file: Path) -> Iterator[str]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(__doc__.splitlines()[0] if __doc__ else None)
+    parser = Parser("blocks", __doc__.splitlines()[0] if __doc__ else None)
     add_source_flags(parser)
     add = parser.add_argument
     add("--tokenizer", required=True, help="folder, tokenizer.json, vocab.txt or Hub name")
@@ -230,7 +231,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return run(lambda: _main(argv))
+    return run_command(lambda: _main(argv))
 
 
 def _main(argv: list[str] | None) -> None:

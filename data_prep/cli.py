@@ -3,35 +3,22 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from budget_trainer.command import Parser as CommandParser
 from budget_trainer.errors import InputError
 from data_prep.documents import KINDS, Source
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse without guessing and without a usage text around the error: `error: ...` and exit code 2."""
+class Parser(CommandParser):
+    """The parser of a stage, whose help shows the defaults."""
 
-    def __init__(self, description: str | None) -> None:
-        formatter = argparse.ArgumentDefaultsHelpFormatter
-        super().__init__(description=description, allow_abbrev=False, formatter_class=formatter)
+    def __init__(self, stage: str, description: str | None) -> None:
+        super().__init__(f"python -m data_prep.{stage}", description, argparse.ArgumentDefaultsHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see --help)\n")
-
-
-def run(stage: Callable[[], None]) -> int:
-    """Exit code of a stage: 0, or 2 with one line on stderr for input or a disk that cannot be used."""
-    try:
-        stage()
-        return 0
-    except (InputError, OSError) as error:
-        reason = " ".join(str(error).split())
-    # Only now the error lets go of what was being read, and its progress bar ends: the reason is the last line.
-    print(f"error: {reason}", file=sys.stderr)
-    return 2
+        raise InputError(f"{message} (see --help)")  # the same words for a key of data_prep.prepare
 
 
 def command_line(stage: str, argv: list[str] | None) -> str:

@@ -22,8 +22,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from budget_trainer.command import run_command
 from budget_trainer.errors import InputError
-from data_prep.cli import Parser, positive, run
+from data_prep.cli import Parser, positive
 from data_prep.prose import paragraphs_of
 
 MIN_DOCUMENT_CHARACTERS = 200
@@ -151,7 +152,7 @@ def _write(args: argparse.Namespace) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(__doc__.splitlines()[0] if __doc__ else None)
+    parser = Parser("docstrings", __doc__.splitlines()[0] if __doc__ else None)
     add = parser.add_argument
     add(
         "--output_file",
@@ -171,7 +172,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return run(lambda: _write(_parse(argv)))
+    return run_command(lambda: _write(_parse(argv)))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from budget_trainer.command import run_command
 from budget_trainer.errors import InputError
 from data_prep.blocks import split_entry, write_validation
-from data_prep.cli import Parser, command_line, positive, run
+from data_prep.cli import Parser, command_line, positive
 from data_prep.duplicates import digest_of_bytes, find_duplicates, is_duplicate
 from data_prep.held_out import is_held_out, validation_facts
 from data_prep.manifest import sha256_of, write_manifest, written_aside
@@ -199,7 +200,7 @@ def _texts(tokenizer: Any, ids: np.ndarray) -> list[str]:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(__doc__.splitlines()[0] if __doc__ else None)
+    parser = Parser("hdf5", __doc__.splitlines()[0] if __doc__ else None)
     add = parser.add_argument
     add("--input", nargs="+", required=True, help="folders of .hdf5 shards, or files")
     add("--tokenizer", required=True, help="what they were made with: folder, tokenizer.json, vocab.txt or Hub name")
@@ -218,7 +219,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return run(lambda: _main(argv))
+    return run_command(lambda: _main(argv))
 
 
 def _main(argv: list[str] | None) -> None:

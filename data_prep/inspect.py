@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from budget_trainer.command import run_command
 from budget_trainer.data import DataFolder
 from budget_trainer.errors import InputError
 from budget_trainer.rows import Rows
-from data_prep.cli import Parser, command_line, positive, run
+from data_prep.cli import Parser, command_line, positive
 from data_prep.counting import Counts
 from data_prep.encoding import load_backend
 from data_prep.folders import Layout, entries, open_folder, parts_of, refuse_overlap, verify
@@ -126,7 +127,7 @@ def _characters_per_byte(folder: DataFolder) -> float | None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(__doc__.splitlines()[0] if __doc__ else None)
+    parser = Parser("inspect", __doc__.splitlines()[0] if __doc__ else None)
     add = parser.add_argument
     add("data_dir", type=Path, help="a data folder")
     add("--split", choices=("train", "validation"), default="train", help="which rows to look at")
@@ -145,7 +146,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return run(lambda: _main(argv))
+    return run_command(lambda: _main(argv))
 
 
 def _main(argv: list[str] | None) -> None:

@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from budget_trainer.command import run_command
 from budget_trainer.data import DataFolder
 from budget_trainer.errors import InputError
-from data_prep.cli import Parser, command_line, positive, run
+from data_prep.cli import Parser, command_line, positive
 from data_prep.folders import copy_files, copy_tokenizer, deal, entries, facts_of, open_folder, refuse_overlap, verify
 from data_prep.manifest import sha256_of, write_manifest, written_aside
 
@@ -134,7 +135,7 @@ def _summed(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(__doc__.splitlines()[0] if __doc__ else None)
+    parser = Parser("merge", __doc__.splitlines()[0] if __doc__ else None)
     add = parser.add_argument
     add("--input", type=Path, nargs="+", required=True, help="two or more data folders, in order")
     add("--output_dir", type=Path, required=True, help="the data folder to make")
@@ -148,7 +149,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return run(lambda: _main(argv))
+    return run_command(lambda: _main(argv))
 
 
 def _main(argv: list[str] | None) -> None:

@@ -34,9 +34,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from budget_trainer import __version__
+from budget_trainer.command import exit_codes_text, program, run_command
 from budget_trainer.errors import InputError
 from data_prep import blocks
-from data_prep.cli import command_line, run
+from data_prep.cli import command_line
 from data_prep.corpus import TokenGroup
 from data_prep.data_recipe import OUTPUT, DataRecipe, read_data_recipe
 from data_prep.duplicates import find_duplicates
@@ -175,14 +177,21 @@ def _say(output: Path, content: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return run(lambda: _main(argv))
+    return run_command(lambda: _main(argv))
 
 
 def _main(argv: list[str] | None) -> None:
     words = sys.argv[1:] if argv is None else argv
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
+    if "-h" in words or "--help" in words:
+        print(
+            f"usage: {program('python -m data_prep.prepare')} RECIPE [--key value ...]\n\n{__doc__}\n{exit_codes_text()}"
+        )
         return
+    if "--version" in words:
+        print(f"budget-trainer {__version__}")
+        return
+    if not words or words[0].startswith("-"):
+        raise InputError("recipe: missing; give a YAML file, such as recipes/data/wikibooks.yaml, or see --help")
     prepare(read_data_recipe(Path(words[0]), words[1:]), command_line("prepare", argv))
 
 

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep.cli import Parser, command_line, positive, run
+from budget_trainer.command import run_command
+from data_prep.cli import Parser, command_line, positive
 from data_prep.folders import copy_files, copy_tokenizer, deal, facts_of, open_folder, refuse_overlap, verify
 from data_prep.manifest import write_manifest, written_aside
 
@@ -31,7 +32,7 @@ def split(source: Path, output: Path, num_shards: int) -> dict[str, Any]:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(__doc__.splitlines()[0] if __doc__ else None)
+    parser = Parser("split", __doc__.splitlines()[0] if __doc__ else None)
     add = parser.add_argument
     add("--input", type=Path, required=True, help="a data folder")
     add("--output_dir", type=Path, required=True, help="the data folder to make")
@@ -42,7 +43,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return run(lambda: _main(argv))
+    return run_command(lambda: _main(argv))
 
 
 def _main(argv: list[str] | None) -> None:

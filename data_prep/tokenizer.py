@@ -13,8 +13,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from budget_trainer.command import run_command
 from budget_trainer.errors import InputError
-from data_prep.cli import Parser, add_source_flags, positive, run, source_of
+from data_prep.cli import Parser, add_source_flags, positive, source_of
 from data_prep.manifest import written_aside
 from data_prep.tokenizer_training import TYPES, TokenizerToTrain, train_tokenizer
 
@@ -100,7 +101,7 @@ def _copy_text(documents: Iterable[str], file: Path, max_bytes: float) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(__doc__.splitlines()[0] if __doc__ else None)
+    parser = Parser("tokenizer", __doc__.splitlines()[0] if __doc__ else None)
     add_source_flags(parser)
     add = parser.add_argument
     add("--output_dir", type=Path, required=True, help="folder of the tokenizer")
@@ -121,7 +122,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return run(lambda: _main(argv))
+    return run_command(lambda: _main(argv))
 
 
 def _main(argv: list[str] | None) -> None:

@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "budget_trainer"
 STANDARD_ONLY = {"clock", "curves", "errors", "stages", "model_types", "stop_request", "__init__"}
 STANDARD_ONLY |= {"step_times", "validation_plan", "watch_checks"}
+STANDARD_ONLY |= {"command", "help_groups"}
 OF_MIGRATION = ("original_flags", "original_values", "original_command", "launcher", "other_scripts", "differences")
 STANDARD_ONLY |= {f"migration.{name}" for name in OF_MIGRATION}
 NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "agreement", "scheduler", "checkpoints", "run_folder", "flops"}
@@ -34,7 +35,7 @@ LEAVES |= {
     "host_memory",
     "cross_entropy",
 }
-LEAVES |= {"step_times", "stop_request", "validation_plan", "watch_checks"}
+LEAVES |= {"command", "help_groups", "step_times", "stop_request", "validation_plan", "watch_checks"}
 LEAVES |= {"card_scores", "hub_errors", "hub_files"}
 LEAVES |= {"hashing", "choice", "whole_words", "objective_checks", "masked_batch", "rows", "permutation"}
 LEAVES |= {"glue.tasks", "glue.shares", "glue.lifeline"}
@@ -69,7 +70,15 @@ MODULES = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): pat
 
 
 PUBLISHING = {"publish", "hub_push", "hub_client", "hub_errors", "hub_files", "model_card", "hub_update"}
-PUBLISHING |= {"background_push", "card_sections", "card_scores", "card_markdown", "data_statement", "markdown"}
+PUBLISHING |= {
+    "command",
+    "background_push",
+    "card_sections",
+    "card_scores",
+    "card_markdown",
+    "data_statement",
+    "markdown",
+}
 
 
 def test_publishing_starts_without_torch():

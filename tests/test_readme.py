@@ -78,7 +78,7 @@ def test_every_flag_of_the_table_exists():
 
     for flag in re.findall(r"`--(\w+)", README):
         known = flag in KEYS | GLUE_KEYS | set(RENAMED) or flag.removeprefix("no_") in KEYS
-        assert known or flag in ("input", "kind", "help", "text", "cpu", *LAUNCHER), flag
+        assert known or flag in ("input", "kind", "help", "text", "cpu", "print_config", *LAUNCHER), flag
 
 
 def test_files_that_are_named_exist():

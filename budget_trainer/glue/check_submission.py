@@ -7,7 +7,6 @@ the submission is complete and as the leaderboard wants it; 1: it is not, the fi
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import zipfile
@@ -15,6 +14,7 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
+from budget_trainer.command import Parser, run_command
 from budget_trainer.errors import InputError
 from budget_trainer.glue.submission import FOLDER, HEADER, ZIP, official_files
 from budget_trainer.glue.tasks import Split, Task, find_task
@@ -131,18 +131,16 @@ def _wanted(task: Task, prediction: str) -> str | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m budget_trainer.glue.check_submission",
-        description="Check files for the GLUE leaderboard. Exit code 0: right; 1: findings; 2: nothing to check.",
-    )
+    """The command line; returns the exit code: 0 right, 1 findings, 2 nothing to check."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    parser = Parser("python -m budget_trainer.glue.check_submission", "Check files for the GLUE leaderboard.")
     parser.add_argument("path", type=Path, help="glue_submission.zip, or the folder submission/")
     parser.add_argument("--partial", action="store_true", help="files may be missing; check those that are there")
     given = parser.parse_args(arguments)
-    try:
-        findings = check(given.path, given.partial)
-    except (InputError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    findings = check(given.path, given.partial)
     print("\n".join(findings) if findings else f"{given.path}: as the GLUE leaderboard wants it")
     return 1 if findings else 0
 

@@ -54,6 +54,7 @@ class Child:
         head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(profile)]
         command = [*head, "--main_process_port", "0", script, *words]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
+        environment.pop("FORCE_COLOR", None)  # its output is a file
         environment[VARIABLE] = "1"
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device

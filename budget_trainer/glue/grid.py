@@ -12,7 +12,7 @@ from budget_trainer.errors import InputError
 from budget_trainer.glue.arguments import REFUSED
 from budget_trainer.glue.parsing import ELSEWHERE, KEYS
 from budget_trainer.glue.tasks import Task, find_task
-from budget_trainer.recipes import read_recipe
+from budget_trainer.recipe_file import read_recipe
 
 SECTIONS = ("seeds", "flags", "grid", "tasks")
 

@@ -20,6 +20,7 @@ from budget_trainer.errors import InputError
 from budget_trainer.glue.arguments import GROUPS, REFUSED, RENAMED, GlueArguments, GlueRunArguments, SuiteArguments
 from budget_trainer.glue.push import settle
 from budget_trainer.glue.tasks import Task, find_tasks
+from budget_trainer.recipe_file import is_null, recipe_words, split_recipe
 
 KEYS = {f.name for group in GROUPS for f in fields(group) if f.init}
 LENGTHS = ("max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples")
@@ -44,7 +45,7 @@ ELSEWHERE |= {
     "report_to",
 }
 ELSEWHERE |= {"push_to_hub", "hub_model_id", "hub_private_repo", "license", "language"}
-ELSEWHERE |= {"tokenizer_name", "save_model", "do_train", "do_eval", "do_predict", "disable_tqdm", "use_cpu", "help"}
+ELSEWHERE |= {"tokenizer_name", "save_model", "do_train", "do_eval", "do_predict", "disable_tqdm", "use_cpu"}
 
 
 @dataclass
@@ -116,30 +117,48 @@ class _Parser(HfArgumentParser):
 
 
 def parse_request(argv: Sequence[str] | None = None) -> Request:
-    """The request in `--flag value ...`. Raises InputError for anything it cannot read.
+    """The request in `[recipe.yaml] --flag value ...`. Raises InputError for anything it cannot read.
 
-    Flags of earlier Trainers (`--evaluation_strategy`) become today's; of a flag given twice the last counts.
+    Flags of earlier Trainers (`--evaluation_strategy`) become today's; of a flag given twice the last counts. A null in a
+    recipe says nothing: the flag has its default.
     """
     _check_installed()
-    words = _renamed(sys.argv[1:] if argv is None else argv)
-    explicit = _explicit(words)
-    for name, value in explicit.items():
-        if name in REFUSED and not (name == "save_strategy" and value == "no"):
-            raise InputError(f"{name}: not used here (command line); {REFUSED[name]}")
-        if name not in KEYS and name != "help":
-            close = difflib.get_close_matches(name, KEYS, n=1)
-            fix = f"did you mean {close[0]}?" if close else "see finetune_glue.py --help for all flags"
-            raise InputError(f"{name}: unknown key (command line); {fix}")
-    groups: Any = GROUPS
-    parser = _Parser(groups, allow_abbrev=False, prog="finetune_glue.py")
+    path, given, words = split_recipe(sys.argv[1:] if argv is None else argv)
+    _checked([f"--{key}" for key, value in given.items() if is_null(value)], f"recipe {path}")
+    from_recipe = _checked(recipe_words(given, KEYS), f"recipe {path}")
+    words = _checked(words, "command line")
+    explicit = {**_explicit(from_recipe), **_explicit(words)}
     try:
-        glue, suite, card, run = parser.parse_args_into_dataclasses(args=words, look_for_args_file=False)
+        glue, suite, card, run = make_parser().parse_args_into_dataclasses(
+            args=[*from_recipe, *words], look_for_args_file=False
+        )
     except (ValueError, TypeError, ImportError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"arguments: {' '.join(str(error).split())}; correct the command line") from error
+        raise InputError(
+            f"arguments: {' '.join(str(error).split())}; correct the recipe or the command line"
+        ) from error
     _name_trackers(glue)
     return Request(glue, suite, run, card, explicit=explicit)
+
+
+def make_parser() -> HfArgumentParser:
+    """The parser of every flag, those too that are refused."""
+    groups: Any = GROUPS
+    return _Parser(groups, allow_abbrev=False, prog="finetune_glue.py")
+
+
+def _checked(words: Sequence[str], where: str) -> list[str]:
+    """The words with today's spelling. Raises InputError for a flag that is unknown, or not used here."""
+    today = renamed(words)
+    for name, value in _explicit(today).items():
+        if name in REFUSED and not (name == "save_strategy" and value == "no"):
+            raise InputError(f"{name}: not used here ({where}); {REFUSED[name]}")
+        if name not in KEYS:
+            close = difflib.get_close_matches(name, KEYS, n=1)
+            fix = f"did you mean {close[0]}?" if close else "see finetune_glue.py --help for all flags"
+            raise InputError(f"{name}: unknown key ({where}); {fix}")
+    return today
 
 
 def _check_installed() -> None:
@@ -150,7 +169,7 @@ def _check_installed() -> None:
             )
 
 
-def _renamed(words: Sequence[str]) -> list[str]:
+def renamed(words: Sequence[str]) -> list[str]:
     """The words with today's spelling of every flag."""
     found: list[str] = []
     for word in words:

@@ -35,15 +35,15 @@ def prepared(corpus, tokenizer, tmp_path_factory):
     return prepare
 
 
-def error_of(main, argv, capsys):
+def error_of(main, argv, capsys, code=2):
     """The one line that a refused command says."""
     capsys.readouterr()
     try:
-        code = main([str(word) for word in argv])
+        ended = main([str(word) for word in argv])
     except SystemExit as stop:
-        code = stop.code
+        ended = stop.code
     lines = capsys.readouterr().err.splitlines()
-    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    assert ended == code and len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
 
 

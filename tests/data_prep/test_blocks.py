@@ -340,7 +340,7 @@ def test_a_failure_leaves_the_old_folder(build, corpus, tokenizer, monkeypatch):
 
     monkeypatch.setattr(blocks, "write_manifest", disk_full)
     argv = ["--input", str(corpus), "--tokenizer", str(tokenizer), "--output_dir", str(first.path), "--num_proc", "1"]
-    assert blocks.main([*argv, "--overwrite"]) == 2
+    assert blocks.main([*argv, "--overwrite"]) == 1
     assert DataFolder.open(first.path).fingerprint == first.fingerprint
     assert [path.name for path in first.path.parent.iterdir()] == ["same"]
 

@@ -345,7 +345,7 @@ def test_an_existing_folder_is_replaced_only_when_asked_and_kept_on_a_full_disk(
     for main, argv in commands:
         assert "already holds a data folder" in error_of(main, argv, capsys)
         with limited_to(largest + 1000, resource.RLIMIT_FSIZE):  # a disk that takes no more
-            line = error_of(main, [*argv, "--overwrite"], capsys)
+            line = error_of(main, [*argv, "--overwrite"], capsys, code=1)
         assert "File too large" in line
         assert DataFolder.open(there.path).fingerprint == there.fingerprint
         assert [file.name for file in tmp_path.iterdir()] == ["there"]

@@ -36,6 +36,6 @@ AcceleratorState.__init__ = as_on_gpus
 accelerate.Accelerator.get_state_dict = gathered
 engine_config.settle_engine_config = lambda run: None
 code = train_mlm.main(sys.argv[1:])
-if code in (0, train_mlm.RESUMABLE_EXIT):
+if code in (0, train_mlm.RESUMABLE):
     leave(code)
 sys.exit(code)
