@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from budget_trainer.clock import ClockFile, parse_duration
 from budget_trainer.report import COLOURS
 
 ROOT = Path(__file__).resolve().parent.parent
+OUTSIDE = "#eceef1"
 PICTURE = ROOT / "docs" / "images" / "budget.png"
 WORDS = {
     "setup": "set-up",
@@ -95,19 +96,19 @@ def draw(jobs: list[Job], lines: list[dict[str, Any]], report: dict[str, Any], p
     for number, (start, end) in enumerate(zip(starts, ends, strict=True), 1):
         strip.annotate("", (start, 0.62), (end, 0.62), arrowprops={"arrowstyle": "<->", "shrinkA": 0, "shrinkB": 0})
         strip.text((start + end) / 2, 0.72, f"job {number}: {end - start:.0f} s", ha="center", va="bottom")
-    outside = [
-        (ends[0], starts[1], "stopped:\nnot counted"),
-        (ends[1], jobs[1].ended, "evaluation, report:\nnot counted"),
-    ]
+    outside = [(ends[0], starts[1], "stopped"), (ends[1], jobs[1].ended, "evaluation, report")]
     for start, end, text in outside:
         for axis in (strip, rate):
-            axis.axvspan(start, end, color="#f1f2f4", zorder=0)
-        strip.text((start + end) / 2, 0, text, ha="center", va="center", fontsize=8, color="#555555")
+            axis.axvspan(start, end, color=OUTSIDE, zorder=0)
+        turned = 90 if end - start < 0.08 * jobs[1].ended else 0
+        middle = (start + end) / 2
+        strip.text(middle, 0, text, ha="center", va="center", rotation=turned, fontsize=9, color="#555555")
     strip.set(ylim=(-0.5, 1.15), yticks=[])
     strip.set_title(f"A budget of {budget:.0f} s in two jobs: {used:.1f} s used, final/ on disk included", loc="left")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in WORDS if report["shares"][name] > 0]
-    labels = [f"{WORDS[name]} {report['shares'][name]:.1f} s" for name in WORDS if report["shares"][name] > 0]
-    strip.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=6, frameon=False, fontsize=9)
+    counted = [name for name in WORDS if report["shares"][name] > 0]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (*(COLOURS[name] for name in counted), OUTSIDE)]
+    labels = [*(f"{WORDS[name]} {report['shares'][name]:.1f} s" for name in counted), "not counted"]
+    strip.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=7, frameon=False, fontsize=9)
 
     for number in (1, 2):
         points = [line for line in lines if line["job"] == number and "learning_rate" in line]
@@ -117,7 +118,7 @@ def draw(jobs: list[Job], lines: list[dict[str, Any]], report: dict[str, Any], p
     for share in (0.5, 0.9):
         at = zeros[0 if share * budget < sum(totals[1].values()) else 1] + share * budget
         rate.axvline(at, color="#555555", linestyle=":", linewidth=1)
-        rate.text(at + 1, top, f"finetune-{share * 100:.0f}/", fontsize=9, va="top")
+        rate.text(at - 1, top, f"finetune-{share * 100:.0f}/", fontsize=9, va="top", ha="right")
     rate.axvline(ends[1], color="#555555", linestyle=":", linewidth=1)
     rate.text(ends[1] - 1, top * 0.55, "final/", fontsize=9, va="top", ha="right")
     rate.set(ylabel="learning rate", xlabel="seconds on the wall since the first command", xlim=(0, jobs[1].ended))
@@ -131,7 +132,12 @@ def draw(jobs: list[Job], lines: list[dict[str, Any]], report: dict[str, Any], p
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="blocks, as `make quickstart` leaves them")
-    parser.add_argument("--output_dir", type=Path, required=True, help="a new folder for the run")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        help="a new folder for the run; of a run that was watched: draw it again",
+    )
     parser.add_argument("--total_training_time", default="2m", help="the budget (2m)")
     parser.add_argument("--pause", default="12s", help="between the two jobs (12s)")
     args = parser.parse_args(argv)
@@ -141,13 +147,17 @@ def main(argv: list[str] | None = None) -> int:
     command += ["--output_dir", str(output_dir), "--total_training_time", args.total_training_time]
     command += ["--finetune_time_markers", "0.5,0.9", "--resume_from_checkpoint", "auto", "--disable_tqdm", "true"]
     command += ["--curve", "linear", "--warmup_proportion", "0.1"]
-    limit = 0.4 * parse_duration(args.total_training_time)
-    begin = time.monotonic()
-    first = watched([*command, "--job_time_limit", f"{limit:.0f}s"], output_dir, begin)
-    time.sleep(parse_duration(args.pause))
-    second = watched(command, output_dir, begin)
+    wall = output_dir / "wall.json"
+    if not wall.exists():
+        limit = 0.4 * parse_duration(args.total_training_time)
+        begin = time.monotonic()
+        first = watched([*command, "--job_time_limit", f"{limit:.0f}s"], output_dir, begin)
+        time.sleep(parse_duration(args.pause))
+        second = watched(command, output_dir, begin)
+        wall.write_text(json.dumps([asdict(first), asdict(second)]) + "\n", encoding="utf-8")
+    jobs = [Job(**job) for job in json.loads(wall.read_text(encoding="utf-8"))]
     lines = [json.loads(line) for line in (output_dir / "progress.jsonl").read_text().splitlines()]
-    draw([first, second], lines, json.loads((output_dir / "run_report.json").read_text()), PICTURE)
+    draw(jobs, lines, json.loads((output_dir / "run_report.json").read_text()), PICTURE)
     return 0
 
 

@@ -18,7 +18,7 @@ PAGES = sorted(
 FENCE = re.compile(r"^( *)(```+|~~~+)([\w-]*)[^\n]*\n(.*?)^\1\2 *$", re.M | re.S)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]*)(?:\s+\"[^\"]*\")?\)")
 OPERATORS = {";", "&", "&&", "|", "||", "(", ")", ";;", "|&"}
-KEYWORDS = {"do", "then", "else", "if", "while", "time", "nice", "exec", "!"}
+KEYWORDS = {"until", "do", "then", "else", "if", "while", "time", "nice", "exec", "!"}
 
 
 def name_of(page: Path) -> str:
