@@ -14,13 +14,14 @@ from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
 from budget_trainer.errors import InputError
-from budget_trainer.glue.arguments import RENAMED
+from budget_trainer.glue.arguments import REFUSED, RENAMED
 from budget_trainer.glue.grid import read_grid
 from budget_trainer.glue.parsing import KEYS as GLUE_KEYS
 from budget_trainer.glue.parsing import parse_request
 from budget_trainer.migration.launcher import SWITCHES, VALUED
 from budget_trainer.migration.original_flags import FLAGS
 from budget_trainer.recipes import KEYS, parse_recipe
+from budget_trainer.refused_flags import REPLACED
 from tests import documents
 from tests.conftest import ROOT
 from tests.documents import PAGES, name_of
@@ -217,8 +218,8 @@ def flags_of(main, monkeypatch):
 
 
 def test_every_flag_that_is_named_exists(monkeypatch):
-    """In code within a line: a flag of one of our commands, of the launchers, or one of those that are others'."""
-    keys = KEYS | GLUE_KEYS | set(RENAMED) | {f"no_{key}" for key in KEYS} | set(FLAGS)
+    """In code within a line: a flag of one of our commands (or one that it answers), of a launcher, or of another program."""
+    keys = KEYS | GLUE_KEYS | {*RENAMED, *REFUSED, *REPLACED} | {f"no_{key}" for key in KEYS} | set(FLAGS)
     known = {f"--{key}" for key in keys} | set(launch_command_parser()._option_string_actions)
     known |= set(get_args_parser()._option_string_actions) | {f"--{name.lstrip('-')}" for name in {*VALUED, *SWITCHES}}
     modules = {entry.partition(":")[0] for entry in ENTRY_POINTS.values()} - {"train_mlm", "finetune_glue"}

@@ -1,4 +1,4 @@
-"""What the front page and `docs/data.md` promise. Links and commands of all documents: `test_docs.py`, `test_docs_commands.py`."""
+"""What the front page and `docs/data.md` promise. Links and commands of all documents: `test_docs*.py`."""
 
 import re
 
