@@ -70,7 +70,7 @@ def prose(text: str | None) -> str:
     for line in inspect.cleandoc(text or "").splitlines():
         if re.match(r"[A-Z]\w+:$", line):  # Args:, Raises:
             line = f"**{line}**\n"
-        elif found := re.match(r"    ?(\*{0,2}\w+): (.*)", line):
+        elif found := re.match(r"    (\*{0,2}\w+(?:, \w+)*): (.*)", line):
             line = f"- `{found[1]}`: {escaped(found[2])}"
         elif line.startswith("    ") and lines and (lines[-1].startswith("- `") or lines[-1].startswith("  ")):
             line = f"  {escaped(line.strip())}"

@@ -11,7 +11,7 @@ import yaml
 from budget_trainer.glue.grid import read_grid
 from budget_trainer.recipes import parse_recipe
 from data_prep.data_recipe import read_data_recipe
-from docs import make_api
+from docs import budget_picture, make_api
 from tests import documents
 from tests.conftest import ROOT
 from tests.documents import PAGES, name_of
@@ -128,3 +128,28 @@ def test_the_reference_has_every_public_name():
             rf"^(### (class|function) {name}$|- `{name} = )", text, re.M
         ), name
         assert hasattr(budget_trainer, name)
+
+
+# ---- the picture ----
+
+
+def test_the_picture_holds_every_second_of_both_jobs(tmp_path):
+    """By hand: 4 s of a first job that began at 1, a pause until 8, and 6 s of a second one."""
+    at = [
+        {"setup": 1.0, "train": 0.0},
+        {"setup": 1.0, "train": 3.0},
+        {"setup": 2.0, "train": 3.0},
+        {"setup": 2.0, "train": 8.0},
+    ]
+    first = budget_picture.Job(0.0, 5.5, [(2.0, at[0]), (5.0, at[1])])
+    second = budget_picture.Job(7.0, 16.0, [(9.0, at[2]), (14.0, at[3])])
+    assert budget_picture.pieces(first, {}) == [("setup", 1.0, 1.0), ("train", 2.0, 3.0)]
+    assert budget_picture.pieces(second, at[1]) == [("setup", 8.0, 1.0), ("train", 9.0, 5.0)]
+    lines = [
+        {"job": 1, "elapsed_seconds": 2.0, "learning_rate": 1.0},
+        {"job": 2, "elapsed_seconds": 9.0, "learning_rate": 0.5},
+    ]
+    shares = dict.fromkeys(budget_picture.WORDS, 0.0) | at[3]
+    report = {"budget_seconds": 10.0, "used_seconds": 10.0, "shares": shares}
+    budget_picture.draw([first, second], lines, report, tmp_path / "images" / "budget.png")
+    assert (tmp_path / "images" / "budget.png").stat().st_size > 10_000
