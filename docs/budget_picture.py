@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     command += ["train_mlm.py", "recipes/quickstart.yaml", "--data_dir", str(args.data_dir.absolute())]
     command += ["--output_dir", str(output_dir), "--total_training_time", args.total_training_time]
     command += ["--finetune_time_markers", "0.5,0.9", "--resume_from_checkpoint", "auto", "--disable_tqdm", "true"]
-    command += ["--curve", "linear", "--warmup_proportion", "0.1"]
+    command += ["--curve", "linear", "--warmup_proportion", "0.1", "--logging_steps", "2"]
     wall = output_dir / "wall.json"
     if not wall.exists():
         limit = 0.4 * parse_duration(args.total_training_time)
