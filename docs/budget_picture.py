@@ -102,7 +102,8 @@ def draw(jobs: list[Job], lines: list[dict[str, Any]], report: dict[str, Any], p
             axis.axvspan(start, end, color=OUTSIDE, zorder=0)
         turned = 90 if end - start < 0.08 * jobs[1].ended else 0
         middle = (start + end) / 2
-        strip.text(middle, 0, text, ha="center", va="center", rotation=turned, fontsize=9, color="#555555")
+        place = {"ha": "center", "va": "center", "rotation": turned, "fontsize": 8 if turned else 9}
+        strip.text(middle, 0.2 if turned else 0, text, color="#555555", **place)
     strip.set(ylim=(-0.5, 1.15), yticks=[])
     strip.set_title(f"A budget of {budget:.0f} s in two jobs: {used:.1f} s used, final/ on disk included", loc="left")
     counted = [name for name in WORDS if report["shares"][name] > 0]
