@@ -22,7 +22,7 @@ TESTED    := $(VENV)/.installed-test
 SOURCES   := setup.cfg pyproject.toml constraints.txt
 CODE      := budget_trainer data_prep train_mlm.py finetune_glue.py
 
-.PHONY: help install quickstart test acceptance style quality
+.PHONY: help install quickstart docs test acceptance style quality
 
 help:
 	@echo "make quickstart   pre-train on the docstrings of the installed packages and print five fill-mask examples"
@@ -30,6 +30,7 @@ help:
 	@echo "                  LAUNCH='flags of accelerate launch'  ARGS='flags of train_mlm.py'"
 	@echo "make test         the tests (about 20 minutes on two cores)"
 	@echo "make acceptance   every promise measured, as a table in out/acceptance.md; CHECKS='budget resume' selects"
+	@echo "make docs         docs/api.md from the docstrings"
 	@echo "make install      only the virtual environment; TORCH_INDEX=URL takes torch from another package index"
 	@echo "make style        format and fix what ruff can fix"
 	@echo "make quality      ruff and mypy, changing nothing"
@@ -72,6 +73,9 @@ test: $(TESTED)
 
 acceptance: $(TESTED)
 	$(BIN)/python tests/acceptance.py $(CHECKS)
+
+docs:
+	$(PYTHON) docs/make_api.py --write
 
 style: $(TESTED)
 	$(BIN)/ruff check --fix .

@@ -102,9 +102,9 @@ def test_the_number_of_gpus_has_to_be_given() -> None:
     assert named == {path.stem for path in CONFIGS} - {"cpu", "cpu_2proc", "single_gpu"}
 
 
-def test_the_readme_says_which_to_choose() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert not [path.name for path in (ROOT / "accelerate_configs").iterdir() if f"`{path.name}`" not in readme]
+def test_the_documents_say_which_to_choose() -> None:
+    page = (ROOT / "docs" / "distributed.md").read_text()
+    assert not [path.name for path in (ROOT / "accelerate_configs").iterdir() if f"`{path.name}`" not in page]
 
 
 def parsed(path: Path, folder: Path) -> Recipe:

@@ -1,0 +1,155 @@
+"""The documents hold together: links, anchors, pictures, YAML, Python and the reference. Commands: `test_docs_commands.py`."""
+
+import ast
+import importlib
+import re
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from budget_trainer.glue.grid import read_grid
+from budget_trainer.recipes import parse_recipe
+from data_prep.data_recipe import read_data_recipe
+from docs import budget_picture, make_api
+from tests import documents
+from tests.conftest import ROOT
+from tests.documents import PAGES, name_of
+
+# ---- links ----
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_and_pictures(page):
+    for is_picture, text, target in documents.links(page):
+        assert text.strip(), f"{target}: no text; a picture needs one for who cannot see it"
+        url = urlsplit(target)
+        if url.scheme or url.netloc:
+            assert url.scheme == "https" and "." in url.netloc and target[-1] not in ".,;", target
+            continue
+        path = page if not url.path else (page.parent / url.path).resolve()
+        assert path.exists(), f"{target}: no such file"
+        assert path.is_relative_to(ROOT), f"{target}: outside of the project"
+        assert not is_picture or path.stat().st_size < 1_000_000, f"{target}: a picture of over a megabyte"
+        if url.fragment:
+            assert url.fragment in documents.anchors(path), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_bare_addresses_and_no_html(page):
+    text = documents.without_code(page)
+    for bare in re.findall(r"<?https?://[^\s)>\]]+>?", documents.LINK.sub("", text)):
+        assert re.search(rf"^\[[^\]]+\]: +{re.escape(bare)}", text, re.M), f"{bare}: write it as [text](address)"
+    assert not re.findall(r"<(?:img|a)\b[^>]*(?:src|href)", text), "pictures and links are written in Markdown"
+
+
+def test_every_page_is_reached_from_the_index_or_the_readme():
+    waiting = [ROOT / "README.md", ROOT / "docs" / "index.md"]
+    reached = set(waiting)
+    while waiting:
+        page = waiting.pop()
+        for _, _, target in documents.links(page):
+            path = (page.parent / target.partition("#")[0]).resolve()
+            if path.suffix == ".md" and path.exists() and path not in reached and path.is_relative_to(ROOT):
+                reached.add(path)
+                waiting.append(path)
+    assert set(PAGES) <= reached
+
+
+def test_every_picture_is_shown_somewhere():
+    shown = {
+        (page.parent / target).resolve() for page in PAGES for picture, _, target in documents.links(page) if picture
+    }
+    assert {*(ROOT / "docs" / "images").iterdir()} <= shown
+
+
+def test_files_that_are_named_exist():
+    for page in PAGES:
+        for code in documents.inline_code(page):
+            if re.fullmatch(r"(?:docs|recipes|benchmarks|accelerate_configs|tests)/[\w./]+", code):
+                assert (ROOT / code).exists(), f"{name_of(page)}: {code}"
+
+
+def test_anchors_are_those_of_github(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# `code_of` it: *a*, b & c!\n## Same\n```bash\n# no heading\n```\n### Same\n## [Link](x.md) 1.5\n"
+    )
+    assert documents.anchors(page) == {"code_of-it-a-b--c", "same", "same-1", "link-15"}
+
+
+# ---- YAML and Python ----
+
+YAML = [*documents.blocks("yaml")]
+
+
+@pytest.mark.parametrize(("where", "text"), YAML, ids=[where for where, _ in YAML])
+def test_yaml_is_what_its_reader_takes(where, text, tmp_path):
+    """A data recipe, a grid for GLUE or a recipe of train_mlm.py, by its keys. Sweeps have tests of their own."""
+    path = tmp_path / "given.yaml"
+    path.write_text(text)
+    keys = set(yaml.safe_load(text))
+    if "sources" in keys:
+        recipe = read_data_recipe(path)
+        assert recipe.sources and all(source.kind in ("dataset", "jsonl") for source in recipe.sources)
+    elif {"flags", "seeds"} & keys or "configurations" in keys:
+        assert read_grid(str(path), None, 1)
+    elif not {"hyperparameters", "search", "parameters", "compute_environment"} & keys:
+        rest = {"data_dir": "data", "output_dir": "out", "total_training_time": "1h", "use_cpu": "true"}
+        words = [word for key, value in rest.items() if key not in keys for word in (f"--{key}", value)]
+        assert parse_recipe([str(path), *words, "--fp16", "false"]).output_dir
+
+
+PYTHON = [*documents.blocks("python")]
+
+
+@pytest.mark.parametrize(("where", "code"), PYTHON, ids=[where for where, _ in PYTHON])
+def test_python_compiles_and_what_it_imports_of_ours_exists(where, code):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in ("budget_trainer", "data_prep"):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+# ---- the reference ----
+
+
+def test_the_reference_is_what_the_docstrings_make():
+    assert make_api.PAGE.read_text() == make_api.page(), "run `make docs`"
+
+
+def test_the_reference_has_every_public_name():
+    import budget_trainer
+
+    text = make_api.PAGE.read_text()
+    assert set(make_api.exported()) == set(budget_trainer.__all__) - {"__version__"}
+    for name, module in make_api.exported().items():
+        assert module in make_api.MODULES and re.search(
+            rf"^(### (class|function) {name}$|- `{name} = )", text, re.M
+        ), name
+        assert hasattr(budget_trainer, name)
+
+
+# ---- the picture ----
+
+
+def test_the_picture_holds_every_second_of_both_jobs(tmp_path):
+    """By hand: 4 s of a first job that began at 1, a pause until 8, and 6 s of a second one."""
+    at = [
+        {"setup": 1.0, "train": 0.0},
+        {"setup": 1.0, "train": 3.0},
+        {"setup": 2.0, "train": 3.0},
+        {"setup": 2.0, "train": 8.0},
+    ]
+    first = budget_picture.Job(0.0, 5.5, [(2.0, at[0]), (5.0, at[1])])
+    second = budget_picture.Job(7.0, 16.0, [(9.0, at[2]), (14.0, at[3])])
+    assert budget_picture.pieces(first, {}) == [("setup", 1.0, 1.0), ("train", 2.0, 3.0)]
+    assert budget_picture.pieces(second, at[1]) == [("setup", 8.0, 1.0), ("train", 9.0, 5.0)]
+    lines = [
+        {"job": 1, "elapsed_seconds": 2.0, "learning_rate": 1.0},
+        {"job": 2, "elapsed_seconds": 9.0, "learning_rate": 0.5},
+    ]
+    shares = dict.fromkeys(budget_picture.WORDS, 0.0) | at[3]
+    report = {"budget_seconds": 10.0, "used_seconds": 10.0, "shares": shares}
+    budget_picture.draw([first, second], lines, report, tmp_path / "images" / "budget.png")
+    assert (tmp_path / "images" / "budget.png").stat().st_size > 10_000

@@ -1,0 +1,241 @@
+"""Every command that a document shows is taken by the command's own parser, so that a renamed flag is found."""
+
+import argparse
+import contextlib
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from configparser import ConfigParser
+
+import pytest
+from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser
+
+from budget_trainer.errors import InputError
+from budget_trainer.glue.arguments import REFUSED, RENAMED
+from budget_trainer.glue.grid import read_grid
+from budget_trainer.glue.parsing import KEYS as GLUE_KEYS
+from budget_trainer.glue.parsing import parse_request
+from budget_trainer.migration.launcher import SWITCHES, VALUED
+from budget_trainer.migration.original_flags import FLAGS
+from budget_trainer.recipes import KEYS, parse_recipe
+from budget_trainer.refused_flags import REPLACED
+from tests import documents
+from tests.conftest import ROOT
+from tests.documents import PAGES, name_of
+
+SHELL = [*documents.blocks("bash"), *documents.blocks("sh")]
+SETUP = ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+ENTRY_POINTS = dict(
+    line.replace(" ", "").split("=") for line in SETUP["options.entry_points"]["console_scripts"].split("\n") if line
+)
+MAKEFILE = (ROOT / "Makefile").read_text()
+# Commands and flags of others, which are their own business.
+OTHERS = {*"cd export source . set trap wait exit for done fi [ test echo sleep".split()}
+OTHERS |= {*"ls cat head tail grep wc tar rm cp mkdir df kill pkill watch git ssh python3".split()}
+OTHERS |= {*"hf tensorboard nvidia-smi py-spy sbatch scontrol squeue scancel".split()}
+FLAGS_OF_OTHERS = {*"--help --requeue --time --signal --nodes --upgrade --pid --local-dir".split()}
+
+
+class Parsed(BaseException):
+    """Raised behind a parser that took its words, so that nothing more is done. No `except Exception` catches it."""
+
+
+@pytest.mark.parametrize(("where", "script"), SHELL, ids=[where for where, _ in SHELL])
+def test_shell_is_shell(where, script):
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_a_script_that_is_shown_is_the_one_that_is_given():
+    for where, script in SHELL:
+        if script.startswith("#!"):
+            assert script == (ROOT / "accelerate_configs" / "slurm.sbatch").read_text(), where
+
+
+ALL = sorted({tuple(words) for _, script in SHELL for words in documents.commands(script)})
+
+
+def test_there_is_something_to_check():
+    assert sum("train_mlm.py" in words for words in ALL) >= 5
+    assert {("make", "quickstart"), ("make", "test")} <= set(ALL)
+
+
+@pytest.mark.parametrize("words", ALL, ids=[" ".join(words)[:70] for words in ALL])
+def test_command(words, monkeypatch):
+    check_command(list(words), monkeypatch)
+
+
+def check_command(words, monkeypatch):
+    """Whether the program that is named takes the flags and values."""
+    program, *rest = words
+    for word in rest:
+        if re.match(r"(recipes|accelerate_configs)/", word):
+            assert (ROOT / word).exists(), word
+    if program == "make":
+        check_make(rest)
+    elif program == "accelerate" and rest[:1] == ["launch"]:
+        given = launch_command_parser().parse_args(rest[1:])
+        assert given.config_file is None or "/" not in given.config_file or (ROOT / given.config_file).exists()
+        check_python([given.training_script, *given.training_script_args], monkeypatch)
+    elif program == "torchrun":
+        given = get_args_parser().parse_args(rest)
+        check_python([given.training_script, *given.training_script_args], monkeypatch)
+    elif program == "sbatch" and "accelerate_configs/slurm.sbatch" in rest:
+        at = rest.index("accelerate_configs/slurm.sbatch")
+        check_python(["train_mlm.py", *rest[at + 1 :]], monkeypatch)
+    elif program in ENTRY_POINTS:
+        check_entry(ENTRY_POINTS[program], rest, monkeypatch)
+    elif program.endswith("python"):
+        check_python(rest, monkeypatch)
+    elif program == "pip":
+        assert all((ROOT / word).exists() for word in rest if word.endswith(".txt"))
+        for extras in re.findall(r"\[([\w,]+)\]", " ".join(rest)):
+            assert set(extras.split(",")) <= set(SETUP["options.extras_require"]), extras
+    else:
+        assert program in OTHERS, f"a kind of command that no test covers: {' '.join(words)}"
+
+
+def check_make(words):
+    targets = [word for word in words if "=" not in word]
+    assert all(re.search(rf"^{target}:", MAKEFILE, re.M) for target in targets), targets
+    for name, _, value in (word.partition("=") for word in words if "=" in word):
+        assert re.search(rf"^{name}\s*\?=", MAKEFILE, re.M), name
+        assert name != "CONFIG" or (ROOT / value).exists()
+
+
+def check_python(words, monkeypatch):
+    if words[0] == "-m":
+        module, rest = words[1], words[2:]
+        if module.split(".")[0] not in ("budget_trainer", "data_prep"):
+            return
+        check_entry(f"{module}:main", rest, monkeypatch)
+    elif words[0] != "-c":
+        path = ROOT / words[0]
+        if not path.exists():
+            assert re.match(r"(my|your)_?", words[0]), f"{words[0]}: no such script"
+            return
+        monkeypatch.syspath_prepend(str(path.parent))
+        check_entry(f"{words[0].removesuffix('.py').replace('/', '.')}:main", words[1:], monkeypatch)
+
+
+def check_entry(entry, words, monkeypatch):
+    """Parse as `module:function` does; of the two large ones with all checks of values."""
+    module, _, function = entry.partition(":")
+    if "--help" in words or "-h" in words:
+        return
+    if module == "train_mlm":
+        given_recipe = bool(words) and not words[0].startswith("-")
+        if given_recipe:
+            words = [
+                str(ROOT / (words[0] if words[0].startswith("recipes/") else "recipes/quickstart.yaml")),
+                *words[1:],
+            ]
+        needed = [("--data_dir", "data"), ("--output_dir", "out"), ("--total_training_time", "1h")]
+        for flag, value in needed if "..." in words else ():
+            words += [flag, value]
+        words = [word for word in words if word != "..."]
+        assert parse_recipe([*words, "--use_cpu", "true", "--fp16", "false"]).data_dir
+    elif module == "finetune_glue":
+        request = parse_request([*(word for word in words if word != "..."), "--use_cpu", "true"])
+        grid = request.suite.grid
+        if grid is not None and grid.startswith("recipes/"):
+            assert read_grid(str(ROOT / grid), None, 1)
+    else:
+        parse_alone(importlib.import_module(module), function, words, monkeypatch)
+
+
+def parse_alone(module, function, words, monkeypatch):
+    """The module's own parsing: its `_parse` or `parse`, which check values too, or its main function up to there."""
+    for name in ("_parse", "parse"):
+        if hasattr(module, name):
+            getattr(module, name)(words)
+            return
+    taken = argparse.ArgumentParser.parse_args
+
+    def parse_args(self, *args, **kwargs):
+        taken(self, *args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    monkeypatch.setattr(sys, "argv", [module.__name__, *words])
+    main = getattr(module, function)
+    with pytest.raises(Parsed):
+        code = main(words) if inspect.signature(main).parameters else main()
+        pytest.fail(f"{module.__name__} {' '.join(words)}: exit code {code} before the flags were parsed")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "accelerate launch --config_file accelerate_configs/cpu.yaml train_mlm.py recipes/quickstart.yaml --dat_dir d",
+        "accelerate launch --config_file accelerate_configs/tpu.yaml train_mlm.py recipes/quickstart.yaml ...",
+        "accelerate launch --num_proc 2 train_mlm.py recipes/quickstart.yaml ...",
+        "python train_mlm.py recipes/quickstart.yaml --data_dir d --output_dir o --total_training_time 10x",
+        "python train_mlm.py recipes/quickstar.yaml ...",
+        "python -m data_prep.blocks --inputs corpus --tokenizer t --output_dir o",
+        "python -m budget_trainer.fill_mask out/final --texts word",
+        "python -m budget_trainer.fil_mask out/final",
+        "budget-fill-mask out/final --texts word",
+        "budget-prep-blocks --inputs corpus",
+        "python finetune_glue.py --model_name_or_path m --task MRPC --output_dir o",
+        "make quick",
+        "make quickstart BUDGETS=3m",
+        "pip install -e '.[deepsped]'",
+        "python sweeping.py",
+        "somecommand",
+    ],
+)
+def test_what_is_wrong_is_found(line, monkeypatch):
+    (words,) = documents.commands(line)
+    with pytest.raises((AssertionError, InputError, SystemExit, ImportError)):
+        check_command(words, monkeypatch)
+
+
+def test_commands_are_split_as_a_shell_does():
+    script = "A=1 python x.py --a 'b; c' \\\n    --d  # why\nmake test && cd out | tail 2>/dev/null\nfoo 'a\nb'\n"
+    expected = [["python", "x.py", "--a", "b; c", "--d"], ["make", "test"], ["cd", "out"], ["tail"], ["foo", "a\nb"]]
+    assert list(documents.commands(script)) == expected
+
+
+def flags_of(main, monkeypatch):
+    """All flags of the parser that `main` makes."""
+    found = set()
+
+    def parse_args(self, *args, **kwargs):
+        found.update(self._option_string_actions)
+        raise Parsed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        patch.setattr(sys, "argv", ["command"])
+        with contextlib.suppress(Parsed, InputError, SystemExit):
+            main([]) if inspect.signature(main).parameters else main()
+    return found
+
+
+def test_every_flag_that_is_named_exists(monkeypatch):
+    """In code within a line: a flag of one of our commands (or one that it answers), of a launcher, or of another program."""
+    keys = KEYS | GLUE_KEYS | {*RENAMED, *REFUSED, *REPLACED} | {f"no_{key}" for key in KEYS} | set(FLAGS)
+    known = {f"--{key}" for key in keys} | set(launch_command_parser()._option_string_actions)
+    known |= set(get_args_parser()._option_string_actions) | {f"--{name.lstrip('-')}" for name in {*VALUED, *SWITCHES}}
+    modules = {entry.partition(":")[0] for entry in ENTRY_POINTS.values()} - {"train_mlm", "finetune_glue"}
+    modules |= {f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py")} - {
+        "benchmarks.scaling_point"
+    }
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    for name in sorted(modules):
+        main = getattr(importlib.import_module(name), "main", None)
+        known |= flags_of(main, monkeypatch) if main else set()
+    wrong = {}
+    for page in PAGES:
+        for code in (
+            documents.inline_code(page) if page.name != "migrating.md" else ()
+        ):  # flags of the original's scripts
+            for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
+                if flag not in known | FLAGS_OF_OTHERS:
+                    wrong.setdefault(name_of(page), set()).add(flag)
+    assert not wrong
