@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+# One thread in each worker of the tests and in what it starts, set before torch is imported: with two workers on two cores,
+# threads of both wait for each other in every small product.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(os.environ.get("BUDGET_DATA", ROOT.parent / "shared" / "data"))
 TINY = {

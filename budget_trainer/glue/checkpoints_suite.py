@@ -6,10 +6,10 @@ import math
 
 from budget_trainer.clock import BudgetClock
 from budget_trainer.errors import InputError
+from budget_trainer.glue.files import RUNS_FILE
 from budget_trainer.glue.over_budget import MARKDOWN, report_over_budget
 from budget_trainer.glue.parsing import Request
 from budget_trainer.glue.suite import run_suite
-from budget_trainer.glue.suite_file import RUNS_FILE
 from budget_trainer.glue.time_marked import expand_checkpoints
 from budget_trainer.stop_request import StopRequest
 

@@ -60,15 +60,20 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_lengt
     return Rows(columns, examples.labels)
 
 
+MARKS = {"[CLS]": "cls_token", "[SEP]": "sep_token", "[PAD]": "pad_token", "[MASK]": "mask_token"}
+
+
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Refuse a tokenizer that does not mark beginning, end and padding."""
-    for name, token in (
-        ("[CLS]", tokenizer.cls_token),
-        ("[SEP]", tokenizer.sep_token),
-        ("[PAD]", tokenizer.pad_token),
-    ):
-        if token is None:
-            raise InputError(f"tokenizer_name: {where} has no {name} token; give the tokenizer of a BERT-like model")
+    """Refuse a tokenizer that does not mark beginning, end, padding and masks, under whatever names (RoBERTa's <s>, ...).
+
+    No row has a mask here; a tokenizer without one is of no masked language model, so most likely of another checkpoint.
+    """
+    missing = [mark for mark, name in MARKS.items() if getattr(tokenizer, name) is None]
+    if missing:
+        raise InputError(
+            f"tokenizer_name: {where} ({type(tokenizer).__name__}) has no {', '.join(missing)} token; give the tokenizer of a "
+            "BERT-like model (RoBERTa's are the same under other names), or name them in its tokenizer_config.json"
+        )
     ids: Any = tokenizer("a", "a")["input_ids"]
     if tokenizer.cls_token_id not in ids or tokenizer.sep_token_id not in ids:
         raise InputError(

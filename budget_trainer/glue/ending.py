@@ -13,10 +13,11 @@ import numpy as np
 from budget_trainer import checkpoints
 from budget_trainer.glue.data import TaskData, splits_of
 from budget_trainer.glue.encoding import Rows, encode
+from budget_trainer.glue.files import RESULT
 from budget_trainer.glue.model import load_classifier
 from budget_trainer.glue.parsing import Request
 from budget_trainer.glue.prediction import Predictor
-from budget_trainer.glue.result import MODEL, RESULT, write_predictions, write_result
+from budget_trainer.glue.result import MODEL, write_predictions, write_result
 from budget_trainer.glue.run import Sources
 from budget_trainer.glue.trainer import GlueTrainer
 

@@ -1,4 +1,4 @@
-"""Files of a report, written so that a reader sees the old one or the new one, never a part. Standard library only."""
+"""The files of a run and of a suite by name; and writing one so that a reader never sees a part. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 from budget_trainer.errors import RunError
+
+RESULT, RUNS_FILE = "result.json", "glue_runs.json"
+RESULT_FORMAT, RUNS_FORMAT = 1, 1  # raise one when what is in the file comes to mean something else
 
 
 def write_atomic(path: Path, content: bytes) -> None:

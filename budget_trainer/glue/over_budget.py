@@ -19,7 +19,6 @@ from budget_trainer.glue.results import (
     METRIC_NAMES,
     NOT_IN_MEAN,
     Column,
-    Spread,
     Suite,
     columns,
     in_mean,
@@ -83,7 +82,7 @@ def account(pairs: Sequence[tuple[Checkpoint, Suite]]) -> dict[str, Any]:
         "mean": {
             "columns": shared,
             "left_out": list(NOT_IN_MEAN),
-            "points": [_spread(mean(ours, shared)) for ours in scored],
+            "points": [found.reported() for ours in scored if (found := mean(ours, shared)) is not None],
         }
         if len(shared) > 1
         else None,
@@ -96,14 +95,7 @@ def _same_rows(scored: Sequence[Mapping[str, Column]], name: str) -> bool:
 
 
 def _point(ours: Mapping[str, Column], name: str) -> dict[str, Any] | None:
-    return _spread(ours[name].score) if name in ours else None
-
-
-def _spread(score: Spread | None) -> dict[str, Any] | None:
-    if score is None:
-        return None
-    parts = {name: round(getattr(score, name), 6) for name in ("median", "min", "max")}
-    return {**parts, "seeds": score.seeds}
+    return ours[name].score.reported() if name in ours else None
 
 
 def markdown(report: Mapping[str, Any]) -> str:

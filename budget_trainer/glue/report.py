@@ -19,12 +19,12 @@ from budget_trainer.glue.results import (
     ALL_COLUMNS,
     NOT_IN_MEAN,
     Column,
-    Spread,
     Suite,
     TaskResult,
     columns,
     in_mean,
     mean,
+    rounded,
 )
 from budget_trainer.glue.submission import Submission, write_submission
 from budget_trainer.glue.suite_file import read_suite
@@ -93,7 +93,7 @@ def _scores(result: TaskResult) -> list[dict[str, Any]]:
         {
             "task": result.task.name,
             "metric": metric,
-            "value": _share(result.spread(split.name, metric).median),
+            "value": rounded(result.spread(split.name, metric).median),
             "split": split.hub,
             "seeds": len(result.best_runs),
         }
@@ -105,7 +105,7 @@ def _scores(result: TaskResult) -> list[dict[str, Any]]:
 def _column(column: Column) -> dict[str, Any]:
     return {
         "metric": column.metric,
-        **_spread(column.score),
+        **column.score.reported(),
         "rows": column.rows,
         "official_rows": column.split.rows,
         "comparable": column.official,
@@ -116,7 +116,7 @@ def _task(result: TaskResult) -> dict[str, Any]:
     return {
         "headline": result.task.headline,
         "metrics": {
-            split.name: {metric: _spread(result.spread(split.name, metric)) for metric in result.task.metrics}
+            split.name: {metric: result.spread(split.name, metric).reported() for metric in result.task.metrics}
             for split in result.dev
         },
         "best_configuration": dict(result.flags),
@@ -134,7 +134,7 @@ def _published(row: Published) -> dict[str, Any]:
     names = [name for name in ALL_COLUMNS if name in row.scores]
     return {
         "name": row.name,
-        "scores": {name: _share(row.scores[name] / 100) for name in names},
+        "scores": {name: rounded(row.scores[name] / 100) for name in names},
         "metric_not_stated": [name for name in names if name in row.unstated],
         "setting": row.setting,
         "source": row.source,
@@ -146,23 +146,14 @@ def _beside(row: Published, ours: Mapping[str, Column]) -> dict[str, Any]:
     """A dev row with what can be compared: the same metric, and official rows on our side."""
     theirs = row.comparable()
     shared = [name for name in ours if name in theirs and ours[name].official]
-    difference = {name: _share(ours[name].score.median - theirs[name] / 100) for name in shared}
+    difference = {name: rounded(ours[name].score.median - theirs[name] / 100) for name in shared}
     found = _mean(ours, in_mean(shared))
     if found is not None:
         names = found["columns"]
-        found["theirs"] = _share(sum(theirs[name] for name in names) / len(names) / 100)
+        found["theirs"] = rounded(sum(theirs[name] for name in names) / len(names) / 100)
     return {**_published(row), "difference": difference, "mean": found}
 
 
 def _mean(ours: Mapping[str, Column], names: list[str]) -> dict[str, Any] | None:
     found = mean(ours, names)
-    return None if found is None else {"columns": names, "left_out": list(NOT_IN_MEAN), **_spread(found)}
-
-
-def _spread(score: Spread) -> dict[str, Any]:
-    return {"median": _share(score.median), "min": _share(score.min), "max": _share(score.max), "seeds": score.seeds}
-
-
-def _share(value: float) -> float:
-    """Six decimals: more than any dev split resolves, and the same text on every machine."""
-    return round(value, 6)
+    return None if found is None else {"columns": names, "left_out": list(NOT_IN_MEAN), **found.reported()}

@@ -12,12 +12,12 @@ import numpy as np
 from budget_trainer import run_folder
 from budget_trainer.errors import InputError, RunError
 from budget_trainer.failures import disk_failure
+from budget_trainer.glue.files import RESULT, RESULT_FORMAT
 from budget_trainer.glue.scores import predict
 from budget_trainer.glue.tasks import Task
 from budget_trainer.report import write_json_atomic
 
-RESULT, PREDICTIONS, MODEL = "result.json", "predictions", "model"
-FORMAT = 1
+PREDICTIONS, MODEL = "predictions", "model"
 
 
 def check_free(output_dir: Path, overwrite: bool) -> None:
@@ -43,7 +43,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """The result of a finished run, None where it is not finished or its predictions are not all there."""
     try:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        complete = result["format"] == FORMAT and all(
+        complete = result["format"] == RESULT_FORMAT and all(
             (folder / path).is_file() for path in result["predictions"].values()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -82,7 +82,7 @@ def write_predictions(
 
 def write_result(output_dir: Path, result: dict[str, Any]) -> None:
     """The last file of a run, atomically."""
-    write_json_atomic(output_dir / RESULT, {"format": FORMAT, **result})
+    write_json_atomic(output_dir / RESULT, {"format": RESULT_FORMAT, **result})
 
 
 def told(error: Exception) -> Exception:

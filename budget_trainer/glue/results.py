@@ -43,6 +43,11 @@ class Run:
     rows: Mapping[str, int] = field(default_factory=dict)
 
 
+def rounded(value: float) -> float:
+    """Six decimals: more than any dev split resolves, and the same text on every machine."""
+    return round(value, 6)
+
+
 @dataclass(frozen=True)
 class Spread:
     """A score over seeds."""
@@ -55,6 +60,14 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(median(values), min(values), max(values), len(values))
+
+    def scores(self) -> dict[str, float]:
+        """As they are, under the names that files use."""
+        return {"median": self.median, "min": self.min, "max": self.max}
+
+    def reported(self) -> dict[str, float]:
+        """The same rounded, with the number of seeds."""
+        return {**{name: rounded(value) for name, value in self.scores().items()}, "seeds": self.seeds}
 
 
 @dataclass(frozen=True)

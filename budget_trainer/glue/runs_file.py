@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from statistics import median
 from typing import Any
 
+from budget_trainer.glue.files import RUNS_FORMAT
 from budget_trainer.glue.plan import Plan, PlannedRun
-from budget_trainer.glue.suite_file import FORMAT
+from budget_trainer.glue.results import Spread
 from budget_trainer.glue.tasks import TASKS
-
-
-def summarize(values: list[float]) -> dict[str, float]:
-    """Median, least and greatest of some values."""
-    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def record(run: PlannedRun, key: str, folder: str, result: dict[str, Any] | None, error: str | None) -> dict[str, Any]:
@@ -49,7 +44,7 @@ def task_entry(plan: Plan, name: str, records: list[tuple[PlannedRun, dict[str, 
         configurations[run.configuration]["runs"].append(entry)
     for configuration in configurations:
         scores = [entry["headline"] for entry in configuration["runs"] if entry["headline"] is not None]
-        configuration["headline"] = summarize(scores) if scores else None
+        configuration["headline"] = Spread.of(scores).scores() if scores else None
     scored = [place for place, one in enumerate(configurations) if one["headline"] is not None]
     best = max(scored, key=lambda place: _rank(configurations[place])) if scored else None
     return {
@@ -76,12 +71,12 @@ def _of_best(runs: list[dict[str, Any]] | None) -> dict[str, Any]:
     if not finished:
         return {"headline": None, "metrics": {}, "best_run": None}
     metrics = {
-        split: {name: summarize([entry["metrics"][split][name] for entry in finished]) for name in values}
+        split: {name: Spread.of([entry["metrics"][split][name] for entry in finished]).scores() for name in values}
         for split, values in finished[0]["metrics"].items()
     }
     best = max(finished, key=lambda entry: entry["headline"])
     return {
-        "headline": summarize([entry["headline"] for entry in finished]),
+        "headline": Spread.of([entry["headline"] for entry in finished]).scores(),
         "metrics": metrics,
         "best_run": {"seed": best["seed"], "folder": best["folder"]},
     }
@@ -96,7 +91,7 @@ def whole(
     """The content of the file, tasks in GLUE's order; the same for the same runs, however often they were begun."""
     tasks = {name: task_entry(plan, name, records[name]) for name in TASKS if name in records}
     return {
-        "format": FORMAT,
+        "format": RUNS_FORMAT,
         "model": model,
         "protocol": protocol,
         "tasks": tasks,

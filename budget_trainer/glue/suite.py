@@ -15,13 +15,13 @@ from budget_trainer import run_folder
 from budget_trainer.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.errors import InputError
 from budget_trainer.glue.children import devices
+from budget_trainer.glue.files import RUNS_FILE
 from budget_trainer.glue.grid import Grid, read_grid
 from budget_trainer.glue.model import load_tokenizer, model_digest, resolve_model
 from budget_trainer.glue.parsing import Request
 from budget_trainer.glue.plan import Plan, make_plan
 from budget_trainer.glue.runner import Runner
 from budget_trainer.glue.shares import LEAST_RUN
-from budget_trainer.glue.suite_file import RUNS_FILE
 from budget_trainer.launch import configure_logging
 from budget_trainer.report import write_json_atomic
 from budget_trainer.stop_request import StopRequest

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from budget_trainer.errors import InputError
+from budget_trainer.glue.files import RESULT, RUNS_FILE, RUNS_FORMAT
 from budget_trainer.glue.results import Run, Suite, TaskResult
 from budget_trainer.glue.tasks import TASKS
 
-RUNS_FILE, RESULT = "glue_runs.json", "result.json"
-FORMAT = 1
 AGAIN = "repeat the command that made it"
 
 
@@ -24,8 +23,8 @@ def read_suite(path: Path) -> Suite:
     """
     path = path / RUNS_FILE if path.is_dir() else path
     content = _read(path)
-    if content.get("format") != FORMAT:
-        raise InputError(f"{path}: format {content.get('format')!r}, this version reads {FORMAT}; {AGAIN}")
+    if content.get("format") != RUNS_FORMAT:
+        raise InputError(f"{path}: format {content.get('format')!r}, this version reads {RUNS_FORMAT}; {AGAIN}")
     tasks: dict[str, TaskResult] = {}
     try:
         absent = {str(name): str(reason) for name, reason in content["absent"].items()}

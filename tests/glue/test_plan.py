@@ -144,7 +144,7 @@ def test_the_code_of_a_run_is_in_its_name():
         waiting = set().union(*(ours(MODULES[name]) for name in found)) & set(MODULES) - seen
     around = """agreement command background_push card_markdown card_scores checkpoints clock cross_entropy distributed
         engine_optimizers errors failures hub_client hub_errors hub_files hub_push hub_update last_layer markdown model_card
-        model_types publish report sparse step_times stop_request glue.parsing glue.push recipe_file""".split()
+        model_types publish recipe_file report sparse step_times stop_request glue.files glue.parsing glue.push""".split()
     assert seen - {name.replace("/", ".") for name in CODE} <= set(around)
 
 

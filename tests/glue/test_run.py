@@ -375,14 +375,14 @@ def damage(kind, folder):
     elif kind == "no tokenizer":
         for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
             (folder / name).unlink()
-    elif kind in ("no [CLS]", "no post-processor"):
+    elif kind in ("no [CLS]", "no [MASK]", "no post-processor"):
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         tokenizer["post_processor"] = None
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
         config = json.loads((folder / "tokenizer_config.json").read_text())
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        if kind == "no [CLS]":
-            config["cls_token"] = None
+        if kind != "no post-processor":
+            config[f"{kind[4:-1].lower()}_token"] = None
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
     elif kind == "torn weights":
         weights = (folder / "model.safetensors").read_bytes()
@@ -409,6 +409,7 @@ def damage(kind, folder):
         ("no weights", "has no *.safetensors, and other weights are not loaded; convert it"),
         ("no tokenizer", "has no tokenizer (tokenizer.json, ...); give --tokenizer_name"),
         ("no [CLS]", "has no [CLS] token; give the tokenizer of a BERT-like model"),
+        ("no [MASK]", "(TokenizersBackend) has no [MASK] token; give the tokenizer of a BERT-like model"),
         ("no post-processor", "puts no [CLS] and [SEP] around a text; give it"),
         ("torn weights", "gives no classifier of MRPC ("),
         ("half a model", "weights of its encoder (bert.encoder.layer.1."),
