@@ -10,7 +10,7 @@ from budget_trainer.errors import RunError
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` aside and rename it; RunError where the disk does not take it, and the old file stays."""
-    aside = path.with_name(f".{path.name}.tmp")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same report
     try:
         with open(aside, "wb") as file:
             file.write(content)

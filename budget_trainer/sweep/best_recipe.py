@@ -22,6 +22,7 @@ from budget_trainer.sweep.ranking import finished, value
 from budget_trainer.sweep.records import SweepRecord, TrialRecord
 from budget_trainer.sweep.searched import short
 
+RECIPE_COPY = "recipe.yaml"  # in the sweep's folder
 # Of one run or of the machine it ran on, not of how to train: left out, also of the base recipe.
 OF_THE_RUN = {"data_dir", "output_dir", "seed", "resume_from_checkpoint", "job_time_limit", "run_name"}
 # Left out of a sweep's fixed flags: they are of its trials. A base recipe may keep them.
@@ -29,24 +30,46 @@ OF_THE_TRIALS = OF_THE_RUN | {"total_training_time", "early_exit_time_marker", "
 OF_THE_TRIALS |= {"push_to_hub", "hub_model_id", "hub_token", "project", "log_level", "local_rank"}
 
 
-def best_recipe_text(record: SweepRecord) -> str | None:
+def best_recipe_text(record: SweepRecord, output_dir: Path) -> str | None:
     """YAML for `recipes.parse_recipe`, or None where no trial has an objective.
 
-    Raises OSError or UnicodeDecodeError where the base recipe cannot be read any more.
+    Raises OSError, UnicodeDecodeError or YAMLError where the base recipe cannot be read any more.
     """
     trials = finished(record)
     if not trials:
         return None
-    base = "" if record.recipe is None else Path(record.recipe).read_text(encoding="utf-8")
+    base, stripped = _base(record, output_dir)
     chosen = {_key(name): given for name, given in trials[0].parameters.items()}
     fixed = {_key(name): given for name, given in record.fixed.items() if _key(name) not in OF_THE_TRIALS}
     values = {**fixed, **chosen}
-    left_out = sorted(
-        {_key(name) for name in [*record.fixed, *_load(base)]} - {*values, *(_load(base).keys() - OF_THE_RUN)}
-    )
-    head = _header(record, trials[0], left_out, [name for name in values if not _known(name)])
-    known = {name: given for name, given in values.items() if _known(name)}
-    return head + _merged(base, known, OF_THE_RUN - known.keys())
+    left_out = (OF_THE_RUN | stripped) - values.keys()
+    gone = sorted({_key(name) for name in record.fixed if _key(name) not in values} | (_load(base).keys() & left_out))
+    head = _header(record, trials[0], gone, [name for name in values if not _known(name)])
+    return head + _merged(base, {name: given for name, given in values.items() if _known(name)}, left_out)
+
+
+def _base(record: SweepRecord, output_dir: Path) -> tuple[str, set[str]]:
+    """The text of the base recipe, and its keys that the trials did not have.
+
+    The sweep keeps a copy without comments of what its trials began with. Where the recipe has been edited since, or is gone,
+    that copy counts.
+    """
+    if record.recipe is None:
+        return "", set()
+    copy = output_dir / RECIPE_COPY
+    kept = copy.read_text(encoding="utf-8") if copy.is_file() else None
+    try:
+        text = Path(record.recipe).read_text(encoding="utf-8")
+        content = _load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        if kept is None:
+            raise
+        return kept, set()
+    if kept is None:
+        return text, set()
+    theirs = _load(kept)
+    same = all(content.get(name) == given for name, given in theirs.items())
+    return (text, set(content) - set(theirs)) if same else (kept, set())
 
 
 def _key(flag: str) -> str:

@@ -31,25 +31,27 @@ def write_report(record: SweepRecord, study: optuna.Study, output_dir: Path) -> 
     `best_recipe.yaml`.
 
     Raises:
-        RunError: a file cannot be written, or the base recipe cannot be read any more.
+        RunError: a file cannot be written, or the base recipe cannot be read any more (the other files are then written).
     """
     shares, why_not = importance(record, study)
-    try:
-        recipe = best_recipe_text(record)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
-        raise RunError(
-            f"recipe: {record.recipe} cannot be read any more ({said}); put it back for {BEST_RECIPE}"
-        ) from error
     contents = {
         CSV: csv_text(record).encode(),
         MARKDOWN: markdown(record, shares, why_not, output_dir, BEST_RECIPE).encode(),
         PICTURE: draw(record, shares, why_not),
     }
-    if recipe is not None:
-        contents[BEST_RECIPE] = recipe.encode()
+    unreadable: Exception | None = None
+    try:
+        recipe = best_recipe_text(record, output_dir)
+        contents |= {} if recipe is None else {BEST_RECIPE: recipe.encode()}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        unreadable = error
     for name, content in contents.items():
         write_atomic(output_dir / name, content)
+    if unreadable is not None:
+        said = " ".join(str(unreadable).split())
+        raise RunError(
+            f"recipe: {record.recipe} cannot be read any more ({said}), so there is no {BEST_RECIPE}; put it back"
+        ) from unreadable
     return [output_dir / name for name in contents]
 
 

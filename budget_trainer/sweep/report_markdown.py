@@ -176,7 +176,7 @@ def _failures(record: SweepRecord) -> str:
     failed = [trial for trial in ranked(record) if trial.state == "failed"]
     nameless = [trial for trial in record.trials if trial.state == "finished" and not has_value(trial)]
     lines = [
-        f"- trial {t.number} ({inline(_parameters(t))}): {inline(t.error or 'no message')}; its log is in {inline(t.folder)}"
+        f"- trial {t.number} ({inline(_parameters(t))}): {inline(t.error or 'no message')}; its log is {inline(t.folder)}.log"
         for t in failed
     ]
     lines += [

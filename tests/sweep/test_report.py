@@ -28,7 +28,7 @@ def trial(number, state="finished", objective=5.0, share=1.0, last=5.0, error=No
     points = [share * step / 4 for step in range(1, 5)]
     curve = tuple((point, last + 3 * (share - point)) for point in points) if share else ()
     objective = objective if state == "finished" else None
-    return TrialRecord(number, state, parameters, objective, curve, 60 * share + 5, f"trials/{number:04d}", error)
+    return TrialRecord(number, state, parameters, objective, curve, 60 * share + 5, f"trial-{number:04d}", error)
 
 
 def sweep(*trials, space=None, **changes):
@@ -108,11 +108,11 @@ def test_files_of_a_full_sweep(tmp_path):
     assert [row["rank"] for row in rows] == ["1", "2", "3", "", "", "", "", ""]
     assert float(rows[0]["learning_rate"]) == 5e-3 and float(rows[0]["loss"]) == 4.8
     assert rows[4] | {"state": "pruned", "loss": "", "share_reached": "0.5", "last_value": "6.0"} == rows[4]
-    assert rows[-1]["error"] == "loss is not finite" and rows[-1]["folder"] == "trials/0002"
+    assert rows[-1]["error"] == "loss is not finite" and rows[-1]["folder"] == "trial-0002"
     text = texts["sweep_report.md"]
     assert "pruned at 50 %" in text and "time at 75 %" in text
     assert "| finished | 3 | 3m15s | 57 % |" in text and "| pruned | 3 |" in text
-    assert "trial 2 (learning\\_rate 0.03): loss is not finite; its log is in trials/0002" in text
+    assert "trial 2 (learning\\_rate 0.03): loss is not finite; its log is trial-0002.log" in text
     assert "one parameter was searched" in text and "second best is 0.4 behind" in text
     assert "Widen the range" not in text, "5e-3 lies well inside"
 
@@ -304,7 +304,7 @@ def merged(tmp_path, base, **changes):
     path.write_text(base)
     given = {"learning_rate": 2e-3}
     record = sweep(trial(0, **given), recipe=str(path), **changes)
-    text = best_recipe_text(record)
+    text = best_recipe_text(record, tmp_path)
     return text.partition("\n\n")[2], yaml.load(text, Loader=yaml.BaseLoader)
 
 
@@ -334,13 +334,13 @@ def test_other_ways_to_write_a_base(tmp_path, base):
 
 
 def test_what_is_no_flag_is_named(tmp_path):
-    text = best_recipe_text(sweep(trial(0, learning_rate=1e-3, lr=1), fixed={"--adam-beta2": 0.9}))
+    text = best_recipe_text(sweep(trial(0, learning_rate=1e-3, lr=1), fixed={"--adam-beta2": 0.9}), tmp_path)
     assert "No keys of train_mlm.py, so not here: lr." in text
     assert yaml.load(text, Loader=yaml.BaseLoader) == {"learning_rate": "0.001", "adam_beta2": "0.9"}
 
 
 def test_a_mapping_among_choices_is_written_as_one(tmp_path):
-    text = best_recipe_text(sweep(trial(0, model_config='{"attention_bias": true}'), space={}))
+    text = best_recipe_text(sweep(trial(0, model_config='{"attention_bias": true}'), space={}), tmp_path)
     assert yaml.load(text, Loader=yaml.BaseLoader) == {"model_config": {"attention_bias": "true"}}
     path = tmp_path / "best.yaml"
     path.write_text(text)
@@ -352,7 +352,20 @@ def test_a_base_that_is_gone(tmp_path):
     record = sweep(trial(0, learning_rate=1e-3), recipe=str(tmp_path / "gone.yaml"))
     with pytest.raises(RunError, match="cannot be read any more .*put it back"):
         write_report(record, study_of(record), tmp_path)
-    assert not list(tmp_path.iterdir()), "all or nothing"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"sweep_report.{end}" for end in ("csv", "md", "png")]
+    (tmp_path / "recipe.yaml").write_text("curve: cosine\n")
+    write_report(record, study_of(record), tmp_path)
+    assert read_recipe(tmp_path / "best_recipe.yaml") == {"curve": "cosine", "learning_rate": "0.001"}
+
+
+def test_the_base_is_what_the_trials_began_with(tmp_path):
+    """The sweep's own copy knows; what it strips from the recipe (validations, say) is left out here too."""
+    base = "# mine\ncurve: cosine\nvalidate_every: 20%\n"
+    (tmp_path / "recipe.yaml").write_text("curve: cosine\n")
+    text, read = merged(tmp_path, base)
+    assert "# mine\n" in text and read == {"curve": "cosine", "learning_rate": "0.002"}
+    text, read = merged(tmp_path, base.replace("cosine", "wsd"))  # edited since
+    assert "# mine" not in text and read == {"curve": "cosine", "learning_rate": "0.002"}
 
 
 def test_csv_of_a_parameter_named_like_a_column():
