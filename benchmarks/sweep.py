@@ -104,7 +104,7 @@ def wanted(a: argparse.Namespace, name: str, search: str, parameters: dict[str, 
     content |= {} if a.accelerate_config is None else {"accelerate_config": str(Path(a.accelerate_config).resolve())}
     flags = dict(word.split("=", 1) for word in a.fixed)
     content |= {**more, "fixed": {"data_dir": a.data_dir, **flags, **more.get("fixed", {})}}
-    return Wanted(a.output_dir / name, content)
+    return Wanted(Path(a.output_dir) / name, content)
 
 
 def searched(a: argparse.Namespace, **more: Any) -> Wanted:

@@ -25,20 +25,22 @@ PROMISES = {
 }
 ORPHAN_SECONDS = 20.0  # launchers and trainings of a killed sweep may need so long to see that it is gone
 LOOK_SECONDS = 0.25
+TRIALS = 3  # of time, between which a moment is drawn: some trials have finished at most of them
 FIRST_SECONDS = 2.0  # no kill before the sweep has begun to read its file
 
 
 def disturbed(wanted: Wanted, kills: int, seed: int, trial_seconds: float, group: bool) -> dict[str, Any]:
     """Kill -9 at random moments, start again at once, and a last run to its end: what was seen at each, what was broken.
 
-    The moments are drawn from `seed`, up to two trials' time after each start. A run that ends before its kill is noted as
+    The moments are drawn from `seed`, up to three trials' time after each start. A run that ends before its kill is noted as
     done; the rest of the kills is then left out.
     """
-    chance, rows = random.Random(seed), []
+    chance = random.Random(seed)
+    rows: list[dict[str, Any]] = []
     broken: dict[str, list[str]] = {name: [] for name in PROMISES}
     finished: dict[int, dict[str, Any]] = {}
     while len(rows) < kills:
-        process, moment = start(wanted), chance.uniform(FIRST_SECONDS, 2 * trial_seconds)
+        process, moment = start(wanted), chance.uniform(FIRST_SECONDS, TRIALS * trial_seconds)
         begin = time.monotonic()
         while process.poll() is None and time.monotonic() - begin < moment:
             _look(wanted.folder, broken["together"])
