@@ -39,11 +39,12 @@ def disturbed(wanted: Wanted, kills: int, seed: int, trial_seconds: float, group
     rows: list[dict[str, Any]] = []
     broken: dict[str, list[str]] = {name: [] for name in PROMISES}
     finished: dict[int, dict[str, Any]] = {}
+    seen = 0
     while len(rows) < kills:
         process, moment = start(wanted), chance.uniform(FIRST_SECONDS, TRIALS * trial_seconds)
         begin = time.monotonic()
         while process.poll() is None and time.monotonic() - begin < moment:
-            _look(wanted.folder, broken["together"])
+            seen += _look(wanted.folder, broken["together"])
             time.sleep(LOOK_SECONDS)
         if process.poll() is not None:
             break
@@ -58,11 +59,13 @@ def disturbed(wanted: Wanted, kills: int, seed: int, trial_seconds: float, group
     begin = time.monotonic()
     process = start(wanted)
     while process.poll() is None:
-        _look(wanted.folder, broken["together"])
+        seen += _look(wanted.folder, broken["together"])
         time.sleep(LOOK_SECONDS)
     wait(wanted, process)
     run = Run(wanted.folder, time.monotonic() - begin)
     _compare(wanted, finished, trials(wanted), broken)
+    if not seen:
+        broken["together"].append("no training was seen at all: this check is blind here")
     ended = len(run.rows) - run.count("running")
     limit = wanted.content.get("trials")
     if limit is not None and "total_time" not in wanted.content and ended != limit:
@@ -153,13 +156,18 @@ def _launcher(words: list[str]) -> bool:
     return any("accelerate" in word or "torch.distributed" in word for word in words[:4])
 
 
-def _look(folder: Path, broken: list[str]) -> None:
-    """Note where two trainings run in one folder. Data workers are children of theirs with the same command line."""
-    for out, pids in trainings(folder).items():
+def _look(folder: Path, broken: list[str]) -> int:
+    """Note where two trainings run in one folder; returns how many folders have one.
+
+    Data workers are children of a training with the same command line.
+    """
+    found = trainings(folder)
+    for out, pids in found.items():
         own = [pid for pid in pids if not _parent_in(pid, pids)]
         text = f"{Path(out).name}: {len(own)} at once"
         if len(own) > 1 and text not in broken:
             broken.append(text)
+    return len(found)
 
 
 def _parent_in(pid: int, others: list[int]) -> bool:

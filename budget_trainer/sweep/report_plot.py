@@ -23,7 +23,8 @@ LOOKS: dict[str, dict[str, Any]] = {  # by state: what the lines and their ends 
 }
 NAMES = {"time": "ended by the total time", "running": "under way"}
 BARS = 12  # parameters at most
-OUTSIDE = 1.0  # values further from the others than most are from each other are cut off
+TICKS = 8  # choices at most that are all named on the axis
+OUTSIDE = 2.0  # times the spread of the middle half: values that are further away than this are cut off
 
 
 def draw(record: SweepRecord, shares: Mapping[str, float], why_not: str | None) -> bytes:
@@ -105,7 +106,7 @@ def _draw_curves(axes: Any, record: SweepRecord) -> None:
         return
     axes.set_xlim(0, 102)
     axes.set_xlabel("share of the trial's time (%)")
-    _cut_heights(axes, [[height for _, height in trial.curve] for trial in record.trials])
+    _cut_heights(axes, [[height for _, height in trial.curve] for trial in record.trials], 1.0)
     axes.legend(frameon=False, fontsize=9, loc="upper right")
 
 
@@ -114,12 +115,16 @@ def _metric(record: SweepRecord) -> str:
     return "loss (nats per predicted token)" if record.objective == "loss" else "bits per byte"
 
 
-def _cut_heights(axes: Any, by_trial: Sequence[Sequence[float]]) -> None:
-    """Limits that hold most values: one diverged trial must not flatten all others. The picture says what lies outside."""
+def _cut_heights(axes: Any, by_trial: Sequence[Sequence[float]], direction: float) -> None:
+    """Limits that hold most values, and all of the better ones (the lower, where `direction` is 1).
+
+    One diverged trial must not flatten all others. The picture says what lies outside.
+    """
     heights = sorted(height for of_one in by_trial for height in of_one if math.isfinite(height))
-    low, high = (heights[round(share * (len(heights) - 1))] for share in (0.1, 0.9))
+    low, high = (heights[round(share * (len(heights) - 1))] for share in (0.25, 0.75))
     room = OUTSIDE * (high - low) if len(heights) > 4 else math.inf
-    shown = [height for height in heights if low - room <= height <= high + room]
+    lowest, highest = (-math.inf, high + room) if direction > 0 else (low - room, math.inf)
+    shown = [height for height in heights if lowest <= height <= highest]
     bottom, top = shown[0], shown[-1]
     margin = 0.08 * (top - bottom) or 0.05 * abs(top) or 0.05
     axes.set_ylim(bottom - margin, top + margin)
@@ -153,7 +158,7 @@ def _draw_parameter(axes: Any, record: SweepRecord, parameter: Searched, one_of_
             axes.plot(
                 tried, heights, "|", color=colour, markersize=11, markeredgewidth=1.6, transform=transform, label=label
             )
-    _cut_heights(axes, [[value(trial)] for trial in ends])
+    _cut_heights(axes, [[value(trial)] for trial in ends], sign(record))
     bottom, upper = axes.get_ylim()
     room = 0.1 * (upper - bottom) if others else 0.0
     axes.set_ylim(bottom - (room if sign(record) < 0 else 0), upper + (room if sign(record) > 0 else 0))
@@ -179,6 +184,8 @@ def _places(axes: Any, parameter: Searched) -> Any:
         _log_ticks(axes, low, high)
     else:
         axes.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+    if 0 < len(parameter.choices) <= TICKS:
+        axes.set_xticks(numbers, [short(choice) for choice in parameter.choices])
     return lambda given: math.nan if number(given) is None else number(given)
 
 
