@@ -18,6 +18,7 @@ NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "agreement", "scheduler", "che
 NO_TRANSFORMERS |= {"objective", "hashing", "choice", "objective_checks", "whole_words", "rows", "permutation"}
 STANDARD_ONLY |= {"glue.__init__", "glue.tasks", "glue.tsv", "glue.shares", "glue.lifeline"}
 STANDARD_ONLY |= {"glue.results", "glue.published", "glue.time_marked", "glue.suite_file"}
+STANDARD_ONLY |= {"sweep.__init__", "sweep.records", "sweep.searched", "sweep.ranking"}
 STANDARD_ONLY |= {"markdown", "hub_files", "glue.report_markdown"}
 NO_TRANSFORMERS |= {*STANDARD_ONLY, "glue.scores"}
 NO_TRANSFORMERS |= {"lamb", "optimizer_checks", "engine_optimizers", "attention", "fused_attention", "cross_entropy"}

@@ -13,7 +13,7 @@ RESULT_FORMAT, RUNS_FORMAT = 1, 1  # raise one when what is in the file comes to
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` aside and rename it; RunError where the disk does not take it, and the old file stays."""
-    aside = path.with_name(f".{path.name}.tmp")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same report
     try:
         with open(aside, "wb") as file:
             file.write(content)

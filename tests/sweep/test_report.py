@@ -1,0 +1,373 @@
+"""The report of a sweep, from real studies in memory; the trials' values are made up, the studies and files are not."""
+
+import csv
+import io
+import math
+import struct
+
+import optuna
+import pytest
+import yaml
+
+from budget_trainer.errors import RunError
+from budget_trainer.recipes import parse_recipe, read_recipe
+from budget_trainer.sweep.best_recipe import best_recipe_text
+from budget_trainer.sweep.importance import importance
+from budget_trainer.sweep.ranking import ranked, spread
+from budget_trainer.sweep.records import SweepRecord, TrialRecord
+from budget_trainer.sweep.report import csv_text, write_report
+from budget_trainer.sweep.searched import searched
+from tests.conftest import ROOT
+
+RATE = {"learning_rate": {"low": "3e-4", "high": "3e-2", "log": True}}
+CATEGORIES = {"curve": ["linear", "cosine", "wsd"], "bf16": {"choices": [True, False]}}
+STATES = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "time": "PRUNED"}
+
+
+def trial(number, state="finished", objective=5.0, share=1.0, last=5.0, error=None, **parameters):
+    points = [share * step / 4 for step in range(1, 5)]
+    curve = tuple((point, last + 3 * (share - point)) for point in points) if share else ()
+    objective = objective if state == "finished" else None
+    return TrialRecord(number, state, parameters, objective, curve, 60 * share + 5, f"trial-{number:04d}", error)
+
+
+def sweep(*trials, space=None, **changes):
+    given = {"name": "rates", "objective": "loss", "direction": "minimize", "search": "tpe", "fixed": {}}
+    given |= {"recipe": None, "time_per_trial_seconds": 60.0, "total_seconds": 600.0, "used_seconds": 500.0}
+    return SweepRecord(**{**given, "space": RATE if space is None else space, "trials": trials, **changes})
+
+
+def study_of(record):
+    """A real study with the same trials, in their order."""
+    study = optuna.create_study(direction=record.direction, sampler=optuna.samplers.RandomSampler())
+    for mine in record.trials:
+        study.enqueue_trial(mine.parameters)
+        asked = study.ask(_distributions(record.space, mine))
+        for step, (_, value) in enumerate(mine.curve):
+            asked.report(value, step)
+        state = STATES[mine.state]
+        if state == "COMPLETE" and mine.objective is not None and math.isfinite(mine.objective):
+            study.tell(asked, mine.objective)
+        else:
+            study.tell(asked, state=optuna.trial.TrialState["FAIL" if state == "COMPLETE" else state])
+    return study
+
+
+def _distributions(space, mine):
+    found = {}
+    for parameter in searched(space):
+        if parameter.name in mine.parameters:
+            low, high = parameter.low, parameter.high
+            found[parameter.name] = (
+                optuna.distributions.CategoricalDistribution(parameter.choices)
+                if low is None
+                else optuna.distributions.FloatDistribution(low, high, log=parameter.log)
+            )
+    return found
+
+
+def written(record, folder):
+    """All files of the report by name, as text, and the picture's size in pixels."""
+    files = write_report(record, study_of(record), folder)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")], "nothing is left aside"
+    texts = {path.name: path.read_text() for path in files if path.suffix != ".png"}
+    picture = (folder / "sweep_report.png").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    return texts, struct.unpack(">II", picture[16:24])
+
+
+def rows_of(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+FULL = (
+    trial(0, objective=5.2, learning_rate=1e-3),
+    trial(1, "pruned", share=0.25, last=8.0, learning_rate=3e-4),
+    trial(2, "failed", share=0.0, error="loss is not finite", learning_rate=3e-2),
+    trial(3, objective=4.8, learning_rate=5e-3),
+    trial(4, "pruned", share=0.5, last=7.0, learning_rate=4e-4),
+    trial(5, "pruned", share=0.5, last=6.0, learning_rate=6e-4),
+    trial(6, "time", share=0.75, last=5.5, learning_rate=4e-3),
+    trial(7, objective=6.0, learning_rate=2e-2),
+)
+
+
+def test_order():
+    assert [mine.number for mine in ranked(sweep(*FULL))] == [3, 0, 7, 6, 5, 4, 1, 2]
+    assert [mine.number for mine in ranked(sweep(*FULL, direction="maximize"))] == [7, 0, 3, 6, 5, 4, 1, 2]
+    found = spread(sweep(*FULL))
+    assert (found.best.number, found.median, found.worst.number) == (3, 5.2, 7)
+
+
+def test_files_of_a_full_sweep(tmp_path):
+    texts, size = written(sweep(*FULL), tmp_path)
+    assert set(texts) == {"sweep_report.csv", "sweep_report.md", "best_recipe.yaml"}
+    assert size == (1560, 672)
+    rows = rows_of(texts["sweep_report.csv"])
+    assert [row["trial"] for row in rows] == ["3", "0", "7", "6", "5", "4", "1", "2"]
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "", "", "", "", ""]
+    assert float(rows[0]["learning_rate"]) == 5e-3 and float(rows[0]["loss"]) == 4.8
+    assert rows[4] | {"state": "pruned", "loss": "", "share_reached": "0.5", "last_value": "6.0"} == rows[4]
+    assert rows[-1]["error"] == "loss is not finite" and rows[-1]["folder"] == "trial-0002"
+    text = texts["sweep_report.md"]
+    assert "pruned at 50 %" in text and "time at 75 %" in text
+    assert "| finished | 3 | 3m15s | 57 % |" in text and "| pruned | 3 |" in text
+    assert "trial 2 (learning\\_rate 0.03): loss is not finite; its log is trial-0002.log" in text
+    assert "one parameter was searched" in text and "second best is 0.4 behind" in text
+    assert "Widen the range" not in text, "5e-3 lies well inside"
+
+
+def test_equal_records_give_equal_files(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        record = sweep(*FULL)
+        write_report(record, study_of(record), tmp_path / name)
+    for name in ("sweep_report.csv", "sweep_report.png", "best_recipe.yaml"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [
+        (),
+        (trial(0, "failed", share=0.0, error="no memory", learning_rate=1e-3),),
+        (trial(0, "pruned", share=0.2, learning_rate=1e-3), trial(1, "time", share=0.0, learning_rate=2e-3)),
+        (trial(0, objective=math.nan, last=math.nan, learning_rate=1e-3),),
+        (trial(0, objective=None, learning_rate=1e-3),),
+    ],
+    ids=["no trial", "failed", "ended early", "NaN", "no objective"],
+)
+def test_no_finished_trial(tmp_path, trials):
+    texts, _ = written(sweep(*trials), tmp_path)
+    assert "best_recipe.yaml" not in texts and not (tmp_path / "best_recipe.yaml").exists()
+    assert "no recipe was written" in texts["sweep_report.md"] and "Widen" not in texts["sweep_report.md"]
+    assert len(rows_of(texts["sweep_report.csv"])) == len(trials)
+    assert all(row["rank"] == "" for row in rows_of(texts["sweep_report.csv"]))
+
+
+def test_one_trial(tmp_path):
+    texts, _ = written(sweep(trial(0, objective=5.1, learning_rate=1e-3)), tmp_path)
+    assert "| best | 5.1000 |" in texts["sweep_report.md"]
+    assert "median" not in texts["sweep_report.md"] and "behind" not in texts["sweep_report.md"]
+    assert "learning_rate: 0.001\n" in texts["best_recipe.yaml"]
+
+
+def test_nan_is_no_best(tmp_path):
+    """Also not where the best is the highest, and a NaN on the way does not break the picture."""
+    trials = (
+        trial(0, objective=math.nan, learning_rate=1e-3),
+        trial(1, objective=0.7, last=math.nan, learning_rate=2e-3),
+        trial(2, objective=math.inf, learning_rate=3e-3),
+        trial(3, objective=0.6, learning_rate=4e-3),
+    )
+    texts, _ = written(sweep(*trials, direction="maximize", objective="sst2"), tmp_path)
+    assert [row["trial"] for row in rows_of(texts["sweep_report.csv"])] == ["1", "3", "0", "2"]
+    assert "its sst2 is no number" in texts["sweep_report.md"]
+    assert "trial 1 of 4 (2 finished), sst2 0.7, to maximize." in texts["best_recipe.yaml"]
+
+
+def test_categories(tmp_path):
+    trials = [
+        trial(number, objective=5 - (curve == "wsd") + 0.01 * number, curve=curve, bf16=bf16)
+        for number, (curve, bf16) in enumerate(
+            [(c, b) for c in ("linear", "cosine", "wsd") for b in (True, False)] * 2
+        )
+    ]
+    record = sweep(*trials, space=CATEGORIES, search="grid")
+    shares, why_not = importance(record, study_of(record))
+    assert why_not is None and list(shares) == ["curve", "bf16"]
+    assert sum(shares.values()) == pytest.approx(1) and shares["curve"] > 0.6
+    texts, _ = written(record, tmp_path)
+    assert (
+        rows_of(texts["sweep_report.csv"])[0] | {"curve": "wsd", "bf16": "true"}
+        == rows_of(texts["sweep_report.csv"])[0]
+    )
+    assert (
+        "one of linear, cosine, wsd" in texts["sweep_report.md"] and "one of true, false" in texts["sweep_report.md"]
+    )
+    assert "bf16: true\n" in texts["best_recipe.yaml"] and "curve: wsd\n" in texts["best_recipe.yaml"]
+
+
+def test_pruned_trials_count_in_the_importance():
+    """The rate decides who is pruned; the decay does nothing. Four finished trials alone would say little."""
+    space = {**RATE, "weight_decay": {"low": 0, "high": 1}}
+    trials = [trial(n, objective=5 + n / 10, learning_rate=1e-2 * 1.1**n, weight_decay=n / 4) for n in range(4)]
+    trials += [
+        trial(n, "pruned", share=0.3, learning_rate=3e-4 * 1.1 ** (n % 10), weight_decay=n % 5 / 5)
+        for n in range(4, 16)
+    ]
+    record = sweep(*trials, space=space)
+    shares, why_not = importance(record, study_of(record))
+    assert why_not is None and shares["learning_rate"] > 0.8
+    few = sweep(*trials[:3], *trials[4:], space=space)
+    assert importance(few, study_of(few))[0] == {}
+    assert "at least 4 finished trials" in importance(few, study_of(few))[1]
+
+
+def test_markdown_and_line_breaks_stay_text(tmp_path):
+    bad = "# no | table\n<b>* `x` [a](b) =1+1"
+    trials = (
+        trial(0, "failed", error=bad, share=0.0, **{"model_config": "a|b"}),
+        trial(1, objective=4.0, **{"model_config": "*c*\n# d"}),
+    )
+    record = sweep(
+        *trials, name="a\n# b|$x^2$", space={"model_config": ["a|b", "*c*\n# d"]}, fixed={"hub_token": "s3cret"}
+    )
+    texts, _ = written(record, tmp_path)
+    text = texts["sweep_report.md"]
+    assert "\\# no \\| table \\<b\\>\\* \\`x\\` \\[a\\](b) =1+1" in text
+    assert text.startswith("# Sweep a \\# b\\|$x^2$\n") and "s3cret" not in "".join(texts.values())
+    assert not [line for line in text.splitlines() if line.startswith(("# b", "# no", "# d"))]
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.replace("\\|", "").count("|") in (5, 6, 7, 3) for line in tables)
+    assert rows_of(texts["sweep_report.csv"])[0]["model_config"] == "*c*\n# d"
+    assert yaml.load(texts["best_recipe.yaml"], Loader=yaml.BaseLoader) == {"model_config": "*c*\n# d"}
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "end"),
+    [
+        (RATE, 3.1e-4, "lower"),
+        (RATE, 2.9e-2, "upper"),
+        (RATE, 3e-3, None),
+        ({"learning_rate": {"low": 0.0, "high": 1.0}}, 0.96, "upper"),
+        ({"learning_rate": [1, "2", 4]}, 4, "upper"),
+        ({"learning_rate": [1, 2]}, 2, None),
+        ({"learning_rate": ["a", "b", "c"]}, "c", None),
+        ({"learning_rate": {"low": 1, "high": 1}}, 1, None),
+    ],
+)
+def test_widen_the_range(tmp_path, space, value, end):
+    text = written(sweep(trial(0, learning_rate=value), space=space), tmp_path)[0]["sweep_report.md"]
+    assert (f"lies at the {end} end" in text) == (end is not None)
+    assert ("Widen the range" in text) == (end is not None)
+
+
+def test_a_long_sweep(tmp_path):
+    """300 trials of 14 parameters: the table is cut, the CSV is not."""
+    names = [f"parameter_{number}" for number in range(14)]
+    space = {name: {"low": 0, "high": 1} for name in names}
+    chance = iter(range(10_000))
+    trials = [
+        trial(n, "pruned" if n % 3 else "finished", **{name: next(chance) * 0.618 % 1 for name in names})
+        for n in range(300)
+    ]
+    texts, _ = written(sweep(*trials, space=space), tmp_path)
+    assert "The first 100 of 300" in texts["sweep_report.md"]
+    assert len(rows_of(texts["sweep_report.csv"])) == 300
+
+
+# ---- best_recipe.yaml ----
+
+
+def run_flags(tmp_path):
+    flags = ["--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "run"), "--total_training_time", "1m"]
+    return [*flags, "--use_cpu", "true", "--fp16", "false"]
+
+
+@pytest.mark.parametrize("base", [None, *(path.name for path in sorted((ROOT / "recipes").glob("*.yaml")))])
+def test_best_recipe_is_one(tmp_path, base):
+    """Of every recipe there is: what was searched and fixed holds, all else is the base's, comments included."""
+    space = {
+        "learning_rate": RATE["learning_rate"],
+        "warmup_proportion": [0.0, 0.1],
+        "model_type": ["bert", "roberta"],
+    }
+    trials = (
+        trial(0, learning_rate=0.0012345678901234, warmup_proportion=0.1, model_type="bert"),
+        trial(1, objective=9.0),
+    )
+    fixed = {"data_dir": "x", "output_dir": "y", "seed": 3, "total_training_time": "5m", "bf16": False}
+    fixed |= {"num_hidden_layers": 4, "validate_every": "10%"}
+    record = sweep(*trials, space=space, fixed=fixed, recipe=base and str(ROOT / "recipes" / base))
+    write_report(record, study_of(sweep(space=space)), tmp_path)
+    path = tmp_path / "best_recipe.yaml"
+    recipe = parse_recipe([str(path), *run_flags(tmp_path)])
+    assert recipe.run.learning_rate == 0.0012345678901234
+    assert (recipe.budget.warmup_proportion, recipe.model.model_type) == (0.1, "bert")
+    assert recipe.model.num_hidden_layers == 4 and recipe.run.bf16 is False
+    before = read_recipe(ROOT / "recipes" / base) if base else {}
+    after = read_recipe(path)
+    assert not {"data_dir", "output_dir", "seed", "total_training_time"} & set(after)
+    ours = {"learning_rate", "warmup_proportion", "model_type", "bf16", "num_hidden_layers", "validate_every", "seed"}
+    assert {key: after.get(key) for key in before.keys() - ours} == {key: before[key] for key in before.keys() - ours}
+    if base:
+        text = path.read_text()
+        lines = (ROOT / "recipes" / base).read_text().splitlines()
+        assert all(line in text for line in lines if line.startswith("#"))
+    head = path.read_text().split("\n\n")[0]
+    assert "trial 0 of 2 (2 finished), loss 5, to minimize." in head and "Found with 1m per trial" in head
+
+
+def merged(tmp_path, base, **changes):
+    path = tmp_path / "base.yaml"
+    path.write_text(base)
+    given = {"learning_rate": 2e-3}
+    record = sweep(trial(0, **given), recipe=str(path), **changes)
+    text = best_recipe_text(record, tmp_path)
+    return text.partition("\n\n")[2], yaml.load(text, Loader=yaml.BaseLoader)
+
+
+def test_values_are_replaced_where_they_stand(tmp_path):
+    base = "# mine\nlearning_rate: 1e-3  # tuned\n\n# a part\nmodel_config:\n  a: 1\n  b:\n    - 2\n# after\n"
+    base += "no_bf16: true\nseed: 4\n"
+    text, read = merged(tmp_path, base, fixed={"bf16": True, "model_config": {"c": [1, None]}, "curve": None})
+    assert text == (
+        "# mine\nlearning_rate: 0.002  # the sweep's; was 1e-3 (tuned)\n\n# a part\n"
+        'model_config: {"c": [1, null]}  # the sweep\'s\n# after\n\n# From the sweep.\nbf16: true\ncurve: null\n'
+    )
+    assert read == {"learning_rate": "0.002", "model_config": {"c": ["1", "null"]}, "bf16": "true", "curve": "null"}
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "{learning_rate: 1e-3, curve: cosine, seed: 1}\n",
+        "curve: cosine\nlearning_rate:\n  1e-3\nseed: 1",
+        '"learning_rate": 1e-3\n"curve": cosine\n',
+        "---\ncurve: cosine\n...\n",
+        "curve: >-\n  cosine\n\nlearning_rate: 1",
+    ],
+)
+def test_other_ways_to_write_a_base(tmp_path, base):
+    assert merged(tmp_path, base)[1] == {"curve": "cosine", "learning_rate": "0.002"}
+
+
+def test_what_is_no_flag_is_named(tmp_path):
+    text = best_recipe_text(sweep(trial(0, learning_rate=1e-3, lr=1), fixed={"--adam-beta2": 0.9}), tmp_path)
+    assert "No keys of train_mlm.py, so not here: lr." in text
+    assert yaml.load(text, Loader=yaml.BaseLoader) == {"learning_rate": "0.001", "adam_beta2": "0.9"}
+
+
+def test_a_mapping_among_choices_is_written_as_one(tmp_path):
+    text = best_recipe_text(sweep(trial(0, model_config='{"attention_bias": true}'), space={}), tmp_path)
+    assert yaml.load(text, Loader=yaml.BaseLoader) == {"model_config": {"attention_bias": "true"}}
+    path = tmp_path / "best.yaml"
+    path.write_text(text)
+    given = parse_recipe([str(path), *run_flags(tmp_path)]).model.model_config
+    assert given == '{"attention_bias": true}', "as the command line gives it"
+
+
+def test_a_base_that_is_gone(tmp_path):
+    record = sweep(trial(0, learning_rate=1e-3), recipe=str(tmp_path / "gone.yaml"))
+    with pytest.raises(RunError, match="cannot be read any more .*put it back"):
+        write_report(record, study_of(record), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"sweep_report.{end}" for end in ("csv", "md", "png")]
+    (tmp_path / "recipe.yaml").write_text("curve: cosine\n")
+    write_report(record, study_of(record), tmp_path)
+    assert read_recipe(tmp_path / "best_recipe.yaml") == {"curve": "cosine", "learning_rate": "0.001"}
+
+
+def test_the_base_is_what_the_trials_began_with(tmp_path):
+    """The sweep's own copy knows; what it strips from the recipe (validations, say) is left out here too."""
+    base = "# mine\ncurve: cosine\nvalidate_every: 20%\n"
+    (tmp_path / "recipe.yaml").write_text("curve: cosine\n")
+    text, read = merged(tmp_path, base)
+    assert "# mine\n" in text and read == {"curve": "cosine", "learning_rate": "0.002"}
+    text, read = merged(tmp_path, base.replace("cosine", "wsd"))  # edited since
+    assert "# mine" not in text and read == {"curve": "cosine", "learning_rate": "0.002"}
+
+
+def test_csv_of_a_parameter_named_like_a_column():
+    head = csv_text(sweep(trial(0, rank=1), space={"rank": [1]})).splitlines()[0]
+    assert head.startswith("rank,trial,state,loss,parameter rank,")
