@@ -19,8 +19,8 @@ import math  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 
+from budget_trainer import lifeline  # noqa: E402
 from budget_trainer.errors import InputError, RunError, StopAsked  # noqa: E402
-from budget_trainer.glue import lifeline  # noqa: E402
 from budget_trainer.stop_request import StopRequest  # noqa: E402
 
 STOPPED_EXIT = 85

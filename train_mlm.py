@@ -18,6 +18,7 @@ from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 from functools import partial  # noqa: E402
 
+from budget_trainer import lifeline  # noqa: E402
 from budget_trainer.errors import InputError, RunError, StopAsked  # noqa: E402
 from budget_trainer.stop_request import StopRequest  # noqa: E402
 
@@ -127,6 +128,7 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`train`, with its end in one line: 85 for a run to be resumed, 2 for bad input, 1 for a run that cannot go on."""
+    lifeline.hold()
     stop = StopRequest()
     with ExitStack() as at_exit:
         stop.listen()  # before the heavy imports; a second SIGINT ends at once

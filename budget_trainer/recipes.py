@@ -40,7 +40,7 @@ def parse_recipe(argv: Sequence[str] | None = None) -> Recipe:
     _check_keys({flag: None for flag in flags if flag != "help"}, "command line")
     groups_of_flags: Any = GROUPS
     parser = _Parser(groups_of_flags, allow_abbrev=False, prog="train_mlm.py [recipe.yaml]")
-    from_recipe = [word for key, value in given.items() for word in _as_words(key, value)]
+    from_recipe = [word for key, value in given.items() for word in as_words(key, value)]
     try:
         groups = parser.parse_args_into_dataclasses(args=[*from_recipe, *words], look_for_args_file=False)
     except (ValueError, TypeError, ImportError) as error:
@@ -93,10 +93,10 @@ def _check_keys(given: dict[str, Any], where: str) -> None:
             raise InputError(f"{key}: unknown key ({where}); {fix}")
 
 
-def _as_words(key: str, value: Any) -> list[str]:
+def as_words(key: str, value: Any) -> list[str]:
     """A recipe line as command-line words, so that there is one conversion and the last one wins."""
     if isinstance(value, dict):
-        return [f"--{key}", json.dumps(_typed(value))]
+        return [f"--{key}", json.dumps(yaml_typed(value))]
     if isinstance(value, list):
         return [f"--{key}", *map(str, value)]
     if value in NULLS:
@@ -106,12 +106,12 @@ def _as_words(key: str, value: Any) -> list[str]:
     return [f"--{key}={value}"]
 
 
-def _typed(value: Any) -> Any:
+def yaml_typed(value: Any) -> Any:
     """Scalars inside of a mapping, which argparse does not see, as YAML 1.2 reads them."""
     if isinstance(value, dict):
-        return {key: _typed(inner) for key, inner in value.items()}
+        return {key: yaml_typed(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_typed(inner) for inner in value]
+        return [yaml_typed(inner) for inner in value]
     for convert in (json.loads, float):
         try:
             return convert(value)
