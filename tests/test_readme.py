@@ -10,6 +10,7 @@ import pytest
 from budget_trainer.glue.grid import read_grid
 from budget_trainer.glue.parsing import parse_request
 from budget_trainer.recipes import parse_recipe
+from budget_trainer.sweep.arguments import parse_arguments
 from data_prep.data_recipe import SOURCE_KEYS, read_data_recipe
 from tests.conftest import ROOT
 
@@ -49,6 +50,9 @@ def test_command(command):
         assert "--config_file" not in words or (ROOT / words[words.index("--config_file") + 1]).exists()
         request = parse_request([*words[words.index("finetune_glue.py") + 1 :], "--use_cpu", "true"])
         assert request.suite.grid is None or read_grid(str(ROOT / request.suite.grid), None, 1)
+    elif "sweep.py" in words:
+        path = words[2]
+        assert parse_arguments([str(ROOT / path), *words[3:]]).spec().trials
     elif words[:2] == ["python", "-m"]:
         module = importlib.import_module(words[2])
         if hasattr(module, "_parse"):

@@ -13,7 +13,7 @@ from budget_trainer import run_folder
 from budget_trainer.errors import InputError
 from budget_trainer.recipes import as_words, parse_recipe, read_recipe
 from budget_trainer.sweep.space import combinations, grid_size
-from budget_trainer.sweep.spec import OWN, WHOLE, SweepSpec, validate_every
+from budget_trainer.sweep.spec import WHOLE, SweepSpec, said_by_sweep, validate_every
 
 MOST_POINTS = 300  # of a grid that are all parsed (about 2 ms each); of larger ones each value once
 FOREIGN = (run_folder.RUN, "suite.json", run_folder.FINAL)  # of another kind of folder
@@ -75,7 +75,7 @@ def check_folder(spec: SweepSpec) -> None:
 def base_recipe(spec: SweepSpec) -> dict[str, Any]:
     """The recipe of all trials, without what the sweep says itself."""
     content = {} if spec.recipe is None else read_recipe(spec.recipe)
-    return {name: value for name, value in content.items() if name.removeprefix("no_") not in OWN}
+    return {name: value for name, value in content.items() if said_by_sweep(name, spec.steps) is None}
 
 
 def read_profile(path: Path) -> tuple[bool, int]:

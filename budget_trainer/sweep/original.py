@@ -15,7 +15,7 @@ from budget_trainer.migration.original_sweep import sections
 from budget_trainer.migration.original_values import Given
 from budget_trainer.recipes import KEYS, NULLS
 from budget_trainer.sweep.space import Choices, Space, read_space
-from budget_trainer.sweep.spec import OWN, SweepSpec, check_flags, make_spec
+from budget_trainer.sweep.spec import OWN, VALIDATION, SweepSpec, make_spec
 
 
 def unknown_names(text: str) -> list[str]:
@@ -63,8 +63,8 @@ def read_original(text: str, path: Path, flags: dict[str, str], processes: int, 
     content.setdefault("time_per_trial", common["total_training_time"])
     content.setdefault("output_dir", common["output_dir"])
     content.setdefault("job_name", flags.get("job_name", common.get("run_name", path.stem)))
-    fixed = {key: as_word(value) for key, value in common.items() if key not in OWN and value is not None}
-    check_flags(space, fixed)
+    own = {*OWN, *(VALIDATION if content.get("prune_at") else ())}
+    fixed = {key: as_word(value) for key, value in common.items() if value is not None and key not in own}
     return make_spec(content, space, fixed, path.stem, dry_run)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,12 @@ from budget_trainer.errors import InputError
 from budget_trainer.recipes import NULLS, as_words, read_recipe
 from budget_trainer.sweep.objective import Objective, read_objective
 from budget_trainer.sweep.space import Space, as_flag, grid_size, read_space
-from budget_trainer.watch_checks import parse_share
+from budget_trainer.watch_checks import EPOCHS, PROPORTIONS, parse_share
 
 SEARCHES = ("grid", "random", "tpe", "successive_halving", "hyperband")
 HALVING = ("successive_halving", "hyperband")
-KEYS: tuple[str, ...] = ("search", "recipe", "script", "fixed", "parameters", "objective", "total_time", "time_per_trial", "trials")
-KEYS += (
-    "parallel_trials",
-    "accelerate_config",
-    "seed",
-    "prune_at",
-    "storage",
-    "output_dir",
-    "job_name",
-    "keep_models",
-)
+KEYS = """search recipe script fixed parameters objective total_time time_per_trial trials parallel_trials
+accelerate_config seed prune_at storage output_dir job_name keep_models""".split()
 # What the sweep itself says to each trial.
 OWN = {
     "output_dir": "each trial has a folder in the sweep's output_dir",
@@ -38,13 +30,8 @@ OWN = {
     "job_time_limit": "a trial is one job",
     "early_exit_time_marker": "lower time_per_trial instead",
     "push_to_hub": "publish the best trial with python -m budget_trainer.publish",
-    "validate_every": "prune_at says at which shares trials are compared",
-    "validation_epochs": "prune_at says at which shares trials are compared",
-    "validation_epochs_begin": "prune_at says at which shares trials are compared",
-    "validation_epochs_end": "prune_at says at which shares trials are compared",
-    "validation_begin_proportion": "prune_at says at which shares trials are compared",
-    "validation_end_proportion": "prune_at says at which shares trials are compared",
 }
+VALIDATION = ("validate_every", *EPOCHS, *PROPORTIONS)  # said by prune_at, where there is one
 WHOLE = 1000  # a share of a trial's budget is Optuna's step in thousandths
 FIRST_OVERHEAD = 10.0  # seconds: a guess at starting and evaluating a trial, until one was measured
 DEFAULT_SHARES = {"grid": "", "random": "0.25,0.5", "tpe": "0.25,0.5", "successive_halving": "0.125,0.25,0.5"}
@@ -70,7 +57,6 @@ class SweepSpec:
     output_dir: Path
     storage: str
     keep_all_models: bool
-    literal: list[list[str]] = field(default_factory=list)  # of the original's form: commands nobody here can check
 
     @property
     def reduction_factor(self) -> int:
@@ -116,7 +102,6 @@ def read_spec(path: Path, flags: dict[str, str], dry_run: bool) -> SweepSpec:
 
 def make_spec(content: dict[str, Any], space: Space, fixed: dict[str, Any], stem: str, dry_run: bool) -> SweepSpec:
     """The sweep of these keys (as text), checked but for what train_mlm.py knows."""
-    check_flags(space, fixed)
     search = str(content.get("search", "grid"))
     if search not in SEARCHES:
         close = difflib.get_close_matches(search, SEARCHES, n=1)
@@ -167,16 +152,25 @@ def make_spec(content: dict[str, Any], space: Space, fixed: dict[str, Any], stem
         storage=str(content.get("storage", f"sqlite:///{output_dir.absolute() / 'study.db'}")),
         keep_all_models=keep == "all",
     )
+    check_flags(space, fixed, spec.steps)
     if spec.limit is None and math.isinf(total):
         raise InputError(f"trials: missing, and total_time too: search {search} would never end; give one of them")
     return spec
 
 
-def check_flags(space: Space, fixed: dict[str, Any]) -> None:
+def said_by_sweep(name: str, steps: Sequence[int]) -> str | None:
+    """Why a flag is the sweep's own and no trial's; None where it is not."""
+    name = name.removeprefix("no_")
+    if steps and name in VALIDATION:
+        return "prune_at says when trials are validated; leave one of the two out (prune_at: [] compares none)"
+    return OWN.get(name)
+
+
+def check_flags(space: Space, fixed: dict[str, Any], steps: Sequence[int]) -> None:
     """Refuse what the sweep decides itself, what stands twice, and a null, which would unset nothing."""
     for name in [*space, *fixed]:
-        if name.removeprefix("no_") in OWN:
-            raise InputError(f"{name}: not a flag of trials; {OWN[name.removeprefix('no_')]}")
+        if (why := said_by_sweep(name, steps)) is not None:
+            raise InputError(f"{name}: not a flag of trials; {why}")
     for name, value in fixed.items():
         if name in space:
             raise InputError(f"{name}: both under fixed and under parameters; take it out of one")
@@ -220,7 +214,7 @@ def _steps(search: str, given: Any, trial_seconds: float) -> tuple[int, ...]:
     return tuple(steps)
 
 
-def validate_every(steps: Any) -> int:
+def validate_every(steps: Sequence[int]) -> int:
     """The cadence, in thousandths of a trial's budget, that meets all steps."""
     return math.gcd(*steps)
 

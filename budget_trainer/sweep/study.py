@@ -186,11 +186,12 @@ def seed_of(spec: SweepSpec, number: int) -> int:
 def make_sampler(spec: SweepSpec, number: int) -> BaseSampler:
     """What proposes trial `number`: a function of the seed, the number and the results so far.
 
-    A new one for each trial: after a restart, and in a second process, one that was seeded once would repeat itself.
+    A new one for each trial: after a restart, and in a second process, one that was seeded once would repeat itself. A grid
+    is gone through in an order that the seed shuffles: the first points are from all over it.
     """
+    if spec.search == "grid" or spec.exhaustive:  # one seed: it is what a point's number means
+        return GridSampler({name: d.points() or [] for name, d in spec.space.items()}, seed=spec.seed)
     seed = seed_of(spec, number)
-    if spec.search == "grid" or spec.exhaustive:
-        return GridSampler({name: d.points() or [] for name, d in spec.space.items()}, seed=seed)
     if spec.search == "tpe":
         return TPESampler(n_startup_trials=startup_trials(spec), constant_liar=True, seed=seed)
     return RandomSampler(seed=seed)
