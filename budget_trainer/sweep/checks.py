@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,9 @@ import yaml
 
 from budget_trainer import run_folder
 from budget_trainer.errors import InputError
-from budget_trainer.recipes import as_words, parse_recipe, read_recipe
+from budget_trainer.migration.original_flags import FLAGS
+from budget_trainer.recipes import KEYS, as_words, parse_recipe, read_recipe
+from budget_trainer.refused_flags import REPLACED
 from budget_trainer.sweep.space import combinations, grid_size
 from budget_trainer.sweep.spec import WHOLE, SweepSpec, said_by_sweep, validate_every
 
@@ -25,6 +28,8 @@ def check_words(spec: SweepSpec, on_cpu: bool = False) -> Path:
     A GPU is not touched for it: without `on_cpu` precision and device do not count here.
     """
     recipe = base_recipe(spec)
+    _check_names([*spec.space, *spec.fixed], "sweep file")
+    _check_names([*recipe], f"recipe {spec.recipe}")
     base = [word for name, value in recipe.items() for word in as_words(name, value)]
     own = [f"--output_dir={spec.output_dir}", f"--total_training_time={spec.trial_seconds}s", "--use_cpu=true"]
     own += ["--push_to_hub=false", *([] if on_cpu else ["--fp16=false", "--tf32=false"])]
@@ -33,6 +38,21 @@ def check_words(spec: SweepSpec, on_cpu: bool = False) -> Path:
     if len(data_dirs) > 1:
         raise InputError("data_dir: losses on different data do not compare; put one data_dir under fixed")
     return data_dirs.pop()
+
+
+def _check_names(names: list[str], where: str) -> None:
+    """Refuse a flag that train_mlm.py does not know: with what has its place, or the nearest name."""
+    for name in names:
+        known = name if name in KEYS else name.removeprefix("no_")
+        if known in KEYS or known in REPLACED:  # the latter are refused by train_mlm.py itself, with a reason
+            continue
+        if name in FLAGS:
+            flag = FLAGS[name]
+            fix = f"write {flag.key}" if flag.key else f"take it out: {flag.text}"
+            raise InputError(f"{name}: a flag of the original ({where}); {fix}")
+        close = difflib.get_close_matches(name, KEYS, n=1)
+        fix = f"did you mean {close[0]}?" if close else "see train_mlm.py --help for all flags"
+        raise InputError(f"{name}: unknown to train_mlm.py ({where}); {fix}")
 
 
 def _probes(spec: SweepSpec) -> Iterator[dict[str, Any]]:

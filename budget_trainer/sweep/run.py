@@ -60,9 +60,8 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
     spec.output_dir.mkdir(parents=True, exist_ok=True)
     clock.total_seconds = spec.total_seconds
     with ExitStack() as at_exit:
-        storage = open_storage(spec.storage)
         with exclusive(lock_path(spec)):
-            study = open_study(spec, storage, mine)
+            study = open_study(spec, open_storage(spec.storage), mine)
             place = _claim(spec, mine)
             at_exit.enter_context(_keep_clock(spec.output_dir, clock))
             profile = spec.accelerate_config or write_profile(spec.output_dir / "launch.yaml", use_cpu)

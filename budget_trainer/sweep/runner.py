@@ -23,7 +23,7 @@ from budget_trainer.sweep.trial_run import TrialLock, TrialRun, folder_name, rem
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 IDLE_SECONDS = 1.0  # between looks for a trial of another process that has ended
-END_SECONDS = 2.0  # of the sweep itself, when the last trial has ended
+MOST_END_SECONDS, END_SHARE = 5.0, 0.02  # of total_time for the sweep itself, when the last trial has ended
 UNEVEN = 1.1  # the next trial may take so much longer beside its budget than the longest so far
 SAME_FAILURES = 3  # at the beginning: then the sweep is at fault, no single trial
 REPORT_PAUSE = 20.0  # times of what the last report took, before the next
@@ -112,13 +112,17 @@ class Runner:
             taken = sum(frozen.state != TrialState.WAITING for frozen in trials)
             if self.spec.limit is not None and taken >= self.spec.limit:
                 return None
-            if self.clock.remaining_seconds() - END_SECONDS < self.spec.trial_seconds + self._overhead(trials):
+            if self._seconds_left() < self.spec.trial_seconds + self._overhead(trials):
                 return None
             trial = ask(self.spec, self.study)
             lock = TrialLock(self.spec.output_dir, trial.number)
             lock.take()
             trial.set_user_attr(PLACE, self._place)
             return trial, lock
+
+    def _seconds_left(self) -> float:
+        """Of total_time, for trials."""
+        return self.clock.remaining_seconds() - min(MOST_END_SECONDS, END_SHARE * self.spec.total_seconds)
 
     def _orphan(self, frozen: FrozenTrial) -> TrialLock | None:
         """The lock of a trial that nobody works on any more; None where somebody does."""
@@ -161,7 +165,7 @@ class Runner:
                 return
         if run.done:
             self._settle(slot, "finished" if run.value is not None else "failed", run.value, run.error)
-        elif self.clock.remaining_seconds() < END_SECONDS:
+        elif self._seconds_left() <= 0:
             self._end(slot, "time", "total_time is over")
 
     def _end(self, slot: int, how: str, why: str) -> None:

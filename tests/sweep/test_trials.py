@@ -12,13 +12,15 @@ import optuna
 import pytest
 import yaml
 
+import sweep
 from budget_trainer.clock import BudgetClock
 from budget_trainer.stop_request import StopRequest
 from budget_trainer.sweep.arguments import parse_arguments
 from budget_trainer.sweep.record_of import sweep_record
 from budget_trainer.sweep.run import run_sweep
 from budget_trainer.sweep.study import IDENTITY, open_storage
-from tests.conftest import ROOT, TINY, children, run, spawn, wait_for
+from tests.conftest import ROOT, TINY, children, spawn, wait_for
+from tests.glue.conftest import glue_dir  # noqa: F401
 
 # Trials that end by steps: they are short on any machine.
 STEPS = {**TINY, "lr_schedule": "step", "max_steps": 5, "disable_tqdm": True}
@@ -30,6 +32,18 @@ def write(folder, **content):
     content = {"recipe": str(folder / "recipe.yaml"), "time_per_trial": "5m", "total_time": "1h", **content}
     (folder / "sweep.yaml").write_text(yaml.safe_dump({**content, "output_dir": str(folder / "out")}))
     return [sys.executable, "sweep.py", str(folder / "sweep.yaml")]
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """sweep.py in this process, which has the heavy imports behind it: (exit code, stderr)."""
+
+    def call(folder):
+        monkeypatch.setattr(sweep, "CLOCK", BudgetClock())
+        code = sweep.main([str(folder / "sweep.yaml")])
+        return code, capsys.readouterr().err
+
+    return call
 
 
 def record(folder):
@@ -64,7 +78,8 @@ def gone(folder):
     return True
 
 
-def test_kill_signal_and_two_processes_on_one_journal(data_dir, tmp_path):
+@pytest.mark.timeout(900)
+def test_kill_signal_and_two_processes_on_one_journal(data_dir, tmp_path, here):
     """Three points, one of which cannot be trained: each is run once, whatever happens to the processes of the sweep."""
     journal = tmp_path / "out" / "journal.log"
     command = write(
@@ -113,28 +128,15 @@ def test_kill_signal_and_two_processes_on_one_journal(data_dir, tmp_path):
     last = max(at for at, line in enumerate(journal_lines) if '"state":1' in line.replace(" ", ""))
     journal.write_text("".join(f"{line}\n" for line in journal_lines[:last]))  # as kill -9 would have left it
     assert "running" in [trial.state for trial in record(tmp_path).trials]
-    done = run(command)
-    assert done.returncode == 0, done.stderr
+    assert here(tmp_path)[0] == 0
     again = record(tmp_path).trials
     assert [(t.number, t.state, t.objective) for t in again] == [(t.number, t.state, t.objective) for t in trials]
     assert before == {t.number: (tmp_path / "out" / f"{t.folder}.log").stat().st_mtime_ns for t in again}
 
-    # Another sweep is not mixed with it; more time or trials are the same one.
-    content = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
-    for change, message in (
-        ({"parameters": {"per_device_train_batch_size": [8, 32]}}, "parameters: "),
-        ({"fixed": {"data_dir": str(data_dir), "curve": "wsd"}}, "fixed: "),
-        ({"storage": f"journal:{tmp_path / 'out' / 'other.log'}"}, "storage: "),
-    ):
-        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**content, **change}))
-        refused = run(command)
-        assert refused.returncode == 2 and refused.stderr.startswith(f"error: {message}"), refused.stderr
-        assert refused.stderr.count("\n") == 1 and not (tmp_path / "out" / "other.log").exists()
 
-
-def test_halving_ends_the_worse_trial_at_its_share(data_dir, tmp_path):
+def test_halving_ends_the_worse_trial_at_its_share(data_dir, tmp_path, here):
     """The second trial cannot learn: it is compared with the first at the same share of time, and ended."""
-    command = write(
+    write(
         tmp_path,
         base={**TINY, "disable_tqdm": True},
         fixed={"data_dir": str(data_dir)},
@@ -144,10 +146,10 @@ def test_halving_ends_the_worse_trial_at_its_share(data_dir, tmp_path):
         time_per_trial="40s",
         seed=next(seed for seed in range(9) if first_point(seed, [1e-2, 1e-9]) == 1e-2),
     )
-    done = run(command)
-    assert done.returncode == 0, done.stderr
+    code, error = here(tmp_path)
+    assert code == 0, error
     best, worse = record(tmp_path).trials
-    assert (best.state, worse.state) == ("finished", "pruned"), done.stderr
+    assert (best.state, worse.state) == ("finished", "pruned"), error
     assert worse.objective is None and worse.seconds < 40 and worse.parameters == {"learning_rate": 1e-9}
     assert 0.6 <= best.curve[0][0] < 0.9 and 0.6 <= worse.curve[0][0] < 0.9 and best.curve[0][1] < worse.curve[0][1]
     folder = tmp_path / "out" / worse.folder
@@ -164,17 +166,50 @@ def first_point(seed, values):
     return study.ask({"x": optuna.distributions.CategoricalDistribution(values)}).params["x"]
 
 
-def test_when_all_fail_in_the_same_way_the_sweep_says_so(data_dir, tmp_path):
+def test_a_glue_score_is_an_objective(data_dir, glue_dir, tmp_path, here):  # noqa: F811
+    flags = {"glue_dir": str(glue_dir), "max_seq_length": "32", "num_train_epochs": "1"}
+    write(
+        tmp_path,
+        fixed={"data_dir": str(data_dir)},
+        parameters={"seed": [1, 2]},
+        objective={"glue": "CoLA", **flags},
+        trials=1,
+    )
+    code, error = here(tmp_path)
+    assert code == 0, error
+    found = record(tmp_path)
+    (trial,) = found.trials
+    result = json.loads((tmp_path / "out" / trial.folder / "glue" / "result.json").read_text())
+    assert (found.direction, found.objective, trial.state) == ("maximize", "glue: CoLA", "finished")
+    assert trial.objective == result["headline"]["value"]
+    (tmp_path / "sweep.yaml").write_text((tmp_path / "sweep.yaml").read_text().replace("num_train", "num_trian"))
+    code, error = here(tmp_path)
+    assert code == 2 and error.startswith("error: num_trian_epochs: "), error
+
+
+def test_when_all_fail_in_the_same_way_the_sweep_says_so(data_dir, tmp_path, here):
     (tmp_path / "broken.yaml").write_text("distributed_type: NONSENSE\nuse_cpu: true\nnum_processes: 1\n")
-    command = write(
+    write(
         tmp_path,
         fixed={"data_dir": str(data_dir)},
         parameters={"seed": [1, 2, 3, 4, 5]},
         accelerate_config=str(tmp_path / "broken.yaml"),
     )
-    done = run(command)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: trials: the first 3 all failed")
+    code, error = here(tmp_path)
+    assert code == 1 and error.splitlines()[-1].startswith("error: trials: the first 3 all failed"), error
     assert [trial.state for trial in record(tmp_path).trials] == ["failed"] * 3
+
+    # Another sweep is not mixed with it; more time or trials are the same one.
+    content = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
+    for change, message in (
+        ({"parameters": {"seed": [1, 6]}}, "parameters: "),
+        ({"fixed": {"data_dir": str(data_dir), "curve": "wsd"}}, "fixed: "),
+        ({"storage": f"journal:{tmp_path / 'out' / 'other.log'}"}, "storage: "),
+    ):
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**content, **change}))
+        code, error = here(tmp_path)
+        assert code == 2 and error.startswith(f"error: {message}") and "was begun with" in error, error
+        assert error.count("\n") == 1 and not (tmp_path / "out" / "other.log").exists()
 
 
 def test_total_time_ends_what_cannot_be_finished(data_dir, tmp_path):
@@ -201,12 +236,13 @@ def test_total_time_ends_what_cannot_be_finished(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["sqlite:///{}/study.db", "journal:{}/journal.log"])
-def test_a_study_of_somebody_else_is_refused(data_dir, tmp_path, kind):
+def test_a_study_of_somebody_else_is_refused(data_dir, tmp_path, here, kind):
     storage = kind.format(tmp_path)
     study = optuna.create_study(storage=open_storage(storage), study_name="sweep")
     study.ask()
-    done = run([*write(tmp_path, fixed={"data_dir": str(data_dir)}, parameters={"seed": [1, 2]}, storage=storage)])
-    assert done.returncode == 2 and "holds another sweep" in done.stderr and done.stderr.count("\n") == 1
+    write(tmp_path, fixed={"data_dir": str(data_dir)}, parameters={"seed": [1, 2]}, storage=storage)
+    code, error = here(tmp_path)
+    assert code == 2 and "holds another sweep" in error and error.count("\n") == 1
     assert IDENTITY not in study.user_attrs and not (tmp_path / "out" / "sweep.json").exists()
 
 
