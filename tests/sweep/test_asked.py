@@ -13,6 +13,7 @@ import sweep
 from budget_trainer.errors import InputError
 from budget_trainer.recipes import parse_recipe
 from budget_trainer.sweep.arguments import parse_arguments
+from budget_trainer.sweep.run import make_slots
 from budget_trainer.sweep.space import Choices, Range, combinations, grid_size, read_space
 from budget_trainer.sweep.study import ask, make_pruner, make_sampler, open_study, startup_trials, tell
 from budget_trainer.sweep.trial_run import evaluations
@@ -349,3 +350,13 @@ def test_sweep_files_of_the_repository(path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert sweep.main([str(path), "--output_dir", "out/sweep", "--dry_run"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 12
+
+
+def test_trials_at_the_same_time_have_devices_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,3")
+    spec = spec_of(tmp_path, OURS)
+    assert make_slots(spec, False, 1) == ["0", "1", "3"] and make_slots(spec, False, 2) == ["0,1"]
+    assert make_slots(spec, True, 2) == [None]
+    assert make_slots(spec_of(tmp_path, OURS, "--parallel_trials", "5"), False, 1) == ["0", "1", "3", "0", "1"]
+    with pytest.raises(InputError, match="starts 4 processes, and there are 3 GPUs"):
+        make_slots(spec, False, 4)
