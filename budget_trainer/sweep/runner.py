@@ -221,7 +221,7 @@ class Runner:
         finished = [t for t in mine if t.state == TrialState.COMPLETE and t.value is not None]
         sign = 1.0 if self.spec.objective.direction == "minimize" else -1.0
         for trial in sorted(finished, key=lambda t: sign * float(t.value or 0.0))[1:]:
-            remove_models(self.spec.output_dir / folder_name(trial.number), kept=())
+            remove_models(self.spec.output_dir / folder_name(trial.number))
 
     def report(self, final: bool) -> list[Path]:
         """Write the sweep's report; a failing one is a line in the log. On the way not more often than it is cheap."""

@@ -11,7 +11,6 @@ from typing import Any
 
 from budget_trainer import run_folder
 from budget_trainer.children import Child
-from budget_trainer.errors import InputError
 from budget_trainer.sweep.objective import Objective
 from budget_trainer.sweep.spec import WHOLE, SweepSpec, validate_every
 
@@ -161,17 +160,15 @@ class TrialRun:
 
     def clear(self) -> None:
         """Remove what takes room from a trial that has ended without a result: models, checkpoints, what is held free."""
-        remove_models(self.folder, kept=())
-
-    def __repr__(self) -> str:
-        return f"TrialRun({self.number})"
+        remove_models(self.folder)
 
 
-def remove_models(folder: Path, kept: tuple[str, ...]) -> None:
+def remove_models(folder: Path) -> None:
     """Delete the folders of models and checkpoints in a trial's; logs, progress and reports stay."""
     for path in folder.glob("*") if folder.is_dir() else ():
-        if path.is_dir() and path.name not in (*KEPT_FOLDERS, *kept):
+        if path.is_dir() and path.name not in KEPT_FOLDERS:
             shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(folder / GLUE / "model", ignore_errors=True)
     for path in folder.glob(".*") if folder.is_dir() else ():
         if path.is_file():
             path.unlink(missing_ok=True)
@@ -228,9 +225,3 @@ def read_curve(folder: Path, objective: Objective) -> list[tuple[float, float]]:
         return evaluations((folder / run_folder.PROGRESS).read_text(encoding="utf-8").splitlines(), objective)
     except OSError:
         return []
-
-
-def check_place(folder: Path) -> None:
-    """Refuse a trial's folder that is no folder."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output_dir: {folder} is a file; move it away")
