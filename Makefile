@@ -20,7 +20,7 @@ BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TESTED    := $(VENV)/.installed-test
 SOURCES   := setup.cfg pyproject.toml constraints.txt
-CODE      := budget_trainer data_prep train_mlm.py finetune_glue.py
+CODE      := budget_trainer data_prep train_mlm.py finetune_glue.py sweep.py
 
 .PHONY: help install quickstart docs test acceptance style quality
 

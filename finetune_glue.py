@@ -18,9 +18,9 @@ import math  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 
+from budget_trainer import lifeline  # noqa: E402
 from budget_trainer.command import DONE  # noqa: E402
 from budget_trainer.errors import StopAsked  # noqa: E402
-from budget_trainer.glue import lifeline  # noqa: E402
 from budget_trainer.script import leave_with, run_script  # noqa: E402
 from budget_trainer.stop_request import StopRequest  # noqa: E402
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 from functools import partial  # noqa: E402
 
+from budget_trainer import lifeline  # noqa: E402
 from budget_trainer.command import DONE, RESUMABLE  # noqa: E402
 from budget_trainer.script import leave_with, run_script  # noqa: E402
 from budget_trainer.stop_request import StopRequest  # noqa: E402
@@ -123,6 +124,7 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`train`, with every end in one line and an exit code of `command.EXIT_CODES`."""
+    lifeline.hold()
     return run_script("train_mlm", train, argv)
 
 

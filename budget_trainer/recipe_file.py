@@ -58,12 +58,13 @@ def is_null(value: Any) -> bool:
 
 def recipe_words(given: dict[str, Any], keys: Collection[str]) -> list[str]:
     """A recipe as command-line words, so that there is one conversion and the last one wins. A null has none."""
-    return [word for key, value in given.items() for word in _as_words(key, value, keys)]
+    return [word for key, value in given.items() for word in as_words(key, value, keys)]
 
 
-def _as_words(key: str, value: Any, keys: Collection[str]) -> list[str]:
+def as_words(key: str, value: Any, keys: Collection[str]) -> list[str]:
+    """A line of a recipe as command-line words."""
     if isinstance(value, dict):
-        return [f"--{key}", json.dumps(_typed(value))]
+        return [f"--{key}", json.dumps(yaml_typed(value))]
     if isinstance(value, list):
         return [f"--{key}", *map(str, value)]
     if is_null(value):
@@ -74,12 +75,12 @@ def _as_words(key: str, value: Any, keys: Collection[str]) -> list[str]:
     return [f"--{key}={value}"]
 
 
-def _typed(value: Any) -> Any:
+def yaml_typed(value: Any) -> Any:
     """Scalars inside of a mapping, which argparse does not see, as YAML 1.2 reads them."""
     if isinstance(value, dict):
-        return {key: _typed(inner) for key, inner in value.items()}
+        return {key: yaml_typed(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_typed(inner) for inner in value]
+        return [yaml_typed(inner) for inner in value]
     for convert in (json.loads, float):
         try:
             return convert(value)

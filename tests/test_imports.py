@@ -16,7 +16,7 @@ OF_MIGRATION = ("original_flags", "original_values", "original_command", "launch
 STANDARD_ONLY |= {f"migration.{name}" for name in OF_MIGRATION}
 NO_TRANSFORMERS = STANDARD_ONLY | {"distributed", "agreement", "scheduler", "checkpoints", "run_folder", "flops"}
 NO_TRANSFORMERS |= {"objective", "hashing", "choice", "objective_checks", "whole_words", "rows", "permutation"}
-STANDARD_ONLY |= {"glue.__init__", "glue.tasks", "glue.tsv", "glue.shares", "glue.lifeline"}
+STANDARD_ONLY |= {"glue.__init__", "glue.tasks", "glue.tsv", "glue.shares", "lifeline"}
 STANDARD_ONLY |= {"glue.results", "glue.published", "glue.time_marked", "glue.suite_file"}
 STANDARD_ONLY |= {"sweep.__init__", "sweep.records", "sweep.searched", "sweep.ranking"}
 STANDARD_ONLY |= {"markdown", "hub_files", "glue.report_markdown"}
@@ -39,7 +39,7 @@ LEAVES |= {
 LEAVES |= {"command", "help_groups", "step_times", "stop_request", "validation_plan", "watch_checks"}
 LEAVES |= {"card_scores", "hub_errors", "hub_files"}
 LEAVES |= {"hashing", "choice", "whole_words", "objective_checks", "masked_batch", "rows", "permutation"}
-LEAVES |= {"glue.tasks", "glue.shares", "glue.lifeline"}
+LEAVES |= {"glue.tasks", "glue.shares", "lifeline"}
 ABOVE_LEAVES = {
     "glue.tsv": {"errors", "glue.tasks"},
     "glue.scores": {"errors", "glue.tasks"},

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from budget_trainer.children import Child, devices, write_profile
 from budget_trainer.clock import BudgetClock, format_duration
 from budget_trainer.errors import RunError, StopAsked
-from budget_trainer.glue.children import Child, devices, write_profile
 from budget_trainer.glue.model import model_digest
 from budget_trainer.glue.parsing import Request
 from budget_trainer.glue.plan import Plan, PlannedRun, run_key, words
@@ -146,7 +146,7 @@ class Runner:
             line += ["--use_cpu", "true"]
         if not math.isinf(seconds):
             line += ["--total_training_time", f"{max(0.1, seconds - self.overhead):.1f}s"]
-        return Child(line, self._profile, folder / "log.txt", device)
+        return Child("finetune_glue", line, self._profile, folder / "log.txt", device)
 
     def _ended(self, run: PlannedRun, child: Child, error: str | None) -> None:
         _, folder = self._place(run)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from budget_trainer import run_folder
+from budget_trainer.children import devices
 from budget_trainer.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.errors import InputError
-from budget_trainer.glue.children import devices
 from budget_trainer.glue.files import RUNS_FILE
 from budget_trainer.glue.grid import Grid, read_grid
 from budget_trainer.glue.model import load_tokenizer, model_digest, resolve_model

@@ -38,22 +38,14 @@ def read_sweep(text: str, combination: int = 1) -> Sweep:
     Raises:
         InputError: not such a file, a flag the original did not know, an empty list, a combination that is not there.
     """
-    content = _load(text)
-    grid = {name: _values(name, values) for name, values in content.get("hyperparameters", {}).items()}
-    fixed = content.get("default_parameters", {})
+    grid, fixed = sections(text)
     for name in [*grid, *fixed]:
         find_flag(name, "sweep file")
-    twice = sorted(grid.keys() & fixed.keys())
-    if twice:
-        raise InputError(
-            f"{twice[0]}: stands in hyperparameters and in default_parameters, where the original's command named it twice; "
-            "take it out of one"
-        )
     count = math.prod(map(len, grid.values()))
     if not 1 <= combination <= count:
         raise InputError(f"combination: {combination} is not one of the {count} of this sweep; give 1 to {count}")
     chosen = next(itertools.islice(itertools.product(*grid.values()), combination - 1, None))
-    written = {**dict(zip(grid, chosen, strict=True)), **{name: _scalar(name, value) for name, value in fixed.items()}}
+    written = {**dict(zip(grid, chosen, strict=True)), **fixed}
     # What its generator added to each command, so that runs did not write into one folder.
     written = {"job_name": JOB_NAME, "current_run_id": str(combination), **written}
     values = {name: typed(find_flag(name), value) for name, value in written.items()}
@@ -66,6 +58,24 @@ def read_sweep(text: str, combination: int = 1) -> Sweep:
         for value in others:
             typed(find_flag(name), value)
     return Sweep(grid, count, Given(values, remarks))
+
+
+def sections(text: str) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The lists of `hyperparameters` and the values of `default_parameters` as they are written, whatever their names.
+
+    Raises:
+        InputError: not such a file, an empty list, a name in both sections.
+    """
+    content = _load(text)
+    grid = {name: _values(name, values) for name, values in content.get("hyperparameters", {}).items()}
+    fixed = {name: _scalar(name, value) for name, value in content.get("default_parameters", {}).items()}
+    twice = sorted(grid.keys() & fixed.keys())
+    if twice:
+        raise InputError(
+            f"{twice[0]}: stands in hyperparameters and in default_parameters, where the original's command named it twice; "
+            "take it out of one"
+        )
+    return grid, fixed
 
 
 def _load(text: str) -> dict[str, Any]:

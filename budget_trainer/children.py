@@ -1,7 +1,8 @@
-"""Runs of a suite as processes: `accelerate launch finetune_glue.py ...`, one per device at a time."""
+"""Runs as processes of their own: `accelerate launch SCRIPT ...` of a suite on GLUE or of a sweep."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -11,12 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from budget_trainer.glue.lifeline import VARIABLE
+from budget_trainer.lifeline import VARIABLE
 
 GRACE_SECONDS = 20.0  # between the request to stop and the end by force
-# Variables of the launcher that started the suite.
+# Variables of the launcher that started this process.
 LAUNCHERS = ("ACCELERATE_", "TORCHELASTIC_", "FSDP_", "GROUP_", "ROLE_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_")
-PROFILE = """# One process, for a run of the suite; so that no profile of the user's decides.
+PROFILE = """# One process, for one run; so that no profile of the user's decides.
 compute_environment: LOCAL_MACHINE
 distributed_type: 'NO'
 use_cpu: {cpu}
@@ -44,29 +45,52 @@ def write_profile(path: Path, use_cpu: bool) -> Path:
     return path
 
 
+def script_path(name: str) -> Path:
+    """The file of `train_mlm` or `finetune_glue`, without running its heavy part."""
+    found = importlib.util.find_spec(name)
+    assert found is not None and found.origin is not None, name
+    return Path(found.origin).resolve()
+
+
+def launcher(profile: Path) -> list[str]:
+    """The words of `accelerate launch` before a script, with a free port."""
+    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(profile)]
+    return [*head, "--main_process_port", "0"]
+
+
 class Child:
-    """A started run; its output goes to `log`. Its standard input is a pipe that ends with the suite (see `lifeline`)."""
+    """A started run; its output goes to `log`. Its standard input is a pipe that ends with this process (see `lifeline`).
 
-    def __init__(self, words: list[str], profile: Path, log: Path, device: str | None) -> None:
-        import finetune_glue
+    `script` is the name of one of the project's scripts; `device` the GPUs as CUDA_VISIBLE_DEVICES takes them, None for what
+    is there. The launcher keeps `held`, a file descriptor, open as long as it lives: a lock on it is the run's.
+    """
 
-        script = str(Path(finetune_glue.__file__).resolve())
-        head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(profile)]
-        command = [*head, "--main_process_port", "0", script, *words]
+    def __init__(
+        self,
+        script: str,
+        words: list[str],
+        profile: Path,
+        log: Path,
+        device: str | None,
+        held: int | None = None,
+        append: bool = False,
+    ) -> None:
+        command = [*launcher(profile), str(script_path(script)), *words]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
         environment.pop("FORCE_COLOR", None)  # its output is a file
         environment[VARIABLE] = "1"
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device
         self.log, self.device, self.begin = log, device, time.monotonic()
-        self._log: IO[bytes] = open(log, "wb")
+        self._log: IO[bytes] = open(log, "ab" if append else "wb")
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # a signal to the suite does not reach it by itself: the launcher would not hand it on
+            pass_fds=() if held is None else (held,),
+            start_new_session=True,  # a signal to this process does not reach it by itself: the launcher would not hand it on
         )
 
     @property
@@ -87,6 +111,13 @@ class Child:
             with suppress(OSError):
                 self.process.stdin.close()
         self._log.close()
+
+    def kill(self) -> None:
+        """End it at once, and what it was writing with it; its end of the pipe ends ranks outside of its process group."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._close()
 
     def stop(self) -> None:
         """Ask the run and its launcher to stop, and end them where they do not within GRACE_SECONDS."""

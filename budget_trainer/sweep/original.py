@@ -1,0 +1,103 @@
+"""The original's sweep file as a sweep of ours: a grid over the flags that its flags have become."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from budget_trainer.errors import InputError
+from budget_trainer.migration.convert import as_word, convert
+from budget_trainer.migration.launcher import read_launcher
+from budget_trainer.migration.original_flags import FLAGS
+from budget_trainer.migration.original_sweep import read_sweep as read_combination
+from budget_trainer.migration.original_sweep import sections
+from budget_trainer.migration.original_values import Given
+from budget_trainer.recipes import KEYS, NULLS
+from budget_trainer.sweep.space import Choices, Space, read_space
+from budget_trainer.sweep.spec import OWN, VALIDATION, SweepSpec, make_spec
+
+
+def unknown_names(text: str) -> list[str]:
+    """Flags in the file that neither the original nor train_mlm.py knows: none where it is all one of the two."""
+    grid, fixed = sections(text)
+    names = [*grid, *fixed]
+    if all(name in FLAGS for name in names) or all(name in KEYS for name in names):
+        return []
+    return [name for name in names if name not in FLAGS]
+
+
+def literal_commands(text: str) -> list[list[str]]:
+    """The words behind the script for each combination, as they stand in the file; the last parameter changes fastest."""
+    grid, fixed = sections(text)
+    default = [f"--{name}={value}" for name, value in fixed.items()]
+    return [
+        [*(f"--{name}={value}" for name, value in zip(grid, chosen, strict=True)), *default]
+        for chosen in itertools.product(*grid.values())
+    ]
+
+
+def read_original(text: str, path: Path, flags: dict[str, str], processes: int, dry_run: bool) -> SweepSpec:
+    """The sweep that a file of the original describes; `flags` of the command line win.
+
+    `processes` is how many a trial has: the original's train_batch_size is theirs together.
+
+    Raises:
+        InputError: unknown flags, a search other than grid, hyperparameters that depend on each other here.
+    """
+    if flags.get("search", "grid") != "grid":
+        raise InputError(
+            f"search: {flags['search']!r} is not one of the original's, whose files hold a grid; write a file with "
+            "search, parameters and fixed"
+        )
+    grid, default = sections(text)
+    if all(name in KEYS for name in [*grid, *default]) and not all(name in FLAGS for name in [*grid, *default]):
+        if "data_dir" in flags:
+            default = {**default, "data_dir": flags["data_dir"]}
+        content = {key: value for key, value in flags.items() if key != "data_dir"}
+        return make_spec(content, read_space(dict(grid)), default, path.stem, dry_run)
+    points = _converted(text, flags, processes)
+    common = {key: value for key, value in points[0].items() if all(point.get(key) == value for point in points)}
+    space = _product([{key: value for key, value in point.items() if key not in common} for point in points])
+    content = {key: flags[key] for key in flags if key != "data_dir"}
+    content.setdefault("time_per_trial", common["total_training_time"])
+    content.setdefault("output_dir", common["output_dir"])
+    content.setdefault("job_name", flags.get("job_name", common.get("run_name", path.stem)))
+    own = {*OWN, *(VALIDATION if content.get("prune_at") else ())}
+    fixed = {key: as_word(value) for key, value in common.items() if value is not None and key not in own}
+    return make_spec(content, space, fixed, path.stem, dry_run)
+
+
+def _converted(text: str, flags: dict[str, str], processes: int) -> list[dict[str, Any]]:
+    """Each combination as the keys of our recipe."""
+    launch, found = read_launcher(["deepspeed"], processes), []
+    for number in range(1, read_combination(text).combinations + 1):
+        values = {**read_combination(text, number).given.values, "current_run_id": ""}
+        values |= {name: flags[name] for name in ("job_name", "output_dir") if name in flags}
+        draft = convert(Given(values), launch, flags.get("data_dir"))
+        found.append({key: entry.value for key, entry in draft.entries.items()})
+    return found
+
+
+def _product(points: list[dict[str, Any]]) -> Space:
+    """The lists whose product the points are. InputError where they are no product."""
+    names = list(dict.fromkeys(name for point in points for name in point))
+    # The order of the file: what changes fastest comes last.
+    names.sort(key=lambda name: -next((i for i, p in enumerate(points) if p.get(name) != points[0].get(name)), 0))
+    lists: dict[str, list[Any]] = {name: [] for name in names}
+    for point in points:
+        for name in names:
+            if name not in point or point[name] in NULLS:
+                raise InputError(
+                    f"{name}: set in some combinations of hyperparameters only; make recipes of them with "
+                    "python -m budget_trainer.migrate FILE --combination N"
+                )
+            if point[name] not in lists[name]:
+                lists[name].append(point[name])
+    rest = {tuple(point[name] for name in names) for point in points}
+    if rest != set(itertools.product(*lists.values())) or len(rest) != len(points):
+        raise InputError(
+            f"hyperparameters: {', '.join(names)} depend on each other here; make recipes of the combinations with "
+            "python -m budget_trainer.migrate FILE --combination N, or write a file with parameters and fixed"
+        )
+    return {name: Choices(tuple(values)) for name, values in lists.items()}

@@ -1,0 +1,181 @@
+"""A sweep from the request to its report."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import uuid
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+from optuna.trial import TrialState
+
+from budget_trainer.children import devices, write_profile
+from budget_trainer.clock import BudgetClock, ClockFile, format_duration
+from budget_trainer.data import DataFolder
+from budget_trainer.errors import InputError
+from budget_trainer.report import write_json_atomic
+from budget_trainer.stop_request import StopRequest
+from budget_trainer.sweep import checks
+from budget_trainer.sweep.runner import Runner
+from budget_trainer.sweep.spec import SweepSpec
+from budget_trainer.sweep.study import (
+    check_identity,
+    check_storage,
+    exclusive,
+    identity,
+    lock_path,
+    open_storage,
+    open_study,
+)
+
+log = logging.getLogger(__name__)
+SWEEP_FILE = "sweep.json"  # whose folder this is, from the beginning on
+
+
+def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
+    """All trials. Returns 0, or 1 where none has finished.
+
+    Raises InputError before anything is written or started where something is wrong; StopAsked on a signal, after the
+    trials' processes have ended: the same command goes on. What was used of `total_time` is kept over restarts.
+    """
+    use_cpu, processes = (devices(False) == [None], 1)
+    if spec.accelerate_config is not None:
+        use_cpu, processes = checks.read_profile(spec.accelerate_config)
+    slots = make_slots(spec, use_cpu, processes)
+    on_cpu = use_cpu or devices(False) == [None]
+    checks.check_folder(spec)
+    data = DataFolder.open(checks.check_words(spec, on_cpu))
+    if spec.objective.task is not None:
+        checks.check_glue(spec)
+    check_storage(spec.storage, spec.output_dir)
+    recipe = checks.base_recipe(spec)
+    mine = identity(spec, recipe, data.fingerprint)
+    _check_sweep_file(spec, mine)
+
+    spec.output_dir.mkdir(parents=True, exist_ok=True)
+    clock.total_seconds = spec.total_seconds
+    with ExitStack() as at_exit:
+        with exclusive(lock_path(spec)):
+            study = open_study(spec, open_storage(spec.storage), mine)
+            place = _claim(spec, mine)
+            at_exit.enter_context(_keep_clock(spec.output_dir, clock))
+            profile = spec.accelerate_config or write_profile(spec.output_dir / "launch.yaml", use_cpu)
+            base = _write_recipe(spec, recipe)
+        clock.enter("train")
+        runner = Runner(spec, study, clock, stop, slots, place, base, profile, on_cpu)
+        try:
+            runner.work()
+        finally:
+            files = runner.report(final=True)
+    return _conclude(spec, study, clock, files)
+
+
+def make_slots(spec: SweepSpec, use_cpu: bool, processes: int) -> list[str | None]:
+    """The devices of the trials that run at the same time: one GPU each, or as many as the profile has processes."""
+    found = devices(use_cpu)
+    if found == [None]:
+        return [None] * (spec.parallel or 1)
+    groups = [found[start : start + processes] for start in range(0, len(found) - processes + 1, processes)]
+    if not groups:
+        raise InputError(
+            f"accelerate_config: {spec.accelerate_config} starts {processes} processes, and there are {len(found)} GPUs; "
+            "give a profile for fewer"
+        )
+    names = [",".join(str(name) for name in group) for group in groups]
+    return [names[place % len(names)] for place in range(spec.parallel or len(names))]
+
+
+def _check_sweep_file(spec: SweepSpec, mine: dict[str, Any]) -> None:
+    """Refuse a folder of another sweep, and one whose study lies elsewhere."""
+    theirs = _read_sweep_file(spec)
+    if not theirs:
+        return
+    check_identity(mine, theirs.get("identity"), str(spec.output_dir))
+    for name in ("name", "storage"):
+        if theirs.get(name) != getattr(spec, name):
+            shown = "job_name" if name == "name" else name
+            raise InputError(
+                f"{shown}: {spec.output_dir} was begun with another one ({theirs.get(name)}); give that, or another output_dir"
+            )
+
+
+def _read_sweep_file(spec: SweepSpec) -> dict[str, Any]:
+    path = spec.output_dir / SWEEP_FILE
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"output_dir: {path} is damaged; give another folder") from None
+
+
+def _claim(spec: SweepSpec, mine: dict[str, Any]) -> str:
+    """The folder's own mark, made by the first process that works here. Call it under `exclusive`."""
+    (spec.output_dir / "locks").mkdir(exist_ok=True)
+    theirs = _read_sweep_file(spec)
+    if theirs:
+        _check_sweep_file(spec, mine)
+        return str(theirs["place"])
+    content = {"place": uuid.uuid4().hex, "name": spec.name, "storage": spec.storage, "identity": mine}
+    write_json_atomic(spec.output_dir / SWEEP_FILE, content)
+    return str(content["place"])
+
+
+def _keep_clock(output_dir: Path, clock: BudgetClock) -> ExitStack:
+    """Go on with the sweep's clock, and write it once a second as long as this process lives.
+
+    Each process has a file of its own, the first that is free; they all show the sweep's time, so the largest counts.
+    """
+    kept = ExitStack()
+    before = [ClockFile.read(path) for path in output_dir.glob("clock-*.json")]
+    clock.restore(max(before, key=lambda shares: sum(shares.values()), default={}))
+    for number in range(10_000):
+        lock: IO[str] = open(output_dir / "locks" / f"clock-{number}", "a", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            continue
+        kept.enter_context(lock)
+        break
+    kept.enter_context(clock_file := ClockFile(output_dir / f"clock-{number}.json", clock))
+    clock_file.start()
+    return kept
+
+
+def _write_recipe(spec: SweepSpec, recipe: dict[str, Any]) -> list[str]:
+    """The recipe of all trials in the sweep's folder: later edits of the file do not reach a sweep that has begun."""
+    if not recipe:
+        return []
+    path = spec.output_dir / "recipe.yaml"
+    if not path.exists():
+        aside = path.with_name(".recipe.yaml")
+        aside.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        aside.replace(path)
+    return [str(path)]
+
+
+def _conclude(spec: SweepSpec, study: Any, clock: BudgetClock, files: list[Path]) -> int:
+    """A few lines for whoever watches; the exit code."""
+    trials = study.get_trials(deepcopy=False)
+    finished = [t for t in trials if t.state == TrialState.COMPLETE]
+    used = format_duration(clock.elapsed_seconds())
+    limit = "" if math.isinf(spec.total_seconds) else f" of {format_duration(spec.total_seconds)}"
+    counts = {state.name.lower(): sum(t.state == state for t in trials) for state in TrialState}
+    parts = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    print(f"\n{len(trials)} trials ({parts}); used {used}{limit}")
+    if finished:
+        best = study.best_trial
+        values = ", ".join(f"{name}={value}" for name, value in best.params.items())
+        print(f"best: trial {best.number}, {spec.objective.name} {best.value:.4f} with {values}")
+    for path in files:
+        print(path)
+    if finished:
+        return 0
+    log.error("no trial has finished; the logs beside their folders in %s say why", spec.output_dir)
+    return 1

@@ -1,0 +1,232 @@
+"""The Optuna study of a sweep: its storage, whose it is, what is tried next and what is given up."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+
+from budget_trainer.errors import InputError
+from budget_trainer.sweep.space import combinations
+from budget_trainer.sweep.spec import WHOLE, SweepSpec
+
+log = logging.getLogger(__name__)
+IDENTITY = "budget_trainer_sweep"  # user attribute of a study: what it searches
+BUSY_SECONDS = 60  # how long SQLite waits for another process
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=ExperimentalWarning)
+
+
+def storage_file(url: str) -> Path | None:
+    """The file of a storage; None for a server's and for what is unknown."""
+    for scheme in ("journal:", "sqlite:///"):
+        if url.startswith(scheme):
+            return Path(url.removeprefix(scheme).partition("?")[0])
+    return None
+
+
+def check_storage(url: str, output_dir: Path) -> None:
+    """Refuse (InputError) a storage that cannot be reached, as far as can be known without writing."""
+    file = storage_file(url)
+    if file is None:
+        _check_server(url)
+        return
+    if not file.name:
+        raise InputError(f"storage: {url!r} names no file; write sqlite:///PATH or journal:PATH")
+    if file.is_dir():
+        raise InputError(f"storage: {file} is a folder; name a file in it, such as {file / 'study.db'}")
+    folder = file.absolute().parent
+    if file.exists():
+        if not os.access(file, os.W_OK):
+            raise InputError(f"storage: {file} is read-only for this user; give a file that can be written")
+    elif not folder.is_dir() and folder != output_dir.absolute():
+        raise InputError(f"storage: the folder {folder} is not there; make it, or give another file")
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"storage: {folder} is read-only for this user; give a file that can be written")
+
+
+def _check_server(url: str) -> None:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    fix = "write sqlite:///PATH, journal:PATH, or a database's URL"
+    try:
+        dialect = make_url(url).get_dialect()
+        dialect.import_dbapi()
+    except ArgumentError as error:  # NoSuchModuleError is one
+        what = "has an unknown scheme" if isinstance(error, NoSuchModuleError) else "is no URL"
+        raise InputError(f"storage: {_shown(url)} {what}; {fix}") from None
+    except ModuleNotFoundError as error:
+        raise InputError(f"storage: {_shown(url)} needs the driver {error.name}; pip install it, or {fix}") from None
+
+
+def _shown(url: str) -> str:
+    """A URL without its password."""
+    head, at, tail = url.rpartition("@")
+    return f"{head.rpartition(':')[0]}:***@{tail}" if at and ":" in head.partition("//")[2] else url
+
+
+def open_storage(url: str) -> BaseStorage:
+    """Connect. InputError in one line where the storage does not answer, or is something else."""
+    file = storage_file(url)
+    try:
+        if file is not None and url.startswith("journal:"):
+            return JournalStorage(JournalFileBackend(str(file)))
+        arguments = {"connect_args": {"timeout": BUSY_SECONDS}} if file is not None else None
+        return RDBStorage(url, engine_kwargs=arguments)
+    except Exception as error:  # of SQLAlchemy, its drivers, alembic and JSON: a storage that cannot be used
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"storage: {_shown(url)} cannot be used ({reason}); give one that can") from None
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """One process of the sweep at a time; the lock of a killed process is free at once."""
+    with open(path, "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def lock_path(spec: SweepSpec) -> Path:
+    """Beside the storage, so that all who use it take turns; for a server's in the sweep's folder."""
+    file = storage_file(spec.storage)
+    return spec.output_dir / ".lock" if file is None else file.with_name(f".{file.name}.sweep-lock")
+
+
+def identity(spec: SweepSpec, recipe: dict[str, Any], fingerprint: str) -> dict[str, Any]:
+    """What makes it another sweep where it changes: total_time, trials and machines may."""
+    return {
+        "search": spec.search,
+        "parameters": {name: dimension.as_yaml() for name, dimension in spec.space.items()},
+        "fixed": {name: value for name, value in spec.fixed.items() if name != "data_dir"},
+        "recipe": {name: value for name, value in recipe.items() if name != "data_dir"},
+        "data_dir": fingerprint,
+        "objective": {"metric": spec.objective.metric, "task": spec.objective.task, **spec.objective.glue_flags},
+        "time_per_trial": spec.trial_seconds,
+        "prune_at": list(spec.steps),
+        "seed": spec.seed,
+    }
+
+
+def check_identity(mine: dict[str, Any], theirs: Any, where: str) -> None:
+    """Refuse to mix two sweeps: one line that names what differs."""
+    theirs = theirs if isinstance(theirs, dict) else {}
+    for name, value in json.loads(json.dumps(mine)).items():
+        other = theirs.get(name)
+        if value == other:
+            continue
+        if isinstance(value, dict) and isinstance(other, dict):
+            key = next(key for key in [*value, *other] if value.get(key) != other.get(key))
+            name, value, other = f"{name}.{key}", value.get(key), other.get(key)
+        raise InputError(
+            f"{name.partition('.')[0]}: {where} holds another sweep, with {name}={_short(other)}, this one has "
+            f"{_short(value)}; use the file it was begun with, or another output_dir and storage"
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def open_study(spec: SweepSpec, storage: BaseStorage, mine: dict[str, Any]) -> optuna.Study:
+    """This sweep's study, made where there is none. Call it under `exclusive`. InputError where it is another's."""
+    direction: Any = spec.objective.direction
+    study = optuna.create_study(
+        storage=storage,
+        study_name=spec.name,
+        direction=direction,
+        load_if_exists=True,
+        sampler=RandomSampler(),
+        pruner=make_pruner(spec),
+    )
+    theirs = study.user_attrs.get(IDENTITY)
+    if theirs is None and not study.get_trials(deepcopy=False):
+        study.set_user_attr(IDENTITY, mine)
+    else:
+        check_identity(mine, theirs, f"study {spec.name} in {_shown(spec.storage)}")
+    return study
+
+
+def make_pruner(spec: SweepSpec) -> BasePruner:
+    """By the pinned evaluation at the same share of time; resources are thousandths of a trial's budget."""
+    if not spec.steps:
+        return NopPruner()
+    if spec.search == "successive_halving":
+        return SuccessiveHalvingPruner(spec.steps[0], spec.reduction_factor)
+    if spec.search == "hyperband":
+        return HyperbandPruner(spec.steps[0], WHOLE, spec.reduction_factor)
+    return MedianPruner(n_startup_trials=3, n_min_trials=3)
+
+
+def startup_trials(spec: SweepSpec) -> int:
+    """How many trials of tpe are drawn at random before it begins to learn: a third, 3 to 10."""
+    return min(10, max(3, (spec.trials or 30) // 3))
+
+
+def seed_of(spec: SweepSpec, number: int) -> int:
+    """The seed of what proposes trial `number`."""
+    return int.from_bytes(hashlib.sha256(f"{spec.seed}:{number}".encode()).digest()[:4], "big")
+
+
+def make_sampler(spec: SweepSpec, number: int) -> BaseSampler:
+    """What proposes trial `number`: a function of the seed, the number and the results so far.
+
+    A new one for each trial: after a restart, and in a second process, one that was seeded once would repeat itself. A grid
+    is gone through in an order that the seed shuffles: the first points are from all over it.
+    """
+    if spec.search == "grid" or spec.exhaustive:  # one seed: it is what a point's number means
+        return GridSampler({name: d.points() or [] for name, d in spec.space.items()}, seed=spec.seed)
+    seed = seed_of(spec, number)
+    if spec.search == "tpe":
+        return TPESampler(n_startup_trials=startup_trials(spec), constant_liar=True, seed=seed)
+    return RandomSampler(seed=seed)
+
+
+def ask(spec: SweepSpec, study: optuna.Study) -> optuna.Trial:
+    """The next trial, all its parameters drawn. Call it under `exclusive`."""
+    study.sampler = make_sampler(spec, len(study.get_trials(deepcopy=False)))
+    return study.ask({name: dimension.distribution() for name, dimension in spec.space.items()})
+
+
+def resume(spec: SweepSpec, study: optuna.Study, trial_id: int) -> optuna.Trial:
+    """A trial that lost its process, with the parameters it had; those that it had not yet are drawn."""
+    frozen = study._storage.get_trial(trial_id)
+    study.sampler = make_sampler(spec, frozen.number)
+    trial = optuna.Trial(study, trial_id)
+    for name, dimension in spec.space.items():
+        trial._suggest(name, dimension.distribution())
+    return trial
+
+
+def tell(study: optuna.Study, trial: optuna.Trial, value: float | None, state: Any) -> None:
+    """Record how a trial ended. A GridSampler would try to stop `Study.optimize` here, which nobody runs."""
+    study.sampler = RandomSampler()
+    study.tell(trial, value, state=state)
+
+
+def proposals(spec: SweepSpec, count: int) -> list[dict[str, Any]]:
+    """The first trials as they come without results: what `--dry_run` prints. A grid in the order of the file."""
+    if spec.search == "grid" or spec.exhaustive:
+        return [parameters for parameters, _ in zip(combinations(spec.space), range(count), strict=False)]
+    study = optuna.create_study()
+    distributions = {name: dimension.distribution() for name, dimension in spec.space.items()}
+    found = []
+    for number in range(count):
+        study.sampler = RandomSampler(seed=seed_of(spec, number))
+        found.append(dict(study.ask(distributions).params))
+    return found

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Search for the best recipe: many short trainings under a total time, built on Optuna.
+
+    python sweep.py sweep.yaml --output_dir out/sweep --total_time 8h
+    python sweep.py --param_file original.yaml --job_name experiment --dry_run
+
+The file is one of this project (`search`, `parameters`, ...) or one of academic-budget-bert's (`hyperparameters`,
+`default_parameters`), unchanged; the command line wins. Each trial is a process of train_mlm.py in its own folder.
+Repeating the command goes on, after a signal (exit code 85) or a kill too.
+"""
+
+from budget_trainer.clock import BudgetClock
+
+CLOCK = BudgetClock()  # total_time counts from here
+
+import logging  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+
+from budget_trainer.errors import InputError, RunError, StopAsked  # noqa: E402
+from budget_trainer.stop_request import StopRequest  # noqa: E402
+
+STOPPED_EXIT = 85
+log = logging.getLogger("sweep")
+
+
+def sweep(argv: Sequence[str] | None, stop: StopRequest) -> int:
+    """What was asked for. Returns the exit code: 0 done, 1 no trial finished."""
+    from budget_trainer.sweep.arguments import parse_arguments
+
+    request = parse_arguments(argv)
+    if request.dry_run:
+        for line in request.lines():
+            print(line)
+        return 0
+    spec = request.spec()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
+    from budget_trainer.sweep.run import run_sweep
+
+    return run_sweep(spec, CLOCK, stop)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`sweep`, with its end in one line: 85 where a signal stopped it, 2 for bad input, 1 for what could not go on."""
+    stop = StopRequest()
+    stop.listen()  # a second SIGINT ends at once
+    try:
+        return sweep(argv, stop)
+    except StopAsked as asked:
+        log.info("stopped: %s", asked)
+        return STOPPED_EXIT
+    except (InputError, RunError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, InputError) else 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "optuna":
+            raise
+        print(
+            "error: optuna: not installed, and a sweep needs it; pip install 'budget-trainer[sweep]'", file=sys.stderr
+        )
+        return 2
+    finally:
+        stop.restore()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,362 @@
+"""What a sweep is asked for: both forms of file, printed commands, and one line for what cannot be."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import optuna
+import pytest
+import yaml
+
+import sweep
+from budget_trainer.errors import InputError
+from budget_trainer.recipes import parse_recipe
+from budget_trainer.sweep.arguments import parse_arguments
+from budget_trainer.sweep.run import make_slots
+from budget_trainer.sweep.space import Choices, Range, combinations, grid_size, read_space
+from budget_trainer.sweep.study import ask, make_pruner, make_sampler, open_study, startup_trials, tell
+from budget_trainer.sweep.trial_run import evaluations
+from tests.conftest import ROOT, TINY
+
+# The example of the original's README.
+README = """
+hyperparameters:
+  param1: [val1, val2]
+  param2: [val1, val2]
+
+default_parameters:
+  param3: 0.0
+"""
+ORIGINAL = """
+hyperparameters:
+  train_batch_size: [4096, 8192]
+  lr: [1e-3, 2e-3]
+default_parameters:
+  output_dir: out
+  fp16: false
+  do_validation: true
+  use_early_stopping: true
+  dataset_path: shards
+"""
+OURS = {
+    "search": "random",
+    "fixed": {"data_dir": "data"},
+    "parameters": {
+        "learning_rate": {"low": "1e-4", "high": "1e-2", "log": True},
+        "per_device_train_batch_size": {"low": 8, "high": 32, "step": 8},
+        "optimizer_type": ["adamw", "muon"],
+        "curve": {"choices": ["linear", "cosine"]},
+    },
+    "time_per_trial": "45s",
+    "total_time": "10m",
+    "trials": 12,
+}
+
+
+@pytest.fixture
+def answer(tmp_path, capsys):
+    """(exit code, lines of stdout, stderr) of sweep.py with a file of this content."""
+
+    def run(content, *argv):
+        path = tmp_path / "sweep.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+        output = [] if "--output_dir" in argv or isinstance(content, str) else ["--output_dir", str(tmp_path / "out")]
+        code = sweep.main(["--param_file", str(path), *map(str, argv), *output])
+        out, err = capsys.readouterr()
+        return code, out.splitlines(), err
+
+    return run
+
+
+def spec_of(tmp_path, content, *argv):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return parse_arguments([str(path), "--output_dir", str(tmp_path / "out"), *argv]).spec()
+
+
+# ---- the original's form ----
+
+
+def test_the_originals_example_gives_its_four_commands(answer):
+    code, lines, error = answer(README, "--dry_run")
+    head = "accelerate launch train_mlm.py"
+    assert code == 0 and lines == [
+        f"{head} --param1=val1 --param2=val1 --param3=0.0",
+        f"{head} --param1=val1 --param2=val2 --param3=0.0",
+        f"{head} --param1=val2 --param2=val1 --param3=0.0",
+        f"{head} --param1=val2 --param2=val2 --param3=0.0",
+    ]
+    assert error.startswith("note: param1: unknown") and error.count("\n") == 1
+    code, lines, _ = answer(README, "--dry_run", "--init_cmd", "deepspeed train_mlm.py", "--job_name", "mine")
+    assert lines[3] == "deepspeed train_mlm.py --param1=val2 --param2=val2 --param3=0.0 --run_name=mine"
+    code, lines, error = answer(README)  # to be run, not printed
+    assert code == 2 and error.startswith("error: param1: unknown to the original's run_pretraining.py (sweep file)")
+
+
+def test_the_originals_flags_become_ours_in_its_order(answer):
+    code, lines, _ = answer(ORIGINAL, "--dry_run", "--data_dir", "blocks", "--accelerate_config", "")
+    assert code == 2  # an empty path is no profile
+    code, lines, error = answer(ORIGINAL, "--dry_run", "--data_dir", "blocks")
+    assert code == 0, error
+    found = []
+    for line in lines:
+        words = shlex.split(line)
+        assert words[:3] == ["accelerate", "launch", "train_mlm.py"] and "--fp16=false" in words  # B27
+        recipe = parse_recipe([*words[3:], "--use_cpu=true"])
+        assert (
+            recipe.watch.validation_epochs == 10 and str(recipe.data_dir) == "blocks" and recipe.total_seconds == 86400
+        )
+        found.append((recipe.run.gradient_accumulation_steps, recipe.run.learning_rate))
+    assert found == [(128, 1e-3), (128, 2e-3), (256, 1e-3), (256, 2e-3)]
+
+
+def test_the_originals_form_with_our_flags(answer):
+    text = "hyperparameters:\n  learning_rate: [1e-3, 2e-3]\ndefault_parameters:\n  curve: wsd\n"
+    argv = ["--time_per_trial", "1h", "--output_dir", "out", "--data_dir", "d", "--dry_run"]
+    code, lines, error = answer(text, *argv)
+    assert code == 0, error
+    head = "accelerate launch train_mlm.py"
+    assert lines[1] == (
+        f"{head} --learning_rate=0.002 --curve=wsd --data_dir=d --total_training_time=1h --output_dir=out/trial-0001"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--search_type", "tpe"], "search: 'tpe' is not one of the original's"),
+        (["--init_cmd", "deepspeed train_mlm.py"], "init_cmd: trials are started by accelerate launch"),
+        (
+            ["--dry_run", "--init_cmd", "deepspeed run_pretraining.py"],
+            "init_cmd: 'deepspeed run_pretraining.py' starts",
+        ),
+    ],
+)
+def test_what_the_originals_form_cannot_have(answer, argv, message):
+    code, _, error = answer(ORIGINAL, *argv)
+    assert code == 2 and error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+# ---- ours ----
+
+
+def test_values_are_what_was_written():
+    space = read_space(
+        {"learning_rate": {"low": "1e-4", "high": "1e-2", "log": "true"}, "a": ["1e-4", "24h", "true", "8"]}
+    )
+    assert space["learning_rate"] == Range(1e-4, 1e-2, None, True, False)
+    assert space["a"] == Choices((1e-4, "24h", True, 8))
+    space = read_space(
+        {"n": {"low": "8", "high": "32", "step": "8"}, "x": {"low": "0.1", "high": "0.4", "step": "0.1"}}
+    )
+    assert space["n"].points() == [8, 16, 24, 32] and space["x"].points() == [0.1, 0.2, 0.3, 0.4]
+    assert grid_size(space) == 16 and next(combinations(space)) == {"n": 8, "x": 0.1}
+    assert read_space({"n": {"low": "1", "high": "3"}})["n"].points() == [1, 2, 3]
+
+
+def test_a_dry_run_prints_what_the_sweep_will_try(answer, tmp_path):
+    code, lines, error = answer(OURS, "--dry_run")
+    assert code == 0 and not error and len(lines) == 12 == len(set(lines))
+    assert answer(OURS, "--dry_run")[1] == lines != answer(OURS, "--dry_run", "--seed", 1)[1]
+    spec = spec_of(tmp_path, OURS)
+    study = open_study(spec, optuna.storages.InMemoryStorage(), {})
+    for line in lines[:4]:
+        trial = ask(spec, study)
+        shown = dict(word.removeprefix("--").split("=") for word in shlex.split(line)[3:])
+        assert {name: str(value) for name, value in trial.params.items()} == {
+            name: shown[name] for name in trial.params
+        }
+        tell(study, trial, 1.0, optuna.trial.TrialState.COMPLETE)
+    code, lines, error = answer({**OURS, "search": "tpe"}, "--dry_run")
+    assert code == 0 and error.startswith("note: tpe draws the first 4 as shown")
+    spec = spec_of(tmp_path, {**OURS, "search": "tpe"})
+    study = open_study(spec, optuna.storages.InMemoryStorage(), {})
+    for line in lines[: startup_trials(spec)]:
+        trial = ask(spec, study)
+        assert all(f"--{name}={value}" in line for name, value in trial.params.items())
+        tell(study, trial, 1.0, optuna.trial.TrialState.COMPLETE)
+
+
+def test_a_grid_has_every_point_once_whoever_asks(tmp_path):
+    """Also behind a restart: each proposal comes from a new sampler."""
+    content = {
+        **OURS,
+        "search": "grid",
+        "parameters": {"curve": ["linear", "cosine"], "seed": [1, 2, 3]},
+        "trials": 100,
+    }
+    spec = spec_of(tmp_path, content)
+    assert spec.limit == 6
+    study = open_study(spec, optuna.storages.InMemoryStorage(), {})
+    trials = [ask(spec, study) for _ in range(3)]
+    tell(study, trials[1], None, optuna.trial.TrialState.FAIL)
+    trials += [ask(spec, study) for _ in range(3)]
+    assert len({tuple(trial.params.values()) for trial in trials}) == 6
+
+
+def test_searches_are_optunas(tmp_path):
+    def parts(**changes):
+        spec = spec_of(tmp_path, {**OURS, **changes})
+        return spec, type(make_sampler(spec, 0)).__name__, make_pruner(spec)
+
+    spec, sampler, pruner = parts()
+    assert (sampler, type(pruner).__name__, spec.steps) == ("RandomSampler", "MedianPruner", (250, 500))
+    assert parts(search="tpe")[1] == "TPESampler" and type(parts(prune_at=[])[2]).__name__ == "NopPruner"
+    spec, sampler, pruner = parts(search="successive_halving")
+    assert (sampler, type(pruner).__name__, spec.steps) == (
+        "RandomSampler",
+        "SuccessiveHalvingPruner",
+        (125, 250, 500),
+    )
+    spec, sampler, pruner = parts(search="hyperband")
+    assert (type(pruner).__name__, spec.steps, spec.reduction_factor) == ("HyperbandPruner", (111, 333), 3)
+    few = {"search": "successive_halving", "parameters": {"seed": [1, 2, 3]}}
+    assert parts(**few)[1] == "GridSampler"  # all may be tried: none twice
+
+
+def test_evaluations_are_read_from_progress(tmp_path):
+    from budget_trainer.sweep.objective import Objective
+
+    lines = [
+        '{"share": 0.26, "evaluation": {"loss": 2.0, "bits_per_byte": 1.5}}',
+        '{"share": 0.3, "loss": 1}',
+        '{"sha',
+    ]
+    assert evaluations(lines, Objective()) == [(0.26, 1.5)] and evaluations(lines, Objective("loss")) == [(0.26, 2.0)]
+
+
+def parameters(**given):
+    return {"parameters": given}
+
+
+BAD = [
+    ({"search": "grd"}, "search: 'grd' is unknown; did you mean grid?"),
+    ({"search": "bayes"}, "search: 'bayes' is unknown; choose grid, random, tpe, successive_halving or hyperband"),
+    ({"trails": 3}, "trails: unknown key (sweep file"),
+    (parameters(), "parameters: nothing to search"),
+    (
+        parameters(lerning_rate=[1, 2]),
+        "lerning_rate: unknown to train_mlm.py (sweep file); did you mean learning_rate?",
+    ),
+    (parameters(lr=[1, 2]), "lr: a flag of the original (sweep file); write learning_rate"),
+    (parameters(fp16_backend=["ds", "apex"]), "fp16_backend: a flag of the original (sweep file); take it out: "),
+    (parameters(num_train_epochs=[1, 2]), "num_train_epochs: not used here"),
+    (parameters(learning_rate=[]), "learning_rate: an empty list leaves nothing to try"),
+    (parameters(learning_rate=["1e-3", "0.001"]), "learning_rate: 0.001 stands twice"),
+    (parameters(learning_rate=["fast", 1]), "command line: argument --learning_rate/--learning-rate: invalid float"),
+    (parameters(learning_rate=3), "learning_rate: '3' is one value; put it under fixed"),
+    (parameters(learning_rate={"low": 1, "high": 0.1}), "learning_rate: low 1 is above high 0.1"),
+    (parameters(learning_rate={"low": 0, "high": 1, "log": True}), "learning_rate: low 0 is not above 0, and log"),
+    (parameters(learning_rate={"low": 0, "hihg": 1}), "learning_rate: 'hihg' is unknown; did you mean high?"),
+    (
+        parameters(seed={"low": 1, "high": 8, "step": 3}),
+        "seed: high 8 is not low plus a multiple of step; write high: 7",
+    ),
+    (parameters(warmup_proportion={"low": 0.1, "high": 1.5}), "warmup_proportion: 1.5"),
+    (parameters(curve=["linear", "cosin"]), "curve: 'cosin' is unknown"),
+    (parameters(optimizer_type=["adamw", "mun"]), "optimizer_type: 'mun' is unknown"),
+    (parameters(output_dir=["a", "b"]), "output_dir: not a flag of trials; each trial has a folder"),
+    (parameters(total_training_time=["1m", "2m"]), "total_training_time: not a flag of trials; time_per_trial"),
+    (parameters(data_dir=["a", "b"]), "data_dir: both under fixed and under parameters"),
+    ({"search": "grid"}, "learning_rate: a range without step, and a grid needs points"),
+    ({"fixed": {"data_dir": "d", "output_dir": "o"}}, "output_dir: not a flag of trials"),
+    ({"fixed": {"data_dir": "d", "curv": "wsd"}}, "curv: unknown to train_mlm.py (sweep file); did you mean curve?"),
+    ({"fixed": {}}, "data_dir: missing"),
+    ({"total_time": "40s"}, "total_time: 40s is smaller than one trial (time_per_trial 45s"),
+    ({"total_time": 600}, "total_time: '600' has no unit"),
+    ({"time_per_trial": None}, "time_per_trial: missing"),
+    ({"trials": None, "total_time": None}, "trials: missing, and total_time too"),
+    ({"trials": 0}, "trials: '0' is not a whole number from 1 on"),
+    ({"parallel_trials": "many"}, "parallel_trials: 'many' is not a whole number from 1 on; give one or auto"),
+    ({"prune_at": [0.5, 0.25]}, "prune_at: ['0.5', '0.25'] are not rising shares below 1"),
+    ({"prune_at": [0.25, 0.501]}, "prune_at: ['0.25', '0.501'] would need a validation every 0.1 % of a trial"),
+    ({"search": "successive_halving", "prune_at": [0.2, 0.5]}, "prune_at: ['0.2', '0.5'] do not grow by one whole"),
+    ({"objective": "accuracy"}, "objective: 'accuracy' is unknown; write bits_per_byte, loss, or {glue: CoLA}"),
+    ({"objective": {"glue": "Cola2"}}, "task_name: 'Cola2'"),
+    ({"accelerate_config": "none.yaml"}, "accelerate_config: none.yaml is not there"),
+    ({"recipe": "none.yaml"}, "recipe: none.yaml cannot be read"),
+    ({"script": "other.py"}, "script: 'other.py' cannot be searched"),
+    ({"storage": "sqlite:////none/study.db"}, "storage: the folder /none is not there"),
+    ({"storage": "journal:/none/journal.log"}, "storage: the folder /none is not there"),
+    ({"storage": "file.db"}, "storage: file.db is no URL"),
+    ({"storage": "oracel://host/db"}, "storage: oracel://host/db has an unknown scheme"),
+    ({"storage": "postgresql://me:secret@host/db"}, "storage: postgresql://me:***@host/db needs the driver psycopg"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[message[:40] for _, message in BAD])
+def test_bad_input_is_one_line_before_anything_is_written(answer, tmp_path, data_dir, change, message):
+    content = {**OURS, "fixed": {"data_dir": str(data_dir)}, **change}
+    code, lines, error = answer({key: value for key, value in content.items() if value is not None})
+    assert code == 2 and error.startswith(f"error: {message}"), error
+    assert error.count("\n") == 1 and not lines and not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_none(capsys, tmp_path):
+    for argv, message in (
+        ([], "param_file: missing"),
+        (["a", "--param_file", "b"], "param_file: given twice"),
+        ([str(tmp_path / "none")], "param_file: "),
+        (["--tirals", "3"], "command line: unrecognized arguments: --tirals"),
+    ):
+        assert sweep.main(argv) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+def test_another_kind_of_folder_is_refused(answer, tmp_path, data_dir):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    content = {**OURS, "fixed": {"data_dir": str(data_dir)}}
+    code, _, error = answer(content, "--output_dir", tmp_path / "run")
+    assert code == 2 and error.startswith("error: output_dir: ") and "holds something else (run.json)" in error
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+
+
+def test_without_optuna_one_line(tmp_path):
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**OURS, "output_dir": str(tmp_path / "out")}))
+    code = "import sys; sys.modules['optuna'] = None; import sweep; sys.exit(sweep.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(tmp_path / "sweep.yaml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: optuna: not installed, .*pip install 'budget-trainer\[sweep\]'\n", done.stderr)
+
+
+def test_trials_do_not_import_optuna():
+    """train_mlm.py and what it is made of."""
+    for path in [ROOT / "train_mlm.py", *(ROOT / "budget_trainer").rglob("*.py")]:
+        if "sweep" not in path.parts:
+            assert "optuna" not in path.read_text(), path
+
+
+def test_a_recipe_keeps_what_the_sweep_does_not_say(tmp_path):
+    from budget_trainer.sweep.checks import base_recipe
+
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump({**TINY, "validation_epochs": 3, "total_training_time": "1h"})
+    )
+    spec = spec_of(tmp_path, {**OURS, "recipe": str(tmp_path / "recipe.yaml")})
+    assert base_recipe(spec) == {name: str(value) for name, value in TINY.items()}
+
+
+def test_an_empty_grid_cannot_be(tmp_path):
+    with pytest.raises(InputError, match="an empty list leaves nothing to try"):
+        read_space({"curve": {"choices": []}})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "sweeps").glob("*.yaml")), ids=lambda path: path.name)
+def test_sweep_files_of_the_repository(path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert sweep.main([str(path), "--output_dir", "out/sweep", "--dry_run"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 12
+
+
+def test_trials_at_the_same_time_have_devices_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,3")
+    spec = spec_of(tmp_path, OURS)
+    assert make_slots(spec, False, 1) == ["0", "1", "3"] and make_slots(spec, False, 2) == ["0,1"]
+    assert make_slots(spec, True, 2) == [None]
+    assert make_slots(spec_of(tmp_path, OURS, "--parallel_trials", "5"), False, 1) == ["0", "1", "3", "0", "1"]
+    with pytest.raises(InputError, match="starts 4 processes, and there are 3 GPUs"):
+        make_slots(spec, False, 4)
