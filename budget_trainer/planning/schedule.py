@@ -1,0 +1,153 @@
+"""In which order the probe takes its steps: a ladder of sizes, the best in turns, stages, compiled. Generators only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from budget_trainer.planning.candidates import (
+    MicroStep,
+    bisect_fits,
+    blocks_per_second,
+    choose,
+    contenders,
+    predicted_memory,
+    typical,
+)
+from budget_trainer.planning.measure import Order, Schedule, Taken
+
+LEAST_ROUNDS, MOST_ROUNDS = 3, 40
+COMPILED_STEPS = 12
+
+
+@dataclass
+class Found:
+    """What the steps told. Seconds and bytes."""
+
+    measured: dict[int, list[MicroStep]] = field(default_factory=dict)
+    peaks: dict[int, float] = field(default_factory=dict)
+    refused: int | None = None  # the smallest that did not fit, or would not by the measured growth
+    micro_batch: int | None = None
+    relative: dict[str, float] = field(default_factory=dict)  # of stages' shapes, work to the first one's
+    compiled: list[MicroStep] = field(default_factory=list)
+    compile_seconds: list[float] = field(default_factory=list)  # first time, and again with what the first has cached
+
+
+def ladder(
+    found: Found, sizes: Sequence[int], total: int | None, limit_bytes: float, until: float, gpu: bool
+) -> Schedule:
+    """Two steps of each size, rising (the first warms up), until one does not fit, time runs out or nothing is gained.
+
+    On a GPU what does not fit is refused by the device, and the border is bisected; on a CPU a size is not tried whose
+    memory, by the growth so far, would be above `limit_bytes`.
+    """
+    slower = 0
+    for size in sizes:
+        if found.measured and not gpu and predicted_memory(found.peaks, size) > limit_bytes:
+            found.refused = size
+            break
+        if found.measured and time.monotonic() + 2.5 * _expected(found, size) > until:
+            break
+        if not (yield from _try(found, size)):
+            found.refused = size
+            break
+        rates = {tried: blocks_per_second(steps[-1], tried, total) for tried, steps in found.measured.items()}
+        slower = slower + 1 if rates[size] < 0.9 * max(rates.values()) else 0
+        if slower == 2:
+            break
+    while gpu and found.refused is not None and found.measured and time.monotonic() < until:
+        between = range(max(found.measured) + 1, found.refused) if total is None else sizes
+        size = bisect_fits(max(found.measured), found.refused, between)
+        if size is None or (total is None and found.refused - max(found.measured) <= max(1, max(found.measured) // 8)):
+            break
+        if not (yield from _try(found, size)):
+            found.refused = size
+
+
+def _expected(found: Found, size: int) -> float:
+    """Seconds of a step of `size`, from the largest one measured."""
+    largest = max(found.measured)
+    step = found.measured[largest][-1]
+    return (step.fetch + step.work) * size / largest + step.rest
+
+
+def _try(found: Found, size: int):  # type: ignore[no-untyped-def]
+    for number in range(2):
+        taken: Taken = yield Order(size)
+        if not taken.fits:
+            found.measured.pop(size, None)
+            return False
+        found.peaks[size] = max(found.peaks.get(size, 0.0), taken.peak_bytes)
+        if number:
+            found.measured[size] = [taken.step]
+    return True
+
+
+def turns(found: Found, total: int | None, workers: int, until: float) -> Schedule:
+    """The contenders in turns, so that the machine's noise hits all of them; settles `micro_batch`."""
+    sizes = contenders(found.measured, total, workers)
+    for steps in found.measured.values():
+        steps.clear()  # the look of the ladder was one step
+    rounds = 0
+    while rounds < MOST_ROUNDS:
+        begin = time.monotonic()
+        for size in sizes if rounds % 2 else sizes[::-1]:
+            taken = yield Order(size)
+            found.measured[size].append(taken.step)
+        rounds += 1
+        if rounds >= LEAST_ROUNDS and 2 * time.monotonic() - begin > until:
+            break
+    found.measured = {size: found.measured[size] for size in sizes}
+    found.micro_batch = choose(found.measured, total, workers)
+
+
+def shapes(found: Found, collators: Mapping[str, Callable], repeats: int = 3) -> Schedule:
+    """The work of the stages' other shapes beside the first one's, in turns."""
+    assert found.micro_batch is not None
+    for name, collator in collators.items():
+        own, other = [], []
+        for number in range(repeats + 1):
+            first = yield Order(found.micro_batch)
+            second = yield Order(found.micro_batch, collator=collator)
+            if number:
+                own.append(first.step)
+                other.append(second.step)
+        found.relative[name] = typical(other).work / typical(own).work
+
+
+def compiled(found: Found, until: float, reset: Callable[[], None], say: Callable[[], None]) -> Schedule:
+    """The chosen size compiled: the first step, some more; then, where time allows, once more with warm caches."""
+    assert found.micro_batch is not None
+    for attempt in range(2):
+        begin = time.monotonic()
+        taken = yield Order(found.micro_batch, eager=False)
+        first = taken.step.seconds(1)
+        found.compile_seconds.append(first)
+        say()
+        taken = yield Order(found.micro_batch, eager=False)
+        number = 0
+        while number < COMPILED_STEPS and time.monotonic() + taken.step.seconds(1) < until:
+            taken = yield Order(found.micro_batch, eager=False)
+            found.compiled.append(taken.step)
+            number += 1
+        found.compile_seconds[-1] = max(0.0, first - typical(found.compiled or [taken.step]).seconds(1))
+        say()
+        if attempt or time.monotonic() + 0.7 * (time.monotonic() - begin) > until:
+            return
+        reset()
+
+
+def as_dict(found: Found) -> dict[str, Any]:
+    """For JSON: the medians of each size, and the rest as it is."""
+    return {
+        "measured": {size: vars(typical(steps)) for size, steps in found.measured.items() if steps},
+        "rounds": min((len(steps) for steps in found.measured.values()), default=0),
+        "peaks": found.peaks,
+        "refused": found.refused,
+        "micro_batch": found.micro_batch,
+        "relative": found.relative,
+        "compiled": vars(typical(found.compiled)) if found.compiled else None,
+        "compile_seconds": found.compile_seconds,
+    }
