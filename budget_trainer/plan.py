@@ -3,15 +3,14 @@
     python -m budget_trainer.plan recipes/cpu_10m.yaml --data_dir data/blocks --total_training_time 24h \
         --price_per_hour 2.50 --write out/planned.yaml
 
-Recipe and flags are those of train_mlm.py, and the probe goes its way: same model, data, masking, precision, optimizer. It finds
-the micro-batch that fits and is fastest, keeping the batch of a step as the recipe has it. Works on a CPU or one GPU; for several
-devices give --num_processes. Exit codes: 0 done, 2 bad input, 1 the probe could not finish.
+Recipe and flags are those of train_mlm.py, and the probe goes its way: same model, data, masking, precision, optimizer.
+It finds the micro-batch that fits and is fastest, keeping the batch of a step as the recipe has it. Works on a CPU or one
+GPU; for several devices give --num_processes. Exit codes: 0 done, 2 bad input, 1 the probe could not finish.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -156,7 +155,8 @@ def _store(args: argparse.Namespace, plan: dict[str, Any]) -> None:
             "gradient_accumulation_steps": plan["gradient_accumulation_steps"],
             "plan": _beside(args.write).name,
         }
-        head = f"Filled in by budget_trainer.plan from {args.recipe.name}, {plan['made_at']}, for {plan['num_processes']} process(es)."
+        head = f"Filled in by budget_trainer.plan from {args.recipe.name}, {plan['made_at']}; "
+        head += f"processes: {plan['num_processes']}."
         text = filled(args.recipe.read_text(encoding="utf-8"), values, head)
         write_json_atomic(_beside(args.write), plan)
         aside = args.write.with_name(f".{args.write.name}.tmp")

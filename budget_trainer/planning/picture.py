@@ -31,8 +31,8 @@ def draw_plan(plan: Mapping[str, Any], path: Path) -> None:
         panels = figure.subplots(1 + len(changing), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         p = plan["prediction"]
         figure.suptitle(
-            f"{plan['model_type']}, {plan['parameters'] / 1e6:,.1f} M parameters: {p['steps']:,} steps, {p['tokens']:,} tokens in "
-            f"{format_duration(p['used_seconds'])}",
+            f"{plan['model_type']}, {plan['parameters'] / 1e6:,.1f} M parameters: {p['steps']:,} steps, "
+            f"{p['tokens']:,} tokens in {format_duration(p['used_seconds'])}",
             x=0.02,
             ha="left",
         )

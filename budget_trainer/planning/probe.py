@@ -15,12 +15,13 @@ import math  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from functools import partial  # noqa: E402
 from typing import Any  # noqa: E402
 
 from budget_trainer.errors import InputError, RunError  # noqa: E402
 
+Steps = Callable[[Any, Any], Any]  # of Found and Situation (`schedule`)
 COUNTED_TOKENS = 250_000  # for embedding_init cooccurrence: more are extrapolated ...
 COUNTING_GROWS = 0.44  # ... by this power: 4.1, 6.8 and 10.8 s of a core for 1, 3 and 9 million tokens, 256 wide
 VERIFY_SECONDS = 0.5  # of reading checksums, extrapolated to the run's
@@ -28,8 +29,6 @@ SETTLE_SECONDS = 40.0  # a limit for the probe of precision: too short for it to
 MEMORY_SHARE = 0.7  # of what is free, on a CPU
 FIRST_STEP_SECONDS = 0.2  # the micro-batch that settles precision takes about this
 USUAL_MFU = 0.3  # for that guess only
-LADDER, TURNS, TURNS_COMPILED = 0.25, 0.8, 0.3  # shares of the time that is left when they begin
-CLOSING_SECONDS = 2.0
 
 
 class Told:
@@ -42,23 +41,6 @@ class Told:
     def add(self, **news: Any) -> None:
         self.content |= news
         self._stream.write(json.dumps(self.content, default=str) + "\n")
-
-
-@dataclass(frozen=True)
-class Ends:
-    """The probe's time, in seconds of time.monotonic()."""
-
-    begin: float
-    deadline: float
-
-    @property
-    def whole(self) -> float:
-        return self.deadline - self.begin
-
-    def after(self, share: float) -> float:
-        """When this share of what is left now will have passed; the parent needs the last seconds."""
-        now = time.monotonic()
-        return now + share * max(0.0, self.deadline - CLOSING_SECONDS - now)
 
 
 class Marks:
@@ -76,8 +58,8 @@ class Marks:
         self._last = now
 
 
-def probe(order: dict[str, Any], told: Told) -> None:
-    """Measure, and tell; InputError and RunError as the run itself would raise them."""
+def probe(order: dict[str, Any], told: Told, steps: Steps | None = None) -> None:
+    """Measure, and tell; InputError and RunError as the run itself would raise them. `steps`: others than the usual ones."""
     from budget_trainer import launch, outcome, run_callbacks, setup  # noqa: F401 - what a run imports
     from budget_trainer.agreement import Agreement
     from budget_trainer.data import DataFolder
@@ -87,6 +69,7 @@ def probe(order: dict[str, Any], told: Told) -> None:
     from budget_trainer.modeling import parameter_count
     from budget_trainer.planned import compared
     from budget_trainer.planning.model_shapes import shapes_around
+    from budget_trainer.planning.schedule import Ends, usual
     from budget_trainer.precision import settle_speed
     from budget_trainer.recipes import parse_recipe
     from budget_trainer.report import environment
@@ -95,6 +78,7 @@ def probe(order: dict[str, Any], told: Told) -> None:
     marks = Marks()
     ends = Ends(time.monotonic() - CLOCK.elapsed_seconds(), order["deadline"])
     recipe = parse_recipe([*order["words"], *overrides(order["folder"])])
+    settings = recipe.as_dict()  # as asked: set-up settles some of it
     run = recipe.run
     launch.prepare(run)
     if engine_name(run) != "single":
@@ -115,7 +99,6 @@ def probe(order: dict[str, Any], told: Told) -> None:
     spent = marks.seconds["checksums"]
     most = setup.VERIFY_SHARE * recipe.seconds_left(0.0)
     marks.seconds["checksums"] = min(most, spent / share) if share else most
-    settings = recipe.as_dict()
     told.add(**facts(recipe, settings, data, compared(settings), environment()["hardware"]))
 
     counts = recipe.model.embedding_init == "cooccurrence" and recipe.model.model_name_or_path is None
@@ -148,7 +131,7 @@ def probe(order: dict[str, Any], told: Told) -> None:
         shapes=shapes_around(recipe, data, collator.slots),
     )
     marks.mark(None)
-    measure_steps(recipe, data, blocks, model, collator, agreement, peak, marks, told, ends)
+    measure_steps(recipe, data, blocks, model, collator, agreement, peak, marks, told, ends, steps or usual)
 
 
 def overrides(folder: str) -> list[str]:
@@ -229,7 +212,8 @@ def measure_steps(
     peak: float,
     marks: Marks,
     told: Told,
-    ends: Ends,
+    ends: Any,
+    steps: Steps,
 ) -> None:
     """The Trainer of the run, its saves and its validation rehearsed, then its steps."""
     import torch
@@ -238,10 +222,10 @@ def measure_steps(
     from budget_trainer.callbacks.throughput import Throughput
     from budget_trainer.callbacks.time_budget import TimeBudgetCallback
     from budget_trainer.optimizers import build_optimizer
-    from budget_trainer.planning import schedule
     from budget_trainer.planning.candidates import micro_batches, thinned
     from budget_trainer.planning.measure import ProbeTrainer
     from budget_trainer.planning.memory import free_bytes, peak_bytes
+    from budget_trainer.planning.schedule import Found, Situation, as_dict
     from budget_trainer.run_callbacks import add_callbacks
 
     run, gpu = recipe.run, recipe.run.device.type == "cuda"
@@ -288,34 +272,20 @@ def measure_steps(
         total_per_process=total,
     )
 
-    compiles, found = bool(run.torch_compile), schedule.Found()
+    compiles, found = bool(run.torch_compile), Found(peaks={} if gpu else {0: peak_bytes()})
     started = time.monotonic()
     limit = torch.cuda.get_device_properties(0).total_memory if gpu else peak_bytes() + MEMORY_SHARE * free_bytes()
 
     def tell() -> None:
         told.add(
             setup={**marks.seconds, "start of training": (trainer.first_step_at or started) - started},
-            found=schedule.as_dict(found),
+            found=as_dict(found),
             limit_bytes=limit,
         )
 
-    def orders() -> schedule.Schedule:
-        sizes = thinned([size for size in allowed if not gpu or size >= min(8, allowed[-1])])
-        yield from schedule.ladder(found, sizes, total, limit, ends.after(LADDER), gpu)
-        if not found.measured:
-            raise RunError(
-                f"per_device_train_batch_size: not even {sizes[0]} block{'s' * (sizes[0] > 1)} could be tried (a step does not "
-                "fit into memory or into the probe's time); give --probe_seconds more, or plan a smaller model"
-            )
-        yield from schedule.turns(found, total, 0, ends.after(TURNS_COMPILED if compiles else TURNS))
-        tell()
-        if others:
-            yield from schedule.shapes(found, others)
-            tell()
-        if compiles:
-            yield from schedule.compiled(found, ends.after(1.0), torch.compiler.reset, tell)
-
-    trainer.measure(orders())
+    sizes = thinned([size for size in allowed if not gpu or size >= min(8, allowed[-1])])
+    situation = Situation(sizes, total, limit, ends, gpu, compiles, others, tell)
+    trainer.measure(steps(found, situation))
     tell()
 
 

@@ -17,8 +17,8 @@ _KEY = re.compile(r"([A-Za-z_]\w*)\s*:")
 def filled(text: str, values: Mapping[str, Any], head: str) -> str:
     """The recipe `text` with `values` in the place of its own or at its end, behind `head` as comment lines.
 
-    Values are texts as on the command line, or JSON of a mapping. A recipe that is not written a key to a line (flow style, anchors)
-    is written anew, without its comments.
+    Values are texts as on the command line, or JSON of a mapping. A recipe that is not written a key to a line (flow
+    style, anchors) is written anew, without its comments.
     """
     given = yaml.load(text, Loader=yaml.BaseLoader) or {}
     if not isinstance(given, dict):

@@ -107,9 +107,10 @@ def repeats(passes: float, dup_factor: int | None) -> dict[str, Any]:
     if passes <= NOTE_PASSES:
         return {"level": "fine", "text": "repeats of up to 4 passes cost almost nothing (Muennighoff et al. 2023)"}
     known = (
-        "up to 4 passes are almost as good as new text, later ones less and less, for causal models (Muennighoff et al. 2023, arXiv "
-        "2305.16264). Masked ones see other targets in each pass: BERT was trained for about 40 (Devlin et al. 2018), while masked "
-        "models of proteins over-fitted repeated data (arXiv 2411.02142). Unsure: watch the held-out loss"
+        "up to 4 passes are almost as good as new text, later ones less and less, for causal models (Muennighoff et al. "
+        "2023, arXiv 2305.16264). Masked ones see other targets in each pass: BERT was trained for about 40 (Devlin et "
+        "al. 2018), while masked models of proteins over-fitted repeated data (arXiv 2411.02142). Unsure: watch the "
+        "held-out loss"
     )
     if passes <= limit:
         return {"level": "note", "text": known}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from budget_trainer.errors import RunError
 from budget_trainer.planning.candidates import (
     MicroStep,
     bisect_fits,
@@ -22,17 +25,70 @@ LEAST_ROUNDS, MOST_ROUNDS = 3, 40
 COMPILED_STEPS = 12
 
 
+LADDER, TURNS, TURNS_COMPILED = 0.25, 0.8, 0.3  # shares of the time that is left when they begin
+CLOSING_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The probe's time, in seconds of time.monotonic()."""
+
+    begin: float
+    deadline: float
+
+    @property
+    def whole(self) -> float:
+        return self.deadline - self.begin
+
+    def after(self, share: float) -> float:
+        """When this share of what is left now will have passed; the parent needs the last seconds."""
+        now = time.monotonic()
+        return now + share * max(0.0, self.deadline - CLOSING_SECONDS - now)
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the steps are taken in: rising `sizes` to try, `total` blocks per process and step (None: open), the memory's
+    limit in bytes, the time, the device, whether the run compiles, collators of `others` stages, and what tells the parent."""
+
+    sizes: Sequence[int]
+    total: int | None
+    limit_bytes: float
+    ends: Ends
+    gpu: bool
+    compiles: bool
+    others: Mapping[str, Callable]
+    tell: Callable[[], None]
+
+
 @dataclass
 class Found:
     """What the steps told. Seconds and bytes."""
 
     measured: dict[int, list[MicroStep]] = field(default_factory=dict)
-    peaks: dict[int, float] = field(default_factory=dict)
+    peaks: dict[int, float] = field(default_factory=dict)  # by micro-batch; on a CPU 0 is what was used before
     refused: int | None = None  # the smallest that did not fit, or would not by the measured growth
     micro_batch: int | None = None
     relative: dict[str, float] = field(default_factory=dict)  # of stages' shapes, work to the first one's
     compiled: list[MicroStep] = field(default_factory=list)
     compile_seconds: list[float] = field(default_factory=list)  # first time, and again with what the first has cached
+
+
+def usual(found: Found, now: Situation) -> Schedule:
+    """The probe's steps. RunError where not even one size could be measured."""
+    yield from ladder(found, now.sizes, now.total, now.limit_bytes, now.ends.after(LADDER), now.gpu)
+    if not found.measured:
+        raise RunError(
+            f"per_device_train_batch_size: a step of {now.sizes[0]} does not fit into the memory of this machine; plan a "
+            "smaller model or shorter blocks"
+        )
+    yield from turns(found, now.total, 0, now.ends.after(TURNS_COMPILED if now.compiles else TURNS))
+    now.tell()
+    if now.others:
+        yield from shapes(found, now.others)
+        now.tell()
+    if now.compiles:
+        yield from compiled(found, now.ends.after(1.0), torch.compiler.reset, now.tell)
 
 
 def ladder(
@@ -59,11 +115,11 @@ def ladder(
             break
     while gpu and found.refused is not None and found.measured and time.monotonic() < until:
         between = range(max(found.measured) + 1, found.refused) if total is None else sizes
-        size = bisect_fits(max(found.measured), found.refused, between)
-        if size is None or (total is None and found.refused - max(found.measured) <= max(1, max(found.measured) // 8)):
+        middle = bisect_fits(max(found.measured), found.refused, between)
+        if middle is None or (total is None and found.refused - max(found.measured) <= max(found.measured) // 8):
             break
-        if not (yield from _try(found, size)):
-            found.refused = size
+        if not (yield from _try(found, middle)):
+            found.refused = middle
 
 
 def _expected(found: Found, size: int) -> float:
@@ -73,7 +129,7 @@ def _expected(found: Found, size: int) -> float:
     return (step.fetch + step.work) * size / largest + step.rest
 
 
-def _try(found: Found, size: int):  # type: ignore[no-untyped-def]
+def _try(found: Found, size: int) -> Generator[Order, Taken, bool]:
     for number in range(2):
         taken: Taken = yield Order(size)
         if not taken.fits:

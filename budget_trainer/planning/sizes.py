@@ -1,9 +1,9 @@
 """Which of several model sizes suits a budget: their FLOPs, the tokens they would see, and a rule that says how sure it is.
 
-The rule: tokens per parameter (embeddings and head left out). Causal models are trained best at about 20 (Hoffmann et al. 2022,
-arXiv 2203.15556); for masked ones, which predict a part of the tokens, 10 to 100 times as many tokens per parameter were found best
-(OptiBERT, EMNLP 2025, 2025.emnlp-main.1804). Both come from budgets far above a desk's. LOW to HIGH is that span's lower decade; the
-size nearest to its middle is named.
+The rule: tokens per parameter (embeddings and head left out). Causal models are trained best at about 20 (Hoffmann et al.
+2022, arXiv 2203.15556); for masked ones, which predict a part of the tokens, 10 to 100 times as many tokens per parameter were
+found best (OptiBERT, EMNLP 2025, 2025.emnlp-main.1804). Both come from budgets far above a desk's. LOW to HIGH spans from the
+first to the lower end of the second; the size nearest to its middle is named.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def reasoning(rows: Sequence[Mapping[str, Any]]) -> str:
     elif ratio > HIGH:
         said += " Even the largest here sees many tokens for its size."
     return said + (
-        f" The {LOW:g} is that of causal models (Hoffmann et al. 2022), ten times that the lower end for masked ones (OptiBERT,"
-        " EMNLP 2025). Sure to a factor of several at best: in budgets of minutes larger models than that did as well or better"
-        " (recipes/README.md), and other sizes' tokens are by FLOPs, while small models reach a smaller share of a device. A sweep"
-        " over the two best sizes at a tenth of the budget tells more."
+        f" The {LOW:g} is that of causal models (Hoffmann et al. 2022), ten times that the lower end for masked ones"
+        " (OptiBERT, EMNLP 2025). Sure to a factor of several at best: in budgets of minutes larger models than that did as"
+        " well or better (recipes/README.md), and other sizes' tokens are by FLOPs, while small models reach a smaller share"
+        " of a device. A sweep over the two best sizes at a tenth of the budget tells more."
     )

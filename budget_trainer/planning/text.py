@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,8 @@ from budget_trainer.clock import format_duration
 from budget_trainer.planning.sizes import reasoning
 
 BARS = " ▁▂▃▄▅▆▇█"
-WIDTH = 60
+WIDTH = 60  # of the schedule
+COLUMNS = 120
 TASK = 24  # columns of the first word of a line
 
 
@@ -51,8 +53,8 @@ def plan_text(plan: Mapping[str, Any]) -> str:
         lines.append(
             _line(
                 "assumed",
-                f"{plan['num_processes']} processes are {plan['num_processes']} times as fast as this one, each with a device like "
-                "this one to itself; what they tell each other was not measured",
+                f"{plan['num_processes']} processes are {plan['num_processes']} times as fast as this one, each with a device "
+                "like this one to itself; what they tell each other was not measured",
             )
         )
     return "\n".join([*lines, "", *sketch(plan["schedule"]), "", *_sizes(plan)])
@@ -87,7 +89,9 @@ def sketch(schedule: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def _line(name: str, text: str) -> str:
-    return f"{name:<{TASK}}{text}"
+    return textwrap.fill(
+        text, COLUMNS, initial_indent=f"{name:<{TASK}}", subsequent_indent=" " * TASK, break_long_words=False
+    )
 
 
 def _device(plan: Mapping[str, Any]) -> str:
@@ -151,7 +155,10 @@ def _compiling(plan: Mapping[str, Any]) -> str:
     if compiled["kind"] == "no":
         return "off"
     if not compiled["measured"]:
-        return "on, but it did not end within the probe: steps are eager ones and its time is missing; --probe_seconds 120 measures it"
+        return (
+            "on, but it did not end within the probe: steps are eager ones and its time is missing; "
+            "--probe_seconds 120 measures it"
+        )
     text = f"{compiled['seconds']:.1f} s"
     if compiled["cold_seconds"] > 1.2 * compiled["seconds"]:
         text += f", with the cache this probe has filled ({compiled['cold_seconds']:.1f} s without)"
@@ -168,4 +175,4 @@ def _sizes(plan: Mapping[str, Any]) -> list[str]:
             f"{row['layers']:>8} x {row['width']:<5} {row['parameters'] / 1e6:>10,.1f} M {row['tokens']:>18,.0f} "
             f"{row['tokens_per_parameter']:>15,.1f}{note}"
         )
-    return [*lines, "* without embeddings and head. " + reasoning(plan["sizes"])]
+    return [*lines, textwrap.fill("* without embeddings and head. " + reasoning(plan["sizes"]), COLUMNS)]
