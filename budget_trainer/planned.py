@@ -43,7 +43,7 @@ def compared(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def machine(hardware: Mapping[str, Any]) -> dict[str, Any]:
     """What of `report.environment()["hardware"]` tells one kind of machine from another."""
-    gpus = [gpu["name"] for gpu in hardware.get("gpus") or []]
+    gpus = sorted({gpu["name"] for gpu in hardware.get("gpus") or []})  # the plan is made on one of them
     return {"cpu": hardware.get("cpu"), "cores": hardware.get("cores"), "gpus": gpus}
 
 

@@ -31,7 +31,13 @@ def ask_probe(words: Sequence[str], folder: Path, deadline: float) -> dict[str, 
     log = folder / "log.txt"
     with log.open("w", encoding="utf-8") as out:
         probe = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, pass_fds=[writer], start_new_session=True
+            command,
+            stdin=subprocess.PIPE,  # ends with this process, and the probe with it
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            pass_fds=[writer],
+            start_new_session=True,
+            env={**os.environ, **_one_gpu()},
         )
     os.close(writer)
     try:
@@ -49,6 +55,12 @@ def ask_probe(words: Sequence[str], folder: Path, deadline: float) -> dict[str, 
     if code not in (0, None) and not (told.get("found") or {}).get("micro_batch"):
         raise RunError(f"probe: it ended with {_reason(code)}; {_last_words(log)}")
     return told
+
+
+def _one_gpu() -> dict[str, str]:
+    """The first of the GPUs that are visible: Trainer would spread over all of them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[0]}
 
 
 def _listen(reader: int, deadline: float) -> tuple[dict[str, Any], bool]:

@@ -13,7 +13,9 @@ CLOCK = BudgetClock()  # as in train_mlm.py: imports are a part of every run's s
 import json  # noqa: E402
 import math  # noqa: E402
 import os  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
+import threading  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from functools import partial  # noqa: E402
@@ -237,6 +239,7 @@ def measure_steps(
     others = _other_shapes(recipe, data, collator)
     validation = recipe.validation_plan(setup.samples_per_epoch(recipe, data))
     options = setup.optimizer_options(recipe)
+    workers = run.dataloader_num_workers
     run.max_steps, run.gradient_accumulation_steps, run.dataloader_num_workers = setup.ENDLESS_STEPS, 1, 0
     recipe.checkpoint_seconds, recipe.markers, recipe.budget.num_epochs_between_checkpoints = math.inf, [], None
     CLOCK.total_seconds = max(CLOCK.total_seconds, 10 * ends.whole)
@@ -283,8 +286,8 @@ def measure_steps(
             limit_bytes=limit,
         )
 
-    sizes = thinned([size for size in allowed if not gpu or size >= min(8, allowed[-1])])
-    situation = Situation(sizes, total, limit, ends, gpu, compiles, others, tell)
+    sizes = thinned([size for size in allowed if size >= min(told.content["settled_blocks"] // 4, allowed[-1])])
+    situation = Situation(sizes, total, workers, limit, ends, gpu, compiles, others, tell)
     trainer.measure(steps(found, situation))
     tell()
 
@@ -322,7 +325,19 @@ def _other_shapes(recipe: Any, data: Any, collator: Any) -> dict[str, Any]:
     return made
 
 
+def _end_with_parent() -> None:
+    """Standard input ends where the parent has ended, however that came: then this process and its compilers do too."""
+
+    def wait() -> None:
+        while os.read(0, 64):
+            pass
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
 def main() -> int:
+    _end_with_parent()
     order = json.loads(sys.argv[1])
     told = Told(order["fd"])
     try:

@@ -76,6 +76,7 @@ def make_plan(told: Mapping[str, Any], *, num_processes: int, price_per_hour: fl
         },
         "rounds": found["rounds"],
         "refused": found["refused"],
+        "cut_short": found["cut_short"],
         "largest_micro_batch": _largest(found, told),
         "memory_bytes": _peak(found, micro_batch),
         "memory_limit_bytes": told["limit_bytes"],
@@ -207,7 +208,7 @@ def _setup(told: Mapping[str, Any], micro_batch: int, compile_seconds: float) ->
 
 
 def _rate(told: Mapping[str, Any], step: MicroStep, size: int) -> float:
-    return blocks_per_second(step, size, told["total_per_process"], 0)
+    return blocks_per_second(step, size, told["total_per_process"], told["workers"])
 
 
 def _peak(found: Mapping[str, Any], size: int) -> float | None:

@@ -48,11 +48,13 @@ class Ends:
 
 @dataclass(frozen=True)
 class Situation:
-    """What the steps are taken in: rising `sizes` to try, `total` blocks per process and step (None: open), the memory's
-    limit in bytes, the time, the device, whether the run compiles, collators of `others` stages, and what tells the parent."""
+    """What the steps are taken in: rising `sizes` to try, `total` blocks per process and step (None: open), the loader's
+    `workers`, the memory's limit in bytes, the time, the device, whether the run compiles, collators of `others`, the other
+    stages, and what tells the parent."""
 
     sizes: Sequence[int]
     total: int | None
+    workers: int
     limit_bytes: float
     ends: Ends
     gpu: bool
@@ -68,6 +70,7 @@ class Found:
     measured: dict[int, list[MicroStep]] = field(default_factory=dict)
     peaks: dict[int, float] = field(default_factory=dict)  # by micro-batch; on a CPU 0 is what was used before
     refused: int | None = None  # the smallest that did not fit, or would not by the measured growth
+    cut_short: int | None = None  # the first size that the time did not allow to try
     micro_batch: int | None = None
     relative: dict[str, float] = field(default_factory=dict)  # of stages' shapes, work to the first one's
     compiled: list[MicroStep] = field(default_factory=list)
@@ -82,7 +85,7 @@ def usual(found: Found, now: Situation) -> Schedule:
             f"per_device_train_batch_size: a step of {now.sizes[0]} does not fit into the memory of this machine; plan a "
             "smaller model or shorter blocks"
         )
-    yield from turns(found, now.total, 0, now.ends.after(TURNS_COMPILED if now.compiles else TURNS))
+    yield from turns(found, now.total, now.workers, now.ends.after(TURNS_COMPILED if now.compiles else TURNS))
     now.tell()
     if now.others:
         yield from shapes(found, now.others)
@@ -105,6 +108,7 @@ def ladder(
             found.refused = size
             break
         if found.measured and time.monotonic() + 2.5 * _expected(found, size) > until:
+            found.cut_short = size
             break
         if not (yield from _try(found, size)):
             found.refused = size
@@ -202,6 +206,7 @@ def as_dict(found: Found) -> dict[str, Any]:
         "rounds": min((len(steps) for steps in found.measured.values()), default=0),
         "peaks": found.peaks,
         "refused": found.refused,
+        "cut_short": found.cut_short,
         "micro_batch": found.micro_batch,
         "relative": found.relative,
         "compiled": vars(typical(found.compiled)) if found.compiled else None,

@@ -114,6 +114,10 @@ def _batches(plan: Mapping[str, Any]) -> list[str]:
     )
     how = "eager, " if plan["compile"]["step"] else ""
     lines = [_line("  tried, tokens/s", f"{text} ({how}medians of {plan['rounds']} in turns)")]
+    if plan["cut_short"]:
+        lines.append(
+            _line("", f"no time for {plan['cut_short']} and more; give --probe_seconds 120, or a quiet machine")
+        )
     chosen = plan["measured"][plan["micro_batch"]]["tokens_per_second"]
     if chosen < fastest:
         lines.append(
