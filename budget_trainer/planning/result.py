@@ -181,7 +181,7 @@ def _validation(told: Any) -> ValidationPlan | None:
 def _compiled(told: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     """`kind`, `seconds` that compiling will take the run, the `step` compiled (None: not, or not measured) and `measured`.
 
-    A run behind this probe finds what it compiled in the cache: the second time counts, where there was one.
+    A run behind this probe finds in the cache what the probe has compiled: less than the probe took.
     """
     kind, times = told["speed"]["compile"], found["compile_seconds"]
     none = {"kind": "no", "seconds": 0.0, "step": None, "cold_seconds": None, "measured": True}

@@ -7,8 +7,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from budget_trainer.errors import RunError
 from budget_trainer.planning.candidates import (
     MicroStep,
@@ -23,6 +21,7 @@ from budget_trainer.planning.measure import Order, Schedule, Taken
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 40
 COMPILED_STEPS = 12
+CACHED = ("create_aot_dispatcher_function", "compile_fx.<locals>.bw_compiler")  # forward and backward, torch's names
 
 
 LADDER, TURNS, TURNS_COMPILED = 0.25, 0.8, 0.3  # shares of the time that is left when they begin
@@ -74,7 +73,7 @@ class Found:
     micro_batch: int | None = None
     relative: dict[str, float] = field(default_factory=dict)  # of stages' shapes, work to the first one's
     compiled: list[MicroStep] = field(default_factory=list)
-    compile_seconds: list[float] = field(default_factory=list)  # first time, and again with what the first has cached
+    compile_seconds: list[float] = field(default_factory=list)  # as measured, and with what is in the cache now
 
 
 def usual(found: Found, now: Situation) -> Schedule:
@@ -91,7 +90,7 @@ def usual(found: Found, now: Situation) -> Schedule:
         yield from shapes(found, now.others)
         now.tell()
     if now.compiles:
-        yield from compiled(found, now.ends.after(1.0), torch.compiler.reset, now.tell)
+        yield from compiled(found, now.ends.after(1.0), now.tell)
 
 
 def ladder(
@@ -177,26 +176,32 @@ def shapes(found: Found, collators: Mapping[str, Callable], repeats: int = 3) ->
         found.relative[name] = typical(other).work / typical(own).work
 
 
-def compiled(found: Found, until: float, reset: Callable[[], None], say: Callable[[], None]) -> Schedule:
-    """The chosen size compiled: the first step, some more; then, where time allows, once more with warm caches."""
+def compiled(found: Found, until: float, say: Callable[[], None]) -> Schedule:
+    """The chosen size compiled: the first step, which compiles, and some more; `say` is called when something is known."""
     assert found.micro_batch is not None
-    for attempt in range(2):
-        begin = time.monotonic()
+    taken = yield Order(found.micro_batch, eager=False)
+    first, saved = taken.step.seconds(1), saved_by_cache()
+    for number in range(COMPILED_STEPS + 1):
+        if number and time.monotonic() + taken.step.seconds(1) > until:
+            break
         taken = yield Order(found.micro_batch, eager=False)
-        first = taken.step.seconds(1)
-        found.compile_seconds.append(first)
+        found.compiled.append(taken.step)
+        cold = max(0.0, first - typical(found.compiled).seconds(1))
+        found.compile_seconds = [cold, max(0.0, cold - saved)]
         say()
-        taken = yield Order(found.micro_batch, eager=False)
-        number = 0
-        while number < COMPILED_STEPS and time.monotonic() + taken.step.seconds(1) < until:
-            taken = yield Order(found.micro_batch, eager=False)
-            found.compiled.append(taken.step)
-            number += 1
-        found.compile_seconds[-1] = max(0.0, first - typical(found.compiled or [taken.step]).seconds(1))
-        say()
-        if attempt or time.monotonic() + 0.7 * (time.monotonic() - begin) > until:
-            return
-        reset()
+
+
+def saved_by_cache() -> float:
+    """Seconds of the compilations so far that the next process will not need: graphs that were not in the cache and are now.
+
+    0.0 where nothing was missing there, or torch does not tell (the names are not of its public interface).
+    """
+    from torch._dynamo import utils
+
+    if not utils.counters["inductor"].get("fxgraph_cache_miss", 0):
+        return 0.0
+    times = getattr(utils, "compilation_time_metrics", {})
+    return float(sum(sum(times.get(name, ())) for name in CACHED))
 
 
 def as_dict(found: Found) -> dict[str, Any]:
