@@ -11,6 +11,7 @@ GPU; for several devices give --num_processes. Exit codes: 0 done, 2 bad input, 
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -81,8 +82,11 @@ def _check(args: argparse.Namespace) -> None:
     for path in _targets(args):
         if path.exists() and not args.overwrite:
             raise InputError(f"{path}: is there already; add --overwrite, or choose another name")
+    for path in [*_targets(args), args.picture]:
         if not path.parent.is_dir():
             raise InputError(f"{path}: its folder is not there; make it first")
+        if not os.access(path.parent, os.W_OK) or path.is_dir():
+            raise InputError(f"{path}: cannot be written; choose another place")
 
 
 def _targets(args: argparse.Namespace) -> list[Path]:
@@ -104,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not any(word.split("=")[0] in ("--total_training_time", "--max_steps") for word in args.words):
         _check_budget(args.recipe)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # the sketch needs more than ASCII
     print(f"probing for up to {args.probe_seconds:g} s ...", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="budget-plan-", dir=_disk(args.words)) as folder:
         told = ask_probe(

@@ -1,6 +1,7 @@
 """budget_trainer.plan as people call it: a probe, a recipe that runs as written, planned beside did; and bad input."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from budget_trainer.errors import InputError
 from budget_trainer.plan import _given, main
 from budget_trainer.planned import check_plan, read_plan
-from tests.conftest import TINY, report, run
+from tests.conftest import TINY, children, report, run, spawn, wait_for
 
 PLAN = [sys.executable, "-m", "budget_trainer.plan"]
 
@@ -138,6 +139,31 @@ def test_a_probe_without_time_says_so(data_dir, tmp_path):
     command = [*PLAN, tmp_path / "tiny.yaml", "--data_dir", data_dir, "--total_training_time", "1h"]
     done = run([*command, "--probe_seconds", 1, "--picture", tmp_path / "p.png"])
     assert done.returncode == 1 and "probe: its time was over while it was setting up" in done.stderr
+
+
+def test_the_probe_ends_with_its_parent(data_dir, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    command = [*PLAN, tmp_path / "tiny.yaml", "--data_dir", data_dir, "--total_training_time", "1h"]
+    parent = spawn([*command, "--probe_seconds", 60, "--picture", tmp_path / "p.png"])
+    wait_for(lambda: children(parent.pid))
+    probe = children(parent.pid)[0]
+    wait_for(lambda: is_at_work(probe))
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not alive(probe), seconds=5)
+
+
+def is_at_work(pid):
+    """Whether it has begun to listen for its parent's end: it has a second thread."""
+    return len(os.listdir(f"/proc/{pid}/task")) > 1
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_flags_become_lines_of_the_recipe():
