@@ -219,6 +219,7 @@ def measure_steps(
 ) -> None:
     """The Trainer of the run, its saves and its validation rehearsed, then its steps."""
     import torch
+    from transformers import PrinterCallback
 
     from budget_trainer import setup
     from budget_trainer.callbacks.throughput import Throughput
@@ -266,6 +267,7 @@ def measure_steps(
         rehearsal, evaluate = CLOCK.shares()["evaluate"], budget.evaluate_seconds
     marks.mark(None)
     add_callbacks(trainer, recipe, None, setup.samples_per_epoch(recipe, data), 1)
+    trainer.remove_callback(PrinterCallback)  # a run has its bar instead
     marks.mark("trainer")
     told.add(
         setup=dict(marks.seconds),

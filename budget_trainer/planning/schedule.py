@@ -21,9 +21,7 @@ from budget_trainer.planning.measure import Order, Schedule, Taken
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 40
 COMPILED_STEPS = 12
-CACHED = ("create_aot_dispatcher_function", "compile_fx.<locals>.bw_compiler")  # forward and backward, torch's names
-
-
+CACHED = ("fx_codegen_and_compile",)  # torch's name of what its cache saves
 LADDER, TURNS, TURNS_COMPILED = 0.25, 0.8, 0.3  # shares of the time that is left when they begin
 CLOSING_SECONDS = 2.0
 
