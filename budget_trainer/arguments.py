@@ -123,6 +123,9 @@ class BudgetArguments:
         "Measure whether bf16 and torch_compile, where asked for, pay in this budget; else they are switched off.",
     )
     regional_compile: bool = _flag(False, "torch_compile layer by layer: a fraction of the compile time.")
+    plan: str | None = _flag(
+        None, "What budget_trainer.plan predicted (--json FILE): the report sets it beside the run."
+    )
 
 
 @dataclass

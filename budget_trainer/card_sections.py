@@ -113,6 +113,20 @@ def budget(report: Mapping[str, Any]) -> str:
     return table(("share", "seconds", "percent"), rows)
 
 
+def planned(report: Mapping[str, Any]) -> str:
+    """What `budget_trainer.plan` had promised beside what came of it; empty where there was no plan."""
+    plan = report.get("planned") or {}
+    rows = [
+        (name.replace("_", " "), f"{pair['planned']:,.1f}", f"{pair['did']:,.1f}")
+        for name, pair in plan.items()
+        if isinstance(pair, Mapping) and pair.get("did") is not None
+    ]
+    if not rows:
+        return ""
+    where = "" if plan.get("same_machine") else "\n\nThe plan was made on another machine."
+    return table(("planned and did", "planned", "did"), rows) + where
+
+
 def recipe(report: Mapping[str, Any]) -> str:
     shown = fence(dump_yaml(public(report.get("recipe") or {})).rstrip(), "yaml")
     return f"<details><summary>Every argument of the run</summary>\n\n{shown}\n\n</details>"

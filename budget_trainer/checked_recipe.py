@@ -26,6 +26,7 @@ from budget_trainer.errors import InputError
 from budget_trainer.hub_push import PushOptions
 from budget_trainer.model_types import check_pair_type, resolve_model_type
 from budget_trainer.optimizer_checks import check_options
+from budget_trainer.planned import read_plan
 from budget_trainer.refused_flags import REPLACED
 from budget_trainer.stages import Stages, make_stages
 from budget_trainer.validation_plan import EveryEpochs, EveryShare, ValidationPlan
@@ -59,6 +60,7 @@ class Recipe:
             raise InputError("data_dir: missing; add --data_dir with a folder made by `python -m data_prep.blocks`")
         self.data_dir, self.output_dir = Path(self.data.data_dir), Path(str(self.run.output_dir))
         self._check()
+        self.plan = read_plan(b.plan, self.path) if b.plan else None
         self.push = self._settle_push()
 
     @property

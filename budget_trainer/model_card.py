@@ -84,10 +84,11 @@ def _of_run(report: Mapping[str, Any], scores: Sequence[GlueScore]) -> list[str]
     glue = [f"## GLUE\n\n{sections.glue(scores)}"] if scores else []
     if "shares" not in report:
         return glue
+    planned = sections.planned(report)
     return [
         f"## Results\n\n{sections.results(report)}",
         *glue,
-        f"## Where the budget went\n\n{sections.budget(report)}",
+        f"## Where the budget went\n\n{sections.budget(report)}" + (f"\n\n{planned}" if planned else ""),
         f"## Recipe\n\n{sections.recipe(report)}",
         f"## Hardware and versions\n\n{sections.environment(report)}",
         "All of it, machine-readable: [run_report.json](run_report.json).",

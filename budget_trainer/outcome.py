@@ -19,6 +19,7 @@ from budget_trainer.distributed import ControlChannel
 from budget_trainer.engine_config import engine_name
 from budget_trainer.model_card import write_model_card
 from budget_trainer.modeling import load_pretrained, parameter_count
+from budget_trainer.planned import beside, said
 from budget_trainer.report import draw_report, environment, read_progress, write_json_atomic
 from budget_trainer.run_callbacks import RunCallbacks
 from budget_trainer.setup import make_evaluation
@@ -157,6 +158,8 @@ def _data(data_dir: Path) -> dict[str, Any]:
 def _write(recipe: Recipe, report: dict[str, Any], final: Path | None) -> None:
     """`run_report.json` and `.png`, the card in `final`, and three lines for whoever watches."""
     output_dir = recipe.output_dir
+    if recipe.plan is not None:
+        report["planned"] = beside(recipe.plan, report)
     json_path, picture = output_dir / run_folder.REPORT, output_dir / "run_report.png"
     write_json_atomic(json_path, report)
     draw_report(report, read_progress(output_dir / run_folder.PROGRESS), picture)
@@ -183,6 +186,8 @@ def print_summary(report: dict[str, Any], output_dir: Path) -> None:
             f"{report['model_tflops_per_second']:.3g} TFLOP/s of the model, {100 * report['mfu']:.1f} % of this device's "
             f"matmul peak; waiting for data {100 * report['data_wait_share']:.2f} %"
         )
+    if report.get("planned"):
+        print(said(report["planned"]))
     if report["overrun_seconds"] > 0:
         print(f"the budget was overrun by {report['overrun_seconds']:.1f}s")
     print(

@@ -30,6 +30,7 @@ from budget_trainer.layer_norm import check_apex, use_apex
 from budget_trainer.model_config import check_positions
 from budget_trainer.modeling import build_model, load_pretrained, set_output_bias
 from budget_trainer.objective import MaskingCollator
+from budget_trainer.planned import check_plan
 from budget_trainer.sparse import check_document_mask
 from budget_trainer.whole_words import continues_word
 
@@ -41,7 +42,7 @@ ENDLESS_STEPS = 2**40  # max_steps of a run that only time ends
 
 
 def check_data(data: DataFolder, blocks: BlockDataset, recipe: Recipe) -> None:
-    """Refuse a corpus that cannot fill one batch, and blocks longer than the model; set max_steps for Trainer."""
+    """Refuse a corpus that cannot fill one batch, blocks longer than the model, and a plan of another run; set max_steps."""
     run = recipe.run
     batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * run.world_size
     if blocks.rows < batch:
@@ -56,6 +57,9 @@ def check_data(data: DataFolder, blocks: BlockDataset, recipe: Recipe) -> None:
             f"(training {data.block_size}, validation {data.manifest['validation_block_size']}); raise it to {longest}"
         )
     recipe.stages(data.block_size)  # refuses curves that these blocks cannot follow
+    if recipe.plan is not None:
+        settings, seconds = recipe.as_dict(), recipe.total_seconds
+        check_plan(recipe.plan, settings, total_seconds=seconds, processes=run.world_size, data=data.fingerprint)
     if recipe.max_steps is None:
         run.max_steps = ENDLESS_STEPS
 

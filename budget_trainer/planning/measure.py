@@ -1,0 +1,117 @@
+"""The run's own Trainer, made to take steps of any micro-batch, each timed in its parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from budget_trainer.data import BlockDataset
+from budget_trainer.planning.candidates import MicroStep
+from budget_trainer.planning.memory import peak_bytes
+from budget_trainer.trainer import TimeBudgetTrainer
+
+
+@dataclass(frozen=True)
+class Order:
+    """A step to take: blocks, eager even where the model is compiled, and a collator other than the run's first one."""
+
+    micro_batch: int
+    eager: bool = True
+    collator: Callable[[Any], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What came of it: the parts in seconds, the memory's high-water mark in bytes, or that it did not fit."""
+
+    step: MicroStep
+    peak_bytes: float
+    fits: bool = True
+
+
+Schedule = Generator[Order, Taken, None]
+
+
+class ProbeDone(Exception):
+    """Ends the training that the probe is."""
+
+
+class ProbeTrainer(TimeBudgetTrainer):
+    """Takes the steps that `orders` asks for (a generator that is sent what came of each), then raises ProbeDone.
+
+    Everything else is the run's: precision, compilation, loss, clipping, optimizer, guards, callbacks. On a GPU the
+    queue is drained at the borders of the parts, so that each has its own time.
+    """
+
+    def __init__(self, *args: Any, blocks: BlockDataset, **kwargs: Any) -> None:
+        super().__init__(*args, train_dataset=blocks, **kwargs)
+        self.blocks, self.orders = blocks, _nothing()
+        self._order: Order | None = None
+        self._begin = self._fetched = self._worked = 0.0
+        self._fits, self._next_block = True, 0
+        self.first_step_at: float | None = None
+
+    def measure(self, orders: Schedule) -> None:
+        """Train as `orders` says, to its end."""
+        self.orders = orders
+        try:
+            self.train()
+        except ProbeDone:
+            pass
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
+        now = self._now()
+        try:
+            if self._order is None:
+                self.first_step_at = now
+                self._order = next(self.orders)
+            else:
+                self._order = self.orders.send(self._account(now))
+        except StopIteration:
+            raise ProbeDone from None
+        self._begin = self._now()
+        size = self._order.micro_batch
+        begin = self._next_block if self._next_block + size <= self.blocks.rows else 0
+        self._next_block = begin + size
+        rows = self.blocks.__getitems__(range(begin, begin + size))
+        collate: Any = self._order.collator or self.data_collator
+        self.args.per_device_train_batch_size = size
+        result = super().get_batch_samples(iter([collate(rows)]), 1, device)
+        self._fetched = self._worked = self._now()
+        return result
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        assert self._order is not None
+        self._fits = True
+        eager = self._order.eager and self.args.torch_compile
+        try:
+            with torch.compiler.set_stance("force_eager") if eager else nullcontext():
+                loss = super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError:
+            self._fits, loss = False, torch.zeros((), device=self.args.device)
+        if not self._fits:  # outside of the handler: its traceback holds the tensors
+            model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+        self._worked = self._now()
+        return loss
+
+    def _account(self, now: float) -> Taken:
+        step = MicroStep(self._fetched - self._begin, self._worked - self._fetched, now - self._worked)
+        cuda = self.args.device.type == "cuda"
+        peak = float(torch.cuda.max_memory_reserved()) if cuda else peak_bytes()
+        return Taken(step, peak, self._fits)
+
+    def _now(self) -> float:
+        if self.args.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.monotonic()
+
+
+def _nothing() -> Schedule:
+    return
+    yield

@@ -1,0 +1,214 @@
+"""The planner's parts, without a probe: sizes and their choice, memory, the simulated budget, the written recipe."""
+
+import math
+
+import pytest
+import yaml
+
+from budget_trainer.errors import InputError
+from budget_trainer.planning.candidates import (
+    MicroStep,
+    bisect_fits,
+    choose,
+    largest_that_fits,
+    micro_batches,
+    predicted_memory,
+    thinned,
+)
+from budget_trainer.planning.measure import Taken
+from budget_trainer.planning.memory import free_bytes
+from budget_trainer.planning.predict import Costs, Limits, simulate
+from budget_trainer.planning.recipe_file import filled
+from budget_trainer.planning.result import repeats
+from budget_trainer.planning.schedule import Found, ladder
+from budget_trainer.planning.sizes import judge, neighbours
+from budget_trainer.planning.text import sketch
+from budget_trainer.stages import make_stages
+from budget_trainer.validation_plan import EveryShare
+
+PLAIN = make_stages(mlm_probability=0.15, gradient_accumulation_steps=2, block_size=128)
+
+
+def costs(**changes):
+    usual = {"setup": 10.0, "compile": 0.0, "save": 1.0, "reserve": 1.8, "checkpoint": 4.0, "evaluate": 2.0}
+    usual |= {"rehearse": 0.0, "micro_batch": 8, "step": MicroStep(0.0, 0.4, 0.2)}
+    return Costs(**(usual | changes))
+
+
+@pytest.mark.parametrize(
+    ("total", "allowed", "expected"),
+    [
+        (16, lambda a: True, [1, 2, 4, 8, 16]),
+        (12, lambda a: True, [1, 2, 3, 4, 6, 12]),
+        (16, lambda a: a % 4 == 0, [1, 2, 4]),
+        (1, lambda a: True, [1]),
+    ],
+)
+def test_micro_batches_make_up_the_batch(total, allowed, expected):
+    assert micro_batches(total, allowed) == expected
+
+
+def test_an_open_batch_tries_powers_of_two():
+    assert micro_batches(None)[:4] == [1, 2, 4, 8]
+    assert thinned([1, 2, 3, 4, 5, 6, 8, 24]) == [1, 2, 3, 4, 6, 8, 24]
+    assert thinned([10, 11]) == [11]
+
+
+def test_the_smaller_one_within_the_noise_is_chosen_and_the_batch_counts():
+    def steps(work, rest=0.0, noise=0.0):
+        return [MicroStep(0.0, work * (1 + noise * (number % 3 - 1)), rest) for number in range(9)]
+
+    assert choose({4: steps(0.4), 8: steps(0.79), 16: steps(1.58)}, 16) == 4  # 1.3 % slower
+    assert choose({4: steps(0.5), 8: steps(0.79), 16: steps(1.57)}, 16) == 8
+    # The optimizer comes once per step: alone, 4 would look much slower than 16.
+    assert choose({4: steps(0.4, rest=1.0), 16: steps(1.6, rest=1.0)}, 16) == 4
+    assert choose({4: steps(0.4, rest=1.0), 16: steps(1.6, rest=1.0)}, None) == 16
+
+
+def test_memory_is_extrapolated_along_a_line():
+    peaks = {1: 110.0, 2: 120.0, 4: 140.0}
+    assert predicted_memory(peaks, 8) == 180.0
+    assert largest_that_fits(peaks, 200.0) == 10
+    assert largest_that_fits({1: 100.0, 2: 100.0}, 200.0) is None
+    assert predicted_memory({4: 100.0}, 8) == 200.0
+
+
+def play(schedule, peak, fits=lambda size: True, seconds=lambda size: 1e-4 * size):
+    """Answer a schedule's orders as a machine would; returns the sizes in order."""
+    sizes = []
+    try:
+        order = next(schedule)
+        while True:
+            sizes.append(order.micro_batch)
+            step = MicroStep(0.0, seconds(order.micro_batch), 0.0)
+            order = schedule.send(Taken(step, peak(order.micro_batch), fits(order.micro_batch)))
+    except StopIteration:
+        return sizes
+
+
+def test_a_cpu_never_tries_what_would_not_fit():
+    found = Found(peaks={0: 100.0})
+    sizes = play(ladder(found, [1, 2, 4, 8, 16, 32], 32, 200.0, math.inf, gpu=False), lambda size: 100 + 10 * size)
+    assert max(sizes) == 8 and found.refused == 16  # 180 fits, 260 would not
+
+
+def test_a_gpu_bisects_between_what_fits_and_what_does_not():
+    found = Found()
+    play(ladder(found, [8, 16, 32, 64], None, 1e9, math.inf, gpu=True), float, fits=lambda size: size <= 50)
+    assert max(found.measured) <= 50 < found.refused
+    assert found.refused - max(found.measured) <= max(found.measured) // 8
+    assert bisect_fits(2, 6, [1, 2, 3, 4, 6]) == 4 and bisect_fits(2, 3, [1, 2, 3]) is None
+
+
+def test_free_memory_heeds_the_cgroup(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal: 2000000 kB\nMemAvailable: 1000000 kB\n")
+    none = free_bytes(tmp_path / "none", tmp_path / "meminfo")
+    assert none == 1024e6
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("2500000\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100000\n")
+    assert free_bytes(tmp_path, tmp_path / "meminfo") == 600_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(tmp_path, tmp_path / "meminfo") == 1024e6
+
+
+def test_a_budget_is_spent_as_the_run_spends_it():
+    found = simulate(costs(), Limits(total=100.0, end=100.0), PLAIN, None, block_size=128)
+    # Set-up 10 and the rehearsed save 1; 1.8 are kept; steps of 2 x 0.4 + 0.2.
+    assert found.steps == 87 and found.tokens == 87 * 16 * 128
+    assert found.save_seconds == 2.0 and found.used_seconds == pytest.approx(99.0)
+    assert found.tokens_per_second == pytest.approx(16 * 128)
+
+
+def test_validation_markers_checkpoints_and_compiling_cost_their_time():
+    limits = Limits(total=100.0, end=100.0, checkpoint_every=40.0, markers=(0.5,))
+    found = simulate(costs(compile=5.0), limits, PLAIN, EveryShare(0.25), block_size=128, num_processes=3)
+    assert found.validations == 3 and found.evaluate_seconds == 6.0
+    assert found.save_seconds == 1 + 1 + 2 * 4 + 1
+    assert found.compile_seconds == 6.0  # with the step it happens in
+    assert found.samples == found.steps * 48
+    assert found.used_seconds <= 100.0
+
+
+def test_stages_change_batch_and_speed():
+    stages = make_stages(
+        mlm_probability=0.3,
+        gradient_accumulation_steps=2,
+        block_size=128,
+        mlm_probability_curve="0.3@0,0.15@0.5",
+        batch_size_curve="0.5@0,1@0.5",
+    )
+    found = simulate(costs(relative={(0.15, 1): 0.5}), Limits(100.0, 100.0), stages, None, block_size=128)
+    # 43.6 s of 8 blocks in 0.6 s, then 16 blocks in 2 x 0.2 + 0.2 = 0.6 s.
+    assert found.samples == pytest.approx(43.6 / 0.6 * 8 + 43.6 / 0.6 * 16, rel=0.03)
+    assert {point["batch_size"] for point in found.schedule} == {8, 16}
+
+
+def test_long_runs_go_several_steps_at_a_time_and_come_to_the_same():
+    step = MicroStep(0.0, 0.0004, 0.0002)
+    found = simulate(costs(step=step), Limits(1000.0, 1000.0), PLAIN, EveryShare(0.1), block_size=128)
+    assert found.steps == pytest.approx((1000 - 12.8 - 18) / 0.001, rel=0.005)
+
+
+def test_max_steps_and_an_early_exit_end_it():
+    by_steps = Limits(math.inf, math.inf, max_steps=50, by_steps=True)
+    assert simulate(costs(), by_steps, PLAIN, None, block_size=128).steps == 50
+    early = simulate(costs(), Limits(total=100.0, end=50.0), PLAIN, None, block_size=128)
+    assert early.steps == 37 and early.schedule[-2]["progress"] < 0.5
+
+
+def test_a_budget_below_the_set_up_is_refused():
+    with pytest.raises(InputError, match=r"total_training_time: 12s is too short.*set-up takes 11s"):
+        simulate(costs(), Limits(12.0, 12.0), PLAIN, None, block_size=128)
+
+
+@pytest.mark.parametrize(("passes", "dup", "level"), [(3, None, "fine"), (10, None, "note"), (50, None, "warning")])
+def test_repeats(passes, dup, level):
+    assert repeats(passes, dup)["level"] == level
+
+
+def test_fixed_masks_wear_out_sooner():
+    assert repeats(10, 1)["level"] == "warning" and repeats(10, 10)["level"] == "note"
+
+
+def test_model_sizes_stand_around_the_recipe_and_one_is_named():
+    assert neighbours(12, 768) == [(4, 512), (8, 512), (12, 768), (24, 1024)]
+    shapes = [
+        {"layers": n, "width": 1, "flops_per_token": 1.0 * n, "body_parameters": 10 * n, "own": n == 2}
+        for n in (1, 2, 4)
+    ]
+    rows = judge(shapes, tokens=5000.0)
+    assert [row["tokens"] for row in rows] == [10000, 5000, 2500]
+    assert [row["suits"] for row in rows] == [False, False, True]  # 1000, 250 and 62.5 tokens per parameter
+
+
+RECIPE = """# What it is.
+hidden_size: 64  # narrow
+model_config:
+  global_attn_every_n_layers: 1
+  rope_parameters: {a: {b: 1}}
+
+# The batch.
+per_device_train_batch_size: 16
+no_unigram_bias: true
+"""
+
+
+def test_a_recipe_is_filled_in_and_keeps_its_comments():
+    values = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "unigram_bias": "false"}
+    text = filled(RECIPE, values | {"model_config": '{"x": 1}', "learning_rate": "1e-3"}, "head")
+    assert "# What it is." in text and "# narrow" in text and "# The batch." in text and text.startswith("# head\n")
+    read = yaml.load(text, yaml.BaseLoader)
+    assert read["model_config"] == {"x": "1"} and read["per_device_train_batch_size"] == "4"
+    assert read["learning_rate"] == "1e-3" and "no_unigram_bias" not in read and read["hidden_size"] == "64"
+
+
+def test_a_recipe_in_flow_style_is_written_anew():
+    text = filled("{hidden_size: 64, per_device_train_batch_size: 16}", {"per_device_train_batch_size": 4}, "head")
+    assert yaml.load(text, yaml.BaseLoader) == {"hidden_size": "64", "per_device_train_batch_size": "4"}
+
+
+def test_the_sketch_shows_set_up_warm_up_and_stages():
+    found = simulate(costs(), Limits(100.0, 100.0), PLAIN, None, block_size=128)
+    lines = sketch(found.schedule)
+    assert "·····" in lines[0] and lines[0].count("█") >= 1 and "16 blocks per step, 15 % masked" in lines[1]
