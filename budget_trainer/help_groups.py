@@ -67,7 +67,7 @@ cross_entropy NAME, activation_checkpointing BOOL, activation_checkpointing_kwar
     "Validation, logging and saving": f"""validate_every SHARE%, validation_epochs SHARDS,
 validation_epochs_begin SHARDS, validation_begin_proportion SHARE, validation_epochs_end SHARDS,
 validation_end_proportion SHARE, checkpoint_every TIME, num_epochs_between_checkpoints SHARDS, save_total_limit N,
-finetune_time_markers SHARES, finetune_checkpoint_at_end BOOL, {_LOGGING}""",
+finetune_time_markers SHARES, finetune_checkpoint_at_end BOOL, plan FILE, {_LOGGING}""",
     "When the loss goes wrong": """max_bad_steps STEPS, max_roll_backs N, roll_back_lr_factor SHARE,
 scale_cnt_limit STEPS, loss_spike NATS, logging_nan_inf_filter BOOL""",
     "Distributed": _DISTRIBUTED,

@@ -37,7 +37,9 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 OTHERS = {*"cd export source . set trap wait exit for done fi [ test echo sleep".split()}
 OTHERS |= {*"ls cat head tail grep wc tar rm cp mkdir df kill pkill watch git ssh python3".split()}
 OTHERS |= {*"hf tensorboard nvidia-smi py-spy sbatch scontrol squeue scancel".split()}
-FLAGS_OF_OTHERS = {*"--help --requeue --time --signal --nodes --upgrade --pid --local-dir".split()}
+FLAGS_OF_OTHERS = {
+    *"--help --version --print_config --requeue --time --signal --nodes --upgrade --pid --local-dir".split()
+}
 
 
 class Parsed(BaseException):
@@ -80,10 +82,10 @@ def check_command(words, monkeypatch):
     elif program == "accelerate" and rest[:1] == ["launch"]:
         given = launch_command_parser().parse_args(rest[1:])
         assert given.config_file is None or "/" not in given.config_file or (ROOT / given.config_file).exists()
-        check_python([given.training_script, *given.training_script_args], monkeypatch)
+        check_python([*["-m"] * given.module, given.training_script, *given.training_script_args], monkeypatch)
     elif program == "torchrun":
         given = get_args_parser().parse_args(rest)
-        check_python([given.training_script, *given.training_script_args], monkeypatch)
+        check_python([*["-m"] * given.module, given.training_script, *given.training_script_args], monkeypatch)
     elif program == "sbatch" and "accelerate_configs/slurm.sbatch" in rest:
         at = rest.index("accelerate_configs/slurm.sbatch")
         check_python(["train_mlm.py", *rest[at + 1 :]], monkeypatch)
@@ -110,7 +112,7 @@ def check_make(words):
 def check_python(words, monkeypatch):
     if words[0] == "-m":
         module, rest = words[1], words[2:]
-        if module.split(".")[0] not in ("budget_trainer", "data_prep"):
+        if module.split(".")[0] not in ("budget_trainer", "data_prep", *SETUP["options"]["py_modules"].split()):
             return
         check_entry(f"{module}:main", rest, monkeypatch)
     elif words[0] != "-c":
@@ -127,6 +129,7 @@ def check_entry(entry, words, monkeypatch):
     module, _, function = entry.partition(":")
     if "--help" in words or "-h" in words:
         return
+    words = [word for word in words if word != "--print_config"]  # of the same run
     if module == "train_mlm":
         given_recipe = bool(words) and not words[0].startswith("-")
         if given_recipe:
@@ -191,7 +194,7 @@ def parse_alone(module, function, words, monkeypatch):
 )
 def test_what_is_wrong_is_found(line, monkeypatch):
     (words,) = documents.commands(line)
-    with pytest.raises((AssertionError, InputError, SystemExit, ImportError)):
+    with pytest.raises((AssertionError, InputError, SystemExit, ImportError, pytest.fail.Exception)):
         check_command(words, monkeypatch)
 
 
@@ -205,12 +208,12 @@ def flags_of(main, monkeypatch):
     """All flags of the parser that `main` makes."""
     found = set()
 
-    def parse_args(self, *args, **kwargs):
+    def parse(self, *args, **kwargs):
         found.update(self._option_string_actions)
         raise Parsed
 
     with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", parse)  # which parse_args calls
         patch.setattr(sys, "argv", ["command"])
         with contextlib.suppress(Parsed, InputError, SystemExit):
             main([]) if inspect.signature(main).parameters else main()
