@@ -82,10 +82,10 @@ def check_command(words, monkeypatch):
     elif program == "accelerate" and rest[:1] == ["launch"]:
         given = launch_command_parser().parse_args(rest[1:])
         assert given.config_file is None or "/" not in given.config_file or (ROOT / given.config_file).exists()
-        check_python([*["-m"] * given.module, given.training_script, *given.training_script_args], monkeypatch)
+        check_python([*["-m"] * bool(given.module), given.training_script, *given.training_script_args], monkeypatch)
     elif program == "torchrun":
         given = get_args_parser().parse_args(rest)
-        check_python([*["-m"] * given.module, given.training_script, *given.training_script_args], monkeypatch)
+        check_python([*["-m"] * bool(given.module), given.training_script, *given.training_script_args], monkeypatch)
     elif program == "sbatch" and "accelerate_configs/slurm.sbatch" in rest:
         at = rest.index("accelerate_configs/slurm.sbatch")
         check_python(["train_mlm.py", *rest[at + 1 :]], monkeypatch)

@@ -13,7 +13,8 @@ from budget_trainer.migration.original_flags import FLAGS
 from budget_trainer.migration.original_sweep import read_sweep as read_combination
 from budget_trainer.migration.original_sweep import sections
 from budget_trainer.migration.original_values import Given
-from budget_trainer.recipes import KEYS, NULLS
+from budget_trainer.recipe_file import NULLS
+from budget_trainer.recipes import KEYS
 from budget_trainer.sweep.space import Choices, Space, read_space
 from budget_trainer.sweep.spec import OWN, VALIDATION, SweepSpec, make_spec
 

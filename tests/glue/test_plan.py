@@ -257,7 +257,8 @@ class FakeChild:
     most: int = 0
     lines: list = []
 
-    def __init__(self, line, profile, log, device):
+    def __init__(self, script, line, profile, log, device):
+        assert script == "finetune_glue"
         self.line, self.log, self.device, self.looks = line, log, device, -40 if device == "0" else 0
         assert device not in self.running, "two runs on one device"
         self.running[device] = self
