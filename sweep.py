@@ -17,10 +17,10 @@ import logging  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 
+from budget_trainer.command import BAD_INPUT, RESUMABLE, exit_code, say_error  # noqa: E402
 from budget_trainer.errors import InputError, RunError, StopAsked  # noqa: E402
 from budget_trainer.stop_request import StopRequest  # noqa: E402
 
-STOPPED_EXIT = 85
 log = logging.getLogger("sweep")
 
 
@@ -48,17 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return sweep(argv, stop)
     except StopAsked as asked:
         log.info("stopped: %s", asked)
-        return STOPPED_EXIT
+        return RESUMABLE
     except (InputError, RunError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, InputError) else 1
+        say_error(str(error))
+        return exit_code(error)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "optuna":
             raise
-        print(
-            "error: optuna: not installed, and a sweep needs it; pip install 'budget-trainer[sweep]'", file=sys.stderr
-        )
-        return 2
+        say_error("optuna: not installed, and a sweep needs it; pip install 'budget-trainer[sweep]'")
+        return BAD_INPUT
     finally:
         stop.restore()
 

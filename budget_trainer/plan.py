@@ -21,26 +21,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.errors import InputError, RunError
+from budget_trainer.command import Parser, run_command
+from budget_trainer.errors import InputError
 
 PROBE_SECONDS = 60.0
 PARENT_SECONDS = 1.0  # of the probe's time, for starting it and for the account
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise InputError(f"command line: {message}; see python -m budget_trainer.plan --help")
-
-
 def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The planner's own flags; `words` are the recipe and the flags of train_mlm.py."""
-    parser = _Parser(
-        prog="budget-plan RECIPE",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        epilog="Every other flag is one of train_mlm.py (train_mlm.py --help) and part of the plan.",
-    )
+    parser = Parser("python -m budget_trainer.plan", __doc__, argparse.RawDescriptionHelpFormatter)
+    parser.epilog = "Every other flag is one of train_mlm.py (train_mlm.py --help) and part of the plan."
     parser.add_argument(
         "--probe_seconds", type=float, default=PROBE_SECONDS, help="the probe's time in seconds, imports too (60)"
     )
@@ -199,13 +190,7 @@ def _given(words: Sequence[str]) -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0 done, 2 for what a person has to mend, 1 where the probe could not finish, 130 after Ctrl-C."""
-    try:
-        return run(_parse(argv))
-    except (InputError, RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1 if isinstance(error, RunError) else 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command(lambda: run(_parse(argv)))
 
 
 if __name__ == "__main__":

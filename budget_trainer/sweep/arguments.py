@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from budget_trainer.command import Parser
 from budget_trainer.errors import InputError
 from budget_trainer.sweep.commands import commands, init_words
 from budget_trainer.sweep.spec import SEARCHES, SweepSpec, read_spec, yaml_of
@@ -29,13 +29,6 @@ HELP = {
     "keep_models": "best (the default) or all: which finished trials keep their models",
     "job_name": "name of the study; default: the file's name",
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse that answers in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"command line: {message}; see sweep.py --help")
 
 
 @dataclass
@@ -103,11 +96,7 @@ def _say(line: str) -> None:
 
 def parse_arguments(argv: Sequence[str] | None) -> SweepRequest:
     """Read the command line and the file's text. Raises InputError."""
-    parser = _Parser(
-        prog="sweep.py",
-        description="Search for the best recipe: many trainings under a total time.",
-        allow_abbrev=False,
-    )
+    parser = Parser("sweep.py", "Search for the best recipe: many trainings under a total time.")
     add = parser.add_argument
     add("file", nargs="?", type=Path, help="the sweep file, as --param_file")
     add("--param_file", type=Path, help="the sweep file: of this project, or of academic-budget-bert unchanged")
