@@ -67,6 +67,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         if name == "halving":
             add("--points", type=int, default=8, help="rates of the grid (8)")
             add("--seeds", type=int, default=3, help="how often, with a seed of its own (3)")
+            add("--first_seed", type=int, default=0, help="the first of these (0)")
     a = parser.parse_args(argv)
     check(a)
     return a
@@ -159,7 +160,7 @@ def halving(a: argparse.Namespace) -> tuple[list[str], dict[str, Any], bool]:
     rates, rows = log_spaced(a.low, a.high, a.points), []
     head = f" {'best':>10} {'rate':>9} {'trials, s':>10}"
     lines = [f"{'':6} {'grid':>32} {'successive halving':>31}", f"{'seed':>6}{head}{head} {'behind':>8} {'time':>6}"]
-    for seed in range(a.seeds):
+    for seed in range(a.first_seed, a.first_seed + a.seeds):
         both: dict[str, Run] = {}
         for search in ("grid", "successive_halving") if seed % 2 == 0 else ("successive_halving", "grid"):
             fixed = {"seed": 42 + seed}
