@@ -17,8 +17,8 @@ import logging  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 
-from budget_trainer.command import BAD_INPUT, RESUMABLE, exit_code, say_error  # noqa: E402
-from budget_trainer.errors import InputError, RunError, StopAsked  # noqa: E402
+from budget_trainer.command import RESUMABLE, run_command  # noqa: E402
+from budget_trainer.errors import InputError, StopAsked  # noqa: E402
 from budget_trainer.stop_request import StopRequest  # noqa: E402
 
 log = logging.getLogger("sweep")
@@ -43,20 +43,23 @@ def sweep(argv: Sequence[str] | None, stop: StopRequest) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """`sweep`, with its end in one line: 85 where a signal stopped it, 2 for bad input, 1 for what could not go on."""
     stop = StopRequest()
+
+    def work() -> int:
+        try:
+            return sweep(argv, stop)
+        except StopAsked as asked:
+            log.info("stopped: %s", asked)
+            return RESUMABLE
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "optuna":
+                raise
+            raise InputError(
+                "optuna: not installed, and a sweep needs it; pip install 'budget-trainer[sweep]'"
+            ) from None
+
     stop.listen()  # a second SIGINT ends at once
     try:
-        return sweep(argv, stop)
-    except StopAsked as asked:
-        log.info("stopped: %s", asked)
-        return RESUMABLE
-    except (InputError, RunError, OSError) as error:
-        say_error(str(error))
-        return exit_code(error)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "optuna":
-            raise
-        say_error("optuna: not installed, and a sweep needs it; pip install 'budget-trainer[sweep]'")
-        return BAD_INPUT
+        return run_command(work)
     finally:
         stop.restore()
 

@@ -31,12 +31,12 @@ def devices(use_cpu: bool) -> list[str | None]:
     """What runs can be put on at the same time: the visible GPUs as CUDA_VISIBLE_DEVICES takes them, or one CPU (None)."""
     if use_cpu:
         return [None]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible:
-        return [name for name in visible.split(",") if name]
     import torch
 
-    return [str(number) for number in range(torch.cuda.device_count())] or [None]
+    count = torch.cuda.device_count()  # of those that are visible, and none where torch is a CPU build
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    names = visible if len(visible) >= count else [str(number) for number in range(count)]
+    return [*names[:count]] or [None]
 
 
 def write_profile(path: Path, use_cpu: bool) -> Path:

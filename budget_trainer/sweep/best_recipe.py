@@ -1,7 +1,7 @@
 """`best_recipe.yaml`: the recipe a sweep began with, its fixed flags and the parameters of its best trial.
 
-The base recipe keeps its comments and its order: values are replaced where they stand. `train_mlm.py` runs the file as it is,
-with what belongs to a run given on the command line: its data, its folder, its time, its seed.
+The base recipe keeps its comments and its order: values are replaced where they stand. `train_mlm.py` runs the file as it is:
+on the sweep's data, for a trial's time, into a folder of its own beside the trials. The command line wins over these three.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from budget_trainer.sweep.searched import short
 
 RECIPE_COPY = "recipe.yaml"  # in the sweep's folder
 # Of one run or of the machine it ran on, not of how to train: left out, also of the base recipe.
-OF_THE_RUN = {"data_dir", "output_dir", "seed", "resume_from_checkpoint", "job_time_limit", "run_name"}
+OF_THE_RUN = {"data_dir", "output_dir", "seed", "resume_from_checkpoint", "job_time_limit", "run_name", "plan"}
+BEST = "best"  # the folder of a run of the recipe, in the sweep's
 # Left out of a sweep's fixed flags: they are of its trials. A base recipe may keep them.
 OF_THE_TRIALS = OF_THE_RUN | {"total_training_time", "early_exit_time_marker", "use_cpu", "disable_tqdm", "report_to"}
 OF_THE_TRIALS |= {"push_to_hub", "hub_model_id", "hub_token", "project", "log_level", "local_rank"}
@@ -42,10 +43,19 @@ def best_recipe_text(record: SweepRecord, output_dir: Path) -> str | None:
     chosen = {_key(name): given for name, given in trials[0].parameters.items()}
     fixed = {_key(name): given for name, given in record.fixed.items() if _key(name) not in OF_THE_TRIALS}
     values = {**fixed, **chosen}
-    left_out = (OF_THE_RUN | stripped) - values.keys()
-    gone = sorted({_key(name) for name in record.fixed if _key(name) not in values} | (_load(base).keys() & left_out))
-    head = _header(record, trials[0], gone, [name for name in values if not _known(name)])
-    return head + _merged(base, {name: given for name, given in values.items() if _known(name)}, left_out)
+    data_dir = {_key(name): given for name, given in record.fixed.items()}.get("data_dir", _load(base).get("data_dir"))
+    run = {
+        "data_dir": data_dir,
+        "output_dir": str(output_dir / BEST),
+        "total_training_time": f"{record.time_per_trial_seconds:g}s",
+    }
+    run = {name: given for name, given in run.items() if given is not None and name not in values}
+    left_out = (OF_THE_RUN | stripped | run.keys()) - values.keys()
+    gone = {_key(name) for name in record.fixed if _key(name) not in values} | (_load(base).keys() & left_out)
+    head = _header(record, trials[0], sorted(gone - run.keys()), [name for name in values if not _known(name)])
+    lines = "".join(f"{name}: {_scalar(given)}\n" for name, given in run.items())
+    whole = _merged(base, {name: given for name, given in values.items() if _known(name)}, left_out)
+    return f"{head}# Of this run; the command line wins.\n{lines}\n{whole}"
 
 
 def _base(record: SweepRecord, output_dir: Path) -> tuple[str, set[str]]:
@@ -89,7 +99,7 @@ def _header(record: SweepRecord, best: TrialRecord, left_out: list[str], unknown
         "Base recipe: "
         + (f"{record.recipe}, with its comments." if record.recipe else "none, the defaults of train_mlm.py."),
         "Searched: " + ", ".join(f"{_key(name)} {short(given)}" for name, given in best.parameters.items()) + ".",
-        "Run it with: train_mlm.py best_recipe.yaml --data_dir ... --output_dir ... --total_training_time ...",
+        "Run it with: train_mlm.py best_recipe.yaml --total_training_time ...",
     ]
     if left_out:
         lines.append(f"Left out, because they are of a run and not of a recipe: {', '.join(left_out)}.")

@@ -61,8 +61,9 @@ def read_original(text: str, path: Path, flags: dict[str, str], processes: int, 
     common = {key: value for key, value in points[0].items() if all(point.get(key) == value for point in points)}
     space = _product([{key: value for key, value in point.items() if key not in common} for point in points])
     content = {key: flags[key] for key in flags if key != "data_dir"}
-    content.setdefault("time_per_trial", common["total_training_time"])
-    content.setdefault("output_dir", common["output_dir"])
+    for key, theirs in (("time_per_trial", "total_training_time"), ("output_dir", "output_dir")):
+        if theirs in common:  # else it is searched, which `make_spec` refuses
+            content.setdefault(key, common[theirs])
     content.setdefault("job_name", flags.get("job_name", common.get("run_name", path.stem)))
     own = {*OWN, *(VALIDATION if content.get("prune_at") else ())}
     fixed = {key: as_word(value) for key, value in common.items() if value is not None and key not in own}

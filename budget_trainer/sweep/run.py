@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from budget_trainer.children import devices, write_profile
 from budget_trainer.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.data import DataFolder
-from budget_trainer.errors import InputError
+from budget_trainer.errors import InputError, RunError
 from budget_trainer.report import write_json_atomic
 from budget_trainer.stop_request import StopRequest
 from budget_trainer.sweep import checks
@@ -31,6 +33,7 @@ from budget_trainer.sweep.study import (
     lock_path,
     open_storage,
     open_study,
+    shown,
 )
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,12 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
         runner = Runner(spec, study, clock, stop, slots, place, base, profile, on_cpu)
         try:
             runner.work()
+        except (
+            SQLAlchemyError,
+            StorageInternalError,
+        ) as error:  # a full disk, a lock that stays, a server that is gone
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(f"storage: {shown(spec.storage)} failed ({reason}); repeat the command to go on") from error
         finally:
             files = runner.report(final=True)
     return _conclude(spec, study, clock, files)
@@ -96,11 +105,11 @@ def _check_sweep_file(spec: SweepSpec, mine: dict[str, Any]) -> None:
     if not theirs:
         return
     check_identity(mine, theirs.get("identity"), str(spec.output_dir))
-    for name in ("name", "storage"):
-        if theirs.get(name) != getattr(spec, name):
-            shown = "job_name" if name == "name" else name
+    for name, value in (("name", spec.name), ("storage", shown(spec.storage))):
+        if theirs.get(name) != value:
+            key = "job_name" if name == "name" else name
             raise InputError(
-                f"{shown}: {spec.output_dir} was begun with another one ({theirs.get(name)}); give that, or another output_dir"
+                f"{key}: {spec.output_dir} was begun with another one ({theirs.get(name)}); give that, or another output_dir"
             )
 
 
@@ -121,7 +130,7 @@ def _claim(spec: SweepSpec, mine: dict[str, Any]) -> str:
     if theirs:
         _check_sweep_file(spec, mine)
         return str(theirs["place"])
-    content = {"place": uuid.uuid4().hex, "name": spec.name, "storage": spec.storage, "identity": mine}
+    content = {"place": uuid.uuid4().hex, "name": spec.name, "storage": shown(spec.storage), "identity": mine}
     write_json_atomic(spec.output_dir / SWEEP_FILE, content)
     return str(content["place"])
 

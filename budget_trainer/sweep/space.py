@@ -39,6 +39,10 @@ class Choices:
 
         return CategoricalDistribution(self.values)
 
+    def count(self) -> int | None:
+        """How many values there are."""
+        return len(self.values)
+
 
 @dataclass(frozen=True)
 class Range:
@@ -52,11 +56,18 @@ class Range:
 
     def points(self) -> list[Any] | None:
         """All values; None where there is no step between them."""
-        step = self.step if self.step is not None else 1 if self.whole and not self.log else None
-        if step is None:
+        count, step = self.count(), self._step()
+        if count is None or step is None:
             return None
-        count = int(round((self.high - self.low) / step)) + 1
         return [self._number(self.low + place * step) for place in range(count)]
+
+    def count(self) -> int | None:
+        """How many values there are, without making them; None where there is no step between them."""
+        step = self._step()
+        return None if step is None else int(round((self.high - self.low) / step)) + 1
+
+    def _step(self) -> float | None:
+        return self.step if self.step is not None else 1 if self.whole and not self.log else None
 
     def probes(self) -> list[Any]:
         """Values to check before anything starts."""
@@ -165,8 +176,8 @@ def _number(name: str, key: str, text: Any) -> float:
 
 def grid_size(space: Space) -> int | None:
     """How many combinations there are; None where a range has no step."""
-    points = [dimension.points() for dimension in space.values()]
-    return None if any(found is None for found in points) else math.prod(len(found or ()) for found in points)
+    counts = [dimension.count() for dimension in space.values()]
+    return None if any(count is None for count in counts) else math.prod(count or 0 for count in counts)
 
 
 def combinations(space: Space) -> Iterator[dict[str, Any]]:

@@ -31,6 +31,8 @@ OWN = {
     "job_time_limit": "a trial is one job",
     "early_exit_time_marker": "lower time_per_trial instead",
     "push_to_hub": "publish the best trial with python -m budget_trainer.publish",
+    "hub_token": "trials are not published, and a token has no place in a study",
+    "plan": "it predicts one run of another budget",
 }
 VALIDATION = ("validate_every", *EPOCHS, *PROPORTIONS)  # said by prune_at, where there is one
 WHOLE = 1000  # a share of a trial's budget is Optuna's step in thousandths

@@ -69,12 +69,12 @@ def _check_server(url: str) -> None:
         dialect.import_dbapi()
     except ArgumentError as error:  # NoSuchModuleError is one
         what = "has an unknown scheme" if isinstance(error, NoSuchModuleError) else "is no URL"
-        raise InputError(f"storage: {_shown(url)} {what}; {fix}") from None
+        raise InputError(f"storage: {shown(url)} {what}; {fix}") from None
     except ModuleNotFoundError as error:
-        raise InputError(f"storage: {_shown(url)} needs the driver {error.name}; pip install it, or {fix}") from None
+        raise InputError(f"storage: {shown(url)} needs the driver {error.name}; pip install it, or {fix}") from None
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
     """A URL without its password."""
     head, at, tail = url.rpartition("@")
     return f"{head.rpartition(':')[0]}:***@{tail}" if at and ":" in head.partition("//")[2] else url
@@ -90,7 +90,7 @@ def open_storage(url: str) -> BaseStorage:
         return RDBStorage(url, engine_kwargs=arguments)
     except Exception as error:  # of SQLAlchemy, its drivers, alembic and JSON: a storage that cannot be used
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"storage: {_shown(url)} cannot be used ({reason}); give one that can") from None
+        raise InputError(f"storage: {shown(url)} cannot be used ({reason}); give one that can") from None
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def open_study(spec: SweepSpec, storage: BaseStorage, mine: dict[str, Any]) -> o
     if theirs is None and not study.get_trials(deepcopy=False):
         study.set_user_attr(IDENTITY, mine)
     else:
-        check_identity(mine, theirs, f"study {spec.name} in {_shown(spec.storage)}")
+        check_identity(mine, theirs, f"study {spec.name} in {shown(spec.storage)}")
     return study
 
 

@@ -1,5 +1,6 @@
 """What a sweep is asked for: both forms of file, printed commands, and one line for what cannot be."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -10,13 +11,15 @@ import pytest
 import yaml
 
 import sweep
+from budget_trainer.clock import PHASES
 from budget_trainer.errors import InputError
 from budget_trainer.recipes import parse_recipe
 from budget_trainer.sweep.arguments import parse_arguments
 from budget_trainer.sweep.run import make_slots
+from budget_trainer.sweep.runner import Runner
 from budget_trainer.sweep.space import Choices, Range, combinations, grid_size, read_space
 from budget_trainer.sweep.study import ask, make_pruner, make_sampler, open_study, startup_trials, tell
-from budget_trainer.sweep.trial_run import evaluations
+from budget_trainer.sweep.trial_run import TrialRun, evaluations
 from tests.conftest import ROOT, TINY
 
 # The example of the original's README.
@@ -345,6 +348,45 @@ def test_an_empty_grid_cannot_be(tmp_path):
         read_space({"curve": {"choices": []}})
 
 
+def test_a_wide_range_of_whole_numbers_is_counted_not_listed(tmp_path):
+    spec = spec_of(tmp_path, {**OURS, "search": "random", "parameters": {"seed": {"low": 0, "high": 2_000_000_000}}})
+    assert grid_size(spec.space) == 2_000_000_001 and spec.limit == spec.trials and not spec.exhaustive
+
+
+@pytest.mark.parametrize("name", ["total_training_time", "output_dir"])
+def test_what_the_sweep_says_is_not_searched_in_the_originals_form(answer, name):
+    text = f"hyperparameters:\n  {name}: [1, 2]\n  lr: [1e-3]\ndefault_parameters:\n  fp16: false\n"
+    code, _, error = answer(text, "--time_per_trial", "1h", "--output_dir", "out", "--data_dir", "d", "--dry_run")
+    assert code == 2 and re.match(rf"error: ({name}|hyperparameters): ", error) and error.count("\n") == 1
+
+
+def test_a_planned_recipe_can_be_searched_from(tmp_path):
+    from budget_trainer.sweep.checks import base_recipe
+
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**TINY, "plan": "recipe.plan.json"}))
+    assert "plan" not in base_recipe(spec_of(tmp_path, {**OURS, "recipe": str(tmp_path / "recipe.yaml")}))
+
+
+def test_a_share_that_is_nearly_all_set_up_compares_nobody(tmp_path):
+    from types import SimpleNamespace
+
+    study = optuna.create_study()
+    runner = Runner.__new__(Runner)
+    runner.study = study
+    run = TrialRun(spec_of(tmp_path, OURS), 0, [], tmp_path, True)
+    run.folder.mkdir(parents=True)
+
+    def spent(train):
+        shares = dict.fromkeys(PHASES, 0.0) | {"setup": 7.0, "train": train}
+        (run.folder / "clock.json").write_text(json.dumps({"shares": shares}))
+
+    spent(0.5)
+    assert runner._is_early(125, run)
+    spent(8.0)
+    assert runner._is_early(125, run) and not runner._is_early(250, run)  # what the first decided holds
+    assert not runner._is_early(250, SimpleNamespace(trained_share=lambda: 0.0))
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "sweeps").glob("*.yaml")), ids=lambda path: path.name)
 def test_sweep_files_of_the_repository(path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
@@ -354,6 +396,7 @@ def test_sweep_files_of_the_repository(path, monkeypatch, capsys):
 
 def test_trials_at_the_same_time_have_devices_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,3")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     spec = spec_of(tmp_path, OURS)
     assert make_slots(spec, False, 1) == ["0", "1", "3"] and make_slots(spec, False, 2) == ["0,1"]
     assert make_slots(spec, True, 2) == [None]
