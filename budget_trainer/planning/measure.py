@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -109,6 +110,7 @@ class ProbeTrainer(TimeBudgetTrainer):
         optimizer: Any = self.optimizer
         take = optimizer.step
 
+        @wraps(take)  # the scheduler has left a mark on it
         def step(*args: Any, **kwargs: Any) -> Any:
             try:
                 return take(*args, **kwargs)
