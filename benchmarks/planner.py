@@ -7,12 +7,15 @@
 Prints planned and did of the run, and the tokens/s of each micro-batch that makes up the recipe's batch of a step, in turns
 over `--scan_rounds` rounds, beside the plan's choice. The scan takes the run's own Trainer, in the precision that the plan
 settled, eager unless `--scan_compiled`. `--scan_rounds 0` leaves the scan out.
+
+It exits with 1 where a promise is broken: the tokens within 10 % of the plan's, the choice at most 10 % below the best.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -22,10 +25,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cli import make_output_dir, one_line_errors, publish, run_parser
-from budget_trainer.errors import RunError
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.cli import make_output_dir, one_line_errors, publish, run_parser  # noqa: E402
+from budget_trainer.errors import RunError  # noqa: E402
+
+TOKENS_PERCENT = 10.0  # by which a run's tokens may differ from the plan's
+CHOICE_PERCENT = 10.0  # by which the plan's micro-batch may be slower than the best of the scan
 SCAN_LIMIT_SECONDS = 24 * 3600.0  # the scan ends by its rounds
 
 
@@ -97,6 +104,22 @@ def scan(order: dict[str, Any]) -> dict[int, list[float]]:
     return rates
 
 
+def judge(result: dict[str, Any]) -> tuple[list[str], dict[str, bool]]:
+    """A line for each promise that was measured, and whether it held."""
+    lines, held = [], {}
+    if "planned" in result:
+        tokens = result["planned"]["tokens"]
+        off = 100 * (tokens["did"] / tokens["planned"] - 1) if tokens["planned"] else math.inf
+        held["tokens"] = abs(off) <= TOKENS_PERCENT
+        lines.append(f"{'tokens, did less planned':44} {off:+8.1f} %, at most {TOKENS_PERCENT:g}")
+    if "scan" in result:
+        held["choice"] = result["loss_percent"] <= CHOICE_PERCENT
+        lines.append(
+            f"{'the choice below the best of the scan':44} {result['loss_percent']:8.1f} %, at most {CHOICE_PERCENT:g}"
+        )
+    return [line + ("  yes" if good else "  NO") for line, good in zip(lines, held.values(), strict=True)], held
+
+
 def table(result: dict[str, Any]) -> str:
     lines = []
     if "planned" in result:
@@ -113,7 +136,6 @@ def table(result: dict[str, Any]) -> str:
             bounds = f"({row['min']:,.0f} - {row['max']:,.0f})"
             mark = "  <- the plan's choice" if size == result["chosen"] else ""
             lines.append(f"{size:>11} {row['median']:>10,.0f} {bounds:>22} {1 - row['median'] / best:>11.1%}{mark}")
-        lines.append(f"the plan's choice is {result['loss_percent']:.1f} % below the best of the scan")
     return "\n".join(lines)
 
 
@@ -146,7 +168,10 @@ def main(argv: list[str] | None = None) -> None:
         result["chosen"] = plan["micro_batch"]
         best = max(row["median"] for row in result["scan"].values())
         result["loss_percent"] = 100 * (1 - result["scan"][plan["micro_batch"]]["median"] / best)
-    publish(a, "planner", table(result), result)
+    lines, held = judge(result)
+    publish(a, "planner", "\n".join([table(result), "", *lines]), {**result, "held": held})
+    if not all(held.values()):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -46,15 +46,20 @@ def not_written(path: Path, reason: str, output_dir: Path) -> RunError:
     )
 
 
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether the error means that memory, a GPU's or the machine's, was refused."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def memory_told(run: TrainingArguments) -> Iterator[None]:
     """RunError in the place of an error that means: a micro-batch did not fit into memory."""
     try:
         yield
     except RuntimeError as error:
-        text = " ".join(str(error).split())
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
+        if not lacks_memory(error):
             raise
+        text = " ".join(str(error).split())
         size = run.per_device_train_batch_size
         smaller = f"give {size // 2} and twice the gradient_accumulation_steps" if size > 1 else "take a smaller model"
         asked = re.search(r"ried to allocate ([\d.]+ \w+)", text)

@@ -48,12 +48,12 @@ def machine(hardware: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_plan(path: str, recipe_path: str | None = None) -> dict[str, Any]:
-    """The plan in `path`, looked for as it is and beside the recipe.
+    """The plan in `path`: where that is relative, looked for beside the recipe, then in the current folder.
 
     Raises:
         InputError: there is no such file, or it is no plan.
     """
-    places = [Path(path)] + ([Path(recipe_path).parent / path] if recipe_path is not None else [])
+    places = ([Path(recipe_path).parent / path] if recipe_path is not None else []) + [Path(path)]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise InputError(

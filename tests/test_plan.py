@@ -59,8 +59,9 @@ def test_the_recipe_runs_as_it_is_and_the_report_has_planned_and_did(planned, tm
     compared = account["planned"]
     assert compared["same_machine"]
     assert compared["tokens"]["did"] == account["tokens"] and compared["steps"]["did"] == account["steps"]
-    # The machine of tests is noisy: the order of magnitude is tested here, the figure by benchmarks/planner.py.
-    assert 0.25 < compared["tokens"]["did"] / compared["tokens"]["planned"] < 4
+    # Other work between plan and run has cost more than half (0.47 was seen): the figure is that of benchmarks/planner.py,
+    # and what follows from given measurements is tested in test_plan_parts.
+    assert 1 / 3 < compared["tokens"]["did"] / compared["tokens"]["planned"] < 3
     assert "planned " in done.stdout and "planned and did" in (tmp_path / "run" / "final" / "README.md").read_text()
 
 
@@ -82,6 +83,15 @@ def test_what_a_plan_is_compared_with(planned):
             check_plan(plan, plan["recipe"], **(same | change))
     with pytest.raises(InputError, match="data_dir holds other data"):
         check_plan(plan, plan["recipe"], **(same | {"data": "other"}))
+
+
+def test_the_plan_beside_the_recipe_goes_before_that_of_the_current_folder(planned, tmp_path, monkeypatch):
+    folder, _ = planned
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new.plan.json").write_text("another recipe's")
+    assert read_plan("new.plan.json", str(folder / "new.yaml")) == read_plan(str(folder / "new.plan.json"))
+    (tmp_path / "own.json").write_text((folder / "new.plan.json").read_text())
+    assert read_plan("own.json", str(folder / "new.yaml"))["format"] == 1
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 7}', '{"format": 1, "prediction": {}}'])

@@ -1,28 +1,36 @@
 """The planner's parts, without a probe: sizes and their choice, memory, the simulated budget, the written recipe."""
 
+import json
 import math
+import sys
+import time
 
 import pytest
+import torch
 import yaml
 
-from budget_trainer.errors import InputError
+from benchmarks import planner
+from budget_trainer.errors import InputError, RunError
 from budget_trainer.planning.candidates import (
     MicroStep,
     bisect_fits,
     choose,
+    first_size,
     largest_that_fits,
     micro_batches,
     predicted_memory,
     thinned,
 )
-from budget_trainer.planning.measure import Taken
-from budget_trainer.planning.memory import free_bytes
+from budget_trainer.planning.child import ask_probe
+from budget_trainer.planning.measure import ProbeTrainer, Taken
+from budget_trainer.planning.memory import free_bytes, peak_bytes, reset_peak
 from budget_trainer.planning.predict import Costs, Limits, simulate
+from budget_trainer.planning.probe import planned_error
 from budget_trainer.planning.recipe_file import filled
-from budget_trainer.planning.result import repeats
-from budget_trainer.planning.schedule import Found, ladder
+from budget_trainer.planning.result import make_plan, repeats
+from budget_trainer.planning.schedule import Found, ladder, turns
 from budget_trainer.planning.sizes import judge, neighbours
-from budget_trainer.planning.text import sketch
+from budget_trainer.planning.text import plan_text, sketch
 from budget_trainer.stages import make_stages
 from budget_trainer.validation_plan import EveryShare
 
@@ -71,6 +79,25 @@ def test_memory_is_extrapolated_along_a_line():
     assert largest_that_fits(peaks, 200.0) == 10
     assert largest_that_fits({1: 100.0, 2: 100.0}, 200.0) is None
     assert predicted_memory({4: 100.0}, 8) == 200.0
+    assert predicted_memory({2: 100.0, 4: 100.0}, 8) == 200.0  # no growth seen is no promise of none
+
+
+def test_the_first_size_is_one_that_has_run():
+    assert first_size([1, 2, 4, 8, 16, 32, 64], 32) == 8 and first_size([1, 61], 32) == 1
+    assert first_size([1, 2, 4, 8, 16, 32, 64], 32, marked=32) == 32 and first_size([1, 8, 64], 32, marked=32) == 8
+    assert first_size([48, 96], 32) == 48 and first_size([1, 2], 1) == 1
+
+
+def test_the_high_water_mark_begins_anew():
+    block = torch.ones(2**26)
+    with_it = peak_bytes()
+    del block
+    if not reset_peak():
+        pytest.skip("this system does not reset it")
+    assert peak_bytes() < with_it - 2**27
+    before = peak_bytes()
+    torch.ones(2**25)
+    assert 0.8 * 2**27 < peak_bytes() - before < 1.2 * 2**27
 
 
 def play(schedule, peak, fits=lambda size: True, seconds=lambda size: 1e-4 * size):
@@ -100,6 +127,76 @@ def test_a_gpu_bisects_between_what_fits_and_what_does_not():
     assert bisect_fits(2, 6, [1, 2, 3, 4, 6]) == 4 and bisect_fits(2, 3, [1, 2, 3]) is None
 
 
+def test_a_size_that_fails_in_its_second_step_did_not_fit():
+    found, steps = Found(), iter(range(100))
+    play(
+        ladder(found, [16, 32, 64], 64, 1e9, math.inf, gpu=True),
+        float,
+        fits=lambda size: size < 64 or next(steps) == 0,
+    )
+    assert next(steps) == 2 and found.refused == 64 and max(found.peaks) == max(found.measured) == 32
+
+
+def test_a_size_that_fails_in_the_turns_is_not_chosen():
+    found = Found(measured={size: [MicroStep(0.0, 0.1, 0.0)] for size in (32, 64)}, peaks={32: 1.0, 64: 2.0})
+    play(turns(found, 64, 0, 0.0), float, fits=lambda size: size < 64)
+    assert found.micro_batch == 32 and found.refused == 64 and set(found.peaks) == {32}
+    with pytest.raises(RunError, match="plan a smaller model"):
+        play(turns(found, 64, 0, 0.0), float, fits=lambda size: False)
+
+
+def test_want_of_memory_anywhere_is_said_in_one_line():
+    from_run = RunError("per_device_train_batch_size: 8 does not fit; go on with --resume_from_checkpoint auto")
+    from_run.__cause__ = torch.OutOfMemoryError("CUDA out of memory")
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), from_run):
+        line = planned_error(error)
+        assert isinstance(line, RunError) and "does not fit" in str(line) and "resume" not in str(line)
+    assert planned_error(known := InputError("x: y")) is known
+    with pytest.raises(RuntimeError, match="a defect"):
+        planned_error(RuntimeError("a defect"))
+
+
+def test_an_optimizer_whose_states_do_not_fit_refuses_the_size():
+    weight = torch.nn.Parameter(torch.ones(2))
+    inner = torch.optim.SGD([weight], momentum=0.9)
+
+    def refused(*_, **__):
+        inner.state[weight] = {"half": "made"}
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    inner.step = refused
+    trainer = ProbeTrainer.__new__(ProbeTrainer)
+    trainer.optimizer, trainer.model, trainer._fits = inner, torch.nn.Linear(1, 1), True
+    trainer._guard_optimizer()
+    inner.step()
+    assert not trainer._fits and not inner.state
+
+
+@pytest.mark.parametrize("chosen", [None, 8])
+def test_a_probe_that_crashes_is_not_taken_for_one_without_time(chosen, tmp_path, monkeypatch):
+    """A stand-in for the interpreter tells of a choice, or of none, and crashes."""
+    told = json.dumps({"found": {"micro_batch": chosen}})
+    (tmp_path / "python").write_text(
+        f"#!{sys.executable}\nimport json, os, sys\norder = json.loads(sys.argv[-1])\n"
+        f"os.write(order['fd'], {(told + chr(10)).encode()!r})\nprint('no compiler here')\nsys.exit(3)\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    said = "it ended with exit code 3; its last words: no compiler here"
+    if chosen is None:
+        with pytest.raises(RunError, match=said):
+            ask_probe(["r.yaml"], tmp_path, time.monotonic() + 20)
+    else:
+        assert ask_probe(["r.yaml"], tmp_path, time.monotonic() + 20)["failed"] == said
+
+
+def test_the_planner_benchmark_judges():
+    found = {"planned": {"tokens": {"planned": 100.0, "did": 109.0}}, "loss_percent": 11.0, "scan": {}}
+    lines, held = planner.judge(found)
+    assert held == {"tokens": True, "choice": False} and [line.split()[-1] for line in lines] == ["yes", "NO"]
+    assert planner.judge({"planned": {"tokens": {"planned": 100.0, "did": 89.0}}})[1] == {"tokens": False}
+
+
 def test_free_memory_heeds_the_cgroup(tmp_path):
     (tmp_path / "meminfo").write_text("MemTotal: 2000000 kB\nMemAvailable: 1000000 kB\n")
     none = free_bytes(tmp_path / "none", tmp_path / "meminfo")
@@ -118,6 +215,73 @@ def test_a_budget_is_spent_as_the_run_spends_it():
     assert found.steps == 87 and found.tokens == 87 * 16 * 128
     assert found.save_seconds == 2.0 and found.used_seconds == pytest.approx(99.0)
     assert found.tokens_per_second == pytest.approx(16 * 128)
+
+
+def told(**changes):
+    """What a probe tells, made up: a batch of 16, micro-batch 8 in 0.4 s and 0.2 s per step, set-up 10, a save 1."""
+    facts = {
+        "found": {
+            "measured": {"8": vars(MicroStep(0.0, 0.4, 0.2)), "16": vars(MicroStep(0.0, 1.2, 0.2))},
+            "rounds": 9,
+            "peaks": {"8": 2.0**30, "16": 2.0**31},
+            "refused": 64,
+            "cut_short": None,
+            "micro_batch": 8,
+            "relative": {},
+            "compiled": None,
+            "compile_seconds": [],
+        },
+        "recipe": {},
+        "data": {"path": "d", "fingerprint": "f"},
+        "hardware": {"cpu": "c", "cores": 2},
+        "device": "cpu",
+        "total_per_process": 16,
+        "mlm_probability": 0.15,
+        "block_size": 128,
+        "curves": {},
+        "total_seconds": 100.0,
+        "end_seconds": 100.0,
+        "setup": {"imports": 10.0},
+        "save": {"model": 1.0, "reserve": 1.8, "checkpoint": 4.0},
+        "evaluate": {"rehearsal": 0.0, "each": 0.0},
+        "speed": {"bf16": False, "compile": "whole"},
+        "auto_speed": False,
+        "settled_blocks": 8,
+        "workers": 0,
+        "schedule": {"schedule": "time", "curve": "linear", "warmup_proportion": 0.1, "curve_options": {}},
+        "learning_rate": 1e-3,
+        "max_steps": None,
+        "checkpoint_seconds": math.inf,
+        "checkpoint_samples": None,
+        "markers": [],
+        "writes_final": True,
+        "validation": None,
+        "flops_per_token": 1e6,
+        "rows": 1000,
+        "dup_factor": None,
+        "batch_asked": True,
+        "limit_bytes": 2.0**33,
+        "peak_flops": 1e9,
+        "parameters": 1e6,
+        "model_type": "bert",
+        "shapes": [],
+    }
+    return facts | changes
+
+
+def test_a_plan_follows_from_what_the_probe_told():
+    plan = make_plan(told(), num_processes=2, price_per_hour=36.0)
+    # As above: 87 steps of 16 blocks of 128 tokens, here on each of two.
+    assert plan["prediction"]["tokens"] == 87 * 16 * 128 * 2 and plan["passes_over_corpus"] == 87 * 32 / 1000
+    assert (plan["micro_batch"], plan["gradient_accumulation_steps"], plan["total_batch"]) == (8, 2, 32)
+    assert plan["measured"][8]["tokens_per_second"] == pytest.approx(16 * 128 / 1.0)
+    assert plan["cost"] == pytest.approx(1.0) and plan["largest_micro_batch"] == {"tried": 16, "extrapolated": 64}
+    assert "micro-batch 16 fits, 64 does not" in plan_text(plan) and "did not end within the probe" in plan_text(plan)
+
+
+def test_a_plan_says_that_the_probe_failed():
+    text = " ".join(plan_text(make_plan(told(failed="exit code 3"), num_processes=1, price_per_hour=None)).split())
+    assert "warning the probe failed" in text and "exit code 3" in text and "--probe_seconds" not in text
 
 
 def test_validation_markers_checkpoints_and_compiling_cost_their_time():

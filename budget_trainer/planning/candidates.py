@@ -49,6 +49,16 @@ def micro_batches(total: int | None, allowed: Callable[[int], bool] = lambda acc
     return [number for number in divisors if allowed(total // number)]
 
 
+def first_size(allowed: Sequence[int], settled: int, marked: int = 0) -> int:
+    """Where the ladder begins: at most at the `settled` blocks that have run, because no growth of memory speaks for it yet.
+
+    From a quarter of them on, or from those of the high-water mark where it cannot be reset (`marked`: below it no growth
+    shows). The smallest allowed where all are larger.
+    """
+    below = [size for size in allowed if size <= settled]
+    return next((size for size in below if size >= max(marked, settled // 4)), below[-1] if below else allowed[0])
+
+
 def typical(steps: Sequence[MicroStep]) -> MicroStep:
     """The medians, part by part."""
     return MicroStep(*(median(getattr(step, name) for step in steps) for name in ("fetch", "work", "rest")))
@@ -97,7 +107,9 @@ def predicted_memory(peaks: Mapping[int, float], micro_batch: int) -> float:
     if len(sizes) < 2:
         return peaks[sizes[0]] * max(1.0, micro_batch / sizes[0])  # one size: as if all of it grew
     low, high = sizes
-    slope = max(0.0, (peaks[high] - peaks[low]) / (high - low))
+    slope = (peaks[high] - peaks[low]) / (high - low)
+    if slope <= 0:  # hidden below a high-water mark: as if all of it grew
+        return max(peaks.values()) * max(1.0, micro_batch / high)
     return peaks[high] + slope * (micro_batch - high)
 
 

@@ -22,6 +22,8 @@ LINES_OF_LOG = 3
 def ask_probe(words: Sequence[str], folder: Path, deadline: float) -> dict[str, Any]:
     """What `budget_trainer.planning.probe` told of the run `words` until `deadline` (of time.monotonic()).
 
+    `failed` is in it where the probe died behind its choice of a micro-batch: how, and its last words.
+
     Raises:
         InputError, RunError: as the probe did; RunError where it died.
     """
@@ -52,8 +54,11 @@ def ask_probe(words: Sequence[str], folder: Path, deadline: float) -> dict[str, 
         probe.wait()
     if "error" in told:
         raise InputError(told["error"]) if told["bad_input"] else RunError(told["error"])
-    if code not in (0, None) and not (told.get("found") or {}).get("micro_batch"):
-        raise RunError(f"probe: it ended with {_reason(code)}; {_last_words(log)}")
+    if code not in (0, None):
+        failed = f"it ended with {_reason(code)}; {_last_words(log)}"
+        if not (told.get("found") or {}).get("micro_batch"):
+            raise RunError(f"probe: {failed}")
+        told["failed"] = failed
     return told
 
 

@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
 
 from budget_trainer.data import BlockDataset
+from budget_trainer.failures import lacks_memory
 from budget_trainer.planning.candidates import MicroStep
-from budget_trainer.planning.memory import peak_bytes
+from budget_trainer.planning.memory import peak_bytes, reset_peak
 from budget_trainer.trainer import TimeBudgetTrainer
 
 
@@ -27,7 +29,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Taken:
-    """What came of it: the parts in seconds, the memory's high-water mark in bytes, or that it did not fit."""
+    """What came of it: the parts in seconds, the memory's high-water mark during it in bytes, or that it did not fit."""
 
     step: MicroStep
     peak_bytes: float
@@ -69,11 +71,13 @@ class ProbeTrainer(TimeBudgetTrainer):
         try:
             if self._order is None:
                 self.first_step_at = now
+                self._guard_optimizer()
                 self._order = next(self.orders)
             else:
                 self._order = self.orders.send(self._account(now))
         except StopIteration:
             raise ProbeDone from None
+        self._new_peak()
         self._begin = self._now()
         size = self._order.micro_batch
         begin = self._next_block if self._next_block + size <= self.blocks.rows else 0
@@ -92,13 +96,44 @@ class ProbeTrainer(TimeBudgetTrainer):
         try:
             with torch.compiler.set_stance("force_eager") if eager else nullcontext():
                 loss = super().training_step(model, inputs, num_items_in_batch)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
             self._fits, loss = False, torch.zeros((), device=self.args.device)
         if not self._fits:  # outside of the handler: its traceback holds the tensors
-            model.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
+            self._free()
         self._worked = self._now()
         return loss
+
+    def _guard_optimizer(self) -> None:
+        """The optimizer's step may be what does not fit, the first one above all: it makes the states."""
+        optimizer: Any = self.optimizer
+        take = optimizer.step
+
+        @wraps(take)  # the scheduler has left a mark on it
+        def step(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return take(*args, **kwargs)
+            except RuntimeError as error:
+                if not lacks_memory(error):
+                    raise
+                self._fits = False
+            optimizer.state.clear()  # some are made, some are not
+            self._free()
+            return None
+
+        optimizer.step = step
+
+    def _free(self) -> None:
+        assert self.model is not None
+        self.model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+
+    def _new_peak(self) -> None:
+        if self.args.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            reset_peak()
 
     def _account(self, now: float) -> Taken:
         step = MicroStep(self._fetched - self._begin, self._worked - self._fetched, now - self._worked)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import resource
 import sys
@@ -11,9 +13,38 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def peak_bytes() -> float:
-    """The most resident memory that this process has had."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(used if sys.platform == "darwin" else used * 1024)
+    """The most resident memory that this process has had, since `reset_peak` where that works."""
+    if (used := _of_this_process("VmHWM")) is not None:
+        return used
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(most if sys.platform == "darwin" else most * 1024)
+
+
+def reset_peak() -> bool:
+    """Let the high-water mark begin anew at what is used now; False where the system does not do that."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    most, used = _of_this_process("VmHWM"), _of_this_process("VmRSS")
+    return most is not None and used is not None and most < used + 2**24  # some kernels take the word and do nothing
+
+
+def return_freed() -> None:
+    """Give back to the system what was freed and is still held by malloc (glibc's only)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _of_this_process(name: str) -> float | None:
+    """A number of /proc/self/status in bytes; None where there is none."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith(f"{name}:"):
+                return float(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
 
 
 def free_bytes(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> float:

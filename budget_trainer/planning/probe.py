@@ -225,9 +225,9 @@ def measure_steps(
     from budget_trainer.callbacks.throughput import Throughput
     from budget_trainer.callbacks.time_budget import TimeBudgetCallback
     from budget_trainer.optimizers import build_optimizer
-    from budget_trainer.planning.candidates import micro_batches, thinned
+    from budget_trainer.planning.candidates import first_size, micro_batches, thinned
     from budget_trainer.planning.measure import ProbeTrainer
-    from budget_trainer.planning.memory import free_bytes, peak_bytes
+    from budget_trainer.planning.memory import free_bytes, peak_bytes, reset_peak, return_freed
     from budget_trainer.planning.schedule import Found, Situation, as_dict
     from budget_trainer.run_callbacks import add_callbacks
 
@@ -277,7 +277,10 @@ def measure_steps(
         total_per_process=total,
     )
 
-    compiles, found = bool(run.torch_compile), Found(peaks={} if gpu else {0: peak_bytes()})
+    torch.cuda.empty_cache() if gpu else return_freed()  # of the probe of precision
+    settled = told.content["settled_blocks"]
+    before = 0 if gpu or reset_peak() else settled  # or the mark is still that probe's: below it no growth shows
+    compiles, found = bool(run.torch_compile), Found(peaks={} if gpu else {before: peak_bytes()})
     started = time.monotonic()
     limit = torch.cuda.get_device_properties(0).total_memory if gpu else peak_bytes() + MEMORY_SHARE * free_bytes()
 
@@ -288,7 +291,8 @@ def measure_steps(
             limit_bytes=limit,
         )
 
-    sizes = thinned([size for size in allowed if size >= min(told.content["settled_blocks"] // 4, allowed[-1])])
+    smallest = first_size(allowed, settled, before)
+    sizes = thinned([size for size in allowed if size >= smallest])
     situation = Situation(sizes, total, workers, limit, ends, gpu, compiles, others, tell)
     trainer.measure(steps(found, situation))
     tell()
@@ -338,13 +342,26 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
+def planned_error(error: Exception) -> Exception:
+    """What the parent is told: want of memory in the planner's words (a run's speak of going on). Raises what is a defect."""
+    from budget_trainer.failures import lacks_memory
+    from budget_trainer.planning.schedule import NO_ROOM
+
+    if lacks_memory(error) or lacks_memory(error.__cause__):
+        return RunError(NO_ROOM)
+    if isinstance(error, InputError | RunError):
+        return error
+    raise error
+
+
 def main() -> int:
     _end_with_parent()
     order = json.loads(sys.argv[1])
     told = Told(order["fd"])
     try:
         probe(order, told)
-    except (InputError, RunError) as error:
+    except (InputError, RuntimeError) as caught:
+        error = planned_error(caught)
         told.add(error=str(error), bad_input=isinstance(error, InputError))
         return 2 if isinstance(error, InputError) else 1
     told.add(finished=True)

@@ -77,6 +77,7 @@ def make_plan(told: Mapping[str, Any], *, num_processes: int, price_per_hour: fl
         "rounds": found["rounds"],
         "refused": found["refused"],
         "cut_short": found["cut_short"],
+        "probe_failed": told.get("failed"),
         "largest_micro_batch": _largest(found, told),
         "memory_bytes": _peak(found, micro_batch),
         "memory_limit_bytes": told["limit_bytes"],

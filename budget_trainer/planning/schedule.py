@@ -24,6 +24,10 @@ COMPILED_STEPS = 12
 CACHED = ("fx_codegen_and_compile",)  # torch's name of what its cache saves
 LADDER, TURNS, TURNS_COMPILED = 0.25, 0.8, 0.3  # shares of the time that is left when they begin
 CLOSING_SECONDS = 2.0
+NO_ROOM = (
+    "per_device_train_batch_size: what the probe does does not fit into the memory of this machine, however small the "
+    "micro-batch; plan a smaller model or shorter blocks"
+)
 
 
 @dataclass(frozen=True)
@@ -134,12 +138,27 @@ def _try(found: Found, size: int) -> Generator[Order, Taken, bool]:
     for number in range(2):
         taken: Taken = yield Order(size)
         if not taken.fits:
-            found.measured.pop(size, None)
+            _drop(found, size)
             return False
         found.peaks[size] = max(found.peaks.get(size, 0.0), taken.peak_bytes)
         if number:
             found.measured[size] = [taken.step]
     return True
+
+
+def _drop(found: Found, size: int) -> None:
+    """Forget a size that did not fit after all: what is in `peaks` did."""
+    found.measured.pop(size, None)
+    found.peaks.pop(size, None)
+
+
+def _fitting(taken: Taken, size: int, what: str) -> Taken:
+    if not taken.fits:
+        raise RunError(
+            f"per_device_train_batch_size: {size} fits into the memory of this machine, {what} does not; plan a smaller "
+            "per_device_train_batch_size, or a smaller model"
+        )
+    return taken
 
 
 def turns(found: Found, total: int | None, workers: int, until: float) -> Schedule:
@@ -152,7 +171,17 @@ def turns(found: Found, total: int | None, workers: int, until: float) -> Schedu
         begin = time.monotonic()
         for size in sizes if rounds % 2 else sizes[::-1]:
             taken = yield Order(size)
-            found.measured[size].append(taken.step)
+            if taken.fits:
+                found.measured[size].append(taken.step)
+            else:  # it was a close thing
+                _drop(found, size)
+                found.refused = min(size, found.refused or size)
+        sizes = [size for size in sizes if size in found.measured]
+        if not found.measured:
+            raise RunError(NO_ROOM)
+        if not sizes:  # what was slower is left
+            sizes, rounds = sorted(found.measured), 0
+            continue
         rounds += 1
         if rounds >= LEAST_ROUNDS and 2 * time.monotonic() - begin > until:
             break
@@ -166,8 +195,9 @@ def shapes(found: Found, collators: Mapping[str, Callable], repeats: int = 3) ->
     for name, collator in collators.items():
         own, other = [], []
         for number in range(repeats + 1):
-            first = yield Order(found.micro_batch)
+            first = _fitting((yield Order(found.micro_batch)), found.micro_batch, "a second time it")
             second = yield Order(found.micro_batch, collator=collator)
+            _fitting(second, found.micro_batch, f"a later stage of it ({name}: masking rate@parts of a block)")
             if number:
                 own.append(first.step)
                 other.append(second.step)
@@ -177,12 +207,12 @@ def shapes(found: Found, collators: Mapping[str, Callable], repeats: int = 3) ->
 def compiled(found: Found, until: float, say: Callable[[], None]) -> Schedule:
     """The chosen size compiled: the first step, which compiles, and some more; `say` is called when something is known."""
     assert found.micro_batch is not None
-    taken = yield Order(found.micro_batch, eager=False)
+    taken = _fitting((yield Order(found.micro_batch, eager=False)), found.micro_batch, "compiled it")
     first, saved = taken.step.seconds(1), saved_by_cache()
     for number in range(COMPILED_STEPS + 1):
         if number and time.monotonic() + taken.step.seconds(1) > until:
             break
-        taken = yield Order(found.micro_batch, eager=False)
+        taken = _fitting((yield Order(found.micro_batch, eager=False)), found.micro_batch, "compiled it")
         found.compiled.append(taken.step)
         cold = max(0.0, first - typical(found.compiled).seconds(1))
         found.compile_seconds = [cold, max(0.0, cold - saved)]

@@ -35,6 +35,7 @@ def plan_text(plan: Mapping[str, Any]) -> str:
         *([_line(plan["repeats"]["level"], plan["repeats"]["text"])] if plan["repeats"]["level"] != "fine" else []),
         _line("set-up", f"{p['setup_seconds']:.1f} s: {_parts(plan['setup'])}"),
         _line("compiling", _compiling(plan)),
+        *([_line("warning", _failed(plan))] if plan["probe_failed"] else []),
         _line("saving", f"{plan['save_seconds_each']:.2f} s per model, {p['save_seconds']:.1f} s in all"),
     ]
     if p["validations"]:
@@ -159,6 +160,8 @@ def _compiling(plan: Mapping[str, Any]) -> str:
     if compiled["kind"] == "no":
         return "off"
     if not compiled["measured"]:
+        if plan["probe_failed"]:
+            return "on, but the probe failed before it was measured: steps are eager ones and its time is missing"
         return (
             "on, but it did not end within the probe: steps are eager ones and its time is missing; "
             "--probe_seconds 120 measures it"
@@ -167,6 +170,12 @@ def _compiling(plan: Mapping[str, Any]) -> str:
     if compiled["cold_seconds"] > 1.2 * compiled["seconds"]:
         text += f", with the cache this probe has filled ({compiled['cold_seconds']:.1f} s without)"
     return text
+
+
+def _failed(plan: Mapping[str, Any]) -> str:
+    return (
+        f"the probe failed behind its choice of the micro-batch, and the run may fail likewise: {plan['probe_failed']}"
+    )
 
 
 def _sizes(plan: Mapping[str, Any]) -> list[str]:
