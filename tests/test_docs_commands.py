@@ -210,6 +210,9 @@ def flags_of(main, monkeypatch):
 
     def parse(self, *args, **kwargs):
         found.update(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found.update(*(parser._option_string_actions for parser in action.choices.values()))
         raise Parsed
 
     with monkeypatch.context() as patch:
