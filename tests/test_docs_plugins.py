@@ -116,7 +116,9 @@ def test_loop_on_two_processes(data_dir, tmp_path):
     config = ROOT / "accelerate_configs" / "cpu_2proc.yaml"
     done = run([sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, tmp_path / "loop.py"])
     assert done.returncode == 0, done.stderr[-3000:]
-    found = re.search(r"(\d+) steps, loss ([\d.]+), ([\d.]+) s used, last learning rates \[([\d.e-]+), ([\d.e-]+)\]", done.stdout)
+    found = re.search(
+        r"(\d+) steps, loss ([\d.]+), ([\d.]+) s used, last learning rates \[([\d.e-]+), ([\d.e-]+)\]", done.stdout
+    )
     assert found, done.stdout
     steps, _, used, one, other = map(float, found.groups())
     assert steps > 3 and used < 1.25 * 6
