@@ -26,7 +26,6 @@ IDLE_SECONDS = 1.0  # between looks for a trial of another process that has ende
 MOST_END_SECONDS, END_SHARE = 5.0, 0.02  # of total_time for the sweep itself, when the last trial has ended
 UNEVEN = 1.1  # the next trial may take so much longer beside its budget than the longest so far
 SAME_FAILURES = 3  # at the beginning: then the sweep is at fault, no single trial
-EARLY, LEAST_TRAINED = "early", 1 / 3  # of a trial's seconds so far, before it is compared
 REPORT_PAUSE = 20.0  # times of what the last report took, before the next
 
 
@@ -161,26 +160,13 @@ class Runner:
         for step, value in run.new_values():
             if step not in known:  # by an earlier process
                 trial.report(self.spec.objective.reported(value), step)
-            if not run.done and not self._is_early(step, run) and trial.should_prune():
+            if not run.done and trial.should_prune():
                 self._end(slot, "pruned", f"at {step / 10:g} % of its time: {self.spec.objective.metric} {value:.4f}")
                 return
         if run.done:
             self._settle(slot, "finished" if run.value is not None else "failed", run.value, run.error)
         elif self._seconds_left() <= 0:
             self._end(slot, "time", "total_time is over")
-
-    def _is_early(self, step: int, run: TrialRun) -> bool:
-        """Whether trials have hardly begun to train at this share, so that comparing them would be drawing lots.
-
-        The first trial that comes there decides, for all and for good: a rung compares what is alike.
-        """
-        decided = self.study.user_attrs.get(EARLY, {})
-        if str(step) not in decided:
-            decided = {**decided, str(step): run.trained_share() < LEAST_TRAINED}
-            self.study.set_user_attr(EARLY, decided)
-            if decided[str(step)]:
-                log.info("at %g %% of their time trials are not compared: most of it was set-up", step / 10)
-        return bool(decided[str(step)])
 
     def _end(self, slot: int, how: str, why: str) -> None:
         """Give a trial up. The verdict is noted first: whoever is killed behind it does not run the trial again."""

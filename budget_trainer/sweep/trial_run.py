@@ -11,8 +11,6 @@ from typing import Any
 
 from budget_trainer import run_folder
 from budget_trainer.children import Child
-from budget_trainer.clock import ClockFile
-from budget_trainer.errors import InputError
 from budget_trainer.sweep.objective import Objective
 from budget_trainer.sweep.spec import WHOLE, SweepSpec, validate_every
 
@@ -93,14 +91,6 @@ class TrialRun:
     def new_values(self) -> list[tuple[int, float]]:
         """What the pinned evaluation gave at steps (thousandths of the budget) since the last call."""
         return self._progress.read()
-
-    def trained_share(self) -> float:
-        """Of the seconds so far, those of training; 1 where the trial's clock cannot be read."""
-        try:
-            shares = ClockFile.read(self.folder / run_folder.CLOCK)
-        except InputError:
-            return 1.0
-        return shares["train"] / max(sum(shares.values()), 1e-9) if shares else 1.0
 
     def poll(self) -> None:
         """See whether the process has ended, and what follows from that."""

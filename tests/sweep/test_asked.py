@@ -1,6 +1,5 @@
 """What a sweep is asked for: both forms of file, printed commands, and one line for what cannot be."""
 
-import json
 import re
 import shlex
 import subprocess
@@ -11,15 +10,13 @@ import pytest
 import yaml
 
 import sweep
-from budget_trainer.clock import PHASES
 from budget_trainer.errors import InputError
 from budget_trainer.recipes import parse_recipe
 from budget_trainer.sweep.arguments import parse_arguments
 from budget_trainer.sweep.run import make_slots
-from budget_trainer.sweep.runner import Runner
 from budget_trainer.sweep.space import Choices, Range, combinations, grid_size, read_space
 from budget_trainer.sweep.study import ask, make_pruner, make_sampler, open_study, startup_trials, tell
-from budget_trainer.sweep.trial_run import TrialRun, evaluations
+from budget_trainer.sweep.trial_run import evaluations
 from tests.conftest import ROOT, TINY
 
 # The example of the original's README.
@@ -365,26 +362,6 @@ def test_a_planned_recipe_can_be_searched_from(tmp_path):
 
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**TINY, "plan": "recipe.plan.json"}))
     assert "plan" not in base_recipe(spec_of(tmp_path, {**OURS, "recipe": str(tmp_path / "recipe.yaml")}))
-
-
-def test_a_share_that_is_nearly_all_set_up_compares_nobody(tmp_path):
-    from types import SimpleNamespace
-
-    study = optuna.create_study()
-    runner = Runner.__new__(Runner)
-    runner.study = study
-    run = TrialRun(spec_of(tmp_path, OURS), 0, [], tmp_path, True)
-    run.folder.mkdir(parents=True)
-
-    def spent(train):
-        shares = dict.fromkeys(PHASES, 0.0) | {"setup": 7.0, "train": train}
-        (run.folder / "clock.json").write_text(json.dumps({"shares": shares}))
-
-    spent(0.5)
-    assert runner._is_early(125, run)
-    spent(8.0)
-    assert runner._is_early(125, run) and not runner._is_early(250, run)  # what the first decided holds
-    assert not runner._is_early(250, SimpleNamespace(trained_share=lambda: 0.0))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "sweeps").glob("*.yaml")), ids=lambda path: path.name)
