@@ -185,3 +185,12 @@ def data_dir(corpus, tokenizer, tmp_path_factory):
     done = run([*command, "--validation_fraction", 0.1])
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def alive(pid):
+    """Whether a process is there, and no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -10,7 +10,7 @@ import yaml
 from budget_trainer.errors import InputError
 from budget_trainer.plan import _given, main
 from budget_trainer.planned import check_plan, read_plan
-from tests.conftest import TINY, children, report, run, spawn, wait_for
+from tests.conftest import TINY, alive, children, report, run, spawn, wait_for
 
 PLAN = [sys.executable, "-m", "budget_trainer.plan"]
 
@@ -166,14 +166,6 @@ def test_the_probe_ends_with_its_parent(data_dir, tmp_path):
 def is_at_work(pid):
     """Whether it has begun to listen for its parent's end: it has a second thread."""
     return len(os.listdir(f"/proc/{pid}/task")) > 1
-
-
-def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_flags_become_lines_of_the_recipe():

@@ -21,7 +21,7 @@ from data_prep.disambiguation import is_disambiguation
 from data_prep.documents import Source
 from data_prep.dump_xml import Site, read_pages
 from data_prep.wikitext import converter
-from tests.conftest import SHARED_DATA, children, spawn, wait_for
+from tests.conftest import SHARED_DATA, alive, children, spawn, wait_for
 
 HEAD = '<mediawiki xmlns="http://www.mediawiki.org/xml/export-{}/" version="{}" xml:lang="en">\n'
 PROSE = "A sentence of some words about the subject of the page."
@@ -312,14 +312,6 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     finally:
         for worker in filter(alive, workers):
             os.kill(worker, signal.SIGKILL)
-
-
-def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 # ---- through to the data folder
