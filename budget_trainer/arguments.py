@@ -65,6 +65,9 @@ class DataArguments:
     max_predictions_per_seq: int | None = _flag(None, "Prediction slots per block; None: what mlm_probability needs.")
     dup_factor: int | None = _flag(None, "This many fixed maskings of each block; None: fresh masks in every epoch.")
     whole_word_mask: bool = _flag(False, "Mask whole words: all tokens of a word or none.")
+    twin_probability: float = _flag(
+        0.0, "Share of the blocks that hold a passage twice: teaches to compare texts, for tasks on sentence pairs."
+    )
     document_mask: bool = _flag(False, "No attention across the documents of a block (packing packed).")
 
 

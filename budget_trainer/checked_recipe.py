@@ -197,6 +197,11 @@ class Recipe:
         model_type = self.model_type
         if self.model.model_type == "bert-mlm-nsp" and "add_nsp" in self.explicit and not self.model.add_nsp:
             raise InputError("add_nsp: false contradicts model_type bert-mlm-nsp; use model_type bert-mlm")
+        if self.add_nsp and self.data.twin_probability:
+            raise InputError(
+                f"twin_probability: {self.data.twin_probability} beside next-sentence prediction, whose pairs it would "
+                "overwrite; leave one of them out"
+            )
         if self.add_nsp and self.model.model_name_or_path is None:
             check_pair_type(model_type)
 

@@ -54,7 +54,7 @@ layernorm_embedding BOOL, layer_norm_type NAME, model_config JSON, embedding_ini
 offset_heads TOKENS, unigram_bias BOOL""",
     "Masking objective": """mlm_probability SHARE, mlm_probability_curve STAGES, mask_replace_prob SHARE,
 random_replace_prob SHARE, max_predictions_per_seq TOKENS, dup_factor N, whole_word_mask BOOL, document_mask BOOL,
-add_nsp BOOL""",
+twin_probability SHARE, add_nsp BOOL""",
     "Optimizer and schedule": f"""optimizer_type NAME, optimizer_impl NAME, learning_rate RATE,
 per_device_train_batch_size ROWS, gradient_accumulation_steps N, {_OPTIMIZER}, lr_schedule NAME, curve NAME,
 warmup_proportion SHARE, num_warmup_steps STEPS, decay_rate SHARE, decay_step SHARE|STEPS, decay_proportion SHARE,

@@ -18,7 +18,8 @@ from budget_trainer.choice import I64, choose_words, slots_of, smallest, word_ta
 from budget_trainer.errors import InputError
 from budget_trainer.hashing import U64, hash64, uniform
 from budget_trainer.masked_batch import MaskedBatch
-from budget_trainer.objective_checks import check_counts, check_parts, check_rates, check_special_ids
+from budget_trainer.objective_checks import check_counts, check_parts, check_rates, check_special_ids, check_twins
+from budget_trainer.twins import choose_twins, twins
 
 IGNORED_LABEL = -100  # the label that torch's cross entropy leaves out by default
 
@@ -67,6 +68,7 @@ class MaskingCollator:
             first token, as many as fit into the wanted number of tokens; where none fits, none is predicted.
         sequence_parts: P. A block is cut into P blocks of L / P tokens, each with its own [CLS] and [SEP], which overwrite
             the tokens at its ends. S is that of the part: `prediction_slots`, or max_predictions_per_seq / P rounded up.
+        twin_probability: the share of these blocks, in [0, 1], that hold passages twice (`twins`).
 
     Raises:
         InputError: an argument is out of its range.
@@ -87,6 +89,7 @@ class MaskingCollator:
         has_padding: bool = False,
         whole_words: NDArray[np.bool_] | None = None,
         sequence_parts: int = 1,
+        twin_probability: float = 0.0,
     ) -> None:
         check_special_ids(special_ids, vocab_size)
         check_rates(mlm_probability, mask_replace_prob, random_replace_prob)
@@ -98,6 +101,7 @@ class MaskingCollator:
         self.max_predictions_per_seq = max_predictions_per_seq
         self.dup_factor = dup_factor
         self.has_padding = has_padding
+        self.twin_probability = twin_probability
         self.pad_id, self.cls_id, self.sep_id, self.mask_id = (special_ids[n] for n in ("pad", "cls", "sep", "mask"))
         specials = sorted(set(special_ids.values()))
         self._ordinary_ids = np.setdiff1d(np.arange(vocab_size), specials)
@@ -121,6 +125,7 @@ class MaskingCollator:
     def _set_stage(self, mlm_probability: float, sequence_parts: int) -> None:
         check_rates(mlm_probability, self.mask_replace_prob, self.random_replace_prob)
         check_parts(sequence_parts, self.block_size)
+        check_twins(self.twin_probability, self.block_size // sequence_parts)
         self.mlm_probability, self.sequence_parts = mlm_probability, sequence_parts
         if self.max_predictions_per_seq is None:
             self.slots = prediction_slots(mlm_probability, self.block_size // sequence_parts)
@@ -142,7 +147,8 @@ class MaskingCollator:
             its only visible position and predicts nothing.
 
         Raises:
-            InputError: padding without has_padding; a length that the parts do not divide; sentence pairs in parts.
+            InputError: padding without has_padding; a length that the parts do not divide; sentence pairs in parts or
+                with twins.
         """
         rows = _stack(batch)
         ids = np.array(rows["input_ids"], dtype=np.int64)  # a copy: the caller's may be a memory map
@@ -151,6 +157,8 @@ class MaskingCollator:
             raise InputError("has_padding=False, but a block holds padding: set has_padding=True")
         out = self._passed_on(rows, ids.shape)
         ids = self._cut_ids(ids)
+        if self.twin_probability:
+            self._write_twins(ids, keys, out)
         positions, used = self._choose(ids, keys)
         originals = np.take_along_axis(ids, positions, axis=1)
         if self.has_padding:
@@ -207,6 +215,16 @@ class MaskingCollator:
                 )
             out["next_sentence_label"] = np.array(rows["next_sentence_label"], dtype=np.int64)
         return out
+
+    def _write_twins(self, ids: I64, keys: U64, out: dict[str, NDArray[Any]]) -> None:
+        """Let a share of the blocks [N, M] hold passages twice, and say so in `document_ids`; in place."""
+        if "token_type_ids" in out or "next_sentence_label" in out:
+            raise InputError(f"twin_probability={self.twin_probability} beside sentence pairs: use 0, or data without pairs")
+        rows, own = choose_twins(keys, self.sequence_parts, self.twin_probability)
+        chosen = ids[rows]
+        ids[rows], passages = twins(chosen, self._candidates(chosen), own, self.pad_id, self.cls_id, self.sep_id)
+        if "document_ids" in out:
+            out["document_ids"][rows] = passages
 
     def _candidates(self, ids: NDArray[Any]) -> NDArray[np.bool_]:
         """Return bool, the shape of ids: neither padding, [CLS] nor [SEP]."""

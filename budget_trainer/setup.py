@@ -211,6 +211,7 @@ def make_collator(recipe: Recipe, data: DataFolder) -> MaskingCollator:
         dup_factor=d.dup_factor,
         has_padding=train["tokens"] < train["rows"] * data.block_size,
         whole_words=continues_word(data.load_tokenizer()) if d.whole_word_mask else None,
+        twin_probability=d.twin_probability,
     )
 
 

@@ -1,0 +1,77 @@
+"""Blocks that hold a passage twice, so that a model learns to compare two texts from plain text.
+
+[CLS] a [SEP] a turned round [SEP]: what is masked in one copy mostly stands in the other, at a distance that differs from
+block to block, so attention has to find equal tokens wherever they are. Translation language modelling (Lample and Conneau,
+NeurIPS 2019) does the same with a sentence and its translation; here no second language is needed. Every decision is a
+hash of block and epoch, as in masking (`objective`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from budget_trainer.choice import I64
+from budget_trainer.hashing import U64, hash64, uniform
+
+SMALLEST_PIECE = 16  # tokens of [CLS] a [SEP] a [SEP]
+SMALLEST_COPY = 4  # tokens of a
+PIECES = (1, 2, 4)  # a block holds one, two or four passages, drawn evenly from what has room
+
+_STREAM_CHOICE, _STREAM_PIECES, _STREAM_TURN = np.uint64(4), np.uint64(5), np.uint64(6)
+
+
+def choose_twins(keys: U64, parts: int, probability: float) -> tuple[NDArray[np.intp], U64]:
+    """Return which of the N = B * parts rows become twins, and their keys [K, 1].
+
+    Args:
+        keys: uint64 [B, 1], those of the blocks' masking.
+        parts: P, rows that a block was cut into.
+        probability: of each row, in [0, 1].
+    """
+    own = hash64(keys ^ _STREAM_CHOICE, np.arange(parts, dtype=np.uint64)).reshape(-1, 1)
+    rows = np.flatnonzero(uniform(own[:, 0]) < probability)
+    return rows, own[rows]
+
+
+def twins(ids: I64, ordinary: NDArray[np.bool_], keys: U64, pad_id: int, cls_id: int, sep_id: int) -> tuple[I64, I64]:
+    """Return the twins [K, L] of rows, and the number [K, L] of the passage that each token belongs to.
+
+    A row is cut into one, two or four pieces; of each, as many of its own tokens as fit are written twice, the second time
+    beginning elsewhere. Lengths stay: padding is where it was. A piece with too few tokens is left as it is.
+
+    Args:
+        ids: int64 [K, L], padding at the end only.
+        ordinary: bool [K, L], neither padding, [CLS] nor [SEP].
+        keys: uint64 [K, 1], from `choose_twins`.
+        pad_id, cls_id, sep_id: token ids.
+    """
+    length = ids.shape[1]
+    counts = [k for k in PIECES if length % k == 0 and length // k >= SMALLEST_PIECE]
+    drawn = (hash64(keys ^ _STREAM_PIECES, np.zeros(1, dtype=np.uint64)) % np.uint64(len(counts)))[:, 0]
+    out, passages = ids.copy(), np.zeros_like(ids)
+    for number, pieces in enumerate(counts):
+        rows = np.flatnonzero(drawn == number)
+        turns = hash64(keys[rows] ^ _STREAM_TURN, np.arange(pieces, dtype=np.uint64)).reshape(-1)
+        shape = (len(rows) * pieces, length // pieces)
+        cut = _twice(ids[rows].reshape(shape), ordinary[rows].reshape(shape), turns, (pad_id, cls_id, sep_id))
+        out[rows] = cut.reshape(len(rows), length)
+        passages[rows] = np.repeat(np.arange(pieces), length // pieces)
+    return out, passages
+
+
+def _twice(ids: I64, ordinary: NDArray[np.bool_], turns: U64, special: tuple[int, int, int]) -> I64:
+    pad_id, cls_id, sep_id = special
+    tokens = np.take_along_axis(ids, np.argsort(~ordinary, axis=1, kind="stable"), axis=1)  # ordinary ones in front
+    used = np.count_nonzero(ids != pad_id, axis=1)[:, None]
+    size = np.minimum(np.count_nonzero(ordinary, axis=1)[:, None], (used - 3) // 2)  # of the first copy
+    enough = size >= SMALLEST_COPY
+    size = np.maximum(size, SMALLEST_COPY)  # where it is not enough, nothing of this is taken
+    turn = 1 + (turns[:, None] % (size - 1).astype(np.uint64)).astype(np.int64)
+    place = np.arange(ids.shape[1])
+    source = np.where(place <= size, place - 1, (place - size - 2 + turn) % size)
+    twice = np.take_along_axis(tokens, np.clip(source, 0, ids.shape[1] - 1), axis=1)
+    twice[:, 0] = cls_id
+    twice[(place == size + 1) | (place == used - 1)] = sep_id
+    twice[place >= used] = pad_id
+    return np.where(enough, twice, ids)
