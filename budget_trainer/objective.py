@@ -219,7 +219,9 @@ class MaskingCollator:
     def _write_twins(self, ids: I64, keys: U64, out: dict[str, NDArray[Any]]) -> None:
         """Let a share of the blocks [N, M] hold passages twice, and say so in `document_ids`; in place."""
         if "token_type_ids" in out or "next_sentence_label" in out:
-            raise InputError(f"twin_probability={self.twin_probability} beside sentence pairs: use 0, or data without pairs")
+            raise InputError(
+                f"twin_probability={self.twin_probability} beside sentence pairs: use 0, or data without pairs"
+            )
         rows, own = choose_twins(keys, self.sequence_parts, self.twin_probability)
         chosen = ids[rows]
         ids[rows], passages = twins(chosen, self._candidates(chosen), own, self.pad_id, self.cls_id, self.sep_id)
