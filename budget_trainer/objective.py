@@ -220,7 +220,7 @@ class MaskingCollator:
         """Let a share of the blocks [N, M] hold passages twice, and say so in `document_ids`; in place."""
         if "token_type_ids" in out or "next_sentence_label" in out:
             raise InputError(
-                f"twin_probability={self.twin_probability} beside sentence pairs: use 0, or data without pairs"
+                f"twin_probability: {self.twin_probability} beside sentence pairs; use 0, or data without pairs"
             )
         rows, own = choose_twins(keys, self.sequence_parts, self.twin_probability)
         chosen = ids[rows]

@@ -61,9 +61,9 @@ def check_parts(sequence_parts: int, block_size: int) -> None:
 def check_twins(twin_probability: float, length: int) -> None:
     """A share, and blocks (or parts of them) of `length` tokens with room for a passage twice."""
     if not 0 <= twin_probability <= 1:
-        raise InputError(f"twin_probability={twin_probability} must be between 0 and 1, such as 0.25")
+        raise InputError(f"twin_probability: {twin_probability} is not a share; give one between 0 and 1, such as 0.3")
     if twin_probability and length < SMALLEST_PIECE:
         raise InputError(
-            f"twin_probability={twin_probability} needs blocks of {SMALLEST_PIECE} tokens or more, and these have {length}: "
-            "use longer ones, fewer parts (sequence_length_curve), or 0"
+            f"twin_probability: {twin_probability} needs blocks of {SMALLEST_PIECE} tokens or more, and there are some of "
+            f"{length}; use longer ones, fewer parts (sequence_length_curve), or 0"
         )

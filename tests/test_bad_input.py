@@ -105,6 +105,15 @@ def refuse(capfd, tmp_path, data_dir, monkeypatch):
         ),
         ({"model_type": "bert", "add_nsp": "true"}, "without sentence pairs; make the folder anew"),
         (
+            {"model_type": "bert", "add_nsp": "true", "twin_probability": "0.2"},
+            "twin_probability: 0.2 beside next-sentence prediction, whose pairs it would overwrite; leave one",
+        ),
+        ({"twin_probability": "1.2"}, "twin_probability: 1.2 is not a share; give one between 0 and 1"),
+        (
+            {"twin_probability": "0.2", "sequence_length_curve": "1@0,0.125@0.5"},
+            "twin_probability: 0.2 needs blocks of 16 tokens or more, and there are some of 8; use",
+        ),
+        (
             {"optimizer_type": "sgd"},
             "optimizer_type: 'sgd' is unknown; choose one of adam, adamw, adafactor, lamb, muon",
         ),

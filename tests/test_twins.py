@@ -154,10 +154,13 @@ def test_what_is_masked_in_one_copy_is_mostly_to_be_seen_in_the_other():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"twin_probability": -0.1}, "twin_probability=-0.1 must be between 0 and 1"),
-        ({"twin_probability": 1.5}, "twin_probability=1.5 must be between 0 and 1"),
-        ({"twin_probability": float("nan")}, "twin_probability=nan must be between 0 and 1"),
-        ({"twin_probability": 0.2, "block_size": 15}, "needs blocks of 16 tokens or more, and these have 15"),
+        ({"twin_probability": -0.1}, "twin_probability: -0.1 is not a share; give one"),
+        ({"twin_probability": 1.5}, "twin_probability: 1.5 is not a share; give one"),
+        ({"twin_probability": float("nan")}, "twin_probability: nan is not a share; give one"),
+        (
+            {"twin_probability": 0.2, "block_size": 15},
+            "needs blocks of 16 tokens or more, and there are some of 15; use",
+        ),
     ],
 )
 def test_bad_input(changes, words):
@@ -167,12 +170,12 @@ def test_bad_input(changes, words):
 
 def test_parts_that_are_too_short_are_refused_when_the_stage_begins():
     masker = collator(block_size=40, twin_probability=0.2)
-    with pytest.raises(InputError, match="and these have 10: use longer ones, fewer parts"):
+    with pytest.raises(InputError, match="and there are some of 10; use longer ones, fewer parts"):
         masker.with_stage(sequence_parts=4)
 
 
 def test_sentence_pairs_are_not_overwritten():
     source = batch(rows=8)
     source |= {"token_type_ids": np.zeros((8, 32), int), "next_sentence_label": np.zeros(8, int)}
-    with pytest.raises(InputError, match="twin_probability=0.5 beside sentence pairs"):
+    with pytest.raises(InputError, match="twin_probability: 0.5 beside sentence pairs"):
         collator(twin_probability=0.5)(source)
