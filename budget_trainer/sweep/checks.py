@@ -17,7 +17,7 @@ from budget_trainer.recipe_file import read_recipe, recipe_words
 from budget_trainer.recipes import KEYS, parse_recipe
 from budget_trainer.refused_flags import REPLACED
 from budget_trainer.sweep.space import combinations, grid_size
-from budget_trainer.sweep.spec import WHOLE, SweepSpec, said_by_sweep, validate_every
+from budget_trainer.sweep.spec import SweepSpec, pruning_words, said_by_sweep
 
 MOST_POINTS = 300  # of a grid that are all parsed (about 2 ms each); of larger ones each value once
 FOREIGN = (run_folder.RUN, "suite.json", run_folder.FINAL)  # of another kind of folder
@@ -34,7 +34,7 @@ def check_words(spec: SweepSpec, on_cpu: bool = False) -> Path:
     base = recipe_words(recipe, KEYS)
     own = [f"--output_dir={spec.output_dir}", f"--total_training_time={spec.trial_seconds}s", "--use_cpu=true"]
     own += ["--push_to_hub=false", *([] if on_cpu else ["--fp16=false", "--tf32=false"])]
-    own += [f"--validate_every={validate_every(spec.steps) / WHOLE}"] if spec.steps else []
+    own += pruning_words(spec.steps)
     data_dirs = {parse_recipe([*base, *spec.words(parameters), *own]).data_dir for parameters in _probes(spec)}
     if len(data_dirs) > 1:
         raise InputError("data_dir: losses on different data do not compare; put one data_dir under fixed")

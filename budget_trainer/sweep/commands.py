@@ -7,7 +7,7 @@ import shlex
 
 from budget_trainer.clock import format_duration
 from budget_trainer.errors import InputError
-from budget_trainer.sweep.spec import FIRST_OVERHEAD, SweepSpec
+from budget_trainer.sweep.spec import FIRST_OVERHEAD, SweepSpec, pruning_words
 from budget_trainer.sweep.trial_run import folder_name
 
 SCRIPT = "train_mlm.py"
@@ -46,6 +46,7 @@ def commands(spec: SweepSpec, init_cmd: str | None) -> tuple[list[str], str | No
     for number, parameters in enumerate(found):
         own = [f"--total_training_time={format_duration(spec.trial_seconds)}"]
         own.append(f"--output_dir={spec.output_dir / folder_name(number)}")
+        own += pruning_words(spec.steps)
         lines.append(shlex.join([*head, *base, *spec.words(parameters), *own]))
     return lines, _remark(spec, len(found))
 

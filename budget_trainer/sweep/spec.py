@@ -217,6 +217,11 @@ def _steps(search: str, given: Any, trial_seconds: float) -> tuple[int, ...]:
     return tuple(steps)
 
 
+def pruning_words(steps: Sequence[int]) -> list[str]:
+    """What a trial's command is told so that it can be compared at `steps` (thousandths of its budget)."""
+    return [f"--validate_every={validate_every(steps) / WHOLE}"] if steps else []
+
+
 def validate_every(steps: Sequence[int]) -> int:
     """The cadence, in thousandths of a trial's budget, that meets all steps."""
     return math.gcd(*steps)

@@ -12,7 +12,7 @@ from typing import Any
 from budget_trainer import run_folder
 from budget_trainer.children import Child
 from budget_trainer.sweep.objective import Objective
-from budget_trainer.sweep.spec import WHOLE, SweepSpec, validate_every
+from budget_trainer.sweep.spec import WHOLE, SweepSpec, pruning_words, validate_every
 
 KEPT_FOLDERS = ("tensorboard", "glue")
 GLUE = "glue"
@@ -76,8 +76,7 @@ class TrialRun:
             self._trained()
             return
         own = [f"--output_dir={self.folder}", f"--total_training_time={self.spec.trial_seconds}s"]
-        if self.spec.steps:
-            own.append(f"--validate_every={validate_every(self.spec.steps) / WHOLE}")
+        own += pruning_words(self.spec.steps)
         if run_folder.awaits_evaluation(self.folder):
             own += ["--resume_from_checkpoint", "auto"]
         else:

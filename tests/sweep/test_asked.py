@@ -15,6 +15,7 @@ from budget_trainer.recipes import parse_recipe
 from budget_trainer.sweep.arguments import parse_arguments
 from budget_trainer.sweep.run import make_slots
 from budget_trainer.sweep.space import Choices, Range, combinations, grid_size, read_space
+from budget_trainer.sweep.spec import pruning_words
 from budget_trainer.sweep.study import ask, make_pruner, make_sampler, open_study, startup_trials, tell
 from budget_trainer.sweep.trial_run import evaluations
 from tests.conftest import ROOT, TINY
@@ -160,6 +161,8 @@ def test_a_dry_run_prints_what_the_sweep_will_try(answer, tmp_path):
     assert code == 0 and not error and len(lines) == 12 == len(set(lines))
     assert answer(OURS, "--dry_run")[1] == lines != answer(OURS, "--dry_run", "--seed", 1)[1]
     spec = spec_of(tmp_path, OURS)
+    told = [word for line in lines for word in shlex.split(line) if word.startswith("--validate_every=")]
+    assert spec.steps and told == pruning_words(spec.steps) * 12  # as the trials are told
     study = open_study(spec, optuna.storages.InMemoryStorage(), {})
     for line in lines[:4]:
         trial = ask(spec, study)
