@@ -18,8 +18,8 @@ from budget_trainer.choice import I64, choose_words, slots_of, smallest, word_ta
 from budget_trainer.errors import InputError
 from budget_trainer.hashing import U64, hash64, uniform
 from budget_trainer.masked_batch import MaskedBatch
-from budget_trainer.objective_checks import check_counts, check_parts, check_rates, check_special_ids, check_twins
-from budget_trainer.twins import choose_twins, twins
+from budget_trainer.objective_checks import check_counts, check_parts, check_rates, check_special_ids
+from budget_trainer.twins import PIECES, check_twins, twins
 
 IGNORED_LABEL = -100  # the label that torch's cross entropy leaves out by default
 
@@ -27,6 +27,7 @@ _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
 _TOP = np.uint64(1 << 63)
 # One constant per decision, so that which token is chosen says nothing about what happens to it.
 _STREAM_CHOICE, _STREAM_ACTION, _STREAM_TOKEN = np.uint64(1), np.uint64(2), np.uint64(3)
+_STREAM_TWIN, _STREAM_PIECES, _STREAM_TURN = np.uint64(4), np.uint64(5), np.uint64(6)
 
 Batch = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -222,9 +223,13 @@ class MaskingCollator:
             raise InputError(
                 f"twin_probability: {self.twin_probability} beside sentence pairs; use 0, or data without pairs"
             )
-        rows, own = choose_twins(keys, self.sequence_parts, self.twin_probability)
-        chosen = ids[rows]
-        ids[rows], passages = twins(chosen, self._candidates(chosen), own, self.pad_id, self.cls_id, self.sep_id)
+        own = hash64(keys ^ _STREAM_TWIN, np.arange(self.sequence_parts, dtype=np.uint64)).reshape(-1)
+        rows = np.flatnonzero(uniform(own) < self.twin_probability)
+        chosen, own = ids[rows], own[rows, None]
+        draw = hash64(own ^ _STREAM_PIECES, np.zeros(1, dtype=np.uint64))[:, 0]
+        turns = hash64(own ^ _STREAM_TURN, np.arange(max(PIECES), dtype=np.uint64))
+        special = self.pad_id, self.cls_id, self.sep_id
+        ids[rows], passages = twins(chosen, self._candidates(chosen), draw, turns, *special)
         if "document_ids" in out:
             out["document_ids"][rows] = passages
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from budget_trainer.errors import InputError
-from budget_trainer.twins import SMALLEST_PIECE
 
 SMALLEST_BODY = 8  # tokens between [CLS] and [SEP] of a part of a block
 
@@ -55,15 +54,4 @@ def check_parts(sequence_parts: int, block_size: int) -> None:
         raise InputError(
             f"sequence_parts={sequence_parts} leaves {block_size // sequence_parts - 2} tokens between [CLS] and [SEP] in "
             f"parts of block_size={block_size}: use fewer parts, for {SMALLEST_BODY} tokens or more"
-        )
-
-
-def check_twins(twin_probability: float, length: int) -> None:
-    """A share, and blocks (or parts of them) of `length` tokens with room for a passage twice."""
-    if not 0 <= twin_probability <= 1:
-        raise InputError(f"twin_probability: {twin_probability} is not a share; give one between 0 and 1, such as 0.3")
-    if twin_probability and length < SMALLEST_PIECE:
-        raise InputError(
-            f"twin_probability: {twin_probability} needs blocks of {SMALLEST_PIECE} tokens or more, and there are some of "
-            f"{length}; use longer ones, fewer parts (sequence_length_curve), or 0"
         )

@@ -30,9 +30,9 @@ from budget_trainer.layer_norm import check_apex, use_apex
 from budget_trainer.model_config import check_positions
 from budget_trainer.modeling import build_model, load_pretrained, set_output_bias
 from budget_trainer.objective import MaskingCollator
-from budget_trainer.objective_checks import check_twins
 from budget_trainer.planned import check_plan
 from budget_trainer.sparse import check_document_mask
+from budget_trainer.twins import check_twins
 from budget_trainer.whole_words import continues_word
 
 log = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ def make_collator(recipe: Recipe, data: DataFolder) -> MaskingCollator:
     d, train = recipe.data, data.manifest["splits"]["train"]
     stages = recipe.stages(data.block_size)
     for _, parts in stages.sequence_parts:  # before the run, not when their stage begins
-        check_twins(d.twin_probability, data.block_size // parts)
+        check_twins(d.twin_probability, data.block_size // int(parts))
     first = stages.at(0.0)
     return MaskingCollator(
         seed=recipe.run.seed,

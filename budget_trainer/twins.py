@@ -2,8 +2,7 @@
 
 [CLS] a [SEP] a turned round [SEP]: what is masked in one copy mostly stands in the other, at a distance that differs from
 block to block, so attention has to find equal tokens wherever they are. Translation language modelling (Lample and Conneau,
-NeurIPS 2019) does the same with a sentence and its translation; here no second language is needed. Every decision is a
-hash of block and epoch, as in masking (`objective`).
+NeurIPS 2019) does the same with a sentence and its translation; here no second language is needed.
 """
 
 from __future__ import annotations
@@ -11,30 +10,30 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from budget_trainer.choice import I64
-from budget_trainer.hashing import U64, hash64, uniform
+from budget_trainer.errors import InputError
+
+I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
 
 SMALLEST_PIECE = 16  # tokens of [CLS] a [SEP] a [SEP]
 SMALLEST_COPY = 4  # tokens of a
 PIECES = (1, 2, 4)  # a block holds one, two or four passages, drawn evenly from what has room
 
-_STREAM_CHOICE, _STREAM_PIECES, _STREAM_TURN = np.uint64(4), np.uint64(5), np.uint64(6)
+
+def check_twins(twin_probability: float, length: int) -> None:
+    """A share, and blocks (or parts of them) of `length` tokens with room for a passage twice."""
+    if not 0 <= twin_probability <= 1:
+        raise InputError(f"twin_probability: {twin_probability} is not a share; give one between 0 and 1, such as 0.3")
+    if twin_probability and length < SMALLEST_PIECE:
+        raise InputError(
+            f"twin_probability: {twin_probability} needs blocks of {SMALLEST_PIECE} tokens or more, and there are some of "
+            f"{length}; use longer ones, fewer parts (sequence_length_curve), or 0"
+        )
 
 
-def choose_twins(keys: U64, parts: int, probability: float) -> tuple[NDArray[np.intp], U64]:
-    """Return which of the N = B * parts rows become twins, and their keys [K, 1].
-
-    Args:
-        keys: uint64 [B, 1], those of the blocks' masking.
-        parts: P, rows that a block was cut into.
-        probability: of each row, in [0, 1].
-    """
-    own = hash64(keys ^ _STREAM_CHOICE, np.arange(parts, dtype=np.uint64)).reshape(-1, 1)
-    rows = np.flatnonzero(uniform(own[:, 0]) < probability)
-    return rows, own[rows]
-
-
-def twins(ids: I64, ordinary: NDArray[np.bool_], keys: U64, pad_id: int, cls_id: int, sep_id: int) -> tuple[I64, I64]:
+def twins(
+    ids: I64, ordinary: NDArray[np.bool_], draw: U64, turns: U64, pad_id: int, cls_id: int, sep_id: int
+) -> tuple[I64, I64]:
     """Return the twins [K, L] of rows, and the number [K, L] of the passage that each token belongs to.
 
     A row is cut into one, two or four pieces; of each, as many of its own tokens as fit are written twice, the second time
@@ -43,18 +42,20 @@ def twins(ids: I64, ordinary: NDArray[np.bool_], keys: U64, pad_id: int, cls_id:
     Args:
         ids: int64 [K, L], padding at the end only.
         ordinary: bool [K, L], neither padding, [CLS] nor [SEP].
-        keys: uint64 [K, 1], from `choose_twins`.
+        draw: uint64 [K], random bits, for the number of pieces.
+        turns: uint64 [K, 4], random bits, for where each piece's second copy begins.
         pad_id, cls_id, sep_id: token ids.
     """
     length = ids.shape[1]
     counts = [k for k in PIECES if length % k == 0 and length // k >= SMALLEST_PIECE]
-    drawn = (hash64(keys ^ _STREAM_PIECES, np.zeros(1, dtype=np.uint64)) % np.uint64(len(counts)))[:, 0]
+    drawn = draw % np.uint64(len(counts))
     out, passages = ids.copy(), np.zeros_like(ids)
     for number, pieces in enumerate(counts):
         rows = np.flatnonzero(drawn == number)
-        turns = hash64(keys[rows] ^ _STREAM_TURN, np.arange(pieces, dtype=np.uint64)).reshape(-1)
         shape = (len(rows) * pieces, length // pieces)
-        cut = _twice(ids[rows].reshape(shape), ordinary[rows].reshape(shape), turns, (pad_id, cls_id, sep_id))
+        cut = _twice(
+            ids[rows].reshape(shape), ordinary[rows].reshape(shape), turns[rows, :pieces], (pad_id, cls_id, sep_id)
+        )
         out[rows] = cut.reshape(len(rows), length)
         passages[rows] = np.repeat(np.arange(pieces), length // pieces)
     return out, passages
@@ -67,7 +68,7 @@ def _twice(ids: I64, ordinary: NDArray[np.bool_], turns: U64, special: tuple[int
     size = np.minimum(np.count_nonzero(ordinary, axis=1)[:, None], (used - 3) // 2)  # of the first copy
     enough = size >= SMALLEST_COPY
     size = np.maximum(size, SMALLEST_COPY)  # where it is not enough, nothing of this is taken
-    turn = 1 + (turns[:, None] % (size - 1).astype(np.uint64)).astype(np.int64)
+    turn = 1 + (turns.reshape(-1, 1) % (size - 1).astype(np.uint64)).astype(np.int64)
     place = np.arange(ids.shape[1])
     source = np.where(place <= size, place - 1, (place - size - 2 + turn) % size)
     twice = np.take_along_axis(tokens, np.clip(source, 0, ids.shape[1] - 1), axis=1)

@@ -40,13 +40,13 @@ LEAVES |= {
 }
 LEAVES |= {"command", "help_groups", "step_times", "stop_request", "validation_plan", "watch_checks"}
 LEAVES |= {"card_scores", "hub_errors", "hub_files"}
-LEAVES |= {"hashing", "choice", "whole_words", "objective_checks", "masked_batch", "rows", "permutation"}
+LEAVES |= {"hashing", "choice", "whole_words", "objective_checks", "masked_batch", "twins", "rows", "permutation"}
 LEAVES |= {"glue.tasks", "glue.shares", "lifeline"}
 ABOVE_LEAVES = {
     "glue.tsv": {"errors", "glue.tasks"},
     "glue.scores": {"errors", "glue.tasks"},
     "agreement": {"distributed", "stop_request"},
-    "objective": {"errors", "choice", "hashing", "masked_batch", "objective_checks"},
+    "objective": {"errors", "choice", "hashing", "masked_batch", "objective_checks", "twins"},
     "attention": {"errors", "few_bit_dropout"},
     "optimizer_checks": {"errors", "lamb"},
     "data": {"errors", "permutation", "rows"},
