@@ -9,7 +9,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.errors import InputError
+from budget_trainer.errors import InputError, RunError
 from budget_trainer.report import environment, write_json_atomic
 
 
@@ -32,13 +32,13 @@ def run_parser(doc: str | None, *, recipe_required: bool = True, output_dir: str
 
 
 def one_line_errors(main: Callable[[list[str] | None], None]) -> Callable[..., int]:
-    """Make `main(argv)` return an exit code: 0, or 2 after bad input, which is said in one line."""
+    """Make `main(argv)` return an exit code: 0, or 2 where nothing could be measured, with the reason in one line."""
 
     @wraps(main)
     def answered(argv: list[str] | None = None) -> int:
         try:
             main(argv)
-        except (InputError, OSError) as error:
+        except (InputError, RunError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         return 0

@@ -29,6 +29,7 @@ from budget_trainer.optimizer_checks import check_options
 from budget_trainer.planned import read_plan
 from budget_trainer.refused_flags import REPLACED
 from budget_trainer.stages import Stages, make_stages
+from budget_trainer.twins import SMALLEST_PIECE, check_twins
 from budget_trainer.validation_plan import EveryEpochs, EveryShare, ValidationPlan
 from budget_trainer.watch_checks import check_watch, parse_share
 
@@ -197,6 +198,7 @@ class Recipe:
         model_type = self.model_type
         if self.model.model_type == "bert-mlm-nsp" and "add_nsp" in self.explicit and not self.model.add_nsp:
             raise InputError("add_nsp: false contradicts model_type bert-mlm-nsp; use model_type bert-mlm")
+        check_twins(self.data.twin_probability, SMALLEST_PIECE)  # the blocks are not known yet
         if self.add_nsp and self.data.twin_probability:
             raise InputError(
                 f"twin_probability: {self.data.twin_probability} beside next-sentence prediction, whose pairs it would "

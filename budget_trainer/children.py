@@ -132,9 +132,14 @@ class Child:
         self._close()
 
     def last_error(self) -> str:
-        """The line that says why it failed: the last `error: ...`, or the last line there is."""
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        errors = errors or [line for line in lines if "Error" in line and "CalledProcessError" not in line]
-        return (errors or lines or [f"it ended with code {self.process.returncode}"])[-1][:500]
+        """The line of its log that says why it failed."""
+        return last_error(self.log, self.process.returncode)
+
+
+def last_error(log: Path, code: int | None) -> str:
+    """The line of `log` that says why a run failed: the last `error: ...`, or the last line there is."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    errors = errors or [line for line in lines if "Error" in line and "CalledProcessError" not in line]
+    return (errors or lines or [f"it ended with code {code}"])[-1][:500]

@@ -229,9 +229,11 @@ class MaskingCollator:
         draw = hash64(own ^ _STREAM_PIECES, np.zeros(1, dtype=np.uint64))[:, 0]
         turns = hash64(own ^ _STREAM_TURN, np.arange(max(PIECES), dtype=np.uint64))
         special = self.pad_id, self.cls_id, self.sep_id
-        ids[rows], passages = twins(chosen, self._candidates(chosen), draw, turns, *special)
+        ids[rows], piece, written = twins(chosen, self._candidates(chosen), draw, turns, *special)
         if "document_ids" in out:
-            out["document_ids"][rows] = passages
+            documents = out["document_ids"][rows]  # stays apart where a piece is as it was
+            apart = np.where(written, piece, max(PIECES) * (1 + documents) + piece)
+            out["document_ids"][rows] = np.where(written.any(axis=1, keepdims=True), apart, documents)
 
     def _candidates(self, ids: NDArray[Any]) -> NDArray[np.bool_]:
         """Return bool, the shape of ids: neither padding, [CLS] nor [SEP]."""

@@ -57,7 +57,8 @@ def check_data(data: DataFolder, blocks: BlockDataset, recipe: Recipe) -> None:
             f"max_position_embeddings: {recipe.model.max_position_embeddings} is below the longest block of {data.path} "
             f"(training {data.block_size}, validation {data.manifest['validation_block_size']}); raise it to {longest}"
         )
-    recipe.stages(data.block_size)  # refuses curves that these blocks cannot follow
+    for _, parts in recipe.stages(data.block_size).sequence_parts:  # refuses curves that these blocks cannot follow
+        check_twins(recipe.data.twin_probability, data.block_size // int(parts))
     if recipe.plan is not None:
         settings, seconds = recipe.as_dict(), recipe.total_seconds
         check_plan(recipe.plan, settings, total_seconds=seconds, processes=run.world_size, data=data.fingerprint)
@@ -199,10 +200,7 @@ def _mapping(text: str | None) -> dict[str, Any] | None:
 
 def make_collator(recipe: Recipe, data: DataFolder) -> MaskingCollator:
     d, train = recipe.data, data.manifest["splits"]["train"]
-    stages = recipe.stages(data.block_size)
-    for _, parts in stages.sequence_parts:  # before the run, not when their stage begins
-        check_twins(d.twin_probability, data.block_size // int(parts))
-    first = stages.at(0.0)
+    first = recipe.stages(data.block_size).at(0.0)
     return MaskingCollator(
         seed=recipe.run.seed,
         special_ids=data.special_ids,

@@ -17,7 +17,7 @@ U64 = NDArray[np.uint64]
 
 SMALLEST_PIECE = 16  # tokens of [CLS] a [SEP] a [SEP]
 SMALLEST_COPY = 4  # tokens of a
-PIECES = (1, 2, 4)  # a block holds one, two or four passages, drawn evenly from what has room
+PIECES = (1, 2, 4)  # passages of a block, drawn evenly from the counts that divide it and leave room
 
 
 def check_twins(twin_probability: float, length: int) -> None:
@@ -33,8 +33,8 @@ def check_twins(twin_probability: float, length: int) -> None:
 
 def twins(
     ids: I64, ordinary: NDArray[np.bool_], draw: U64, turns: U64, pad_id: int, cls_id: int, sep_id: int
-) -> tuple[I64, I64]:
-    """Return the twins [K, L] of rows, and the number [K, L] of the passage that each token belongs to.
+) -> tuple[I64, I64, NDArray[np.bool_]]:
+    """Return the twins [K, L] of rows, the number [K, L] of each token's piece, and whether that piece was written [K, L].
 
     A row is cut into one, two or four pieces; of each, as many of its own tokens as fit are written twice, the second time
     beginning elsewhere. Lengths stay: padding is where it was. A piece with too few tokens is left as it is.
@@ -49,24 +49,29 @@ def twins(
     length = ids.shape[1]
     counts = [k for k in PIECES if length % k == 0 and length // k >= SMALLEST_PIECE]
     drawn = draw % np.uint64(len(counts))
-    out, passages = ids.copy(), np.zeros_like(ids)
-    for number, pieces in enumerate(counts):
-        rows = np.flatnonzero(drawn == number)
+    out, numbers, written = ids.copy(), np.zeros_like(ids), np.zeros(ids.shape, dtype=bool)
+    for place, pieces in enumerate(counts):
+        rows = np.flatnonzero(drawn == place)
         shape = (len(rows) * pieces, length // pieces)
-        cut = _twice(
+        twice, enough = _twice(
             ids[rows].reshape(shape), ordinary[rows].reshape(shape), turns[rows, :pieces], (pad_id, cls_id, sep_id)
         )
-        out[rows] = cut.reshape(len(rows), length)
-        passages[rows] = np.repeat(np.arange(pieces), length // pieces)
-    return out, passages
+        out[rows] = np.where(enough, twice, ids[rows].reshape(shape)).reshape(len(rows), length)
+        numbers[rows] = np.repeat(np.arange(pieces), length // pieces)
+        written[rows] = np.broadcast_to(enough, shape).reshape(len(rows), length)
+    return out, numbers, written
 
 
-def _twice(ids: I64, ordinary: NDArray[np.bool_], turns: U64, special: tuple[int, int, int]) -> I64:
+def _twice(
+    ids: I64, ordinary: NDArray[np.bool_], turns: U64, special: tuple[int, int, int]
+) -> tuple[I64, NDArray[np.bool_]]:
+    """The pieces [N, M] with their text twice, and which of them have enough for it [N, 1]."""
     pad_id, cls_id, sep_id = special
     tokens = np.take_along_axis(ids, np.argsort(~ordinary, axis=1, kind="stable"), axis=1)  # ordinary ones in front
     used = np.count_nonzero(ids != pad_id, axis=1)[:, None]
-    size = np.minimum(np.count_nonzero(ordinary, axis=1)[:, None], (used - 3) // 2)  # of the first copy
-    enough = size >= SMALLEST_COPY
+    have, room = np.count_nonzero(ordinary, axis=1)[:, None], (used - 3) // 2
+    size = np.minimum(have, room)  # of the first copy
+    enough = (size >= SMALLEST_COPY) & (2 * have >= room)  # the second one repeats a text that is too short
     size = np.maximum(size, SMALLEST_COPY)  # where it is not enough, nothing of this is taken
     turn = 1 + (turns.reshape(-1, 1) % (size - 1).astype(np.uint64)).astype(np.int64)
     place = np.arange(ids.shape[1])
@@ -75,4 +80,4 @@ def _twice(ids: I64, ordinary: NDArray[np.bool_], turns: U64, special: tuple[int
     twice[:, 0] = cls_id
     twice[(place == size + 1) | (place == used - 1)] = sep_id
     twice[place >= used] = pad_id
-    return np.where(enough, twice, ids)
+    return twice, enough

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from budget_trainer.data import DataFolder
 from budget_trainer.errors import InputError
 from budget_trainer.hashing import hash64
+from budget_trainer.recipes import parse_recipe
+from budget_trainer.setup import make_collator
 from budget_trainer.twins import SMALLEST_COPY, twins
+from tests.conftest import TINY, words
 from tests.test_objective import SPECIAL, VOCAB, batch, collator, same, take
 
 PAD, CLS, SEP = SPECIAL["pad"], SPECIAL["cls"], SPECIAL["sep"]
@@ -40,7 +44,8 @@ def copies(piece):
 
 def test_the_second_copy_is_the_first_beginning_elsewhere():
     ids = full_rows()
-    out, passages = made(ids)
+    out, passages, written = made(ids)
+    assert written.all()
     seen, turns = set(), set()
     for row, old, numbers in zip(out, ids, passages, strict=True):
         pieces = numbers.max() + 1
@@ -58,7 +63,7 @@ def test_the_second_copy_is_the_first_beginning_elsewhere():
 
 def test_a_row_worked_out_by_hand():
     ids = np.array([[CLS, 10, 11, 12, SEP, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, SEP]])
-    out, passages = made(ids)
+    out, passages, _ = made(ids)
     first, second = copies(out[0])
     assert (
         first.tolist() == [10, 11, 12, 13, 14, 15] and set(second.tolist()) == set(first.tolist()) and len(second) == 7
@@ -71,14 +76,17 @@ def test_padding_stays_and_what_is_too_short_is_left():
     lengths = np.random.default_rng(0).integers(3, 33, 400)
     for row, length in zip(ids, lengths, strict=True):
         row[length - 1], row[length:] = SEP, PAD
-    out, passages = made(ids)
+    out, passages, written = made(ids)
     assert ((out == PAD) == (ids == PAD)).all()
     left = 0
-    for row, old, numbers in zip(out, ids, passages, strict=True):
-        for piece, source in zip(np.split(row, numbers.max() + 1), np.split(old, numbers.max() + 1), strict=True):
+    for row, old, numbers, new in zip(out, ids, passages, written, strict=True):
+        count = numbers.max() + 1
+        for place, (piece, source) in enumerate(zip(np.split(row, count), np.split(old, count), strict=True)):
             used = np.count_nonzero(source != PAD)
             own = np.count_nonzero((source != PAD) & (source != CLS) & (source != SEP))
-            if min(own, (used - 3) // 2) < SMALLEST_COPY:
+            stays = min(own, (used - 3) // 2) < SMALLEST_COPY
+            assert (new[numbers == place] == (not stays)).all()
+            if stays:
                 assert (piece == source).all()
                 left += 1
             else:
@@ -92,6 +100,10 @@ def test_few_tokens_between_many_separators_are_repeated():
     ids[0, 0], ids[0, [2, 5, 8, 11]] = CLS, [7, 8, 9, 10]
     first, second = copies(made(ids)[0][0])
     assert first.tolist() == [7, 8, 9, 10] and len(second) == 9 and second[:4].tolist() == second[4:8].tolist()
+    wide = np.full((50, 64), SEP)
+    wide[:, 0], wide[:, [2, 20, 40, 60]] = CLS, [7, 8, 9, 10]
+    out, _, written = made(wide)
+    assert (out[~written] == wide[~written]).all() and not written[:, 0].all()  # over and over would be no text
 
 
 def test_a_share_of_the_blocks_whatever_the_batch_or_rank():
@@ -152,6 +164,36 @@ def test_both_copies_lie_in_one_document_and_in_one_part():
         for number in range(numbers.max() + 1):
             first, second = copies(row[numbers == number])
             assert set(first) == set(second)
+
+
+def test_what_stays_as_it_was_stays_apart_by_document():
+    ids = np.full((300, 64), PAD)
+    ids[:, :9] = [CLS, 10, 11, 12, SEP, 20, 21, 22, SEP]
+    ids[150:] = full_rows(150)
+    ids[150:, 39], ids[150:, 40:] = SEP, PAD
+    documents = np.zeros((300, 64), int)
+    documents[:, 5:] = 1
+    source = {"input_ids": ids, "epoch": np.zeros(300, int), "row": np.arange(300), "document_ids": documents}
+    out = collator(block_size=64, twin_probability=1.0, **UNMASKED)(source)
+    mixed = 0
+    for row, old, numbers in zip(out["input_ids"].numpy(), ids, out["document_ids"].numpy(), strict=True):
+        if (row == old).all():
+            assert (numbers == documents[0]).all()  # nothing written: nothing changed
+            continue
+        written = [place for place in np.unique(numbers) if place < 4]
+        for number in written:
+            first, second = copies(row[numbers == number])
+            assert set(first) == set(second)
+        rest = ~np.isin(numbers, written)
+        assert (row[rest] == old[rest]).all()
+        mixed += bool((old[rest] != PAD).any())
+    assert mixed > 20
+
+
+def test_the_flag_reaches_the_collator(data_dir, tmp_path):
+    flags = {**TINY, "data_dir": data_dir, "output_dir": tmp_path, "total_training_time": "30s"}
+    recipe = parse_recipe(words({**flags, "twin_probability": 0.3}))
+    assert make_collator(recipe, DataFolder.open(data_dir)).twin_probability == 0.3
 
 
 def test_what_is_masked_in_one_copy_is_mostly_to_be_seen_in_the_other():

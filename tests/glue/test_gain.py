@@ -1,11 +1,14 @@
 """benchmarks/glue_gain.py: the comparison by hand, and a real one of a tiny model."""
 
 import json
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from benchmarks import glue_gain
 from budget_trainer.errors import RunError
+from tests.conftest import ROOT, words
 
 TRAINED, RANDOM = glue_gain.MODELS
 
@@ -42,38 +45,77 @@ def test_only_seeds_that_every_judged_task_has_finished_count():
     del found[TRAINED]["B"][1]
     assert glue_gain.judge(found, ["A", "B"])["means"][TRAINED] == [25, 31]
     found[TRAINED]["B"].clear()
-    with pytest.raises(RunError, match="pre-trained: no seed has finished every one of A, B"):
+    with pytest.raises(RunError, match="pre-trained: fewer than two seeds have finished A, B; see"):
         glue_gain.judge(found, ["A", "B"])
 
 
-def test_bad_input(tmp_path, capsys):
-    for words, expected in (
-        (["--judged", "RTE"], "error: judged: RTE is not among tasks STS-B,SST-2,MRPC,CoLA; add it there"),
-        ([], f"error: model_name_or_path: {tmp_path} has no config.json; give a checkpoint's folder"),
-    ):
-        assert glue_gain.main(["--model_name_or_path", str(tmp_path), "--glue_dir", str(tmp_path), *words]) == 2
-        assert capsys.readouterr().err.strip() == expected
-
-
-def test_a_real_comparison_and_the_same_again_without_training(tiny_model, glue_dir, tmp_path, capfd):
+@pytest.fixture
+def gain(tiny_model, glue_dir, tmp_path, capfd):
+    """glue_gain.main with changed flags: its exit code and its one line of error."""
     grid = tmp_path / "grid.yaml"
     flags = "{max_seq_length: 32, num_train_epochs: 1, per_device_train_batch_size: 8, learning_rate: 1e-3}"
     grid.write_text(f"seeds: [1, 2]\nflags: {flags}\n")
-    argv = ["--model_name_or_path", tiny_model, "--glue_dir", glue_dir, "--grid", grid, "--tasks", "CoLA"]
-    argv = [str(word) for word in [*argv, "--judged", "CoLA", "--seed", "1", "--output_dir", tmp_path / "out"]]
+    given = {"model_name_or_path": tiny_model, "glue_dir": glue_dir, "grid": grid, "tasks": "cola", "judged": "CoLA"}
+    given |= {"seed": 1, "output_dir": tmp_path / "out"}
 
-    def run():
+    def call(**changes):
         try:
-            code = glue_gain.main(argv)
+            code = glue_gain.main(words({**given, **changes}))
         except SystemExit as end:
             code = end.code
+        errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+        return code, errors[0] if errors else None
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"judged": "RTE"}, "judged: RTE is not among tasks CoLA; add it there"),
+        ({"tasks": "colla"}, "did you mean CoLA?"),
+        ({"tasks": "QNLI", "judged": "QNLI"}, "QNLI"),
+        (
+            {"grid": ROOT / "recipes" / "glue" / "quick.yaml"},
+            "has one seed, which has no spread; give seeds: [1, 2, 3]",
+        ),
+        ({"glue_dir": "/nowhere"}, "glue_dir"),
+        ({"model_name_or_path": ROOT / "recipes"}, "recipes has no config.json"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(gain, tmp_path, changes, expected):
+    code, error = gain(**changes)
+    assert code == 2 and expected in error and not (tmp_path / "out").exists(), error
+
+
+def test_a_failing_suite_ends_the_other_one(gain, tmp_path):
+    (tmp_path / "grid.yaml").write_text("seeds: [1, 2]\nflags: {max_seq_length: 32, num_train_epochs: 1000}\n")
+    (tmp_path / "out" / "random_weights").mkdir(parents=True)
+    (tmp_path / "out" / "random_weights" / "glue_runs.json").write_text("no suite")
+    code, error = gain()
+    assert code == 2 and error.startswith("error: random weights: ") and "all of it in" in error, error
+    assert not [line for line in running() if str(tmp_path) in line]
+
+
+def running():
+    """The command lines of all processes."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            yield path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+
+
+def test_a_real_comparison_and_the_same_again_without_training(gain, tiny_model, tmp_path):
+    def run():
+        code, error = gain()
         found = json.loads((tmp_path / "out" / "glue_gain.json").read_text())
-        assert code == (0 if found["holds"] else 1)
+        assert error is None and code == (0 if found["holds"] else 1)
         return found["points"], {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
 
     first, files = run()
     assert {name: set(tasks["CoLA"]) for name, tasks in first.items()} == {TRAINED: {"1", "2"}, RANDOM: {"1", "2"}}
-    assert len(files) == 4 and "mean of CoLA" in capfd.readouterr().out
+    assert len(files) == 4
     weights = [(folder / "model.safetensors").read_bytes() for folder in (tiny_model, tmp_path / "out" / "weights")]
     assert len(weights[0]) == len(weights[1]) and weights[0] != weights[1]
     assert run() == (first, files)
+    code, error = gain(seed=2)  # other weights do not pass for these
+    assert code == 2 and error.startswith("error: random weights: "), error
