@@ -43,9 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--judged", default="SST-2,STS-B", help="tasks whose mean has to rise (SST-2,STS-B)")
     parser.add_argument("--output_dir", default="out/glue_gain", help="folder for what is run (out/glue_gain)")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (0)")
-    a = parser.parse_args(argv)
-    check(a)
-    return a
+    return parser.parse_args(argv)
 
 
 def check(a: argparse.Namespace) -> None:
@@ -197,6 +195,7 @@ def table(points: dict[str, dict[str, dict[int, float]]], verdict: dict[str, Any
 @one_line_errors
 def main(argv: list[str] | None) -> None:
     a = parse(argv)
+    check(a)
     make_output_dir(a)
     weights = a.output_dir / "weights"
     draw_weights(a.model_name_or_path, weights, a.seed)  # always: the suite refuses a folder of other weights
