@@ -29,7 +29,7 @@ from budget_trainer.planning.predict import Costs, Limits, simulate
 from budget_trainer.planning.probe import planned_error
 from budget_trainer.planning.recipe_file import filled
 from budget_trainer.planning.result import make_plan, repeats
-from budget_trainer.planning.schedule import Found, ladder, turns
+from budget_trainer.planning.schedule import Found, compilation, ladder, steady, steady_state, turns
 from budget_trainer.planning.sizes import judge, neighbours
 from budget_trainer.planning.text import plan_text, sketch
 from budget_trainer.stages import make_stages
@@ -149,6 +149,24 @@ def test_a_size_that_fails_in_the_turns_is_not_chosen():
         play(turns(found, 64, 0, 0.0), float, fits=lambda size: False)
 
 
+def test_the_rest_of_the_time_goes_to_steps_as_the_run_takes_them():
+    found, told_of, begin = Found(micro_batch=8), [], time.monotonic()
+    play(compilation(found), float, seconds=lambda size: [5.0, 0.5][bool(told_of.append(size) or len(told_of) > 1)])
+    assert found.compile_seconds[0] == 4.5 and told_of == [8, 8]
+    play(steady(found, begin + 0.2, True, lambda: told_of.append(len(found.steady))), float)
+    assert begin + 0.2 <= time.monotonic() and len(found.steady) > 2 and told_of[2:] == [1]  # and not at every step
+    with pytest.raises(RunError, match="once more it does not"):
+        play(steady(found, begin, True, list), float, fits=lambda size: False)
+
+
+def test_the_mean_over_slow_and_fast_minutes_counts():
+    slow, fast = MicroStep(0.0, 1.6, 0.4), MicroStep(0.0, 0.8, 0.2)
+    state = steady_state([fast] * 8 + [slow] * 4)
+    assert state["step"]["work"] == pytest.approx(12.8 / 12) and state["seconds"] == pytest.approx(16.0)
+    assert state["fastest"] == pytest.approx(4 / 3) and state["slowest"] == pytest.approx(2 / 3)
+    assert steady_state([fast])["slowest"] is None  # one window tells of no difference
+
+
 def test_want_of_memory_anywhere_is_said_in_one_line():
     from_run = RunError("per_device_train_batch_size: 8 does not fit; go on with --resume_from_checkpoint auto")
     from_run.__cause__ = torch.OutOfMemoryError("CUDA out of memory")
@@ -232,7 +250,7 @@ def told(**changes):
             "cut_short": None,
             "micro_batch": 8,
             "relative": {},
-            "compiled": None,
+            "steady": None,
             "compile_seconds": [],
         },
         "recipe": {},
@@ -281,6 +299,16 @@ def test_a_plan_follows_from_what_the_probe_told():
     assert plan["measured"][8]["tokens_per_second"] == pytest.approx(16 * 128 / 1.0)
     assert plan["cost"] == pytest.approx(1.0) and plan["largest_micro_batch"] == {"tried": 16, "extrapolated": 64}
     assert "micro-batch 16 fits, 64 does not" in plan_text(plan) and "did not end within the probe" in plan_text(plan)
+
+
+@pytest.mark.parametrize("kind", ["no", "whole"])
+def test_a_plan_is_made_of_the_steady_steps(kind):
+    steady = steady_state([MicroStep(0.0, 0.8, 0.2)] * 8 + [MicroStep(0.0, 0.7, 0.1)] * 10)
+    found = told()["found"] | {"steady": steady, "compile_seconds": [5.0, 2.0]}
+    plan = make_plan(told(found=found, speed={"bf16": False, "compile": kind}), num_processes=1, price_per_hour=None)
+    assert plan["step_seconds"] == pytest.approx(2 * 13.4 / 18 + 2.6 / 18)
+    assert plan["prediction"]["compile_seconds"] == pytest.approx(0 if kind == "no" else 2 + plan["step_seconds"])
+    assert "within the 16 s that were measured of it" in plan_text(plan)
 
 
 def test_a_plan_says_that_the_probe_failed():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 MOST_MICRO_BATCH = 4096  # blocks; tried where the recipe leaves the batch open
 NOISE_FLOOR, NOISE_CEILING = 0.015, 0.05  # shares of the best throughput within which the smaller micro-batch is taken
@@ -62,6 +62,11 @@ def first_size(allowed: Sequence[int], settled: int, marked: int = 0) -> int:
 def typical(steps: Sequence[MicroStep]) -> MicroStep:
     """The medians, part by part."""
     return MicroStep(*(median(getattr(step, name) for step in steps) for name in ("fetch", "work", "rest")))
+
+
+def mean_step(steps: Sequence[MicroStep]) -> MicroStep:
+    """The means, part by part: what many steps take together, stalls included."""
+    return MicroStep(*(fmean(getattr(step, name) for step in steps) for name in ("fetch", "work", "rest")))
 
 
 def spread(steps: Sequence[MicroStep]) -> float:

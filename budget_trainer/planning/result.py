@@ -87,6 +87,7 @@ def make_plan(told: Mapping[str, Any], *, num_processes: int, price_per_hour: fl
         "save_seconds_each": told["save"]["model"],
         "checkpoint_seconds_each": told["save"]["checkpoint"],
         "evaluate_seconds_each": told["evaluate"]["each"],
+        "steady": found["steady"] if compiled["step"] else None,
         "step_seconds": costs.step.seconds(accumulation, costs.workers),
         "mfu": per_step / told["peak_flops"] if told["peak_flops"] else None,
         "peak_flops": told["peak_flops"],
@@ -180,17 +181,17 @@ def _validation(told: Any) -> ValidationPlan | None:
 
 
 def _compiled(told: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """`kind`, `seconds` that compiling will take the run, the `step` compiled (None: not, or not measured) and `measured`.
+    """`kind`, `seconds` that compiling will take the run, the steady `step` of that kind (None: not measured) and `measured`.
 
     A run behind this probe finds in the cache what the probe has compiled: less than the probe took.
     """
     kind, times = told["speed"]["compile"], found["compile_seconds"]
     none = {"kind": "no", "seconds": 0.0, "step": None, "cold_seconds": None, "measured": True}
     if kind == "no":
-        return none
-    if not found["compiled"]:
+        return {**none, "step": (found["steady"] or none)["step"]}
+    if not found["steady"]:
         return {**none, "kind": kind, "measured": False}
-    step, eager = MicroStep(**found["compiled"]), MicroStep(**found["measured"][str(found["micro_batch"])])
+    step, eager = MicroStep(**found["steady"]["step"]), MicroStep(**found["measured"][str(found["micro_batch"])])
     left = told["end_seconds"]
     probed = told["auto_speed"] and left >= COMPILE_PROBED_FROM_SECONDS
     if probed and (left - times[-1]) / step.seconds(1) < left / eager.seconds(1):

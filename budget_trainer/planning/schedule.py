@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,16 +15,17 @@ from budget_trainer.planning.candidates import (
     blocks_per_second,
     choose,
     contenders,
+    mean_step,
     predicted_memory,
     typical,
 )
 from budget_trainer.planning.measure import Order, Schedule, Taken
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 40
-COMPILED_STEPS = 12
 CACHED = ("fx_codegen_and_compile",)  # torch's name of what its cache saves
-LADDER, TURNS, TURNS_COMPILED = 0.25, 0.8, 0.3  # shares of the time that is left when they begin
+LADDER, TURNS = 0.25, 0.3  # shares of the time that is left when they begin; the steady steps have the rest
 CLOSING_SECONDS = 2.0
+TELL_EVERY_SECONDS, WINDOW_SECONDS = 1.0, 4.0
 NO_ROOM = (
     "per_device_train_batch_size: what the probe does does not fit into the memory of this machine, however small the "
     "micro-batch; plan a smaller model or shorter blocks"
@@ -74,7 +76,7 @@ class Found:
     cut_short: int | None = None  # the first size that the time did not allow to try
     micro_batch: int | None = None
     relative: dict[str, float] = field(default_factory=dict)  # of stages' shapes, work to the first one's
-    compiled: list[MicroStep] = field(default_factory=list)
+    steady: list[MicroStep] = field(default_factory=list)  # of `micro_batch` as the run takes them
     compile_seconds: list[float] = field(default_factory=list)  # as measured, and with what is in the cache now
 
 
@@ -86,13 +88,14 @@ def usual(found: Found, now: Situation) -> Schedule:
             f"per_device_train_batch_size: a step of {now.sizes[0]} does not fit into the memory of this machine; plan a "
             "smaller model or shorter blocks"
         )
-    yield from turns(found, now.total, now.workers, now.ends.after(TURNS_COMPILED if now.compiles else TURNS))
+    yield from turns(found, now.total, now.workers, now.ends.after(TURNS))
     now.tell()
     if now.others:
         yield from shapes(found, now.others)
         now.tell()
     if now.compiles:
-        yield from compiled(found, now.ends.after(1.0), now.tell)
+        yield from compilation(found)
+    yield from steady(found, now.ends.after(1.0), now.compiles, now.tell)
 
 
 def ladder(
@@ -204,19 +207,31 @@ def shapes(found: Found, collators: Mapping[str, Callable], repeats: int = 3) ->
         found.relative[name] = typical(other).work / typical(own).work
 
 
-def compiled(found: Found, until: float, say: Callable[[], None]) -> Schedule:
-    """The chosen size compiled: the first step, which compiles, and some more; `say` is called when something is known."""
+def compilation(found: Found) -> Schedule:
+    """The first two compiled steps of the chosen size: the first one compiles; sets `compile_seconds`."""
     assert found.micro_batch is not None
-    taken = _fitting((yield Order(found.micro_batch, eager=False)), found.micro_batch, "compiled it")
-    first, saved = taken.step.seconds(1), saved_by_cache()
-    for number in range(COMPILED_STEPS + 1):
-        if number and time.monotonic() + taken.step.seconds(1) > until:
+    taken = []
+    for _ in range(2):
+        one = _fitting((yield Order(found.micro_batch, eager=False)), found.micro_batch, "compiled it")
+        taken.append(one.step.seconds(1))
+    cold = max(0.0, taken[0] - taken[1])
+    found.compile_seconds = [cold, max(0.0, cold - saved_by_cache())]
+
+
+def steady(found: Found, until: float, compiles: bool, say: Callable[[], None]) -> Schedule:
+    """The chosen size as the run takes it, for all the time there is: a machine has slower and faster minutes, a run's
+    tokens come of their mean. `say` is called when something is known."""
+    assert found.micro_batch is not None
+    said = -math.inf
+    while True:
+        taken = _fitting((yield Order(found.micro_batch, eager=not compiles)), found.micro_batch, "once more it")
+        found.steady.append(taken.step)
+        now = time.monotonic()
+        if now - said >= TELL_EVERY_SECONDS:
+            said = now
+            say()
+        if now + taken.step.seconds(1) > until:
             break
-        taken = _fitting((yield Order(found.micro_batch, eager=False)), found.micro_batch, "compiled it")
-        found.compiled.append(taken.step)
-        cold = max(0.0, first - typical(found.compiled).seconds(1))
-        found.compile_seconds = [cold, max(0.0, cold - saved)]
-        say()
 
 
 def saved_by_cache() -> float:
@@ -232,6 +247,25 @@ def saved_by_cache() -> float:
     return float(sum(sum(times.get(name, ())) for name in CACHED))
 
 
+def steady_state(steps: Sequence[MicroStep]) -> dict[str, Any]:
+    """`step`: the means; `seconds`: of all of them; `slowest` and `fastest`: shares of the mean speed, in windows of
+    WINDOW_SECONDS; both None for less than two windows."""
+    whole = sum(step.seconds(1) for step in steps)
+    speeds, seconds, count = [], 0.0, 0
+    for step in steps:
+        seconds, count = seconds + step.seconds(1), count + 1
+        if seconds >= WINDOW_SECONDS:
+            speeds.append(count / seconds * whole / len(steps))
+            seconds, count = 0.0, 0
+    known = len(speeds) > 1
+    return {
+        "step": vars(mean_step(steps)),
+        "seconds": whole,
+        "slowest": min(speeds) if known else None,
+        "fastest": max(speeds) if known else None,
+    }
+
+
 def as_dict(found: Found) -> dict[str, Any]:
     """For JSON: the medians of each size, and the rest as it is."""
     return {
@@ -242,6 +276,6 @@ def as_dict(found: Found) -> dict[str, Any]:
         "cut_short": found.cut_short,
         "micro_batch": found.micro_batch,
         "relative": found.relative,
-        "compiled": vars(typical(found.compiled)) if found.compiled else None,
+        "steady": steady_state(found.steady) if found.steady else None,
         "compile_seconds": found.compile_seconds,
     }

@@ -31,6 +31,7 @@ def plan_text(plan: Mapping[str, Any]) -> str:
         "",
         _line("steps", f"{p['steps']:,} of {plan['step_seconds']:.3f} s"),
         _line("tokens", f"{p['tokens']:,} at {p['tokens_per_second']:,.0f} tokens/s{_mfu(plan)}"),
+        *_swing(plan),
         _line("passes over the corpus", f"{plan['passes_over_corpus']:.3g}"),
         *([_line(plan["repeats"]["level"], plan["repeats"]["text"])] if plan["repeats"]["level"] != "fine" else []),
         _line("set-up", f"{p['setup_seconds']:.1f} s: {_parts(plan['setup'])}"),
@@ -148,6 +149,18 @@ def _mfu(plan: Mapping[str, Any]) -> str:
     if not plan["mfu"]:
         return ""
     return f", MFU {100 * plan['mfu']:.1f} % of {plan['peak_flops'] / 1e12:.3g} TFLOP/s measured"
+
+
+def _swing(plan: Mapping[str, Any]) -> list[str]:
+    """How far the machine's own speed moved while the probe looked: the run's will too."""
+    steady = plan["steady"]
+    if steady is None or steady["slowest"] is None:
+        return []
+    rate = plan["prediction"]["tokens_per_second"]
+    slowest, fastest = steady["slowest"] * rate, steady["fastest"] * rate
+    return [
+        _line("", f"{slowest:,.0f} to {fastest:,.0f} within the {steady['seconds']:.0f} s that were measured of it")
+    ]
 
 
 def _parts(setup: Mapping[str, float]) -> str:
