@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,25 @@ def make_pruner(spec: SweepSpec) -> BasePruner:
     return MedianPruner(n_startup_trials=3, n_min_trials=3)
 
 
+class MiddleFirst(GridSampler):
+    """A shuffled grid that begins with its middle. The first trial of a halving search has nobody to be compared with and
+    runs to its end, and the next ones only have to be better than it: an extreme value there costs a whole trial, and more.
+    """
+
+    def __init__(self, search_space: Mapping[str, Sequence[Any]], seed: int | None = None) -> None:
+        super().__init__(search_space, seed=seed)
+        grids, names = self._all_grids, self._param_names
+        place = grids.index(tuple(middle(search_space[name]) for name in names))
+        grids[0], grids[place] = grids[place], grids[0]
+
+
+def middle(values: Sequence[Any]) -> Any:
+    """Of numbers the one in their middle, by size; of anything else what is named first."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return sorted(values)[len(values) // 2]
+    return values[0]
+
+
 def startup_trials(spec: SweepSpec) -> int:
     """How many trials of tpe are drawn at random before it begins to learn: a third, 3 to 10."""
     return min(10, max(3, (spec.trials or 30) // 3))
@@ -190,7 +209,8 @@ def make_sampler(spec: SweepSpec, number: int) -> BaseSampler:
     is gone through in an order that the seed shuffles: the first points are from all over it.
     """
     if spec.search == "grid" or spec.exhaustive:  # one seed: it is what a point's number means
-        return GridSampler({name: d.points() or [] for name, d in spec.space.items()}, seed=spec.seed)
+        grid = MiddleFirst if spec.exhaustive else GridSampler
+        return grid({name: d.points() or [] for name, d in spec.space.items()}, seed=spec.seed)
     seed = seed_of(spec, number)
     if spec.search == "tpe":
         return TPESampler(n_startup_trials=startup_trials(spec), constant_liar=True, seed=seed)

@@ -215,7 +215,18 @@ def test_searches_are_optunas(tmp_path):
     spec, sampler, pruner = parts(search="hyperband")
     assert (type(pruner).__name__, spec.steps, spec.reduction_factor) == ("HyperbandPruner", (111, 333), 3)
     few = {"search": "successive_halving", "parameters": {"seed": [1, 2, 3]}}
-    assert parts(**few)[1] == "GridSampler"  # all may be tried: none twice
+    assert parts(**few)[1] == "MiddleFirst"  # all may be tried: none twice
+    assert parts(search="grid", parameters={"seed": [1, 2, 3]})[1] == "GridSampler"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_halving_search_begins_in_the_middle_and_tries_all_of_the_grid(tmp_path, seed):
+    lists = {"learning_rate": ["5e-2", "5e-4", "1e-3", "8e-3", "3e-3"], "curve": ["linear", "cosine"]}
+    changes = {"search": "successive_halving", "seed": seed, "parameters": lists}
+    spec, study = spec_of(tmp_path, {**OURS, **changes}), optuna.create_study()
+    tried = [ask(spec, study).params for _ in range(10)]
+    assert tried[0] == {"learning_rate": 3e-3, "curve": "linear"}
+    assert len({tuple(sorted(point.items())) for point in tried}) == 10
 
 
 def test_evaluations_are_read_from_progress(tmp_path):
