@@ -54,7 +54,8 @@ def settle_push(
     """
     check_license(options.license)
     if not push_to_hub:
-        for name in sorted(set(explicit) & set(BELONGING)):
+        belonging = () if "push_to_hub" in explicit else BELONGING  # who says no to it means what belongs to it too
+        for name in sorted(set(explicit) & set(belonging)):
             raise InputError(f"{name}: given without push_to_hub; add --push_to_hub, or leave it out")
         return None
     if hub_strategy not in STRATEGIES:

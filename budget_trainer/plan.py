@@ -11,6 +11,7 @@ GPU; for several devices give --num_processes. Exit codes: 0 done, 2 bad input, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import math
 import os
@@ -20,6 +21,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from budget_trainer.command import Parser, run_command
 from budget_trainer.errors import InputError
@@ -97,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from budget_trainer.planning.result import make_plan
     from budget_trainer.planning.text import plan_text
 
-    if not any(word.split("=")[0] in ("--total_training_time", "--max_steps") for word in args.words):
+    if not {"total_training_time", "max_steps"} & {_flag(word) for word in args.words}:
         _check_budget(args.recipe)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # the sketch needs more than ASCII
@@ -114,22 +117,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_budget(recipe: Path) -> None:
-    import yaml
+    from budget_trainer.recipe_edit import load
 
     try:
-        content = yaml.load(recipe.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        content = load(recipe.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError):
         return  # the probe says what is wrong with it
-    if not isinstance(content, dict) or not {"total_training_time", "max_steps"} & set(content):
+    if not {"total_training_time", "max_steps"} & set(content):
         raise InputError("total_training_time: missing; add --total_training_time 24h")
 
 
 def _disk(words: Sequence[str]) -> str | None:
     """Where the run will save, as far as that is there: saving is timed on that disk."""
-    for number, word in enumerate(words):
-        if word.startswith("--output_dir"):
-            value = word.partition("=")[2] or (words[number + 1] if number + 1 < len(words) else "")
-            path = Path(value).resolve()
+    from budget_trainer.recipe_edit import load
+
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # the probe says what is wrong with the recipe
+        named = {**load(Path(words[0]).read_text(encoding="utf-8-sig")), **_words(words[1:])}.get("output_dir")
+        path = Path(str(named)).resolve()
+        if named:
             return str(next((folder for folder in (path, *path.parents) if os.access(folder, os.W_OK)), "")) or None
     return None
 
@@ -137,7 +142,7 @@ def _disk(words: Sequence[str]) -> str | None:
 def _store(args: argparse.Namespace, plan: dict[str, Any]) -> None:
     """Picture, JSON and recipe, and the command that runs it."""
     from budget_trainer.planning.picture import draw_plan
-    from budget_trainer.planning.recipe_file import filled
+    from budget_trainer.recipe_edit import edited
     from budget_trainer.report import write_json_atomic
 
     draw_plan(plan, args.picture)
@@ -152,9 +157,9 @@ def _store(args: argparse.Namespace, plan: dict[str, Any]) -> None:
             "gradient_accumulation_steps": plan["gradient_accumulation_steps"],
             "plan": _beside(args.write).name,
         }
-        head = f"Filled in by budget_trainer.plan from {args.recipe.name}, {plan['made_at']}; "
+        head = f"# Filled in by budget_trainer.plan from {args.recipe.name}, {plan['made_at']}; "
         head += f"processes: {plan['num_processes']}."
-        text = filled(args.recipe.read_text(encoding="utf-8"), values, head)
+        text = f"{head}\n{edited(args.recipe.read_text(encoding='utf-8-sig'), values, whose='the plan')}"
         write_json_atomic(_beside(args.write), plan)
         aside = args.write.with_name(f".{args.write.name}.tmp")
         aside.write_text(text, encoding="utf-8")
@@ -166,26 +171,37 @@ def _store(args: argparse.Namespace, plan: dict[str, Any]) -> None:
 
 
 def _profile(plan: dict[str, Any]) -> str:
-    kind = "single_gpu" if plan["device"].startswith("cuda") else "cpu"
+    one, several = ("single_gpu", "ddp") if plan["device"].startswith("cuda") else ("cpu", "cpu_2proc")
     if plan["num_processes"] == 1:
-        return f"accelerate_configs/{kind}.yaml"
-    return f"accelerate_configs/ddp.yaml --num_processes {plan['num_processes']}"
+        return f"accelerate_configs/{one}.yaml"
+    return f"accelerate_configs/{several}.yaml --num_processes {plan['num_processes']}"
 
 
 def _given(words: Sequence[str]) -> dict[str, str]:
     """The flags of train_mlm.py on the command line as lines of a recipe; output_dir is the run's own."""
+    return {name: value for name, value in _words(words).items() if name not in ("output_dir", "plan")}
+
+
+def _words(words: Sequence[str]) -> dict[str, str]:
+    """Flags and their values as text, the last one of a flag counts; `--no_bf16` takes `--bf16` back, and `--bf16` that."""
     values: dict[str, str] = {}
     name = None
     for word in words:
-        if word.startswith("--"):
-            name, _, value = word.removeprefix("--").partition("=")
-            name = name.replace("-", "_")
-            values[name] = value if "=" in word else "true"
-            bare = "=" not in word
+        if (flag := _flag(word)) is not None:
+            name, bare = flag, "=" not in word
+            opposite = name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"
+            values.pop(name, None)
+            values.pop(opposite, None)
+            values[name] = "true" if bare else word.partition("=")[2]
         elif name is not None:
             values[name] = word if bare else f"{values[name]} {word}"
             bare = False
-    return {name: value for name, value in values.items() if name not in ("output_dir", "plan")}
+    return values
+
+
+def _flag(word: str) -> str | None:
+    """`total_training_time` of `--total-training-time=24h`; None for what is no flag."""
+    return word.removeprefix("--").partition("=")[0].replace("-", "_") if word.startswith("--") else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

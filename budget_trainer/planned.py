@@ -27,13 +27,13 @@ QUANTITIES = (
 # What changes the number of tokens that a budget buys.
 COMPARED = """model_type model_name_or_path encoder_ln_mode layernorm_embedding layer_norm_type add_nsp hidden_size
 num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob attention_probs_dropout_prob
-max_position_embeddings model_config sparse_mask_prediction sparse_last_layer cross_entropy embedding_init mlm_probability
-max_predictions_per_seq whole_word_mask document_mask optimizer_type optimizer_impl lr_schedule max_steps curve
-warmup_proportion finetune_time_markers finetune_checkpoint_at_end num_epochs_between_checkpoints mlm_probability_curve
-batch_size_curve sequence_length_curve auto_speed regional_compile validate_every validation_epochs validation_epochs_begin
-validation_begin_proportion validation_epochs_end validation_end_proportion per_device_train_batch_size
-gradient_accumulation_steps bf16 fp16 use_cpu torch_compile max_grad_norm dataloader_num_workers
-gradient_checkpointing""".split()
+max_position_embeddings model_config sparse_mask_prediction sparse_last_layer cross_entropy embedding_init
+mlm_probability max_predictions_per_seq whole_word_mask twin_probability document_mask optimizer_type optimizer_impl
+lr_schedule max_steps curve warmup_proportion finetune_time_markers finetune_checkpoint_at_end
+num_epochs_between_checkpoints early_exit_time_marker mlm_probability_curve batch_size_curve sequence_length_curve
+auto_speed regional_compile validate_every validation_epochs validation_epochs_begin validation_begin_proportion
+validation_epochs_end validation_end_proportion per_device_train_batch_size gradient_accumulation_steps bf16 fp16
+use_cpu torch_compile max_grad_norm dataloader_num_workers gradient_checkpointing""".split()
 
 
 def compared(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,10 +83,9 @@ def check_plan(
         planned = plan["recipe"].get(name)
         if planned != value:
             raise InputError(f"plan: made for {name} {planned!r}, this run has {value!r}; {fix}")
-    if plan["total_seconds"] is None or abs(float(plan["total_seconds"]) - total_seconds) > 0.5:
-        raise InputError(
-            f"plan: made for {plan['total_seconds']} s, total_training_time is {total_seconds:g} s; {fix}"
-        )
+    seconds = math.inf if plan["total_seconds"] is None else float(plan["total_seconds"])
+    if seconds != total_seconds and not abs(seconds - total_seconds) <= 0.5:
+        raise InputError(f"plan: made for {seconds:g} s, total_training_time is {total_seconds:g} s; {fix}")
     if plan["num_processes"] != processes:
         raise InputError(
             f"plan: made for {plan['num_processes']} processes, this run has {processes}; "

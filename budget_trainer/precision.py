@@ -56,7 +56,7 @@ def settle_speed(
     recipe: Recipe,
     model: Any,
     batch: Mapping[str, torch.Tensor],
-    elapsed_seconds: float,
+    remaining_seconds: float,
     checkpoint: Path | None,
     channel: ControlChannel,
 ) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def settle_speed(
     torch.compile needs a C++ compiler, and weights that are there (not ZeRO-3's); else training is eager. With
     `auto_speed` both have to pay: a probe of at most PROBE_SHARE of what is left measures bf16 against fp32 and, where that
     buys enough time, compiling against not; rank 0's measurement counts. A resumed job takes what its checkpoint
-    remembers. `batch` is a collated micro-batch.
+    remembers. `batch` is a collated micro-batch, `remaining_seconds` what this job may still use.
     """
     run = recipe.run
     asked = speed = Speed(bool(run.bf16), _asked_compile(recipe))
@@ -81,7 +81,7 @@ def settle_speed(
             kept = Speed(**stored["settled"])
             speed = Speed(kept.bf16, kept.compile if speed.compile != "no" else "no")
         else:
-            speed = _agreed(_cheaper(speed, recipe, model, batch, recipe.seconds_left(elapsed_seconds)), channel)
+            speed = _agreed(_cheaper(speed, recipe, model, batch, remaining_seconds), channel)
     _apply(speed, recipe)
     return {"asked": asdict(asked), "settled": asdict(speed)}
 

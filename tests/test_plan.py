@@ -1,6 +1,7 @@
 """budget_trainer.plan as people call it: a probe, a recipe that runs as written, planned beside did; and bad input."""
 
 import json
+import math
 import os
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from budget_trainer.errors import InputError
-from budget_trainer.plan import _given, main
+from budget_trainer.plan import _disk, _given, _profile, main
 from budget_trainer.planned import check_plan, read_plan
 from tests.conftest import TINY, alive, children, report, run, spawn, wait_for
 
@@ -78,6 +79,10 @@ def test_what_a_plan_is_compared_with(planned):
     plan = read_plan("new.plan.json", str(folder / "new.yaml"))
     same = {"total_seconds": 40.0, "processes": 1, "data": plan["data"]["fingerprint"]}
     check_plan(plan, plan["recipe"], **same)
+    endless = {**plan, "total_seconds": None}
+    check_plan(endless, plan["recipe"], **(same | {"total_seconds": math.inf}))
+    with pytest.raises(InputError, match="made for inf s, total_training_time is 40 s"):
+        check_plan(endless, plan["recipe"], **same)
     for change, name in (({"total_seconds": 60.0}, "total_training_time"), ({"processes": 2}, "processes")):
         with pytest.raises(InputError, match=name):
             check_plan(plan, plan["recipe"], **(same | change))
@@ -171,3 +176,21 @@ def is_at_work(pid):
 def test_flags_become_lines_of_the_recipe():
     words = ["--learning_rate", "1e-3", "--bf16", "--data_dir=d", "--output_dir", "o", "--seed", "-1"]
     assert _given(words) == {"learning_rate": "1e-3", "bf16": "true", "data_dir": "d", "seed": "-1"}
+    words = ["--bf16", "--no_bf16", "--total-training-time=24h", "--bf16", "--mlm-probability-curve", "0.3@0,0.15@0.5"]
+    assert _given(words) == {"total_training_time": "24h", "bf16": "true", "mlm_probability_curve": "0.3@0,0.15@0.5"}
+
+
+def test_saving_is_timed_on_the_disk_of_the_run(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"output_dir: {tmp_path / 'a' / 'b'}\n")
+    assert _disk([str(recipe)]) == str(tmp_path)
+    (tmp_path / "c").mkdir()
+    assert _disk([str(recipe), "--output-dir", str(tmp_path / "c" / "d")]) == str(tmp_path / "c")
+    recipe.write_text("hidden_size: 64\n")
+    assert _disk([str(recipe)]) is None and _disk(["nowhere.yaml"]) is None
+
+
+def test_the_command_of_several_processes_is_one_of_the_same_devices():
+    plan = {"device": "cpu", "num_processes": 2}
+    assert _profile(plan) == "accelerate_configs/cpu_2proc.yaml --num_processes 2"
+    assert _profile(plan | {"device": "cuda:0"}) == "accelerate_configs/ddp.yaml --num_processes 2"

@@ -26,12 +26,12 @@ from budget_trainer.planning.child import ask_probe
 from budget_trainer.planning.measure import ProbeTrainer, Taken
 from budget_trainer.planning.memory import free_bytes, peak_bytes, reset_peak
 from budget_trainer.planning.predict import Costs, Limits, simulate
-from budget_trainer.planning.probe import planned_error
-from budget_trainer.planning.recipe_file import filled
+from budget_trainer.planning.probe import check_weights_fit, planned_error
 from budget_trainer.planning.result import make_plan, repeats
-from budget_trainer.planning.schedule import Found, compilation, ladder, steady, steady_state, turns
+from budget_trainer.planning.schedule import Found, compilation, ladder, shapes, steady, steady_state, turns
 from budget_trainer.planning.sizes import judge, neighbours
 from budget_trainer.planning.text import plan_text, sketch
+from budget_trainer.recipe_edit import edited
 from budget_trainer.stages import make_stages
 from budget_trainer.validation_plan import EveryShare
 
@@ -250,6 +250,7 @@ def told(**changes):
             "cut_short": None,
             "micro_batch": 8,
             "relative": {},
+            "unmeasured": [],
             "steady": None,
             "compile_seconds": [],
         },
@@ -311,6 +312,58 @@ def test_a_plan_is_made_of_the_steady_steps(kind):
     assert "within the 16 s that were measured of it" in plan_text(plan)
 
 
+def test_an_epoch_is_a_shard_per_process():
+    epochs = {
+        "middle": 1,
+        "begin": 1,
+        "end": 1,
+        "begin_proportion": 0.0,
+        "end_proportion": 0.0,
+        "samples_per_epoch": 160,
+    }
+    changes = {"validation": ["EveryEpochs", epochs], "evaluate": {"rehearsal": 0.0, "each": 1.0}}
+    changes |= {"checkpoint_samples": 320, "rows": 2000, "speed": {"bf16": False, "compile": "no"}}
+    one, four = (make_plan(told(**changes), num_processes=n, price_per_hour=None)["prediction"] for n in (1, 4))
+    assert one["validations"] == four["validations"] > 5 and four["samples"] == 4 * one["samples"]
+    assert one["save_seconds"] == four["save_seconds"] > 10
+    with pytest.raises(InputError, match="num_processes: 200 processes take 3200 blocks per step, d has 2000"):
+        make_plan(told(**changes), num_processes=200, price_per_hour=None)
+
+
+def test_where_compiling_does_not_pay_the_runs_own_try_is_in_its_set_up():
+    slow = steady_state([MicroStep(0.0, 0.5, 0.2)] * 20)
+    found = told()["found"] | {"steady": slow, "compile_seconds": [9.0, 6.0]}
+    long = {"auto_speed": True, "total_seconds": 3600.0, "end_seconds": 3600.0, "setup": {"precision": 2.0}}
+    plan = make_plan(told(found=found, **long), num_processes=1, price_per_hour=None)
+    assert plan["speed"]["compile"] == "no" and plan["steady"] is None
+    assert plan["setup"] == {"precision": 2.0, "compiling in the run's probe": 12.0}
+    assert plan["step_seconds"] == pytest.approx(1.0)  # of the eager steps
+    stalled = steady_state([MicroStep(0.0, 0.3, 0.2)] * 19 + [MicroStep(0.0, 9.0, 0.2)])
+    plan = make_plan(told(found=found | {"steady": stalled}, **long), num_processes=1, price_per_hour=None)
+    assert plan["speed"]["compile"] == "whole"  # a stall says nothing of compiling
+
+
+def test_stages_without_time_are_named():
+    found = Found(micro_batch=8)
+    play(shapes(found, {"0.15@1": list, "0.15@2": list}, time.monotonic() - 1), float)
+    assert found.unmeasured == ["0.15@1", "0.15@2"] and not found.relative
+    plan = make_plan(
+        told(found=told()["found"] | {"unmeasured": found.unmeasured}), num_processes=1, price_per_hour=None
+    )
+    assert "no time to measure the stages 0.15@1, 0.15@2" in " ".join(plan_text(plan).split())
+    play(shapes(found, {"0.15@1": list}, time.monotonic() + 60), float)
+    assert found.relative == {"0.15@1": pytest.approx(1.0)}
+
+
+def test_on_a_cpu_weights_that_cannot_fit_are_not_made():
+    rows = [{"own": True, "parameters": 10**9}, {"own": False, "parameters": 10**12}]
+    check_weights_fit(rows, "adamw", 16e9)
+    check_weights_fit([], "adamw", 1.0)  # it brings its own shape
+    with pytest.raises(RunError, match="does not fit into the memory"):
+        check_weights_fit(rows, "adamw", 15.9e9)
+    check_weights_fit(rows, "muon", 12e9)
+
+
 def test_a_plan_says_that_the_probe_failed():
     text = " ".join(plan_text(make_plan(told(failed="exit code 3"), num_processes=1, price_per_hour=None)).split())
     assert "warning the probe failed" in text and "exit code 3" in text and "--probe_seconds" not in text
@@ -324,6 +377,12 @@ def test_validation_markers_checkpoints_and_compiling_cost_their_time():
     assert found.compile_seconds == 6.0  # with the step it happens in
     assert found.samples == found.steps * 48
     assert found.used_seconds <= 100.0
+
+
+def test_what_would_endanger_the_last_save_is_left_out():
+    limits = Limits(total=100.0, end=100.0, checkpoint_every=98.0, markers=(0.985,))
+    found = simulate(costs(), limits, PLAIN, None, block_size=128)
+    assert found.save_seconds == 2.0 and found.used_seconds <= 100.0
 
 
 def test_stages_change_batch_and_speed():
@@ -392,16 +451,37 @@ no_unigram_bias: true
 
 def test_a_recipe_is_filled_in_and_keeps_its_comments():
     values = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "unigram_bias": "false"}
-    text = filled(RECIPE, values | {"model_config": '{"x": 1}', "learning_rate": "1e-3"}, "head")
-    assert "# What it is." in text and "# narrow" in text and "# The batch." in text and text.startswith("# head\n")
+    text = edited(RECIPE, values | {"model_config": '{"x": 1}', "learning_rate": "1e-3"}, whose="the plan")
+    assert "# What it is." in text and "# narrow" in text and "# The batch." in text
+    assert "per_device_train_batch_size: 4  # the plan's; was 16\n" in text
     read = yaml.load(text, yaml.BaseLoader)
     assert read["model_config"] == {"x": "1"} and read["per_device_train_batch_size"] == "4"
     assert read["learning_rate"] == "1e-3" and "no_unigram_bias" not in read and read["hidden_size"] == "64"
 
 
 def test_a_recipe_in_flow_style_is_written_anew():
-    text = filled("{hidden_size: 64, per_device_train_batch_size: 16}", {"per_device_train_batch_size": 4}, "head")
+    text = edited(
+        "{hidden_size: 64, per_device_train_batch_size: 16}", {"per_device_train_batch_size": 4}, whose="the plan"
+    )
     assert yaml.load(text, yaml.BaseLoader) == {"hidden_size": "64", "per_device_train_batch_size": "4"}
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "hidden_size: &w 64\nper_device_train_batch_size: *w\n",
+        "{per_device_train_batch_size: 16,\n hidden_size: 64}\n",
+        "{no_bf16: true, hidden_size: 64}\n",
+        "---\nhidden_size: 64\n...\n",
+    ],
+)
+def test_any_recipe_that_is_read_can_be_filled_in(base):
+    text = edited(base, {"per_device_train_batch_size": 4, "bf16": "true"}, whose="the plan")
+    assert yaml.load(f"# head\n{text}", yaml.BaseLoader) == {
+        "hidden_size": "64",
+        "per_device_train_batch_size": "4",
+        "bf16": "true",
+    }
 
 
 def test_the_sketch_shows_set_up_warm_up_and_stages():

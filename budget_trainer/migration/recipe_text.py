@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from budget_trainer.arguments import GROUPS
-from budget_trainer.migration.convert import TRAIN_SHARDS, as_word, data_command, train_shards
+from budget_trainer.migration.convert import TRAIN_SHARDS, data_command, train_shards
 from budget_trainer.migration.draft import Draft, Entry
 from budget_trainer.migration.original_sweep import Sweep
+from budget_trainer.recipe_edit import scalar
 
 WIDTH = 118
 HEADINGS = (
@@ -115,13 +114,6 @@ def _shell(command: str) -> list[str]:
 def _line(key: str, entry: Entry) -> str:
     line = f"{key}: {scalar(entry.value)}"
     return f"{line}  # {entry.remark}" if entry.remark else line
-
-
-def scalar(value: Any) -> str:
-    """A value as a YAML scalar that the reader of recipes takes back as the same text."""
-    text = as_word(value)
-    plain = re.fullmatch(r"[\w./+-][\w./+,%-]*", text, re.ASCII)
-    return text if plain or not isinstance(value, str) else json.dumps(text, ensure_ascii=False)
 
 
 def write_new(path: Path, text: str) -> None:

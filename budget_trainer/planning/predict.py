@@ -126,10 +126,13 @@ def simulate(
                 now, out.validations = now + costs.evaluate, out.validations + 1
                 out.evaluate_seconds += costs.evaluate
         while passed < len(limits.markers) and share >= limits.markers[passed]:
-            passed, now, out.save_seconds = passed + 1, now + costs.save, out.save_seconds + costs.save
+            passed += 1
+            if now + costs.save + step + costs.reserve <= limits.end:
+                now, out.save_seconds = now + costs.save, out.save_seconds + costs.save
         if (counts := _checkpoints(limits, now, out.samples)) != saved:
             saved = counts
-            now, out.save_seconds = now + costs.checkpoint, out.save_seconds + costs.checkpoint
+            if now + costs.checkpoint + step + costs.reserve <= limits.end:
+                now, out.save_seconds = now + costs.checkpoint, out.save_seconds + costs.checkpoint
         wanted = stages.at(progress)
         if costs.compile and _shape(wanted) not in shapes:
             now, out.compile_seconds = now + costs.compile, out.compile_seconds + costs.compile

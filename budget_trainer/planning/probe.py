@@ -27,7 +27,9 @@ Steps = Callable[[Any, Any], Any]  # of Found and Situation (`schedule`)
 COUNTED_TOKENS = 250_000  # for embedding_init cooccurrence: more are extrapolated ...
 COUNTING_GROWS = 0.44  # ... by this power: 4.1, 6.8 and 10.8 s of a core for 1, 3 and 9 million tokens, 256 wide
 VERIFY_SECONDS = 0.5  # of reading checksums, extrapolated to the run's
+HASHED_PER_SECOND = 1e9  # bytes, where not even one file was read in that time (see setup.VERIFY_SHARE)
 SETTLE_SECONDS = 40.0  # a limit for the probe of precision: too short for it to compile
+STATE_BYTES = {"adafactor": 8, "muon": 12}  # of a parameter in float32, its gradient and states; Adam's: 16
 MEMORY_SHARE = 0.7  # of what is free, on a CPU
 FIRST_STEP_SECONDS = 0.2  # the micro-batch that settles precision takes about this
 USUAL_MFU = 0.3  # for that guess only
@@ -70,6 +72,7 @@ def probe(order: dict[str, Any], told: Told, steps: Steps | None = None) -> None
     from budget_trainer.flops import measure_peak_flops, model_flops_per_token
     from budget_trainer.modeling import parameter_count
     from budget_trainer.planned import compared
+    from budget_trainer.planning.memory import free_bytes
     from budget_trainer.planning.model_shapes import shapes_around
     from budget_trainer.planning.schedule import Ends, usual
     from budget_trainer.precision import settle_speed
@@ -82,6 +85,9 @@ def probe(order: dict[str, Any], told: Told, steps: Steps | None = None) -> None
     recipe = parse_recipe([*order["words"], *overrides(order["folder"])])
     settings = recipe.as_dict()  # as asked: set-up settles some of it
     run = recipe.run
+    trackers: Any = [name for name in run.report_to or [] if name == "tensorboard"]  # others would show it
+    run.report_to = trackers
+    os.environ["TENSORBOARD_LOGGING_DIR"] = f"{order['folder']}/tensorboard"
     launch.prepare(run)
     if engine_name(run) != "single":
         raise InputError(f"plan: it works with one process and no engine ({engine_name(run)}); give --num_processes N")
@@ -99,10 +105,16 @@ def probe(order: dict[str, Any], told: Told, steps: Steps | None = None) -> None
     share = data.verify(VERIFY_SECONDS)
     marks.mark("checksums")
     spent = marks.seconds["checksums"]
-    most = setup.VERIFY_SHARE * recipe.seconds_left(0.0)
-    marks.seconds["checksums"] = min(most, spent / share) if share else most
+    most = min(setup.VERIFY_SHARE * recipe.seconds_left(0.0), channel.timeout_seconds / 2)
+    size = sum(int(file["bytes"]) for split in data.manifest["splits"].values() for file in split["files"])
+    marks.seconds["checksums"] = min(most, spent / share if share else size / HASHED_PER_SECOND)
     told.add(**facts(recipe, settings, data, compared(settings), environment()["hardware"]))
 
+    collator = setup.make_collator(recipe, data)
+    shapes = shapes_around(recipe, data, collator.slots)
+    if run.device.type == "cpu":
+        check_weights_fit(shapes, recipe.optimizer.optimizer_type, MEMORY_SHARE * free_bytes())
+    marks.mark(None)
     counts = recipe.model.embedding_init == "cooccurrence" and recipe.model.model_name_or_path is None
     recipe.model.embedding_init = "normal" if counts else recipe.model.embedding_init
     model = setup.make_model(recipe, data, blocks, channel, resumed=False)
@@ -110,7 +122,6 @@ def probe(order: dict[str, Any], told: Told, steps: Steps | None = None) -> None
     if counts:
         marks.seconds["counted embeddings"] = count_embeddings(model, data, blocks, recipe)
         marks.mark(None)
-    collator = setup.make_collator(recipe, data)
     peak = measure_peak_flops(run.device, precision_of(run), 0.5)
     marks.mark(None)
     marks.seconds["matmul peak"] = min(1.0, 0.005 * recipe.total_seconds)
@@ -120,7 +131,7 @@ def probe(order: dict[str, Any], told: Told, steps: Steps | None = None) -> None
     micro_batch = collator(blocks.__getitems__(range(small)))
     marks.mark(None)
     left = min(recipe.seconds_left(0.0), SETTLE_SECONDS / 0.03)
-    settle_speed(recipe, model, micro_batch, recipe.seconds_left(0.0) - left, None, channel)
+    settle_speed(recipe, model, micro_batch, left, None, channel)
     marks.mark("precision")
     told.add(
         parameters=parameter_count(model),
@@ -130,7 +141,7 @@ def probe(order: dict[str, Any], told: Told, steps: Steps | None = None) -> None
         setup=dict(marks.seconds),
         settled_blocks=small,
         auto_speed=bool(recipe.budget.auto_speed),
-        shapes=shapes_around(recipe, data, collator.slots),
+        shapes=shapes,
     )
     marks.mark(None)
     measure_steps(recipe, data, blocks, model, collator, agreement, peak, marks, told, ends, steps or usual)
@@ -145,6 +156,16 @@ def precision_of(run: Any) -> Any:
     import torch
 
     return torch.bfloat16 if run.bf16 else torch.float16 if run.fp16 else torch.float32
+
+
+def check_weights_fit(shapes: list[dict[str, Any]], optimizer: str, limit_bytes: float) -> None:
+    """Before anything is made of it on a CPU, where what does not fit is not refused but swapped out or killed: weights,
+    gradients and the optimizer's states in float32. RunError where they are above the limit."""
+    from budget_trainer.planning.schedule import NO_ROOM
+
+    own = next((row["parameters"] for row in shapes if row["own"]), 0)
+    if own * STATE_BYTES.get(optimizer, 16) > limit_bytes:
+        raise RunError(NO_ROOM)
 
 
 def compile_kind(recipe: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from budget_trainer.curves import make_curve
-from budget_trainer.errors import RunError
+from budget_trainer.errors import InputError, RunError
 from budget_trainer.planned import FORMAT, machine
 from budget_trainer.planning import sizes
 from budget_trainer.planning.candidates import MicroStep, blocks_per_second, largest_that_fits
@@ -41,8 +41,13 @@ def make_plan(told: Mapping[str, Any], *, num_processes: int, price_per_hour: fl
         block_size=told["block_size"],
         **told["curves"],
     )
+    if told["rows"] < total * num_processes:
+        raise InputError(
+            f"num_processes: {num_processes} processes take {total * num_processes} blocks per step, "
+            f"{told['data']['path']} has {told['rows']}; lower it or per_device_train_batch_size, or prepare more text"
+        )
     compiled = _compiled(told, found)
-    setup = _setup(told, micro_batch, compiled["seconds"])
+    setup = _setup(told, micro_batch, found["compile_seconds"][-1] if found["compile_seconds"] else 0.0)
     rates = {int(size): _rate(told, MicroStep(**step), int(size)) for size, step in found["measured"].items()}
     prediction, costs = _predict(told, found, stages, compiled, setup, micro_batch, num_processes)
     tokens = prediction.tokens
@@ -77,6 +82,7 @@ def make_plan(told: Mapping[str, Any], *, num_processes: int, price_per_hour: fl
         "rounds": found["rounds"],
         "refused": found["refused"],
         "cut_short": found["cut_short"],
+        "unmeasured_stages": found["unmeasured"],
         "probe_failed": told.get("failed"),
         "largest_micro_batch": _largest(found, told),
         "memory_bytes": _peak(found, micro_batch),
@@ -155,7 +161,7 @@ def _predict(
         max_steps=told["max_steps"],
         by_steps=schedule["schedule"] == "step",
         checkpoint_every=told["checkpoint_seconds"],
-        checkpoint_samples=told["checkpoint_samples"],
+        checkpoint_samples=told["checkpoint_samples"] and told["checkpoint_samples"] * num_processes,
         markers=tuple(told["markers"]),
         writes_final=told["writes_final"],
     )
@@ -164,7 +170,7 @@ def _predict(
         costs,
         limits,
         stages,
-        _validation(told["validation"]),
+        _validation(told["validation"], num_processes),
         block_size=told["block_size"],
         num_processes=num_processes,
         curve=curve,
@@ -173,11 +179,14 @@ def _predict(
     return prediction, costs
 
 
-def _validation(told: Any) -> ValidationPlan | None:
+def _validation(told: Any, num_processes: int) -> ValidationPlan | None:
+    """The run's plan; an "epoch" is a shard per process, and the probe was one process."""
     if told is None:
         return None
     kind, values = told
-    return {"EveryShare": EveryShare, "EveryEpochs": EveryEpochs}[kind](**values)
+    if kind == "EveryShare":
+        return EveryShare(**values)
+    return EveryEpochs(**{**values, "samples_per_epoch": values["samples_per_epoch"] * num_processes})
 
 
 def _compiled(told: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,12 +200,13 @@ def _compiled(told: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, An
         return {**none, "step": (found["steady"] or none)["step"]}
     if not found["steady"]:
         return {**none, "kind": kind, "measured": False}
-    step, eager = MicroStep(**found["steady"]["step"]), MicroStep(**found["measured"][str(found["micro_batch"])])
+    steady = found["steady"]
+    step, eager = MicroStep(**steady["typical"]), MicroStep(**found["measured"][str(found["micro_batch"])])
     left = told["end_seconds"]
     probed = told["auto_speed"] and left >= COMPILE_PROBED_FROM_SECONDS
     if probed and (left - times[-1]) / step.seconds(1) < left / eager.seconds(1):
         return {**none, "cold_seconds": times[0]}  # the run's own probe will find it does not pay
-    return {"kind": kind, "seconds": times[-1], "step": vars(step), "cold_seconds": times[0], "measured": True}
+    return {"kind": kind, "seconds": times[-1], "step": steady["step"], "cold_seconds": times[0], "measured": True}
 
 
 def _setup(told: Mapping[str, Any], micro_batch: int, compile_seconds: float) -> dict[str, float]:

@@ -23,7 +23,11 @@ from budget_trainer.planning.measure import Order, Schedule, Taken
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 40
 CACHED = ("fx_codegen_and_compile",)  # torch's name of what its cache saves
-LADDER, TURNS = 0.25, 0.3  # shares of the time that is left when they begin; the steady steps have the rest
+LADDER, TURNS, STAGES = (
+    0.25,
+    0.3,
+    0.5,
+)  # shares of the time that is left when they begin; the steady steps have the rest
 CLOSING_SECONDS = 2.0
 TELL_EVERY_SECONDS, WINDOW_SECONDS = 1.0, 4.0
 NO_ROOM = (
@@ -76,6 +80,7 @@ class Found:
     cut_short: int | None = None  # the first size that the time did not allow to try
     micro_batch: int | None = None
     relative: dict[str, float] = field(default_factory=dict)  # of stages' shapes, work to the first one's
+    unmeasured: list[str] = field(default_factory=list)  # stages' shapes for which there was no time
     steady: list[MicroStep] = field(default_factory=list)  # of `micro_batch` as the run takes them
     compile_seconds: list[float] = field(default_factory=list)  # as measured, and with what is in the cache now
 
@@ -91,7 +96,7 @@ def usual(found: Found, now: Situation) -> Schedule:
     yield from turns(found, now.total, now.workers, now.ends.after(TURNS))
     now.tell()
     if now.others:
-        yield from shapes(found, now.others)
+        yield from shapes(found, now.others, now.ends.after(STAGES))
         now.tell()
     if now.compiles:
         yield from compilation(found)
@@ -192,10 +197,13 @@ def turns(found: Found, total: int | None, workers: int, until: float) -> Schedu
     found.micro_batch = choose(found.measured, total, workers)
 
 
-def shapes(found: Found, collators: Mapping[str, Callable], repeats: int = 3) -> Schedule:
-    """The work of the stages' other shapes beside the first one's, in turns."""
+def shapes(found: Found, collators: Mapping[str, Callable], until: float, repeats: int = 3) -> Schedule:
+    """The work of the stages' other shapes beside the first one's, in turns; what the time does not allow is `unmeasured`."""
     assert found.micro_batch is not None
     for name, collator in collators.items():
+        if time.monotonic() > until:
+            found.unmeasured.append(name)
+            continue
         own, other = [], []
         for number in range(repeats + 1):
             first = _fitting((yield Order(found.micro_batch)), found.micro_batch, "a second time it")
@@ -204,6 +212,8 @@ def shapes(found: Found, collators: Mapping[str, Callable], repeats: int = 3) ->
             if number:
                 own.append(first.step)
                 other.append(second.step)
+                if time.monotonic() > until:
+                    break
         found.relative[name] = typical(other).work / typical(own).work
 
 
@@ -248,8 +258,8 @@ def saved_by_cache() -> float:
 
 
 def steady_state(steps: Sequence[MicroStep]) -> dict[str, Any]:
-    """`step`: the means; `seconds`: of all of them; `slowest` and `fastest`: shares of the mean speed, in windows of
-    WINDOW_SECONDS; both None for less than two windows."""
+    """`step`: the means; `typical`: the medians; `seconds`: of all of them; `slowest` and `fastest`: shares of the mean
+    speed, in windows of WINDOW_SECONDS; both None for less than two windows."""
     whole = sum(step.seconds(1) for step in steps)
     speeds, seconds, count = [], 0.0, 0
     for step in steps:
@@ -260,6 +270,7 @@ def steady_state(steps: Sequence[MicroStep]) -> dict[str, Any]:
     known = len(speeds) > 1
     return {
         "step": vars(mean_step(steps)),
+        "typical": vars(typical(steps)),
         "seconds": whole,
         "slowest": min(speeds) if known else None,
         "fastest": max(speeds) if known else None,
@@ -276,6 +287,7 @@ def as_dict(found: Found) -> dict[str, Any]:
         "cut_short": found.cut_short,
         "micro_batch": found.micro_batch,
         "relative": found.relative,
+        "unmeasured": found.unmeasured,
         "steady": steady_state(found.steady) if found.steady else None,
         "compile_seconds": found.compile_seconds,
     }

@@ -26,6 +26,7 @@ def plan_text(plan: Mapping[str, Any]) -> str:
             f"{plan['micro_batch']} blocks x {plan['gradient_accumulation_steps']} accumulated{_total(plan)}",
         ),
         *_batches(plan),
+        *_stages(plan),
         _line("memory", _memory(plan)),
         _line("computes in", _speed(plan)),
         "",
@@ -160,6 +161,18 @@ def _swing(plan: Mapping[str, Any]) -> list[str]:
     slowest, fastest = steady["slowest"] * rate, steady["fastest"] * rate
     return [
         _line("", f"{slowest:,.0f} to {fastest:,.0f} within the {steady['seconds']:.0f} s that were measured of it")
+    ]
+
+
+def _stages(plan: Mapping[str, Any]) -> list[str]:
+    if not plan["unmeasured_stages"]:
+        return []
+    named = ", ".join(plan["unmeasured_stages"])
+    return [
+        _line(
+            "warning",
+            f"no time to measure the stages {named} (masking rate@parts of a block), taken for as fast as the first",
+        )
     ]
 
 

@@ -262,3 +262,9 @@ def test_a_name_and_a_token_are_enough_to_begin(tmp_path, monkeypatch):
     assert recipe.as_dict()["push_to_hub"] is True and TOKEN not in json.dumps(recipe.as_dict(), default=str)
     with pytest.raises(InputError, match=r"hub_model_id: 'a/b/c' is not a name on the Hub; write user/name"):
         parse_recipe(words({**given, "push_to_hub": True, "hub_model_id": "a/b/c"}))
+
+
+def test_a_no_to_pushing_is_a_no_to_what_belongs_to_it(tmp_path):
+    """A recipe that names its repository can be tried, planned or searched without pushing."""
+    given = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "total_training_time": "1h", "use_cpu": True}
+    assert parse_recipe(words({**given, "hub_model_id": "ada/x", "push_to_hub": False})).push is None

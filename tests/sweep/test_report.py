@@ -338,6 +338,10 @@ def test_values_are_replaced_where_they_stand(tmp_path):
         "curve: cosine\nlearning_rate:\n  1e-3\nseed: 1",
         '"learning_rate": 1e-3\n"curve": cosine\n',
         "---\ncurve: cosine\n...\n",
+        "---\ncurve: cosine\nlearning_rate: 1\n",
+        "\ufeffcurve: cosine\nlearning_rate: 1\n",
+        "curve: &c cosine\nlearning_rate: *c\n",
+        "{seed: 1, learning_rate: 1e-3,\n curve: cosine}\n",
         "curve: >-\n  cosine\n\nlearning_rate: 1",
     ],
 )
