@@ -41,8 +41,9 @@ def devices(use_cpu: bool) -> list[str | None]:
 
 def write_profile(path: Path, use_cpu: bool) -> Path:
     """The launch configuration of every run."""
-    path.write_text(PROFILE.format(cpu=str(use_cpu).lower()), encoding="utf-8")
-    return path
+    aside = path.with_name(f".{path.name}.{os.getpid()}")  # another process may be reading it
+    aside.write_text(PROFILE.format(cpu=str(use_cpu).lower()), encoding="utf-8")
+    return aside.replace(path)
 
 
 def script_path(name: str) -> Path:

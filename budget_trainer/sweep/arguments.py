@@ -70,8 +70,9 @@ class SweepRequest:
         from budget_trainer.migration.original_sweep import is_sweep
 
         if is_sweep(self.text):
-            from budget_trainer.sweep.original import literal_commands, unknown_names
+            from budget_trainer.sweep.original import check_search, literal_commands, unknown_names
 
+            check_search(self.flags)
             unknown = unknown_names(self.text)
             if unknown:  # placeholders, or flags of another script that --init_cmd names: as the original printed them
                 _say(

@@ -38,6 +38,15 @@ def literal_commands(text: str) -> list[list[str]]:
     ]
 
 
+def check_search(flags: dict[str, str]) -> None:
+    """Refuse a search that the original did not have for a file of its own."""
+    if flags.get("search", "grid") != "grid":
+        raise InputError(
+            f"search: {flags['search']!r} is not one of the original's, whose files hold a grid; write a file with "
+            "search, parameters and fixed"
+        )
+
+
 def read_original(text: str, path: Path, flags: dict[str, str], processes: int, dry_run: bool) -> SweepSpec:
     """The sweep that a file of the original describes; `flags` of the command line win.
 
@@ -46,11 +55,7 @@ def read_original(text: str, path: Path, flags: dict[str, str], processes: int, 
     Raises:
         InputError: unknown flags, a search other than grid, hyperparameters that depend on each other here.
     """
-    if flags.get("search", "grid") != "grid":
-        raise InputError(
-            f"search: {flags['search']!r} is not one of the original's, whose files hold a grid; write a file with "
-            "search, parameters and fixed"
-        )
+    check_search(flags)
     grid, default = sections(text)
     if all(name in KEYS for name in [*grid, *default]) and not all(name in FLAGS for name in [*grid, *default]):
         if "data_dir" in flags:

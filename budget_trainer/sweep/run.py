@@ -76,6 +76,7 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
         except (
             SQLAlchemyError,
             StorageInternalError,
+            json.JSONDecodeError,
         ) as error:  # a full disk, a lock that stays, a server that is gone
             reason = " ".join(str(error).split())[:200]
             raise RunError(f"storage: {shown(spec.storage)} failed ({reason}); repeat the command to go on") from error
@@ -186,5 +187,10 @@ def _conclude(spec: SweepSpec, study: Any, clock: BudgetClock, files: list[Path]
         print(path)
     if finished:
         return 0
-    log.error("no trial has finished; the logs beside their folders in %s say why", spec.output_dir)
+    if not trials:
+        log.error(
+            "total_time: set-up left no room in it for a trial of %s; give more", format_duration(spec.trial_seconds)
+        )
+    else:
+        log.error("no trial has finished; the logs beside their folders in %s say why", spec.output_dir)
     return 1

@@ -18,14 +18,15 @@ from budget_trainer.stop_request import StopRequest, signal_name
 from budget_trainer.sweep.record_of import AGAIN, ENDED, ERROR, PLACE, SECONDS, sweep_record
 from budget_trainer.sweep.spec import FIRST_OVERHEAD, SweepSpec
 from budget_trainer.sweep.study import ask, exclusive, lock_path, resume, storage_file, tell
-from budget_trainer.sweep.trial_run import TrialLock, TrialRun, folder_name, remove_models
+from budget_trainer.sweep.trial_run import TrialLock, TrialRun, folder_name, is_trained, remove_models
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 IDLE_SECONDS = 1.0  # between looks for a trial of another process that has ended
 MOST_END_SECONDS, END_SHARE = 5.0, 0.02  # of total_time for the sweep itself, when the last trial has ended
 UNEVEN = 1.1  # the next trial may take so much longer beside its budget than the longest so far
-SAME_FAILURES = 3  # at the beginning: then the sweep is at fault, no single trial
+SAME_FAILURES = 3  # before a first step, and behind the trials that run beside them: then the sweep is at fault
+MOST_SHARES, MOST_BESIDE_SECONDS = 3.0, 3600.0  # a trial that takes so many of its budgets and so much more hangs
 REPORT_PAUSE = 20.0  # times of what the last report took, before the next
 
 
@@ -102,8 +103,9 @@ class Runner:
         """A trial that lost its process, or a new one; None where neither is left."""
         with exclusive(self._lock_path):
             trials = self.study.get_trials(deepcopy=False)
+            fits = self._seconds_left() >= self.spec.trial_seconds + self._overhead(trials)
             for frozen in trials:
-                if frozen.state == TrialState.RUNNING and (lock := self._orphan(frozen)) is not None:
+                if frozen.state == TrialState.RUNNING and (lock := self._orphan(frozen, fits)) is not None:
                     trial = resume(self.spec, self.study, frozen._trial_id)
                     trial.set_user_attr(PLACE, self._place)
                     trial.set_user_attr(AGAIN, True)
@@ -112,7 +114,7 @@ class Runner:
             taken = sum(frozen.state != TrialState.WAITING for frozen in trials)
             if self.spec.limit is not None and taken >= self.spec.limit:
                 return None
-            if self._seconds_left() < self.spec.trial_seconds + self._overhead(trials):
+            if not fits:
                 return None
             trial = ask(self.spec, self.study)
             lock = TrialLock(self.spec.output_dir, trial.number)
@@ -124,14 +126,22 @@ class Runner:
         """Of total_time, for trials."""
         return self.clock.remaining_seconds() - min(MOST_END_SECONDS, END_SHARE * self.spec.total_seconds)
 
-    def _orphan(self, frozen: FrozenTrial) -> TrialLock | None:
-        """The lock of a trial that nobody works on any more; None where somebody does."""
+    def _orphan(self, frozen: FrozenTrial, fits: bool) -> TrialLock | None:
+        """The lock of a trial that nobody works on any more; None where somebody does, or where it does not fit into the time
+        and would have to be trained: a later start with more of it finds the trial as it is."""
         place = frozen.user_attrs.get(PLACE)
         # Without a place: its process was killed between asking and saying whose it is, which only `exclusive` can tell.
         if place != self._place and (place is not None or storage_file(self.spec.storage) is None):
             return None
+        if not fits and ENDED not in frozen.user_attrs and not is_trained(self.spec.output_dir, frozen.number):
+            return None
         lock = TrialLock(self.spec.output_dir, frozen.number)
-        return lock if lock.take() else None
+        if not lock.take():
+            return None
+        if self.study._storage.get_trial(frozen._trial_id).state != TrialState.RUNNING:  # it has just ended
+            lock.release()
+            return None
+        return lock
 
     def _overhead(self, trials: list[FrozenTrial]) -> float:
         """Seconds that a trial takes beside its budget: the most of those that have finished."""
@@ -167,13 +177,15 @@ class Runner:
             self._settle(slot, "finished" if run.value is not None else "failed", run.value, run.error)
         elif self._seconds_left() <= 0:
             self._end(slot, "time", "total_time is over")
+        elif time.monotonic() - running.begin > MOST_SHARES * self.spec.trial_seconds + MOST_BESIDE_SECONDS:
+            self._end(slot, "failed", f"it hangs: {format_duration(time.monotonic() - running.begin)} have passed")
 
     def _end(self, slot: int, how: str, why: str) -> None:
         """Give a trial up. The verdict is noted first: whoever is killed behind it does not run the trial again."""
         running = self._running[slot]
         running.trial.set_user_attr(ENDED, how)
         running.run.kill()
-        self._settle(slot, how, None, None, why)
+        self._settle(slot, how, None, why if how == "failed" else None, why)
 
     def _settle(self, slot: int, how: str, value: float | None, error: str | None, why: str = "") -> None:
         """Record the end of a trial, and free its slot."""
@@ -194,18 +206,25 @@ class Runner:
         log.info("trial %d: %s after %s: %s", trial.number, how, format_duration(seconds), text)
         if how == "failed":
             log.warning("trial %d: its log is %s", trial.number, running.run.log)
-            self._judge_failure(str(error))
+            if not running.run.has_stepped():
+                self._judge_failure(str(error))
         if how == "finished":
             self._drop_models()
         self.report(final=False)
 
     def _judge_failure(self, error: str) -> None:
-        """Stop where the first trials all fail in the same way: that concerns all of them."""
+        """Stop where the first trials all fail in the same way before a step: that concerns all of them.
+
+        Those that run beside them may be better ones: as many failures more are waited for, and none of them may have stepped.
+        """
         self._failures.append(re.sub(r"\d+", "#", error))
+        beside = [running.run for running in self._running.values()]
+        if any(run.has_stepped() for run in beside):
+            return
         done = [
             t for t in self.study.get_trials(deepcopy=False) if t.state in (TrialState.COMPLETE, TrialState.PRUNED)
         ]
-        if not done and len(self._failures) >= SAME_FAILURES and len(set(self._failures)) == 1:
+        if not done and len(self._failures) >= SAME_FAILURES + len(beside) and len(set(self._failures)) == 1:
             raise RunError(
                 f"trials: the first {len(self._failures)} all failed in the same way ({error}); mend that, then begin in "
                 "another output_dir"

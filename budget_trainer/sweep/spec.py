@@ -20,6 +20,7 @@ from budget_trainer.sweep.space import Space, as_flag, grid_size, read_space
 from budget_trainer.watch_checks import EPOCHS, PROPORTIONS, parse_share
 
 SEARCHES = ("grid", "random", "tpe", "successive_halving", "hyperband")
+MOST_POINTS = 10_000  # of a grid
 HALVING = ("successive_halving", "hyperband")
 KEYS = """search recipe script fixed parameters objective total_time time_per_trial trials parallel_trials
 accelerate_config seed prune_at storage output_dir job_name keep_models""".split()
@@ -36,6 +37,7 @@ OWN = {
 }
 VALIDATION = ("validate_every", *EPOCHS, *PROPORTIONS)  # said by prune_at, where there is one
 WHOLE = 1000  # a share of a trial's budget is Optuna's step in thousandths
+START_SECONDS = 10.0  # of the sweep itself: imports, checks, the end
 FIRST_OVERHEAD = 10.0  # seconds: a guess at starting and evaluating a trial, until one was measured
 DEFAULT_SHARES = {"grid": "", "random": "0.25,0.5", "tpe": "0.25,0.5", "successive_halving": "0.125,0.25,0.5"}
 
@@ -76,9 +78,10 @@ class SweepSpec:
 
     @property
     def exhaustive(self) -> bool:
-        """Whether a halving search goes through a grid: where all its points may be tried, none is tried twice."""
+        """Whether a halving search goes through a grid, so that no point is tried twice. `trials` may change between two
+        starts, and is no part of it."""
         size = grid_size(self.space)
-        return self.search in HALVING and size is not None and (self.trials is None or self.trials >= size)
+        return self.search in HALVING and size is not None and size <= MOST_POINTS
 
     def words(self, parameters: dict[str, Any]) -> list[str]:
         """The flags of a trial that are not the sweep's own."""
@@ -112,19 +115,24 @@ def make_spec(content: dict[str, Any], space: Space, fixed: dict[str, Any], stem
         raise InputError(f"search: {search!r} is unknown; {fix}")
     if search == "grid":
         for name, dimension in space.items():
-            if dimension.points() is None:
+            if dimension.count() is None:
                 raise InputError(
                     f"{name}: a range without step, and a grid needs points; add step, or list the values"
                 )
+        if (size := grid_size(space) or 0) > MOST_POINTS:
+            raise InputError(
+                f"search: a grid of {size:,} points, more than {MOST_POINTS:,}; larger steps, or random or tpe"
+            )
     if "time_per_trial" not in content:
         raise InputError("time_per_trial: missing; add the budget of each trial, such as 30m")
     trial_seconds = parse_duration(content["time_per_trial"], "time_per_trial")
     total = parse_duration(content["total_time"], "total_time") if "total_time" in content else math.inf
-    if total < trial_seconds + FIRST_OVERHEAD and not dry_run:
-        least = format_duration(trial_seconds + FIRST_OVERHEAD)
+    if total < trial_seconds + FIRST_OVERHEAD + START_SECONDS and not dry_run:
+        beside = FIRST_OVERHEAD + START_SECONDS
         raise InputError(
             f"total_time: {content['total_time']} is smaller than one trial (time_per_trial {content['time_per_trial']}, "
-            f"and about {FIRST_OVERHEAD:.0f}s to start and evaluate it); give {least} or more, or lower time_per_trial"
+            f"and about {beside:.0f}s to start and evaluate it); give {format_duration(trial_seconds + beside)} or more, "
+            "or lower time_per_trial"
         )
     if "output_dir" not in content:
         raise InputError("output_dir: missing; add --output_dir with a folder for this sweep")

@@ -18,7 +18,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from budget_trainer.errors import InputError
 from budget_trainer.sweep.space import combinations
@@ -85,12 +85,36 @@ def open_storage(url: str) -> BaseStorage:
     file = storage_file(url)
     try:
         if file is not None and url.startswith("journal:"):
+            _drop_half_line(file)
             return JournalStorage(JournalFileBackend(str(file)))
         arguments = {"connect_args": {"timeout": BUSY_SECONDS}} if file is not None else None
         return RDBStorage(url, engine_kwargs=arguments)
     except Exception as error:  # of SQLAlchemy, its drivers, alembic and JSON: a storage that cannot be used
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"storage: {shown(url)} cannot be used ({reason}); give one that can") from None
+
+
+def _drop_half_line(journal: Path) -> None:
+    """Take away the record that a full disk or a power cut has left half written: the next one would be glued to it, and
+    nothing behind that could be read."""
+    if not journal.is_file():
+        return
+    lock = JournalFileSymlinkLock(str(journal))  # as those who write
+    lock.acquire()
+    try:
+        with journal.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            size = min(end, 2**16)
+            while True:
+                file.seek(end - size)
+                kept = file.read(size).rfind(b"\n") + 1
+                if kept or size == end:
+                    break
+                size = min(end, 16 * size)
+            if kept < size:
+                file.truncate(end - size + kept)
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -91,6 +91,11 @@ class TrialRun:
         """What the pinned evaluation gave at steps (thousandths of the budget) since the last call."""
         return self._progress.read()
 
+    def has_stepped(self) -> bool:
+        """Whether its training came as far as a step."""
+        progress = self.folder / run_folder.PROGRESS
+        return progress.is_file() and progress.stat().st_size > 0
+
     def poll(self) -> None:
         """See whether the process has ended, and what follows from that."""
         if self._child is None or self._child.returncode is None:
@@ -109,12 +114,7 @@ class TrialRun:
         return evaluation if isinstance(evaluation, dict) else None
 
     def _report(self) -> dict[str, Any]:
-        """`run_report.json`; empty where there is none."""
-        try:
-            report = json.loads((self.folder / run_folder.REPORT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return report if isinstance(report, dict) else {}
+        return _report_in(self.folder)
 
     def _trained(self) -> None:
         """The training is finished: its evaluation is the objective, or the model goes to GLUE."""
@@ -160,6 +160,21 @@ class TrialRun:
     def clear(self) -> None:
         """Remove what takes room from a trial that has ended without a result: models, checkpoints, what is held free."""
         remove_models(self.folder)
+
+
+def is_trained(output_dir: Path, number: int) -> bool:
+    """Whether nothing but the evaluation, or the word that it has finished, is missing of a trial."""
+    folder = output_dir / folder_name(number)
+    return run_folder.awaits_evaluation(folder) or isinstance(_report_in(folder).get("evaluation"), dict)
+
+
+def _report_in(folder: Path) -> dict[str, Any]:
+    """`run_report.json`; empty where there is none."""
+    try:
+        report = json.loads((folder / run_folder.REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) else {}
 
 
 def remove_models(folder: Path) -> None:

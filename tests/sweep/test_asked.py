@@ -79,6 +79,11 @@ def spec_of(tmp_path, content, *argv):
 # ---- the original's form ----
 
 
+def test_another_search_of_the_originals_file_is_refused_in_a_dry_run_too(answer):
+    code, lines, error = answer(README, "--dry_run", "--search_type", "nonsense")
+    assert code == 2 and not lines and error.startswith("error: search: 'nonsense' is not one of the original's")
+
+
 def test_the_originals_example_gives_its_four_commands(answer):
     code, lines, error = answer(README, "--dry_run")
     head = "accelerate launch train_mlm.py"
@@ -227,6 +232,25 @@ def test_a_halving_search_begins_in_the_middle_and_tries_all_of_the_grid(tmp_pat
     tried = [ask(spec, study).params for _ in range(10)]
     assert tried[0] == {"learning_rate": 3e-3, "curve": "linear"}
     assert len({tuple(sorted(point.items())) for point in tried}) == 10
+
+
+def test_more_or_fewer_trials_do_not_change_what_a_halving_search_tries(tmp_path):
+    changes = {"search": "hyperband", "parameters": {"seed": [1, 2, 3, 4]}}
+    points = []
+    for trials in (2, 4):
+        spec = spec_of(tmp_path, {**OURS, **changes, "trials": trials})
+        study = optuna.create_study()
+        points.append([ask(spec, study).params["seed"] for _ in range(2)])
+        assert spec.limit == trials
+    assert points[0] == points[1]
+
+
+def test_a_grid_that_no_list_holds(tmp_path):
+    wide = {**OURS, "parameters": {"seed": {"low": 0, "high": 2_000_000_000}}}
+    spec = spec_of(tmp_path, {**wide, "search": "successive_halving"})
+    assert type(make_sampler(spec, 0)).__name__ == "RandomSampler" and spec.limit == 12
+    with pytest.raises(InputError, match="search: a grid of 2,000,000,001 points, more than 10,000"):
+        spec_of(tmp_path, {**wide, "search": "grid"})
 
 
 def test_evaluations_are_read_from_progress(tmp_path):
