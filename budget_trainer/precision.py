@@ -8,6 +8,7 @@ built, because Accelerator fixes the precision.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import time
@@ -87,7 +88,9 @@ def settle_speed(
 
 
 def most_steps(costs: Mapping[Speed, Cost], remaining_seconds: float) -> Speed:
-    """The way that takes the most steps in the time that is left; the first one of equals."""
+    """The way that takes the most steps in the time that is left (without end: the fastest); the first one of equals."""
+    if math.isinf(remaining_seconds):
+        return min(costs, key=lambda speed: costs[speed].step)
     return max(costs, key=lambda speed: (remaining_seconds - costs[speed].compile) / costs[speed].step)
 
 

@@ -28,7 +28,16 @@ from budget_trainer.planning.memory import free_bytes, peak_bytes, reset_peak
 from budget_trainer.planning.predict import Costs, Limits, simulate
 from budget_trainer.planning.probe import check_weights_fit, planned_error
 from budget_trainer.planning.result import make_plan, repeats
-from budget_trainer.planning.schedule import Found, compilation, ladder, shapes, steady, steady_state, turns
+from budget_trainer.planning.schedule import (
+    Found,
+    compilation,
+    compile_seconds,
+    ladder,
+    shapes,
+    steady,
+    steady_state,
+    turns,
+)
 from budget_trainer.planning.sizes import judge, neighbours
 from budget_trainer.planning.text import plan_text, sketch
 from budget_trainer.recipe_edit import edited
@@ -151,10 +160,12 @@ def test_a_size_that_fails_in_the_turns_is_not_chosen():
 
 def test_the_rest_of_the_time_goes_to_steps_as_the_run_takes_them():
     found, told_of, begin = Found(micro_batch=8), [], time.monotonic()
-    play(compilation(found), float, seconds=lambda size: [5.0, 0.5][bool(told_of.append(size) or len(told_of) > 1)])
-    assert found.compile_seconds[0] == 4.5 and told_of == [8, 8]
-    play(steady(found, begin + 0.2, True, lambda: told_of.append(len(found.steady))), float)
-    assert begin + 0.2 <= time.monotonic() and len(found.steady) > 2 and told_of[2:] == [1]  # and not at every step
+    assert play(compilation(found), float, seconds=lambda size: 5.0) == [8] and compile_seconds(found) == []
+    play(steady(found, begin + 0.2, True, lambda: told_of.append(len(found.steady))), float, seconds=lambda size: 5e-4)
+    assert begin + 0.19 <= time.monotonic() and len(found.steady) > 2 and told_of == [1]  # and not at every step
+    assert compile_seconds(found) == pytest.approx([4.9995, 4.9995])
+    found.saved = 3.0
+    assert compile_seconds(found) == [4.9995, pytest.approx(1.9995)]
     with pytest.raises(RunError, match="once more it does not"):
         play(steady(found, begin, True, list), float, fits=lambda size: False)
 
@@ -341,6 +352,12 @@ def test_where_compiling_does_not_pay_the_runs_own_try_is_in_its_set_up():
     stalled = steady_state([MicroStep(0.0, 0.3, 0.2)] * 19 + [MicroStep(0.0, 9.0, 0.2)])
     plan = make_plan(told(found=found | {"steady": stalled}, **long), num_processes=1, price_per_hour=None)
     assert plan["speed"]["compile"] == "whole"  # a stall says nothing of compiling
+    endless = {**long, "total_seconds": math.inf, "end_seconds": math.inf, "max_steps": 50}
+    kinds = [
+        make_plan(told(found=found | {"steady": state}, **endless), num_processes=1, price_per_hour=None)["speed"]
+        for state in (slow, stalled)
+    ]
+    assert [kind["compile"] for kind in kinds] == ["no", "whole"]  # as the run, which then takes the faster way
 
 
 def test_stages_without_time_are_named():

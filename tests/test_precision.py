@@ -1,6 +1,7 @@
 """What the probe of bf16 and torch.compile decides, and that it leaves no trace."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -137,6 +138,13 @@ def test_a_resumed_job_keeps_what_was_settled(tmp_path, costs):
         precision.settle_speed(recipe, None, {}, recipe.seconds_left(0.0), checkpoint, ControlChannel()) == remembered
     )
     assert not recipe.run.bf16
+
+
+def test_without_an_end_the_faster_way_is_taken(tmp_path, costs):
+    costs.update({BF16: Cost(2.0), FP32: Cost(1.0), REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)})
+    recipe = recipe_of(tmp_path, bf16="true", torch_compile="true", auto_speed="true")
+    precision.settle_speed(recipe, None, {}, math.inf, None, ControlChannel())
+    assert recipe.run.torch_compile and not recipe.budget.regional_compile
 
 
 def test_no_compiler_no_compiling(tmp_path, costs, monkeypatch):

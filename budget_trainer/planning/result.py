@@ -204,7 +204,10 @@ def _compiled(told: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, An
     step, eager = MicroStep(**steady["typical"]), MicroStep(**found["measured"][str(found["micro_batch"])])
     left = told["end_seconds"]
     probed = told["auto_speed"] and left >= COMPILE_PROBED_FROM_SECONDS
-    if probed and (left - times[-1]) / step.seconds(1) < left / eager.seconds(1):
+    gains = step.seconds(1) < eager.seconds(1)
+    if math.isfinite(left):
+        gains = (left - times[-1]) / step.seconds(1) > left / eager.seconds(1)
+    if probed and not gains:
         return {**none, "cold_seconds": times[0]}  # the run's own probe will find it does not pay
     return {"kind": kind, "seconds": times[-1], "step": steady["step"], "cold_seconds": times[0], "measured": True}
 

@@ -82,7 +82,8 @@ class Found:
     relative: dict[str, float] = field(default_factory=dict)  # of stages' shapes, work to the first one's
     unmeasured: list[str] = field(default_factory=list)  # stages' shapes for which there was no time
     steady: list[MicroStep] = field(default_factory=list)  # of `micro_batch` as the run takes them
-    compile_seconds: list[float] = field(default_factory=list)  # as measured, and with what is in the cache now
+    compiling: float | None = None  # the first compiled step
+    saved: float = 0.0  # of it, by what is in the cache now
 
 
 def usual(found: Found, now: Situation) -> Schedule:
@@ -218,14 +219,10 @@ def shapes(found: Found, collators: Mapping[str, Callable], until: float, repeat
 
 
 def compilation(found: Found) -> Schedule:
-    """The first two compiled steps of the chosen size: the first one compiles; sets `compile_seconds`."""
+    """The first compiled step of the chosen size, which compiles."""
     assert found.micro_batch is not None
-    taken = []
-    for _ in range(2):
-        one = _fitting((yield Order(found.micro_batch, eager=False)), found.micro_batch, "compiled it")
-        taken.append(one.step.seconds(1))
-    cold = max(0.0, taken[0] - taken[1])
-    found.compile_seconds = [cold, max(0.0, cold - saved_by_cache())]
+    taken = _fitting((yield Order(found.micro_batch, eager=False)), found.micro_batch, "compiled it")
+    found.compiling, found.saved = taken.step.seconds(1), saved_by_cache()
 
 
 def steady(found: Found, until: float, compiles: bool, say: Callable[[], None]) -> Schedule:
@@ -242,6 +239,14 @@ def steady(found: Found, until: float, compiles: bool, say: Callable[[], None]) 
             say()
         if now + taken.step.seconds(1) > until:
             break
+
+
+def compile_seconds(found: Found) -> list[float]:
+    """As measured, and with what is in the cache now; empty where it is not known."""
+    if found.compiling is None or not found.steady:
+        return []
+    cold = max(0.0, found.compiling - typical(found.steady).seconds(1))
+    return [cold, max(0.0, cold - found.saved)]
 
 
 def saved_by_cache() -> float:
@@ -289,5 +294,5 @@ def as_dict(found: Found) -> dict[str, Any]:
         "relative": found.relative,
         "unmeasured": found.unmeasured,
         "steady": steady_state(found.steady) if found.steady else None,
-        "compile_seconds": found.compile_seconds,
+        "compile_seconds": compile_seconds(found),
     }

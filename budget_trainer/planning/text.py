@@ -115,7 +115,7 @@ def _batches(plan: Mapping[str, Any]) -> list[str]:
         f"{size}: {row['tokens_per_second']:,.0f}{' <-' if size == plan['micro_batch'] else ''}"
         for size, row in plan["measured"].items()
     )
-    how = "eager, " if plan["compile"]["step"] else ""
+    how = "eager, " if plan["speed"]["compile"] != "no" else ""
     lines = [_line("  tried, tokens/s", f"{text} ({how}medians of {plan['rounds']} in turns)")]
     if plan["cut_short"]:
         lines.append(

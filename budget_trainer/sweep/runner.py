@@ -18,7 +18,7 @@ from budget_trainer.stop_request import StopRequest, signal_name
 from budget_trainer.sweep.record_of import AGAIN, ENDED, ERROR, PLACE, SECONDS, sweep_record
 from budget_trainer.sweep.spec import FIRST_OVERHEAD, SweepSpec
 from budget_trainer.sweep.study import ask, exclusive, lock_path, resume, storage_file, tell
-from budget_trainer.sweep.trial_run import TrialLock, TrialRun, folder_name, is_trained, remove_models
+from budget_trainer.sweep.trial_run import TrialLock, TrialRun, folder_name, is_evaluated, is_trained, remove_models
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
@@ -26,7 +26,7 @@ IDLE_SECONDS = 1.0  # between looks for a trial of another process that has ende
 MOST_END_SECONDS, END_SHARE = 5.0, 0.02  # of total_time for the sweep itself, when the last trial has ended
 UNEVEN = 1.1  # the next trial may take so much longer beside its budget than the longest so far
 SAME_FAILURES = 3  # before a first step, and behind the trials that run beside them: then the sweep is at fault
-MOST_SHARES, MOST_BESIDE_SECONDS = 3.0, 3600.0  # a trial that takes so many of its budgets and so much more hangs
+MOST_SHARES, MOST_BESIDE = 3.0, 3600.0  # a training that takes so many of its budgets, and so many seconds more, hangs
 REPORT_PAUSE = 20.0  # times of what the last report took, before the next
 
 
@@ -133,7 +133,7 @@ class Runner:
         # Without a place: its process was killed between asking and saying whose it is, which only `exclusive` can tell.
         if place != self._place and (place is not None or storage_file(self.spec.storage) is None):
             return None
-        if not fits and ENDED not in frozen.user_attrs and not is_trained(self.spec.output_dir, frozen.number):
+        if not fits and not self._needs_no_training(frozen):
             return None
         lock = TrialLock(self.spec.output_dir, frozen.number)
         if not lock.take():
@@ -142,6 +142,14 @@ class Runner:
             lock.release()
             return None
         return lock
+
+    def _needs_no_training(self, frozen: FrozenTrial) -> bool:
+        """Whether its end is known, or what is missing behind its training can still be made up for."""
+        if ENDED in frozen.user_attrs or (
+            self.spec.objective.task is None and is_evaluated(self.spec.output_dir, frozen.number)
+        ):
+            return True
+        return self._seconds_left() > 0 and is_trained(self.spec.output_dir, frozen.number)
 
     def _overhead(self, trials: list[FrozenTrial]) -> float:
         """Seconds that a trial takes beside its budget: the most of those that have finished."""
@@ -177,12 +185,17 @@ class Runner:
             self._settle(slot, "finished" if run.value is not None else "failed", run.value, run.error)
         elif self._seconds_left() <= 0:
             self._end(slot, "time", "total_time is over")
-        elif time.monotonic() - running.begin > MOST_SHARES * self.spec.trial_seconds + MOST_BESIDE_SECONDS:
+        elif (
+            not run.is_scored()
+            and time.monotonic() - running.begin > MOST_SHARES * self.spec.trial_seconds + MOST_BESIDE
+        ):
             self._end(slot, "failed", f"it hangs: {format_duration(time.monotonic() - running.begin)} have passed")
 
     def _end(self, slot: int, how: str, why: str) -> None:
         """Give a trial up. The verdict is noted first: whoever is killed behind it does not run the trial again."""
         running = self._running[slot]
+        if how == "failed":
+            running.trial.set_user_attr(ERROR, why)
         running.trial.set_user_attr(ENDED, how)
         running.run.kill()
         self._settle(slot, how, None, why if how == "failed" else None, why)
@@ -206,19 +219,20 @@ class Runner:
         log.info("trial %d: %s after %s: %s", trial.number, how, format_duration(seconds), text)
         if how == "failed":
             log.warning("trial %d: its log is %s", trial.number, running.run.log)
-            if not running.run.has_stepped():
-                self._judge_failure(str(error))
+            if running.run.is_scored() or not running.run.has_stepped():
+                self._judge_failure(str(error), running.run.is_scored())
         if how == "finished":
             self._drop_models()
         self.report(final=False)
 
-    def _judge_failure(self, error: str) -> None:
-        """Stop where the first trials all fail in the same way before a step: that concerns all of them.
+    def _judge_failure(self, error: str, scored: bool = False) -> None:
+        """Stop where the first trials all fail in the same way, before a step or behind the training: that concerns all.
 
-        Those that run beside them may be better ones: as many failures more are waited for, and none of them may have stepped.
+        Those that run beside the first may be better ones: as many failures more are waited for, and none of them may have
+        stepped.
         """
         self._failures.append(re.sub(r"\d+", "#", error))
-        beside = [running.run for running in self._running.values()]
+        beside = [] if scored else [running.run for running in self._running.values()]
         if any(run.has_stepped() for run in beside):
             return
         done = [

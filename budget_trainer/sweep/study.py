@@ -85,6 +85,7 @@ def open_storage(url: str) -> BaseStorage:
     file = storage_file(url)
     try:
         if file is not None and url.startswith("journal:"):
+            file = file.absolute()  # the lock is a link to it: a relative one would point elsewhere
             _drop_half_line(file)
             return JournalStorage(JournalFileBackend(str(file)))
         arguments = {"connect_args": {"timeout": BUSY_SECONDS}} if file is not None else None

@@ -96,12 +96,16 @@ class TrialRun:
         progress = self.folder / run_folder.PROGRESS
         return progress.is_file() and progress.stat().st_size > 0
 
+    def is_scored(self) -> bool:
+        """Whether its training is behind it, and GLUE's has begun."""
+        return (self.folder / GLUE).exists()
+
     def poll(self) -> None:
         """See whether the process has ended, and what follows from that."""
         if self._child is None or self._child.returncode is None:
             return
         child, self._child = self._child, None
-        if (self.folder / GLUE).exists():
+        if self.is_scored():
             self._scored(child)
         elif self._evaluation() is None:
             self.done, self.error = True, self._why(child)
@@ -163,9 +167,13 @@ class TrialRun:
 
 
 def is_trained(output_dir: Path, number: int) -> bool:
-    """Whether nothing but the evaluation, or the word that it has finished, is missing of a trial."""
-    folder = output_dir / folder_name(number)
-    return run_folder.awaits_evaluation(folder) or isinstance(_report_in(folder).get("evaluation"), dict)
+    """Whether the training of a trial is finished: what follows it may be missing."""
+    return is_evaluated(output_dir, number) or run_folder.awaits_evaluation(output_dir / folder_name(number))
+
+
+def is_evaluated(output_dir: Path, number: int) -> bool:
+    """Whether a trial is finished but for its score on GLUE, where that is the objective, and for the word."""
+    return isinstance(_report_in(output_dir / folder_name(number)).get("evaluation"), dict)
 
 
 def _report_in(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,9 @@ def runner_of(folder, study=None, **trials):
     """A runner of the study with these trials under way: name and whether it has made a step."""
     (folder / "locks").mkdir()
     runner = Runner.__new__(Runner)
-    runner.spec = SimpleNamespace(output_dir=folder, storage=f"sqlite:///{folder}/study.db")
+    objective = SimpleNamespace(task=None)
+    runner.spec = SimpleNamespace(output_dir=folder, storage=f"sqlite:///{folder}/study.db", objective=objective)
+    runner._seconds_left = lambda: 0.0  # total_time is over
     runner.study, runner._place, runner._failures = study or optuna.create_study(), "here", []
     runner._running = {
         name: SimpleNamespace(run=SimpleNamespace(has_stepped=lambda stepped=stepped: stepped))
@@ -45,7 +47,14 @@ def test_a_trial_that_lost_its_process_is_taken_where_it_can_be_ended(tmp_path):
     lock = runner._orphan(frozen, fits=False)  # only the word is missing
     assert lock is not None
     lock.release()
+    runner.spec.objective.task = "CoLA"  # ... and a fine-tuning, for which there is time or not
+    assert runner._orphan(frozen, fits=False) is None
+    runner._seconds_left = lambda: 1.0
+    lock = runner._orphan(frozen, fits=False)
+    assert lock is not None
+    lock.release()
     (folder / "run_report.json").unlink()
+    assert runner._orphan(frozen, fits=False) is None
     trial.set_user_attr(ENDED, "pruned")
     assert runner._orphan(study.get_trials()[-1], fits=False) is not None
 
@@ -80,7 +89,34 @@ def test_trials_beside_the_failing_ones_are_not_lost(tmp_path):
         failures(runner, "no memory")
 
 
-@pytest.mark.parametrize("torn", [b'{"op_code": 4, "wor', b"", b"x" * 200_000])
+def test_the_same_failure_behind_the_trainings_ends_a_sweep_too(tmp_path):
+    runner = runner_of(tmp_path, one=True)
+    runner._judge_failure("CoLA: no memory", scored=True)
+    runner._judge_failure("CoLA: no memory", scored=True)
+    with pytest.raises(RunError, match="the first 3 all failed"):
+        runner._judge_failure("CoLA: no memory", scored=True)
+
+
+def test_a_journal_named_from_here_survives_a_killed_writer(tmp_path, monkeypatch):
+    """Optuna's lock is a link to the file as it was named, and whoever waits for a dead holder's looks behind it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    optuna.create_study(storage=open_storage("journal:out/s.log"), study_name="s")
+    (link,) = _links_while_locked("out/s.log", tmp_path / "out")
+    assert link.is_absolute() and link.exists()
+
+
+def _links_while_locked(name, folder):
+    storage = open_storage(f"journal:{name}")
+    lock = storage._backend._lock
+    lock.acquire()
+    try:
+        return [path.readlink() for path in folder.iterdir() if path.is_symlink()]
+    finally:
+        lock.release()
+
+
+@pytest.mark.parametrize("torn", [b'{"op_code": 4, "wor', b"x" * 200_000])
 def test_half_a_record_of_a_journal_is_taken_away(tmp_path, torn):
     url = f"journal:{tmp_path / 'study.log'}"
     study = optuna.create_study(storage=open_storage(url), study_name="s")
