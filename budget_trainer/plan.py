@@ -26,6 +26,7 @@ import yaml
 
 from budget_trainer.command import Parser, run_command
 from budget_trainer.errors import InputError
+from budget_trainer.recipe_edit import edited, load, opposite
 
 PROBE_SECONDS = 60.0
 PARENT_SECONDS = 1.0  # of the probe's time, for starting it and for the account
@@ -117,8 +118,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_budget(recipe: Path) -> None:
-    from budget_trainer.recipe_edit import load
-
     try:
         content = load(recipe.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError):
@@ -129,8 +128,6 @@ def _check_budget(recipe: Path) -> None:
 
 def _disk(words: Sequence[str]) -> str | None:
     """Where the run will save, as far as that is there: saving is timed on that disk."""
-    from budget_trainer.recipe_edit import load
-
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # the probe says what is wrong with the recipe
         named = {**load(Path(words[0]).read_text(encoding="utf-8-sig")), **_words(words[1:])}.get("output_dir")
         path = Path(str(named)).resolve()
@@ -142,7 +139,6 @@ def _disk(words: Sequence[str]) -> str | None:
 def _store(args: argparse.Namespace, plan: dict[str, Any]) -> None:
     """Picture, JSON and recipe, and the command that runs it."""
     from budget_trainer.planning.picture import draw_plan
-    from budget_trainer.recipe_edit import edited
     from budget_trainer.report import write_json_atomic
 
     draw_plan(plan, args.picture)
@@ -158,8 +154,8 @@ def _store(args: argparse.Namespace, plan: dict[str, Any]) -> None:
             "plan": _beside(args.write).name,
         }
         head = f"# Filled in by budget_trainer.plan from {args.recipe.name}, {plan['made_at']}; "
-        head += f"processes: {plan['num_processes']}."
-        text = f"{head}\n{edited(args.recipe.read_text(encoding='utf-8-sig'), values, whose='the plan')}"
+        head += f"processes: {plan['num_processes']}.\n"
+        text = edited(args.recipe.read_text(encoding="utf-8-sig"), values, whose="the plan", head=head)
         write_json_atomic(_beside(args.write), plan)
         aside = args.write.with_name(f".{args.write.name}.tmp")
         aside.write_text(text, encoding="utf-8")
@@ -189,9 +185,8 @@ def _words(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         if (flag := _flag(word)) is not None:
             name, bare = flag, "=" not in word
-            opposite = name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"
             values.pop(name, None)
-            values.pop(opposite, None)
+            values.pop(opposite(name), None)
             values[name] = "true" if bare else word.partition("=")[2]
         elif name is not None:
             values[name] = word if bare else f"{values[name]} {word}"

@@ -10,24 +10,27 @@ from typing import Any
 
 import yaml
 
+WIDTH = 118  # of comments
 
-def edited(base: str, values: Mapping[str, Any], left_out: Collection[str] = (), *, whose: str) -> str:
-    """`base` with `values` where its keys stand or at its end, without `left_out`; `whose` they are is said beside them.
 
-    A value replaces `no_` of its key too, and the other way round: the same flag. A base that is not written a key to a line
-    (flow style, anchors) is written anew, without its comments.
+def edited(base: str, values: Mapping[str, Any], left_out: Collection[str] = (), *, whose: str, head: str = "") -> str:
+    """`head` (comments, and keys that `base` loses), then `base` with `values` where its keys stand or at its end.
+
+    Keys of `left_out` are dropped; `whose` the values are is said beside them. A value replaces `no_` of its key too, and
+    the other way round: the same flag. A base that is not written a key to a line (flow style, anchors), or that cannot stand
+    behind `head`, is written anew, without its comments.
     """
     expected = load(base)
     for name, value in values.items():
-        expected.pop(_opposite(name), None)
+        expected.pop(opposite(name), None)
         expected[name] = _read_back(value)
     expected = {name: value for name, value in expected.items() if name not in left_out}
     try:
-        text = _by_line(base, values, left_out, whose)
-        right = load(text) == expected
+        text = head + _by_line(base, values, left_out, whose)
+        right = load(text) == {**load(head), **expected}
     except (yaml.YAMLError, IndexError):  # several keys in a line, or keys that need others
         text, right = "", False
-    return text if right else "".join(f"{name}: {scalar(value)}\n" for name, value in expected.items())
+    return text if right else head + "".join(f"{name}: {scalar(value)}\n" for name, value in expected.items())
 
 
 def load(text: str) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def scalar(value: Any) -> str:
     return text if plain or not isinstance(value, str) else json.dumps(text, ensure_ascii=False)
 
 
-def _opposite(name: str) -> str:
+def opposite(name: str) -> str:
     """`no_bf16` of `bf16`, and the other way round."""
     return name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"
 
@@ -65,7 +68,7 @@ def _by_line(base: str, values: Mapping[str, Any], left_out: Collection[str], wh
     for name, (first, last) in sorted(places.items(), key=lambda place: -place[1][0]):
         if name in values:
             lines[first : last + 1] = [_replaced(name, values[name], lines[first : last + 1], whose)]
-        elif name in left_out or any(_opposite(other) == name for other in values):
+        elif name in left_out or any(opposite(other) == name for other in values):
             del lines[first : last + 1]
     new = [name for name in values if name not in places]
     if new:

@@ -61,7 +61,7 @@ def test_the_recipe_runs_as_it_is_and_the_report_has_planned_and_did(planned, tm
     assert compared["same_machine"]
     assert compared["tokens"]["did"] == account["tokens"] and compared["steps"]["did"] == account["steps"]
     # Other work between plan and run has cost more than half (0.47 was seen): the figure is that of benchmarks/planner.py,
-    # and what follows from given measurements is tested in test_plan_parts.
+    # and what follows from given measurements is tested in test_plan_parts and test_probe_parts.
     assert 1 / 3 < compared["tokens"]["did"] / compared["tokens"]["planned"] < 3
     assert "planned " in done.stdout and "planned and did" in (tmp_path / "run" / "final" / "README.md").read_text()
 

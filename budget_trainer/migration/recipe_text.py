@@ -13,9 +13,8 @@ from budget_trainer.arguments import GROUPS
 from budget_trainer.migration.convert import TRAIN_SHARDS, data_command, train_shards
 from budget_trainer.migration.draft import Draft, Entry
 from budget_trainer.migration.original_sweep import Sweep
-from budget_trainer.recipe_edit import scalar
+from budget_trainer.recipe_edit import WIDTH, scalar
 
-WIDTH = 118
 HEADINGS = (
     "Model.",
     "Data and masking.",

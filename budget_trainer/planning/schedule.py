@@ -23,11 +23,8 @@ from budget_trainer.planning.measure import Order, Schedule, Taken
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 40
 CACHED = ("fx_codegen_and_compile",)  # torch's name of what its cache saves
-LADDER, TURNS, STAGES = (
-    0.25,
-    0.3,
-    0.5,
-)  # shares of the time that is left when they begin; the steady steps have the rest
+# Shares of the time that is left when they begin; the steady steps have the rest.
+LADDER, TURNS, STAGES = 0.25, 0.3, 0.5
 CLOSING_SECONDS = 2.0
 TELL_EVERY_SECONDS, WINDOW_SECONDS = 1.0, 4.0
 NO_ROOM = (

@@ -12,13 +12,12 @@ from pathlib import Path
 import yaml
 
 from budget_trainer.clock import format_duration
-from budget_trainer.recipe_edit import edited, load, scalar
+from budget_trainer.recipe_edit import WIDTH, edited, load, scalar
 from budget_trainer.recipes import KEYS
 from budget_trainer.sweep.ranking import finished, value
 from budget_trainer.sweep.records import SweepRecord, TrialRecord
 from budget_trainer.sweep.searched import short
 
-WIDTH = 118  # of comments
 RECIPE_COPY = "recipe.yaml"  # in the sweep's folder
 # Of one run or of the machine it ran on, not of how to train: left out, also of the base recipe.
 OF_THE_RUN = {"data_dir", "output_dir", "seed", "resume_from_checkpoint", "job_time_limit", "run_name", "plan"}
@@ -51,15 +50,9 @@ def best_recipe_text(record: SweepRecord, output_dir: Path) -> str | None:
     gone = {_key(name) for name in record.fixed if _key(name) not in values} | (load(base).keys() & left_out)
     head = _header(record, trials[0], sorted(gone - run.keys()), [name for name in values if not _known(name)])
     lines = "".join(f"{name}: {scalar(given)}\n" for name, given in run.items())
-    whole = edited(base, {name: given for name, given in values.items() if _known(name)}, left_out, whose="the sweep")
-    kept = load(whole)
-    try:
-        together = load(f"{lines}\n{whole}") == {**load(lines), **kept}
-    except yaml.YAMLError:
-        together = False
-    if not together:  # a document's mark, or braces around all of it
-        whole = "".join(f"{name}: {scalar(given)}\n" for name, given in kept.items())
-    return f"{head}# Of this run; the command line wins.\n{lines}\n{whole}"
+    known = {name: given for name, given in values.items() if _known(name)}
+    head += f"# Of this run; the command line wins.\n{lines}\n"
+    return edited(base, known, left_out, whose="the sweep", head=head)
 
 
 def _base(record: SweepRecord, output_dir: Path) -> tuple[str, set[str]]:

@@ -186,7 +186,7 @@ class Runner:
         elif self._seconds_left() <= 0:
             self._end(slot, "time", "total_time is over")
         elif (
-            not run.is_scored()
+            not run.is_scoring()
             and time.monotonic() - running.begin > MOST_SHARES * self.spec.trial_seconds + MOST_BESIDE
         ):
             self._end(slot, "failed", f"it hangs: {format_duration(time.monotonic() - running.begin)} have passed")
@@ -219,20 +219,20 @@ class Runner:
         log.info("trial %d: %s after %s: %s", trial.number, how, format_duration(seconds), text)
         if how == "failed":
             log.warning("trial %d: its log is %s", trial.number, running.run.log)
-            if running.run.is_scored() or not running.run.has_stepped():
-                self._judge_failure(str(error), running.run.is_scored())
+            if running.run.is_scoring() or not running.run.has_stepped():
+                self._judge_failure(str(error), running.run.is_scoring())
         if how == "finished":
             self._drop_models()
         self.report(final=False)
 
-    def _judge_failure(self, error: str, scored: bool = False) -> None:
+    def _judge_failure(self, error: str, scoring: bool = False) -> None:
         """Stop where the first trials all fail in the same way, before a step or behind the training: that concerns all.
 
         Those that run beside the first may be better ones: as many failures more are waited for, and none of them may have
         stepped.
         """
         self._failures.append(re.sub(r"\d+", "#", error))
-        beside = [] if scored else [running.run for running in self._running.values()]
+        beside = [] if scoring else [running.run for running in self._running.values()]
         if any(run.has_stepped() for run in beside):
             return
         done = [

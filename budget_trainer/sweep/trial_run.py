@@ -96,7 +96,7 @@ class TrialRun:
         progress = self.folder / run_folder.PROGRESS
         return progress.is_file() and progress.stat().st_size > 0
 
-    def is_scored(self) -> bool:
+    def is_scoring(self) -> bool:
         """Whether its training is behind it, and GLUE's has begun."""
         return (self.folder / GLUE).exists()
 
@@ -105,7 +105,7 @@ class TrialRun:
         if self._child is None or self._child.returncode is None:
             return
         child, self._child = self._child, None
-        if self.is_scored():
+        if self.is_scoring():
             self._scored(child)
         elif self._evaluation() is None:
             self.done, self.error = True, self._why(child)

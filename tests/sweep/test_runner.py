@@ -91,10 +91,10 @@ def test_trials_beside_the_failing_ones_are_not_lost(tmp_path):
 
 def test_the_same_failure_behind_the_trainings_ends_a_sweep_too(tmp_path):
     runner = runner_of(tmp_path, one=True)
-    runner._judge_failure("CoLA: no memory", scored=True)
-    runner._judge_failure("CoLA: no memory", scored=True)
+    runner._judge_failure("CoLA: no memory", scoring=True)
+    runner._judge_failure("CoLA: no memory", scoring=True)
     with pytest.raises(RunError, match="the first 3 all failed"):
-        runner._judge_failure("CoLA: no memory", scored=True)
+        runner._judge_failure("CoLA: no memory", scoring=True)
 
 
 def test_a_journal_named_from_here_survives_a_killed_writer(tmp_path, monkeypatch):
