@@ -10,7 +10,7 @@ The flags are those of Hugging Face's run_glue. One task is trained here; severa
 a process of this script for each run.
 """
 
-from budget_trainer.clock import BudgetClock
+from budget_trainer.budget.clock import BudgetClock
 
 CLOCK = BudgetClock()  # before the heavy imports: they are paid for out of the budget
 
@@ -18,21 +18,21 @@ import math  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 
-from budget_trainer import lifeline  # noqa: E402
-from budget_trainer.command import DONE  # noqa: E402
-from budget_trainer.errors import StopAsked  # noqa: E402
-from budget_trainer.script import leave_with, run_script  # noqa: E402
-from budget_trainer.stop_request import StopRequest  # noqa: E402
+from budget_trainer.core import jobs  # noqa: E402
+from budget_trainer.core.command import DONE  # noqa: E402
+from budget_trainer.core.errors import StopAsked  # noqa: E402
+from budget_trainer.core.stop_request import StopRequest  # noqa: E402
+from budget_trainer.training.script import leave_with, run_script  # noqa: E402
 
 
 def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
     """What was asked for. Returns the exit code: 0 all done, 1 some run of a suite failed, 85 stopped by a signal."""
-    from budget_trainer.glue.parsing import parse_request
+    from budget_trainer.glue.arguments import parse_request
 
     request = parse_request(argv)
     CLOCK.total_seconds = math.inf if request.total_seconds is None else request.total_seconds
     if request.suite.checkpoints is not None:
-        from budget_trainer.glue.checkpoints_suite import run_checkpoints
+        from budget_trainer.glue.suite import run_checkpoints
 
         return run_checkpoints(request, CLOCK, stop)
     if request.is_suite:
@@ -40,12 +40,11 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) 
 
         return run_suite(request, CLOCK, stop)
 
-    from budget_trainer import launch
-    from budget_trainer.agreement import Agreement
-    from budget_trainer.distributed import ControlChannel
-    from budget_trainer.engine_config import settle_engine_config
-    from budget_trainer.failures import memory_told
-    from budget_trainer.glue import account, ending, push, result, run
+    from budget_trainer.budget.channel import Agreement, ControlChannel
+    from budget_trainer.glue import push, result, run
+    from budget_trainer.training import launch
+    from budget_trainer.training.checkpoints import memory_told
+    from budget_trainer.training.engine import settle_engine_config
 
     # What was asked, on what data, from which checkpoint. Nothing is written before every check has passed.
     arguments, output_dir = request.run, request.output_dir
@@ -65,13 +64,13 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) 
     # Train, as long as the budget lets or the epochs say; the best weights by the dev score become the model.
     model = trainer.model
     if arguments.do_train:
-        ending.reserve_end(trainer, predictor, sources, output_dir)
+        run.reserve_end(trainer, predictor, sources, output_dir)
         with memory_told(arguments):
             trainer.train()
         if trainer.time_budget.stop_reason == "stop_requested":
             raise StopAsked(f"{agreement.stop_asked_by} during training")
         trainer.settle_best()
-        model = ending.best_model(trainer, sources, output_dir)
+        model = run.best_model(trainer, sources, output_dir)
     elif arguments.do_eval:
         trainer.evaluate()
 
@@ -79,9 +78,9 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) 
     outputs = dict(trainer.best.logits)
     if arguments.do_predict:
         with CLOCK.phase("evaluate"):
-            outputs |= ending.predict_tests(predictor, model, request, sources)
+            outputs |= run.predict_tests(predictor, model, request, sources)
     if arguments.should_save:
-        ending.keep(request, sources, trainer, outputs, account.account)
+        run.keep(request, sources, trainer, outputs, run.account)
     trainer.time_budget.channel.barrier()
     at_exit.close()  # what follows is outside of the budget, and any signal may end it
     if arguments.should_save:
@@ -98,7 +97,7 @@ def told(error: Exception) -> Exception:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`finetune`, with every end in one line and an exit code of `command.EXIT_CODES`."""
-    lifeline.hold()
+    jobs.hold()
     return run_script("finetune_glue", finetune, argv, told)
 
 

@@ -9,7 +9,7 @@ The file is one of this project (`search`, `parameters`, ...) or one of academic
 Repeating the command goes on, after a signal (exit code 85) or a kill too.
 """
 
-from budget_trainer.clock import BudgetClock
+from budget_trainer.budget.clock import BudgetClock
 
 CLOCK = BudgetClock()  # total_time counts from here
 
@@ -17,9 +17,9 @@ import logging  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 
-from budget_trainer.command import RESUMABLE, run_command  # noqa: E402
-from budget_trainer.errors import InputError, StopAsked  # noqa: E402
-from budget_trainer.stop_request import StopRequest  # noqa: E402
+from budget_trainer.core.command import RESUMABLE, run_command  # noqa: E402
+from budget_trainer.core.errors import InputError, StopAsked  # noqa: E402
+from budget_trainer.core.stop_request import StopRequest  # noqa: E402
 
 log = logging.getLogger("sweep")
 

@@ -8,7 +8,7 @@ The recipe comes first, the command line wins, an unknown key is an error. Every
 until the model is on disk in <output_dir>/final/: imports, set-up, compilation, data, validation, saves.
 """
 
-from budget_trainer.clock import BudgetClock
+from budget_trainer.budget.clock import BudgetClock
 
 CLOCK = BudgetClock()  # before the heavy imports: they are paid for out of the budget
 
@@ -16,26 +16,25 @@ from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 from functools import partial  # noqa: E402
 
-from budget_trainer import lifeline  # noqa: E402
-from budget_trainer.command import DONE, RESUMABLE  # noqa: E402
-from budget_trainer.script import leave_with, run_script  # noqa: E402
-from budget_trainer.stop_request import StopRequest  # noqa: E402
+from budget_trainer.core import jobs  # noqa: E402
+from budget_trainer.core.command import DONE, RESUMABLE  # noqa: E402
+from budget_trainer.core.stop_request import StopRequest  # noqa: E402
+from budget_trainer.training.script import leave_with, run_script  # noqa: E402
 
 
 def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
     """One run, or one job of it. Returns the exit code: 0 finished, 85 to be resumed."""
-    from budget_trainer import checkpoints, launch, run_folder, setup
-    from budget_trainer.agreement import Agreement
-    from budget_trainer.data import DataFolder
-    from budget_trainer.distributed import ControlChannel
-    from budget_trainer.engine_config import engine_name, settle_engine_config
-    from budget_trainer.optimizers import build_optimizer
-    from budget_trainer.outcome import conclude, finish_report, save_final
-    from budget_trainer.precision import settle_speed
-    from budget_trainer.recipes import parse_recipe
-    from budget_trainer.run_callbacks import add_callbacks
-    from budget_trainer.trainer import TimeBudgetTrainer
-    from budget_trainer.universal import check_loadable, settle_universal
+    from budget_trainer.budget.channel import Agreement, ControlChannel
+    from budget_trainer.config.parser import parse_recipe
+    from budget_trainer.data.folder import DataFolder
+    from budget_trainer.model.optimizers import build_optimizer
+    from budget_trainer.training import checkpoints, launch, run_folder
+    from budget_trainer.training import run as run_module
+    from budget_trainer.training.engine import check_loadable, engine_name, settle_engine_config, settle_universal
+    from budget_trainer.training.finish import conclude, finish_report, save_final
+    from budget_trainer.training.precision import settle_speed
+    from budget_trainer.training.run import add_callbacks
+    from budget_trainer.training.trainer import TimeBudgetTrainer
 
     # What was asked, on what data, in which folder. Nothing is written before every check has passed.
     recipe = parse_recipe(argv)
@@ -52,29 +51,29 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     checkpoint = run_folder.find_checkpoint(output_dir, run.resume_from_checkpoint)
     columns = data.columns_for(document_mask=recipe.data.document_mask, next_sentence=recipe.add_nsp)
     blocks = data.train(seed=run.seed, columns=columns)
-    setup.check_data(data, blocks, recipe)
-    setup.check_contents(data, recipe, channel)
+    run_module.check_data(data, blocks, recipe)
+    run_module.check_contents(data, recipe, channel)
     settle_engine_config(run)
     check_loadable(checkpoint, engine_name(run), run.world_size, recipe.optimizer.optimizer_type)
     launch.check_trackers(run)
     job = run_folder.restore_clock(CLOCK, output_dir, checkpoint)
 
     # The model, what a checkpoint of this run belongs to, and whether bf16 and compiling pay here.
-    model = setup.make_model(recipe, data, blocks, channel, resumed=checkpoint is not None)
-    collator = setup.make_collator(recipe, data)
+    model = run_module.make_model(recipe, data, blocks, channel, resumed=checkpoint is not None)
+    collator = run_module.make_collator(recipe, data)
     micro_batch = collator(blocks.__getitems__(range(run.per_device_train_batch_size)))
     left = recipe.seconds_left(CLOCK.elapsed_seconds())
     speed = settle_speed(recipe, model, micro_batch, left, checkpoint, channel)
     launch.leave_if_asked(agreement, output_dir, "set-up")
-    optimizer_options = setup.optimizer_options(recipe)
-    identity = setup.identity(model, data, recipe)
+    optimizer_options = run_module.optimizer_options(recipe)
+    identity = run_module.identity(model, data, recipe)
     run_folder.check_identity(identity, output_dir, checkpoint)
     if checkpoint is not None and run.process_index == 0:  # it is this run's: from here on its clock is kept
-        at_exit.enter_context(setup.claim(output_dir, identity, job, CLOCK))
+        at_exit.enter_context(run_module.claim(output_dir, identity, job, CLOCK))
     settle_universal(checkpoint, run, channel)
 
     # The Trainer: the budget first, then what happens at shares of it.
-    budget = setup.make_budget(recipe, CLOCK, agreement)
+    budget = run_module.make_budget(recipe, CLOCK, agreement)
     trainer = TimeBudgetTrainer(
         model=model,
         args=run,
@@ -82,11 +81,11 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
         data_collator=collator,
         processing_class=data.load_tokenizer(),
         create_optimizer_fn=partial(build_optimizer, recipe.optimizer.optimizer_type, **optimizer_options),
-        evaluation=setup.make_evaluation(data),
+        evaluation=run_module.make_evaluation(data),
         time_budget=budget,
         identity=identity,
         stages=recipe.stages(data.block_size),
-        throughput=setup.make_throughput(recipe, budget),
+        throughput=run_module.make_throughput(recipe, budget),
         speed=speed,
         regional_compile=recipe.budget.regional_compile,
         **recipe.schedule(),
@@ -95,14 +94,14 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     # How long the end takes is measured; only then is a new folder this run's (a resumed one was so above).
     at_exit.callback(checkpoints.release_room, output_dir)
     trainer.rehearse_save(output_dir, hold_room=recipe.budget.finetune_checkpoint_at_end)
-    samples_per_epoch = setup.samples_per_epoch(recipe, data)
+    samples_per_epoch = run_module.samples_per_epoch(recipe, data)
     validation = recipe.validation_plan(samples_per_epoch)
     if validation is not None:
         trainer.rehearse_evaluation(validation.seconds_between(recipe.total_seconds))
     launch.leave_if_asked(agreement, output_dir, "set-up")
     budget.check_room(resumed=checkpoint is not None)
     if checkpoint is None and run.process_index == 0:
-        at_exit.enter_context(setup.claim(output_dir, identity, job, CLOCK))
+        at_exit.enter_context(run_module.claim(output_dir, identity, job, CLOCK))
     callbacks = add_callbacks(trainer, recipe, validation, samples_per_epoch, job)
 
     # Train until the budget ends, then put the model on disk: here the budget ends. A signal on any rank makes all of
@@ -125,7 +124,7 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`train`, with every end in one line and an exit code of `command.EXIT_CODES`."""
-    lifeline.hold()
+    jobs.hold()
     return run_script("train_mlm", train, argv)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 
 Changes = dict[str, Any]
 
@@ -31,7 +31,7 @@ def gather(path: str | None, given: Sequence[str]) -> dict[str, Changes]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from budget_trainer.recipes import read_recipe  # late: seconds of import that other runs do not need
+    from budget_trainer.config.parser import read_recipe  # late: seconds of import that other runs do not need
 
     return read_recipe(path)
 
@@ -51,7 +51,7 @@ def check(variants: Mapping[str, Changes], recipes: Sequence[str]) -> None:
         return
     if len(recipes) != 1:
         raise InputError(f"recipes: {len(recipes)} given, and variants are of one; give one recipe with --ablate")
-    from budget_trainer.recipes import KEYS
+    from budget_trainer.config.parser import KEYS
 
     for name, changes in variants.items():
         if name == Path(recipes[0]).stem or name.startswith("stock "):
@@ -63,7 +63,7 @@ def check(variants: Mapping[str, Changes], recipes: Sequence[str]) -> None:
 
 def write_variant(recipe: Path, changes: Changes, target: Path) -> str:
     """Write the recipe with the changed flags (null unsets one) to `target`; returns its path."""
-    from budget_trainer.recipes import read_recipe
+    from budget_trainer.config.parser import read_recipe
 
     target.write_text(yaml.safe_dump({**read_recipe(recipe), **changes}, sort_keys=False), encoding="utf-8")
     return str(target)

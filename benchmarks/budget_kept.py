@@ -22,9 +22,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.cli import make_output_dir, one_line_errors, publish, run_parser  # noqa: E402
 from benchmarks.watched import two_processes, watch  # noqa: E402
-from budget_trainer import checkpoints  # noqa: E402
-from budget_trainer.clock import parse_duration  # noqa: E402
-from budget_trainer.errors import InputError  # noqa: E402
+from budget_trainer.budget.clock import parse_duration  # noqa: E402
+from budget_trainer.core.errors import InputError  # noqa: E402
+from budget_trainer.training import checkpoints  # noqa: E402
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp")  # and profiles of accelerate_configs/
 

@@ -9,8 +9,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.errors import InputError, RunError
-from budget_trainer.report import environment, write_json_atomic
+from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.reporting.report import environment, write_json_atomic
 
 
 def bare_parser(doc: str | None) -> argparse.ArgumentParser:

@@ -35,9 +35,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish  # noqa: E402
-from budget_trainer.data import DataFolder, ExactSampler  # noqa: E402
-from budget_trainer.errors import InputError  # noqa: E402
-from budget_trainer.objective import MaskingCollator  # noqa: E402
+from budget_trainer.core.errors import InputError  # noqa: E402
+from budget_trainer.data.folder import DataFolder, ExactSampler  # noqa: E402
+from budget_trainer.data.masking import MaskingCollator  # noqa: E402
 from data_prep.documents import Source  # noqa: E402
 from data_prep.encoding import Encoder  # noqa: E402
 from data_prep.split import split  # noqa: E402

@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish  # noqa: E402
-from budget_trainer import lifeline  # noqa: E402
-from budget_trainer.children import devices, last_error  # noqa: E402
-from budget_trainer.errors import InputError, RunError  # noqa: E402
+from budget_trainer.core import jobs  # noqa: E402
+from budget_trainer.core.errors import InputError, RunError  # noqa: E402
+from budget_trainer.core.jobs import devices, last_error  # noqa: E402
 
 MODELS = ("pre-trained", "random weights")
 GRACE_SECONDS = 30.0  # for a suite that is asked to stop
@@ -49,9 +49,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def check(a: argparse.Namespace) -> None:
     """Refuse, before hours of fine-tuning, what could not be judged after them; tasks become lists of their names."""
     from budget_trainer.glue.data import load_task
-    from budget_trainer.glue.grid import read_grid
     from budget_trainer.glue.model import load_tokenizer, resolve_model
     from budget_trainer.glue.run import check_data
+    from budget_trainer.glue.suite import read_grid
     from budget_trainer.glue.tasks import find_tasks
 
     a.model_name_or_path = resolve_model(a.model_name_or_path).resolve()
@@ -90,7 +90,7 @@ def start(a: argparse.Namespace, name: str, model: Path, cores: list[int]) -> su
     out = a.output_dir / folder_of(name)
     command = [sys.executable, "finetune_glue.py", "--model_name_or_path", model, "--task_name", ",".join(a.tasks)]
     command += ["--glue_dir", Path(a.glue_dir).resolve(), "--grid", Path(a.grid).resolve(), "--output_dir", out]
-    environment = {**os.environ, lifeline.VARIABLE: "1"}
+    environment = {**os.environ, jobs.VARIABLE: "1"}
     allowed = os.sched_getaffinity(0) if cores else set()
     if cores:
         os.sched_setaffinity(0, cores)  # the suite inherits it

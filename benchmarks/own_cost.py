@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cli import make_output_dir, one_line_errors, publish, run_parser  # noqa: E402
-from budget_trainer.errors import InputError  # noqa: E402
+from budget_trainer.core.errors import InputError  # noqa: E402
 
 PARTS = ("control message", "clock", "guards")
 FOLDER = "BUDGET_TRAINER_OWN_COST"  # environment variable: where the ranks of the timed run leave their figures
@@ -75,11 +75,9 @@ def timed_run(folder: Path) -> None:
     from transformers import Trainer
 
     import train_mlm  # it starts the clock
-    from budget_trainer.agreement import Agreement
-    from budget_trainer.callbacks.guard import Guard
-    from budget_trainer.callbacks.time_budget import TimeBudgetCallback
-    from budget_trainer.distributed import leave
-    from budget_trainer.guarded import GuardedSteps
+    from budget_trainer.budget.callback import TimeBudgetCallback
+    from budget_trainer.budget.channel import Agreement, leave
+    from budget_trainer.training.recovery import Guard, GuardedSteps
 
     timers = Timers()
     timers.watch(Agreement, "read", "control message")

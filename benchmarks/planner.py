@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cli import make_output_dir, one_line_errors, publish, run_parser  # noqa: E402
-from budget_trainer.errors import RunError  # noqa: E402
+from budget_trainer.core.errors import RunError  # noqa: E402
 
 TOKENS_PERCENT = 10.0  # by which a run's tokens may differ from the plan's
 CHOICE_PERCENT = 10.0  # by which the plan's micro-batch may be slower than the best of the scan

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish  # noqa: E402
-from budget_trainer.errors import InputError  # noqa: E402
+from budget_trainer.core.errors import InputError  # noqa: E402
 
 OF_THE_RUN = ("created", "command", "recipe")  # keys of the manifest that say when and how, not what
 

@@ -31,8 +31,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import ablations  # noqa: E402
 from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish  # noqa: E402
-from budget_trainer.clock import format_duration, parse_duration  # noqa: E402
-from budget_trainer.errors import InputError  # noqa: E402
+from budget_trainer.budget.clock import format_duration, parse_duration  # noqa: E402
+from budget_trainer.core.errors import InputError  # noqa: E402
 
 SCORES = ("loss", "accuracy", "bits_per_byte")
 

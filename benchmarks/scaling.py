@@ -8,7 +8,7 @@ Every combination is one `accelerate launch` of --warmup_steps steps that do not
 accelerate_configs, where it asks for a number of processes with it, as `ddp:8`. A point that fails, for want of memory
 say, is recorded with its last line, and the rest goes on. Prints one table, writes scaling.json, and --png a picture.
 
-MFU is model FLOPs (budget_trainer.flops) over the peak of a matrix product, measured by every process at the same time
+MFU is model FLOPs (budget_trainer.model.flops) over the peak of a matrix product, measured by every process at the same time
 just before it trains; memory is that of the main process: the most that tensors took on a GPU, or that was resident.
 Data and overhead are shares of a step: waiting for data, and all but forward, backward and optimizer (on a GPU from
 --steps more steps that wait for the device at every border).
@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish  # noqa: E402
 from benchmarks.workload import Workload, fit  # noqa: E402
-from budget_trainer.errors import InputError  # noqa: E402
+from budget_trainer.core.errors import InputError  # noqa: E402
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -12,11 +12,11 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import trainers  # noqa: E402
 from benchmarks.measured import Stretches, shares  # noqa: E402
 from benchmarks.workload import Text, Workload  # noqa: E402
-from budget_trainer.errors import InputError  # noqa: E402
-from budget_trainer.flops import measure_peak_flops, model_flops_per_token  # noqa: E402
-from budget_trainer.launch import check_launch  # noqa: E402
-from budget_trainer.modeling import parameter_count  # noqa: E402
-from budget_trainer.report import write_json_atomic  # noqa: E402
+from budget_trainer.core.errors import InputError  # noqa: E402
+from budget_trainer.model.build import parameter_count  # noqa: E402
+from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token  # noqa: E402
+from budget_trainer.reporting.report import write_json_atomic  # noqa: E402
+from budget_trainer.training.launch import check_launch  # noqa: E402
 
 
 def measure(order: dict[str, Any], folder: Path) -> dict[str, Any] | None:

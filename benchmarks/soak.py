@@ -35,8 +35,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.cli import make_output_dir, one_line_errors, publish, run_parser  # noqa: E402
 from benchmarks.watched import age_seconds, two_processes  # noqa: E402
-from budget_trainer import checkpoints  # noqa: E402
-from budget_trainer.errors import InputError  # noqa: E402
+from budget_trainer.core.errors import InputError  # noqa: E402
+from budget_trainer.training import checkpoints  # noqa: E402
 
 MOMENTS = ("set-up", "train", "save", "evaluate")
 PATIENCE = 10.0  # seconds behind the set-up until a kill comes in another moment than the wanted one

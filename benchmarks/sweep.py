@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import sweep_kills  # noqa: E402
 from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish  # noqa: E402
 from benchmarks.sweep_runs import Run, Wanted, log_spaced, median, run_sweep, start, wait  # noqa: E402
-from budget_trainer.clock import parse_duration  # noqa: E402
-from budget_trainer.errors import InputError  # noqa: E402
+from budget_trainer.budget.clock import parse_duration  # noqa: E402
+from budget_trainer.core.errors import InputError  # noqa: E402
 
 NOISE = 0.05  # bits per byte by which the sweep's rate may be behind the scan's, and halving behind the grid
 LEAST_ENDED = 3

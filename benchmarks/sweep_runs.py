@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTIVE = "bits_per_byte"

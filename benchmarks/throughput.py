@@ -10,7 +10,7 @@ steps come before the first round and are printed, not counted; after each wait 
 over the rounds, writes throughput.json.
 
   x stock   tokens/s over stock's (stock_bf16's where stock does not run) of the same round: median (lowest, highest)
-  MFU       model FLOPs (budget_trainer.flops: only predicted positions reach the vocabulary; ours compute the last
+  MFU       model FLOPs (budget_trainer.model.flops: only predicted positions reach the vocabulary; ours compute the last
             layer there only) over the peak of a matrix product in the variant's precision, measured before it began
   computed  the same with the FLOPs that the variant computes: stock projects every position
   memory    CPU: most resident memory since the warm-up; GPU: most memory of tensors
@@ -34,7 +34,7 @@ from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publis
 from benchmarks.measured import PHASES, shares  # noqa: E402
 from benchmarks.turns import Worker  # noqa: E402
 from benchmarks.workload import Workload, fit  # noqa: E402
-from budget_trainer.errors import InputError  # noqa: E402
+from budget_trainer.core.errors import InputError  # noqa: E402
 
 # What each variant changes. The gated feed-forward of modernbert has 3 matrices where BERT's has 2: two thirds as wide.
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -19,18 +19,17 @@ from transformers import (
 
 from benchmarks.measured import Gauge, Measured
 from benchmarks.workload import Rows, Text, Workload
-from budget_trainer.arguments import RunArguments, launched_on_cpu
-from budget_trainer.callbacks.time_budget import TimeBudgetCallback
-from budget_trainer.clock import BudgetClock
-from budget_trainer.errors import InputError
-from budget_trainer.few_bit_dropout import use_few_bit_dropout
-from budget_trainer.host_memory import keep_freed_memory
-from budget_trainer.modeling import build_model
-from budget_trainer.objective import MaskingCollator
-from budget_trainer.optimizers import build_optimizer
-from budget_trainer.precision import Speed, cpu_has_bf16, has_compiler, most_steps, probe
-from budget_trainer.setup import ENDLESS_STEPS
-from budget_trainer.trainer import TimeBudgetTrainer
+from budget_trainer.budget.callback import TimeBudgetCallback
+from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.config.arguments import RunArguments, launched_on_cpu
+from budget_trainer.core.errors import InputError
+from budget_trainer.data.masking import MaskingCollator
+from budget_trainer.model.build import build_model
+from budget_trainer.model.cpu import keep_freed_memory, use_few_bit_dropout
+from budget_trainer.model.optimizers import build_optimizer
+from budget_trainer.training.precision import Speed, cpu_has_bf16, has_compiler, most_steps, probe
+from budget_trainer.training.run import ENDLESS_STEPS
+from budget_trainer.training.trainer import TimeBudgetTrainer
 
 PROBE_LIMIT_SECONDS, SETTLED_FOR_SECONDS = 120.0, 600.0
 LEARNING_RATE = 1e-4  # constant and low: speed is measured here, and no run may diverge

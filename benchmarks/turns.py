@@ -13,9 +13,9 @@ import torch
 
 from benchmarks.measured import Stretches
 from benchmarks.workload import Text, Workload
-from budget_trainer.errors import InputError
-from budget_trainer.flops import measure_peak_flops, model_flops_per_token
-from budget_trainer.modeling import parameter_count
+from budget_trainer.core.errors import InputError
+from budget_trainer.model.build import parameter_count
+from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
 
 ROOT = Path(__file__).resolve().parent.parent
 

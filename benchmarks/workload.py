@@ -12,9 +12,9 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from budget_trainer.data import BlockDataset, DataFolder
-from budget_trainer.errors import InputError
-from budget_trainer.objective import prediction_slots
+from budget_trainer.core.errors import InputError
+from budget_trainer.data.folder import BlockDataset, DataFolder
+from budget_trainer.data.masking import prediction_slots
 
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 ROWS = 16_384  # of made text

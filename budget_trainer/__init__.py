@@ -8,18 +8,18 @@ from typing import Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "BudgetClock": "clock",
-    "ControlChannel": "distributed",
-    "CURVES": "curves",
-    "InputError": "errors",
-    "TimeBudgetCallback": "callbacks.time_budget",
-    "TimeBudgetTrainer": "trainer",
-    "TimeScheduleMixin": "mixin",
-    "TimeScheduler": "scheduler",
-    "format_duration": "clock",
-    "get_time_budget_schedule": "scheduler",
-    "make_curve": "curves",
-    "parse_duration": "clock",
+    "BudgetClock": "budget.clock",
+    "ControlChannel": "budget.channel",
+    "CURVES": "budget.curves",
+    "InputError": "core.errors",
+    "TimeBudgetCallback": "budget.callback",
+    "TimeBudgetTrainer": "training.trainer",
+    "TimeScheduleMixin": "budget.mixin",
+    "TimeScheduler": "budget.scheduler",
+    "format_duration": "budget.clock",
+    "get_time_budget_schedule": "budget.scheduler",
+    "make_curve": "budget.curves",
+    "parse_duration": "budget.clock",
 }
 __all__ = ["__version__", *_WHERE]
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.command import Parser, run_command
-from budget_trainer.errors import InputError
+from budget_trainer.core.command import Parser, run_command
+from budget_trainer.core.errors import InputError
 
 EXAMPLES = (
     "Returns a [MASK] of all the values.",

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from budget_trainer.command import run_command
-from budget_trainer.errors import InputError
+from budget_trainer.core.command import run_command
+from budget_trainer.core.errors import InputError
 from data_prep.cli import Parser, add_source_flags, command_line, positive, source_of
 from data_prep.corpus import TokenGroup, text_parts, tokenise
 from data_prep.documents import Source

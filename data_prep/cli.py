@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from budget_trainer.command import Parser as CommandParser
-from budget_trainer.errors import InputError
+from budget_trainer.core.command import Parser as CommandParser
+from budget_trainer.core.errors import InputError
 from data_prep.documents import KINDS, Source
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 
 PERCENTILES = (5, 25, 50, 75, 95)
 _FRAME = ("pad", "cls", "sep")  # tokens that stand for no text

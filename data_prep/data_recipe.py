@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from data_prep import blocks
 from data_prep.documents import KINDS, Source
 from data_prep.held_out import HELD_OUT_RULE

@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 
 
 def read_rows(path: str, config: str | None, split: str, column: str, cache_dir: Path | None) -> Iterator[str]:

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from budget_trainer.command import run_command
-from budget_trainer.errors import InputError
+from budget_trainer.core.command import run_command
+from budget_trainer.core.errors import InputError
 from data_prep.cli import Parser, positive
 from data_prep.prose import paragraphs_of
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from data_prep.books import book_lines
 from data_prep.extracted import json_line_texts, text_paragraphs, wikiextractor_articles
 from data_prep.files import files_below, is_archive, lines, members, plain_name

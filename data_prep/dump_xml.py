@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import IO, NoReturn
 from xml.parsers import expat
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from data_prep.files import naming_errors
 
 # MediaWiki saves no page of more than 2 MiB; the text of a longer one is not kept.

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 
 
 def wikiextractor_articles(name: str, lines: Iterable[str]) -> Iterator[list[str]]:

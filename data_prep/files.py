@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 
 
 def _open_zstandard(stream: IO[bytes], mode: str) -> IO[bytes]:

@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from budget_trainer.data import DataFolder
-from budget_trainer.errors import InputError
-from budget_trainer.rows import Rows
+from budget_trainer.core.errors import InputError
+from budget_trainer.data.folder import DataFolder, Rows
 from data_prep.manifest import sha256_of
 from data_prep.shards import ShardWriter
 

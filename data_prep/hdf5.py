@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from budget_trainer.command import run_command
-from budget_trainer.errors import InputError
+from budget_trainer.core.command import run_command
+from budget_trainer.core.errors import InputError
 from data_prep.blocks import split_entry, write_validation
 from data_prep.cli import Parser, command_line, positive
 from data_prep.duplicates import digest_of_bytes, find_duplicates, is_duplicate

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from budget_trainer.command import run_command
-from budget_trainer.data import DataFolder
-from budget_trainer.errors import InputError
-from budget_trainer.rows import Rows
+from budget_trainer.core.command import run_command
+from budget_trainer.core.errors import InputError
+from budget_trainer.data.folder import DataFolder, Rows
 from data_prep.cli import Parser, command_line, positive
 from data_prep.counting import Counts
 from data_prep.encoding import load_backend

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 
 FORMAT_VERSION = 1
 _LIBRARIES = ("datasets", "numpy", "pyarrow", "tokenizers", "transformers")

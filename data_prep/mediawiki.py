@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from operator import itemgetter
 from pathlib import Path
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from data_prep.disambiguation import is_disambiguation
 from data_prep.dump_xml import Page, Site, read_pages
 from data_prep.files import members, plain_name

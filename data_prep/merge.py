@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.command import run_command
-from budget_trainer.data import DataFolder
-from budget_trainer.errors import InputError
+from budget_trainer.core.command import run_command
+from budget_trainer.core.errors import InputError
+from budget_trainer.data.folder import DataFolder
 from data_prep.cli import Parser, command_line, positive
 from data_prep.folders import copy_files, copy_tokenizer, deal, entries, facts_of, open_folder, refuse_overlap, verify
 from data_prep.manifest import sha256_of, write_manifest, written_aside

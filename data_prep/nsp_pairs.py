@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 
 RESERVOIR = 64  # documents of earlier groups that random segments may come from
 FOLLOWS, RANDOM = 0, 1  # next_sentence_label, as in BertForPreTraining

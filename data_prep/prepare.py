@@ -35,8 +35,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from budget_trainer import __version__
-from budget_trainer.command import exit_codes_text, program, run_command
-from budget_trainer.errors import InputError
+from budget_trainer.core.command import exit_codes_text, program, run_command
+from budget_trainer.core.errors import InputError
 from data_prep import blocks
 from data_prep.cli import command_line
 from data_prep.corpus import TokenGroup

@@ -10,7 +10,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from data_prep.duplicates import is_duplicate
 from data_prep.encoding import I64, Encoder
 

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from data_prep.manifest import sha256_of
 
 BATCH_BYTES = 2**20  # of one column in one record batch: the reader maps each batch as one array, so not too many

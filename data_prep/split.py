@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.command import run_command
+from budget_trainer.core.command import run_command
 from data_prep.cli import Parser, command_line, positive
 from data_prep.folders import copy_files, copy_tokenizer, deal, facts_of, open_folder, refuse_overlap, verify
 from data_prep.manifest import write_manifest, written_aside

@@ -13,8 +13,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from budget_trainer.command import run_command
-from budget_trainer.errors import InputError
+from budget_trainer.core.command import run_command
+from budget_trainer.core.errors import InputError
 from data_prep.cli import Parser, add_source_flags, positive, source_of
 from data_prep.manifest import written_aside
 from data_prep.tokenizer_training import TYPES, TokenizerToTrain, train_tokenizer

@@ -18,7 +18,7 @@ from tokenizers import (
     trainers,
 )
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from data_prep.training_text import alphabet_of, characters_of, text_to_learn
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.clock import ClockFile, parse_duration
-from budget_trainer.report import COLOURS
+from budget_trainer.budget.clock import ClockFile, parse_duration
+from budget_trainer.reporting.report import COLOURS
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = "#eceef1"

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.watched import watch  # noqa: E402
-from budget_trainer.report import environment  # noqa: E402
+from budget_trainer.reporting.report import environment  # noqa: E402
 
 DATA = Path(os.environ.get("BUDGET_DATA", ROOT.parent / "shared" / "data"))
 BENCH = ROOT.parent / "shared" / "bench"

@@ -10,7 +10,7 @@ import torch
 from benchmarks import ablations, quality_at_budget, scaling, throughput
 from benchmarks.measured import PHASES, Gauge, Stretches, shares
 from benchmarks.workload import ROWS, Text, Workload, fit, write_zipf
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from tests.conftest import ROOT, run
 
 TOY = ["--vocab_size", 200, "--seq_length", 32, "--steps", 2, "--warmup_steps", 1, "--peak_seconds", 0.02]

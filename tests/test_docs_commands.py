@@ -13,15 +13,14 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
-from budget_trainer.errors import InputError
-from budget_trainer.glue.arguments import REFUSED, RENAMED
-from budget_trainer.glue.grid import read_grid
-from budget_trainer.glue.parsing import KEYS as GLUE_KEYS
-from budget_trainer.glue.parsing import parse_request
-from budget_trainer.migration.launcher import SWITCHES, VALUED
-from budget_trainer.migration.original_flags import FLAGS
-from budget_trainer.recipes import KEYS, parse_recipe
-from budget_trainer.refused_flags import REPLACED
+from budget_trainer.config.arguments import REPLACED
+from budget_trainer.config.parser import KEYS, parse_recipe
+from budget_trainer.core.errors import InputError
+from budget_trainer.glue.arguments import KEYS as GLUE_KEYS
+from budget_trainer.glue.arguments import REFUSED, RENAMED, parse_request
+from budget_trainer.glue.suite import read_grid
+from budget_trainer.migrate.original import FLAGS
+from budget_trainer.migrate.reading import SWITCHES, VALUED
 from tests import documents
 from tests.conftest import ROOT
 from tests.documents import PAGES, name_of

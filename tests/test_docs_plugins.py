@@ -128,8 +128,8 @@ def test_loop_on_two_processes(data_dir, tmp_path):
 
 def test_score(execute, data_dir, tmp_path):
     """The score of an untrained model is that of chance, and is the same twice."""
-    from budget_trainer.data import DataFolder
-    from budget_trainer.modeling import build_model
+    from budget_trainer.data.folder import DataFolder
+    from budget_trainer.model.build import build_model
 
     data = DataFolder.open(data_dir)
     (tmp_path / "data").mkdir()

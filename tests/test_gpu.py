@@ -5,10 +5,10 @@ import torch
 from transformers import TrainerCallback
 
 from budget_trainer import BudgetClock, TimeBudgetCallback
-from budget_trainer.modeling import build_model
-from budget_trainer.objective import MaskingCollator
-from budget_trainer.optimizers import build_optimizer
-from budget_trainer.trainer import TimeBudgetTrainer
+from budget_trainer.data.masking import MaskingCollator
+from budget_trainer.model.build import build_model
+from budget_trainer.model.optimizers import build_optimizer
+from budget_trainer.training.trainer import TimeBudgetTrainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -31,8 +31,8 @@ class Strict(TrainerCallback):
 @pytest.mark.parametrize("model_type", ["bert-mlm", "bert", "modernbert"])
 @pytest.mark.parametrize("optimizer_type", ["adamw", "muon"])
 def test_the_hot_loop_does_not_synchronise(data_dir, tmp_path, model_type, optimizer_type):
-    from budget_trainer.arguments import RunArguments
-    from budget_trainer.data import DataFolder
+    from budget_trainer.config.arguments import RunArguments
+    from budget_trainer.data.folder import DataFolder
 
     data = DataFolder.open(data_dir)
     model = build_model(

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from budget_trainer.clock import BudgetClock
-from budget_trainer.errors import InputError
-from budget_trainer.modeling import build_model, output_bias
-from budget_trainer.optimizers import build_optimizer
-from budget_trainer.recipes import parse_recipe
-from budget_trainer.scheduler import get_time_budget_schedule
+from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.budget.scheduler import get_time_budget_schedule
+from budget_trainer.config.parser import parse_recipe
+from budget_trainer.core.errors import InputError
+from budget_trainer.model.build import build_model, output_bias
+from budget_trainer.model.optimizers import build_optimizer
 from tests.conftest import TINY, words
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}

@@ -2,7 +2,7 @@
 
 import re
 
-from budget_trainer.recipes import KEYS
+from budget_trainer.config.parser import KEYS
 from data_prep.data_recipe import SOURCE_KEYS
 from tests import documents
 from tests.conftest import ROOT

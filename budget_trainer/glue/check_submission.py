@@ -14,8 +14,8 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-from budget_trainer.command import Parser, run_command
-from budget_trainer.errors import InputError
+from budget_trainer.core.command import Parser, run_command
+from budget_trainer.core.errors import InputError
 from budget_trainer.glue.submission import FOLDER, HEADER, ZIP, official_files
 from budget_trainer.glue.tasks import Split, Task, find_task
 

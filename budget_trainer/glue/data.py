@@ -1,15 +1,154 @@
-"""A task's examples, from `nyu-mll/glue` or from a folder in the official layout: the same either way."""
+"""GLUE's official TSV files, read as `nyu-mll/glue` was made from them. Standard library only.
+
+Quotes are text (csv.QUOTE_NONE): sentences hold lone quotation marks, and a reader that pairs them swallows rows. Nothing is
+stripped. Every row has as many columns as the header; only QQP's official files have broken rows (two dozen of 363,870),
+which the data set on the Hub leaves out, and so does this.
+
+A task's examples, from `nyu-mll/glue` or from a folder in the official layout: the same either way.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.errors import InputError
-from budget_trainer.glue.tasks import HUB_DATASET, TASKS, UNLABELLED, Split, Task
-from budget_trainer.glue.tsv import Examples, find_file, missing_file, read_split
+from budget_trainer.core.errors import InputError
+from budget_trainer.glue.tasks import HUB_DATASET, MRPC_DEV_IDS, TASKS, UNLABELLED, Split, Task
+
+BROKEN_ALLOWED = {"QQP": 0.001}  # share of the rows
+AGAIN = "take the official file again"
+
+
+@dataclass
+class Examples:
+    """The rows of a split: `columns` of text under the names of `nyu-mll/glue`, and as many `labels`.
+
+    Labels are numbers of classes, -1 where there are none (test), or scores in 0..5 (STS-B; -1.0 in test).
+    """
+
+    columns: dict[str, list[str]]
+    labels: list[int] | list[float]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, rows: int | None) -> Examples:
+        """The first `rows` rows, all where None."""
+        columns = {name: texts[:rows] for name, texts in self.columns.items()}
+        return Examples(columns, self.labels[:rows])
+
+
+def find_file(folders: list[Path], split: Split) -> Path | None:
+    """The first of the split's files that is in one of the GLUE folders."""
+    paths = (folder / file for file in split.files for folder in folders)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def missing_file(folders: list[Path], split: Split) -> str:
+    """Why a split is absent, in words."""
+    return f"{split.files[0]} is not in {' or '.join(map(str, folders))}"
+
+
+def read_split(path: Path, task: Task, split: Split) -> Examples:
+    """The examples in an official file. InputError names the file, the row (from 1, without the header) and the fix."""
+    by_position = task.without_header if task.without_header and not split.is_test else ()
+    rows = _rows(path, by_position)
+    header = list(by_position) or next(rows, (0, []))[1]
+    wanted = [*task.tsv_sentences, *([] if split.is_test else [task.tsv_label])]
+    for column in wanted:
+        if column not in header:
+            raise InputError(f"{path}: its header has no column {column!r} ({', '.join(header)[:200]}); {AGAIN}")
+    kept = rows
+    if path.name.startswith("msr_paraphrase_train"):
+        kept = _of_mrpc(rows, header, path, split)
+    places = [header.index(column) for column in task.tsv_sentences]
+    label_place = None if split.is_test else header.index(task.tsv_label)
+    texts: list[list[str]] = [[] for _ in places]
+    labels: list = []
+    seen = broken = 0
+    for number, row in kept:
+        seen += 1
+        if len(row) < len(header) and task.name in BROKEN_ALLOWED:
+            broken += 1
+            continue
+        if len(row) != len(header):
+            raise InputError(f"{path}: row {number} has {len(row)} columns of {len(header)}, it is cut off; {AGAIN}")
+        labels.append(_label(row[label_place] if label_place is not None else None, task, path, number))
+        for cells, place in zip(texts, places, strict=True):
+            cells.append(row[place])
+    if broken > max(BROKEN_ALLOWED.get(task.name, 0.0) * seen, 1):
+        raise InputError(f"{path}: {broken} of {seen} rows have too few columns; {AGAIN}")
+    if not labels:
+        raise InputError(f"{path}: there are no rows in it; {AGAIN}")
+    return Examples(dict(zip(task.sentences, texts, strict=True)), labels)
+
+
+def _rows(path: Path, by_position: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
+    """The columns of every line with the row's number: 0 is the header, where there is one."""
+    number = 1 if by_position else 0
+    try:
+        with open(path, encoding="utf-8-sig") as lines:  # MRPC begins with a byte-order mark
+            for line in lines:
+                if line.strip("\n"):
+                    yield number, line.rstrip("\n").split("\t")
+                    number += 1
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: line {_undecodable(path)} is not UTF-8; {AGAIN}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from None
+
+
+def _undecodable(path: Path) -> int:
+    """The number of the first line that is not UTF-8, from 1."""
+    content = path.read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return content.count(b"\n", 0, error.start) + 1
+    return 0
+
+
+def _of_mrpc(
+    rows: Iterator[tuple[int, list[str]]], header: list[str], path: Path, split: Split
+) -> Iterator[tuple[int, list[str]]]:
+    """Of Microsoft's file the rows that GLUE has put into train, or into dev."""
+    ids_file = path.with_name(Path(MRPC_DEV_IDS).name)
+    if not ids_file.is_file():
+        raise InputError(f"{ids_file}: missing, and it says which rows of {path.name} are dev; add it, or train.tsv")
+    dev = {tuple(row[:2]) for _, row in _rows(ids_file, ("#1 ID", "#2 ID"))}
+    if not {"#1 ID", "#2 ID"} <= set(header):
+        raise InputError(f"{path}: its header has no columns '#1 ID' and '#2 ID'; {AGAIN}")
+    one, two = header.index("#1 ID"), header.index("#2 ID")
+    for number, row in rows:
+        is_dev = len(row) == len(header) and (row[one], row[two]) in dev
+        if is_dev == (split.name == "dev"):
+            yield number, row
+
+
+def _label(text: str | None, task: Task, path: Path, number: int) -> int | float:
+    if task.regression:
+        if text is None:
+            return float(UNLABELLED)
+        try:
+            score = float(text)
+        except ValueError:
+            score = math.nan
+        if not 0 <= score <= 5:
+            raise InputError(f"{path}: row {number} has the score {text!r}, not a number from 0 to 5; {AGAIN}")
+        return round(score, 3)
+    if text is None:
+        return UNLABELLED
+    if text in task.labels:
+        return task.labels.index(text)
+    if text.isdecimal() and int(text) < len(task.labels) and len(text) == 1:
+        return int(text)
+    raise InputError(
+        f"{path}: row {number} has the label {text!r}; {task.name} knows {', '.join(task.labels)}; {AGAIN}"
+    )
 
 
 @dataclass

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from budget_trainer.errors import InputError
-from budget_trainer.glue.tsv import Examples
+from budget_trainer.core.errors import InputError
+from budget_trainer.glue.data import Examples
 
 BATCH = 1000  # examples tokenized at a time
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from budget_trainer.errors import RunError
+from budget_trainer.core.errors import RunError
 
 RESULT, RUNS_FILE = "result.json", "glue_runs.json"
 RESULT_FORMAT, RUNS_FORMAT = 1, 1  # raise one when what is in the file comes to mean something else

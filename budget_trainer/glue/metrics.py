@@ -11,7 +11,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from budget_trainer.glue.scores import score
 from budget_trainer.glue.tasks import TASKS
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from budget_trainer import run_folder
-from budget_trainer.errors import InputError, RunError
-from budget_trainer.failures import disk_failure
+from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.glue.files import RESULT, RESULT_FORMAT
 from budget_trainer.glue.scores import predict
 from budget_trainer.glue.tasks import Task
-from budget_trainer.report import write_json_atomic
+from budget_trainer.reporting.report import write_json_atomic
+from budget_trainer.training import run_folder
+from budget_trainer.training.checkpoints import disk_failure
 
 PREDICTIONS, MODEL = "predictions", "model"
 

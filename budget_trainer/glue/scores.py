@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from budget_trainer.errors import InputError, RunError
+from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.glue.tasks import UNLABELLED, Task
 
 

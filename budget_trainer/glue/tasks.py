@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 
 HUB_DATASET = "nyu-mll/glue"
 UNLABELLED = -1  # the label of a test row, as in nyu-mll/glue; of STS-B -1.0

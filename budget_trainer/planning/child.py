@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.errors import InputError, RunError
+from budget_trainer.core.errors import InputError, RunError
 
 LINES_OF_LOG = 3
 

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from budget_trainer.curves import make_curve
-from budget_trainer.errors import InputError
+from budget_trainer.budget.curves import make_curve
+from budget_trainer.budget.stages import Stage, Stages, ValidationPlan
+from budget_trainer.core.errors import InputError
 from budget_trainer.planning.candidates import MicroStep
-from budget_trainer.stages import Stage, Stages
-from budget_trainer.validation_plan import ValidationPlan
 
 MOST_ROUNDS = 20_000  # of the simulation: longer runs go several steps at a time
 POINTS = 400  # of the schedule's picture

@@ -1,4 +1,6 @@
-"""The probe, a process of its own: the run's set-up and steps on this machine, told to its parent as they are measured.
+"""FLOPs and parameters of model sizes around the recipe's, without memory for their weights.
+
+The probe, a process of its own: the run's set-up and steps on this machine, told to its parent as they are measured.
 
     python -m budget_trainer.planning.probe '{"words": [...], "fd": 3, "deadline": 123.4, "folder": "..."}'
 
@@ -6,11 +8,9 @@ It writes lines of JSON to the file descriptor `fd`, each the whole of what is k
 The parent ends it there: what was told until then counts. It goes the way of train_mlm.py with the same functions.
 """
 
-from budget_trainer.clock import BudgetClock
+from __future__ import annotations
 
-CLOCK = BudgetClock()  # as in train_mlm.py: imports are a part of every run's set-up
-
-import json  # noqa: E402
+import json
 import math  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
@@ -19,9 +19,65 @@ import threading  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from functools import partial  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import Any
 
-from budget_trainer.errors import InputError, RunError  # noqa: E402
+import torch
+
+from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.config.recipe import Recipe
+from budget_trainer.core.errors import InputError, RunError  # noqa: E402
+from budget_trainer.data.folder import DataFolder
+from budget_trainer.model.build import build_model
+from budget_trainer.model.flops import model_flops_per_token
+from budget_trainer.planning.result import heads_and_inner, neighbours
+
+
+def shapes_around(recipe: Recipe, data: DataFolder, slots: int) -> list[dict[str, Any]]:
+    """The recipe's shape and standard ones: `layers`, `width`, `heads`, `inner`, `parameters`, `body_parameters` (without
+    embeddings and head), `flops_per_token`, `own`. Empty for a model that brings its own shape (model_name_or_path)."""
+    m = recipe.model
+    if m.model_name_or_path is not None:
+        return []
+    rows = []
+    for layers, width in neighbours(m.num_hidden_layers, m.hidden_size):
+        own = (layers, width) == (m.num_hidden_layers, m.hidden_size)
+        heads, inner = heads_and_inner(width, m.hidden_size, m.num_attention_heads, m.intermediate_size)
+        if own:
+            heads, inner = m.num_attention_heads, m.intermediate_size
+        with torch.device("meta"):
+            model = build_model(
+                recipe.model_type,
+                vocab_size=data.vocab_size,
+                special_ids=data.special_ids,
+                max_position_embeddings=m.max_position_embeddings,
+                hidden_size=width,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                intermediate_size=inner,
+                hidden_act=m.hidden_act,
+                type_vocab_size=m.type_vocab_size,
+                model_config=json.loads(m.model_config) if m.model_config else None,
+                add_nsp=recipe.add_nsp,
+            )
+        model.sparse_last_layer = m.sparse_last_layer
+        encoder: Any = getattr(model.base_model, "encoder", None) or model.base_model.layers
+        rows.append(
+            {
+                "layers": layers,
+                "width": width,
+                "heads": heads,
+                "inner": inner,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "body_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+                "flops_per_token": model_flops_per_token(model, data.block_size, slots),
+                "own": own,
+            }
+        )
+    return rows
+
+
+CLOCK = BudgetClock()  # as in train_mlm.py: imports are a part of every run's set-up
+
 
 Steps = Callable[[Any, Any], Any]  # of Found and Situation (`schedule`)
 COUNTED_TOKENS = 250_000  # for embedding_init cooccurrence: more are extrapolated ...
@@ -64,21 +120,20 @@ class Marks:
 
 def probe(order: dict[str, Any], told: Told, steps: Steps | None = None) -> None:
     """Measure, and tell; InputError and RunError as the run itself would raise them. `steps`: others than the usual ones."""
-    from budget_trainer import launch, outcome, run_callbacks, setup  # noqa: F401 - what a run imports
-    from budget_trainer.agreement import Agreement
-    from budget_trainer.data import DataFolder
-    from budget_trainer.distributed import ControlChannel
-    from budget_trainer.engine_config import engine_name, settle_engine_config
-    from budget_trainer.flops import measure_peak_flops, model_flops_per_token
-    from budget_trainer.modeling import parameter_count
-    from budget_trainer.planned import compared
-    from budget_trainer.planning.memory import free_bytes
-    from budget_trainer.planning.model_shapes import shapes_around
+    from budget_trainer.budget.channel import Agreement, ControlChannel
+    from budget_trainer.config.parser import parse_recipe
+    from budget_trainer.core.stop_request import StopRequest
+    from budget_trainer.data.folder import DataFolder
+    from budget_trainer.model.build import parameter_count
+    from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
+    from budget_trainer.planning.measure import free_bytes
     from budget_trainer.planning.schedule import Ends, usual
-    from budget_trainer.precision import settle_speed
-    from budget_trainer.recipes import parse_recipe
-    from budget_trainer.report import environment
-    from budget_trainer.stop_request import StopRequest
+    from budget_trainer.reporting.planned import compared
+    from budget_trainer.reporting.report import environment
+    from budget_trainer.training import finish, launch  # noqa: F401 - what a run imports
+    from budget_trainer.training import run as run_module
+    from budget_trainer.training.engine import engine_name, settle_engine_config
+    from budget_trainer.training.precision import settle_speed
 
     marks = Marks()
     ends = Ends(time.monotonic() - CLOCK.elapsed_seconds(), order["deadline"])
@@ -99,25 +154,25 @@ def probe(order: dict[str, Any], told: Told, steps: Steps | None = None) -> None
     data = DataFolder.open(recipe.data_dir)
     columns = data.columns_for(document_mask=recipe.data.document_mask, next_sentence=recipe.add_nsp)
     blocks = data.train(seed=run.seed, columns=columns)
-    setup.check_data(data, blocks, recipe)
+    run_module.check_data(data, blocks, recipe)
     settle_engine_config(run)
     marks.mark("data")
     share = data.verify(VERIFY_SECONDS)
     marks.mark("checksums")
     spent = marks.seconds["checksums"]
-    most = min(setup.VERIFY_SHARE * recipe.seconds_left(0.0), channel.timeout_seconds / 2)
+    most = min(run_module.VERIFY_SHARE * recipe.seconds_left(0.0), channel.timeout_seconds / 2)
     size = sum(int(file["bytes"]) for split in data.manifest["splits"].values() for file in split["files"])
     marks.seconds["checksums"] = min(most, spent / share if share else size / HASHED_PER_SECOND)
     told.add(**facts(recipe, settings, data, compared(settings), environment()["hardware"]))
 
-    collator = setup.make_collator(recipe, data)
+    collator = run_module.make_collator(recipe, data)
     shapes = shapes_around(recipe, data, collator.slots)
     if run.device.type == "cpu":
         check_weights_fit(shapes, recipe.optimizer.optimizer_type, MEMORY_SHARE * free_bytes())
     marks.mark(None)
     counts = recipe.model.embedding_init == "cooccurrence" and recipe.model.model_name_or_path is None
     recipe.model.embedding_init = "normal" if counts else recipe.model.embedding_init
-    model = setup.make_model(recipe, data, blocks, channel, resumed=False)
+    model = run_module.make_model(recipe, data, blocks, channel, resumed=False)
     marks.mark("model")
     if counts:
         marks.seconds["counted embeddings"] = count_embeddings(model, data, blocks, recipe)
@@ -176,10 +231,10 @@ def compile_kind(recipe: Any) -> str:
 
 def facts(recipe: Any, settings: dict, data: Any, compared: dict, hardware: dict) -> dict[str, Any]:
     """What the parent needs of recipe, data and machine."""
-    from budget_trainer import setup
+    from budget_trainer.training import run as run_module
 
     run, b = recipe.run, recipe.budget
-    validation = recipe.validation_plan(setup.samples_per_epoch(recipe, data))
+    validation = recipe.validation_plan(run_module.samples_per_epoch(recipe, data))
     asked = {"per_device_train_batch_size", "gradient_accumulation_steps"} & recipe.explicit
     return {
         "recipe": compared,
@@ -190,7 +245,7 @@ def facts(recipe: Any, settings: dict, data: Any, compared: dict, hardware: dict
         "checkpoint_seconds": recipe.checkpoint_seconds,
         "checkpoint_samples": None
         if b.num_epochs_between_checkpoints in (None, -1)
-        else b.num_epochs_between_checkpoints * setup.samples_per_epoch(recipe, data),
+        else b.num_epochs_between_checkpoints * run_module.samples_per_epoch(recipe, data),
         "markers": recipe.markers,
         "max_steps": recipe.max_steps,
         "writes_final": b.finetune_checkpoint_at_end,
@@ -212,11 +267,11 @@ def facts(recipe: Any, settings: dict, data: Any, compared: dict, hardware: dict
 
 def count_embeddings(model: Any, data: Any, blocks: Any, recipe: Any) -> float:
     """Seconds of counting as many tokens as this budget pays for, from a part of them."""
-    from budget_trainer import setup
-    from budget_trainer.initialization import cooccurrence_embeddings
+    from budget_trainer.model.initialization import cooccurrence_embeddings
+    from budget_trainer.training import run as run_module
 
     size = model.get_input_embeddings().weight.shape[1]
-    wanted = min(setup.COUNTED_TOKENS_PER_SECOND * recipe.total_seconds, setup.MOST_COUNTED_TOKENS)
+    wanted = min(run_module.COUNTED_TOKENS_PER_SECOND * recipe.total_seconds, run_module.MOST_COUNTED_TOKENS)
     wanted = min(wanted, blocks.rows * data.block_size)
     tokens = min(COUNTED_TOKENS, wanted)
     begin = time.monotonic()
@@ -242,15 +297,14 @@ def measure_steps(
     import torch
     from transformers import PrinterCallback
 
-    from budget_trainer import setup
-    from budget_trainer.callbacks.throughput import Throughput
-    from budget_trainer.callbacks.time_budget import TimeBudgetCallback
-    from budget_trainer.optimizers import build_optimizer
+    from budget_trainer.budget.callback import TimeBudgetCallback
+    from budget_trainer.model.optimizers import build_optimizer
     from budget_trainer.planning.candidates import first_size, micro_batches, thinned
-    from budget_trainer.planning.measure import ProbeTrainer
-    from budget_trainer.planning.memory import free_bytes, peak_bytes, reset_peak, return_freed
+    from budget_trainer.planning.measure import ProbeTrainer, free_bytes, peak_bytes, reset_peak, return_freed
     from budget_trainer.planning.schedule import Found, Situation, as_dict
-    from budget_trainer.run_callbacks import add_callbacks
+    from budget_trainer.training import run as run_module
+    from budget_trainer.training.callbacks import Throughput
+    from budget_trainer.training.run import add_callbacks
 
     run, gpu = recipe.run, recipe.run.device.type == "cuda"
     asked = told.content["batch_asked"]
@@ -259,10 +313,10 @@ def measure_steps(
     if total is None:
         allowed = [size for size in allowed if size <= blocks.rows]
     others = _other_shapes(recipe, data, collator)
-    validation = recipe.validation_plan(setup.samples_per_epoch(recipe, data))
-    options = setup.optimizer_options(recipe)
+    validation = recipe.validation_plan(run_module.samples_per_epoch(recipe, data))
+    options = run_module.optimizer_options(recipe)
     workers = run.dataloader_num_workers
-    run.max_steps, run.gradient_accumulation_steps, run.dataloader_num_workers = setup.ENDLESS_STEPS, 1, 0
+    run.max_steps, run.gradient_accumulation_steps, run.dataloader_num_workers = run_module.ENDLESS_STEPS, 1, 0
     recipe.checkpoint_seconds, recipe.markers, recipe.budget.num_epochs_between_checkpoints = math.inf, [], None
     CLOCK.total_seconds = max(CLOCK.total_seconds, 10 * ends.whole)
     budget = TimeBudgetCallback(clock=CLOCK, agreement=agreement)
@@ -273,7 +327,7 @@ def measure_steps(
         data_collator=collator,
         processing_class=data.load_tokenizer(),
         create_optimizer_fn=partial(build_optimizer, recipe.optimizer.optimizer_type, **options),
-        evaluation=setup.make_evaluation(data),
+        evaluation=run_module.make_evaluation(data),
         time_budget=budget,
         throughput=Throughput(budget, 1, peak),
         regional_compile=recipe.budget.regional_compile,
@@ -287,7 +341,7 @@ def measure_steps(
         trainer.rehearse_evaluation(validation.seconds_between(recipe.total_seconds))
         rehearsal, evaluate = CLOCK.shares()["evaluate"], budget.evaluate_seconds
     marks.mark(None)
-    add_callbacks(trainer, recipe, None, setup.samples_per_epoch(recipe, data), 1)
+    add_callbacks(trainer, recipe, None, run_module.samples_per_epoch(recipe, data), 1)
     trainer.remove_callback(PrinterCallback)  # a run has its bar instead
     marks.mark("trainer")
     told.add(
@@ -321,7 +375,7 @@ def measure_steps(
 
 def _follows(recipe: Any, accumulation: int) -> bool:
     """Whether the curve of the batch gives whole micro-batches at this accumulation."""
-    from budget_trainer.stages import make_stages
+    from budget_trainer.budget.stages import make_stages
 
     try:
         make_stages(
@@ -365,8 +419,8 @@ def _end_with_parent() -> None:
 
 def planned_error(error: Exception) -> Exception:
     """What the parent is told: want of memory in the planner's words (a run's speak of going on). Raises what is a defect."""
-    from budget_trainer.failures import lacks_memory
     from budget_trainer.planning.schedule import NO_ROOM
+    from budget_trainer.training.checkpoints import lacks_memory
 
     if lacks_memory(error) or lacks_memory(error.__cause__):
         return RunError(NO_ROOM)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from budget_trainer.errors import RunError
+from budget_trainer.core.errors import RunError
 from budget_trainer.planning.candidates import (
     MicroStep,
     bisect_fits,

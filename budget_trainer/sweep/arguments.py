@@ -1,17 +1,79 @@
-"""The command line of sweep.py, and which of the two forms its file has."""
+"""`--dry_run`: the commands of the trials, one per line.
+
+The command line of sweep.py, and which of the two forms its file has.
+"""
 
 from __future__ import annotations
 
+import math
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.command import Parser
-from budget_trainer.errors import InputError
-from budget_trainer.sweep.commands import commands, init_words
-from budget_trainer.sweep.spec import SEARCHES, SweepSpec, read_spec, yaml_of
+from budget_trainer.budget.clock import format_duration
+from budget_trainer.core.command import Parser
+from budget_trainer.core.errors import InputError
+from budget_trainer.sweep.spec import FIRST_OVERHEAD, SEARCHES, SweepSpec, pruning_words, read_spec, yaml_of
+from budget_trainer.sweep.trials import folder_name
+
+SCRIPT = "train_mlm.py"
+
+
+def init_words(init_cmd: str | None, config: object = None) -> list[str]:
+    """What stands before the flags: the launcher and our script."""
+    if init_cmd is None:
+        profile = [] if config is None else ["--config_file", str(config)]
+        return ["accelerate", "launch", *profile, SCRIPT]
+    try:
+        words = shlex.split(init_cmd)
+    except ValueError as error:
+        raise InputError(f"init_cmd: {init_cmd!r} cannot be read ({error}); correct its quotes") from None
+    if any(word.endswith("run_pretraining.py") for word in words):
+        raise InputError(f"init_cmd: {init_cmd!r} starts the original's script, which is {SCRIPT} here; write that")
+    return words
+
+
+def commands(spec: SweepSpec, init_cmd: str | None) -> tuple[list[str], str | None]:
+    """The trials as lines for a shell, and a remark where later trials depend on the results of earlier ones."""
+    count = spec.limit
+    if count is None:
+        count = max(1, math.floor(spec.total_seconds / (spec.trial_seconds + FIRST_OVERHEAD)))
+    if spec.search == "grid":
+        from budget_trainer.sweep.spec import combinations
+
+        found = [parameters for parameters, _ in zip(combinations(spec.space), range(count), strict=False)]
+    else:
+        from budget_trainer.sweep.study import proposals
+
+        found = proposals(spec, count)
+    head = init_words(init_cmd, spec.accelerate_config)
+    base = [] if spec.recipe is None else [str(spec.recipe)]
+    lines = []
+    for number, parameters in enumerate(found):
+        own = [f"--total_training_time={format_duration(spec.trial_seconds)}"]
+        own.append(f"--output_dir={spec.output_dir / folder_name(number)}")
+        own += pruning_words(spec.steps)
+        lines.append(shlex.join([*head, *base, *spec.words(parameters), *own]))
+    return lines, _remark(spec, len(found))
+
+
+def _remark(spec: SweepSpec, count: int) -> str | None:
+    if spec.search == "tpe":
+        from budget_trainer.sweep.study import startup_trials
+
+        known = startup_trials(spec)
+        if known < count:
+            return (
+                f"note: tpe draws the first {known} as shown; the others follow from results, and are shown as random search "
+                "would draw them"
+            )
+    if spec.search in ("successive_halving", "hyperband"):
+        return f"note: {spec.search} ends most of these early, and may take them in another order"
+    return None
+
 
 # Flags that win over keys of the file, by key.
 HELP = {
@@ -43,7 +105,7 @@ class SweepRequest:
 
     def spec(self) -> SweepSpec:
         """The sweep, checked. Raises InputError."""
-        from budget_trainer.migration.original_sweep import is_sweep
+        from budget_trainer.migrate.reading import is_sweep
 
         if not is_sweep(self.text):
             if "data_dir" in self.flags:
@@ -53,7 +115,7 @@ class SweepRequest:
 
         unknown = unknown_names(self.text)
         if unknown and not self.dry_run:
-            from budget_trainer.migration.original_values import find_flag
+            from budget_trainer.migrate.original import find_flag
 
             find_flag(unknown[0], "sweep file")
         return read_original(self.text, self.path, self.flags, self._processes(), self.dry_run)
@@ -67,7 +129,7 @@ class SweepRequest:
 
     def lines(self) -> list[str]:
         """What `--dry_run` prints. A remark on them goes to stderr."""
-        from budget_trainer.migration.original_sweep import is_sweep
+        from budget_trainer.migrate.reading import is_sweep
 
         if is_sweep(self.text):
             from budget_trainer.sweep.original import check_search, literal_commands, unknown_names

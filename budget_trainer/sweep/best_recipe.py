@@ -11,12 +11,10 @@ from pathlib import Path
 
 import yaml
 
-from budget_trainer.clock import format_duration
-from budget_trainer.recipe_edit import WIDTH, edited, load, scalar
-from budget_trainer.recipes import KEYS
-from budget_trainer.sweep.ranking import finished, value
-from budget_trainer.sweep.records import SweepRecord, TrialRecord
-from budget_trainer.sweep.searched import short
+from budget_trainer.budget.clock import format_duration
+from budget_trainer.config.edit import WIDTH, edited, load, scalar
+from budget_trainer.config.parser import KEYS
+from budget_trainer.sweep.results import SweepRecord, TrialRecord, finished, short, value
 
 RECIPE_COPY = "recipe.yaml"  # in the sweep's folder
 # Of one run or of the machine it ran on, not of how to train: left out, also of the base recipe.

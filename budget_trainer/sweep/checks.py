@@ -10,14 +10,12 @@ from typing import Any
 
 import yaml
 
-from budget_trainer import run_folder
-from budget_trainer.errors import InputError
-from budget_trainer.migration.original_flags import FLAGS
-from budget_trainer.recipe_file import read_recipe, recipe_words
-from budget_trainer.recipes import KEYS, parse_recipe
-from budget_trainer.refused_flags import REPLACED
-from budget_trainer.sweep.space import combinations, grid_size
-from budget_trainer.sweep.spec import SweepSpec, pruning_words, said_by_sweep
+from budget_trainer.config.arguments import REPLACED
+from budget_trainer.config.parser import KEYS, parse_recipe, read_recipe, recipe_words
+from budget_trainer.core.errors import InputError
+from budget_trainer.migrate.original import FLAGS
+from budget_trainer.sweep.spec import SweepSpec, combinations, grid_size, pruning_words, said_by_sweep
+from budget_trainer.training import run_folder
 
 MOST_POINTS = 300  # of a grid that are all parsed (about 2 ms each); of larger ones each value once
 FOREIGN = (run_folder.RUN, "suite.json", run_folder.FINAL)  # of another kind of folder
@@ -72,8 +70,8 @@ def _probes(spec: SweepSpec) -> Iterator[dict[str, Any]]:
 
 def check_glue(spec: SweepSpec) -> None:
     """Refuse flags that finetune_glue.py does not know, and data that are not there, before hours of pre-training."""
+    from budget_trainer.glue.arguments import parse_request
     from budget_trainer.glue.data import load_task
-    from budget_trainer.glue.parsing import parse_request
     from budget_trainer.glue.run import check_data
 
     request = parse_request([*spec.objective.words("final", str(spec.output_dir)), "--use_cpu=true"])

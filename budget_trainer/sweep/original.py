@@ -6,17 +6,13 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.errors import InputError
-from budget_trainer.migration.convert import as_word, convert
-from budget_trainer.migration.launcher import read_launcher
-from budget_trainer.migration.original_flags import FLAGS
-from budget_trainer.migration.original_sweep import read_sweep as read_combination
-from budget_trainer.migration.original_sweep import sections
-from budget_trainer.migration.original_values import Given
-from budget_trainer.recipe_file import NULLS
-from budget_trainer.recipes import KEYS
-from budget_trainer.sweep.space import Choices, Space, read_space
-from budget_trainer.sweep.spec import OWN, VALIDATION, SweepSpec, make_spec
+from budget_trainer.config.parser import KEYS, NULLS
+from budget_trainer.core.errors import InputError
+from budget_trainer.migrate.convert import as_word, convert
+from budget_trainer.migrate.original import FLAGS, Given
+from budget_trainer.migrate.reading import read_launcher, sections
+from budget_trainer.migrate.reading import read_sweep as read_combination
+from budget_trainer.sweep.spec import OWN, VALIDATION, Choices, Space, SweepSpec, make_spec, read_space
 
 
 def unknown_names(text: str) -> list[str]:

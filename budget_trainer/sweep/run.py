@@ -16,12 +16,12 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from budget_trainer.children import devices, write_profile
-from budget_trainer.clock import BudgetClock, ClockFile, format_duration
-from budget_trainer.data import DataFolder
-from budget_trainer.errors import InputError, RunError
-from budget_trainer.report import write_json_atomic
-from budget_trainer.stop_request import StopRequest
+from budget_trainer.budget.clock import BudgetClock, ClockFile, format_duration
+from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.jobs import devices, write_profile
+from budget_trainer.core.stop_request import StopRequest
+from budget_trainer.data.folder import DataFolder
+from budget_trainer.reporting.report import write_json_atomic
 from budget_trainer.sweep import checks
 from budget_trainer.sweep.runner import Runner
 from budget_trainer.sweep.spec import SweepSpec

@@ -20,9 +20,8 @@ from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from budget_trainer.errors import InputError
-from budget_trainer.sweep.space import combinations
-from budget_trainer.sweep.spec import WHOLE, SweepSpec
+from budget_trainer.core.errors import InputError
+from budget_trainer.sweep.spec import WHOLE, SweepSpec, combinations
 
 log = logging.getLogger(__name__)
 IDENTITY = "budget_trainer_sweep"  # user attribute of a study: what it searches

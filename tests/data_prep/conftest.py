@@ -2,7 +2,7 @@
 
 import pytest
 
-from budget_trainer.data import DataFolder
+from budget_trainer.data.folder import DataFolder
 from data_prep import blocks
 from data_prep.documents import read_documents
 from tests.conftest import words

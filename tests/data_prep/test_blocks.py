@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from budget_trainer.data import DataFolder
+from budget_trainer.data.folder import DataFolder
 from data_prep import blocks
 from data_prep.corpus import text_parts, tokenise
 from data_prep.documents import read_documents

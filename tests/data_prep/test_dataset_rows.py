@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from benchmarks import prepare_kills
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from data_prep import prepare
 from data_prep.documents import Source, read_documents
 from tests.conftest import run

@@ -12,7 +12,7 @@ import tarfile
 import pyarrow as pa
 import pytest
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from data_prep.documents import MAX_DOCUMENT_CHARACTERS, Source, read_documents
 from data_prep.files import files_below, lines, members
 from tests.conftest import ROOT, SHARED_DATA

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from budget_trainer.data import DataFolder
+from budget_trainer.data.folder import DataFolder
 from data_prep import hdf5
 from data_prep.documents import read_documents
 from data_prep.held_out import HELD_OUT_RULE

@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from data_prep import blocks, dump_xml, mediawiki
 from data_prep.disambiguation import is_disambiguation
 from data_prep.documents import Source

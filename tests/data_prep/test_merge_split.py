@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 
-from budget_trainer.data import DataFolder
+from budget_trainer.data.folder import DataFolder
 from data_prep import inspect, merge, shards, split
 from data_prep.documents import read_documents
 from tests.conftest import words

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from data_prep.nsp_pairs import FOLLOWS, RANDOM, RESERVOIR, SentencePairs
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}

@@ -11,7 +11,7 @@ import yaml
 
 from benchmarks import prepare_kills
 from benchmarks.prepare_kills import made
-from budget_trainer.data import DataFolder
+from budget_trainer.data.folder import DataFolder
 from data_prep import blocks, prepare
 from data_prep.documents import read_documents
 from tests.conftest import ROOT

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from data_prep import duplicates
 from data_prep.duplicates import digest_of, find_duplicates, is_duplicate
 from data_prep.processing import SAMPLES, Lengths, Removed, check_language, clean, language_of

@@ -6,7 +6,7 @@ import tarfile
 import pytest
 from transformers import AutoTokenizer
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from data_prep import tokenizer as stage
 from data_prep.documents import read_documents
 from data_prep.encoding import Encoder

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from budget_trainer.data.whole_words import continues_word
 from budget_trainer.fill_mask import fill_mask
-from budget_trainer.whole_words import continues_word
 from data_prep.counting import parts_of_row
 from data_prep.documents import read_documents
 from data_prep.encoding import Encoder

@@ -14,12 +14,13 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import prepare_deepspeed_cmd_env
 
 import train_mlm
-from budget_trainer import arguments, setup
+from budget_trainer.config import arguments
+from budget_trainer.training import run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "accelerate_configs"
 folder, flags = Path(sys.argv[1]), sys.argv[2:]
 arguments.launched_on_cpu = lambda: False  # the profile is a GPU's
-setup.measure_peak_flops = lambda *_: 0.0  # seconds for a product in fp16 on a CPU
+run.measure_peak_flops = lambda *_: 0.0  # seconds for a product in fp16 on a CPU
 
 
 def hand_over(name):

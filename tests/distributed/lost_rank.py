@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from budget_trainer.distributed import ControlChannel
-from budget_trainer.errors import LostRank
+from budget_trainer.budget.channel import ControlChannel
+from budget_trainer.core.errors import LostRank
 
 folder, how = Path(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo")

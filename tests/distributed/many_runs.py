@@ -4,8 +4,8 @@ import json
 import sys
 
 import train_mlm
-from budget_trainer.clock import BudgetClock
-from budget_trainer.distributed import leave
+from budget_trainer.budget.channel import leave
+from budget_trainer.budget.clock import BudgetClock
 from tests.conftest import words
 
 for options in json.loads(sys.argv[1]):

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from budget_trainer.distributed import leave
-from budget_trainer.optimizers import build_optimizer
+from budget_trainer.budget.channel import leave
+from budget_trainer.model.optimizers import build_optimizer
 
 LEARNING_RATE, STEPS = 0.02, 12
 

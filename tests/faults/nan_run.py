@@ -6,8 +6,8 @@ import os
 import sys
 
 import train_mlm
-from budget_trainer.distributed import leave
-from budget_trainer.trainer import TimeBudgetTrainer
+from budget_trainer.budget.channel import leave
+from budget_trainer.training.trainer import TimeBudgetTrainer
 
 BAD = json.loads(sys.argv[1]).get(os.environ.get("RANK", "0"), [])
 compute_loss = TimeBudgetTrainer.compute_loss

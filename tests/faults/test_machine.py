@@ -10,8 +10,8 @@ import sys
 import pytest
 
 import train_mlm
-from budget_trainer.clock import BudgetClock
-from budget_trainer.data import DataFolder
+from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.data.folder import DataFolder
 from tests.conftest import ROOT, TINY, progress, report, spawn, start, train, wait_for, words
 
 STEPS = {

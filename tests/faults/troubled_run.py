@@ -10,8 +10,8 @@ import sys
 import time
 
 import train_mlm
-from budget_trainer.distributed import leave
-from budget_trainer.trainer import TimeBudgetTrainer
+from budget_trainer.budget.channel import leave
+from budget_trainer.training.trainer import TimeBudgetTrainer
 
 TROUBLES = json.loads(sys.argv[1])
 RANK = int(os.environ.get("RANK", "0"))

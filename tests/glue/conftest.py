@@ -6,7 +6,7 @@ import random
 import pytest
 
 import finetune_glue
-from budget_trainer.clock import BudgetClock
+from budget_trainer.budget.clock import BudgetClock
 from tests.conftest import words
 
 GOOD, BAD, THINGS = (

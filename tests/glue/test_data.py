@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from budget_trainer.glue.data import load_task
 from budget_trainer.glue.tasks import TASKS
 from tests.conftest import SHARED_DATA

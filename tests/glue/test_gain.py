@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import glue_gain
-from budget_trainer.errors import RunError
+from budget_trainer.core.errors import RunError
 from tests.conftest import ROOT, words
 
 TRAINED, RANDOM = glue_gain.MODELS

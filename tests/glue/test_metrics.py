@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from budget_trainer.errors import InputError, RunError
+from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.glue.metrics import GlueMetric
 from budget_trainer.glue.scores import predict, score
 from budget_trainer.glue.tasks import TASKS

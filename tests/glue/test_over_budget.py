@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from budget_trainer.callbacks.milestones import marker_folder
-from budget_trainer.errors import InputError
-from budget_trainer.glue.over_budget import account, report_over_budget
-from budget_trainer.glue.time_marked import Checkpoint, expand_checkpoints, minutes_of
+from budget_trainer.core.errors import InputError
+from budget_trainer.glue.over_budget import Checkpoint, account, expand_checkpoints, minutes_of, report_over_budget
+from budget_trainer.training.callbacks import marker_folder
 from tests.glue.suites import suite_of
 from tests.glue.test_report import partial
 from tests.glue.test_suite_file import finished, write

@@ -4,16 +4,23 @@ import json
 
 import pytest
 
-from budget_trainer.errors import InputError
-from budget_trainer.glue.grid import read_grid
-from budget_trainer.glue.parsing import KEYS, parse_request
-from budget_trainer.glue.plan import CODE, PlannedRun, make_plan, run_key
-from budget_trainer.glue.runs_file import record, task_entry, whole
-from budget_trainer.glue.shares import free_seconds, share
+from budget_trainer.core.errors import InputError
+from budget_trainer.glue import suite
+from budget_trainer.glue.arguments import KEYS, parse_request
+from budget_trainer.glue.suite import (
+    PlannedRun,
+    free_seconds,
+    make_plan,
+    read_grid,
+    record,
+    run_key,
+    share,
+    task_entry,
+    whole,
+)
 from budget_trainer.glue.tasks import TASKS
 from tests.conftest import ROOT, words
 from tests.glue.conftest import SHORT
-from tests.test_imports import MODULES, ours
 
 GRIDS = sorted((ROOT / "recipes" / "glue").glob("*.yaml"))
 
@@ -134,18 +141,10 @@ def test_another_model_data_or_time_another_name():
     assert len(keys) == 5 and all(len(key) == 16 for key in keys)
 
 
-def test_the_code_of_a_run_is_in_its_name():
-    """Whatever the modules of a run import of this package makes its numbers, or is named here."""
-    package = ROOT / "budget_trainer"
-    assert all((package / f"{name}.py").exists() for name in CODE)
-    seen, waiting = set(), {"glue.run", "glue.ending", "glue.account"}
-    while waiting:
-        seen |= (found := waiting)
-        waiting = set().union(*(ours(MODULES[name]) for name in found)) & set(MODULES) - seen
-    around = """agreement command background_push card_markdown card_scores checkpoints clock cross_entropy distributed
-        engine_optimizers errors failures hub_client hub_errors hub_files hub_push hub_update last_layer markdown model_card
-        model_types publish recipe_file report sparse step_times stop_request glue.files glue.parsing glue.push""".split()
-    assert seen - {name.replace("/", ".") for name in CODE} <= set(around)
+def test_a_raised_results_version_makes_finished_runs_anew(monkeypatch):
+    before = run_key(RUN, "m", "d", None, False)
+    monkeypatch.setattr(suite, "RESULTS_VERSION", suite.RESULTS_VERSION + 1)
+    assert run_key(RUN, "m", "d", None, False) != before
 
 
 # ---- time ----
@@ -281,9 +280,9 @@ class FakeChild:
 
 
 def test_one_run_on_each_device_at_a_time(request_of, monkeypatch, tmp_path):
-    from budget_trainer.clock import BudgetClock
-    from budget_trainer.glue import runner as module
-    from budget_trainer.stop_request import StopRequest
+    from budget_trainer.budget.clock import BudgetClock
+    from budget_trainer.core.stop_request import StopRequest
+    from budget_trainer.glue import suite as module
 
     now = [0.0]
     monkeypatch.setattr(module, "Child", FakeChild)

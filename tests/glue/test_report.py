@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from budget_trainer.glue.published import DEV, TEST
 from budget_trainer.glue.report import account, write_report
 from budget_trainer.glue.results import ALL_COLUMNS, Run, Spread, Suite, TaskResult, columns, in_mean, mean

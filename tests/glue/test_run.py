@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from budget_trainer.errors import InputError
-from budget_trainer.glue.parsing import parse_request
-from budget_trainer.glue.prediction import Predictor
+from budget_trainer.core.errors import InputError
+from budget_trainer.glue.arguments import parse_request
 from budget_trainer.glue.scores import score
 from budget_trainer.glue.tasks import TASKS
+from budget_trainer.glue.trainer import Predictor
 from tests.conftest import ROOT, launch, launch_form, wait_for, words, write_cpu_form
 from tests.glue.conftest import ROWS, predictions
 
@@ -182,15 +182,15 @@ def test_a_budget_ends_the_run_in_time(finetune):
 
 @pytest.mark.parametrize(("epochs", "time"), [(100000, "12s"), (3, "1h"), (3, None)])
 def test_the_rate_is_down_at_whichever_end_comes_first(finetune, monkeypatch, epochs, time):
-    from budget_trainer.glue import ending
+    from budget_trainer.glue import run
 
-    seen, reserve = [], ending.reserve_end
+    seen, reserve = [], run.reserve_end
 
     def reserve_end(trainer, *rest):
         seen.append(trainer)
         reserve(trainer, *rest)
 
-    monkeypatch.setattr(ending, "reserve_end", reserve_end)
+    monkeypatch.setattr(run, "reserve_end", reserve_end)
     steps = {"eval_strategy": "no", "logging_steps": 1, "warmup_steps": 0.1, "lr_scheduler_type": "polynomial"}
     code, _ = finetune(num_train_epochs=epochs, total_training_time=time, **steps)
     rates = [line["learning_rate"] for line in seen[0].state.log_history if "learning_rate" in line]
@@ -231,9 +231,9 @@ def test_flags_of_earlier_trainers(options, given, understood):
 
 
 def test_metrics_that_are_not_installed(options, monkeypatch):
-    from budget_trainer.glue import parsing
+    from budget_trainer.glue import arguments as arguments_module
 
-    monkeypatch.setattr(parsing, "find_spec", lambda name: None)
+    monkeypatch.setattr(arguments_module, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="scikit-learn: not installed, .* pip install 'budget-trainer.glue.'"):
         parse_request(words(options))
 
@@ -438,13 +438,13 @@ def test_a_name_that_is_nowhere(finetune, capfd, monkeypatch):
 def test_a_disk_or_a_memory_that_takes_no_more(finetune, capfd, monkeypatch, tmp_path):
     import errno
 
-    from budget_trainer.glue import ending
+    from budget_trainer.glue import run
     from budget_trainer.glue.trainer import GlueTrainer
 
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x"))
 
-    monkeypatch.setattr(ending, "write_result", full)
+    monkeypatch.setattr(run, "write_result", full)
     assert finetune(num_train_epochs=1) == (1, None)
     assert (
         f"error: {tmp_path}/x: No space left on device; mend that, then repeat the command" in capfd.readouterr().err
@@ -471,7 +471,7 @@ def test_nothing_is_overwritten_silently(finetune, capfd, tmp_path):
 def test_every_flag_of_training_arguments_is_read_or_refused():
     from dataclasses import fields
 
-    from budget_trainer.arguments import RunArguments
+    from budget_trainer.config.arguments import RunArguments
     from budget_trainer.glue.arguments import REFUSED, GlueRunArguments
 
     own = {field.name for field in fields(GlueRunArguments) if field.init}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from budget_trainer.glue.check_submission import check
 from budget_trainer.glue.results import Suite, TaskResult
 from budget_trainer.glue.submission import official_files, write_submission, zip_bytes

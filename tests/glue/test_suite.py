@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import finetune_glue
-from budget_trainer.clock import BudgetClock
+from budget_trainer.budget.clock import BudgetClock
 from tests.conftest import ROOT, children, spawn, wait_for, words
 
 GRID = """seeds: [1]

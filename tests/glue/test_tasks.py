@@ -2,7 +2,7 @@
 
 import pytest
 
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from budget_trainer.glue.tasks import TASKS, find_task, find_tasks
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
-from budget_trainer.report import draw_report, write_json_atomic
+from budget_trainer.reporting.report import draw_report, write_json_atomic
 from tests.hub.server import TOKEN
-from tests.test_report import report
+from tests.reporting.test_report import report
 
 
 def local(folder, *names):

@@ -15,11 +15,11 @@ from huggingface_hub import ModelCard, constants, set_client_factory
 from huggingface_hub.utils import _http
 from transformers import BertForSequenceClassification
 
-from budget_trainer import hub_client, publish
-from budget_trainer.card_markdown import without_folders
-from budget_trainer.errors import InputError, RunError
-from budget_trainer.hub_errors import redacted, retried
-from budget_trainer.markdown import inline
+from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.markdown import inline, without_folders
+from budget_trainer.reporting import hub as hub_module
+from budget_trainer.reporting import publish
+from budget_trainer.reporting.hub import redacted, retried
 from tests.conftest import run, spawn, wait_for
 from tests.hub.conftest import NATIVE, local, write_model
 from tests.hub.server import READ_TOKEN, TOKEN, Hub
@@ -45,7 +45,7 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     impatient = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
     monkeypatch.setattr(_http, "time", impatient)  # the client's own pauses
-    monkeypatch.setattr(hub_client.Hub.__init__, "__kwdefaults__", {"sleep": lambda seconds: None})
+    monkeypatch.setattr(hub_module.Hub.__init__, "__kwdefaults__", {"sleep": lambda seconds: None})
     yield server
     server.close()
     set_client_factory(_http.default_client_factory)

@@ -14,12 +14,11 @@ import pytest
 from huggingface_hub import constants
 
 import train_mlm
-from budget_trainer.background_push import BackgroundPush
-from budget_trainer.clock import BudgetClock
-from budget_trainer.errors import InputError
-from budget_trainer.hub_errors import redacted
-from budget_trainer.hub_push import PushOptions
-from budget_trainer.recipes import parse_recipe
+from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.config.parser import parse_recipe
+from budget_trainer.core.errors import InputError
+from budget_trainer.reporting.background_push import BackgroundPush
+from budget_trainer.reporting.hub import PushOptions, redacted
 from tests.conftest import ROOT, TINY, progress, report, run, train, wait_for, words
 from tests.hub.conftest import NATIVE, local
 from tests.hub.server import READ_TOKEN, TOKEN, Hub
@@ -190,8 +189,8 @@ def test_a_publisher_ends_with_its_run(asked, folder):
     """The run is killed: nobody stays behind, though a push is on its way."""
     asked.delay = 60.0
     code = (
-        "import sys, time; from pathlib import Path; from budget_trainer.background_push import BackgroundPush\n"
-        "from budget_trainer.hub_push import PushOptions\n"
+        "import sys, time; from pathlib import Path; from budget_trainer.reporting.background_push import BackgroundPush\n"
+        "from budget_trainer.reporting.hub import PushOptions\n"
         "push = BackgroundPush(Path(sys.argv[1]), PushOptions('ada/orphan')); push.start()\n"
         "print(push._process.pid, flush=True); time.sleep(100)"
     )

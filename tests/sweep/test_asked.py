@@ -10,14 +10,13 @@ import pytest
 import yaml
 
 import sweep
-from budget_trainer.errors import InputError
-from budget_trainer.recipes import parse_recipe
+from budget_trainer.config.parser import parse_recipe
+from budget_trainer.core.errors import InputError
 from budget_trainer.sweep.arguments import parse_arguments
 from budget_trainer.sweep.run import make_slots
-from budget_trainer.sweep.space import Choices, Range, combinations, grid_size, read_space
-from budget_trainer.sweep.spec import pruning_words
+from budget_trainer.sweep.spec import Choices, Range, combinations, grid_size, pruning_words, read_space
 from budget_trainer.sweep.study import ask, make_pruner, make_sampler, open_study, startup_trials, tell
-from budget_trainer.sweep.trial_run import evaluations
+from budget_trainer.sweep.trials import evaluations
 from tests.conftest import ROOT, TINY
 
 # The example of the original's README.
@@ -254,7 +253,7 @@ def test_a_grid_that_no_list_holds(tmp_path):
 
 
 def test_evaluations_are_read_from_progress(tmp_path):
-    from budget_trainer.sweep.objective import Objective
+    from budget_trainer.sweep.spec import Objective
 
     lines = [
         '{"share": 0.26, "evaluation": {"loss": 2.0, "bits_per_byte": 1.5}}',

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import sweep, sweep_kills
 from benchmarks.sweep_runs import Run, Wanted, log_of, log_spaced
-from budget_trainer.errors import InputError
+from budget_trainer.core.errors import InputError
 from budget_trainer.sweep.report import csv_text
 from tests.sweep.test_report import FULL
 from tests.sweep.test_report import sweep as record

@@ -9,14 +9,11 @@ import optuna
 import pytest
 import yaml
 
-from budget_trainer.errors import RunError
-from budget_trainer.recipes import parse_recipe, read_recipe
+from budget_trainer.config.parser import parse_recipe, read_recipe
+from budget_trainer.core.errors import RunError
 from budget_trainer.sweep.best_recipe import best_recipe_text
-from budget_trainer.sweep.importance import importance
-from budget_trainer.sweep.ranking import ranked, spread
-from budget_trainer.sweep.records import SweepRecord, TrialRecord
 from budget_trainer.sweep.report import csv_text, write_report
-from budget_trainer.sweep.searched import searched
+from budget_trainer.sweep.results import SweepRecord, TrialRecord, importance, ranked, searched, spread
 from tests.conftest import ROOT
 
 RATE = {"learning_rate": {"low": "3e-4", "high": "3e-2", "log": True}}

@@ -5,11 +5,10 @@ from types import SimpleNamespace
 import optuna
 import pytest
 
-from budget_trainer.errors import RunError
-from budget_trainer.sweep.record_of import ENDED, PLACE
-from budget_trainer.sweep.runner import Runner
+from budget_trainer.core.errors import RunError
+from budget_trainer.sweep.runner import ENDED, PLACE, Runner
 from budget_trainer.sweep.study import open_storage
-from budget_trainer.sweep.trial_run import TrialLock
+from budget_trainer.sweep.trials import TrialLock
 
 
 def runner_of(folder, study=None, **trials):

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 import sweep
-from budget_trainer.clock import BudgetClock
-from budget_trainer.stop_request import StopRequest
+from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.sweep.arguments import parse_arguments
-from budget_trainer.sweep.record_of import sweep_record
 from budget_trainer.sweep.run import run_sweep
+from budget_trainer.sweep.runner import sweep_record
 from budget_trainer.sweep.study import IDENTITY, open_storage
 from tests.conftest import ROOT, TINY, children, spawn, wait_for
 from tests.glue.conftest import glue_dir  # noqa: F401

@@ -1,0 +1,347 @@
+"""How long the next step will take, guessed from the steps before. Standard library only.
+
+The budget as a callback: one agreed reading of rank 0's clock per optimizer step, and the stop that follows.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from budget_trainer.budget.channel import Agreement, ControlChannel
+from budget_trainer.budget.clock import BudgetClock, format_duration, parse_duration
+from budget_trainer.core.errors import InputError
+from budget_trainer.core.stop_request import StopRequest
+
+LAST_STEPS = 32
+
+
+class StepTimes:
+    """Fed with the clock's seconds by phase after every step.
+
+    The first step of new shapes compiles and warms up: it says nothing of the next one, but what it compiled is the guess
+    for the next compilation.
+    """
+
+    def __init__(self) -> None:
+        self.compiles = True  # whether the next step is the first of its shapes
+        self.compile_seconds = 0.0  # what the longest compilation took
+        self._seconds: deque[float] = deque(maxlen=LAST_STEPS)
+        self._worked = self._compiled = 0.0  # seconds of train and data_wait, and of compile, up to the last step
+
+    def begin(self, shares: Mapping[str, float]) -> None:
+        """A job begins to train, and with it new shapes."""
+        self.compiles, self._compiled = True, shares["compile"]
+
+    def step_done(self, shares: Mapping[str, float], compiling: bool) -> None:
+        """A step has ended; `compiling`: torch.compile is on."""
+        worked = shares["train"] + shares["data_wait"]
+        if not self.compiles:
+            self._seconds.append(worked - self._worked)
+        elif compiling:
+            self.compile_seconds = max(self.compile_seconds, shares["compile"] - self._compiled)
+            self._compiled = shares["compile"]
+        self._worked, self.compiles = worked, False
+
+    def expect(self, longer: float, compiles: bool) -> None:
+        """The next steps take `longer` times what the last ones took; with `compiles` the next one compiles as well."""
+        self._seconds = deque((seconds * longer for seconds in self._seconds), maxlen=LAST_STEPS)
+        self.compiles = self.compiles or compiles
+
+    def next_step(self) -> float:
+        """A cautious guess: the longest of the last 8, but no more than 3 medians (an outlier); 0.0 before any."""
+        if not self._seconds:
+            return 0.0
+        return min(max(list(self._seconds)[-8:]), 3.0 * median(self._seconds))
+
+
+log = logging.getLogger(__name__)
+STATE_KEY = "time_budget_clock"  # in TrainerState.stateful_callbacks
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What all ranks know after a step, in seconds: rank 0's clock and its measured costs."""
+
+    elapsed: float  # of the run, over its jobs
+    job: float  # of this job
+    step: float  # the next optimizer step
+    save: float  # writing the model
+    checkpoint: float  # writing a training checkpoint
+    evaluate: float  # one validation
+    compile: float = 0.0  # compiling for new shapes
+
+
+class TimeBudgetCallback(TrainerCallback):
+    """Stops training so that the final model can be on disk inside `total_training_time`.
+
+    `Trainer(..., callbacks=[TimeBudgetCallback("2h")])` is all that a plain Trainer needs; the clock then starts at
+    `on_train_begin`, and the room for saving the model afterwards is measured by writing it once. A script that wants
+    its set-up counted hands in a running `clock`, and the `agreement` it had before there was a Trainer.
+
+    `early_exit_time_marker` stops earlier on the same learning-rate curve; `job_time_limit` ends only this job, with
+    a training checkpoint, for a later job to go on. Durations as `parse_duration` takes them; numbers are seconds.
+
+    After each step `reading` holds what all ranks agreed on, `share` the used share of the budget and `progress` the
+    position on the learning-rate curve. `stop_reason` says why training ended: `budget`, `early_exit_time_marker`,
+    `job_time_limit`, `stop_requested`, `early_stop`, or None (max_steps or another callback).
+    """
+
+    def __init__(
+        self,
+        total_training_time: str | float | None = None,
+        *,
+        clock: BudgetClock | None = None,
+        agreement: Agreement | None = None,
+        early_exit_time_marker: str | float | None = None,
+        job_time_limit: str | float | None = None,
+    ) -> None:
+        if total_training_time is None and clock is None:
+            raise InputError("total_training_time: None is no budget; give a duration such as '2h', or a clock")
+        if total_training_time is not None and clock is not None:
+            raise InputError("total_training_time: given beside a clock, which has its own; give one of them")
+        self.total_training_time, self.clock = total_training_time, clock
+        self.early_exit_seconds = _seconds(early_exit_time_marker, "early_exit_time_marker")
+        self.job_limit_seconds = _seconds(job_time_limit, "job_time_limit")
+        if total_training_time is not None:
+            BudgetClock(total_training_time)  # refuses a bad duration here, not hours later
+        self.agreement = agreement
+        self._stop = agreement.stop if agreement is not None else StopRequest()
+        self.reading = Reading(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        self.save_seconds = self.checkpoint_seconds = self.evaluate_seconds = 0.0  # rank 0's measurements count
+        self.begin_seconds = 0.0  # agreed: when training began; the curve starts here
+        self.progress = 0.0
+        self.stop_reason: str | None = None
+        self.steps = StepTimes()
+        self._promised = 0.0  # seconds of optional work that this reading has already been asked for
+        self._stepped = False  # whether this job has finished a step
+        self._fresh = True  # whether this is the first job of the run
+        self._event: torch.cuda.Event | None = None
+        # What the callbacks of a run share beside time.
+        self.found_bad_step: Callable[[], bool] = lambda: False  # asked when the step's work is known to be done
+        self.rate_factor = 1.0  # of all learning rates
+
+    # ---- what others read ----
+
+    @property
+    def channel(self) -> ControlChannel:
+        return self._agreed().channel
+
+    @property
+    def total_seconds(self) -> float:
+        return self.clock.total_seconds if self.clock is not None else math.inf
+
+    @property
+    def bad_step(self) -> bool:
+        """Whether any rank reported a step whose loss or gradient was not finite, at the last reading."""
+        return self.agreement is not None and self.agreement.bad_step
+
+    @property
+    def end_seconds(self) -> float:
+        """When the final model has to be on disk."""
+        return min(self.total_seconds, self.early_exit_seconds)
+
+    @property
+    def end_reason(self) -> str:
+        """Which of the two limits `end_seconds` is."""
+        return "early_exit_time_marker" if self.early_exit_seconds < self.total_seconds else "budget"
+
+    @property
+    def share(self) -> float:
+        """The used share of the whole budget at the last reading (0.0 without a limit)."""
+        return self.reading.elapsed / self.total_seconds
+
+    def affords(self, seconds: float) -> bool:
+        """Whether optional work of `seconds` now still leaves room for a step and the save at the end.
+
+        A yes is a promise: what else is asked for after the same step has to fit beside it.
+        """
+        now, rest = self.reading, self.reading.step + self._promised + seconds
+        fits = now.elapsed + rest + now.save <= self.end_seconds
+        fits = fits and now.job + rest + now.checkpoint <= self.job_limit_seconds
+        if fits:
+            self._promised += seconds
+        return fits
+
+    def check_room(self, resumed: bool = False) -> None:
+        """Raise InputError on all ranks where nothing is left to train in (a resumed run may still finish)."""
+        self._agree()
+        now = self.reading
+        earlier = now.elapsed - now.job
+        if now.job + now.checkpoint >= self.job_limit_seconds:
+            raise InputError(
+                f"job_time_limit: {self.job_limit_seconds:.1f}s is spent before the first step (set-up and a checkpoint "
+                f"take {now.job + now.checkpoint:.1f}s on this machine); give the job more time"
+            )
+        if now.elapsed + now.save < self.end_seconds or resumed:
+            return
+        if earlier > 0:
+            raise InputError(
+                f"total_training_time: {self.end_seconds:.1f}s is spent, earlier jobs used {earlier:.1f}s and left no "
+                "checkpoint; give more time, or another output_dir to start again"
+            )
+        raise InputError(
+            f"total_training_time: {self.end_seconds:.1f}s is spent before the first step (set-up and the final save "
+            f"take {now.elapsed + now.save:.1f}s on this machine); give more time or a smaller model"
+        )
+
+    def request_stop(self) -> None:
+        """Ask for a stop with a checkpoint after this step; safe from a signal handler, on any rank."""
+        self._stop.ask()
+
+    # ---- Trainer's events ----
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._agreed()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        stored: Any = state.stateful_callbacks or {}
+        restored = stored.get(STATE_KEY) or {}
+        if self.clock is None:
+            self.clock = BudgetClock(self.total_training_time)
+            self.clock.restore(restored.get("shares", {}))
+        if not self.save_seconds and args.should_save:
+            self._rehearse(args, kwargs.get("model"))
+        self.clock.enter("train")
+        self.check_room(resumed=bool(restored))
+        self._stepped, self._fresh = False, not restored
+        self.steps.begin(self.clock.shares())
+        self.begin_seconds = float(restored.get("begin_seconds", self.reading.elapsed))
+        self.progress = max(self.progress, self._progress())
+        self.decide(state, control)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self.clock is not None
+        self.clock.enter("compile" if self.steps.compiles and args.torch_compile else "train")
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The tick: just before `lr_scheduler.step()`, with every engine that uses Trainer's optimizer."""
+        self._wait_for_device(args.device)
+        if self.found_bad_step():
+            self._agreed().report_bad_step()
+        assert self.clock is not None
+        self.steps.step_done(self.clock.shares(), bool(args.torch_compile))
+        self._agree()
+        if not self._stepped and self._fresh:
+            self.begin_seconds = self.reading.elapsed
+        self._stepped = True
+        self.progress = max(self.progress, self._progress())
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        stored: Any = state.stateful_callbacks
+        stored[STATE_KEY] = {
+            "elapsed_seconds": self.reading.elapsed,
+            "shares": self._shares(),
+            "begin_seconds": self.begin_seconds,
+        }
+        self.decide(state, control)
+
+    # ---- inside ----
+
+    def _rehearse(self, args: TrainingArguments, model: Any) -> None:
+        """In a plain Trainer: write the model once and delete it, to know how long the save after training will take."""
+        if not hasattr(model, "save_pretrained"):
+            return
+        assert self.clock is not None
+        with self.clock.phase("save"):
+            begin = self.clock.shares()["save"]
+            with TemporaryDirectory(dir=args.output_dir, prefix=".partial-") as folder:
+                model.save_pretrained(folder)
+            seconds = self.clock.shares()["save"] - begin
+        self.save_seconds = self.reserve(seconds)
+
+    @staticmethod
+    def reserve(seconds: float) -> float:
+        """What to keep free for a save that took `seconds`: disks are uneven."""
+        return 1.5 * seconds + 0.3 if seconds > 0 else 0.0
+
+    def _shares(self) -> dict[str, float]:
+        assert self.clock is not None
+        return self.clock.shares()
+
+    def _wait_for_device(self, device: torch.device) -> None:
+        """Keep the host at most one step ahead of the device, so that a reading is about work that was done."""
+        if device.type != "cuda":
+            return
+        if self._event is not None:
+            self._event.synchronize()
+        self._event = torch.cuda.Event()
+        self._event.record()
+
+    def _agreed(self) -> Agreement:
+        """The agreement, made at the first use, which all ranks reach together."""
+        if self.agreement is None:
+            self.agreement = Agreement(ControlChannel(), self._stop)
+        return self.agreement
+
+    def _agree(self) -> None:
+        assert self.clock is not None
+        mine = Reading(
+            self.clock.elapsed_seconds(),
+            self.clock.job_seconds(),
+            self.steps.next_step(),
+            self.save_seconds,
+            self.checkpoint_seconds,
+            self.evaluate_seconds,
+            self.steps.compile_seconds,
+        )
+        self.reading = Reading(*self._agreed().read(astuple(mine)))
+        self._promised = 0.0
+
+    def _progress(self) -> float:
+        """Where the middle of the next step lies between the first step and the training end.
+
+        Counted from the first step, so that the warmup is not lost to the set-up. The training end is the budget less
+        the final save and one step, so that the last step has half a step's worth of the curve left at most.
+        """
+        if math.isinf(self.total_seconds):
+            return 0.0
+        now = self.reading
+        middle, end = now.elapsed + now.step / 2, self.total_seconds - now.save - now.step
+        return min(1.0, max(0.0, middle - self.begin_seconds) / max(end - self.begin_seconds, 1e-9))
+
+    def decide(self, state: TrainerState, control: TrainerControl) -> None:
+        """Stop training where the reading says so, or where a stop was agreed on; with a checkpoint for a later job."""
+        now = self.reading
+        if now.elapsed + now.step + now.save > self.end_seconds:
+            self.stop_reason = self.end_reason
+        elif now.job + now.step + now.checkpoint > self.job_limit_seconds:
+            self.stop_reason = "job_time_limit"
+        elif self._agreed().stop_asked_by:
+            self.stop_reason = "stop_requested"
+        else:
+            return
+        control.should_training_stop = True
+        control.should_log = True  # a last line for the steps since the line before
+        if self.stop_reason in ("job_time_limit", "stop_requested"):
+            control.should_save = True
+        if state.is_world_process_zero:
+            why = self._agreed().stop_asked_by if self.stop_reason == "stop_requested" else self.stop_reason
+            used, limit = format_duration(now.elapsed), format_duration(self.end_seconds)
+            log.info("step %d: training stops (%s), %s of %s used", state.global_step, why, used, limit)
+
+
+def _seconds(value: str | float | None, field: str) -> float:
+    """Seconds of an optional limit; infinite when there is none."""
+    if value is None:
+        return math.inf
+    return parse_duration(value, field) if isinstance(value, str) else float(value)

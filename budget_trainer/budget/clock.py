@@ -1,0 +1,201 @@
+"""The one place that reads time: durations, the clock of a budget and its file. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from budget_trainer.core.errors import InputError
+
+PHASES = ("setup", "compile", "train", "data_wait", "evaluate", "save")
+UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|min|m|s)")
+
+
+def parse_duration(value: str | float, field: str = "duration", bare_unit: str | None = None) -> float:
+    """Seconds of a duration such as `24h`, `90m`, `1h30m` or `45s`.
+
+    A bare number is taken in `bare_unit` where the original's flag had one (hours for `total_training_time`), and
+    refused where `bare_unit` is None. Raises InputError for anything else, and for zero and negative durations.
+    """
+    text = str(value).strip().lower()
+    fix = "write it as 24h, 90m, 1h30m or 45s"
+    try:
+        number = float(text)
+    except ValueError:
+        parts = _PART.findall(text)
+        if not parts or "".join(_PART.sub("", text).split()):
+            raise InputError(f"{field}: {value!r} is not a duration; {fix}") from None
+        seconds = sum(float(amount) * UNITS[unit] for amount, unit in parts)
+    else:
+        if bare_unit is None:
+            raise InputError(f"{field}: {value!r} has no unit; {fix}")
+        seconds = number * UNITS[bare_unit]
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise InputError(f"{field}: {value!r} is not above zero; {fix}")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """`seconds` as a short text that `parse_duration` reads back: 5400 -> `1h30m`, 12.34 -> `12.3s`. Infinite: `no limit`."""
+    if math.isinf(seconds):
+        return "no limit"
+    if seconds < 60:
+        return f"{seconds:.1f}".rstrip("0").rstrip(".") + "s"
+    whole = round(seconds)
+    parts = ((whole // 3600, "h"), (whole % 3600 // 60, "m"), (whole % 60, "s"))
+    return "".join(f"{amount}{unit}" for amount, unit in parts if amount)
+
+
+class BudgetClock:
+    """Monotonic time used by a run, over all its jobs, and what it went into.
+
+    `total_training_time` is a duration (`24h`), seconds, or None for no limit; it can be set later through
+    `total_seconds`, so that a script can start the clock in its first line. Every second belongs to exactly one of
+    PHASES: the shares add up to `elapsed_seconds()`. Safe to read from another thread.
+    """
+
+    def __init__(
+        self, total_training_time: str | float | None = None, *, time_fn: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.total_seconds = math.inf
+        if isinstance(total_training_time, str):
+            self.total_seconds = parse_duration(total_training_time, "total_training_time")
+        elif total_training_time is not None:
+            self.total_seconds = float(total_training_time)
+            if not self.total_seconds > 0:
+                raise InputError(
+                    f"total_training_time: {total_training_time!r} is not above zero; give seconds or '2h'"
+                )
+        self._time_fn = time_fn
+        self._lock = threading.RLock()
+        self._shares = dict.fromkeys(PHASES, 0.0)
+        self._before = dict.fromkeys(PHASES, 0.0)  # of earlier jobs of the same run
+        self._phase: str | None = "setup"  # None once stopped
+        self._since = time_fn()
+
+    def _settle(self) -> None:
+        now = self._time_fn()
+        if self._phase is not None:
+            self._shares[self._phase] += now - self._since
+        self._since = now
+
+    def job_seconds(self) -> float:
+        """Seconds since this clock was made, until it was stopped."""
+        with self._lock:
+            self._settle()
+            return sum(self._shares.values())
+
+    def elapsed_seconds(self) -> float:
+        """Seconds used by the run: this job and the earlier ones."""
+        return self.job_seconds() + sum(self._before.values())
+
+    @property
+    def present_phase(self) -> str | None:
+        """What time is counted as now; None once the clock was stopped."""
+        return self._phase
+
+    def remaining_seconds(self) -> float:
+        return self.total_seconds - self.elapsed_seconds()
+
+    def shares(self) -> dict[str, float]:
+        """Disjoint seconds by phase over all jobs; their sum is `elapsed_seconds()`."""
+        with self._lock:
+            self._settle()
+            return {name: self._shares[name] + self._before[name] for name in PHASES}
+
+    def enter(self, phase: str) -> str | None:
+        """Count time as `phase` from now on; returns the phase left. Does nothing on a stopped clock."""
+        if phase not in PHASES:
+            raise ValueError(f"phase {phase!r} is not one of {', '.join(PHASES)}")
+        with self._lock:
+            left = self._phase
+            if left is not None:
+                self._settle()
+                self._phase = phase
+            return left
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of a block as `name`, then go back to the phase before."""
+        left = self.enter(name)
+        try:
+            yield
+        finally:
+            if left is not None:
+                self.enter(left)
+
+    def restore(self, shares: dict[str, float]) -> None:
+        """Take over the seconds that earlier jobs of this run have used, by phase."""
+        with self._lock:
+            self._before = {name: float(shares.get(name, 0.0)) for name in PHASES}
+
+    def stop(self) -> float:
+        """Stop for good: what follows is outside the budget. Returns the seconds used."""
+        with self._lock:
+            self._settle()
+            self._phase = None
+        return self.elapsed_seconds()
+
+
+class ClockFile:
+    """`clock.json`: the seconds used so far, written atomically once a second, so that a crash is charged too."""
+
+    def __init__(self, path: str | os.PathLike[str], clock: BudgetClock, every_seconds: float = 1.0) -> None:
+        self.path, self.clock, self.every_seconds = Path(path), clock, every_seconds
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> dict[str, float]:
+        """The shares in the file, in seconds by phase; empty where there is no file. InputError on a damaged one."""
+        try:
+            shares = json.loads(Path(path).read_text(encoding="utf-8"))["shares"]
+            return {name: float(shares[name]) for name in PHASES}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"clock.json: {path} cannot be read ({error!r}); delete it to restart the clock"
+            ) from None
+
+    def write(self) -> None:
+        shares = self.clock.shares()
+        content = {"elapsed_seconds": sum(shares.values()), "phase": self.clock.present_phase, "shares": shares}
+        aside = self.path.with_name(self.path.name + ".tmp")
+        aside.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        os.replace(aside, self.path)
+
+    def start(self) -> None:
+        """Write now and then once a second from a thread: a long compilation or save is charged as it happens."""
+        self.write()
+        self._thread = threading.Thread(target=self._run, name="clock.json", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> ClockFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        while not self._done.wait(self.every_seconds):
+            try:
+                self.write()
+            except OSError:  # a full disk must not end the run; the save that needs the disk will speak up
+                continue
+
+    def close(self) -> None:
+        """Stop the thread and write once more; where the disk takes no more, what it has is a second old."""
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+        with suppress(OSError):
+            self.write()

@@ -1,0 +1,105 @@
+"""Learning-rate curves: pure functions from progress in [0, 1] to a multiplier in [0, 1]. Standard library only.
+
+Progress is whatever the budget is measured in, time or steps. A curve never sees a step counter, so skipped steps,
+accumulation and repeated calls cannot bend it. `linear(0.5) == 0.5` is the test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from budget_trainer.core.errors import InputError
+
+Curve = Callable[[float], float]
+
+
+def linear(progress: float) -> float:
+    """From 1 to 0 (the paper's curve)."""
+    return 1.0 - progress
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine from 1 to 0."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def constant(progress: float) -> float:
+    """1 to the end."""
+    return 1.0
+
+
+def exp(progress: float, decay_rate: float = 0.01, decay_step: float = 1.0) -> float:
+    """`decay_rate ** (progress / decay_step)`: multiplied by `decay_rate` once every `decay_step` of the progress."""
+    return decay_rate ** (progress / decay_step)
+
+
+def wsd(progress: float, decay_proportion: float = 0.4, decay_shape: str = "sqrt") -> float:
+    """Warmup-stable-decay: 1, then over the last `decay_proportion` down to 0, as 1 - sqrt(x) or linearly."""
+    into = (progress - (1.0 - decay_proportion)) / decay_proportion
+    if into <= 0.0:
+        return 1.0
+    return 1.0 - (math.sqrt(into) if decay_shape == "sqrt" else into)
+
+
+def inverse_sqrt(progress: float, timescale: float = 0.05) -> float:
+    """`1 / sqrt(1 + progress / timescale)`: no end in sight, for runs that may be prolonged."""
+    return 1.0 / math.sqrt(1.0 + progress / timescale)
+
+
+def one_cycle(progress: float, peak: float = 0.5) -> float:
+    """Linear from 0 to 1 at `peak`, then linear to 0 (a triangle, as in Cramming)."""
+    return progress / peak if progress < peak else (1.0 - progress) / (1.0 - peak)
+
+
+CURVES: dict[str, Callable[..., float]] = {
+    "linear": linear,
+    "exp": exp,
+    "cosine": cosine,
+    "constant": constant,
+    "inverse_sqrt": inverse_sqrt,
+    "one_cycle": one_cycle,
+    "wsd": wsd,
+}
+
+
+def make_curve(name: str, warmup_proportion: float = 0.0, **options: float | str) -> Curve:
+    """The curve `name` behind a linear warmup over the first `warmup_proportion` of the progress.
+
+    `options` go to the curve (`decay_rate`, `decay_step`, `decay_proportion`, `decay_shape`, ...). wsd's decay is a
+    share of the whole progress; the other curves run over what the warmup leaves. Raises InputError for an unknown
+    name and for proportions outside of [0, 1).
+    """
+    if name not in CURVES:
+        raise InputError(f"curve: {name!r} is unknown; choose one of {', '.join(sorted(CURVES))}")
+    if not 0.0 <= warmup_proportion < 1.0:
+        raise InputError(
+            f"warmup_proportion: {warmup_proportion!r} is beyond the budget; give a share in [0, 1) such as 0.06"
+        )
+    _check_options(name, warmup_proportion, options)
+    function = CURVES[name]
+
+    def curve(progress: float) -> float:
+        progress = min(max(progress, 0.0), 1.0)
+        if progress < warmup_proportion:
+            return progress / warmup_proportion
+        if name != "wsd":  # its decay is counted from the end
+            progress = (progress - warmup_proportion) / (1.0 - warmup_proportion)
+        return function(progress, **options)
+
+    return curve
+
+
+def _check_options(name: str, warmup_proportion: float, options: dict[str, float | str]) -> None:
+    for option in ("decay_rate", "decay_step", "decay_proportion", "timescale"):
+        value = options.get(option)
+        if value is not None and not float(value) > 0.0:
+            raise InputError(f"{option}: {value!r} is not above zero; give a positive number")
+    decay = float(options.get("decay_proportion", 0.4))
+    if name == "wsd" and decay + warmup_proportion > 1.0:
+        raise InputError(
+            f"decay_proportion: {decay!r} and warmup_proportion {warmup_proportion!r} make more than the whole budget; "
+            "lower one of them"
+        )
+    if options.get("decay_shape", "sqrt") not in ("sqrt", "linear"):
+        raise InputError(f"decay_shape: {options['decay_shape']!r} is unknown; choose sqrt or linear")

@@ -1,1 +1,0 @@
-"""Trainer callbacks, one file each; all of them work with a plain `transformers.Trainer`."""

@@ -1,0 +1,238 @@
+"""Attention of packed blocks: no token sees another document.
+
+`document_ids` [B, L] say which document each token of a block belongs to; only whether neighbours and pairs are equal
+counts. Everything has static shapes, and nothing is read back from the device.
+
+One matrix product for query, key and value, and fused attention, in the library's own self-attention modules.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
+
+from budget_trainer.model.cpu import dropout as few_bit_dropout
+
+PADDING = -1  # the document of padding
+
+
+class Segments(NamedTuple):
+    """Documents for flash varlen: where each starts in the flattened batch (int32, rising), and the longest possible."""
+
+    starts: Tensor
+    longest: int
+
+
+AttentionMask = Tensor | BlockMask | Segments | None
+
+
+def separate_padding(document_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Return the ids [B, L] with padding, 0 in the mask [B, L], as a document of its own: no row is fully masked."""
+    return document_ids if attention_mask is None else document_ids.where(attention_mask.bool(), PADDING)
+
+
+def document_mask(document_ids: Tensor) -> Tensor:
+    """Return [B, 1, L, L]: True where both tokens are of the same document."""
+    return document_ids[:, None, :, None] == document_ids[:, None, None, :]
+
+
+def within_window(mask: Tensor, reach: int) -> Tensor:
+    """Return the boolean mask, broadcastable to [B, 1, L, L], where tokens are at most `reach` apart: [B, 1, L, L]."""
+    place = torch.arange(mask.shape[-1], device=mask.device)
+    distance = (place[:, None] - place[None, :]).abs()
+    # A token always sees itself: far inside padding a window would hold nothing, and a softmax of nothing is NaN.
+    return (mask & (distance <= reach)) | (distance == 0)
+
+
+def additive(mask: Tensor) -> Tensor:
+    """Return a boolean mask as eager attention adds it: 0, or float32's lowest where attention must not go."""
+    return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+
+def document_positions(document_ids: Tensor) -> Tensor:
+    """Return [B, L] int64: the distance of each token from the first token of its document in the block."""
+    place = torch.arange(document_ids.shape[1], device=document_ids.device)
+    return place - torch.where(_begins(document_ids), place, 0).cummax(dim=1).values
+
+
+def document_segments(document_ids: Tensor, max_documents: int | None = None) -> Segments:
+    """Return the documents of ids [B, L] as flash varlen takes them, in a number that the shape alone decides.
+
+    Args:
+        max_documents: the most documents in any block; by default L, which always suffices, but each possible one costs
+            the kernel a little. More documents than that stop a GPU with an index error instead of a wrong result.
+    """
+    batch, length = document_ids.shape
+    # One more for the padding. Documents that do not exist start and end where the batch ends: they are empty.
+    count = batch * min(length, (max_documents or length) + 1)
+    begins = _begins(document_ids).flatten()
+    place = torch.arange(batch * length, device=document_ids.device)
+    starts = torch.full((count + 1,), batch * length, dtype=torch.int64, device=document_ids.device)
+    starts = starts.scatter_reduce(0, begins.cumsum(0) - 1, place, "amin")
+    return Segments(starts.int(), length)
+
+
+def _begins(document_ids: Tensor) -> Tensor:
+    """Return [B, L]: True where a document begins."""
+    begins = torch.ones_like(document_ids, dtype=torch.bool)
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return begins
+
+
+def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int = 64, dropout: float = 0.0) -> str:
+    """Return the fastest attention of packed blocks for queries of this kind: "varlen", "flex" or "sdpa".
+
+    Flash varlen needs an Ampere GPU or later, half precision and a head of 8, 16, ... 256; flex_attention a GPU with
+    Triton and a head of at least 16. Neither drops out probabilities.
+    """
+    if device.type != "cuda" or dropout > 0:
+        return "sdpa"
+    half = dtype in (torch.bfloat16, torch.float16)
+    if half and head_dim % 8 == 0 and head_dim <= 256 and torch.cuda.get_device_properties(device).major >= 8:
+        return "varlen"
+    return "flex" if _HAS_TRITON and head_dim >= 16 else "sdpa"
+
+
+_HAS_TRITON = find_spec("triton") is not None
+
+
+def build_mask(document_ids: Tensor, backend: str, max_documents: int | None = None) -> AttentionMask:
+    """Return the mask of ids [B, L] in the form of the backend; made once per forward pass, used by every layer."""
+    if backend == "varlen":
+        return document_segments(document_ids, max_documents)
+    if backend == "flex":
+        batch, length = document_ids.shape
+
+        def same(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return document_ids[b, query] == document_ids[b, key]
+
+        return create_block_mask(same, batch, None, length, length, device=document_ids.device)
+    return document_mask(document_ids)
+
+
+def attend(qkv: Tensor, mask: AttentionMask, dropout: float = 0.0) -> Tensor:
+    """Return the context [B, L, H * D] of queries, keys and values [B, L, 3, H, D].
+
+    Args:
+        mask: Segments or a BlockMask of `build_mask`; or a tensor that broadcasts to [B, H, L, L], bool or additive.
+        dropout: probability of dropping an attention weight; 0 with Segments and BlockMask.
+    """
+    batch, length = qkv.shape[:2]
+    if isinstance(mask, Segments):
+        query, key, value = qkv.flatten(0, 1).unbind(1)
+        packed = varlen_attn(query, key, value, mask.starts, mask.starts, mask.longest, mask.longest)
+        return packed.reshape(batch, length, -1)  # type: ignore[union-attr]
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    if isinstance(mask, BlockMask):
+        flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
+        return flex(query, key, value, block_mask=mask).transpose(1, 2).flatten(2)
+    return attend_by_head(query, key, value, mask, dropout)
+
+
+def attend_by_head(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """Return the context [B, S, H * D] of queries [B, H, S, D] over keys and values [B, H, L, D].
+
+    Args:
+        mask: a tensor that broadcasts to [B, H, S, L], bool (True where attention may go) or additive.
+        dropout: probability of dropping an attention weight.
+    """
+    if dropout > 0 and query.device.type == "cpu" and not torch.compiler.is_compiling():
+        # SDPA drops out on a CPU in separate steps too, and draws more bits.
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        if mask is not None:
+            boolean = mask.dtype == torch.bool
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if boolean else scores + mask
+        context = few_bit_dropout(scores.softmax(-1), dropout) @ value
+    else:
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(query.dtype)  # additive, in float32 even under autocast
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    return context.transpose(1, 2).flatten(2)
+
+
+@cache
+def _compiled_flex_attention() -> Any:
+    """Return flex_attention as a kernel; uncompiled it would compute all scores in separate steps."""
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def position_ids(base: Any, document_ids: Tensor) -> Tensor:
+    """Return the position ids [B, L] that restart at each document; RoBERTa's begin behind the padding id."""
+    padding = base.embeddings.position_embeddings.padding_idx
+    return document_positions(document_ids) + (0 if padding is None else padding + 1)
+
+
+def static_mask(config: Any, mask: Tensor | None, document_ids: Tensor | None) -> Any:
+    """Return the mask as SDPA or eager attention takes it; the library would first read `mask.all()` to the host."""
+    if document_ids is not None:
+        full = document_mask(document_ids)  # padding has a document of its own
+    elif mask is None or config._attn_implementation not in ("sdpa", "eager"):
+        return mask
+    else:
+        full = mask[:, None, None, :].bool()
+    prepare = additive if config._attn_implementation == "eager" else lambda mask: mask
+    if config.model_type != "modernbert":
+        return prepare(full)
+    near = within_window(full, config.sliding_window)
+    return {"full_attention": prepare(full), "sliding_attention": prepare(near)}
+
+
+if TYPE_CHECKING:
+    _Base = nn.Module
+else:
+    _Base = object
+
+
+class FusedSelfAttention(_Base):
+    """Mixed into a BERT-like self-attention module of the library: same parameters, same state, faster forward.
+
+    The three projections stay the module's parameters (checkpoints, optimizer groups and partitions do not change);
+    they are joined for one matrix product.
+    """
+
+    # Keywords that say nothing about how to attend.
+    UNUSED = ("position_ids", "use_cache", "masked_positions")
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, ...]:
+        """Return the context [B, L, H] of states [B, L, H], and no probabilities; see `attend` for the mask.
+
+        Where the caller wants probabilities, a cache or cross attention, the library's own forward answers.
+        """
+        wanted = any(v is not None and v is not False for k, v in kwargs.items() if k not in self.UNUSED)
+        if args or wanted or not self._fused():
+            return super().forward(hidden_states, attention_mask, *args, **kwargs)
+        module: Any = self
+        layers = (module.query, module.key, module.value)
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = torch.cat([layer.bias for layer in layers])
+        heads = (3, module.num_attention_heads, module.attention_head_size)
+        qkv = F.linear(hidden_states, weight, bias).view(*hidden_states.shape[:-1], *heads)
+        return attend(qkv, attention_mask, module.dropout.p if self.training else 0.0), None  # type: ignore
+
+    def _fused(self) -> bool:
+        """Whether the module may attend by SDPA; megatron-bert's has no config, and no other path in the library."""
+        config = getattr(self, "config", None)
+        return config is None or config._attn_implementation == "sdpa"
+
+
+@cache
+def fused_class(cls: Any) -> Any:
+    """Return the subclass of a self-attention module with `FusedSelfAttention`, under the same name."""
+    return type(cls.__name__, (FusedSelfAttention, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+
+
+def fuse_attention(model: nn.Module) -> None:
+    """Give every BERT-like self-attention module of a model the faster forward: nothing is built twice or copied."""
+    for module in model.modules():
+        if type(module).__name__.endswith("SelfAttention"):
+            kind: Any = type(module)  # mypy takes a class for unhashable where its instances define __hash__
+            module.__class__ = fused_class(kind)

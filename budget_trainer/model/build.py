@@ -1,0 +1,274 @@
+"""From a recipe's keys to a native Transformers config.
+
+From a recipe to a native Transformers masked language model, with sparse prediction (see `sparse`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+from budget_trainer.core.errors import InputError
+from budget_trainer.model.next_sentence import pair_class
+from budget_trainer.model.sparse import HEADS, sparse_class
+from budget_trainer.model.types import ALIASES
+
+MODEL_TYPES = ("bert-mlm", *HEADS)
+# Their position numbers start behind the padding id.
+OFFSET_POSITIONS = {"camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "roberta"}
+OFFSET_POSITIONS |= {"roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
+FIXED_OFFSETS = {"mpnet": 2}  # ... or behind the 1 that the class takes for it
+# Our key -> the names that configs give it; every name that a config has is set.
+NATIVE_NAMES = {
+    "hidden_dropout_prob": ("hidden_dropout_prob", "mlp_dropout", "embedding_dropout", "dropout"),
+    "attention_probs_dropout_prob": ("attention_probs_dropout_prob", "attention_dropout"),
+    "hidden_act": ("hidden_act", "hidden_activation", "activation"),
+    "layer_norm_eps": ("layer_norm_eps", "norm_eps", "rms_norm_eps"),
+    "intermediate_size": ("intermediate_size", "hidden_dim"),
+}
+SPECIAL_NAMES = {
+    "pad": ("pad_token_id",),
+    "cls": ("cls_token_id", "bos_token_id"),
+    "sep": ("sep_token_id", "eos_token_id"),
+    "mask": ("mask_token_id",),
+}
+# Keys that config classes take without declaring them.
+UNDECLARED_KEYS = {"attn_implementation", "global_attn_every_n_layers", "global_rope_theta", "local_rope_theta"}
+
+
+def build_config(
+    model_type: str,
+    *,
+    vocab_size: int,
+    special_ids: Mapping[str, int],
+    max_position_embeddings: int,
+    model_config: Mapping[str, Any] | None = None,
+    **recipe: Any,
+) -> PretrainedConfig:
+    """Return the native config of a recipe; see `modeling.build_model` for the keys and errors."""
+    model_type = ALIASES.get(model_type, model_type)
+    if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise InputError(
+            f"model_type={model_type!r} has no masked-language-model head; use one of {', '.join(MODEL_TYPES)}, or "
+            "another type of AutoModelForMaskedLM"
+        )
+    _check_sizes(recipe)
+    config_class = CONFIG_MAPPING[model_type]
+    known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
+    positions = max_position_embeddings + position_offset(model_type, special_ids["pad"])
+    values: dict[str, Any] = {"vocab_size": vocab_size, "max_position_embeddings": positions}
+    for key, value in recipe.items():
+        values |= native_values(key, value, known, model_type)
+    for name, keys in SPECIAL_NAMES.items():
+        values |= {key: special_ids[name] for key in keys if key in known}
+    for key in model_config or {}:
+        if key not in known | UNDECLARED_KEYS and not isinstance(getattr(config_class, key, None), property):
+            raise InputError(f"model_config key {key!r} is unknown to {config_class.__name__}: remove or correct it")
+    try:
+        return config_class(**values | dict(model_config or {}))
+    except Exception as error:  # the library's strict dataclasses have error classes of their own
+        reason = " ".join(str(error).split())
+        raise InputError(f"model_type={model_type!r} refuses its configuration: {reason}") from error
+
+
+def _check_sizes(recipe: Mapping[str, Any]) -> None:
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    for key in sizes:
+        if isinstance(recipe.get(key), int) and recipe[key] < 1:
+            raise InputError(f"{key}={recipe[key]} must be 1 or more")
+    width, heads = recipe.get("hidden_size"), recipe.get("num_attention_heads")
+    if isinstance(width, int) and isinstance(heads, int) and width % heads:
+        raise InputError(f"num_attention_heads={heads} does not divide hidden_size={width}; change one of them")
+
+
+def native_values(key: str, value: Any, known: set[str], model_type: str) -> dict[str, Any]:
+    """Return a recipe's key under the names that the config has; None keeps the library's default."""
+    if value is None:
+        return {}
+    found = {name: value for name in NATIVE_NAMES.get(key, (key,)) if name in known}
+    if not found and not (key.endswith("dropout_prob") and value == 0):
+        fix = "set it to 0" if key.endswith("dropout_prob") else "leave it out (null in a recipe)"
+        raise InputError(f"{key}={value!r} has no counterpart in model_type={model_type!r}: {fix}")
+    return found
+
+
+def position_offset(model_type: str, pad_id: int | None) -> int:
+    """Rows of the position table that no token uses, because positions start behind the padding's number."""
+    if model_type in OFFSET_POSITIONS:
+        return (pad_id or 0) + 1
+    return FIXED_OFFSETS.get(model_type, 0)
+
+
+def check_positions(config: PretrainedConfig, longest: int, field: str) -> None:
+    """Refuse blocks of `longest` tokens for a model with fewer positions; `field` is the flag that it comes from."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:  # no table, no limit
+        return
+    positions -= position_offset(config.model_type, config.pad_token_id)
+    if positions < longest:
+        raise InputError(
+            f"{field}: this {config.model_type} takes {positions} tokens, the longest block of data_dir has {longest}; "
+            "give it more positions, or prepare shorter blocks"
+        )
+
+
+# exp(-10000) is 0 in every precision, so a padded row has no probability and no gradient; fp16 still holds the number.
+PADDED_ROW_BIAS = -1e4
+
+
+def build_model(
+    model_type: str,
+    *,
+    vocab_size: int,
+    special_ids: Mapping[str, int],
+    max_position_embeddings: int,
+    hidden_size: int,
+    num_hidden_layers: int,
+    num_attention_heads: int,
+    intermediate_size: int,
+    hidden_dropout_prob: float = 0.1,
+    attention_probs_dropout_prob: float = 0.1,
+    hidden_act: str | None = None,
+    initializer_range: float = 0.02,
+    layer_norm_eps: float | None = None,
+    type_vocab_size: int | None = None,
+    pad_vocab_to_multiple_of: int = 64,
+    model_config: Mapping[str, Any] | None = None,
+    sparse_mask_prediction: bool = True,
+    add_nsp: bool = False,
+    seed: int = 42,
+) -> Any:
+    """Return a new model of a recipe, initialised by the stock class from the seed alone.
+
+    Args:
+        model_type: one of `model_config.MODEL_TYPES`, or any type that AutoModelForMaskedLM knows.
+        vocab_size: len(tokenizer); rows are added up to a multiple of `pad_vocab_to_multiple_of` and never predicted.
+        special_ids: token ids named pad, unk, cls, sep and mask.
+        max_position_embeddings: the longest block, in tokens; RoBERTa's offset is added here.
+        hidden_act, layer_norm_eps, type_vocab_size: None keeps the default of the model type.
+        model_config: further keys of the native config, verbatim.
+        sparse_mask_prediction: False computes the logits of every position first; same loss, for comparison.
+        add_nsp: with the pooler and head of next-sentence prediction (bert and megatron-bert; see `nsp`).
+
+    Returns:
+        A PreTrainedModel on the CPU, in float32 and training mode.
+
+    Raises:
+        InputError: an unknown type or key, or a value that the config class refuses.
+    """
+    if pad_vocab_to_multiple_of < 1:
+        raise InputError(f"pad_vocab_to_multiple_of={pad_vocab_to_multiple_of} must be 1 or more")
+    config = build_config(
+        model_type,
+        vocab_size=-(-vocab_size // pad_vocab_to_multiple_of) * pad_vocab_to_multiple_of,
+        special_ids=special_ids,
+        max_position_embeddings=max_position_embeddings,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        intermediate_size=intermediate_size,
+        hidden_dropout_prob=hidden_dropout_prob,
+        attention_probs_dropout_prob=attention_probs_dropout_prob,
+        hidden_act=hidden_act,
+        initializer_range=initializer_range,
+        layer_norm_eps=layer_norm_eps,
+        type_vocab_size=type_vocab_size,
+        model_config=model_config,
+    )
+    cls = _class(config, add_nsp)
+    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
+        torch.default_generator.manual_seed(seed)
+        try:
+            model = cls(config)
+        except (AssertionError, RuntimeError, ValueError) as error:  # some classes fix sizes that their configs do not
+            reason = " ".join(str(error).split())
+            raise InputError(f"model_type={model_type!r} cannot be built with these sizes: {reason}") from error
+    model.sparse_mask_prediction = sparse_mask_prediction
+    bias = output_bias(model)
+    if bias is not None:
+        with torch.no_grad():
+            bias[vocab_size:] = PADDED_ROW_BIAS
+    return model.train()
+
+
+def _class(config: PretrainedConfig, add_nsp: bool) -> Any:
+    return pair_class(config) if add_nsp else sparse_class(MODEL_FOR_MASKED_LM_MAPPING[type(config)])
+
+
+def load_pretrained(
+    path: str, *, sparse_mask_prediction: bool = True, add_nsp: bool = False, seed: int = 42, **config_values: Any
+) -> Any:
+    """Return the model of a checkpoint, to continue its training: safetensors only, no remote code, float32.
+
+    Args:
+        path: a folder, or a model's name on the Hub.
+        sparse_mask_prediction, add_nsp: as in `build_model`.
+        seed: of weights that the checkpoint lacks, such as those of `add_nsp`.
+        config_values: recipe keys to change, such as hidden_dropout_prob=0.0.
+
+    Raises:
+        InputError: the checkpoint is no masked language model, or a key does not apply to it.
+    """
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise InputError(
+            f"model_name_or_path={path} is a {config.model_type!r}, which has no masked-language-model head; give a "
+            "checkpoint of a masked language model"
+        )
+    known = {field.name for field in fields(config)}
+    for key, value in config_values.items():
+        for name, native in native_values(key, value, known, config.model_type).items():
+            setattr(config, name, native)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = _class(config, add_nsp).from_pretrained(
+            path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    model.sparse_mask_prediction = sparse_mask_prediction
+    return model.train()
+
+
+def output_bias(model: Any) -> nn.Parameter | None:
+    """Return the bias [V] of the vocabulary projection, or None where the model has none."""
+    decoder = model.get_output_embeddings()
+    return None if decoder is None else getattr(decoder, "bias", None)
+
+
+def set_output_bias(model: Any, unigram_counts: NDArray[Any]) -> None:
+    """Set the output bias to log unigram frequencies (add-one smoothed), so that training starts at that plateau.
+
+    Args:
+        model: a masked language model with an output bias.
+        unigram_counts: [len(tokenizer)] occurrences of each token; rows beyond are padding of the vocabulary.
+
+    Raises:
+        InputError: the model has no output bias, or more counts are given than it has rows.
+    """
+    bias = output_bias(model)
+    if bias is None:
+        raise InputError(f"unigram_bias: model_type {model.config.model_type!r} has no output bias; set it to false")
+    counts = np.array(unigram_counts, dtype=np.float64)
+    if counts.ndim != 1 or not 0 < len(counts) <= len(bias) or (counts < 0).any():
+        raise InputError(f"unigram_counts of shape {counts.shape} must hold up to {len(bias)} counts, one per token")
+    for name in ("pad", "cls", "sep", "mask"):  # never a label
+        for key in SPECIAL_NAMES[name]:
+            token = getattr(model.config, key, None)
+            if isinstance(token, int) and token < len(counts):
+                counts[token] = 0
+    with torch.no_grad():
+        bias.fill_(PADDED_ROW_BIAS)
+        bias[: len(counts)] = torch.from_numpy(np.log((counts + 1) / (counts + 1).sum())).to(bias)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of parameters, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())

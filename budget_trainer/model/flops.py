@@ -1,0 +1,118 @@
+"""Model FLOPs per token, and the FLOP/s that a device reaches: their quotient with tokens/s is MFU.
+
+The convention is PaLM's (Chowdhery et al. 2022, arXiv 2204.02311, appendix B): the matrix products that a forward and a
+backward pass need, at 2 FLOPs per multiply-add, the backward pass twice the forward pass; nothing for embedding
+look-ups, norms, activations, softmax, dropout, the optimizer, or activations that are computed a second time. A leaf.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from budget_trainer.core.errors import InputError
+
+# Modules of next-sentence prediction: they look at [CLS] only, once per block.
+PER_BLOCK = ("pooler", "seq_relationship")
+CPU_SIZES = (1024, 2048)
+GPU_SIZE = 8192
+
+
+def model_flops_per_token(model: Any, block_size: int, predictions_per_block: float) -> float:
+    """Training FLOPs per token position: 3 x (encoder + attention + share of the head).
+
+    Counted is what is computed: where the last layer's queries, output and feed-forward block are computed at masked
+    positions only (see `last_layer`), they count as the head does. (Packed documents of megatron-bert on a GPU have all
+    queries of that layer computed, which is not counted.)
+
+    Per position of a forward pass: 2 per weight of every linear layer of the encoder; 4 * L * A per layer for the two
+    attention products (L the block, A heads x head size), the whole L x L whatever windows or document masks leave
+    of it; and 2 per weight of the head (transform and vocabulary projection, its padded rows included) for
+    `predictions_per_block` of the L positions.
+
+    Args:
+        model: a masked language model of Transformers, not wrapped (DDP, torch.compile). Counted are `nn.Linear`
+            modules, each as used once per pass: types that share layers (albert) or convolve come out too low.
+        block_size: L, tokens in a block.
+        predictions_per_block: slots that go through the head; L for dense prediction.
+
+    Raises:
+        InputError: block_size is below 1, or predictions_per_block outside of [0, block_size].
+    """
+    if block_size < 1:
+        raise InputError(f"block_size={block_size} must be 1 or more")
+    if not 0 <= predictions_per_block <= block_size:
+        raise InputError(
+            f"predictions_per_block={predictions_per_block} must be between 0 and block_size={block_size}"
+        )
+    config = model.config
+    encoder = {id(module) for module in model.base_model.modules()}
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    share = predictions_per_block / block_size
+    last = model.positions_used(share) if hasattr(model, "positions_used") else {}
+    layers = config.num_hidden_layers - (1 - share if last else 0)
+    forward = 4.0 * block_size * config.num_attention_heads * head_size * layers
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        if any(part in name.split(".") for part in PER_BLOCK):
+            uses = 1 / block_size
+        elif module in last:
+            uses = last[module]
+        else:
+            uses = 1.0 if id(module) in encoder else share
+        forward += 2.0 * module.in_features * module.out_features * uses
+    return 3.0 * forward
+
+
+@torch.no_grad()
+def measure_peak_flops(device: torch.device | str, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """FLOP/s of the best of the square matrix products that fit into `seconds`, one more at most.
+
+    The best, so that a share of it never flatters. Random numbers, because a GPU multiplies zeros faster than numbers;
+    drawn from a generator of their own, so that a run's random state stays as it was. On a GPU 8192 x 8192, timed by
+    the device's events; on a CPU with the threads that torch uses now, 2048 x 2048 where 10 of them fit, else 1024.
+    """
+    begin = time.perf_counter()
+    device = torch.device(device)
+    if device.type == "cuda":
+        product, count = _product(device, dtype, GPU_SIZE)
+    else:
+        product, count = _product(device, dtype, CPU_SIZES[0])
+        expected = _seconds(product, device) * (CPU_SIZES[1] / CPU_SIZES[0]) ** 3
+        if 10 * expected < seconds:
+            product, count = _product(device, dtype, CPU_SIZES[1])
+            product()
+    best = _seconds(product, device)
+    while time.perf_counter() - begin < seconds:
+        best = min(best, _seconds(product, device))
+    return count / best
+
+
+def _product(device: torch.device, dtype: torch.dtype, size: int) -> tuple[Any, float]:
+    """A warmed-up size x size product as a function of nothing, and its FLOPs."""
+    generator = torch.Generator(device).manual_seed(0)
+    left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
+    out = torch.empty(size, size, device=device, dtype=dtype)
+
+    def product() -> None:
+        torch.mm(left, right, out=out)
+
+    product()
+    return product, 2.0 * size**3
+
+
+def _seconds(product: Any, device: torch.device) -> float:
+    if device.type == "cuda":
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        product()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000
+    started = time.perf_counter()
+    product()
+    return time.perf_counter() - started

@@ -1,0 +1,163 @@
+"""Start where counting ends: initial weights from the statistics of the corpus, paid for out of the budget.
+
+A masked language model spends its first minutes near the unigram entropy, learning which tokens occur beside which.
+That can be counted in seconds. The embeddings start as the truncated SVD of positive pointwise mutual information (the
+matrix that skip-gram factorises implicitly: Levy and Goldberg, NeurIPS 2014), one set of columns per relative
+position; the first layer's heads start by looking at the neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from budget_trainer.core.errors import InputError
+
+CONTEXT_WORDS = 8192  # columns per relative position: the most frequent tokens
+
+
+def cooccurrence_embeddings(
+    rows: NDArray[np.int64],
+    vocab_size: int,
+    size: int,
+    *,
+    special_ids: Mapping[str, int],
+    distances: Sequence[int] = (1, 2),
+    context_words: int = CONTEXT_WORDS,
+    seed: int = 0,
+) -> NDArray[np.float32]:
+    """Return [vocab_size, size] embeddings from the co-occurrences in `rows` ([n, L] token ids).
+
+    Each token is described by what stands `distances` before and after it, as PPMI with the context distribution
+    smoothed by 0.75 (Levy, Goldberg and Dagan, TACL 2015), reduced by a randomised SVD to U * sqrt(S). Pairs with a
+    special token do not count. Tokens that never occur get zeros.
+    """
+    blocks = []
+    frequent = _most_frequent(rows, vocab_size, special_ids, context_words)
+    for distance in distances:
+        left, right, counts = _pairs(rows, distance, vocab_size, special_ids)
+        blocks.append(_ppmi(left, frequent[right], counts))  # the context stands after the token
+        blocks.append(_ppmi(right, frequent[left], counts))  # ... before it
+    return _reduce(blocks, vocab_size, context_words, size, seed)
+
+
+def _most_frequent(
+    rows: NDArray[np.int64], vocab_size: int, special_ids: Mapping[str, int], context_words: int
+) -> NDArray[np.int64]:
+    """[vocab_size]: the column of each token among the most frequent ones, -1 for the others."""
+    counts = np.bincount(rows.reshape(-1), minlength=vocab_size)
+    counts[list(special_ids.values())] = 0
+    order = np.argsort(-counts, kind="stable")[:context_words]
+    columns = np.full(vocab_size, -1, np.int64)
+    order = order[counts[order] > 0]
+    columns[order] = np.arange(len(order))
+    return columns
+
+
+def _pairs(
+    rows: NDArray[np.int64], distance: int, vocab_size: int, special_ids: Mapping[str, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """The different pairs (token, token `distance` later within a row) and how often each occurs."""
+    ordinary = np.ones(vocab_size, bool)
+    ordinary[list(special_ids.values())] = False
+    left, right = rows[:, :-distance].reshape(-1), rows[:, distance:].reshape(-1)
+    keep = ordinary[left] & ordinary[right]
+    keys, counts = np.unique(left[keep] * vocab_size + right[keep], return_counts=True)
+    return keys // vocab_size, keys % vocab_size, counts.astype(np.float64)
+
+
+def _ppmi(
+    tokens: NDArray[np.int64], columns: NDArray[np.int64], counts: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """The positive entries (token, column, value) of the PMI matrix."""
+    known = columns >= 0
+    tokens, columns, counts = tokens[known], columns[known], counts[known]
+    total = counts.sum()
+    of_token = np.bincount(tokens, counts)
+    of_context = np.bincount(columns, counts) ** 0.75
+    of_context *= total / of_context.sum()
+    values = np.log(counts * total / (of_token[tokens] * of_context[columns]))
+    positive = values > 0
+    return tokens[positive], columns[positive], values[positive].astype(np.float32)
+
+
+def _reduce(
+    blocks: Sequence[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]],
+    vocab_size: int,
+    context_words: int,
+    size: int,
+    seed: int,
+) -> NDArray[np.float32]:
+    """U * sqrt(S) of the blocks side by side, by a randomised range finder with one power iteration (Halko 2011)."""
+    row = torch.from_numpy(np.concatenate([tokens for tokens, _, _ in blocks]))
+    shifted = [columns + index * context_words for index, (_, columns, _) in enumerate(blocks)]
+    column = torch.from_numpy(np.concatenate(shifted))
+    value = torch.from_numpy(np.concatenate([values for _, _, values in blocks]))
+    shape = (vocab_size, context_words * len(blocks))
+    with warnings.catch_warnings():  # sparse CSR is called beta at every first use
+        warnings.simplefilter("ignore", UserWarning)
+        matrix = torch.sparse_coo_tensor(torch.stack([row, column]), value, shape).coalesce().to_sparse_csr()
+        transposed = torch.sparse_coo_tensor(torch.stack([column, row]), value, shape[::-1]).coalesce().to_sparse_csr()
+    probe = torch.randn(shape[1], min(size + 32, vocab_size), generator=torch.Generator().manual_seed(seed))
+    for _ in range(2):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(probe)[0])[0]
+        probe = transposed @ basis
+    vectors, values, _ = torch.linalg.svd(probe.T @ probe)
+    embeddings = torch.zeros(vocab_size, size)
+    left = (basis @ vectors) * values.clamp_min(0).pow(0.25)  # singular values are roots of these: sqrt(S)
+    embeddings[:, : min(size, left.shape[1])] = left[:, :size]
+    return embeddings.numpy()
+
+
+@torch.no_grad()
+def set_embeddings(model: Any, embeddings: NDArray[np.float32], standard_deviation: float) -> None:
+    """Make `embeddings` ([v, H]) the first v input embeddings, scaled to a standard deviation; tied heads follow.
+
+    An output head with weights of its own starts from the same numbers.
+    """
+    values = torch.from_numpy(embeddings)
+    values = values * (standard_deviation / values.std())
+    tables = [model.get_input_embeddings().weight]
+    output = model.get_output_embeddings()
+    if output is not None and output.weight is not tables[0] and output.weight.shape == tables[0].shape:
+        tables.append(output.weight)
+    for table in tables:
+        if table.shape[1] != values.shape[1]:
+            raise InputError(
+                f"embedding_init: cooccurrence makes {values.shape[1]} numbers per token, the embeddings of "
+                f"{model.config.model_type!r} have {table.shape[1]}; use embedding_init normal"
+            )
+        table[: len(values)] = values.to(table.dtype)
+
+
+@torch.no_grad()
+def set_offset_heads(model: Any, offsets: Sequence[int] = (-1, 1, -2, 2), layers: int = 1, gain: float = 8.0) -> None:
+    """Let the heads of the first `layers` layers begin by attending to relative `offsets` (cyclically over the heads).
+
+    Constant query and key biases do it through the rotary embedding: the score of a key at relative position d is
+    gain * mean over the frequencies w of cos(w * (d - offset)), greatest at d = offset. Needs a model with rotary
+    positions, one Wqkv and attention biases (`modernbert` with attention_bias: true). Raises InputError for others.
+    """
+    config = model.config
+    if config.model_type != "modernbert" or not config.attention_bias:
+        raise InputError(
+            f"offset_heads: {config.model_type!r} without rotary positions and attention biases cannot have them; use "
+            "model_type modernbert with model_config {attention_bias: true}, or leave offset_heads out"
+        )
+    width = config.hidden_size // config.num_attention_heads
+    for index in range(min(layers, config.num_hidden_layers)):
+        theta = config.rope_parameters[config.layer_types[index]]["rope_theta"]
+        frequencies = theta ** -(torch.arange(0, width, 2).float() / width)
+        amplitude = math.sqrt(gain * math.sqrt(width) / (width // 2))
+        bias = model.model.layers[index].attn.Wqkv.bias
+        queries, keys, _ = bias.view(3, config.num_attention_heads, width)
+        for head in range(config.num_attention_heads):
+            angle = offsets[head % len(offsets)] * frequencies
+            queries[head] = amplitude * torch.cat([angle.cos(), angle.sin()])
+            keys[head] = amplitude * torch.cat([torch.ones_like(angle), torch.zeros_like(angle)])

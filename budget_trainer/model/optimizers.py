@@ -1,0 +1,325 @@
+"""LAMB in plain PyTorch: layer-wise adaptive rates for large batches (You et al. 2020, arXiv 1904.00962, algorithm 2).
+
+The optimizers' names, and the checks of their options.
+
+Optimizers by name, with parameter groups by module type.
+
+Muon trains the hidden matrices and AdamW the rest, inside one `Optimizer`, so that a scheduler, Accelerate and a
+gradient scaler see nothing special.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from budget_trainer.core.errors import InputError
+from budget_trainer.model.engine_optimizers import check_engine, full_shape, fused_adam, fused_lamb, zero_muon
+
+MAX_COEFF, MIN_COEFF = 0.3, 0.01  # of the original project (Izsak et al. 2021)
+
+
+class Lamb(torch.optim.Optimizer):
+    """Adam's direction r = m / (sqrt(v) + eps) + weight_decay * x, scaled per tensor by its trust ratio ||x|| / ||r||.
+
+    The ratio is clamped to [min_coeff, max_coeff], as in the original project's FusedLamb; a tensor whose weights or
+    whose direction are all zero has the ratio 1, unclamped. `bias_correction` divides m and v by 1 - beta^t before the
+    ratio is taken, as the paper does. Nothing waits for the device: the ratios stay there.
+
+    Args:
+        params: tensors or groups; all tensors of one group are on one device.
+        lr: in units of the tensor's norm per step.
+        betas: decay of m and of v.
+        max_coeff, min_coeff: bounds of the trust ratio; inf and 0 leave it as in the paper.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        bias_correction: bool = False,
+        max_coeff: float = MAX_COEFF,
+        min_coeff: float = MIN_COEFF,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0}
+        defaults |= {"bias_correction": bias_correction, "max_coeff": max_coeff, "min_coeff": min_coeff}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take one step; returns the closure's loss, if there is a closure."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                group["step"] += 1
+                self._update(group, params, [p.grad for p in params])
+        return loss
+
+    def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        first, second = self._moments(params)
+        beta1, beta2 = group["betas"]
+        torch._foreach_lerp_(first, grads, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
+        scale = torch._foreach_sqrt(second)
+        if group["bias_correction"]:
+            torch._foreach_div_(scale, (1 - beta2 ** group["step"]) ** 0.5)
+        torch._foreach_add_(scale, group["eps"])
+        direction = torch._foreach_div(first, scale)
+        if group["bias_correction"]:
+            torch._foreach_div_(direction, 1 - beta1 ** group["step"])
+        if group["weight_decay"] != 0:
+            torch._foreach_add_(direction, params, alpha=group["weight_decay"])
+        ratios = trust_ratios(params, list(direction), group["min_coeff"], group["max_coeff"])
+        torch._foreach_mul_(direction, list(ratios.unbind()))
+        torch._foreach_add_(params, direction, alpha=-group["lr"])
+
+    def _moments(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        for parameter in params:
+            state = self.state[parameter]
+            if not state:
+                state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return [self.state[p]["exp_avg"] for p in params], [self.state[p]["exp_avg_sq"] for p in params]
+
+
+def trust_ratios(params: list[Tensor], direction: list[Tensor], min_coeff: float, max_coeff: float) -> Tensor:
+    """Return ||x|| / ||r|| for each pair of tensors, clamped, as one vector on their device; 1 where a norm is zero."""
+    weights = torch.stack(list(torch._foreach_norm(params)))
+    updates = torch.stack(list(torch._foreach_norm(direction)))
+    ratios = (weights / updates).clamp(min_coeff, max_coeff)
+    return torch.where((weights > 0) & (updates > 0), ratios, torch.ones_like(ratios))
+
+
+OPTIMIZERS = ("adam", "adamw", "adafactor", "lamb", "muon")
+LAMB_ONLY = ("bias_correction", "max_coeff", "min_coeff")
+
+
+def check_options(name: str, **options: float | bool | None) -> None:
+    """Refuse an unknown optimizer, options that it does not have, and numbers out of range (None: not given).
+
+    Raises:
+        InputError: with the field, the value and the fix.
+    """
+    if name not in OPTIMIZERS:
+        raise InputError(f"optimizer_type: {name!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
+    for field, value in options.items():
+        if value is None:
+            continue
+        if field in LAMB_ONLY and name != "lamb":
+            raise InputError(f"{field}: {value} belongs to optimizer_type lamb, not {name}; leave it out")
+        if field in ("adam_beta1", "adam_beta2", "muon_momentum") and not 0 <= value < 1:
+            raise InputError(f"{field}: {value} is not in [0, 1); give a share such as 0.9")
+        if not value >= 0:  # also refuses nan
+            raise InputError(f"{field}: {value} is below 0; give 0 or more")
+    low, high = options.get("min_coeff"), options.get("max_coeff")
+    low, high = MIN_COEFF if low is None else low, MAX_COEFF if high is None else high
+    if low > high:
+        raise InputError(f"min_coeff: {low} is above max_coeff {high}; lower it or raise max_coeff")
+
+
+PAIR_HEAD = "seq_relationship"  # of next-sentence prediction
+FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """torch.optim.Muon and fused AdamW behind one interface; every group says which by its `use_muon`.
+
+    The groups and the state belong to this object; both inner optimizers borrow them for the length of a step. So
+    loading a state, or a group changed by a scheduler, needs no copying back and forth.
+
+    Args:
+        groups: parameter groups, each with `params`, `lr`, `use_muon` and the options of its own algorithm.
+        fused: let AdamW use its fused kernel.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, fused: bool) -> None:
+        muon = [group for group in groups if group["use_muon"]]
+        adamw = [group for group in groups if not group["use_muon"]]
+        # Moonshot's scaling gives an update the size AdamW's has, so one learning rate serves both (arXiv 2502.16982).
+        inner: list[tuple[bool, torch.optim.Optimizer]] = []
+        if muon:
+            inner.append((True, torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw")))
+        if adamw:
+            inner.append((False, torch.optim.AdamW(adamw, fused=fused)))
+        super().__init__(groups, {})  # the same dicts, which now hold every option
+        self._inner = inner
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_inner": self._inner}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take one step; returns the closure's loss, if there is a closure."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for use_muon, optimizer in self._inner:
+            optimizer.param_groups = [group for group in self.param_groups if group["use_muon"] == use_muon]
+            optimizer.state = self.state
+            optimizer.step()
+        return loss
+
+
+def build_optimizer(
+    name: str,
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.01,
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.98,
+    adam_epsilon: float = 1e-6,
+    muon_learning_rate: float | None = None,
+    muon_momentum: float = 0.95,
+    muon_weight_decay: float | None = None,
+    embedding_learning_rate: float | None = None,
+    bias_correction: bool | None = None,
+    max_coeff: float | None = None,
+    min_coeff: float | None = None,
+    optimizer_impl: str = "auto",
+    zero_stage: int | None = None,
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a model, whose parameters are already on their device.
+
+    Args:
+        name: one of OPTIMIZERS. adafactor takes the given learning rate, without its own scaling.
+        model: every trainable parameter goes into exactly one group, a tied one once.
+        learning_rate: the peak, in units of the update.
+        weight_decay: for matrices and embeddings; biases, norms and other vectors have none.
+        muon_learning_rate, muon_weight_decay: None takes learning_rate and weight_decay; both algorithms' updates have
+            the same size.
+        embedding_learning_rate: of embeddings and the output projection; None takes learning_rate.
+        bias_correction, max_coeff, min_coeff: of lamb only; None takes the original project's False, 0.3 and 0.01.
+        optimizer_impl: auto is torch's fused kernel where the device has one, and DeepSpeed's Muon under ZeRO.
+        zero_stage: DeepSpeed's ZeRO stage, or None.
+
+    Raises:
+        InputError: an unknown name, a number out of range, or what this device or this engine cannot run.
+    """
+    check_options(
+        name,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        adam_beta1=adam_beta1,
+        adam_beta2=adam_beta2,
+        adam_epsilon=adam_epsilon,
+        muon_learning_rate=muon_learning_rate,
+        muon_momentum=muon_momentum,
+        muon_weight_decay=muon_weight_decay,
+        embedding_learning_rate=embedding_learning_rate,
+        bias_correction=bias_correction,
+        max_coeff=max_coeff,
+        min_coeff=min_coeff,
+    )
+    device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+    check_engine(name, optimizer_impl, device=device, zero_stage=zero_stage)
+    embedding_lr = learning_rate if embedding_learning_rate is None else embedding_learning_rate
+    groups = parameter_groups(
+        model, lr=learning_rate, weight_decay=weight_decay, embedding_lr=embedding_lr, split_hidden=name == "muon"
+    )
+    adam: dict[str, Any] = {"betas": (adam_beta1, adam_beta2), "eps": adam_epsilon}
+    fused = _can_fuse(groups)
+    if name in ("adam", "adamw") and optimizer_impl == "apex":
+        return fused_adam(groups, decoupled=name == "adamw", **adam)
+    if name == "adam":  # with weight_decay as a term of the gradient; adamw decouples it
+        return torch.optim.Adam(groups, fused=fused, **adam)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, fused=fused, **adam)
+    if name == "adafactor":
+        from transformers.optimization import Adafactor  # the only one that needs more than torch
+
+        return Adafactor(groups, lr=learning_rate, scale_parameter=False, relative_step=False)
+    if name == "lamb":
+        adam |= {
+            "bias_correction": bool(bias_correction),
+            "max_coeff": MAX_COEFF if max_coeff is None else max_coeff,
+            "min_coeff": MIN_COEFF if min_coeff is None else min_coeff,
+        }
+        return (
+            fused_lamb(optimizer_impl, groups, **adam)
+            if optimizer_impl in ("apex", "deepspeed")
+            else Lamb(groups, **adam)
+        )
+    for group in groups:
+        group["use_muon"] = group["name"] == "hidden"
+        if group["use_muon"]:
+            group["momentum"] = muon_momentum
+            group["lr"] = learning_rate if muon_learning_rate is None else muon_learning_rate
+            group["weight_decay"] = weight_decay if muon_weight_decay is None else muon_weight_decay
+        else:
+            group.update(adam)
+    return zero_muon(groups) if zero_stage else MuonWithAdamW(groups, fused=fused)
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float, embedding_lr: float, split_hidden: bool
+) -> list[dict[str, Any]]:
+    """Return the non-empty groups of trainable parameters, as dicts with name, params, lr and weight_decay.
+
+    `no_decay` holds biases, the weights of norms and all other vectors; `embeddings` the embedding tables and the
+    output projection (often one tensor); `hidden` the other matrices; `decay` the rest. Without `split_hidden`,
+    `hidden` is part of `decay`, and so are `embeddings` unless they learn at another rate.
+    """
+    merged = {} if split_hidden else {"hidden": "decay"}
+    if embedding_lr == lr:
+        merged["embeddings"] = "decay"
+    params: dict[str, list[nn.Parameter]] = {"decay": [], "hidden": [], "embeddings": [], "no_decay": []}
+    for kind, parameter in _classified(model):
+        params[merged.get(kind, kind)].append(parameter)
+    return [
+        {
+            "name": kind,
+            "params": members,
+            "lr": embedding_lr if kind == "embeddings" else lr,
+            "weight_decay": 0.0 if kind == "no_decay" else weight_decay,
+        }
+        for kind, members in params.items()
+        if members
+    ]
+
+
+def _classified(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield each trainable parameter once with its kind, in the order of `model.parameters()`."""
+    kinds: dict[int, str] = {}
+    tables: list[Any] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    find_decoder: Any = getattr(model, "get_output_embeddings", lambda: None)
+    for table in [*tables, find_decoder()]:
+        if table is not None:
+            kinds[id(table.weight)] = "embeddings"
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if path.endswith(PAIR_HEAD) and name == "weight":
+                kinds[id(parameter)] = "decay"  # two rows: an output projection, not a hidden matrix
+            elif len(full_shape(parameter)) < 2 or name.endswith("bias") or _is_norm(module):
+                kinds.setdefault(id(parameter), "no_decay")
+            elif len(full_shape(parameter)) == 2:
+                kinds.setdefault(id(parameter), "hidden")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            yield kinds.get(id(parameter), "decay"), parameter
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Say whether the module normalises: by type, or by a class name that ends in Norm (RMSNorm of any library)."""
+    return isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)) or type(module).__name__.endswith("Norm")
+
+
+def _can_fuse(groups: list[dict[str, Any]]) -> bool:
+    """Say whether every parameter is a float on a device with a fused Adam."""
+    return all(
+        parameter.device.type in FUSED_DEVICES and parameter.is_floating_point()
+        for group in groups
+        for parameter in group["params"]
+    )

@@ -1,0 +1,249 @@
+"""Sparse prediction on the library's own classes: only masked positions go through the head and the projection.
+
+`sparse_class` mixes it into a stock class under the same name, with the same weights: whatever is saved loads with stock
+`AutoModelForMaskedLM`. Shapes are static, and nothing is read back from the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.activations import gelu
+from transformers.modeling_outputs import MaskedLMOutput
+
+from budget_trainer.core.errors import InputError
+from budget_trainer.model import attention
+from budget_trainer.model.attention import fuse_attention
+from budget_trainer.model.cross_entropy import linear_cross_entropy, logits_loss, loss_per_label
+from budget_trainer.model.last_layer import gather_states, has_form, may_attend, positions_used, use_last_layer
+
+
+def _bert_transform(model: Any, hidden: Tensor) -> Tensor:
+    return model.cls.predictions.transform(hidden)
+
+
+def _roberta_transform(model: Any, hidden: Tensor) -> Tensor:
+    return model.lm_head.layer_norm(gelu(model.lm_head.dense(hidden)))
+
+
+# What a model does to hidden states [..., H] before their projection onto the vocabulary, its output embeddings. Types
+# not listed compute all logits, then gather.
+HEADS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "bert": _bert_transform,
+    "megatron-bert": _bert_transform,
+    "roberta": _roberta_transform,
+    "roberta-prelayernorm": _roberta_transform,
+    "xlm-roberta": _roberta_transform,
+    "camembert": _roberta_transform,
+    "modernbert": lambda model, hidden: model.head(hidden),
+    "eurobert": lambda model, hidden: hidden,
+}
+# Types whose self-attention has `query`, `key` and `value` projections, which are joined.
+FUSED = ("bert", "megatron-bert", "roberta", "roberta-prelayernorm", "xlm-roberta", "camembert")
+# Rotary positions are relative: they need no restart at a document.
+RELATIVE = ("modernbert", "eurobert")
+
+if TYPE_CHECKING:
+    _Base = PreTrainedModel
+else:
+    _Base = object
+
+
+class SparsePrediction(_Base):
+    """Mixed into a masked-LM class of the library by `sparse_class`."""
+
+    # Trainer then passes num_items_in_batch and does not divide by the accumulation steps; the forward below uses it.
+    # (The stock BertForMaskedLM only looks as if it did, and trains with a loss several times too large.)
+    accepts_loss_kwargs = True
+    sparse_mask_prediction = True
+    sparse_last_layer = True  # see `last_layer`
+    cross_entropy = "chunked"  # or "full": all logits of a batch at once
+    max_documents: int | None = None  # in a block; see `attention.document_segments`
+
+    def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        if config.model_type in FUSED and not getattr(config, "is_decoder", False):
+            fuse_attention(self)
+        if has_form(config):
+            use_last_layer(self)
+
+    @property
+    def last_layer_is_sparse(self) -> bool:
+        """Whether training computes the last layer at masked positions only."""
+        return self._is_sparse and self.sparse_last_layer and has_form(self.config) and may_attend(self.config)
+
+    def positions_used(self, share: float) -> dict[nn.Module, float]:
+        """Return the share of positions that each linear map of a sparse last layer sees; nothing for a whole one."""
+        return positions_used(self, share) if self.last_layer_is_sparse else {}
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the last hidden states [B, L, H] for token ids [B, L] and a mask [B, L], 1 where there is a token.
+
+        With `document_ids` [B, L] no attention crosses documents, and absolute positions restart at each. With
+        `masked_positions` [B, S], where `last_layer_is_sparse`, the states at those: [B, S, H].
+        """
+        if document_ids is not None:
+            check_document_mask(self)
+            document_ids = attention.separate_padding(document_ids, attention_mask)
+            if self.config.model_type not in RELATIVE:
+                kwargs.setdefault("position_ids", attention.position_ids(self.base_model, document_ids))
+        mask = attention.static_mask(self.config, attention_mask, document_ids)
+        return self.base_model(input_ids=input_ids, attention_mask=mask, **kwargs)[0]
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of hidden states [..., H]."""
+        return self.get_output_embeddings()(HEADS[self.config.model_type](self, hidden))
+
+    def masked_loss(self, hidden: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Return the loss of hidden states [N, H] with labels [N]; without their logits where the class allows it.
+
+        It is the summed cross entropy in nats over `num_items_in_batch`, or over the labels that are not -100.
+        """
+        projection: Any = self.get_output_embeddings()
+        if self.cross_entropy == "full" or type(projection) is not nn.Linear:
+            return logits_loss(self.predict(hidden), labels, num_items_in_batch)
+        states = HEADS[self.config.model_type](self, hidden)
+        total = linear_cross_entropy(states, projection.weight, projection.bias, labels)
+        return loss_per_label(total, labels, num_items_in_batch)
+
+    def masked_hidden(self, input_ids: Tensor, masked_positions: Tensor, **kwargs: Any) -> Tensor:
+        """Return the last hidden states [B * S, H] at positions [B, S] of each block; the rest is for `encode`."""
+        if self.last_layer_is_sparse:
+            return self.encode(input_ids, masked_positions=masked_positions, **kwargs).flatten(0, 1)
+        return gather_states(self.encode(input_ids, **kwargs), masked_positions).flatten(0, 1)
+
+    def masked_logits(
+        self, input_ids: Tensor, attention_mask: Tensor | None, masked_positions: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """Return the logits [B * S, V] at positions [B, S] of each block, not through a compiled `__call__`."""
+        if self._is_sparse:
+            return self.predict(
+                self.masked_hidden(input_ids, masked_positions, attention_mask=attention_mask, **kwargs)
+            )
+        return gather_states(self.dense_logits(input_ids, attention_mask, **kwargs), masked_positions).flatten(0, 1)
+
+    @property
+    def _is_sparse(self) -> bool:
+        return self.sparse_mask_prediction and self.config.model_type in HEADS
+
+    def dense_logits(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        document_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the stock class's logits [B, L, V], or what it lacks: those of packed documents."""
+        if document_ids is not None:
+            assert input_ids is not None
+            return self.predict(self.encode(input_ids, attention_mask, document_ids=document_ids, **kwargs))
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs).logits
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        return_logits: bool = False,
+        document_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Predict the masked positions; without positions, labels and documents, exactly the stock forward.
+
+        Args:
+            input_ids: [B, L] token ids.
+            attention_mask: [B, L], 1 where there is a token; leave it out when no block has padding, which is faster.
+            masked_positions: [B, S] positions to predict, any in unused slots; None predicts every position.
+            labels: [B, S], or [B, L] without masked_positions; -100 in slots that do not count.
+            num_items_in_batch: the number of labels in the whole optimizer step on all ranks, which divides the summed
+                loss; by default the mean over this call's labels is taken.
+            return_logits: also return logits [B * S, V]; training does without.
+            document_ids: [B, L], rising within a block: the document of each token, which alone it attends to.
+
+        Returns:
+            MaskedLMOutput with the loss in nats per label, in float32.
+
+        Raises:
+            InputError: document_ids for a type that cannot keep documents apart.
+        """
+        given: dict[str, Any] = {"attention_mask": attention_mask, **kwargs}
+        if document_ids is not None:
+            given["document_ids"] = document_ids
+        if masked_positions is None:
+            if labels is None and document_ids is None:
+                return super().forward(input_ids=input_ids, **given)
+            logits = self.dense_logits(input_ids, **given)
+            if labels is None:
+                return MaskedLMOutput(logits=logits)
+            logits = logits.flatten(0, 1)
+        else:
+            assert input_ids is not None
+            if labels is not None and not return_logits and self._is_sparse:
+                hidden = self.masked_hidden(input_ids, masked_positions, **given)
+                return MaskedLMOutput(loss=self.masked_loss(hidden, labels.flatten(), num_items_in_batch))
+            logits = self.masked_logits(input_ids, masked_positions=masked_positions, **given)
+        loss = None if labels is None else logits_loss(logits, labels.flatten(), num_items_in_batch)
+        return MaskedLMOutput(loss=loss, logits=logits if return_logits or loss is None else None)
+
+
+class SparseMegatronBert(SparsePrediction):
+    """megatron-bert with fused attention, also of packed documents; the library has only the eager one."""
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """As the parent's; calls embeddings and layers, because the base model would always build a float mask."""
+        base: Any = self.base_model
+        mask: attention.AttentionMask = None
+        if document_ids is not None:
+            document_ids = attention.separate_padding(document_ids, attention_mask)
+            kwargs.setdefault("position_ids", attention.position_ids(base, document_ids))
+            mask = attention.build_mask(document_ids, self._backend(input_ids.device), self.max_documents)
+        elif attention_mask is not None:
+            mask = attention_mask[:, None, None, :].bool()
+        *layers, last = base.encoder.layer
+        states = base.embeddings(input_ids, **kwargs)
+        for layer in layers:
+            states = layer(states, mask)[0]
+        return base.encoder.ln(last(states, mask, masked_positions=masked_positions)[0])
+
+    def _backend(self, device: torch.device) -> str:
+        kind, config = device.type, self.config
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
+        dropout = config.attention_probs_dropout_prob if self.training else 0.0
+        return attention.choose_backend(device, dtype, config.hidden_size // config.num_attention_heads, dropout)
+
+
+def check_document_mask(model: Any) -> None:
+    """Raise InputError where `model` cannot keep the documents of a packed block apart; call it at set-up."""
+    kind, how = model.config.model_type, model.config._attn_implementation
+    if kind not in HEADS or not isinstance(model, SparsePrediction):
+        raise InputError(f"model_type={kind!r} cannot keep packed documents apart: use one of {', '.join(HEADS)}")
+    if kind != "megatron-bert" and how not in ("sdpa", "eager"):
+        raise InputError(f"attn_implementation={how!r} cannot keep packed documents apart: use 'sdpa' or 'eager'")
+
+
+@cache
+def sparse_class(cls: type) -> type:
+    """Return the subclass of a masked-LM class with sparse prediction, under the same name and config class."""
+    mixin = SparseMegatronBert if cls.config_class.model_type == "megatron-bert" else SparsePrediction  # type: ignore
+    # The name becomes `architectures` in config.json; the library finds the module's source by __module__.
+    return type(cls.__name__, (mixin, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})

@@ -1,0 +1,114 @@
+"""The plan that a run was promised (`--plan FILE` of train_mlm.py): read, compared with the run, put beside what it did.
+
+A plan is the JSON that `budget_trainer.plan` writes. It belongs to a recipe and to data; where either differs it is refused. On
+another machine it is a guess: that is said, and stands in the report. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from budget_trainer.core.errors import InputError
+
+FORMAT = 1
+QUANTITIES = (
+    "tokens",
+    "steps",
+    "tokens_per_second",
+    "setup_seconds",
+    "compile_seconds",
+    "evaluate_seconds",
+    "save_seconds",
+)
+# What changes the number of tokens that a budget buys.
+COMPARED = """model_type model_name_or_path encoder_ln_mode layernorm_embedding layer_norm_type add_nsp hidden_size
+num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob attention_probs_dropout_prob
+max_position_embeddings model_config sparse_mask_prediction sparse_last_layer cross_entropy embedding_init
+mlm_probability max_predictions_per_seq whole_word_mask twin_probability document_mask optimizer_type optimizer_impl
+lr_schedule max_steps curve warmup_proportion finetune_time_markers finetune_checkpoint_at_end
+num_epochs_between_checkpoints early_exit_time_marker mlm_probability_curve batch_size_curve sequence_length_curve
+auto_speed regional_compile validate_every validation_epochs validation_epochs_begin validation_begin_proportion
+validation_epochs_end validation_end_proportion per_device_train_batch_size gradient_accumulation_steps bf16 fp16
+use_cpu torch_compile max_grad_norm dataloader_num_workers gradient_checkpointing""".split()
+
+
+def compared(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `Recipe.as_dict()` that a plan depends on, in the types of JSON."""
+    return {name: json.loads(json.dumps(recipe.get(name), default=str)) for name in COMPARED}
+
+
+def machine(hardware: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `report.environment()["hardware"]` tells one kind of machine from another."""
+    gpus = sorted({gpu["name"] for gpu in hardware.get("gpus") or []})  # the plan is made on one of them
+    return {"cpu": hardware.get("cpu"), "cores": hardware.get("cores"), "gpus": gpus}
+
+
+def read_plan(path: str, recipe_path: str | None = None) -> dict[str, Any]:
+    """The plan in `path`: where that is relative, looked for beside the recipe, then in the current folder.
+
+    Raises:
+        InputError: there is no such file, or it is no plan.
+    """
+    places = ([Path(recipe_path).parent / path] if recipe_path is not None else []) + [Path(path)]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise InputError(
+            f"plan: {path} is not there; make it with `python -m budget_trainer.plan RECIPE --json FILE`, or leave it out"
+        )
+    try:
+        plan = json.loads(file.read_text(encoding="utf-8"))
+        if plan["format"] != FORMAT:
+            raise InputError(f"plan: {file} has format {plan['format']!r}, this version reads {FORMAT}; plan again")
+        numbers = [float(plan["prediction"][name]) for name in QUANTITIES]
+        settings = (plan["recipe"], plan["machine"], plan["total_seconds"], plan["num_processes"], plan["data"])
+        if not all(map(math.isfinite, numbers)) or not isinstance(settings[0], dict):
+            raise ValueError("a number is not finite")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"plan: {file} is not a plan ({error!r}); make it with budget_trainer.plan --json") from None
+    return dict(plan)
+
+
+def check_plan(
+    plan: Mapping[str, Any], recipe: Mapping[str, Any], *, total_seconds: float, processes: int, data: str
+) -> None:
+    """Refuse a plan that was made for something else; `data` is the folder's fingerprint."""
+    own, fix = compared(recipe), "plan again, or leave --plan out"
+    for name, value in own.items():
+        planned = plan["recipe"].get(name)
+        if planned != value:
+            raise InputError(f"plan: made for {name} {planned!r}, this run has {value!r}; {fix}")
+    seconds = math.inf if plan["total_seconds"] is None else float(plan["total_seconds"])
+    if seconds != total_seconds and not abs(seconds - total_seconds) <= 0.5:
+        raise InputError(f"plan: made for {seconds:g} s, total_training_time is {total_seconds:g} s; {fix}")
+    if plan["num_processes"] != processes:
+        raise InputError(
+            f"plan: made for {plan['num_processes']} processes, this run has {processes}; "
+            "plan again with --num_processes, or leave --plan out"
+        )
+    if plan["data"]["fingerprint"] != data:
+        raise InputError(f"plan: made for the data of {plan['data']['path']}, data_dir holds other data; {fix}")
+
+
+def beside(plan: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    """`planned` for the run's report: each of QUANTITIES as planned and as it came, and whether the machine is the same."""
+    shares = report.get("shares") or {}
+    did = {name: report.get(name) for name in ("tokens", "steps", "tokens_per_second")}
+    did |= {f"{name}_seconds": shares.get(name) for name in ("setup", "compile", "evaluate", "save")}
+    return {
+        "same_machine": plan["machine"] == machine(report.get("hardware") or {}),
+        **{name: {"planned": plan["prediction"][name], "did": did[name]} for name in QUANTITIES},
+    }
+
+
+def said(planned: Mapping[str, Any]) -> str:
+    """One line for the end of a run."""
+    tokens = planned["tokens"]
+    off = 100 * (tokens["did"] / tokens["planned"] - 1) if tokens["planned"] else 0.0
+    where = "" if planned["same_machine"] else " (planned on another machine)"
+    return f"planned {tokens['planned']:,.0f} tokens, did {tokens['did']:,.0f}: {off:+.1f} %{where}"

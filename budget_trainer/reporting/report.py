@@ -1,0 +1,334 @@
+"""The account of a run: what it ran on, what happened when, and where the budget went.
+
+`run_report.json` is written by `write_json_atomic`, `run_report.png` drawn by `draw_report` from it and from the lines
+of `progress.jsonl`. A leaf; it imports matplotlib and torch only where they are used.
+
+What a model was trained on, in the words of its data folder's manifest. A leaf.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from budget_trainer.core.errors import InputError
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed")
+MAX_POINTS = 2000
+COLOURS = {
+    "setup": "#8d99ae",
+    "compile": "#b08968",
+    "train": "#1f6f8b",
+    "data_wait": "#d1495b",
+    "evaluate": "#edae49",
+    "save": "#66a182",
+    "unused": "#d9dde3",
+}
+
+
+def write_json_atomic(path: str | os.PathLike[str], obj: Any) -> None:
+    """Write `obj` as JSON so that a reader sees the old file or the new one, never a part.
+
+    NaN and infinity become null. Raises OSError where the folder is missing or full; the old file is then untouched.
+    """
+    path = Path(path)
+    text = json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n"
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp keeps its files private; a report is not
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _plain(value: Any) -> Any:
+    """`value` in the types of JSON: paths and unknown objects as text, 0-d tensors and NumPy numbers as numbers."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if getattr(value, "ndim", None) == 0:
+        return _plain(value.item())
+    return str(value)
+
+
+def environment() -> dict[str, Any]:
+    """`versions` (of the packages that are there), `hardware` (memory in GiB) and `git_commit` (or None)."""
+    versions = {"python": platform.python_version()}
+    for name in (*PACKAGES, "budget-trainer"):
+        try:
+            versions[name.replace("-", "_")] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"versions": versions, "hardware": _hardware(), "git_commit": _git_commit()}
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    gpus = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        gpu = torch.cuda.get_device_properties(index)
+        gpus.append({"name": gpu.name, "memory_gib": round(gpu.total_memory / 2**30, 1)})
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cpu": _cpu_model(), "cores": cores, "memory_gib": round(memory, 1), "gpus": gpus}
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this file lies in, with `-dirty` where tracked files were changed; None elsewhere."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        change = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if head.returncode != 0:
+        return None
+    return head.stdout.strip() + ("-dirty" if change.stdout.strip() else "")
+
+
+def read_progress(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of `progress.jsonl` that tell the run's story, in order.
+
+    A job that resumed repeats the steps after its checkpoint: earlier lines from its first step on are dropped. A line
+    cut by a crash (the last of the file, or the last of its job) is ignored; InputError for any other damaged line.
+    """
+    kept: list[dict[str, Any]] = []
+    damaged: int | None = None
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, text in enumerate(file, start=1):
+            try:
+                line = json.loads(text)
+            except ValueError:
+                if damaged is not None:
+                    break
+                damaged = number
+                continue
+            new_job = not kept or line["job"] > kept[-1]["job"]
+            if damaged is not None and not new_job:
+                break
+            damaged = None
+            if new_job:
+                kept = [old for old in kept if old["step"] < line["step"]]
+            kept.append(line)
+        else:
+            return kept
+    raise InputError(f"{path}: line {damaged} is not JSON, and not the last of its job; repair or delete it")
+
+
+def draw_report(report: dict[str, Any], progress: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Draw `run_report.png`: loss, learning rate and tokens/s over time, and where the budget went."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    style: dict[Any, Any] = {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": "#9aa3ad",
+    }
+    style |= {"axes.grid": True, "grid.color": "#e8ebef", "axes.axisbelow": True, "text.parse_math": False}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(12, 8), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12))
+        FigureCanvasAgg(figure)
+        (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2)
+        figure.suptitle(_title(report), fontsize=12, x=0.02, ha="left")
+        last = max([line["elapsed_seconds"] for line in progress] + [report.get("used_seconds") or 0.0])
+        unit, unit_name = _time_unit(last)
+        _draw_loss(top_left, progress, report, unit)
+        _draw_line(top_right, progress, "learning_rate", unit, COLOURS["evaluate"])
+        _draw_line(bottom_left, progress, "tokens_per_second", unit, COLOURS["save"])
+        top_right.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        bottom_left.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        bottom_left.set_ylim(0, 1.1 * bottom_left.get_ylim()[1])
+        if report.get("mfu"):
+            bottom_left.set_title(f"tokens per second ({100 * report['mfu']:.1f} % MFU)", loc="left", fontsize=11)
+        for axes in (top_left, top_right, bottom_left):
+            _finish(axes, last / unit, unit_name)
+        _draw_shares(bottom_right, report)
+        figure.savefig(path, format="png")
+
+
+def _title(report: dict[str, Any]) -> str:
+    budget, world = _budget(report), report.get("world_size") or 1
+    size = report.get("parameters")
+    parts = [
+        f"{report.get('model_type') or 'model'}" + (f", {size / 1e6:,.1f} M parameters" if size else ""),
+        f"{_duration(budget)} budget" if budget else f"{report.get('steps', 0):,} steps",
+        f"{report.get('engine') or 'plain'}, {world} process" + ("es" if world != 1 else ""),
+    ]
+    evaluation = report.get("evaluation") or {}
+    results = [
+        f"{label} {evaluation[key]:.3f}"
+        for key, label in (("loss", "final evaluation loss"), ("bits_per_byte", "bits per byte"))
+        if evaluation.get(key) is not None
+    ]
+    return "  ·  ".join(parts) + "\n" + ("  ·  ".join(results) or "not evaluated")
+
+
+def _budget(report: dict[str, Any]) -> float | None:
+    """Seconds, or None for a run that only steps end."""
+    seconds = report.get("budget_seconds")
+    return seconds if seconds and math.isfinite(seconds) else None
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 180:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:,.1f} min" if seconds < 6 * 3600 else f"{seconds / 3600:,.1f} h"
+
+
+def _series(progress: Sequence[dict[str, Any]], key: str) -> tuple[Any, Any]:
+    """Seconds and values of the lines that have a number at `key`; beyond MAX_POINTS, means of equal runs of them."""
+    import numpy as np
+
+    pairs = [(line["elapsed_seconds"], line.get(key)) for line in progress]
+    points = np.array(pairs, dtype=float).reshape(-1, 2)  # None becomes NaN
+    points = points[np.isfinite(points).all(axis=1)]
+    if len(points) > MAX_POINTS:
+        points = np.stack([part.mean(axis=0) for part in np.array_split(points, MAX_POINTS)])
+    return points[:, 0], points[:, 1]
+
+
+def _time_unit(last_seconds: float) -> tuple[float, str]:
+    if last_seconds < 120:
+        return 1.0, "seconds"
+    return (60.0, "minutes") if last_seconds < 6 * 3600 else (3600.0, "hours")
+
+
+def _draw_line(axes: Any, progress: Sequence[dict[str, Any]], key: str, unit: float, colour: str) -> None:
+    seconds, values = _series(progress, key)
+    if len(values):
+        marker = "o" if len(values) < 3 else None
+        axes.plot(seconds / unit, values, color=colour, linewidth=1.6, marker=marker, label=f"training {key}")
+    axes.set_title(key.replace("_", " "), loc="left", fontsize=11)
+
+
+def _draw_loss(axes: Any, progress: Sequence[dict[str, Any]], report: dict[str, Any], unit: float) -> None:
+    _draw_line(axes, progress, "loss", unit, COLOURS["train"])
+    rows = [{**line, **line["evaluation"]} for line in progress if line.get("evaluation")]
+    final = [{"elapsed_seconds": report.get("used_seconds"), **(report.get("evaluation") or {})}]
+    for points, marker, label in ((rows, "o", "evaluation loss"), (final, "D", "final evaluation loss")):
+        seconds, values = _series(points, "loss")
+        if len(values):
+            axes.plot(seconds / unit, values, marker, color=COLOURS["data_wait"], markersize=5, label=label)
+    if axes.lines:
+        axes.legend(frameon=False, loc="upper right")
+    axes.set_title("loss (nats per predicted token)", loc="left", fontsize=11)
+
+
+def _finish(axes: Any, last: float, unit_name: str) -> None:
+    """The axis of time; where nothing was drawn, say so in place of axes without meaning."""
+    if axes.lines:
+        axes.set_xlim(0, 1.04 * last or 1.0)
+        axes.set_xlabel(unit_name)
+        return
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", color="#6b7480")
+
+
+def _draw_shares(axes: Any, report: dict[str, Any]) -> None:
+    shares = dict(report.get("shares") or {})
+    whole = max(_budget(report) or 0.0, sum(shares.values()))
+    shares["unused"] = max(0.0, whole - sum(shares.values()))
+    names, seconds = list(shares), list(shares.values())
+    axes.barh(names, seconds, color=[COLOURS.get(name, "#6b7480") for name in names], height=0.65)
+    for row, value in enumerate(seconds):
+        percent = 100 * value / whole if whole else 0.0
+        axes.text(value + 0.015 * (whole or 1.0), row, f"{value:,.1f} s   {percent:.1f} %", va="center", fontsize=9)
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.set_xlim(0, 1.32 * whole or 1.0)
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.set_title("where the budget went", loc="left", fontsize=11)
+    axes.set_xlabel("seconds")
+
+
+SHOWN_SOURCES = 20
+
+
+def describe_data(data_dir: Path) -> dict[str, Any]:
+    """What `data_dir`/manifest.json says of the corpus, for the report: sources by name, without folders of this machine.
+
+    Counts are documents, bytes of text, tokens and blocks. Raises OSError or ValueError where it cannot be read.
+    """
+    manifest = json.loads((data_dir / "manifest.json").read_text(encoding="utf-8"))
+    train, validation = manifest["splits"]["train"], manifest["splits"].get("validation") or {}
+    held_out = manifest.get("validation") or {}
+    described = {name: train.get(name) for name in ("rows", "tokens", "documents", "text_bytes")}
+    described |= {name: manifest.get(name) for name in ("block_size", "packing", "vocab_size", "created")}
+    described |= {"validation_rows": validation.get("rows"), "validation_fraction": held_out.get("fraction")}
+    if held_out.get("text"):
+        described["validation_text"] = source_name(held_out["text"])
+    described["sources"] = [_source(source) for source in manifest.get("sources") or []]
+    return {key: value for key, value in described.items() if value is not None}
+
+
+def _source(source: Mapping[str, Any]) -> dict[str, Any]:
+    counts = {name: source[name] for name in ("kind", "documents", "text_bytes", "dropped") if source.get(name)}
+    return {"name": source_name(str(source.get("path", "?"))), **counts}
+
+
+def source_name(path: str) -> str:
+    """`owner/name` of the Hub as it is, of a path its last part."""
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path) and not Path(path).exists():
+        return path
+    return Path(path).name or path
+
+
+def rows(data: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Name, form, documents and megabytes of the sources that `describe_data` found; many become one row at the end."""
+    sources = list(data.get("sources") or [])
+    shown, rest = sources[:SHOWN_SOURCES], sources[SHOWN_SOURCES:]
+    if rest:
+        shown.append(
+            {
+                "name": f"{len(rest)} more",
+                "documents": sum(source.get("documents") or 0 for source in rest),
+                "text_bytes": sum(source.get("text_bytes") or 0 for source in rest),
+            }
+        )
+    return [
+        (
+            str(source["name"]),
+            str(source.get("kind", "")),
+            f"{source['documents']:,}" if source.get("documents") else "",
+            f"{source['text_bytes'] / 1e6:,.1f}" if source.get("text_bytes") else "",
+        )
+        for source in shown
+    ]

@@ -1,0 +1,486 @@
+"""Ends a run that is not worth the rest of its budget.
+
+What happens at shares of the budget: models kept, training checkpoints, validation.
+
+What a person and a program see of a run: a bar that counts the budget, and progress.jsonl.
+
+Moves the run from stage to stage (`stages`), on all ranks at the same step.
+
+How fast the run is and how much of the device it uses, at every log line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from budget_trainer.budget.callback import TimeBudgetCallback
+from budget_trainer.budget.stages import Stage, Stages, ValidationPlan
+from budget_trainer.training import checkpoints
+
+log = logging.getLogger(__name__)
+
+
+class EarlyStop(TrainerCallback):
+    """Stops where a validation after `early_stop_time` (seconds of the budget) has a loss above `early_stop_eval_loss`.
+
+    The original's rule (run_pretraining.py:459). The run ends in good order, with its model and its report, and the stop
+    reason `early_stop`. Every rank has the same reading and the same loss, so all stop at the same step.
+    """
+
+    def __init__(self, time_budget: TimeBudgetCallback, early_stop_time: float, early_stop_eval_loss: float) -> None:
+        self.time_budget = time_budget
+        self.early_stop_time, self.early_stop_eval_loss = early_stop_time, early_stop_eval_loss
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        loss, elapsed = (metrics or {}).get("eval_loss"), self.time_budget.reading.elapsed
+        if loss is None or control.should_training_stop or elapsed < self.early_stop_time:
+            return
+        if not loss <= self.early_stop_eval_loss:
+            self.time_budget.stop_reason = "early_stop"
+            control.should_training_stop = control.should_log = True
+            if state.is_world_process_zero:
+                log.warning(
+                    "step %d: training stops (early_stop): after %.0fs the validation loss is %.3f, above %g",
+                    state.global_step,
+                    elapsed,
+                    loss,
+                    self.early_stop_eval_loss,
+                )
+
+
+VALIDATION_KEY = "validation"  # in TrainerState.stateful_callbacks
+
+
+def marker_folder(output_dir: Path, share: float) -> Path:
+    """`finetune-<percent>`, without trailing zeros: 0.5 -> finetune-50, 0.125 -> finetune-12.5."""
+    return output_dir / f"finetune-{round(share * 100, 6):g}"
+
+
+class FinetuneMarkers(TrainerCallback):
+    """Keeps the model at shares of the budget (`finetune_time_markers`), each once over all jobs of a run.
+
+    `save_folder(path)` writes a model, complete or absent, and returns the seconds it took; every rank calls it.
+    A marker that no longer fits beside the final save becomes a copy of it (`in_final`, `copy_final`): by then the
+    weights are the same.
+    """
+
+    def __init__(
+        self,
+        time_budget: TimeBudgetCallback,
+        markers: Sequence[float],
+        output_dir: str | Path,
+        save_folder: Callable[[Path], float],
+    ) -> None:
+        self.time_budget, self.save_folder = time_budget, save_folder
+        self.output_dir = Path(output_dir)
+        # The folder is the memory of a marker: asked once, at the start, where all ranks see the same.
+        self.waiting = [share for share in markers if not marker_folder(self.output_dir, share).exists()]
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for share in [share for share in self.waiting if self.time_budget.share >= share]:
+            if self.time_budget.affords(self.time_budget.reading.save):
+                self.waiting.remove(share)
+                self.save_folder(marker_folder(self.output_dir, share))
+
+    def in_final(self) -> list[str]:
+        """After the budget has ended: the folders of the markers that lay within the reserve."""
+        if self.time_budget.stop_reason != self.time_budget.end_reason:
+            return []  # max_steps came first: their time never did
+        end = self.time_budget.end_seconds / self.time_budget.total_seconds
+        return [marker_folder(self.output_dir, share).name for share in self.waiting if share <= end]
+
+
+def copy_final(final: Path, names: Sequence[str]) -> None:
+    """Make the folders `names` beside `final` copies of it, those that are not there yet (main process only)."""
+    for target in [final.with_name(name) for name in names]:
+        if not target.exists():
+            staging = checkpoints.staging_folder(target)
+            shutil.copytree(final, staging, dirs_exist_ok=True)
+            checkpoints.publish(staging, target)
+
+
+class CheckpointCadence(TrainerCallback):
+    """A training checkpoint every `every_seconds` of the budget and every `every_samples` samples.
+
+    Both count from the start of the run, so that a resume keeps the rhythm. One that would endanger the final save
+    is left out.
+    """
+
+    def __init__(
+        self,
+        time_budget: TimeBudgetCallback,
+        every_seconds: float = math.inf,
+        every_samples: int | None = None,
+        samples: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.time_budget, self.every_seconds = time_budget, every_seconds
+        self.every_samples, self.samples = every_samples, samples
+        self._last = (0, 0)
+
+    def _counts(self) -> tuple[int, int]:
+        timed = int(self.time_budget.reading.elapsed // self.every_seconds)
+        return timed, 0 if self.every_samples is None else self.samples() // self.every_samples
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._last = self._counts()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        counts = self._counts()
+        if counts != self._last and self.time_budget.affords(self.time_budget.reading.checkpoint):
+            control.should_save = True
+        self._last = counts
+
+
+class ValidationCadence(TrainerCallback):
+    """The pinned evaluation whenever `plan` says so; over the jobs of a run each mark once.
+
+    `samples()` are those consumed so far. A validation that would endanger the final save is left out.
+    """
+
+    def __init__(self, time_budget: TimeBudgetCallback, plan: ValidationPlan, samples: Callable[[], int]) -> None:
+        self.time_budget, self.plan, self.samples = time_budget, plan, samples
+        self._last = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        stored: Any = state.stateful_callbacks or {}
+        self._last = int(stored.get(VALIDATION_KEY, {}).get("last", 0))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        mark = self.plan.mark(self._last, self.time_budget.share, self.samples())
+        if mark > self._last and self.time_budget.affords(self.time_budget.reading.evaluate):
+            control.should_evaluate = True
+        self._last = mark
+        stored: Any = state.stateful_callbacks
+        stored[VALIDATION_KEY] = {"last": mark}
+
+
+STATE_KEY = "progress"  # in TrainerState.stateful_callbacks
+LOGGED: tuple[str, ...] = (
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+    "tflops",
+    "mfu",
+    "data_wait_share",
+)
+LOGGED += ("bad_steps", "predicted_share", "mlm_probability", "batch_size", "sequence_length")
+REMEMBERED = ("steps", "learning_rate_last", "learning_rate_peak")
+
+
+class ProgressLog(TrainerCallback):
+    """One JSON line per log in `progress.jsonl` (main process), and the trail of learning rates (every process).
+
+    A training line has `job`, `elapsed_seconds`, `share`, `step`, `loss`, `learning_rate`, `grad_norm`, what `Throughput`
+    measured since the line before and, with stages, the realised masking rate, batch and sequence length; a validation
+    line has `evaluation` instead. `rates_sha256` is the same on all ranks if and only if they took the same steps at bit-equal
+    learning rates.
+    """
+
+    def __init__(self, time_budget: TimeBudgetCallback, path: str | Path, job: int) -> None:
+        self.time_budget, self.path, self.job = time_budget, Path(path), job
+        self.steps = 0
+        self.learning_rate_last = self.learning_rate_peak = 0.0
+        self._rates = hashlib.sha256()
+        self._stream: TextIO | None = None
+
+    @property
+    def rates_sha256(self) -> str:
+        return self._rates.hexdigest()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            cut = self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")  # by a crash
+            self._stream = open(self.path, "a", encoding="utf-8")
+            if cut:
+                self._stream.write("\n")
+        self.restore(state)
+
+    def restore(self, state: TrainerState) -> None:
+        """Take over the steps and rates of earlier jobs from a checkpoint's state."""
+        stored: Any = state.stateful_callbacks or {}
+        for name, value in (stored.get(STATE_KEY) or {}).items():
+            setattr(self, name, value)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        stored: Any = state.stateful_callbacks
+        stored[STATE_KEY] = {name: getattr(self, name) for name in REMEMBERED}
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """The rates that this update will use."""
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self._rates.update("".join(rate.hex() for rate in rates).encode())
+        self.steps += 1
+        self.learning_rate_last = rates[0]
+        self.learning_rate_peak = max(self.learning_rate_peak, rates[0])
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        share = self.time_budget.share
+        line: dict[str, Any] = {
+            "job": self.job,
+            "elapsed_seconds": round(self.time_budget.reading.elapsed, 3),
+            "share": None if math.isinf(self.time_budget.total_seconds) else round(share, 6),
+            "step": state.global_step,
+        }
+        if "loss" in logs:
+            line |= {name: _number(logs[name]) for name in LOGGED if name in logs}
+        elif "eval_loss" in logs:
+            line["evaluation"] = {
+                name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")
+            }
+        else:
+            return
+        if self._stream is not None:
+            with suppress(OSError):  # a full disk: the line waits in the buffer, the next save will speak up
+                self._stream.write(json.dumps(line) + "\n")
+                self._stream.flush()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._stream is not None:
+            with suppress(OSError):
+                self._stream.close()
+            self._stream = None
+
+
+def _number(value: float) -> float | None:
+    """None where a number is not finite: JSON has no word for it."""
+    return value if math.isfinite(value) else None
+
+
+class BudgetProgressBar(TrainerCallback):
+    """`12.4/60.0 min · loss 2.31 · lr 8.1e-04 · 18,300 tokens/s`; steps where there is no time budget."""
+
+    def __init__(self, time_budget: TimeBudgetCallback) -> None:
+        self.time_budget = time_budget
+        self._bar: tqdm | None = None
+        self._shown = 0.0
+        self._pause = 0.2
+        self._tail = ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and not args.disable_tqdm:
+            timed = not math.isinf(self.time_budget.end_seconds)
+            total = self.time_budget.end_seconds / 60 if timed else state.max_steps
+            head = "{percentage:3.0f}%|{bar}| "
+            layout = head + ("{desc}" if timed else "{n_fmt}/{total_fmt} steps{desc}")
+            self._pause = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file needs no more
+            self._bar = tqdm(total=total, bar_format=layout, dynamic_ncols=True)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        now = self.time_budget.reading.elapsed
+        if self._bar is None or now - self._shown < self._pause:
+            return
+        self._shown = now
+        if math.isinf(self.time_budget.end_seconds):
+            self._bar.n, text = state.global_step, ""
+        else:
+            minutes = self.time_budget.reading.elapsed / 60
+            self._bar.n = min(minutes, self._bar.total)
+            text = f"{minutes:.1f}/{self._bar.total:.1f} min"
+        self._bar.set_description_str(text + self._tail, refresh=True)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            rate = logs.get("tokens_per_second", 0.0)
+            self._tail = f" · loss {logs['loss']:.3f} · lr {logs['learning_rate']:.1e} · {rate:,.0f} tokens/s"
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class StageCadence(TrainerCallback):
+    """Asks `stages` what the progress wants and lets `enter` make it so.
+
+    Trainer counts micro-batches and steps where that count is divisible by the accumulation, so a new accumulation
+    waits for a count that it divides (`micro_batches`, of this job). New shapes compile again: a stage whose
+    compilation the rest of the budget does not carry is left out, and the log says so. Everything here comes from the
+    agreed reading and from counts that are equal on all ranks.
+    """
+
+    def __init__(
+        self,
+        time_budget: TimeBudgetCallback,
+        stages: Stages,
+        *,
+        progress: Callable[[], float],
+        micro_batches: Callable[[], int],
+        enter: Callable[[Stage, bool], None],
+    ) -> None:
+        self.time_budget, self.stages, self.enter = time_budget, stages, enter
+        self.progress, self.micro_batches = progress, micro_batches
+        self.stage: Stage | None = None
+        self._declined: Stage | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.stage = self.stages.at(self.progress())
+        self.enter(self.stage, False)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        wanted = self.stages.at(self.progress())
+        if control.should_training_stop or wanted in (self.stage, self._declined):
+            return
+        if self.micro_batches() % wanted.accumulation:
+            return  # a step or two later
+        assert self.stage is not None
+        same_shapes = (wanted.mlm_probability, wanted.sequence_parts) == (
+            self.stage.mlm_probability,
+            self.stage.sequence_parts,
+        )
+        compiles = args.torch_compile and not same_shapes
+        if compiles and not self.time_budget.affords(self.time_budget.reading.compile):
+            self._declined = wanted
+            if args.should_log:
+                log.info("step %d: %s left out, the rest of the budget does not carry it", state.global_step, wanted)
+            return
+        if args.should_log:
+            log.info("step %d, progress %.3f: from here %s", state.global_step, self.progress(), wanted)
+        self.stage = wanted
+        self.enter(wanted, compiles)
+
+
+WORK = ("train", "data_wait", "compile")
+
+
+class Throughput(TrainerCallback):
+    """Counts tokens and model FLOPs per step and turns them into rates when `rates` is asked.
+
+    `flops_per_token` is of the forward and backward pass as `flops.model_flops_per_token` counts them; `peak_flops` is one
+    device's measured FLOP/s (0.0: unknown); MFU is the share of it, over all devices, in the seconds of training,
+    waiting for data and compiling. Nothing is read back from the device until a line is logged.
+    """
+
+    def __init__(self, time_budget: TimeBudgetCallback, world_size: int, peak_flops: float = 0.0) -> None:
+        self.time_budget, self.world_size, self.peak_flops = time_budget, world_size, peak_flops
+        self.flops_per_token = 0.0
+        self.tokens = 0  # of this job, over all ranks
+        self.flops = 0.0
+        self._predicted: Any = 0  # predicted tokens since the last line; a tensor on the device once it was counted
+        self._step_tokens = 0
+        self._begin: dict[str, float] = {}
+        self._mark: tuple[int, float, dict[str, float]] = (0, 0.0, {})
+
+    def count(self, tokens: int, predicted: Any) -> None:
+        """A step's token positions over all ranks and its predicted tokens (a tensor, or None where not known)."""
+        self._step_tokens = tokens
+        if isinstance(predicted, torch.Tensor):
+            self._predicted = self._predicted + predicted.detach()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._begin = self._shares()
+        self._mark = (self.tokens, self.flops, self._begin)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.tokens += self._step_tokens
+        self.flops += self._step_tokens * self.flops_per_token
+
+    def rates(self) -> dict[str, float]:
+        """Since the line before: `tokens_per_second`, `tflops` (of the model, 1e12 per second over all ranks), `mfu`,
+        `data_wait_share` of the worked seconds, and `predicted_share` of the token positions."""
+        tokens, flops, before = self._mark
+        now = self._shares()
+        self._mark = (self.tokens, self.flops, now)
+        spent = {name: now[name] - before.get(name, 0.0) for name in WORK}
+        seconds = max(sum(spent.values()), 1e-9)
+        done = self.tokens - tokens
+        rate = (self.flops - flops) / seconds
+        out = {
+            "tokens_per_second": round(done / seconds, 1),
+            "tflops": round(rate / 1e12, 6),
+            "data_wait_share": round(spent["data_wait"] / seconds, 5),
+        }
+        if self.peak_flops > 0:
+            out["mfu"] = round(rate / (self.peak_flops * self.world_size), 4)
+        if isinstance(self._predicted, torch.Tensor) and done:
+            out["predicted_share"] = round(float(self._predicted) / done, 5)
+        self._predicted = 0
+        return out
+
+    def overall(self) -> dict[str, float | None]:
+        """Of this job: `model_tflops_per_second`, `mfu`, `peak_tflops` of one device; None where not known."""
+        seconds = sum(self._shares()[name] - self._begin.get(name, 0.0) for name in WORK)
+        rate = self.flops / seconds if seconds > 0 and self.flops else None
+        peak = self.peak_flops or None
+        return {
+            "model_tflops_per_second": None if rate is None else rate / 1e12,
+            "mfu": None if rate is None or peak is None else rate / (peak * self.world_size),
+            "peak_tflops": None if peak is None else peak / 1e12,
+        }
+
+    def _shares(self) -> dict[str, float]:
+        assert self.time_budget.clock is not None
+        return self.time_budget.clock.shares()

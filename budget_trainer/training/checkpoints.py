@@ -1,0 +1,232 @@
+"""What a machine refuses, said in one line: disks that do not take what is written, memory that is not there.
+
+Complete or absent: folders are written aside, made durable, renamed; resume takes the newest complete one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import TrainingArguments
+
+from budget_trainer.core.errors import InputError, RunError
+
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what writing a checkpoint raises
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ESTALE}
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors writes in Rust
+_TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
+
+
+def disk_failure(error: BaseException) -> str | None:
+    """Why a disk did not take what was written, in the words of the system; None for any other error."""
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) and (found := _OS_ERROR.search(str(error))):
+        code = int(found.group(1))
+    if code in _DISK:
+        return os.strerror(code)
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_WRITER):
+        return "the disk took a part of it"
+    return None
+
+
+def not_written(path: Path, reason: str, output_dir: Path) -> RunError:
+    """The end of a run whose folder takes no more: what, why, what is left and how to go on."""
+    there = next((folder for folder in (output_dir, *output_dir.parents) if folder.exists()), Path("/"))
+    free = shutil.disk_usage(there).free
+    newest = newest_checkpoint(output_dir)
+    return RunError(
+        f"output_dir: {path} could not be written ({reason}, {free / 1e6:.1f} MB free); make room there, then go on from "
+        f"{newest or 'the beginning'} with --resume_from_checkpoint auto"
+    )
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether the error means that memory, a GPU's or the machine's, was refused."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def memory_told(run: TrainingArguments) -> Iterator[None]:
+    """RunError in the place of an error that means: a micro-batch did not fit into memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
+        text = " ".join(str(error).split())
+        size = run.per_device_train_batch_size
+        smaller = f"give {size // 2} and twice the gradient_accumulation_steps" if size > 1 else "take a smaller model"
+        asked = re.search(r"ried to allocate ([\d.]+ \w+)", text)
+        wanted = f" ({asked.group(1)} more were asked for)" if asked else ""
+        raise RunError(
+            f"per_device_train_batch_size: {size} does not fit into the memory of rank {run.process_index}'s "
+            f"{run.device.type}{wanted}; {smaller}, then go on with --resume_from_checkpoint auto"
+        ) from error
+
+
+MANIFEST = "manifest.json"
+ROOM = ".room-for-final"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_PARTIAL = ".partial-"
+
+
+def staging_folder(target: Path) -> Path:
+    """The hidden neighbour in which `target` is written before it is complete; the same name on every rank."""
+    return target.with_name(f"{_PARTIAL}{target.name}")
+
+
+def fresh(folder: Path) -> Path:
+    """An empty `folder`, whatever a killed job has left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def publish(staging: Path, target: Path, manifest: dict[str, Any] | None = None) -> None:
+    """Make `staging` durable and rename it to `target`, replacing an older one only at the last moment.
+
+    With a `manifest` (a checkpoint), it is written beside the files with their sizes and SHA-256.
+    """
+    files = sorted(path for path in staging.rglob("*") if path.is_file())
+    if manifest is not None:
+        listed = {
+            str(path.relative_to(staging)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+        }
+        path = staging / MANIFEST
+        path.write_text(json.dumps({**manifest, "files": listed}, indent=1) + "\n", encoding="utf-8")
+        files.append(path)
+    for path in files:
+        _fsync(path)
+    _fsync(staging)
+    if target.exists():
+        retired = target.with_name(f"{_PARTIAL}retired-{target.name}")
+        shutil.rmtree(retired, ignore_errors=True)
+        target.rename(retired)
+        staging.rename(target)
+        shutil.rmtree(retired, ignore_errors=True)
+    else:
+        staging.rename(target)
+    _fsync(target.parent)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a complete checkpoint (every listed file there, with its size), else None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"].items()
+        complete = all((folder / name).stat().st_size == entry["bytes"] for name, entry in files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return manifest if complete else None
+
+
+def complete_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint that somebody asked for; InputError where it is not complete."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(
+            f"resume_from_checkpoint: {folder} is not a complete checkpoint; give another one, or 'auto' for the newest"
+        )
+    return manifest
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of `folder` after checking every file's checksum; InputError where anything is amiss."""
+    manifest = complete_manifest(folder)
+    for name, entry in manifest["files"].items():
+        if sha256(folder / name) != entry["sha256"]:
+            raise InputError(
+                f"resume_from_checkpoint: {folder / name} does not match its checksum; delete {folder} and use an older one"
+            )
+    return manifest
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of a training checkpoint."""
+    return int(folder.name.removeprefix("checkpoint-"))
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The complete training checkpoints of a run, oldest step first."""
+    found = []
+    for folder in output_dir.glob("checkpoint-*"):
+        match = _CHECKPOINT.fullmatch(folder.name)
+        if match and read_manifest(folder) is not None:
+            found.append((int(match.group(1)), folder))
+    return [folder for _, folder in sorted(found)]
+
+
+def newest_checkpoint(output_dir: Path) -> Path | None:
+    """The newest complete training checkpoint."""
+    return next(reversed(checkpoints(output_dir)), None)
+
+
+def rotate(output_dir: Path, limit: int | None) -> None:
+    """Keep the newest `limit` complete checkpoints (all where None); the last complete one always stays."""
+    complete = checkpoints(output_dir)
+    for folder in complete[: -max(limit, 1)] if limit is not None else []:
+        retired = folder.with_name(f"{_PARTIAL}retired-{folder.name}")
+        folder.rename(retired)  # first out of sight: a kill in the middle leaves no half checkpoint
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def make_room(output_dir: Path, limit: int | None) -> None:
+    """Where the disk has no room for one more like the newest checkpoint, rotate before it is written, not after."""
+    last = newest_checkpoint(output_dir)
+    if limit is None or last is None:
+        return
+    needed = sum(entry["bytes"] for entry in complete_manifest(last)["files"].values())
+    if shutil.disk_usage(output_dir).free < 1.1 * needed:
+        rotate(output_dir, limit - 1)
+
+
+def discard(target: Path) -> None:
+    """Clear away what was written aside for `target`."""
+    for folder in target.parent.glob(f"{_PARTIAL}{target.name}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def hold_room(output_dir: Path, size: int) -> None:
+    """Keep `size` bytes of the disk for what is written last, in the file ROOM. OSError where there is no such room."""
+    with open(output_dir / ROOM, "wb") as room:
+        if size > 0 and hasattr(os, "posix_fallocate"):  # not on macOS
+            try:
+                os.posix_fallocate(room.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):  # file systems without it
+                    raise
+
+
+def release_room(output_dir: Path) -> None:
+    """Give back what `hold_room` kept."""
+    (output_dir / ROOM).unlink(missing_ok=True)
+
+
+def remove_partial(output_dir: Path) -> None:
+    """Clear away what killed jobs left unfinished."""
+    for folder in output_dir.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,201 @@
+"""Which engine the launcher chose, and what its configuration must leave to the recipe.
+
+A checkpoint of ZeRO for another number of processes: DeepSpeed's universal form, made beside its partitions.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from budget_trainer.budget.channel import ControlChannel
+from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.model.engine_optimizers import zero_stage
+from budget_trainer.training import checkpoints
+
+OWNED = {"optimizer": "optimizer_type", "scheduler": "curve"}  # block of a DeepSpeed JSON: the flag that says it here
+
+
+def engine_name(run: TrainingArguments) -> str:
+    """`single`, `ddp`, `fsdp` or `deepspeed-zero<stage>`."""
+    stage = zero_stage(run.deepspeed_plugin)
+    if stage is not None:
+        return f"deepspeed-zero{stage}"
+    if asks_for_fsdp(run):
+        return "fsdp"
+    return "ddp" if run.world_size > 1 else "single"
+
+
+def asks_for_fsdp(run: TrainingArguments) -> bool:
+    return bool(run.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+@contextmanager
+def sharded_by_layer(plugin: Any, model: Any) -> Iterator[None]:
+    """While Accelerate prepares it, let FSDP shard a model by encoder layer and leave all the rest to the root.
+
+    Embeddings and head share tensors in most types (the word embeddings, a bias), and FSDP2 refuses a tensor in two of its
+    groups: a model's own list (`_no_split_modules`) would put the embeddings apart, Accelerate the output projection. Classes
+    that the launch configuration names are kept.
+    """
+    if plugin.transformer_cls_names_to_wrap is None:
+        lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module))
+        plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in next(lists, ())})
+    names = ("get_input_embeddings", "get_output_embeddings")  # how Accelerate finds what it would put apart
+    for name in names:
+        setattr(model, name, lambda: None)
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(model, name)
+
+
+def settle_engine_config(run: TrainingArguments) -> None:
+    """Refuse an engine that cannot run here, and a DeepSpeed configuration that contradicts the recipe.
+
+    Clipping, accumulation, batch and precision may stand in a DeepSpeed JSON as `auto` or with the recipe's value. Under
+    ZeRO-3 the weights are gathered on saving: without that a checkpoint holds empty tensors.
+    """
+    if run.use_cpu and asks_for_fsdp(run):
+        raise InputError(
+            "distributed_type: FSDP on a CPU silently trains as DDP; launch with accelerate_configs/cpu_2proc.yaml, or use "
+            "fsdp.yaml on GPUs"
+        )
+    if run.deepspeed_plugin is None:
+        return
+    config: dict[str, Any] = run.deepspeed_plugin.deepspeed_config
+    for block, flag in OWNED.items():
+        if block in config:
+            raise InputError(f"deepspeed_config: the block {block!r} is train_mlm.py's; remove it and use {flag}")
+    batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * run.world_size
+    wanted = {
+        "gradient_clipping": ("max_grad_norm", run.max_grad_norm),
+        "gradient_accumulation_steps": ("gradient_accumulation_steps", run.gradient_accumulation_steps),
+        "train_micro_batch_size_per_gpu": ("per_device_train_batch_size", run.per_device_train_batch_size),
+        "train_batch_size": ("per_device_train_batch_size x gradient_accumulation_steps x processes", batch),
+        "fp16.enabled": ("fp16", run.fp16),
+        "bf16.enabled": ("bf16", run.bf16),
+    }
+    for key, (flag, value) in wanted.items():
+        section, _, name = key.rpartition(".")
+        theirs = (config.get(section, {}) if section else config).get(name, "auto")
+        if theirs not in ("auto", None) and theirs != value:
+            raise InputError(
+                f"deepspeed_config: {key} is {theirs} (or missing), {flag} is {value}; write {key} as 'auto' and leave it to "
+                "the recipe"
+            )
+    if zero_stage(run.deepspeed_plugin) == 3:
+        config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+
+
+log = logging.getLogger(__name__)
+OPTIMIZERS = ("adam", "adamw")  # DeepSpeed converts Adam's two moments and nothing else
+FOLDER, LATEST = "universal", "latest_universal"  # the second is DeepSpeed's name for a file that names the first
+
+
+def check_loadable(checkpoint: Path | None, engine: str, world_size: int, optimizer_type: str) -> None:
+    """Refuse a checkpoint whose optimizer state this engine, with this number of processes, cannot take.
+
+    One process and DDP read each other's checkpoints, with any number of processes; FSDP's are whole and load with any
+    number too; ZeRO's are partitions, which are converted for OPTIMIZERS.
+    """
+    if checkpoint is None:
+        return
+    manifest = checkpoints.complete_manifest(checkpoint)
+    theirs, size = manifest.get("engine", engine), manifest["world_size"]
+    plain = {"single", "ddp"}
+    if theirs != engine and not {theirs, engine} <= plain:
+        raise InputError(
+            f"resume_from_checkpoint: {checkpoint} was written by the engine {theirs}, this run has {engine}, which cannot "
+            f"read its optimizer state; launch it with {theirs} again"
+        )
+    converts = engine in ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3") and optimizer_type in OPTIMIZERS
+    if size != world_size and engine.startswith("deepspeed") and not converts:
+        raise InputError(
+            f"resume_from_checkpoint: {checkpoint} holds the state of {optimizer_type} in {size} partitions, this run has "
+            f"{world_size} processes; only {' and '.join(OPTIMIZERS)} under ZeRO are converted, so launch it with "
+            f"--num_processes {size}"
+        )
+
+
+def is_needed(checkpoint: Path | None, run: TrainingArguments) -> bool:
+    """Whether `checkpoint` holds the partitions of another number of processes."""
+    if checkpoint is None or run.deepspeed_plugin is None:
+        return False
+    return int(checkpoints.complete_manifest(checkpoint)["world_size"]) != run.world_size
+
+
+def settle_universal(checkpoint: Path | None, run: TrainingArguments, channel: ControlChannel) -> None:
+    """Where `is_needed`, convert (main process; once for each checkpoint) and tell DeepSpeed to load that form.
+
+    Call it on all ranks before a Trainer is made. RunError where DeepSpeed's converter fails.
+    """
+    plugin = run.deepspeed_plugin
+    if checkpoint is None or plugin is None or not is_needed(checkpoint, run):
+        return
+    failed = None
+    if run.process_index == 0 and not _is_converted(checkpoint):
+        log.info("resume: %s is converted for %d processes", checkpoint, run.world_size)
+        try:
+            _convert(checkpoint)
+        except (RunError, OSError) as error:
+            failed = str(error)
+    failed = channel.gather(failed)[0]
+    if failed is not None:
+        raise RunError(failed)
+    plugin.deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
+
+
+def mend(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
+    """Give back what DeepSpeed's loader of that form does not (0.19): to each group its own hyper-parameters (stage 3 gives
+    all of them the first one's), to each parameter a step count of its own, where the optimizer wants it.
+
+    `groups` are the optimizer's groups as they were before the load, whose `params` and `lr` are not looked at: the rates
+    are the schedule's.
+    """
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
+        group.update({name: value for name, value in own.items() if name not in ("params", "lr")})
+    on_device = any(group.get("fused") or group.get("capturable") for group in groups)
+    for parameter, state in optimizer.state.items():
+        step = state.get("step")
+        if isinstance(step, torch.Tensor):
+            state["step"] = step.clone().to(parameter.device if on_device else "cpu")
+
+
+def _is_converted(checkpoint: Path) -> bool:
+    try:
+        return (checkpoint / LATEST).read_text(encoding="utf-8") == FOLDER
+    except FileNotFoundError:
+        return False
+
+
+def _convert(checkpoint: Path) -> None:
+    """Written aside and renamed; the file LATEST comes last."""
+    partitions = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
+    aside = checkpoint / f".partial-{FOLDER}"
+    checkpoints.fresh(aside)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(partitions), "--output_folder", str(aside)]
+    alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(command, env=alone, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RunError(
+            f"resume_from_checkpoint: DeepSpeed could not convert {checkpoint} for another number of processes ({reason}); "
+            "launch with the number it was written by"
+        )
+    (checkpoint / LATEST).unlink(missing_ok=True)
+    checkpoints.publish(aside, checkpoint / FOLDER)
+    named = checkpoint / f"{LATEST}.tmp"
+    named.write_text(FOLDER, encoding="utf-8")
+    os.replace(named, checkpoint / LATEST)

@@ -1,0 +1,109 @@
+"""The process a run lives in: its voice, its trackers, its neighbours."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.utils import logging as hf_logging
+
+from budget_trainer.budget.channel import Agreement
+from budget_trainer.core import command
+from budget_trainer.core.errors import InputError, LostRank, RunError, StopAsked
+from budget_trainer.core.stop_request import StopRequest
+from budget_trainer.model.cpu import keep_freed_memory
+from budget_trainer.reporting.hub import redacted
+from budget_trainer.training import run_folder
+from budget_trainer.training.checkpoints import disk_failure
+
+
+def prepare(run: TrainingArguments) -> None:
+    """The log, the company that was asked for, and on a CPU memory that stays with the process."""
+    configure_logging(run)
+    check_launch(run.world_size, run.n_gpu)
+    if run.device.type == "cpu":
+        keep_freed_memory()
+
+
+def configure_logging(run: TrainingArguments) -> None:
+    """One voice: the main process at info, the others only when something is wrong; TensorBoard into the run."""
+    level = logging.INFO if run.process_index == 0 else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
+    for noisy in ("httpx", "datasets", "matplotlib", "fsspec", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    hf_logging.set_verbosity_warning()
+    hf_logging.disable_progress_bar()  # the budget's bar is the only one
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(str(run.output_dir)) / "tensorboard"))
+
+
+def check_trackers(run: TrainingArguments) -> None:
+    """Refuse a tracker that is unknown or not installed before anything is written."""
+    for name in run.report_to or []:
+        try:
+            for tracker in get_reporting_integration_callbacks([name]):
+                tracker()
+        except (ValueError, RuntimeError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"report_to: {name!r} cannot be used ({reason}); install it, or choose another") from None
+
+
+def check_launch(processes: int, gpus_of_this_process: int = 1) -> None:
+    """Refuse to train alone when the launcher was asked for company: each process would train its own model.
+
+    And refuse several GPUs in one process: Trainer would use DataParallel, whose batch is not what was asked for.
+    """
+    if gpus_of_this_process > 1:
+        raise InputError(
+            f"num_processes: 1 process sees {gpus_of_this_process} GPUs; launch with accelerate_configs/ddp.yaml "
+            f"--num_processes {gpus_of_this_process}, or choose one with CUDA_VISIBLE_DEVICES=0"
+        )
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if (
+        launched and "WORLD_SIZE" not in os.environ
+    ):  # what accelerate's one-process launcher leaves when asked for more
+        raise InputError(
+            "num_processes: the launcher was asked for several processes and started one (a profile of one process, or "
+            "MULTI_CPU without mpirun); launch with accelerate_configs/cpu_2proc.yaml or ddp.yaml"
+        )
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked != processes:
+        raise InputError(
+            f"WORLD_SIZE: the launcher started {asked} processes, but {processes} train together; launch with a profile "
+            "of accelerate_configs/ (on a CPU cpu_2proc.yaml, or add --use_cpu true)"
+        )
+
+
+def leave_if_asked(agreement: Agreement, output_dir: Path, during: str) -> None:
+    """Between two parts of the set-up, on all ranks: raise StopAsked where a signal has come to any of them.
+
+    There is nothing to save yet; the next job begins where this one did.
+    """
+    if not agreement.wants_stop():
+        return
+    if agreement.channel.rank == 0:
+        run_folder.mark_resumable(output_dir, "stop_requested")
+    raise StopAsked(f"{agreement.stop_asked_by} during {during}, before the first step")
+
+
+def say_error(error: Exception, stop: StopRequest) -> None:
+    """One line on stderr; an OSError that is not about a disk goes on its way.
+
+    Each rank says whom it has lost; of the rest rank 0 speaks for all.
+
+    The others repeat it only where the launcher has not ended them after 3 s: rank 0 may not have met the error.
+    """
+    if isinstance(error, OSError):
+        reason = disk_failure(error)
+        if reason is None:
+            raise error
+        error = RunError(
+            f"{error.filename or 'a file'}: {reason}; mend that, then go on with --resume_from_checkpoint auto"
+        )
+    if os.environ.get("RANK", "0") != "0" and not isinstance(error, LostRank):
+        stop.restore()
+        time.sleep(3)
+    command.say_error(redacted(str(error)))  # a token in the wrong place stays unsaid

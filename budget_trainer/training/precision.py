@@ -1,0 +1,226 @@
+"""Whether bf16 and torch.compile pay on this machine, in this budget: measured, not assumed.
+
+bf16 doubles the speed of large matrices on some CPUs with avx512_bf16 and halves it on others; compiling takes 20 to 60 s
+and saves up to a third of a step in bf16, but hardly anything in float32 on a CPU. `settle_speed` decides before Trainer is
+built, because Accelerator fixes the precision.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import compile_regions
+
+from budget_trainer.budget.channel import ControlChannel
+from budget_trainer.config.arguments import RunArguments
+from budget_trainer.config.recipe import Recipe
+from budget_trainer.training.checkpoints import memory_told
+from budget_trainer.training.engine import engine_name
+from budget_trainer.training.run_folder import remembered_speed
+
+log = logging.getLogger(__name__)
+PROBE_SHARE = 0.03  # of the budget
+PROBE_FROM_SECONDS = 120.0  # a shorter budget is not probed
+COMPILE_FROM_SECONDS = 240.0  # where compiling is too dear to be probed, a shorter budget loses by it
+COMPILE_PROBE_SECONDS = 45.0  # probes shorter than this do not try to compile
+REPEATS = 3
+COMPILERS = ("c++", "g++", "clang++")
+COMPILE = ("no", "regional", "whole")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How a step is computed."""
+
+    bf16: bool
+    compile: str  # one of COMPILE
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a way of computing costs: seconds per micro-batch, and once for compiling."""
+
+    step: float
+    compile: float = 0.0
+
+
+def settle_speed(
+    recipe: Recipe,
+    model: Any,
+    batch: Mapping[str, torch.Tensor],
+    remaining_seconds: float,
+    checkpoint: Path | None,
+    channel: ControlChannel,
+) -> dict[str, Any]:
+    """Settle `bf16`, `torch_compile` and `regional_compile` of the recipe; returns what a checkpoint remembers.
+
+    torch.compile needs a C++ compiler, and weights that are there (not ZeRO-3's); else training is eager. With
+    `auto_speed` both have to pay: a probe of at most PROBE_SHARE of what is left measures bf16 against fp32 and, where that
+    buys enough time, compiling against not; rank 0's measurement counts. A resumed job takes what its checkpoint
+    remembers. `batch` is a collated micro-batch, `remaining_seconds` what this job may still use.
+    """
+    run = recipe.run
+    asked = speed = Speed(bool(run.bf16), _asked_compile(recipe))
+    if speed.compile != "no" and run.torch_compile_backend == "inductor" and not has_compiler():
+        log.info("torch_compile: off, there is no C++ compiler here (install g++ to have it)")
+        speed = Speed(speed.bf16, "no")
+    if speed.compile != "no" and engine_name(run) == "deepspeed-zero3":
+        log.info("torch_compile: off, ZeRO-3 gathers weights as they are touched, which a compiled graph does not see")
+        speed = Speed(speed.bf16, "no")
+    if recipe.budget.auto_speed:
+        stored = remembered_speed(checkpoint)
+        if stored.get("asked") == asdict(asked):
+            kept = Speed(**stored["settled"])
+            speed = Speed(kept.bf16, kept.compile if speed.compile != "no" else "no")
+        else:
+            speed = _agreed(_cheaper(speed, recipe, model, batch, remaining_seconds), channel)
+    _apply(speed, recipe)
+    return {"asked": asdict(asked), "settled": asdict(speed)}
+
+
+def most_steps(costs: Mapping[Speed, Cost], remaining_seconds: float) -> Speed:
+    """The way that takes the most steps in the time that is left (without end: the fastest); the first one of equals."""
+    if math.isinf(remaining_seconds):
+        return min(costs, key=lambda speed: costs[speed].step)
+    return max(costs, key=lambda speed: (remaining_seconds - costs[speed].compile) / costs[speed].step)
+
+
+def has_compiler() -> bool:
+    """Whether a C++ compiler is at hand for torch.compile."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), *COMPILERS))
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 matrices in hardware (avx512_bf16 or amx)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _asked_compile(recipe: Recipe) -> str:
+    if not recipe.run.torch_compile:
+        return "no"
+    return "regional" if recipe.budget.regional_compile else "whole"
+
+
+def _cheaper(speed: Speed, recipe: Recipe, model: Any, batch: Mapping[str, torch.Tensor], remaining: float) -> Speed:
+    """What of `speed` pays: by rule where the budget is short or an engine places the model, else by probe."""
+    run = recipe.run
+    if speed.bf16 and run.device.type == "cpu" and not cpu_has_bf16():
+        log.info("bf16: off, this CPU has no instructions for it")
+        speed = Speed(False, speed.compile)
+    limit = PROBE_SHARE * remaining
+    probes = remaining >= PROBE_FROM_SECONDS and not _engine_places_the_model(run)
+    if speed.compile != "no" and not (probes and limit >= COMPILE_PROBE_SECONDS) and remaining < COMPILE_FROM_SECONDS:
+        log.info("torch_compile: off, a budget below %gs does not earn it back", COMPILE_FROM_SECONDS)
+        speed = Speed(speed.bf16, "no")
+    with memory_told(run):
+        costs = probe(speed, model, batch, run.device, limit) if probes else {}
+    if costs:
+        eager = most_steps({way: cost for way, cost in costs.items() if way.compile == "no"}, remaining)
+        compiled = {way: cost for way, cost in costs.items() if way.compile != "no"}
+        best = most_steps({eager: costs[eager], **compiled}, remaining) if compiled else None
+        speed = best or Speed(eager.bf16, speed.compile)
+        said = ", ".join(f"{_name(way)} {cost.step:.3f}s" for way, cost in costs.items())
+        log.info("a micro-batch takes %s: %s", said, _name(speed))
+    compiled_was_timed = any(way.compile != "no" for way in costs)
+    if speed.compile != "no" and not speed.bf16 and run.device.type == "cpu" and not compiled_was_timed:
+        log.info("torch_compile: off, float32 on a CPU is about as fast without")  # 201 ms and 198 ms (cpu_10m)
+        speed = Speed(False, "no")
+    return speed
+
+
+def probe(
+    asked: Speed,
+    model: Any,
+    batch: Mapping[str, torch.Tensor],
+    device: torch.device,
+    limit_seconds: float,
+    time_fn: Callable[[], float] = time.monotonic,
+) -> dict[Speed, Cost]:
+    """Time forward and backward of one micro-batch in the ways that `asked` allows, within `limit_seconds`.
+
+    Eager ways first; compiled ones, in the faster precision, only where the limit is COMPILE_PROBE_SECONDS or more. What
+    no longer fits is left out, so the result may be empty. Weights, gradients and the random state are left as they were.
+    """
+    begin = time_fn()
+    ways = [Speed(asked.bf16, "no")] + ([Speed(False, "no")] if asked.bf16 else [])
+    compiles = asked.compile != "no" and limit_seconds >= COMPILE_PROBE_SECONDS
+    if len(ways) == 1 and not compiles:
+        return {}
+    model.to(device)
+    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+    costs: dict[Speed, Cost] = {}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        while ways:
+            way = ways.pop(0)
+            longest = max((cost.step for cost in costs.values()), default=0.0)
+            needed = COMPILE_PROBE_SECONDS / 2 if way.compile != "no" else 0.0
+            if time_fn() - begin + needed + (REPEATS + 1) * 2 * longest > limit_seconds and costs:
+                break
+            costs[way] = _time(_compiled(model, way), inputs, way, device, time_fn)
+            if compiles and not ways:
+                faster = min(costs, key=lambda way: costs[way].step)
+                ways, compiles = [Speed(faster.bf16, "regional"), Speed(faster.bf16, "whole")], False
+    model.zero_grad(set_to_none=True)
+    return costs if len(costs) > 1 else {}
+
+
+def _time(
+    model: Any,
+    inputs: Mapping[str, torch.Tensor],
+    way: Speed,
+    device: torch.device,
+    time_fn: Callable[[], float],
+) -> Cost:
+    """The first pass (it compiles and warms up) and the fastest of REPEATS more."""
+    seconds = []
+    for _ in range(1 + REPEATS):
+        begin = time_fn()
+        with torch.autocast(device.type, torch.bfloat16, enabled=way.bf16):
+            loss = model(**inputs).loss
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time_fn() - begin)
+    step = max(min(seconds[1:]), 1e-6)
+    return Cost(step, max(0.0, seconds[0] - step) if way.compile != "no" else 0.0)
+
+
+def _compiled(model: Any, way: Speed) -> Any:
+    if way.compile == "no":
+        return model
+    return compile_regions(model, dynamic=False) if way.compile == "regional" else torch.compile(model, dynamic=False)
+
+
+def _engine_places_the_model(run: RunArguments) -> bool:
+    """DeepSpeed and FSDP shard the model when Trainer is built: nothing can be timed before."""
+    return engine_name(run) not in ("single", "ddp")
+
+
+def _agreed(speed: Speed, channel: ControlChannel) -> Speed:
+    """Rank 0's choice on every rank."""
+    (bf16, kind), _ = channel.agree([float(speed.bf16), float(COMPILE.index(speed.compile))])
+    return Speed(bool(bf16), COMPILE[int(kind)])
+
+
+def _apply(speed: Speed, recipe: Recipe) -> None:
+    """Make the arguments say what was settled, before Trainer reads them."""
+    run = recipe.run
+    if run.bf16 and not speed.bf16:
+        run.bf16, run.mixed_precision = False, "no"
+    if run.torch_compile and speed.compile == "no":
+        run.torch_compile, run.torch_compile_backend, run.torch_compile_mode = False, None, None
+    recipe.budget.regional_compile = speed.compile == "regional"
+
+
+def _name(speed: Speed) -> str:
+    words = ["bf16" if speed.bf16 else "fp32"]
+    return " ".join(words + ([f"{speed.compile} compiled"] if speed.compile != "no" else []))

@@ -1,0 +1,293 @@
+"""The Trainer that keeps a budget: schedule, exact data position, stages, complete checkpoints, pinned evaluation."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
+
+from budget_trainer.budget.channel import is_lost_connection
+from budget_trainer.budget.mixin import TimeScheduleMixin
+from budget_trainer.budget.stages import Stage, Stages
+from budget_trainer.core.errors import RunError
+from budget_trainer.data.folder import BlockDataset, ExactSampler
+from budget_trainer.model.flops import model_flops_per_token
+from budget_trainer.model.next_sentence import count_pairs
+from budget_trainer.training.callbacks import StageCadence, Throughput
+from budget_trainer.training.checkpoints import memory_told
+from budget_trainer.training.engine import mend, sharded_by_layer
+from budget_trainer.training.evaluation import PinnedEvaluation
+from budget_trainer.training.recovery import GuardedSteps
+from budget_trainer.training.saving import CompleteSaves
+
+logger = logging.getLogger(__name__)
+FEWER_BLOCKS = 100
+PROBE_BLOCKS = 32
+POSITION_KEY = "data_position"  # in TrainerState.stateful_callbacks
+
+
+class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer):
+    """Everything: the mixin, plus exact data order, our optimizers, complete checkpoints and the pinned evaluation.
+
+    `create_optimizer_fn(model)` builds the optimizer; `evaluation` is what `evaluate()` runs, on its first
+    `evaluation_blocks` blocks during training; `identity` says what a checkpoint belongs to (it is compared on resume);
+    `stages` change masking rate, batch and sequence length along the schedule; `throughput` measures; `speed` is what a
+    checkpoint remembers of the settled precision and compilation; `regional_compile` compiles layer by layer.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        create_optimizer_fn: Callable[[torch.nn.Module], torch.optim.Optimizer] | None = None,
+        evaluation: PinnedEvaluation | None = None,
+        evaluation_blocks: int = 1000,
+        identity: dict[str, Any] | None = None,
+        stages: Stages | None = None,
+        throughput: Throughput | None = None,
+        speed: dict[str, Any] | None = None,
+        regional_compile: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.create_optimizer_fn, self.evaluation = create_optimizer_fn, evaluation
+        self.evaluation_blocks, self.identity = evaluation_blocks, identity or {}
+        self.throughput, self.speed, self.regional_compile = throughput, speed or {}, regional_compile
+        self._resume_rng_from: str | None = None
+        self._first_sample = 0
+        self._groups: list[dict[str, Any]] | None = None  # of the optimizer, as it was made
+        self._micro_batches = 0  # of this job, as Trainer counts them
+        self._batches: Iterator | None = None  # our own loader, once the stages need another collator than Trainer's
+        self._stage: Stage | None = None
+        self._had: dict[str, float] = {}  # what the last step had: when its line is logged the next stage may be there
+        super().__init__(*args, **kwargs)
+        self.full_accumulation = self.args.gradient_accumulation_steps
+        self.watch_steps()
+        if throughput is not None:
+            self.add_callback(throughput)
+            self._count_flops()
+        if stages is not None and not stages.constant:
+            cadence = StageCadence(
+                self.time_budget,
+                stages,
+                progress=self.stage_progress,
+                micro_batches=lambda: self._micro_batches,
+                enter=self.enter_stage,
+            )
+            self.add_callback(cadence)
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """torch.compile with static shapes: every batch of a stage has the same ones."""
+        arguments = super()._build_accelerator_args(**kwargs)
+        plugin = arguments.get("dynamo_plugin")
+        if plugin is not None:
+            plugin.dynamic, plugin.use_regional_compilation = False, self.regional_compile
+        return arguments
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples per optimizer step over all ranks, in the present stage."""
+        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
+    @property
+    def samples_consumed(self) -> int:
+        """Samples used so far by the run: the whole position in the data."""
+        state: Any = self.state
+        position = (state.stateful_callbacks or {}).get(POSITION_KEY) or {}
+        return int(position.get("samples", self.state.global_step * self.global_batch_size))
+
+    # ---- optimizer and data ----
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.create_optimizer_fn is not None:
+            self.optimizer = self.create_optimizer_fn(model or self.model)  # type: ignore[arg-type]
+            self._groups = [dict(group) for group in self.optimizer.param_groups]
+        return super().create_optimizer(model)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """What the engines need before and once they hold the model."""
+        model: Any = self.model
+        fsdp = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        with sharded_by_layer(fsdp, model) if fsdp is not None else nullcontext():
+            prepared = super()._prepare_for_training(*args, **kwargs)
+        engine: Any = self.model_wrapped
+        if self.is_deepspeed_enabled and engine.load_universal_checkpoint() and self._groups is not None:
+            mend(engine.optimizer.optimizer, self._groups)
+        if self.is_fsdp_enabled and hasattr(model, "masked_logits"):  # it gathers the weights for methods it knows of
+            torch.distributed.fsdp.register_fsdp_forward_method(engine, "masked_logits")
+        scaler: Any = getattr(getattr(self.model_wrapped, "optimizer", None), "loss_scaler", None)
+        if hasattr(scaler, "raise_error_at_min_scale"):
+            scaler.raise_error_at_min_scale = False  # DeepSpeed's fp16: the guard ends the run, after scale_cnt_limit
+        return prepared
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        """One endless epoch from the first unused sample on: resume is O(1), and the order ignores the ranks."""
+        if not isinstance(train_dataset or self.train_dataset, BlockDataset):
+            return super()._get_train_sampler(train_dataset)
+        # One step more than is taken: Trainer treats the last step of an epoch as one that may be short.
+        full = self.args.per_device_train_batch_size * self.full_accumulation * self.args.world_size
+        return ExactSampler(self._first_sample, (self.args.max_steps + 1) * full)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(resume_from_checkpoint, str):
+            self.state = type(self.state).load_from_json(os.path.join(resume_from_checkpoint, "trainer_state.json"))
+            self._first_sample = self.samples_consumed
+            self._batches, self._micro_batches = None, 0
+            self._resume_rng_from = resume_from_checkpoint
+            if self._nothing_left():
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self.time_budget.stop_reason = self.time_budget.end_reason
+                return TrainOutput(self.state.global_step, math.nan, {})
+        try:
+            with memory_told(self.args):
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+        except RuntimeError as error:  # usually the all-reduce of the gradients is the first to miss a rank
+            if self.args.world_size > 1 and not isinstance(error, RunError) and is_lost_connection(error):
+                raise self.channel.lost(error) from error
+            raise
+
+    def _nothing_left(self) -> bool:
+        """Whether earlier jobs have used the budget up: then the final model is the checkpoint's, as it is.
+
+        An engine that shards the model takes one more step instead: it has to be prepared to be saved.
+        """
+        if self._engine_places_model:
+            return False
+        (elapsed, save), _ = self.channel.agree([self.clock.elapsed_seconds(), self.time_budget.save_seconds])
+        return elapsed + save >= self.time_budget.end_seconds
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
+        if self._stage is not None:
+            if self._batches is None:  # at the first step, and where a stage changed the collator
+                self._first_sample = self.samples_consumed
+                self._batches = iter(self.get_train_dataloader())
+            epoch_iterator = self._batches
+        batch, predicted = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count_pairs(batch, self.args.world_size)
+        if self._resume_rng_from is not None:  # making the loader's iterator has drawn from the generator
+            self._load_rng_state(self._resume_rng_from)
+            self._resume_rng_from = None
+        state: Any = self.state
+        state.stateful_callbacks[POSITION_KEY] = {"samples": self.samples_consumed + self.global_batch_size}
+        self._micro_batches += num_batches
+        self._had = self._realised()
+        if self.throughput is not None:
+            self.throughput.count(self.global_batch_size * self._block_size(), predicted)
+        return batch, predicted
+
+    def _block_size(self) -> int:
+        return int(getattr(self.data_collator, "block_size", 0))
+
+    def enter_stage(self, stage: Stage, compiles: bool) -> None:
+        """From the next step on: this masking rate, batch and sequence length. The order of the samples stays."""
+        before = self.args.gradient_accumulation_steps
+        self.args.gradient_accumulation_steps = stage.accumulation
+        if self._stage is None or (stage.mlm_probability, stage.sequence_parts) != (
+            self._stage.mlm_probability,
+            self._stage.sequence_parts,
+        ):
+            collator: Any = self.data_collator
+            self.data_collator = collator.with_stage(
+                mlm_probability=stage.mlm_probability, sequence_parts=stage.sequence_parts
+            )
+            self._batches = None
+        self._stage = stage
+        self.time_budget.steps.expect(stage.accumulation / before, compiles)
+        self._count_flops()
+
+    def _count_flops(self) -> None:
+        """FLOPs per token of the present stage, for the throughput."""
+        collator: Any = self.data_collator
+        if self.throughput is None or not hasattr(collator, "slots"):
+            return
+        length = collator.block_size // getattr(collator, "sequence_parts", 1)
+        self.throughput.flops_per_token = model_flops_per_token(self.model, length, collator.slots)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds what was realised since the line before, so that it reaches `log_history` and all trackers."""
+        if isinstance(self.train_dataset, BlockDataset):
+            self.state.epoch = self.samples_consumed / self.train_dataset.rows  # passes over the corpus
+        if self.throughput is not None and "loss" in logs:
+            logs |= self.throughput.rates() | self._had
+        super().log(logs, start_time)
+
+    def _realised(self) -> dict[str, float]:
+        """The stage's figures for the step that begins, where there are stages."""
+        if self._stage is None:
+            return {}
+        length = self._block_size() // self._stage.sequence_parts
+        rate = self._stage.mlm_probability
+        return {"mlm_probability": rate, "batch_size": self.global_batch_size, "sequence_length": length}
+
+    # ---- evaluation ----
+
+    def evaluate(self, *args: Any, max_blocks: int | None = None, **kwargs: Any) -> dict[str, float]:
+        """The pinned evaluation, shared among the ranks; all blocks outside of training."""
+        if self.evaluation is None:
+            return super().evaluate(*args, **kwargs)
+        begin = self.clock.shares()["evaluate"]
+        with self.clock.phase("evaluate"):
+            result = self._run_evaluation(self.evaluation_blocks if self.is_in_train else max_blocks)
+        if not result["complete"]:
+            self.control.should_evaluate = False
+            self.time_budget.decide(self.state, self.control)  # a signal came: a checkpoint, and the end
+            return {}
+        self.time_budget.evaluate_seconds = self.clock.shares()["evaluate"] - begin
+        metrics = {f"eval_{name}": value for name, value in result.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def rehearse_evaluation(self, period_seconds: float) -> None:
+        """Time one batch of the pinned evaluation and settle how many blocks validations during training take.
+
+        `evaluation_blocks`, or FEWER_BLOCKS where they would cost over 5 % of `period_seconds`, the time between two
+        validations. Rank 0's measurement counts. Without it the first validation would be free in the budget's eyes.
+        """
+        if self.evaluation is None:
+            return
+        begin = self.clock.shares()["evaluate"]
+        model: Any = self.model
+        with self.clock.phase("evaluate"):
+            if self._engine_places_model:  # and has not yet
+                model.to(self.args.device)
+            self._run_evaluation(PROBE_BLOCKS)
+            if self._engine_places_model:
+                model.to("cpu")
+        per_block = (self.clock.shares()["evaluate"] - begin) / PROBE_BLOCKS
+        (per_block,), _ = self.channel.agree([per_block])
+        seconds = per_block * self.evaluation_blocks
+        if seconds > 0.05 * period_seconds and self.evaluation_blocks > FEWER_BLOCKS:
+            if self.args.should_log:
+                logger.info(
+                    "validating on %d blocks: %d would take %.0fs", FEWER_BLOCKS, self.evaluation_blocks, seconds
+                )
+            self.evaluation_blocks = FEWER_BLOCKS
+        self.time_budget.evaluate_seconds = per_block * self.evaluation_blocks
+
+    @property
+    def _engine_places_model(self) -> bool:
+        """DeepSpeed and FSDP take the model from the CPU to its devices, when training begins."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
+    def _run_evaluation(self, max_blocks: int | None) -> dict[str, float]:
+        assert self.evaluation is not None
+        return self.evaluation.run(
+            self.model_wrapped if self._engine_places_model else self.model,
+            device=self.args.device,
+            rank=self.channel.rank,
+            world_size=self.channel.world_size,
+            reduce_sum=self.channel.sum,
+            max_blocks=max_blocks,
+            should_stop=self._stop_asked if self.is_in_train else None,
+        )
+
+    def _stop_asked(self) -> bool:
+        """Polled by all ranks between two batches of a validation: the grace time of a signal is short."""
+        agreement = self.time_budget.agreement
+        return agreement is not None and agreement.wants_stop()

@@ -1,0 +1,106 @@
+"""The clock with time as a parameter: nothing here sleeps."""
+
+import json
+import math
+
+import pytest
+
+from budget_trainer.budget.clock import PHASES, BudgetClock, ClockFile, format_duration, parse_duration
+from budget_trainer.core.errors import InputError
+
+
+class Time:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("24h", 86400), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("1d", 86400), ("2.5h", 9000), (" 10 min ", 600)],
+)
+def test_parse_duration(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+def test_bare_number_has_the_unit_of_the_flag_or_is_refused():
+    assert parse_duration("24", "total_training_time", "h") == 86400
+    with pytest.raises(InputError, match=r"^checkpoint_every: '30' has no unit; write it as"):
+        parse_duration("30", "checkpoint_every")
+
+
+@pytest.mark.parametrize("text", ["", "h", "-5m", "0s", "ten minutes", "5x", "24:00:00", "1e999h", "nan", "3m x"])
+def test_bad_durations_name_field_value_and_fix(text):
+    with pytest.raises(InputError) as caught:
+        parse_duration(text, "total_training_time", "h")
+    message = str(caught.value)
+    assert message.startswith("total_training_time: ") and "write it as" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("seconds", [1.0, 12.3, 60, 61, 5400, 86400, 90061])
+def test_format_reads_back(seconds):
+    assert parse_duration(format_duration(seconds)) == pytest.approx(seconds)
+
+
+def test_shares_are_disjoint_and_add_up():
+    time = Time()
+    clock = BudgetClock("60s", time_fn=time)
+    time.now += 5
+    clock.enter("train")
+    time.now += 10
+    with clock.phase("save"):
+        time.now += 2
+        with clock.phase("evaluate"):
+            time.now += 1
+    time.now += 3
+    shares = clock.shares()
+    assert shares == {"setup": 5, "compile": 0, "train": 13, "data_wait": 0, "evaluate": 1, "save": 2}
+    assert sum(shares.values()) == clock.elapsed_seconds() == 21
+    assert clock.remaining_seconds() == 39
+
+
+def test_earlier_jobs_count_but_not_in_the_job():
+    time = Time()
+    clock = BudgetClock(3600, time_fn=time)
+    clock.restore({"train": 100.0, "save": 1.0})
+    time.now += 4
+    assert clock.elapsed_seconds() == 105 and clock.job_seconds() == 4
+    assert clock.shares()["train"] == 100
+
+
+def test_stopped_is_stopped():
+    time = Time()
+    clock = BudgetClock(time_fn=time)
+    time.now += 4
+    assert clock.stop() == 4 and math.isinf(clock.total_seconds)
+    time.now += 100
+    with clock.phase("evaluate"):
+        time.now += 100
+    assert clock.elapsed_seconds() == 4 and clock.shares()["evaluate"] == 0
+
+
+def test_unknown_phase_and_bad_budget():
+    with pytest.raises(ValueError, match="phase"):
+        BudgetClock().enter("coffee")
+    for bad in (0, -1, float("nan")):
+        with pytest.raises(InputError, match="total_training_time"):
+            BudgetClock(bad)
+
+
+def test_clock_file_round_trip_and_damage(tmp_path):
+    time = Time()
+    clock = BudgetClock("1h", time_fn=time)
+    path = tmp_path / "clock.json"
+    assert ClockFile.read(path) == {}
+    file = ClockFile(path, clock, every_seconds=0.01)
+    file.start()
+    time.now += 7
+    file.close()
+    assert ClockFile.read(path) == clock.shares()
+    assert json.loads(path.read_text())["elapsed_seconds"] == 7
+    assert set(clock.shares()) == set(PHASES)
+    path.write_text('{"shares": {}}')
+    with pytest.raises(InputError, match=r"clock\.json.*delete it"):
+        ClockFile.read(path)

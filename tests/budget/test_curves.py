@@ -1,0 +1,60 @@
+"""A schedule is a pure function: `linear(0.5) == 0.5` is its test."""
+
+import pytest
+
+from budget_trainer.budget.curves import CURVES, linear, make_curve
+from budget_trainer.core.errors import InputError
+
+
+def test_linear():
+    assert [linear(p) for p in (0.0, 0.25, 0.5, 1.0)] == [1.0, 0.75, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "values"),
+    [
+        ("linear", {}, {0: 1, 0.5: 0.5, 1: 0}),
+        ("cosine", {}, {0: 1, 0.5: 0.5, 1: 0}),
+        ("constant", {}, {0: 1, 0.5: 1, 1: 1}),
+        ("exp", {}, {0: 1, 0.5: 0.1, 1: 0.01}),
+        ("exp", {"decay_rate": 0.5, "decay_step": 0.25}, {0: 1, 0.25: 0.5, 0.5: 0.25, 1: 0.0625}),
+        ("wsd", {}, {0: 1, 0.6: 1, 0.7: 0.5, 1: 0}),
+        ("wsd", {"decay_proportion": 0.2, "decay_shape": "linear"}, {0.8: 1, 0.9: 0.5, 1: 0}),
+        ("one_cycle", {}, {0: 0, 0.25: 0.5, 0.5: 1, 0.75: 0.5, 1: 0}),
+        ("inverse_sqrt", {}, {0: 1, 0.15: 0.5}),
+    ],
+)
+def test_table(name, options, values):
+    curve = make_curve(name, 0.0, **options)
+    for progress, multiplier in values.items():
+        assert curve(progress) == pytest.approx(multiplier, abs=1e-9), progress
+
+
+@pytest.mark.parametrize("name", sorted(CURVES))
+def test_every_curve_stays_in_bounds_behind_a_warmup(name):
+    curve = make_curve(name, 0.1)
+    values = [curve(step / 1000) for step in range(-10, 1011)]
+    assert all(0.0 <= value <= 1.0 for value in values)
+    assert curve(0.0) == 0.0 and curve(0.05) == pytest.approx(0.5)
+
+
+def test_warmup_is_a_share_so_short_budgets_keep_their_peak():
+    """The original clamped in hours: just after the warmup a 10 minute run had .157 of the peak."""
+    assert make_curve("linear", 0.06)(0.06) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (("tanh", 0.0, {}), "curve"),
+        (("linear", 1.0, {}), "warmup_proportion"),
+        (("linear", -0.1, {}), "warmup_proportion"),
+        (("wsd", 0.5, {"decay_proportion": 0.6}), "decay_proportion"),
+        (("wsd", 0.0, {"decay_shape": "cubic"}), "decay_shape"),
+        (("exp", 0.0, {"decay_rate": 0.0}), "decay_rate"),
+    ],
+)
+def test_bad_input(arguments, field):
+    name, warmup, options = arguments
+    with pytest.raises(InputError, match=f"^{field}: "):
+        make_curve(name, warmup, **options)

@@ -1,0 +1,114 @@
+"""When to validate, as tables: shares of the budget, and the original's epochs."""
+
+import pytest
+from transformers import TrainerControl, TrainerState
+
+from budget_trainer.budget.callback import Reading, TimeBudgetCallback
+from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.budget.stages import EveryEpochs, EveryShare
+from budget_trainer.config.parser import parse_recipe
+from budget_trainer.core.errors import InputError
+from budget_trainer.training.callbacks import ValidationCadence
+from tests.conftest import words
+
+
+def marks(plan, points):
+    """The points of (share, samples) at which a validation is due."""
+    last, due = 0, []
+    for share, samples in points:
+        mark = plan.mark(last, share, samples)
+        if mark > last:
+            due.append((share, samples))
+        last = mark
+    return due
+
+
+def test_every_share():
+    shares = [(share / 100, 0) for share in range(1, 101)]
+    assert [share for share, _ in marks(EveryShare(0.25), shares)] == [0.25, 0.5, 0.75, 1.0]
+    assert marks(EveryShare(0.02), [(0.011, 0), (0.039, 0), (0.0401, 0), (0.2, 0)]) == [
+        (0.039, 0),
+        (0.0401, 0),
+        (0.2, 0),
+    ]
+
+
+def test_every_epochs_is_denser_at_both_ends():
+    plan = EveryEpochs(5, 1, 2, begin_proportion=0.1, end_proportion=0.2, samples_per_epoch=100)
+    points = [(epoch / 40, epoch * 100) for epoch in range(1, 41)]
+    epochs = [samples // 100 for _, samples in marks(plan, points)]
+    assert epochs == [1, 2, 3, 8, 13, 18, 23, 28, 33, 35, 37, 39]
+
+
+def cadence_of(plan, samples):
+    budget = TimeBudgetCallback(100.0)
+    budget.clock = BudgetClock(100.0, time_fn=lambda: 0.0)
+    return ValidationCadence(budget, plan, lambda: samples[0]), budget
+
+
+def test_a_mark_is_passed_once_over_the_jobs_of_a_run():
+    samples, state = [0], TrainerState()
+    state.stateful_callbacks = {}
+    cadence, budget = cadence_of(EveryEpochs(2, 2, 2, 0.0, 0.0, 10), samples)
+    cadence.on_train_begin(None, state, TrainerControl())
+
+    def step(cadence, budget, at):
+        samples[0] = at
+        budget.reading = Reading(elapsed=1.0, job=1.0, step=0.1, save=0.1, checkpoint=0.1, evaluate=0.1)
+        control = TrainerControl()
+        cadence.on_step_end(None, state, control)
+        return control.should_evaluate
+
+    assert [step(cadence, budget, at) for at in (10, 20, 30)] == [False, True, False]
+    resumed, budget = cadence_of(EveryEpochs(2, 2, 2, 0.0, 0.0, 10), samples)
+    resumed.on_train_begin(None, state, TrainerControl())
+    assert [step(resumed, budget, at) for at in (30, 40)] == [False, True]
+
+
+def recipe_of(folder, **flags):
+    options = {"data_dir": folder, "output_dir": folder / "out", "total_training_time": "1h", "report_to": "none"}
+    return parse_recipe(words({**options, **flags}))
+
+
+def test_the_flags_make_the_plan(tmp_path):
+    assert recipe_of(tmp_path).validation_plan(7) is None
+    assert recipe_of(tmp_path, validate_every="2%").validation_plan(7) == EveryShare(0.02)
+    plan = recipe_of(tmp_path, validation_epochs=3, validation_begin_proportion=0.05).validation_plan(7)
+    assert plan == EveryEpochs(3, 1, 1, 0.05, 0.1, 7)
+    plan = recipe_of(tmp_path, validation_epochs_end=4).validation_plan(7)
+    assert plan == EveryEpochs(10, 1, 4, 0.1, 0.1, 7)
+
+
+BAD = [
+    ({"validate_every": "2%", "validation_epochs": 3}, "validation_epochs: 3 beside validate_every 2%; leave one out"),
+    ({"validation_begin_proportion": 0.2}, "validation_begin_proportion: 0.2 belongs to validation_epochs"),
+    ({"validation_epochs": 0}, "validation_epochs: 0 is below 1"),
+    ({"validation_epochs": 1, "validation_end_proportion": 1.5}, "validation_end_proportion: 1.5 is not in"),
+    ({"early_stop_time": "10m"}, "early_stop_time: 10m without early_stop_eval_loss"),
+    ({"early_stop_eval_loss": 6}, "early_stop_eval_loss: 6.0 without early_stop_time"),
+    ({"early_stop_time": 180, "early_stop_eval_loss": 6}, "early_stop_eval_loss: 6, and nothing validates"),
+    ({"max_bad_steps": 0}, "max_bad_steps: 0 is below 1"),
+    ({"max_roll_backs": -1}, "max_roll_backs: -1 is below 0"),
+    ({"roll_back_lr_factor": 2}, "roll_back_lr_factor: 2 is not in"),
+    ({"loss_spike": 0}, "loss_spike: 0 is not above 0"),
+    ({"scale_cnt_limit": 0}, "scale_cnt_limit: 0 is below 1"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD)
+def test_contradictions(tmp_path, flags, message):
+    with pytest.raises(InputError) as caught:
+        recipe_of(tmp_path, **flags)
+    assert str(caught.value).startswith(message), str(caught.value)
+
+
+def test_a_cadence_by_shares_needs_a_budget(tmp_path):
+    options = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "report_to": "none", "lr_schedule": "step"}
+    for flags in ({"validate_every": "2%"}, {"validation_epochs": 3}):
+        with pytest.raises(InputError, match="goes by shares of the budget, and there is none"):
+            parse_recipe(words({**options, "max_steps": 10, **flags}))
+
+
+def test_the_original_s_minutes(tmp_path):
+    recipe = recipe_of(tmp_path, validate_every="5%", early_stop_time=180, early_stop_eval_loss=6)
+    assert recipe.early_stop_seconds == 180 * 60

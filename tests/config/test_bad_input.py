@@ -1,0 +1,266 @@
+"""Each mistake gets one line with the field, the value and the fix, a non-zero exit, and loses nothing."""
+
+import json
+import shutil
+import sys
+from dataclasses import fields
+
+import pytest
+
+import train_mlm
+from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.config.arguments import ModelArguments
+from budget_trainer.config.parser import parse_recipe
+from budget_trainer.core.errors import InputError
+from budget_trainer.training import run as run_module
+from budget_trainer.training.launch import check_launch
+from tests.conftest import TINY, run, words
+
+DROPOUTS = {"hidden_dropout_prob", "attention_probs_dropout_prob"}
+
+
+@pytest.fixture
+def refuse(capfd, tmp_path, data_dir, monkeypatch):
+    """Run train_mlm with changed flags (None leaves a flag out); returns its one line of error."""
+
+    def call(changes, output_dir=tmp_path / "out"):
+        monkeypatch.setattr(train_mlm, "CLOCK", BudgetClock())
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(output_dir / "tensorboard"))  # or train_mlm sets it for good
+        before = set(tmp_path.rglob("*"))
+        options = {**TINY, "data_dir": data_dir, "output_dir": output_dir, "total_training_time": "30s", **changes}
+        code = train_mlm.main(words({key: value for key, value in options.items() if value is not None}))
+        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert code == 2 and len(lines) == 1, (code, lines)
+        assert set(tmp_path.rglob("*")) - before <= {tmp_path / "out"}, "at most an empty folder is new"
+        return lines[0].removeprefix("error: ")
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"total_training_tim": "30s"},
+            "total_training_tim: unknown key (command line); did you mean total_training_time?",
+        ),
+        ({"total_training_time": "-5m"}, "total_training_time: '-5m' is not a duration; write it as"),
+        ({"total_training_time": "soon"}, "total_training_time: 'soon' is not a duration; write it as"),
+        ({"total_training_time": None}, "total_training_time: missing, and lr_schedule time needs it"),
+        ({"checkpoint_every": "30"}, "checkpoint_every: '30' has no unit; write it as"),
+        ({"warmup_proportion": "1.5"}, "warmup_proportion: 1.5 is beyond the budget; give a share"),
+        ({"early_exit_time_marker": "1h"}, "early_exit_time_marker: 1h is beyond total_training_time 30s; lower it"),
+        ({"finetune_time_markers": "0.5,1.5"}, "finetune_time_markers: '1.5' is not a share of the budget; write it"),
+        ({"curve": "tanh"}, "curve: 'tanh' is unknown; choose one of"),
+        ({"mlm_probability_curve": "1.3@0"}, "mlm_probability_curve: '1.3@0' leaves (0, 1]; keep its values"),
+        ({"mlm_probability_curve": "0.3@0.2"}, "mlm_probability_curve: '0.3@0.2' says nothing of the start; let"),
+        (
+            {"mlm_probability_curve": "0.3@0", "mlm_probability": 0.2},
+            "mlm_probability: 0.2 beside mlm_probability_curve 0.3@0, which says it all; leave one",
+        ),
+        ({"batch_size_curve": "0.5@0"}, "batch_size_curve: 0.5 of gradient_accumulation_steps 1 is 0.5 micro-batches"),
+        ({"sequence_length_curve": "0.3@0"}, "sequence_length_curve: 0.3 of a block of 64 tokens is no equal part"),
+        ({"cross_entropy": "fused"}, "cross_entropy: 'fused' is unknown; choose chunked or full"),
+        ({"fp16": "true", "use_cpu": "true"}, "fp16: True needs a GPU; use --bf16 true, which a CPU can, or neither"),
+        ({"decay_rate": "0.5"}, "decay_rate: 0.5 belongs to curve exp, not linear; leave one out"),
+        ({"lr_schedule": "epochs"}, "lr_schedule: 'epochs' is unknown; choose"),
+        ({"lr_schedule": "step"}, "max_steps: missing, and lr_schedule step needs it; add"),
+        (
+            {"lr_schedule": "constant_step", "max_steps": 10},
+            "num_warmup_steps: 1000 is not below max_steps 10; lower it",
+        ),
+        (
+            {"num_train_epochs": "3"},
+            "num_train_epochs: not used here (command line); use total_training_time or max_steps",
+        ),
+        ({"save_only_model": "true"}, "save_only_model: not used here (command line); a checkpoint is for going on"),
+        ({"logging_steps": "0.1"}, "logging_steps: 0.1 is below 1; give"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: 0 is below 1; give"),
+        ({"num_epochs_between_checkpoints": 0}, "num_epochs_between_checkpoints: 0 is below 1; give"),
+        ({"num_warmup_steps": -5}, "num_warmup_steps: -5 is below 0; give"),
+        ({"total_training_time": "0.2s"}, "total_training_time: 0.2s is spent before the first step (set-up and the"),
+        ({"job_time_limit": "0.2s"}, "job_time_limit: 0.2s is spent before the first step (set-up and a checkpoint"),
+        ({"embedding_init": "magic"}, "embedding_init: 'magic' is unknown; choose"),
+        ({"offset_heads": "left"}, "offset_heads: 'left' are not relative positions; write"),
+        ({"offset_heads": "-1,1"}, "offset_heads: 'modernbert' without rotary positions and attention biases"),
+        ({"model_name_or_path": "/nowhere"}, "beside model_name_or_path /nowhere, which brings its own; leave"),
+        ({"learning_rate": "fast"}, "command line: argument --learning_rate"),
+        ({"model_type": "gpt2"}, "model_type='gpt2' has no masked-language-model head; use one of bert-mlm, "),
+        ({"encoder_ln_mode": "sandwich"}, "encoder_ln_mode: 'sandwich' is unknown; choose pre-ln or post-ln"),
+        ({"layer_norm_type": "group"}, "layer_norm_type: 'group' is unknown; choose pytorch or apex or rms_norm"),
+        ({"encoder_ln_mode": "post-ln"}, "encoder_ln_mode post-ln: contradicts model_type modernbert (pre-ln, a norm"),
+        (
+            {"model_type": "bert-mlm", "encoder_ln_mode": "post-ln", "layernorm_embedding": "false"},
+            "encoder_ln_mode post-ln, layernorm_embedding false: model_type bert-mlm would need a native class of this "
+            "layout, there is none; use model_type",
+        ),
+        (
+            {"layer_norm_type": "apex", "use_cpu": "true"},
+            "layer_norm_type: apex runs on NVIDIA GPUs, this run is on 'cpu'; use layer_norm_type pytorch",
+        ),
+        ({"add_nsp": "true"}, "add_nsp: model_type modernbert has no next-sentence head here; use model_type bert or"),
+        (
+            {"model_type": "bert-mlm-nsp", "add_nsp": "false"},
+            "add_nsp: false contradicts model_type bert-mlm-nsp; use",
+        ),
+        ({"model_type": "bert", "add_nsp": "true"}, "without sentence pairs; make the folder anew"),
+        (
+            {"model_type": "bert", "add_nsp": "true", "twin_probability": "0.2"},
+            "twin_probability: 0.2 beside next-sentence prediction, whose pairs it would overwrite; leave one",
+        ),
+        ({"twin_probability": "1.2"}, "twin_probability: 1.2 is not a share; give one between 0 and 1"),
+        (
+            {"twin_probability": "0.2", "sequence_length_curve": "1@0,0.125@0.5"},
+            "twin_probability: 0.2 needs blocks of 16 tokens or more, and there are some of 8; use",
+        ),
+        (
+            {"optimizer_type": "sgd"},
+            "optimizer_type: 'sgd' is unknown; choose one of adam, adamw, adafactor, lamb, muon",
+        ),
+        (
+            {"optimizer_impl": "triton"},
+            "optimizer_impl: 'triton' is unknown; choose one of auto, torch, apex, deepspeed",
+        ),
+        (
+            {"optimizer_impl": "apex", "use_cpu": "true"},
+            "optimizer_impl: apex runs on NVIDIA GPUs, this run is on 'cpu'; use optimizer_impl auto",
+        ),
+        ({"optimizer_impl": "deepspeed"}, "optimizer_impl: deepspeed has lamb here, and optimizer_type is adamw; use"),
+        ({"max_coeff": "0.5"}, "max_coeff: 0.5 belongs to optimizer_type lamb, not adamw; leave it out"),
+        ({"bias_correction": "true"}, "bias_correction: True belongs to optimizer_type lamb, not adamw; leave it out"),
+        ({"optimizer_type": "lamb", "min_coeff": "0.5"}, "min_coeff: 0.5 is above max_coeff 0.3; lower it or raise"),
+        ({"adam_beta2": "1.0"}, "adam_beta2: 1.0 is not in [0, 1); give a share such as 0.9"),
+        ({"muon_weight_decay": "-1"}, "muon_weight_decay: -1.0 is below 0; give 0 or more"),
+        ({"model_config": '{"colour": 1}'}, "colour"),
+        ({"model_config": "colour"}, "model_config: 'colour' is not a JSON object; write"),
+        ({"num_attention_heads": 5}, "num_attention_heads=5 does not divide hidden_size=32; change one of them"),
+        ({"mlm_probability": 1.5}, "mlm_probability"),
+        ({"max_position_embeddings": 32}, "max_position_embeddings: 32 is below the longest block"),
+        (
+            {"model_config": '{"max_position_embeddings": 32}'},
+            "max_position_embeddings: this modernbert takes 32 tokens, the longest block of data_dir has 128; give it",
+        ),
+        ({"per_device_train_batch_size": 1000000}, "fewer than one batch of 1000000; lower"),
+        ({"data_dir": None}, "data_dir: missing; add --data_dir"),
+        ({"data_dir": "/nowhere"}, "/nowhere"),
+        ({"output_dir": None}, "output_dir"),
+        ({"report_to": "nonesuch"}, "report_to: 'nonesuch' cannot be used"),
+        ({"report_to": "wandb"}, "report_to: 'wandb' cannot be used"),
+    ],
+)
+def test_flags(refuse, changes, expected):
+    assert expected in refuse(changes)
+
+
+def test_recipe_file(refuse, tmp_path, data_dir, capfd, monkeypatch):
+    recipe = tmp_path / "recipe.yaml"
+
+    def main(text):
+        recipe.write_text(text)
+        assert train_mlm.main([str(recipe)]) == 2
+        return capfd.readouterr().err
+
+    assert "hiden_size: unknown key" in main("hiden_size: 3\n") and "did you mean hidden_size?" in main(
+        "hiden_size: 3\n"
+    )
+    assert "is not a mapping" in main("- 3\n")
+    assert "is not YAML" in main("a: [\n")
+    assert train_mlm.main([str(tmp_path / "none.yaml")]) == 2
+    assert "cannot be read" in capfd.readouterr().err
+
+
+def test_continuing_from_nothing(refuse):
+    own = dict.fromkeys(TINY.keys() & {f.name for f in fields(ModelArguments)} - DROPOUTS)  # None leaves the flag out
+    message = refuse({**own, "model_name_or_path": "/nowhere"})
+    assert message.startswith("model_name_or_path: /nowhere cannot be loaded")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("encoder_ln_mode", "pre-ln"), ("layernorm_embedding", "true"), ("layer_norm_type", "rms_norm")],
+)
+def test_a_checkpoint_brings_its_own_layout(refuse, flag, value):
+    own = dict.fromkeys(TINY.keys() & {f.name for f in fields(ModelArguments)} - DROPOUTS)
+    message = refuse({**own, "model_name_or_path": "/nowhere", flag: value})
+    assert message.startswith(f"{flag}: cannot be set beside model_name_or_path /nowhere")
+
+
+def test_sentence_pairs_without_next_sentence_prediction(refuse, data_dir, tmp_path):
+    copy = tmp_path / "pairs"
+    shutil.copytree(data_dir, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "packing": "nsp"}))
+    assert "holds sentence pairs (packing 'nsp'), which only next-sentence" in refuse({"data_dir": copy})
+
+
+def test_help_and_the_other_spellings(capfd, tmp_path):
+    assert train_mlm.main(["--help"]) == 0 and "--total_training_time" in capfd.readouterr().out
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("save_total_limit: null\nno_finetune_checkpoint_at_end: true\nlearning_rate: 1e-3\n")
+    flags = ["--data_dir", "d", "--output_dir", str(tmp_path / "o"), "--total-training-time", "24"]
+    parsed = parse_recipe([str(recipe), *flags])
+    assert parsed.run.save_total_limit is None and parsed.budget.finetune_checkpoint_at_end is False
+    assert parsed.total_seconds == 24 * 3600 and parsed.run.learning_rate == 1e-3
+
+
+def test_data_folder(refuse, data_dir, tmp_path):
+    copy = tmp_path / "copy"
+
+    def damaged(change):
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(data_dir, copy)
+        change()
+        return refuse({"data_dir": copy})
+
+    shard = next(data_dir.glob("train-*.arrow")).name
+    assert shard in damaged(lambda: (copy / shard).unlink())
+    assert shard in damaged(lambda: (copy / shard).write_bytes((data_dir / shard).read_bytes()[:-100]))
+    assert "tokenizer" in damaged(lambda: (copy / "tokenizer" / "tokenizer.json").write_text("{}"))
+    assert "manifest.json" in damaged(lambda: (copy / "manifest.json").unlink())
+
+
+def test_output_folder(refuse, tmp_path):
+    output_dir = tmp_path / "out"
+    (output_dir / "final").mkdir(parents=True)
+    assert "already has final/; give another folder" in refuse({})
+    (output_dir / "final").rmdir()
+    (output_dir / "progress.jsonl").write_text("{}\n")
+    assert "holds another run (progress.jsonl); add --resume_from_checkpoint auto" in refuse({})
+    (output_dir / "progress.jsonl").unlink()
+    incomplete = output_dir / "checkpoint-7"
+    incomplete.mkdir()
+    (incomplete / "manifest.json").write_text(json.dumps({"files": {"model.safetensors": {"bytes": 3}}}))
+    assert "is not a complete checkpoint" in refuse({"resume_from_checkpoint": incomplete})
+
+
+def test_world_size_that_was_not_asked_for(monkeypatch):
+    """A launcher that started two processes which do not know of each other."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="WORLD_SIZE: the launcher started 2 processes, but 1 train together; launch"):
+        check_launch(1)
+    check_launch(2)
+
+
+def test_a_launcher_that_started_one_process_of_two(data_dir, tmp_path):
+    options = {**TINY, "data_dir": data_dir, "output_dir": tmp_path / "out", "total_training_time": "30s"}
+    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
+    done = run([*head, "--num_processes", "2", "train_mlm.py", *words(options)])
+    assert done.returncode != 0 and "error: num_processes: the launcher was asked for several" in done.stderr
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_apex_lamb_says_how_to_lift_the_default_bounds(tmp_path, monkeypatch):
+    """On a GPU: the engine's own check, which comes first on a CPU, is left out."""
+    monkeypatch.setattr(run_module, "check_engine", lambda *args, **kwargs: None)
+    words = ["--optimizer_type", "lamb", "--optimizer_impl", "apex", "--total_training_time", "10m"]
+    recipe = parse_recipe([*words, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+    with pytest.raises(InputError, match=r"trust ratio to \[0.01, 0.3\]; give max_coeff inf and min_coeff 0"):
+        run_module.optimizer_options(recipe)
+
+
+def test_null_in_a_recipe_names_nothing(tmp_path):
+    """An ablation that replaces a rate by its curve unsets the rate."""
+    (tmp_path / "recipe.yaml").write_text("mlm_probability: null\nmlm_probability_curve: 0.3@0,0.15@0.6\n")
+    flags = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "total_training_time": "1h", "use_cpu": True}
+    recipe = parse_recipe([str(tmp_path / "recipe.yaml"), *words(flags)])
+    assert recipe.budget.mlm_probability_curve == "0.3@0,0.15@0.6" and "mlm_probability" not in recipe.explicit

@@ -1,0 +1,206 @@
+"""Whole words: which tokens belong together, and that they are predicted together."""
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from budget_trainer.config.parser import parse_recipe
+from budget_trainer.core.errors import InputError
+from budget_trainer.data.folder import DataFolder
+from budget_trainer.data.masking import MaskingCollator, choose_words, hash64, prediction_slots, word_table
+from budget_trainer.data.whole_words import continues_word
+from budget_trainer.training.run import make_collator
+
+SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+VOCAB = 100
+CONTINUES = np.arange(VOCAB) >= 60  # these tokens continue the word before them
+TEXT = ["low lower lowest, newer wider", "a lower tower is newer than the widest tower"] * 3
+
+
+def collator(**changes):
+    options = {"seed": 7, "special_ids": SPECIAL, "vocab_size": VOCAB, "block_size": 32, "has_padding": True}
+    return MaskingCollator(**options | {"whole_words": CONTINUES} | changes)
+
+
+def batch(rows=200, length=32, low=5, high=VOCAB, seed=0):
+    random = np.random.default_rng(seed)
+    ids = random.integers(low, high, (rows, length))
+    ids[:, 0] = SPECIAL["cls"]
+    for i, size in enumerate(random.integers(3, length + 1, rows)):
+        ids[i, size - 1] = SPECIAL["sep"]
+        ids[i, size // 2] = random.choice([SPECIAL["sep"], SPECIAL["unk"], SPECIAL["mask"]])
+        ids[i, size:] = SPECIAL["pad"]
+    return {"input_ids": ids, "epoch": np.full(rows, 3), "row": np.arange(rows) + 11}
+
+
+def words_of(row):
+    """The words of a block, each a list of positions, by the definition."""
+    words = []
+    for place, token in enumerate(row):
+        if token in (SPECIAL["pad"], SPECIAL["cls"], SPECIAL["sep"]):
+            continue
+        before = row[place - 1]
+        if words and CONTINUES[token] and before not in SPECIAL.values():
+            words[-1].append(place)
+        else:
+            words.append([place])
+    return words
+
+
+def expected_positions(row, epoch, number, wanted, seed=7):
+    def key(*parts):
+        value = np.array([parts[0]], dtype=np.uint64)
+        for part in parts[1:]:
+            value = hash64(value, np.array([part], dtype=np.uint64))
+        return value
+
+    chosen, words = [], words_of(row)
+    choice = key(seed, epoch, number) ^ np.uint64(1)
+    words.sort(key=lambda word: int(hash64(choice, np.array([word[0]], dtype=np.uint64))[0]))
+    for word in words:
+        if len(chosen) + len(word) <= wanted:
+            chosen += word
+    return sorted(chosen)
+
+
+@pytest.mark.parametrize("options", [{}, {"mlm_probability": 0.5}, {"max_predictions_per_seq": 2}])
+def test_the_chosen_words_are_those_of_the_definition(options):
+    source, masker = batch(), collator(**options)
+    out = {name: tensor.numpy() for name, tensor in masker(source).items()}
+    assert out["labels"].shape == (200, masker.slots)
+    for i, row in enumerate(source["input_ids"]):
+        count = sum(map(len, words_of(row)))
+        wanted = min(masker.slots, max(1, round(masker.mlm_probability * count)), count)
+        used = out["labels"][i] != -100
+        positions = expected_positions(row, 3, i + 11, wanted)
+        assert out["masked_positions"][i][used].tolist() == positions
+        assert used[: len(positions)].all() and (out["masked_positions"][i][~used] == 0).all()
+        assert (out["labels"][i][used] == row[positions]).all()
+
+
+def test_words_are_chosen_whole_and_nearly_as_many_tokens_as_wanted():
+    source = batch(400)
+    out = collator(mask_replace_prob=1.0, random_replace_prob=0.0)(source)
+    predicted = np.zeros((400, 32), bool)
+    used = (out["labels"] != -100).numpy()
+    predicted[np.nonzero(used)[0], out["masked_positions"].numpy()[used]] = True
+    total = 0
+    for row, chosen in zip(source["input_ids"], predicted, strict=True):
+        for word in words_of(row):
+            assert len(set(chosen[word])) == 1, "a word in two halves"
+            total += len(word)
+    assert 0.12 < predicted.sum() / total < 0.17
+
+
+def test_words_of_one_token_give_the_same_masks_as_tokens():
+    source = batch(high=60)
+    assert not CONTINUES[:60].any()
+    plain, whole = collator(whole_words=None)(source), collator()(source)
+    assert plain.keys() == whole.keys() and all((plain[name] == whole[name]).all() for name in plain)
+
+
+def test_a_word_that_never_fits_is_not_predicted():
+    ids = np.array([[2, 10, 70, 71, 72, 73, 3] + [0] * 25])
+    out = collator()({"input_ids": ids, "epoch": np.zeros(1, int), "row": np.zeros(1, int)})
+    assert out["labels"].shape == (1, prediction_slots(0.15, 32)) and (out["labels"] == -100).all()
+    assert (out["input_ids"].numpy() == ids).all()
+
+
+def test_a_block_gets_the_same_words_in_any_batch():
+    source, masker = batch(64), collator()
+    whole = masker(source)
+    for start in range(0, 64, 7):
+        part = masker({name: values[start : start + 7] for name, values in source.items()})
+        assert all((part[name] == whole[name][start : start + 7]).all() for name in whole)
+
+
+def test_no_rows_and_no_candidates():
+    table = word_table(CONTINUES, [0, 1, 2, 3, 4], VOCAB)
+    for rows in (0, 2):
+        ids = np.zeros((rows, 8), np.int64)
+        score = np.arange(8, dtype=np.uint64) + np.zeros((rows, 1), np.uint64)
+        chosen = choose_words(table[ids], ids > 0, score, np.uint64(15), np.zeros(rows, np.int64))
+        assert chosen.shape == (rows, 8) and not chosen.any()
+
+
+def test_the_table_must_fit_the_vocabulary():
+    with pytest.raises(InputError, match=r"whole_words: shape \(99,\) for a vocabulary of 100"):
+        collator(whole_words=CONTINUES[:99])
+
+
+@pytest.mark.parametrize("flag", [[], ["--whole_word_mask", "true"]])
+def test_the_flag_reaches_the_collator(data_dir, tmp_path, flag):
+    data = DataFolder.open(data_dir)
+    common = ["--data_dir", str(data_dir), "--output_dir", str(tmp_path), "--total_training_time", "1m"]
+    masker = make_collator(parse_recipe([*common, *flag]), data)
+    batch = data.train(seed=1).__getitems__(range(300))
+    continues = continues_word(data.load_tokenizer())
+    predicted = np.zeros(batch["input_ids"].shape, bool)
+    out = masker(batch)
+    used = (out["labels"] != -100).numpy()
+    predicted[np.nonzero(used)[0], out["masked_positions"].numpy()[used]] = True
+    inner = continues[batch["input_ids"]][:, 1:] & (batch["input_ids"][:, :-1] > 4)
+    split = (inner & (predicted[:, 1:] != predicted[:, :-1])).sum()
+    assert inner.sum() > 1000 and ((split == 0) if flag else (split > 100))
+
+
+def test_wordpiece(tokenizer):
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    continues = continues_word(loaded)
+    tokens = loaded.convert_ids_to_tokens(range(len(loaded)))
+    assert continues.dtype == bool and continues.tolist() == [t.startswith("##") and t != "##" for t in tokens]
+    assert 0 < continues.sum() < len(tokens) and not continues[loaded.all_special_ids].any()
+
+
+def _wrapped(backend):
+    names = {"unk_token": "<unk>", "pad_token": "<pad>", "cls_token": "<s>", "sep_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="<mask>", **names)
+
+
+ADDED = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+def _byte_level():
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=60, special_tokens=ADDED, show_progress=False))
+    return backend
+
+
+def _unigram():
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    backend.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=ADDED, unk_token="<unk>", show_progress=False)
+    backend.train_from_iterator(TEXT, trainer)
+    return backend
+
+
+def _replacing():
+    """As Llama's: the mark comes from the normalizer."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=60, special_tokens=ADDED, show_progress=False))
+    return backend
+
+
+@pytest.mark.parametrize("make, mark", [(_byte_level, "\u0120"), (_unigram, "\u2581"), (_replacing, "\u2581")])
+def test_word_start_marks(make, mark):
+    tokenizer = _wrapped(make())
+    continues = continues_word(tokenizer)
+    assert continues.shape == (len(tokenizer),) and not continues[tokenizer.all_special_ids].any()
+    ids = tokenizer("lower newest, wide", add_special_tokens=False)["input_ids"]
+    starts = [tokenizer.convert_ids_to_tokens(i).startswith(mark) for i in ids]
+    assert [not c for c in continues[ids]] == starts and 2 <= sum(starts) < len(ids)
+
+
+def test_where_it_cannot_be_told():
+    plain = Tokenizer(models.BPE(unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    suffixed = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    suffixed.pre_tokenizer = pre_tokenizers.ByteLevel()
+    for backend in (plain, suffixed):
+        backend.add_special_tokens(ADDED)
+        with pytest.raises(InputError, match="^whole_word_mask: the tokenizer \\(BPE\\) marks neither"):
+            continues_word(_wrapped(backend))

@@ -1,0 +1,399 @@
+"""The original's 89 flags become keys of a recipe, or are answered: one by one, and those that hang together."""
+
+import random
+import re
+import shlex
+from dataclasses import fields
+
+import pytest
+
+from budget_trainer.config.arguments import GROUPS as OURS
+from budget_trainer.config.arguments import REPLACED
+from budget_trainer.config.parser import KEYS, parse_recipe, read_recipe
+from budget_trainer.core.errors import InputError
+from budget_trainer.migrate import command as command_module
+from budget_trainer.migrate.convert import DEFAULTS, convert, data_command
+from budget_trainer.migrate.original import FLAGS, ORIGINAL_GROUPS
+from budget_trainer.migrate.reading import read_command
+from budget_trainer.migrate.text import MARKER, recipe_text, table
+from budget_trainer.model.build import build_config
+from data_prep import hdf5
+from tests.conftest import ROOT
+
+COUNTS = {
+    "Deepspeed": 14,
+    "Model": 6,
+    "Model config": 16,
+    "Dataset": 4,
+    "Optimizer": 8,
+    "Pre-training": 35,
+    "Scheduler": 6,
+}
+HEAD = "deepspeed --num_gpus 2 run_pretraining.py --output_dir out --dataset_path shards "
+ON_A_CPU = ["--use_cpu", "true", "--fp16", "false"]
+DOCS = (ROOT / "docs" / "migrating.md").read_text()
+
+
+def drafted(flags, head=HEAD):
+    return convert(*read_command([head + flags]))
+
+
+def values(flags, head=HEAD):
+    """The lines of the recipe, its remarks left out."""
+    return {key: entry.value for key, entry in drafted(flags, head).entries.items()}
+
+
+# ---- the table ----
+
+
+def test_all_flags_in_their_groups():
+    assert {name: len(flags) for name, flags in ORIGINAL_GROUPS.items()} == COUNTS
+    assert len(FLAGS) == sum(COUNTS.values()) == 89
+
+
+@pytest.mark.parametrize("flag", FLAGS.values(), ids=lambda flag: flag.name)
+def test_a_key_is_one_of_ours_and_what_has_none_is_answered(flag):
+    if flag.key is None:
+        assert flag.text
+    else:
+        assert flag.key in KEYS and flag.key not in REPLACED and flag.key in {f.name for g in OURS for f in fields(g)}
+    assert all(other in FLAGS and FLAGS[other].key is not flag.key for other, _ in flag.read_with)
+    assert flag.default is None or isinstance(flag.default, flag.kind)
+
+
+def test_the_document_is_what_the_table_makes(capsys):
+    assert command_module.main(["--table"]) == 0
+    printed = capsys.readouterr().out
+    assert printed == table() and DOCS.endswith(printed) and DOCS.count(MARKER) == 1
+    tables = re.findall(r"^### ([\w -]+?) \((\d+)\)\n\n((?:\|.*\n)+)", DOCS, re.M)
+    assert {name: int(count) for name, count, _ in tables} == COUNTS
+    assert {name: rows.count("\n") - 2 for name, _, rows in tables} == COUNTS
+    assert all(f"\n| `{name}` (" in DOCS for name in FLAGS)
+
+
+def test_the_command_that_the_document_shows(tmp_path, capsys):
+    (block,) = re.findall(r"```bash\n(.*?)```", DOCS, re.S)
+    words = shlex.split(block.replace("\\\n", " "))
+    assert words[:4] == ["python", "-m", "budget_trainer.migrate", "--output"]
+    assert command_module.main(["--output", str(tmp_path / "recipe.yaml"), *words[5:]]) == 0
+    assert read_recipe(tmp_path / "recipe.yaml")["fp16"] == "true"
+
+
+# ---- each flag once ----
+
+OTHER = {
+    "model_type": "bert-mlm-roberta",
+    "encoder_ln_mode": "post-ln",
+    "layer_norm_type": "rms_norm",
+    "optimizer_type": "lamb",
+    "lr_schedule": "step --max_steps 1000",
+    "curve": "exp",
+    "max_steps": "1000",
+    "fp16_backend": "apex",
+    "data_loader_type": "dist",
+    "hidden_act": "relu",
+    "finetune_time_markers": "0.5,0.9",
+    "total_training_time": "12",
+    "early_exit_time_marker": "6",
+    "num_epochs_between_checkpoints": "2",
+    "train_batch_size": "4096",
+    "train_micro_batch_size_per_gpu": "64",
+    "num_warmup_steps": "10 --lr_schedule constant_step --max_steps 100",
+    "decay_rate": "0.5 --curve exp",
+    "decay_step": "6 --curve exp",
+    "gradient_predivide_factor": "2",
+    "bias_correction": "true --optimizer_type lamb",
+    "max_coeff": "1 --optimizer_type lamb",
+    "min_coeff": "0.1 --optimizer_type lamb",
+    "early_stop_time": "90 --use_early_stopping --do_validation",
+    "early_stop_eval_loss": "6 --use_early_stopping --do_validation",
+    "adam_beta1": "0.8",
+    "adam_beta2": "0.95",
+    "local_rank": "0",
+}
+
+
+def other_value(flag):
+    if flag.name in OTHER:
+        return OTHER[flag.name]
+    if flag.kind is bool:
+        return str(not flag.default).lower()
+    more = " --do_validation" if ("do_validation", True) in flag.read_with else ""
+    return ("name" if flag.kind is str else str(flag.default * 2)) + more
+
+
+@pytest.mark.parametrize("flag", FLAGS.values(), ids=lambda flag: flag.name)
+def test_each_flag_with_another_value(flag, tmp_path):
+    """It is in the recipe or answered, and train_mlm.py takes what comes out."""
+    draft = drafted(f"--{flag.name} {other_value(flag)}")
+    answered = dict(draft.answers)
+    if flag.key is None:
+        assert answered[flag.name] == flag.text
+    else:
+        assert flag.key in draft.entries and flag.name not in answered
+        assert draft.entries[flag.key].value != DEFAULTS[flag.key]
+    text = recipe_text(draft, "recipe.yaml")
+    (tmp_path / "recipe.yaml").write_text(text)
+    recipe = parse_recipe([str(tmp_path / "recipe.yaml"), *ON_A_CPU])
+    assert recipe.total_seconds == (12 if flag.name == "total_training_time" else 24) * 3600
+    assert all(f"# - {name}:" in text for name in answered)
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_nothing_is_dropped_in_silence(seed):
+    """Any flags together: each has its line or an answer, or the whole is refused in one line."""
+    chance = random.Random(seed)
+    chosen = [
+        flag for flag in FLAGS.values() if flag.name not in ("output_dir", "dataset_path") and chance.random() < 0.25
+    ]
+    line = " ".join(f"--{flag.name} {other_value(flag)}" for flag in chosen)
+    try:
+        draft = drafted(line)
+    except InputError as refused:
+        assert re.match(r"[\w, -]+: .*[;,] ", str(refused)) and "\n" not in str(refused)
+        return
+    answered = {name for name, _ in draft.answers}
+    for name in draft.given.values:
+        assert FLAGS[name].key in draft.entries or name in answered, name
+
+
+def test_flags_that_were_off_are_answered_too():
+    draft = drafted(
+        "--no_finetune_checkpoint_at_end --no_fused_linear_layer --no_async_worker --no_sparse_mask_prediction"
+    )
+    assert draft.entries["finetune_checkpoint_at_end"].value is False
+    assert draft.entries["sparse_mask_prediction"].value is False
+    assert {"fused_linear_layer", "async_worker"} <= {name for name, _ in draft.answers}
+
+
+def test_what_the_original_did_not_read_says_under_which_flag_it_did():
+    draft = drafted("--validation_epochs 3 --early_stop_time 60 --max_coeff 1 --decay_rate 0.5 --num_warmup_steps 9")
+    answers = dict(draft.answers)
+    assert answers["validation_epochs"] == "the original read it with do_validation true only; left out"
+    assert "use_early_stopping true" in answers["early_stop_time"] and "optimizer_type lamb" in answers["max_coeff"]
+    assert "curve exp" in answers["decay_rate"] and "lr_schedule constant_step" in answers["num_warmup_steps"]
+    assert not {"validation_epochs", "early_stop_time", "max_coeff", "decay_rate"} & draft.entries.keys()
+
+
+# ---- what a command relied on ----
+
+
+def test_the_defaults_of_the_original_are_written_out():
+    """Where ours differ; 24 hours, and not twice."""
+    expected = {
+        "learning_rate": 0.011,
+        "adam_beta2": 0.999,
+        "gradient_accumulation_steps": 65536 // (32 * 2),
+        "total_training_time": "24h",
+        "hidden_act": "gelu",
+        "type_vocab_size": 2,
+        "max_predictions_per_seq": 20,
+        "logging_steps": 100,
+        "dataloader_num_workers": 4,
+        "run_name": "pretraining_experiment",
+        "model_type": "bert-mlm",
+        "unigram_bias": False,
+        "data_dir": "shards-blocks",
+        "output_dir": "out",
+    }
+    assert values("") == expected
+
+
+def test_every_default_means_the_same_here():
+    """What is not written out is our default, or is marked as meaning the same."""
+    written = values("")
+    for flag in FLAGS.values():
+        if flag.key and not flag.read_with and not flag.same and flag.key not in written:
+            assert DEFAULTS[flag.key] == flag.default, flag.name
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--total_training_time 24.0", {"total_training_time": "24h"}),
+        ("--total_training_time 1.5", {"total_training_time": "1h30m"}),
+        ("--early_exit_time_marker 12", {"total_training_time": "24h", "early_exit_time_marker": "12h"}),
+        (
+            "--do_validation --use_early_stopping --early_stop_time 180",
+            {"early_stop_time": "3h", "early_stop_eval_loss": 2.1},
+        ),
+        ("--do_validation --use_early_stopping", {"early_stop_time": "12h"}),
+        ("--fp16 false", {"fp16": False}),
+        ("--fp16", {"fp16": True}),
+        ("--fp16=True", {"fp16": True}),
+        ("--finetune_time_markers 0.9,0.5,1.0", {"finetune_time_markers": "0.5,0.9"}),
+        ("--max_steps 23000", {"max_steps": 23000}),
+        ("--current_run_id 7", {"output_dir": "out/pretraining_experiment-7", "run_name": "pretraining_experiment-7"}),
+        ("--optimizer_type LAMB --adam_beta2 0.98", {"adam_beta2": 0.999, "adam_epsilon": 1e-8, "max_coeff": 0.3}),
+        ("--lr 1e-3 --lr 2e-3", {"learning_rate": 2e-3}),
+    ],
+)
+def test_values(flags, expected):
+    found = values(flags)
+    assert {key: found.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("head", "flags", "micro", "steps"),
+    [
+        ("deepspeed run_pretraining.py", "", 32, 256),  # 8 GPUs are assumed
+        ("deepspeed --num_gpus=4 run_pretraining.py", "", 32, 512),
+        ("deepspeed --num_nodes 2 --num_gpus 4 run_pretraining.py", "--train_batch_size 4096", 32, 16),
+        ("deepspeed --include localhost:1,3 run_pretraining.py", "--train_batch_size 4096", 32, 64),
+        ("CUDA_VISIBLE_DEVICES=0,1,2,3 deepspeed run_pretraining.py", "--train_batch_size 4096", 32, 32),
+        ("python -u run_pretraining.py", "--train_micro_batch_size_per_gpu 64", 64, 1024),
+        (
+            "python3 -m torch.distributed.launch --nproc_per_node 8 run_pretraining.py",
+            "--gradient_accumulation_steps 7",
+            32,
+            256,
+        ),
+    ],
+)
+def test_the_global_batch_is_the_originals(head, flags, micro, steps):
+    found = values(f"{flags} --output_dir out", f"{head} ")
+    assert found.get("per_device_train_batch_size", 32) == micro and found["gradient_accumulation_steps"] == steps
+
+
+@pytest.mark.parametrize(
+    ("flags", "multiplier"),
+    [  # (B4) theirs: rate ** ((position - warmup) / step) in hours or steps
+        ("--curve exp", lambda share: 0.99 ** (24 * (share - 0.06) / 1000)),
+        ("--curve exp --decay_rate 0.5 --decay_step 6", lambda share: 0.5 ** (24 * (share - 0.06) / 6)),
+        ("--curve exp --lr_schedule step --max_steps 9000", lambda share: 0.99 ** (9000 * (share - 0.06) / 1000)),
+        (
+            "--curve exp --lr_schedule constant_step --max_steps 9000 --num_warmup_steps 900",
+            lambda share: 0.99 ** (9000 * (share - 0.1) / 1000),
+        ),
+    ],
+)
+def test_the_exponential_curve_is_the_originals_behind_the_warmup(flags, multiplier, tmp_path):
+    from budget_trainer.budget.curves import make_curve
+
+    (tmp_path / "recipe.yaml").write_text(recipe_text(drafted(flags), "recipe.yaml"))
+    schedule = parse_recipe([str(tmp_path / "recipe.yaml"), *ON_A_CPU]).schedule()
+    curve = make_curve(schedule["curve"], schedule["warmup_proportion"], **schedule["curve_options"])
+    for share in (0.1, 0.5, 0.9, 1.0):
+        assert curve(share) == pytest.approx(multiplier(share), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "defect"),
+    [
+        ("--total_training_time 0.5", "B3"),
+        ("--curve exp", "B4"),
+        ("", "B5"),
+        ("--total_training_time 48", "B6"),
+        ("--data_loader_type dist", "B8"),
+        ("", "B12"),
+        ("", "B13"),
+        ("", "B16"),
+        ("--add_nsp", "B7"),
+        ("--max_steps 9", "B5"),
+    ],
+)
+def test_defects_of_the_original_are_named_where_they_apply(flags, defect):
+    assert any(f"({defect}" in line for line in drafted(flags).differences)
+
+
+def test_another_network_is_said():
+    assert "eurobert, another network than theirs" in " ".join(drafted("--layer_norm_type rms_norm").differences)
+    assert "needs apex" in drafted("--layer_norm_type apex").entries["layer_norm_type"].remark
+
+
+def test_and_only_there():
+    lines = " ".join(drafted("--do_validation --num_epochs_between_checkpoints 3").differences)
+    assert not re.search(r"\(B(3|4|6|7|8|12|13)\b", lines)
+
+
+@pytest.mark.parametrize(
+    ("flags", "native"),
+    [
+        ("", "megatron-bert"),
+        ("--encoder_ln_mode post-ln", "bert"),
+        ("--encoder_ln_mode post-ln --layernorm_embedding false", "bert"),
+        ("--encoder_ln_mode post-ln --layernorm_embedding", "bert"),
+        ("--layernorm_embedding", "roberta-prelayernorm"),
+        ("--layer_norm_type rms_norm", "eurobert"),
+        ("--layer_norm_type rms_norm --hidden_dropout_prob 0.2 --type_vocab_size 2", "eurobert"),
+        ("--layer_norm_type apex", "megatron-bert"),
+        ("--model_type bert-mlm-roberta", "megatron-bert"),
+        ("--model_type bert-mlm-nsp", "megatron-bert"),
+        ("--add_nsp --encoder_ln_mode post-ln", "bert"),
+    ],
+)
+def test_layouts_of_the_original_are_native_models_with_a_valid_config(flags, native, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(recipe_text(drafted(flags), "recipe.yaml"))
+    recipe = parse_recipe([str(tmp_path / "recipe.yaml"), *ON_A_CPU])
+    assert recipe.model_type == native
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+    names += ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "type_vocab_size")
+    special = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    own = {name: getattr(recipe.model, name) for name in names}
+    config = build_config(native, vocab_size=100, special_ids=special, max_position_embeddings=512, **own)
+    assert config.model_type == native and config.hidden_size == 1024
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--lr_schedule step", "max_steps: missing, and lr_schedule step needs it (the original never warmed up"),
+        (
+            "--lr_schedule constant_step --max_steps 1000",
+            "num_warmup_steps: 1000 is not below max_steps 1000; lower it",
+        ),
+        ("--max_steps 0", "max_steps: 0 is below 1; give a whole number from 1 on"),
+        (
+            "--train_batch_size 100",
+            "train_batch_size: 100 is not 32 (train_micro_batch_size_per_gpu) x 2 processes x a whole",
+        ),
+        ("--train_micro_batch_size_per_gpu 0", "train_micro_batch_size_per_gpu: 0 is below 1; give"),
+        ("--total_training_time 0", "total_training_time: 0.0 is not above zero; give hours, such as 24.0"),
+        ("--finetune_time_markers half", "finetune_time_markers: 'half' is not a list of shares; write it as 0.5,0.9"),
+        ("--curve exp --decay_step 0", "decay_rate: 0.99 every 0 hours over 22.56 cannot decay; give positive"),
+        (
+            "--encoder_ln_mode post-ln --layer_norm_type rms_norm",
+            "would need a native class of this layout, there is none; use",
+        ),
+        ("--adam_beta2 1.5", "adam_beta2: 1.5 is not in [0, 1); give a share such as 0.9"),
+        ("--warmup_proportion 2", "warmup_proportion: 2.0 is beyond the budget; give a share"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line(flags, message):
+    with pytest.raises(InputError) as refused:
+        drafted(flags)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+# ---- the text ----
+
+
+@pytest.mark.parametrize("path", ["/data/my shards", "ends with: a colon", "#hash", "é", '"quoted"', "null-blocks"])
+def test_any_text_comes_back_as_it_was(path, tmp_path):
+    draft = convert(*read_command(["deepspeed", "run_pretraining.py", "--dataset_path", path, "--output_dir", path]))
+    (tmp_path / "recipe.yaml").write_text(recipe_text(draft, "recipe.yaml"))
+    assert read_recipe(tmp_path / "recipe.yaml")["output_dir"] == path
+
+
+@pytest.mark.parametrize(
+    ("flags", "tokenizer"),
+    [
+        ("", "google-bert/bert-large-uncased"),
+        ("--tokenizer_name bert-base-cased", "google-bert/bert-base-cased"),
+        ("--tokenizer_name my/own", "my/own"),
+        ("--model_type bert-mlm-roberta", "FacebookAI/roberta-base"),
+    ],
+)
+def test_the_data_command_is_one_of_data_prep(flags, tokenizer):
+    words = data_command(drafted(flags)).split()
+    assert words[:3] == ["python", "-m", "data_prep.hdf5"]
+    args = hdf5._parse(words[3:])
+    assert args.tokenizer == tokenizer and args.input == ["shards"] and args.num_shards == 256
+
+
+def test_as_many_shards_as_there_are(tmp_path):
+    """An "epoch" of the cadence of validation is one of them."""
+    for name in ("train_shard_0", "train_shard_1", "train_shard_2", "test_shard_0"):
+        (tmp_path / f"{name}.hdf5").touch()
+    command = data_command(drafted("", f"deepspeed run_pretraining.py --output_dir o --dataset_path {tmp_path} "))
+    assert "--num_shards 3" in command

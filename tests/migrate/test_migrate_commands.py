@@ -1,0 +1,318 @@
+"""Commands, scripts and sweep files of the original as they come, and what is said to those that are none."""
+
+import io
+import shlex
+
+import pytest
+import yaml
+
+from budget_trainer.config.parser import KEYS, read_recipe
+from budget_trainer.migrate import command as command_module
+from budget_trainer.migrate.original import SCRIPTS
+from budget_trainer.migrate.reading import read_command
+from data_prep import blocks, hdf5, merge, split
+from tests.conftest import ROOT
+
+COMMAND = "deepspeed --num_gpus 8 run_pretraining.py --output_dir out --lr 1e-3 --fp16 --train_batch_size 4096"
+CONTINUED = COMMAND.replace(" --", " \\\n    --")
+SWEEP = """
+hyperparameters:
+  lr: [1e-3, 2e-3]
+  train_batch_size: [4096, 8192]
+default_parameters:
+  output_dir: out
+  fp16: false
+  do_validation: true
+  dataset_path: shards
+"""
+
+
+@pytest.fixture
+def answer(capsys, monkeypatch):
+    """(exit code, stdout, stderr) of the command line; its stdin is a text."""
+
+    def run(*argv, stdin=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        code = command_module.main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+# ---- reading ----
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [COMMAND],
+        COMMAND.split(),
+        [CONTINUED],
+        [COMMAND.replace(" --", " \\  \r\n --")],
+        [COMMAND.replace(" --", "\n  --")],  # pasted without its backslashes
+        ["$ " + COMMAND],
+        [f"#!/bin/bash\n# train\nexport NCCL_DEBUG=INFO\ncd /repo\n{CONTINUED}\necho done\n"],
+        [f"cd /repo && {COMMAND} 2>&1 | tee log.txt"],
+        [f"nohup {COMMAND} > log 2>&1 &"],
+        [COMMAND.replace("--lr 1e-3", "--lr=1e-3").replace("run_pretraining", "../budget/run_pretraining")],
+        [*COMMAND.split()[:5], "\\", *COMMAND.split()[5:]],
+    ],
+)
+def test_one_command_in_many_forms(words):
+    given, launch = read_command(words)
+    assert given.values == {"output_dir": "out", "lr": 1e-3, "fp16": True, "train_batch_size": 4096}
+    assert launch.processes == 8
+
+
+def test_what_the_shell_does_with_its_output_is_answered():
+    assert "`| tee log.txt` is the shell's" in read_command([f"{COMMAND} | tee log.txt"]).given.remarks[0]
+
+
+def test_a_placeholder_is_one_word():
+    given = read_command(["deepspeed run_pretraining.py --dataset_path <dataset path> --output_dir <out>"]).given
+    assert given.values == {"dataset_path": "<dataset path>", "output_dir": "<out>"}
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ("deepspeed --num_gpus 1", "accelerate_configs/single_gpu.yaml train_mlm.py r.yaml"),
+        ("deepspeed", "accelerate_configs/ddp.yaml --num_processes 8 train_mlm.py"),
+        (
+            "deepspeed --master_port 29501 --num_gpus 4",
+            "ddp.yaml --num_processes 4 --main_process_port 29501 train_mlm",
+        ),
+        (
+            "deepspeed -i localhost:2,3",
+            "CUDA_VISIBLE_DEVICES=2,3 accelerate launch --config_file accelerate_configs/ddp",
+        ),
+        (
+            "deepspeed --num_nodes 2 --num_gpus 8 --master_addr 10.0.0.1 -H hosts",
+            "multi_node_ddp.yaml --num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip 10.0.0.1 "
+            "--main_process_port 29500 train_mlm.py",
+        ),
+        (
+            "deepspeed --include a:0,1@b:0,1",
+            "--num_machines 2 --num_processes 4 --machine_rank 0 --main_process_ip ADDRESS",
+        ),
+        (
+            "torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint=node0:29400 --rdzv_id 1",
+            "--num_processes 16 --machine_rank 0 --main_process_ip node0 --main_process_port 29400 train_mlm.py",
+        ),
+        (
+            "NCCL_DEBUG=INFO torchrun --nproc-per-node=2",
+            "NCCL_DEBUG=INFO accelerate launch --config_file accelerate_con",
+        ),
+    ],
+)
+def test_the_launch_command(head, expected):
+    launch = read_command([f"{head} run_pretraining.py --output_dir out"]).launch
+    command = launch.command("r.yaml")
+    assert expected in command
+    words = shlex.split(command)
+    config = yaml.safe_load((ROOT / words[words.index("--config_file") + 1]).read_text())
+    assert config["num_machines"] == 1 or launch.machines > 1
+
+
+def test_the_launchers_flags_are_answered(answer):
+    _, text, _ = answer(COMMAND.replace("--num_gpus 8", "--num_gpus 8 --master_port 29501 --force_multi"))
+    assert "# - num_gpus: --num_processes" in text and "# - master_port:" in text and "# - force_multi:" in text
+
+
+def test_num_processes_wins(answer):
+    _, text, _ = answer("--num_processes", 4, *COMMAND.split())
+    assert (
+        "--num_processes 4 train_mlm.py" in text
+        and "gradient_accumulation_steps: 32  # train_batch_size 4096 = 32 x 4" in text
+    )
+    assert answer(COMMAND, "--num_processes", 4)[1] == text  # behind a command of one word too
+
+
+# ---- in and out ----
+
+
+def test_stdin_files_and_the_output(answer, tmp_path):
+    code, text, _ = answer(COMMAND)
+    assert code == 0 and yaml.safe_load(text)["fp16"] is True
+    assert answer(stdin=COMMAND)[1] == answer("-", stdin=COMMAND)[1] == text
+    (tmp_path / "train.sh").write_text(COMMAND.replace(" --", " \\\n  --"))
+    assert answer(tmp_path / "train.sh")[1] == text
+    output = tmp_path / "recipe.yaml"
+    code, said, _ = answer("--output", output, tmp_path / "train.sh")
+    assert code == 0 and f"train_mlm.py {output}" in said and str(output) in output.read_text()
+    assert read_recipe(output)["learning_rate"] == "0.001"
+    before = output.read_text()
+    code, _, error = answer(COMMAND, "--output", output)
+    assert code == 2 and error == f"error: output: {output} is there already; give another name, or delete it\n"
+    assert output.read_text() == before
+
+
+def test_nothing_is_written_for_a_command_that_is_refused(answer, tmp_path):
+    assert answer("--output", tmp_path / "recipe.yaml", f"{COMMAND} --colour red")[0] == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "--train_batchsize 4096",
+            "train_batchsize: unknown to the original's run_pretraining.py (command); did you mean train_ba",
+        ),
+        (
+            "--learning_rate 1",
+            "learning_rate: unknown to the original's run_pretraining.py (command); did you mean lr?",
+        ),
+        (
+            "--colour red",
+            "colour: unknown to the original's run_pretraining.py (command); docs/migrating.md lists all 89",
+        ),
+        (
+            "--num_processes 4",
+            "num_processes: not a flag of the original; give it to budget_trainer.migrate before the",
+        ),
+        ("--lr fast", "lr: 'fast' is not a number; write --lr 0.011"),
+        ("--lr nan", "lr: 'nan' is no number to train with; write --lr 0.011"),
+        ("--seed 4.5", "seed: '4.5' is not a whole number; write --seed 42"),
+        ("--fp16 perhaps", "fp16: 'perhaps' is not true or false; write --fp16 or leave it out"),
+        ("--curve cosine", "curve: 'cosine' is not a value of the original; it has linear or exp"),
+        ("--curve lineer", "curve: 'lineer' is not a value of the original; did you mean linear?"),
+        ("--lr --seed 3", "lr: has no value; write --lr 0.011"),
+        ("--seed 3 4", "command: '4' belongs to no flag; quote a value that has spaces, or take it out"),
+        ("--dataset_path $DATA", "dataset_path: '$DATA' is for the shell to fill in; write what it stands for"),
+        ("--output_dir ~/out", "output_dir: '~/out' is for the shell to fill in; write what it stands for"),
+        ("--job_name 'x", "command: cannot be split into words (no closing quotation); close the quotes"),
+    ],
+)
+def test_flags_that_are_none(answer, flags, message):
+    code, out, error = answer(f"{COMMAND} {flags}")
+    assert code == 2 and not out and error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("deepspeed run_pretraining.py --lr 1", "output_dir: missing, and the original did not start without it; add"),
+        (
+            "deepspeed --num_gpus two run_pretraining.py --output_dir o",
+            "num_gpus: 'two' is not a whole number from 1 on",
+        ),
+        (
+            "deepspeed --hostfile h run_pretraining.py --output_dir o",
+            "hostfile: 'h' does not say how many GPUs that is; add",
+        ),
+        (
+            "deepspeed --include a@b run_pretraining.py --output_dir o",
+            "include: 'a@b' does not say how many GPUs that is",
+        ),
+        ("deepspeed --include a:x run_pretraining.py --output_dir o", "include: 'a:x' is not HOST:0,1,2; correct"),
+        (
+            "deepspeed --gpus 3 run_pretraining.py --output_dir o",
+            "command: '--gpus' before the script is not known here",
+        ),
+        (
+            "mpirun run_pretraining.py --output_dir o",
+            "command: 'mpirun' is not a launcher that is known here; begin with",
+        ),
+        ("deepspeed train.py --lr 1", "command: 'train.py' is not run_pretraining.py; give one of its commands"),
+        (f"{COMMAND}\n{COMMAND}", "command: there are 2 of run_pretraining.py in this text; give one at a time"),
+        (" \n ", "command: empty; give deepspeed run_pretraining.py --flag value ..."),
+    ],
+)
+def test_commands_that_are_none(answer, command, message):
+    code, out, error = answer(command)
+    assert code == 2 and not out and error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_the_other_scripts_have_their_own_answer(answer, script):
+    code, _, error = answer(f"python {script.name} --flag 1")
+    assert code == 2 and script.here in error and error.count("\n") == 1
+
+
+def test_what_stands_for_the_flags_of_the_other_scripts_exists(capsys):
+    """Flags of data_prep and train_mlm.py; finetune_glue.py and sweep.py test their own."""
+    shown = ""
+    for stage in (blocks, hdf5, merge, split):
+        with pytest.raises(SystemExit):
+            stage.main(["--help"])
+        shown += capsys.readouterr().out
+    for script in SCRIPTS:
+        for _, here, _ in script.flags:
+            name = (here or "").removeprefix("train_mlm.py ").removeprefix("--")
+            if (here or "").startswith("train_mlm.py"):
+                assert name in KEYS, here
+            elif here and "data_prep" in script.here:
+                assert f"--{name} " in shown.replace("]", " "), here
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lr", "3"], "command line: unrecognized arguments: --lr; begin the command with deepspeed"),
+        (
+            ["--num_processes", "none", COMMAND],
+            "command line: argument --num_processes: 'none' is not a whole number from",
+        ),
+        ([COMMAND, COMMAND], "command: 'deepspeed --num_gpus 8"),
+        (["gone.sh"], "command: the file gone.sh is not there; give one that is, or a command"),
+        (
+            ["--combination", "2", COMMAND],
+            "combination: 2 belongs to a sweep file, and this is a command; leave it out",
+        ),
+    ],
+)
+def test_our_own_command_line(answer, argv, message):
+    code, _, error = answer(*argv)
+    assert code == 2 and error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+def test_a_file_that_is_no_text(answer, tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"\xff\xfe\x00\x80")
+    assert "is not text; give a shell script, a text or a YAML file" in answer(tmp_path / "model.bin")[2]
+
+
+# ---- sweeps ----
+
+
+def test_a_sweep_is_one_of_its_combinations(answer, tmp_path):
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    found = []
+    for number in (1, 2, 3, 4):
+        code, text, _ = answer(tmp_path / "sweep.yaml", "--combination", number)
+        recipe = yaml.safe_load(text)
+        assert code == 0 and recipe["fp16"] is False and recipe["validation_epochs"] == 10
+        assert f"python sweep.py --param_file {tmp_path}" in text.replace("\n# ", " ")
+        assert "#   lr: 1e-3, 2e-3" in text and "fp16: false means false" in text
+        assert recipe["output_dir"] == f"out/bert_large_experiment-{number}"
+        found.append((recipe["learning_rate"], recipe["gradient_accumulation_steps"]))
+    assert found == [(1e-3, 16), (1e-3, 32), (2e-3, 16), (2e-3, 32)]  # the original's order, 8 processes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hyperparameters:\n  lr: 1e-3\n", "lr: '1e-3' is not a list of values; write lr: [first, second]"),
+        ("hyperparameters:\n  lr: []\n", "lr: [] is not a list of values; write"),
+        ("hyperparameters:\n  lr: [1e-3, fast]\n", "lr: 'fast' is not a number; write --lr 0.011"),
+        ("hyperparameters:\n  lerning: [1]\n", "lerning: unknown to the original's run_pretraining.py (sweep file)"),
+        ("default_parameters:\n  lr: [1]\n", "lr: ['1'] is not one value; write a number or a word"),
+        ("default_parameters: 3\n", "default_parameters: is not a mapping; write one `flag: value` per line"),
+        ("default_parameters:\nparameters:\n", "parameters: not a section of the original's sweep files; they have"),
+        ("default_parameters:\n  - [\n", "sweep file: is not YAML"),
+        (
+            "hyperparameters:\n  lr: [1]\ndefault_parameters:\n  lr: 2\n",
+            "lr: stands in hyperparameters and in default_parameters, where the original's command named it twice; take",
+        ),
+    ],
+)
+def test_sweeps_that_are_none(answer, text, message):
+    code, _, error = answer(stdin=text)
+    assert code == 2 and error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+def test_a_combination_that_is_not_there(answer):
+    assert (
+        "combination: 5 is not one of the 4 of this sweep; give 1 to 4" in answer("--combination", 5, stdin=SWEEP)[2]
+    )

@@ -1,0 +1,383 @@
+"""Packed documents do not see each other, and the joined projections equal the library's modules."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import flex_attention
+from transformers import AutoModelForMaskedLM
+
+from budget_trainer.core.errors import InputError
+from budget_trainer.model.attention import (
+    FusedSelfAttention,
+    additive,
+    attend,
+    build_mask,
+    choose_backend,
+    document_mask,
+    document_positions,
+    document_segments,
+    separate_padding,
+    within_window,
+)
+from budget_trainer.model.build import build_model
+from budget_trainer.model.sparse import FUSED, check_document_mask
+
+SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+VOCAB = 100
+# Longer and shorter than modernbert's window of 8 on each side below; the block ends with padding.
+DOCUMENTS, PADDING = (13, 30, 1, 22), 6
+LENGTH = sum(DOCUMENTS) + PADDING
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+PACKED = [("megatron-bert", "eager")]  # what the config says; the attention is fused all the same
+PACKED += [
+    (kind, how) for kind in (*FUSED, "modernbert", "eurobert") if kind != "megatron-bert" for how in ("sdpa", "eager")
+]
+
+
+def tiny(model_type, how=None, **changes):
+    options = {
+        "vocab_size": VOCAB,
+        "special_ids": SPECIAL,
+        "max_position_embeddings": 160,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.2,  # far from uniform attention
+        "model_config": {"local_attention": 16} if model_type == "modernbert" else {},
+    }
+    if how is not None and model_type != "megatron-bert":
+        options["model_config"]["attn_implementation"] = how
+    return build_model(model_type, **options | changes)
+
+
+def packed(rows=2, padded=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    length = LENGTH if padded else LENGTH - PADDING
+    ids = torch.randint(5, VOCAB, (rows, length), generator=generator)
+    ids[:, 0] = SPECIAL["cls"]
+    documents = torch.repeat_interleave(torch.arange(len(DOCUMENTS)), torch.tensor(DOCUMENTS)).repeat(rows, 1)
+    out = {"input_ids": ids, "document_ids": F.pad(documents, (0, length - documents.shape[1]), value=3)}
+    if padded:
+        ids[:, -PADDING:] = SPECIAL["pad"]
+        out["attention_mask"] = (ids != SPECIAL["pad"]).long()
+    return out
+
+
+def spans():
+    ends = list(itertools.accumulate(DOCUMENTS))
+    return [slice(end - size, end) for end, size in zip(ends, DOCUMENTS, strict=True)]
+
+
+def predictions(ids, slots=6):
+    rows = torch.arange(len(ids), device=ids.device)[:, None]  # other positions in every row
+    positions = torch.arange(slots, device=ids.device) * 10 + 1 + rows
+    return {"masked_positions": positions, "labels": ids.gather(1, positions)}
+
+
+def loss_and_gradients(model, inputs):
+    model.zero_grad()
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# ---- the pure functions ----
+
+
+@pytest.mark.parametrize(
+    ("ids", "positions", "starts"),
+    [
+        ([[0, 0, 0]], [[0, 1, 2]], [0, 3, 3, 3]),
+        ([[0, 0, 1], [5, 5, 5]], [[0, 1, 0], [0, 1, 2]], [0, 2, 3, 6, 6, 6, 6]),
+        ([[0, 1, 2], [2, 2, -1]], [[0, 0, 0], [0, 1, 0]], [0, 1, 2, 3, 5, 6, 6]),
+    ],
+)
+def test_positions_and_segments(ids, positions, starts):
+    ids = torch.tensor(ids)
+    assert document_positions(ids).tolist() == positions
+    segments = document_segments(ids)
+    assert segments.starts.tolist() == starts and segments.starts.dtype == torch.int32 and segments.longest == 3
+
+
+def test_the_number_of_documents_can_be_bounded():
+    ids = torch.tensor([[0, 0, 1, 1], [0, 0, 1, -1]])
+    assert document_segments(ids, 2).starts.tolist() == [0, 2, 4, 6, 7, 8, 8]
+    with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+        document_segments(torch.arange(8).reshape(2, 4), 1)
+
+
+def test_masks():
+    ids = separate_padding(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[1, 1, 1, 0]]))
+    assert ids.tolist() == [[0, 0, 1, -1]]
+    mask = document_mask(ids)
+    assert mask.int().tolist() == [[[[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]]]
+    assert (
+        additive(mask).isfinite().all() and (additive(mask)[~mask] < -1e38).all() and (additive(mask)[mask] == 0).all()
+    )
+    near = within_window(torch.tensor([[[[True, True, True, False]]]]), 1)
+    assert near.int().tolist() == [[[[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1]]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cpu_takes_sdpa(dtype):
+    assert choose_backend(torch.device("cpu"), dtype) == "sdpa"
+    assert choose_backend(torch.device("cpu"), dtype, head_dim=32, dropout=0.1) == "sdpa"
+
+
+def qkv_and_ids(rows=2, heads=2, width=16, device="cpu", dtype=torch.float32):
+    given = packed(rows)
+    generator = torch.Generator().manual_seed(3)
+    qkv = torch.randn(rows, LENGTH, 3, heads, width, generator=generator)
+    ids = separate_padding(given["document_ids"], given["attention_mask"]).to(device)
+    return qkv.to(device, dtype).requires_grad_(), ids
+
+
+def test_segments_and_block_masks_say_what_the_boolean_mask_says():
+    qkv, ids = qkv_and_ids()
+    expected = attend(qkv, build_mask(ids, "sdpa"))
+    starts = build_mask(ids, "varlen").starts.tolist()
+    parts = qkv.flatten(0, 1)
+    pieces = [attend(parts[None, a:b], None)[0] for a, b in itertools.pairwise(starts) if a < b]
+    assert torch.allclose(torch.cat(pieces).view_as(expected), expected, atol=1e-6)
+    query, key, value = qkv.detach().permute(2, 0, 3, 1, 4).unbind(0)
+    blocks = flex_attention(query, key, value, block_mask=build_mask(ids, "flex"))
+    assert torch.allclose(blocks.transpose(1, 2).flatten(2), expected, atol=1e-5)
+
+
+def test_dropout_keeps_the_mean_and_respects_the_mask():
+    qkv, ids = qkv_and_ids(rows=1)
+    mask = document_mask(ids)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        expected = attend(qkv, mask)
+        mean = torch.stack([attend(qkv, mask, 0.2) for _ in range(400)]).mean(0)
+        assert not torch.equal(attend(qkv, mask, 0.2), expected)
+    assert (mean - expected).abs().max() < 0.2 and (mean - expected).abs().mean() < 0.03
+    other = qkv.detach().clone()
+    other[:, : DOCUMENTS[0]] = 7.0
+    torch.manual_seed(1)
+    first = attend(qkv, mask, 0.2)
+    torch.manual_seed(1)
+    assert torch.equal(first[:, DOCUMENTS[0] :], attend(other, mask, 0.2)[:, DOCUMENTS[0] :])
+
+
+# ---- the joined projections ----
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("model_type", FUSED)
+def test_joined_projections_equal_the_stock_class(model_type, padded):
+    model = tiny(model_type)
+    assert any(isinstance(module, FusedSelfAttention) for module in model.modules())
+    stock = AutoModelForMaskedLM.from_config(model.config)
+    assert stock.state_dict().keys() == model.state_dict().keys()
+    stock.load_state_dict(model.state_dict())
+    inputs = packed(padded=padded)
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+    valid = given.get("attention_mask", torch.ones_like(given["input_ids"])).bool()
+    logits = stock(**given).logits
+    assert torch.allclose(model(**given).logits[valid], logits[valid], atol=1e-5, rtol=1e-5)
+    hidden = model.encode(**given)
+    assert torch.allclose(model.predict(hidden)[valid], logits[valid], atol=1e-5, rtol=1e-5)
+    wanted = predictions(inputs["input_ids"])
+    loss, gradients = loss_and_gradients(model, given | wanted)
+    chosen = logits.gather(1, wanted["masked_positions"][..., None].expand(-1, -1, logits.shape[-1]))
+    expected = F.cross_entropy(chosen.flatten(0, 1), wanted["labels"].flatten())
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+    expected.backward()
+    for name, parameter in stock.named_parameters():
+        if parameter.grad is not None:
+            assert torch.allclose(gradients[name], parameter.grad, atol=1e-5), name
+
+
+@pytest.mark.parametrize("model_type", FUSED)
+def test_dropout_of_attention_acts_in_training_only(model_type):
+    model = tiny(model_type, attention_probs_dropout_prob=0.5)
+    inputs = packed()
+    inputs |= predictions(inputs["input_ids"])
+    assert model(**inputs).loss.item() != model(**inputs).loss.item()
+    model.eval()
+    assert model(**inputs).loss.item() == model(**inputs).loss.item()
+
+
+@pytest.mark.parametrize("model_type", ["megatron-bert", "bert", "roberta"])
+def test_probabilities_come_from_the_library(model_type):
+    model = tiny(model_type, "eager").eval()
+    stock = AutoModelForMaskedLM.from_config(model.config).eval()
+    stock.load_state_dict(model.state_dict())
+    inputs = {name: packed()[name] for name in ("input_ids", "attention_mask")}
+    for ours, theirs in zip(
+        model(**inputs, output_attentions=True).attentions,
+        stock(**inputs, output_attentions=True).attentions,
+        strict=True,
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model, inputs = tiny("megatron-bert"), packed()
+    inputs |= predictions(inputs["input_ids"])
+    loss, gradients = loss_and_gradients(model, inputs)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    again, recomputed = loss_and_gradients(model, inputs)
+    assert again == loss
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, recomputed[name], atol=1e-7), name
+
+
+# ---- packed documents ----
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize(("model_type", "how"), PACKED)
+def test_no_document_sees_another(model_type, how, padded):
+    model, inputs = tiny(model_type, how).eval(), packed(padded=padded)
+    changed = copy.deepcopy(inputs)
+    changed["input_ids"][:, 5] = (inputs["input_ids"][:, 5] + 1) % 90 + 5
+    first = DOCUMENTS[0]
+    with torch.no_grad():
+        before, after = model(**inputs).logits, model(**changed).logits
+        assert torch.equal(before[:, first:], after[:, first:])
+        assert (before[:, :first] - after[:, :first]).abs().amax(-1).min() > 1e-4  # every token of its own saw it
+        slots = {"masked_positions": torch.arange(first, LENGTH - PADDING).repeat(len(before), 1)}
+        assert torch.equal(model(**inputs, **slots).logits, model(**changed, **slots).logits)
+        plain = {name: tensor for name, tensor in inputs.items() if name != "document_ids"}
+        assert not torch.allclose(model(**plain).logits[:, :first], before[:, :first], atol=1e-3)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize(("model_type", "how"), PACKED)
+def test_a_packed_document_equals_one_in_its_own_block(model_type, how, padded):
+    model, inputs = tiny(model_type, how).eval(), packed(padded=padded)
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        for span in spans():
+            alone = model(input_ids=inputs["input_ids"][:, span]).logits
+            assert torch.allclose(logits[:, span], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["megatron-bert", "bert", "roberta", "modernbert", "eurobert"])
+def test_training_on_packed_documents_equals_training_on_each(model_type):
+    model, inputs = tiny(model_type), packed()
+    positions = torch.arange(LENGTH - PADDING).repeat(2, 1)
+    labels = inputs["input_ids"].gather(1, positions)
+    loss, gradients = loss_and_gradients(model, inputs | {"masked_positions": positions, "labels": labels})
+    model.zero_grad()
+    total = 0.0
+    for span in spans():
+        ids = inputs["input_ids"][:, span]
+        slots = torch.arange(ids.shape[1]).repeat(2, 1)
+        part = model(input_ids=ids, masked_positions=slots, labels=ids, num_items_in_batch=labels.numel()).loss
+        part.backward()
+        total += part.item()
+    assert loss == pytest.approx(total, rel=1e-5)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert torch.allclose(gradients[name], parameter.grad, atol=1e-5, rtol=1e-4), name
+
+
+def test_dense_prediction_takes_documents_too():
+    model, inputs = tiny("megatron-bert"), packed()
+    inputs |= predictions(inputs["input_ids"])
+    loss = model(**inputs).loss.item()
+    model.sparse_mask_prediction = False
+    assert model(**inputs).loss.item() == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("layers_only", [True, False])
+@pytest.mark.parametrize(
+    "model_type", ["megatron-bert", "bert", "modernbert", "eurobert"]
+)  # roberta's layers are bert's
+def test_compiled_training_on_packed_documents(model_type, layers_only):
+    torch._dynamo.reset()
+    model, inputs = tiny(model_type), packed()
+    inputs |= predictions(inputs["input_ids"]) | {"num_items_in_batch": 12}
+    loss, gradients = loss_and_gradients(model, inputs)
+    if layers_only:  # as Accelerate's regional compilation does
+        for layer in (
+            model.base_model.encoder.layer if hasattr(model.base_model, "encoder") else model.base_model.layers
+        ):
+            layer.compile(backend="aot_eager", dynamic=False, fullgraph=True)
+    else:
+        model.compile(backend="aot_eager", dynamic=False, fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(**inputs).loss.item() == pytest.approx(loss, rel=0.05)
+    again, compiled = loss_and_gradients(model, inputs)
+    assert again == pytest.approx(loss, rel=1e-5)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, compiled[name], atol=1e-5, rtol=1e-4), name
+
+
+def test_what_cannot_keep_documents_apart_says_so():
+    for model_type, _ in PACKED:
+        check_document_mask(tiny(model_type))
+    other = tiny("distilbert")
+    with pytest.raises(InputError, match="'distilbert' cannot keep packed documents apart"):
+        check_document_mask(other)
+    with pytest.raises(InputError, match="distilbert"):
+        other(**packed())
+    model = tiny("modernbert")
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(InputError, match="attn_implementation='flex_attention'"):
+        check_document_mask(model)
+    with pytest.raises(InputError, match="attn_implementation='flex_attention'"):
+        model(**packed())
+
+
+# ---- on a GPU ----
+
+
+@GPU
+def test_a_gpu_takes_flash_in_half_precision_without_dropout():
+    device = torch.device("cuda", 0)
+    if torch.cuda.get_device_properties(device).major >= 8:
+        assert choose_backend(device, torch.bfloat16) == choose_backend(device, torch.float16) == "varlen"
+    assert choose_backend(device, torch.float32) == "flex"
+    assert choose_backend(device, torch.bfloat16, dropout=0.1) == "sdpa"
+    assert choose_backend(device, torch.bfloat16, head_dim=8) != "flex"
+
+
+@GPU
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("varlen", torch.bfloat16), ("varlen", torch.float16), ("flex", torch.bfloat16)]
+)
+def test_gpu_backends_equal_sdpa(backend, dtype):
+    qkv, ids = qkv_and_ids(rows=3, heads=4, width=64, device="cuda", dtype=dtype)
+    weight = torch.randn(3, LENGTH, 256, device="cuda", dtype=dtype)
+    expected = attend(qkv, build_mask(ids, "sdpa"))
+    wanted = torch.autograd.grad((expected * weight).sum(), qkv)[0]
+    for bound in (None, 5):
+        found = attend(qkv, build_mask(ids, backend, bound))
+        gradient = torch.autograd.grad((found * weight).sum(), qkv)[0]
+        assert (found - expected).norm() < 0.01 * expected.norm()
+        assert (gradient - wanted).norm() < 0.02 * wanted.norm()
+
+
+@GPU
+@pytest.mark.parametrize("documents", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("model_type", ["modernbert", "bert", "megatron-bert"])
+def test_a_training_step_never_waits_for_the_gpu(model_type, padded, documents):
+    model = tiny(model_type, hidden_dropout_prob=0.1).cuda()
+    inputs = packed(padded=padded)
+    inputs |= predictions(inputs["input_ids"])
+    inputs = {name: tensor.cuda() for name, tensor in inputs.items() if documents or name != "document_ids"}
+    inputs["num_items_in_batch"] = torch.tensor(12, device="cuda")
+
+    def step():
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(**inputs).loss
+        loss.backward()
+
+    step()  # libraries are loaded and kernels built
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

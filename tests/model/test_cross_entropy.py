@@ -1,0 +1,238 @@
+"""The chunked cross entropy equals the plain one, in value and gradients, and never holds all logits."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from budget_trainer.model import cross_entropy
+from budget_trainer.model.build import build_model
+from budget_trainer.model.cross_entropy import default_chunk_size, linear_cross_entropy, logits_loss, loss_per_label
+
+N, H, V = 37, 16, 211
+SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+
+
+def inputs(bias=True, device="cpu", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(N, H, generator=generator)
+    weight = torch.randn(V, H, generator=generator) * 0.3
+    offset = torch.randn(V, generator=generator)
+    labels = torch.randint(V, (N,), generator=generator)
+    labels[::5] = -100
+    tensors = [hidden, weight, offset] if bias else [hidden, weight]
+    return [t.to(device).requires_grad_() for t in tensors], labels.to(device)
+
+
+def plain(hidden, weight, bias, labels):
+    return F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="sum")
+
+
+def value_and_gradients(function, tensors, labels, scale=0.25):
+    loss = function(tensors[0], tensors[1], tensors[2] if len(tensors) > 2 else None, labels)
+    return loss, torch.autograd.grad(loss * scale, tensors)
+
+
+def close(a, b, tolerance):
+    return (a.float() - b.float()).norm() <= tolerance * b.float().norm().clamp(min=1e-6)
+
+
+@pytest.mark.parametrize("in_place", [("cpu",), ()])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("chunk_size", [1, 8, 36, 37, 1000])
+def test_equals_the_plain_loss_in_float32(chunk_size, bias, in_place, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "IN_PLACE", in_place)
+    tensors, labels = inputs(bias)
+    expected, wanted = value_and_gradients(plain, tensors, labels)
+    loss, gradients = value_and_gradients(lambda *x: linear_cross_entropy(*x, chunk_size), tensors, labels)
+    assert loss.dtype == torch.float32 and loss.shape == ()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for got, want in zip(gradients, wanted, strict=True):
+        assert torch.allclose(got, want, atol=1e-5)
+
+
+def float32_bias(hidden, weight, bias, labels):
+    """In place the scores of bf16 products are rounded once, before the bias, not twice."""
+    scores = F.linear(hidden, weight).float() + bias.float()
+    return F.cross_entropy(scores, labels, reduction="sum")
+
+
+@pytest.mark.parametrize("reference,in_place", [(float32_bias, ("cpu",)), (plain, ())])
+@pytest.mark.parametrize("chunk_size", [8, 1000])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_equals_the_plain_loss_in_bfloat16(autocast, chunk_size, reference, in_place, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "IN_PLACE", in_place)
+    tensors, labels = inputs()
+    exact, exact_gradients = value_and_gradients(plain, tensors, labels)
+    if not autocast:
+        tensors = [t.detach().bfloat16().requires_grad_() for t in tensors]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected, wanted = value_and_gradients(reference, tensors, labels)
+        loss, gradients = value_and_gradients(lambda *x: linear_cross_entropy(*x, chunk_size), tensors, labels)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for tensor, got, want, true in zip(tensors, gradients, wanted, exact_gradients, strict=True):
+        assert got.dtype == tensor.dtype
+        # As close to the truth as the plain path, give or take a rounding of bfloat16.
+        assert (got.float() - true).norm() <= (want.float() - true).norm() + 2**-8 * true.norm()
+        assert close(got, want, 2**-6)
+
+
+def test_gradients_stay_in_the_range_of_fp16_whatever_the_loss_scale():
+    tensors, labels = inputs()
+    halves = [t.detach().half().requires_grad_() for t in tensors]
+    loss = linear_cross_entropy(*halves, labels, 8)
+    loss.backward(torch.tensor(4.0))
+    _, wanted = value_and_gradients(plain, tensors, labels, scale=4.0)
+    for half, want in zip(halves, wanted, strict=True):
+        assert close(half.grad, want, 0.02)
+    with torch.no_grad():
+        assert torch.isfinite(linear_cross_entropy(halves[0] * 300, halves[1], halves[2], labels, 8))
+
+
+def test_nothing_to_predict_costs_nothing_and_teaches_nothing():
+    tensors, labels = inputs()
+    loss, gradients = value_and_gradients(linear_cross_entropy, tensors, torch.full_like(labels, -100))
+    assert loss.item() == 0 and all((gradient == 0).all() for gradient in gradients)
+    assert logits_loss(torch.zeros(3, 5), torch.full((3,), -100), None).item() == 0
+    assert loss_per_label(torch.tensor(6.0), labels, 3).item() == loss_per_label(
+        torch.tensor(6.0), labels, torch.tensor(3)
+    )
+
+
+def test_improbable_labels_have_a_finite_loss():
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[400.0], [0.0]])
+    assert linear_cross_entropy(hidden, weight, None, torch.tensor([1]), 4).item() == pytest.approx(400)
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    tensors, labels = inputs()
+    with torch.no_grad():
+        loss = linear_cross_entropy(*tensors, labels, 8)
+    assert not loss.requires_grad and loss.item() == pytest.approx(plain(*tensors, labels).item(), rel=1e-6)
+    tensors[1].requires_grad_(False)
+    linear_cross_entropy(*tensors, labels, 8).backward()
+    assert tensors[1].grad is None and tensors[0].grad is not None and tensors[2].grad is not None
+
+
+def test_backward_twice_through_a_retained_graph_gives_the_same():
+    tensors, labels = inputs()
+    loss = linear_cross_entropy(*tensors, labels, 8)
+    first = torch.autograd.grad(loss * 3, tensors, retain_graph=True)
+    second = torch.autograd.grad(loss * 3, tensors)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+    """Keeps the largest number of elements that an operation has returned."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return out
+
+
+def test_the_logits_of_all_rows_never_exist():
+    tensors, labels = inputs()
+    with LargestTensor() as mode:
+        linear_cross_entropy(*tensors, labels, 8).backward()
+    assert mode.largest <= max(8 * V, V * H) < N * V
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_compiles_to_one_graph(bias, autocast):
+    torch._dynamo.reset()
+    tensors, labels = inputs(bias)
+
+    def function(*given):
+        return linear_cross_entropy(*given, 16)
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected, wanted = value_and_gradients(function, tensors, labels)
+        loss, gradients = value_and_gradients(compiled, tensors, labels)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for got, want in zip(gradients, wanted, strict=True):
+        assert torch.allclose(got, want, atol=1e-5)
+
+
+def test_chunks_of_a_real_vocabulary_have_a_bounded_size():
+    assert default_chunk_size(30_528, torch.device("cpu")) * 30_528 * 4 <= 128 * 2**20
+    assert default_chunk_size(30_528, torch.device("cuda")) > default_chunk_size(30_528, torch.device("cpu"))
+    assert default_chunk_size(10**9, torch.device("cpu")) == 16
+
+
+MODELS = [
+    "bert",
+    "megatron-bert",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "camembert",
+    "modernbert",
+    "eurobert",
+]
+
+
+def tiny(model_type, **changes):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    given = {"vocab_size": 100, "special_ids": SPECIAL, "max_position_embeddings": 40} | sizes | dropout | changes
+    return build_model(model_type, **given)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_models_train_the_same_with_and_without_chunks(model_type):
+    model = tiny(model_type)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 100, (3, 20), generator=generator)
+    positions = torch.arange(1, 7).repeat(3, 1)
+    labels = ids.gather(1, positions)
+    labels[1, 3:] = -100
+    found = {}
+    for how in ("chunked", "full"):
+        model.cross_entropy = how
+        model.zero_grad()
+        loss = model(input_ids=ids, masked_positions=positions, labels=labels, num_items_in_batch=10).loss
+        loss.backward()
+        found[how] = (
+            loss.item(),
+            {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+        )
+    assert found["chunked"][0] == pytest.approx(found["full"][0], abs=1e-6)
+    assert found["chunked"][1].keys() == found["full"][1].keys()
+    for name, gradient in found["chunked"][1].items():
+        assert torch.allclose(gradient, found["full"][1][name], atol=1e-6), name
+
+
+def test_a_projection_of_another_kind_is_called_not_read():
+    class Doubled(torch.nn.Linear):
+        def forward(self, states):
+            return 2 * super().forward(states)
+
+    model = tiny("bert")
+    stock = model.cls.predictions.decoder
+    ids, positions = torch.randint(5, 100, (2, 20)), torch.arange(1, 5).repeat(2, 1)
+    given = {"input_ids": ids, "masked_positions": positions, "labels": ids.gather(1, positions)}
+    before = model(**given).loss.item()
+    doubled = Doubled(32, stock.out_features)
+    doubled.weight, doubled.bias = stock.weight, torch.nn.Parameter(torch.zeros_like(stock.bias))
+    model.cls.predictions.decoder = doubled
+    assert model(**given).loss.item() != pytest.approx(before, abs=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equals_the_plain_loss_on_a_gpu(dtype):
+    tensors, labels = inputs(device="cuda")
+    tensors = [t.detach().to(dtype).requires_grad_() for t in tensors]
+    expected, wanted = value_and_gradients(plain, tensors, labels)
+    loss, gradients = value_and_gradients(lambda *x: linear_cross_entropy(*x, 8), tensors, labels)
+    tolerance = 1e-4 if dtype == torch.float32 else 2**-6
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
+    for got, want in zip(gradients, wanted, strict=True):
+        assert close(got, want, tolerance)

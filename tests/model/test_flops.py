@@ -1,0 +1,101 @@
+"""Model FLOPs against the hand formula and against PyTorch's counter."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+
+from budget_trainer.core.errors import InputError
+from budget_trainer.model.build import build_model
+from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
+
+L, H, F, LAYERS, HEADS, V, SLOTS, BATCH = 32, 64, 96, 2, 4, 512, 5, 3
+SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+TYPES = ["bert", "megatron-bert", "roberta-prelayernorm", "eurobert", "modernbert"]
+
+
+def model_of(model_type, **options):
+    return build_model(
+        model_type,
+        vocab_size=V,
+        special_ids=SPECIAL,
+        max_position_embeddings=L,
+        hidden_size=H,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=F,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **options,
+    )
+
+
+def by_hand(model_type, slots, sparse_last=False):
+    """3 passes x 2 FLOPs x multiply-adds per token."""
+    feed_forward = (3 if model_type in ("eurobert", "modernbert") else 2) * H * F  # the gate is a third matrix
+    layer = 4 * H * H + feed_forward + 2 * L * H
+    last = layer
+    if sparse_last:  # keys and values of all positions, the rest at the slots
+        last = 2 * H * H + slots / L * (2 * H * H + feed_forward + 2 * L * H)
+    transform = 0 if model_type == "eurobert" else H * H
+    return 6 * ((LAYERS - 1) * layer + last + slots / L * (transform + H * V))
+
+
+def counted(model, slots):
+    """PyTorch's count of one training pass, per token. The math kernel, because the counter does not know the CPU's."""
+    ids = torch.randint(5, V, (BATCH, L))
+    batch = {"input_ids": ids, "labels": ids}
+    if slots < L:
+        batch = {"input_ids": ids, "labels": ids[:, :slots], "masked_positions": torch.arange(slots).expand(BATCH, -1)}
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        model(**batch).loss.backward()
+    return counter.get_total_flops() / ids.numel()
+
+
+@pytest.mark.parametrize("slots", [SLOTS, L])
+@pytest.mark.parametrize("model_type", TYPES)
+def test_formula_and_counter(model_type, slots):
+    """The counter may see more: rotary embeddings are a product in some types (below 2 % here)."""
+    model = model_of(model_type, sparse_mask_prediction=slots < L)
+    ours = model_flops_per_token(model, L, slots)
+    sparse_last = slots < L and model_type in ("bert", "megatron-bert", "modernbert")
+    assert ours == pytest.approx(by_hand(model_type, slots, sparse_last), rel=1e-12)
+    assert ours == pytest.approx(counted(model, slots), rel=0.02)
+
+
+def test_the_counter_sees_a_wrong_head():
+    """So the tolerance above can fail: all positions through the head are far from a few."""
+    assert counted(model_of("bert"), SLOTS) < 0.7 * model_flops_per_token(model_of("bert"), L, L)
+
+
+def test_stock_class_and_next_sentence_prediction():
+    config = BertConfig(
+        vocab_size=V, hidden_size=H, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=F
+    )
+    alone = model_flops_per_token(BertForMaskedLM(config), L, SLOTS)
+    pair = model_flops_per_token(BertForPreTraining(config), L, SLOTS)
+    assert alone == pytest.approx(by_hand("bert", SLOTS))
+    assert pair - alone == pytest.approx(6 * (H * H + 2 * H) / L)  # pooler and two classes, once per block
+
+
+@pytest.mark.parametrize(
+    ("block", "slots", "named"), [(0, 0, "block_size"), (L, -1, "predictions"), (L, L + 1, "predictions")]
+)
+def test_bad_counts(block, slots, named):
+    with pytest.raises(InputError, match=named):
+        model_flops_per_token(model_of("bert"), block, slots)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_peak_is_measured_in_time_and_leaves_the_random_state_alone(dtype):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert measure_peak_flops("cpu", dtype, seconds=0.05) > 1e8
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_peak_on_a_gpu():
+    assert measure_peak_flops("cuda", torch.bfloat16, seconds=0.2) > 1e12

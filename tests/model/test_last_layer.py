@@ -1,0 +1,154 @@
+"""The last layer at masked positions: the loss, the gradients and the logits of the whole layer."""
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import flex_attention
+from transformers import AutoModelForMaskedLM
+
+from budget_trainer.budget.channel import ControlChannel
+from budget_trainer.config.parser import parse_recipe
+from budget_trainer.data.folder import DataFolder
+from budget_trainer.model import attention
+from budget_trainer.model.cpu import FewBitDropout
+from budget_trainer.model.last_layer import last_layer
+from budget_trainer.model.sparse import HEADS
+from budget_trainer.training import run
+from tests.conftest import TINY, words
+from tests.model.test_attention import VOCAB, packed, predictions, tiny
+
+FORMS = ["bert", "roberta", "xlm-roberta", "camembert", "megatron-bert", "modernbert"]
+CASES = [
+    ("megatron-bert", "eager"),
+    ("xlm-roberta", "sdpa"),
+    ("camembert", "sdpa"),
+]  # the latter two have roberta's code
+CASES += [(kind, how) for kind in ("bert", "roberta", "modernbert") for how in ("sdpa", "eager")]
+
+
+def batch_of(what):
+    batch = packed(rows=3, padded=what != "full")
+    if what != "documents":
+        del batch["document_ids"]
+    batch |= predictions(batch["input_ids"])
+    batch["labels"][1, -1] = -100  # a slot that is not used
+    return batch
+
+
+def loss_and_gradients(model, batch, sparse):
+    model.sparse_last_layer = sparse
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("what", ["full", "padding", "documents"])
+@pytest.mark.parametrize("model_type,how", CASES)
+def test_equals_the_whole_layer(model_type, how, what):
+    model, batch = tiny(model_type, how).double(), batch_of(what)
+    assert model.last_layer_is_sparse
+    whole, its = loss_and_gradients(model, batch, False)
+    loss, gradients = loss_and_gradients(model, batch, True)
+    torch.testing.assert_close(loss, whole, rtol=1e-6, atol=1e-6)  # the loss is float32
+    assert gradients.keys() == its.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, its[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("model_type,how", CASES)
+def test_logits_are_the_stock_class_s(tmp_path, model_type, how):
+    model, batch = tiny(model_type, how).eval(), batch_of("padding")
+    model.save_pretrained(tmp_path)
+    stock = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    positions, _ = batch.pop("masked_positions"), batch.pop("labels")
+    with torch.no_grad():
+        ours = model.masked_logits(batch["input_ids"], batch["attention_mask"], positions)
+        logits = stock(**batch).logits
+    expected = logits.gather(1, positions[..., None].expand(-1, -1, logits.shape[-1])).flatten(0, 1)
+    torch.testing.assert_close(ours[:, :VOCAB], expected[:, :VOCAB], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", FORMS)
+def test_computes_only_masked_positions(model_type):
+    model, batch = tiny(model_type), batch_of("full")
+    seen = {}
+
+    def see(name):
+        return lambda module, given, out: seen.update({name: out.shape[1]})
+
+    for name, module in last_layer(model).named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(see(name))
+    model(**batch)
+    slots, length = batch["masked_positions"].shape[1], batch["input_ids"].shape[1]
+    everywhere = {name for name, count in seen.items() if count == length}
+    assert {name.rsplit(".", 1)[-1] for name in everywhere} == (
+        set() if model_type == "modernbert" else {"key", "value"}
+    )
+    assert {count for name, count in seen.items() if name not in everywhere} == {slots}
+    assert len(seen) == {"modernbert": 3}.get(model_type, 6)
+
+
+@pytest.mark.parametrize("model_type", FORMS)
+def test_gradient_checkpointing(model_type):
+    model, batch = tiny(model_type), batch_of("padding")
+    loss, gradients = loss_and_gradients(model, batch, True)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    calls, once = [], last_layer(model)._gradient_checkpointing_func
+    last_layer(model)._gradient_checkpointing_func = lambda *given: calls.append(1) or once(*given)
+    again, others = loss_and_gradients(model, batch, True)
+    assert torch.equal(loss, again) and calls == [1]
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, others[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_other_types_compute_the_whole_layer():
+    for model_type in HEADS.keys() - set(FORMS):
+        assert not tiny(model_type).last_layer_is_sparse
+    model = tiny("bert")
+    model.sparse_mask_prediction = False
+    assert not model.last_layer_is_sparse
+
+
+def test_bf16_and_dropout_run():
+    """Additive masks are float32 beside bf16 queries; dropout makes two passes differ."""
+    model, batch = (
+        tiny("bert", "eager", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1),
+        batch_of("padding"),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        first, second = model(**batch).loss, model(**batch).loss
+    assert torch.isfinite(first) and first != second
+
+
+def test_packed_documents_by_a_kernel_that_takes_all_queries(monkeypatch):
+    """megatron-bert's other masks: flex_attention, here unfused."""
+    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
+    model, batch = tiny("megatron-bert").double(), batch_of("documents")
+    with torch.no_grad():  # flex_attention has no backward pass on a CPU
+        model.sparse_last_layer = False
+        whole = model(**batch).loss
+        model.sparse_last_layer = True
+        monkeypatch.setattr(model, "_backend", lambda device: "flex")
+        torch.testing.assert_close(model(**batch).loss, whole, rtol=1e-6, atol=1e-6)
+
+
+def made(data_dir, folder, **flags):
+    """The model that train_mlm.py makes of these flags, on a CPU."""
+    base = {
+        **TINY,
+        "data_dir": data_dir,
+        "output_dir": folder / "out",
+        "total_training_time": "10m",
+        "use_cpu": "true",
+    }
+    recipe = parse_recipe(words({**base, "report_to": "none", **flags}))
+    data = DataFolder.open(recipe.data_dir)
+    return run.make_model(recipe, data, data.train(seed=0), ControlChannel(), resumed=False)
+
+
+def test_a_run_s_model_is_made_so(data_dir, tmp_path):
+    model = made(data_dir, tmp_path)
+    assert model.last_layer_is_sparse
+    assert any(type(module) is FewBitDropout for module in model.modules())
+    assert not made(data_dir, tmp_path, sparse_last_layer="false").last_layer_is_sparse

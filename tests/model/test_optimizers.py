@@ -1,0 +1,481 @@
+"""Every optimizer against its reference, and the groups of real models."""
+
+import copy
+import math
+import sys
+import types
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
+from transformers.optimization import Adafactor
+
+from budget_trainer.core.errors import InputError
+from budget_trainer.model.engine_optimizers import (
+    check_engine,
+    fused_adam,
+    fused_class,
+    fused_lamb,
+    keep_optimizer,
+    zero_muon,
+    zero_stage,
+)
+from budget_trainer.model.optimizers import OPTIMIZERS, Lamb, build_optimizer, parameter_groups
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
+
+
+class RMSNorm(nn.Module):
+    """A norm of somebody else, with a gain that is not called weight."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, width))
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.scale
+
+
+class Small(nn.Module):
+    """An embedding tied to its projection, a norm and two matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.up = nn.Linear(8, 12)
+        self.norm = RMSNorm(12)
+        self.down = nn.Linear(12, 8)
+        self.decoder = nn.Linear(8, 20)
+        self.decoder.weight = self.embed.weight
+
+    def get_output_embeddings(self):
+        return self.decoder
+
+    def forward(self, ids):
+        return self.decoder(self.down(self.norm(self.up(self.embed(ids)))))
+
+
+def small():
+    torch.manual_seed(0)
+    return Small()
+
+
+def bert():
+    torch.manual_seed(0)
+    return BertForMaskedLM(BertConfig(**SIZES))
+
+
+def modernbert():
+    torch.manual_seed(0)
+    ids = {f"{name}_token_id": i for i, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
+    return ModernBertForMaskedLM(ModernBertConfig(**SIZES, **ids))
+
+
+def train(model, optimizer, steps=5, start=0):
+    for step in range(start, start + steps):
+        ids = torch.randint(20, (4, 6), generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def split(model):
+    """The reference's groups, written out by hand."""
+    decay = [model.embed.weight, model.up.weight, model.down.weight]
+    vectors = [model.up.bias, model.norm.scale, model.down.bias, model.decoder.bias]
+    return decay, vectors
+
+
+def close(a, b, tolerance=1e-6):
+    return all(torch.allclose(x, y, atol=tolerance, rtol=0) for x, y in zip(a, b, strict=True))
+
+
+REFERENCES = {
+    "adam": lambda groups: torch.optim.Adam(groups, lr=0.01, betas=(0.9, 0.98), eps=1e-6),
+    "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.98), eps=1e-6),
+    "adafactor": lambda groups: Adafactor(groups, lr=0.01, scale_parameter=False, relative_step=False),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_equals_its_reference(name):
+    ours, theirs = small(), small()
+    decay, vectors = split(theirs)
+    reference = REFERENCES[name](
+        [{"params": decay, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+    )
+    optimizer = build_optimizer(name, ours, learning_rate=0.01, weight_decay=0.1)
+    assert close(train(ours, optimizer), train(theirs, reference))
+    if name != "adafactor":
+        assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def muon(model, **changes):
+    options = {"learning_rate": 0.01, "weight_decay": 0.1, "muon_learning_rate": 0.02, "muon_weight_decay": 0.05}
+    return build_optimizer("muon", model, **options | changes)
+
+
+def test_muon_equals_torchs_muon_and_adamw():
+    ours, theirs = small(), small()
+    decay, vectors = split(theirs)
+    hidden = torch.optim.Muon(
+        decay[1:], lr=0.02, weight_decay=0.05, momentum=0.9, adjust_lr_fn="match_rms_adamw", nesterov=True
+    )
+    rest = torch.optim.AdamW(
+        [{"params": decay[:1], "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=0.01,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+    )
+
+    class Both:
+        def zero_grad(self):
+            hidden.zero_grad()
+            rest.zero_grad()
+
+        def step(self):
+            hidden.step()
+            rest.step()
+
+    assert close(train(ours, muon(ours, muon_momentum=0.9)), train(theirs, Both()))
+
+
+def test_muon_takes_the_common_learning_rate_by_default():
+    optimizer = build_optimizer("muon", small(), learning_rate=0.03, weight_decay=0.2)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.03}
+    hidden = next(group for group in optimizer.param_groups if group["use_muon"])
+    assert hidden["weight_decay"] == 0.2 and hidden["momentum"] == 0.95
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("wrap", [False, True])
+def test_state_round_trip_is_exact(name, wrap, tmp_path):
+    def fresh(model):
+        optimizer = build_optimizer(name, model, learning_rate=0.01, embedding_learning_rate=0.005)
+        return Accelerator(cpu=True).prepare_optimizer(optimizer) if wrap else optimizer
+
+    model = small()
+    optimizer = fresh(model)
+    train(model, optimizer, 3)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    expected = train(model, optimizer, 3, start=3)
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    other = small()
+    other.load_state_dict(saved["model"])
+    again = fresh(other)
+    again.load_state_dict(saved["optimizer"])
+    assert all(torch.equal(a, b) for a, b in zip(train(other, again, 3, start=3), expected, strict=True))
+
+
+def test_a_scheduler_drives_both_parts_of_muon():
+    model = small()
+    optimizer = muon(model)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    assert close(train(model, optimizer, 1), before, 0)
+    assert {group["initial_lr"] for group in optimizer.param_groups} == {0.01, 0.02}
+    assert scheduler.get_last_lr() == [0.0] * len(optimizer.param_groups)
+    optimizer.load_state_dict(optimizer.state_dict())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    assert not close(train(model, optimizer, 1), before, 0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_gradient_scaler(name):
+    plain, scaled = small(), small()
+    expected = train(plain, build_optimizer(name, plain, learning_rate=0.01), 1)
+    optimizer = build_optimizer(name, scaled, learning_rate=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    ids = torch.randint(20, (4, 6), generator=torch.Generator().manual_seed(0))
+    scaler.scale(nn.functional.cross_entropy(scaled(ids).flatten(0, 1), ids.flatten())).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert close([p.detach() for p in scaled.parameters()], expected, 1e-5)
+    for parameter in scaled.parameters():
+        parameter.grad.fill_(float("inf"))
+    scaler.step(optimizer)
+    assert close([p.detach() for p in scaled.parameters()], expected, 1e-5), "a step on an overflow was not skipped"
+
+
+def test_muon_takes_a_closure_and_can_be_copied():
+    model = small()
+    optimizer = muon(model)
+    ids = torch.arange(6)[None]
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    assert optimizer.step(closure) < first
+    twin = copy.deepcopy(optimizer)
+    twin.step()
+    assert [g["lr"] for g in twin.param_groups] == [g["lr"] for g in optimizer.param_groups]
+
+
+@pytest.mark.parametrize("make", [small, bert, modernbert])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_trainable_parameter_is_in_one_group(make, name):
+    model = make()
+    frozen = next(p for p in model.parameters() if p.ndim == 1)
+    frozen.requires_grad_(False)
+    optimizer = build_optimizer(name, model, learning_rate=0.01, embedding_learning_rate=0.02)
+    members = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert len(members) == len(set(members))
+    assert set(members) == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("make", [bert, modernbert])
+def test_groups_of_real_models(make):
+    model = make()
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = parameter_groups(model, lr=0.1, weight_decay=0.01, embedding_lr=0.2, split_hidden=True)
+    by_kind = {g["name"]: {names[id(p)] for p in g["params"]} for g in groups}
+    assert "decay" not in by_kind
+    for name in by_kind["hidden"]:
+        assert name.endswith("weight") and "embed" not in name and "norm" not in name.lower()
+    for name in by_kind["no_decay"]:
+        assert "bias" in name or "norm" in name.lower()
+    tables = (
+        ["word_embeddings", "position_embeddings", "token_type_embeddings"] if make is bert else ["tok_embeddings"]
+    )
+    assert sorted(n.split(".")[-2] for n in by_kind["embeddings"]) == sorted(tables)  # the decoder is tied to one
+    assert {g["name"]: (g["lr"], g["weight_decay"]) for g in groups} == {
+        "hidden": (0.1, 0.01),
+        "embeddings": (0.2, 0.01),
+        "no_decay": (0.1, 0.0),
+    }
+
+
+def test_an_untied_decoder_is_no_hidden_matrix():
+    model = BertForMaskedLM(BertConfig(**SIZES, tie_word_embeddings=False))
+    optimizer = muon(model)
+    hidden = next(group for group in optimizer.param_groups if group["use_muon"])
+    decoder = model.get_output_embeddings().weight
+    assert all(p is not decoder for p in hidden["params"])
+    assert sum(p is decoder for group in optimizer.param_groups for p in group["params"]) == 1
+
+
+def test_a_model_without_matrices_of_one_kind():
+    for model in (nn.Linear(4, 4, bias=False), nn.LayerNorm(4)):
+        optimizer = build_optimizer("muon", model, learning_rate=0.01)
+        model(torch.ones(2, 4)).pow(2).sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["fusedlamb", "sgd", ""])
+def test_unknown_names_list_the_known(name):
+    with pytest.raises(InputError, match="adam, adamw, adafactor, lamb, muon"):
+        build_optimizer(name, small(), learning_rate=0.01)
+
+
+@pytest.mark.parametrize("option", ["learning_rate", "weight_decay", "muon_learning_rate", "embedding_learning_rate"])
+@pytest.mark.parametrize("value", [-1.0, float("nan")])
+def test_bad_numbers_name_the_field(option, value):
+    with pytest.raises(InputError, match=f"{option}: {value}"):
+        build_optimizer("muon", small(), **{"learning_rate": 0.01, option: value})
+
+
+def test_other_bad_options():
+    for options, message in (
+        ({"adam_beta1": 1.0}, r"adam_beta1: 1.0 is not in \[0, 1\)"),
+        ({"adam_beta2": -0.1}, r"adam_beta2: -0.1 is not in \[0, 1\)"),
+        ({"muon_momentum": 1.5}, r"muon_momentum: 1.5 is not in \[0, 1\)"),
+        ({"max_coeff": 0.3}, "max_coeff: 0.3 belongs to optimizer_type lamb, not adamw; leave it out"),
+        ({"bias_correction": True}, "bias_correction: True belongs to optimizer_type lamb"),
+        ({"optimizer_impl": "triton"}, "optimizer_impl: 'triton' is unknown; choose one of auto, torch"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build_optimizer("adamw", small(), learning_rate=0.01, **options)
+    for options in ({"min_coeff": 0.5}, {"min_coeff": 2.0, "max_coeff": 1.0}, {"max_coeff": 0.001}):
+        with pytest.raises(InputError, match="min_coeff: .* is above max_coeff"):
+            build_optimizer("lamb", small(), learning_rate=0.01, **options)
+
+
+def test_lamb_has_the_options_of_the_original():
+    optimizer = build_optimizer("lamb", small(), learning_rate=0.01, weight_decay=0.1)
+    assert isinstance(optimizer, Lamb)
+    for group in optimizer.param_groups:
+        assert (group["bias_correction"], group["max_coeff"], group["min_coeff"]) == (False, 0.3, 0.01)
+        assert group["weight_decay"] == (0.0 if group["name"] == "no_decay" else 0.1)
+    given = {"bias_correction": True, "max_coeff": 10.0, "min_coeff": 0.0}
+    changed = build_optimizer("lamb", small(), learning_rate=0.01, **given)
+    assert all(changed.param_groups[0][name] == value for name, value in given.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "impl", "options", "message"),
+    [
+        ("lamb", "auto", {"zero_stage": 2}, "optimizer_type: lamb needs the norm of whole tensors, and ZeRO cuts"),
+        ("adafactor", "auto", {"zero_stage": 1}, "optimizer_type: adafactor factors whole matrices, and ZeRO cuts"),
+        ("muon", "torch", {"zero_stage": 2}, "optimizer_impl: torch's Muon needs whole matrices"),
+        ("muon", "auto", {"zero_stage": 2, "max_grad_norm": 1.0}, "max_grad_norm: 1 under ZeRO-2 would clip Muon's"),
+        ("muon", "apex", {}, "optimizer_impl: apex has adam, adamw, lamb here, and optimizer_type is muon; use"),
+        ("adamw", "deepspeed", {}, "optimizer_impl: deepspeed has lamb here, and optimizer_type is adamw; use"),
+        (
+            "adamw",
+            "apex",
+            {},
+            "optimizer_impl: apex runs on NVIDIA GPUs, this run is on 'cpu'; use optimizer_impl auto",
+        ),
+        ("lamb", "deepspeed", {}, "optimizer_impl: deepspeed runs on NVIDIA GPUs, this run is on 'cpu'"),
+    ],
+)
+def test_what_cannot_run_is_refused(name, impl, options, message):
+    with pytest.raises(InputError) as refused:
+        check_engine(name, impl, **{"device": "cpu", **options})
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("stage", [None, 0, 1, 2, 3])
+def test_adam_runs_under_every_stage(name, stage):
+    check_engine(name, "auto", device="cpu", zero_stage=stage, max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize(
+    ("impl", "fix"),
+    [("apex", "build NVIDIA's from source"), ("deepspeed", "pip install 'deepspeed>=0.19'")],
+)
+def test_a_missing_package_is_named_with_its_installation(monkeypatch, impl, fix):
+    for module in ("apex", "apex.optimizers", "deepspeed", "deepspeed.ops", "deepspeed.ops.lamb"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    with pytest.raises(InputError, match=f"optimizer_impl: {impl} is not installed") as refused:
+        check_engine("lamb", impl, device="cuda")
+    assert fix in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_other_apex_is_not_taken_for_nvidias(monkeypatch):
+    monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
+    monkeypatch.delitem(sys.modules, "apex.optimizers", raising=False)
+    with pytest.raises(InputError, match="the package named apex on the public index is another one"):
+        fused_class("apex", "adamw")
+
+
+class Recorded(torch.optim.Optimizer):
+    """Stands for a fused optimizer: keeps what it was given."""
+
+    def __init__(self, groups, **options):
+        self.options = options
+        super().__init__(groups, {"lr": 0.1})
+
+    def step(self, closure=None):
+        return None
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    apex, fused = types.ModuleType("apex"), types.ModuleType("apex.optimizers")
+    fused.FusedAdam = fused.FusedLAMB = Recorded
+    engine = types.ModuleType("deepspeed.ops.lamb")
+    engine.FusedLamb = Recorded
+    modules = {"apex": apex, "apex.optimizers": fused, "amp_C": types.ModuleType("amp_C")}
+    for name, module in {**modules, "deepspeed.ops.lamb": engine}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_fused_kernels_get_the_options_of_ours(kernels):
+    def groups():
+        return [{"params": [nn.Parameter(torch.ones(2))], "lr": 0.1, "weight_decay": 0.0}]
+
+    adam = {"betas": (0.9, 0.98), "eps": 1e-6}
+    for decoupled in (True, False):
+        assert fused_adam(groups(), decoupled=decoupled, **adam).options == {"adam_w_mode": decoupled, **adam}
+    clamp = {"max_coeff": 0.3, "min_coeff": 0.01}
+    made = fused_lamb("deepspeed", groups(), bias_correction=False, **clamp, **adam)
+    assert made.options == {"bias_correction": False, **clamp, **adam}
+    made = fused_lamb("apex", groups(), bias_correction=True, max_coeff=math.inf, min_coeff=0.0, **adam)
+    assert made.options == {"bias_correction": True, "max_grad_norm": math.inf, "use_nvlamb": True, **adam}
+    with pytest.raises(InputError, match="FusedLAMB does not clamp its trust ratio"):
+        fused_lamb("apex", groups(), bias_correction=True, **clamp, **adam)
+    with pytest.raises(InputError, match="bias_correction: DeepSpeed's FusedLamb corrects behind the trust ratio"):
+        fused_lamb("deepspeed", groups(), bias_correction=True, **clamp, **adam)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize(
+    ("impl", "name"), [("apex", "adam"), ("apex", "adamw"), ("apex", "lamb"), ("deepspeed", "lamb")]
+)
+def test_fused_kernels_equal_ours(impl, name):
+    pytest.importorskip("amp_C" if impl == "apex" else "deepspeed")
+    clamp = {"max_coeff": math.inf, "min_coeff": 0.0} if name == "lamb" and impl == "apex" else {}
+    models = [small().cuda(), small().cuda()]
+    for model, chosen in zip(models, (impl, "torch"), strict=True):
+        options = {"learning_rate": 0.01, "weight_decay": 0.1, "optimizer_impl": chosen, **clamp}
+        optimizer = build_optimizer(name, model, **options)
+        for step in range(5):
+            ids = torch.randint(20, (4, 6), generator=torch.Generator().manual_seed(step)).cuda()
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+            optimizer.step()
+    assert close([p.cpu() for p in models[0].parameters()], [p.cpu() for p in models[1].parameters()], 1e-5)
+
+
+def test_what_fsdp_cannot_run():
+    with pytest.raises(InputError, match="optimizer_type: adafactor cannot work on FSDP's"):
+        check_engine("adafactor", "auto", device="cuda", fsdp=True)
+    with pytest.raises(InputError, match="optimizer_impl: apex's kernels cannot work on FSDP's"):
+        check_engine("adamw", "apex", device="cuda", fsdp=True)
+    check_engine("muon", "auto", device="cuda", fsdp=True)
+
+
+def test_zero_stage_of_accelerates_plugin():
+    assert zero_stage(None) is None
+    plugin = types.SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 3}})
+    assert zero_stage(plugin) == 3
+    keep_optimizer(plugin, "muon")
+    assert plugin.deepspeed_config["zero_optimization"]["reduce_scatter"] is False
+    assert plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] is False
+    assert plugin.deepspeed_config["zero_allow_untested_optimizer"] is True
+
+
+def test_groups_know_the_shapes_that_zero_3_has_taken_away():
+    model = small()
+    expected = {g["name"]: len(g["params"]) for g in build_optimizer("muon", model, learning_rate=0.1).param_groups}
+    for parameter in model.parameters():
+        parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
+    groups = parameter_groups(model, lr=0.1, weight_decay=0.1, embedding_lr=0.1, split_hidden=True)
+    assert {g["name"]: len(g["params"]) for g in groups} == expected
+
+
+def test_muon_under_zero_takes_the_steps_of_ours(monkeypatch):
+    """The rescaled rates of DeepSpeed's Muon, on whole matrices without an engine, for matrices of both shapes."""
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    ours, theirs = small(), small()
+    options = {"learning_rate": 0.01, "weight_decay": 0.1, "muon_learning_rate": 0.02, "muon_weight_decay": 0.05}
+    optimizer = build_optimizer("muon", theirs, **options, zero_stage=2)
+    assert type(optimizer).__name__ == "MuonWithAuxAdam"
+    assert [p.use_muon for p in (theirs.up.weight, theirs.down.weight, theirs.embed.weight)] == [True, True, False]
+    first, second = train(ours, muon(ours)), train(theirs, optimizer)
+    start = list(small().parameters())
+    for (name, _), a, b, s in zip(theirs.named_parameters(), first, second, start, strict=True):
+        # Newton-Schulz runs in bfloat16 in both, in another order of operations.
+        assert (a - b).norm() < 0.05 * (a - s).norm(), name
+
+
+def test_muon_without_deepspeed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed.runtime.zero.muon.muon_optimizer", None)
+    with pytest.raises(InputError, match="optimizer_type: muon under ZeRO is DeepSpeed's"):
+        zero_muon([])
+
+
+def test_the_head_of_next_sentence_prediction_is_no_hidden_matrix():
+    model = nn.Module()
+    model.dense, model.seq_relationship = nn.Linear(4, 4), nn.Linear(4, 2)
+    groups = parameter_groups(model, lr=0.1, weight_decay=0.01, embedding_lr=0.1, split_hidden=True)
+    named = {id(parameter): name for name, parameter in model.named_parameters()}
+    kinds = {named[id(parameter)]: group["name"] for group in groups for parameter in group["params"]}
+    assert kinds["dense.weight"] == "hidden" and kinds["seq_relationship.weight"] == "decay"

@@ -1,0 +1,196 @@
+"""budget_trainer.plan as people call it: a probe, a recipe that runs as written, planned beside did; and bad input."""
+
+import json
+import math
+import os
+import sys
+
+import pytest
+import yaml
+
+from budget_trainer.core.errors import InputError
+from budget_trainer.planning.command import _disk, _given, _profile, main
+from budget_trainer.reporting.planned import check_plan, read_plan
+from tests.conftest import TINY, alive, children, report, run, spawn, wait_for
+
+PLAN = [sys.executable, "-m", "budget_trainer.plan"]
+
+
+@pytest.fixture(scope="module")
+def planned(data_dir, tmp_path_factory):
+    """A plan of 40 s for a tiny model with a batch of 8, and the recipe that it wrote."""
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"validate_every": "30%"}) + "# the end\n")
+    command = [
+        *PLAN,
+        folder / "tiny.yaml",
+        "--data_dir",
+        data_dir,
+        "--total_training_time",
+        "40s",
+        "--probe_seconds",
+        40,
+    ]
+    command += ["--write", folder / "new.yaml", "--json", folder / "plan.json", "--picture", folder / "plan.png"]
+    done = run([*command, "--price_per_hour", 9, "--mlm_probability_curve", "0.3@0,0.15@0.5"])
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_the_plan_says_what_people_decide_by(planned):
+    folder, text = planned
+    plan = json.loads((folder / "plan.json").read_text())
+    for word in ("micro-batch", "tokens/s", "passes over the corpus", "set-up", "saving", "ends", "suits", "MFU"):
+        assert word in text, word
+    assert "0.10 at 9 per hour" in text  # of 40 s
+    assert plan["micro_batch"] * plan["gradient_accumulation_steps"] == 8 == plan["total_batch"]
+    prediction = plan["prediction"]
+    assert prediction["tokens"] == prediction["steps"] * 8 * 64 > 0
+    assert prediction["used_seconds"] <= 40 and plan["probe_seconds"] <= 92
+    assert (folder / "plan.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "new.plan.json").read_text()) == plan
+
+
+def test_the_recipe_runs_as_it_is_and_the_report_has_planned_and_did(planned, tmp_path):
+    folder, _ = planned
+    assert "# the end" in (folder / "new.yaml").read_text()
+    done = run([sys.executable, "train_mlm.py", folder / "new.yaml", "--output_dir", tmp_path / "run"])
+    assert done.returncode == 0, done.stderr
+    account = report(tmp_path / "run")
+    compared = account["planned"]
+    assert compared["same_machine"]
+    assert compared["tokens"]["did"] == account["tokens"] and compared["steps"]["did"] == account["steps"]
+    # Other work between plan and run has cost more than half (0.47 was seen): the figure is that of benchmarks/planner.py,
+    # and what follows from given measurements is tested in test_plan_parts and test_probe_parts.
+    assert 1 / 3 < compared["tokens"]["did"] / compared["tokens"]["planned"] < 3
+    assert "planned " in done.stdout and "planned and did" in (tmp_path / "run" / "final" / "README.md").read_text()
+
+
+def test_a_plan_of_another_run_is_refused_before_anything_is_written(planned, tmp_path):
+    folder, _ = planned
+    command = [sys.executable, "train_mlm.py", folder / "new.yaml", "--output_dir", tmp_path / "run"]
+    done = run([*command, "--num_hidden_layers", 3])
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert done.stderr.strip().splitlines()[-1].startswith("error: plan: made for num_hidden_layers 2, this run has 3")
+
+
+def test_what_a_plan_is_compared_with(planned):
+    folder, _ = planned
+    plan = read_plan("new.plan.json", str(folder / "new.yaml"))
+    same = {"total_seconds": 40.0, "processes": 1, "data": plan["data"]["fingerprint"]}
+    check_plan(plan, plan["recipe"], **same)
+    endless = {**plan, "total_seconds": None}
+    check_plan(endless, plan["recipe"], **(same | {"total_seconds": math.inf}))
+    with pytest.raises(InputError, match="made for inf s, total_training_time is 40 s"):
+        check_plan(endless, plan["recipe"], **same)
+    for change, name in (({"total_seconds": 60.0}, "total_training_time"), ({"processes": 2}, "processes")):
+        with pytest.raises(InputError, match=name):
+            check_plan(plan, plan["recipe"], **(same | change))
+    with pytest.raises(InputError, match="data_dir holds other data"):
+        check_plan(plan, plan["recipe"], **(same | {"data": "other"}))
+
+
+def test_the_plan_beside_the_recipe_goes_before_that_of_the_current_folder(planned, tmp_path, monkeypatch):
+    folder, _ = planned
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new.plan.json").write_text("another recipe's")
+    assert read_plan("new.plan.json", str(folder / "new.yaml")) == read_plan(str(folder / "new.plan.json"))
+    (tmp_path / "own.json").write_text((folder / "new.plan.json").read_text())
+    assert read_plan("own.json", str(folder / "new.yaml"))["format"] == 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 7}', '{"format": 1, "prediction": {}}'])
+def test_a_file_that_is_no_plan(content, tmp_path):
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(InputError, match="plan: "):
+        read_plan(str(tmp_path / "plan.json"))
+    with pytest.raises(InputError, match="is not there"):
+        read_plan("nowhere.json", str(tmp_path / "recipe.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "recipe: missing"),
+        (["nowhere.yaml"], "recipe: nowhere.yaml is not there"),
+        (["recipes/cpu_10m.yaml"], "total_training_time: missing"),
+        (["recipes/cpu_10m.yaml", "--price_per_hour", "-1"], "price_per_hour: -1 is below 0"),
+        (["recipes/cpu_10m.yaml", "--price_per_hour", "much"], "price_per_hour"),
+        (["recipes/cpu_10m.yaml", "--probe_seconds", "0"], "probe_seconds: 0"),
+        (["recipes/cpu_10m.yaml", "--num_processes", "0"], "num_processes: 0"),
+        (["recipes/cpu_10m.yaml", "--json", "nowhere/plan.json"], "its folder is not there"),
+        (["recipes/cpu_10m.yaml", "--write", "README.md"], "README.md: is there already; add --overwrite"),
+    ],
+)
+def test_bad_input_that_needs_no_probe(flags, message, capsys):
+    assert main(flags) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data_dir", "/nowhere", "--total_training_time", "24h"], "/nowhere"),
+        (["--total_training_time", "24h"], "data_dir: missing"),
+        (["--total_training_time", "24h", "--hiden_size", "3"], "did you mean hidden_size?"),
+    ],
+)
+def test_bad_input_that_the_run_itself_would_refuse(flags, message, tmp_path, capfd):
+    assert main(["recipes/quickstart.yaml", *flags, "--picture", str(tmp_path / "p.png")]) == 2
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last and not (tmp_path / "p.png").exists()
+
+
+def test_a_budget_below_the_set_up(data_dir, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    command = [*PLAN, tmp_path / "tiny.yaml", "--data_dir", data_dir, "--total_training_time", "2s"]
+    done = run([*command, "--probe_seconds", 30, "--picture", tmp_path / "p.png"])
+    assert done.returncode == 2 and "total_training_time: 2s is too short here: set-up takes" in done.stderr
+
+
+def test_a_probe_without_time_says_so(data_dir, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    command = [*PLAN, tmp_path / "tiny.yaml", "--data_dir", data_dir, "--total_training_time", "1h"]
+    done = run([*command, "--probe_seconds", 1, "--picture", tmp_path / "p.png"])
+    assert done.returncode == 1 and "probe: its time was over while it was setting up" in done.stderr
+
+
+def test_the_probe_ends_with_its_parent(data_dir, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    command = [*PLAN, tmp_path / "tiny.yaml", "--data_dir", data_dir, "--total_training_time", "1h"]
+    parent = spawn([*command, "--probe_seconds", 60, "--picture", tmp_path / "p.png"])
+    wait_for(lambda: children(parent.pid))
+    probe = children(parent.pid)[0]
+    wait_for(lambda: is_at_work(probe))
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not alive(probe), seconds=5)
+
+
+def is_at_work(pid):
+    """Whether it has begun to listen for its parent's end: it has a second thread."""
+    return len(os.listdir(f"/proc/{pid}/task")) > 1
+
+
+def test_flags_become_lines_of_the_recipe():
+    words = ["--learning_rate", "1e-3", "--bf16", "--data_dir=d", "--output_dir", "o", "--seed", "-1"]
+    assert _given(words) == {"learning_rate": "1e-3", "bf16": "true", "data_dir": "d", "seed": "-1"}
+    words = ["--bf16", "--no_bf16", "--total-training-time=24h", "--bf16", "--mlm-probability-curve", "0.3@0,0.15@0.5"]
+    assert _given(words) == {"total_training_time": "24h", "bf16": "true", "mlm_probability_curve": "0.3@0,0.15@0.5"}
+
+
+def test_saving_is_timed_on_the_disk_of_the_run(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"output_dir: {tmp_path / 'a' / 'b'}\n")
+    assert _disk([str(recipe)]) == str(tmp_path)
+    (tmp_path / "c").mkdir()
+    assert _disk([str(recipe), "--output-dir", str(tmp_path / "c" / "d")]) == str(tmp_path / "c")
+    recipe.write_text("hidden_size: 64\n")
+    assert _disk([str(recipe)]) is None and _disk(["nowhere.yaml"]) is None
+
+
+def test_the_command_of_several_processes_is_one_of_the_same_devices():
+    plan = {"device": "cpu", "num_processes": 2}
+    assert _profile(plan) == "accelerate_configs/cpu_2proc.yaml --num_processes 2"
+    assert _profile(plan | {"device": "cuda:0"}) == "accelerate_configs/ddp.yaml --num_processes 2"

@@ -1,0 +1,253 @@
+"""A bad step has no effect; bad ones in a row go back to a checkpoint; what does not help ends the run in one line."""
+
+import json
+import math
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState
+
+from budget_trainer.budget.callback import Reading, TimeBudgetCallback
+from budget_trainer.core.errors import Diverged
+from budget_trainer.model.optimizers import OPTIMIZERS, build_optimizer
+from budget_trainer.training.callbacks import EarlyStop
+from budget_trainer.training.recovery import BadSteps, Guard, withhold
+from tests.conftest import ROOT, TINY, progress, report, run, words
+
+NAN_RUN = ROOT / "tests" / "faults" / "nan_run.py"
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = torch.nn.Embedding(6, 4)
+        self.hidden = torch.nn.Linear(4, 4)
+        self.out = torch.nn.Linear(4, 6)
+
+    def forward(self, ids):
+        return self.out(self.hidden(self.embed(ids)))
+
+
+def one_step(model, optimizer, bad, judge):
+    loss = model(torch.arange(6)).logsumexp(-1).sum() * (math.nan if bad else 1.0)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    verdict = judge(norm, model, optimizer)
+    optimizer.step()
+    optimizer.zero_grad()
+    return verdict
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_bad_step_leaves_no_trace(name):
+    """Also in the moments: the next good step is the one that would have come without it."""
+    models = [Net(), Net()]
+    finals = []
+    for model, steps in zip(models, ([False, True, False], [False, False]), strict=True):
+        optimizer = build_optimizer(name, model, learning_rate=1e-2, weight_decay=0.1)
+        bad_steps, verdicts = BadSteps(), []
+        for bad in steps:
+            one_step(model, optimizer, bad, bad_steps.judge)
+            verdicts.append(bad_steps.found())
+        assert verdicts == steps
+        finals.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*finals, strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_on_a_device_the_gradients_are_withheld(name):
+    """What a GPU does, here on CPU tensors: without reading the verdict, no weight becomes NaN."""
+    model = Net()
+    optimizer = build_optimizer(name, model, learning_rate=1e-2, weight_decay=0.0)
+
+    def judge(norm, model, optimizer):
+        withhold(~torch.isfinite(norm), model, optimizer)
+
+    one_step(model, optimizer, False, judge)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    one_step(model, optimizer, True, judge)
+    after = list(model.parameters())
+    assert all(torch.isfinite(parameter).all() for parameter in after)
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    one_step(model, optimizer, False, judge)
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)), "it goes on"
+
+
+def guard_of(**options):
+    budget = TimeBudgetCallback(100.0)
+    budget.agreement = SimpleNamespace(bad_step=False, stop_asked_by="")
+    guard = Guard(budget, **options)
+    state = TrainerState()
+    state.stateful_callbacks = {}
+    guard.on_train_begin(None, state, TrainerControl())
+    return guard, budget, state
+
+
+def step(guard, budget, state, bad):
+    budget.agreement.bad_step = bad
+    state.global_step += 1
+    control = TrainerControl(should_save=True)
+    guard.on_step_end(None, state, control)
+    return control
+
+
+def test_roll_back_after_bad_steps_in_a_row_and_a_clear_end(tmp_path):
+    gone_back = []
+
+    def roll_back():
+        gone_back.append(state.global_step)
+        return tmp_path / "checkpoint-1"
+
+    guard, budget, state = guard_of(max_bad_steps=2, max_roll_backs=2, roll_back=roll_back)
+    assert step(guard, budget, state, False).should_save
+    assert not step(guard, budget, state, True).should_save, "a bad step is not saved"
+    step(guard, budget, state, False)
+    step(guard, budget, state, True)
+    assert gone_back == [] and guard.bad_steps == 2
+    step(guard, budget, state, True)
+    assert gone_back == [5] and budget.rate_factor == 0.5
+    for _ in range(2):
+        step(guard, budget, state, True)
+    assert gone_back == [5, 7] and budget.rate_factor == 0.25
+    step(guard, budget, state, True)
+    with pytest.raises(Diverged, match=r"step 9: 2 steps in a row .* after 2 roll-backs \(max_roll_backs 2\)"):
+        step(guard, budget, state, True)
+
+    again = Guard(TimeBudgetCallback(100.0))  # a resumed job remembers
+    again.on_train_begin(None, state, TrainerControl())
+    assert again.roll_backs == 2 and again.time_budget.rate_factor == 0.25 and again.bad_steps == guard.bad_steps - 1
+
+
+def test_without_a_checkpoint_the_rate_falls_and_the_weights_stay(caplog):
+    guard, budget, state = guard_of(max_bad_steps=1, max_roll_backs=1)
+    step(guard, budget, state, True)
+    assert budget.rate_factor == 0.5 and "the weights as they are, there is no checkpoint yet" in caplog.text
+    with pytest.raises(Diverged, match="after 1 roll-backs"):
+        step(guard, budget, state, True)
+
+
+def test_the_last_step_of_a_job_changes_nothing_any_more():
+    guard, budget, state = guard_of(max_bad_steps=1, max_roll_backs=0)
+    budget.agreement.bad_step = True
+    control = TrainerControl(should_training_stop=True, should_save=True)
+    guard.on_step_end(None, state, control)
+    assert control.should_save and guard.roll_backs == 0 and guard.bad_steps == 1
+
+
+def test_a_bad_validation_goes_back(tmp_path):
+    guard, _, state = guard_of(roll_back=lambda: tmp_path)
+    guard.on_evaluate(None, state, TrainerControl(), metrics={"eval_loss": 3.0})
+    assert guard.roll_backs == 0
+    guard.on_evaluate(None, state, TrainerControl(), metrics={"eval_loss": math.nan})
+    assert guard.roll_backs == 1
+
+
+def test_spikes_are_reported(caplog):
+    guard, _, state = guard_of(loss_spike=1.0)
+    for loss in [4.0] * 20 + [4.9, 5.2, math.nan, 4.0]:
+        guard.on_log(None, state, TrainerControl(), logs={"loss": loss})
+    assert guard.loss_spikes == 1
+    assert "loss spike: 5.200" in caplog.text
+
+
+def test_a_stuck_loss_scale_ends_the_run():
+    scale = [65536.0]
+    guard, _, state = guard_of(scale_cnt_limit=100, loss_scale=lambda: scale[0])
+    for at, value in ((50, 1.0), (100, 2.0), (150, 1.0), (200, 1.0)):
+        state.global_step, scale[0] = at, value
+        guard.on_log(None, state, TrainerControl(), logs={"loss": 4.0})
+    state.global_step = 250
+    with pytest.raises(Diverged, match=r"loss scale is at 1 for 100 steps \(scale_cnt_limit 100\)"):
+        guard.on_log(None, state, TrainerControl(), logs={"loss": 4.0})
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "loss", "stops"), [(50.0, 7.0, False), (70.0, 5.9, False), (70.0, 6.1, True), (70.0, math.nan, True)]
+)
+def test_early_stop(elapsed, loss, stops):
+    budget = TimeBudgetCallback(100.0)
+    budget.reading = Reading(elapsed, elapsed, 0.1, 0.1, 0.1, 0.1)
+    control = TrainerControl()
+    EarlyStop(budget, 60.0, 6.0).on_evaluate(None, TrainerState(), control, metrics={"eval_loss": loss})
+    assert control.should_training_stop == stops and (budget.stop_reason == "early_stop") == stops
+
+
+# ---- real runs, with a loss that is made NaN ----
+
+STEPS = {
+    **TINY,
+    "lr_schedule": "step",
+    "max_steps": 24,
+    "curve": "constant",
+    "warmup_proportion": 0,
+    "total_training_time": "10m",
+    "num_epochs_between_checkpoints": 1,
+    "disable_tqdm": True,
+}
+
+
+def nan_run(bad, options, folder):
+    return run([sys.executable, NAN_RUN, json.dumps(bad), *words({**options, "output_dir": folder})])
+
+
+def test_bad_steps_are_counted_and_the_run_goes_back(data_dir, tmp_path):
+    manifest = json.loads((data_dir / "manifest.json").read_text())
+    batch = -(-(manifest["splits"]["train"]["rows"] // 2) // 8)  # a checkpoint after step 8
+    options = {**STEPS, "data_dir": data_dir, "per_device_train_batch_size": batch, "max_bad_steps": 2}
+    done = nan_run({"0": [4, 11, 12]}, options, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    lines = {line["step"]: line for line in progress(tmp_path / "out") if "loss" in line}
+    assert lines[4]["loss"] is None and lines[4]["bad_steps"] == 1 and lines[5]["loss"] > 0
+    assert "step 12: 2 steps in a row had a loss or gradient that is not finite: back to" in done.stderr
+    assert "checkpoint-8, from here 0.5 of the learning rate" in done.stderr
+    assert lines[12]["learning_rate"] == lines[10]["learning_rate"] == 2 * lines[13]["learning_rate"]
+    account = report(tmp_path / "out")
+    assert (account["bad_steps"], account["roll_backs"]) == (3, 1) and account["steps"] == 24
+    assert account["samples"] == 24 * batch, "the data goes on"
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "out/final/model.safetensors").values())
+
+
+def test_the_loss_of_a_line_is_that_of_its_good_steps(data_dir, tmp_path):
+    """Steps 2 to 4 and 5 to 8 in one line each, 2 and 6 of them bad."""
+    options = {**STEPS, "data_dir": data_dir, "learning_rate": 0, "embedding_learning_rate": 0, "max_steps": 8}
+    options |= {"num_epochs_between_checkpoints": -1}
+    done = nan_run({}, options, tmp_path / "clean")  # a rate of zero: every loss is that of its batch alone
+    assert done.returncode == 0, done.stderr
+    alone = {line["step"]: line["loss"] for line in progress(tmp_path / "clean") if "loss" in line}
+    done = nan_run({"0": [2, 6]}, {**options, "logging_steps": 4}, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    lines = {line["step"]: line for line in progress(tmp_path / "out") if "loss" in line}
+    assert lines[4]["bad_steps"] == lines[8]["bad_steps"] == 1
+    assert lines[8]["loss"] == pytest.approx((alone[5] + alone[7] + alone[8]) / 3, rel=1e-5)
+    assert lines[4]["loss"] == pytest.approx((alone[3] + alone[4]) / 2, rel=1e-5), "the first has a line of its own"
+
+
+def test_the_first_line_of_a_resumed_job_knows_nothing_of_older_bad_steps(data_dir, tmp_path):
+    options = {**STEPS, "data_dir": data_dir, "learning_rate": 0, "embedding_learning_rate": 0, "max_steps": 12}
+    manifest = json.loads((data_dir / "manifest.json").read_text())
+    batch = -(-(manifest["splits"]["train"]["rows"] // 2) // 8)  # a checkpoint after step 8
+    options |= {"per_device_train_batch_size": batch, "logging_steps": 4}
+    done = nan_run({"0": [2]}, options, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    first = [line for line in progress(tmp_path / "out") if "loss" in line]
+    (tmp_path / "out" / "final").rename(tmp_path / "moved")
+    (tmp_path / "out" / "run_report.json").unlink()
+    done = nan_run({}, {**options, "resume_from_checkpoint": "auto"}, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    again = [line for line in progress(tmp_path / "out") if "loss" in line and line["job"] == 2]
+    assert [line["step"] for line in again] == [12] and first[-1]["step"] == 12
+    assert again[0]["loss"] == pytest.approx(first[-1]["loss"], rel=1e-6) and "bad_steps" not in again[0]
+    assert report(tmp_path / "out")["bad_steps"] == 1
+
+
+def test_a_run_that_diverges_ends_in_one_line(data_dir, tmp_path):
+    options = {**STEPS, "data_dir": data_dir, "max_bad_steps": 2, "num_epochs_between_checkpoints": -1}
+    done = nan_run({"0": list(range(3, 20))}, {**options, "max_roll_backs": 1}, tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: step 6: 2 steps in a row")
+    assert "Traceback" not in done.stderr and not (tmp_path / "out" / "final").exists()

@@ -1,0 +1,154 @@
+"""What the probe of bf16 and torch.compile decides, and that it leaves no trace."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from budget_trainer.budget.channel import ControlChannel
+from budget_trainer.config.parser import parse_recipe
+from budget_trainer.model.build import build_model
+from budget_trainer.training import precision
+from budget_trainer.training.precision import Cost, Speed, most_steps, probe
+
+FP32, BF16 = Speed(False, "no"), Speed(True, "no")
+REGIONAL, WHOLE = Speed(True, "regional"), Speed(True, "whole")
+
+
+@pytest.mark.parametrize(
+    ("costs", "remaining", "best"),
+    [
+        ({BF16: Cost(1.0), FP32: Cost(2.0)}, 600, BF16),
+        ({BF16: Cost(2.0), FP32: Cost(1.0)}, 600, FP32),
+        ({BF16: Cost(1.0), WHOLE: Cost(0.5, 60.0)}, 60, BF16),
+        ({BF16: Cost(1.0), WHOLE: Cost(0.5, 60.0)}, 600, WHOLE),
+        ({BF16: Cost(1.0), REGIONAL: Cost(0.6, 10.0), WHOLE: Cost(0.5, 60.0)}, 120, REGIONAL),
+        ({BF16: Cost(1.0), FP32: Cost(1.0)}, 600, BF16),
+    ],
+)
+def test_most_steps(costs, remaining, best):
+    assert most_steps(costs, remaining) == best
+
+
+def tiny():
+    special = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    model = build_model(
+        "bert",
+        vocab_size=64,
+        special_ids=special,
+        max_position_embeddings=16,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    batch = {
+        "input_ids": torch.randint(5, 64, (2, 16)),
+        "masked_positions": torch.tensor([[1, 2], [3, 4]]),
+        "labels": torch.tensor([[7, 8], [9, -100]]),
+    }
+    return model, batch
+
+
+def test_the_probe_leaves_no_trace():
+    model, batch = tiny()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    costs = probe(Speed(True, "whole"), model, batch, torch.device("cpu"), limit_seconds=10.0)
+    assert set(costs) == {BF16, FP32} and all(cost.step > 0 for cost in costs.values())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_probe_ends_in_time():
+    """On a clock where each look takes 100 s the first way is measured and the second no longer fits."""
+    model, batch = tiny()
+    now = iter(range(0, 10**6, 100))
+    assert probe(BF16, model, batch, torch.device("cpu"), 150.0, time_fn=lambda: float(next(now))) == {}
+
+
+def recipe_of(tmp_path, **flags):
+    base = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "total_training_time": "10m", "report_to": "none"}
+    words = [word for name, value in {**base, **flags}.items() for word in (f"--{name}", str(value))]
+    return parse_recipe(words)
+
+
+@pytest.fixture
+def costs(monkeypatch):
+    """What the probe measures, without measuring."""
+    table = {}
+    monkeypatch.setattr(
+        precision, "probe", lambda asked, *rest: {w: c for w, c in table.items() if asked.bf16 or not w.bf16}
+    )
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(precision, "has_compiler", lambda: True)
+    return table
+
+
+def test_what_does_not_pay_is_off(tmp_path, costs):
+    costs.update({BF16: Cost(2.0), FP32: Cost(1.0)})
+    recipe = recipe_of(tmp_path, bf16="true", auto_speed="true")
+    said = precision.settle_speed(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
+    assert not recipe.run.bf16 and recipe.run.mixed_precision == "no"
+    assert said == {"asked": {"bf16": True, "compile": "no"}, "settled": {"bf16": False, "compile": "no"}}
+
+
+def test_without_auto_speed_the_recipe_decides(tmp_path, costs):
+    costs.update({BF16: Cost(2.0), FP32: Cost(1.0)})
+    recipe = recipe_of(tmp_path, bf16="true")
+    precision.settle_speed(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
+    assert recipe.run.bf16
+
+
+@pytest.mark.parametrize(("budget", "compiled"), [("60s", False), ("3m", False), ("10m", True)])
+def test_compiling_too_dear_to_probe_follows_the_rule(tmp_path, costs, budget, compiled):
+    costs.update({BF16: Cost(1.0), FP32: Cost(2.0)})
+    recipe = recipe_of(tmp_path, bf16="true", torch_compile="true", auto_speed="true", total_training_time=budget)
+    precision.settle_speed(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
+    assert recipe.run.bf16 and recipe.run.torch_compile == compiled
+
+
+@pytest.mark.parametrize("bf16", ["true", "false"])
+def test_float32_on_a_cpu_is_not_compiled_by_rule(tmp_path, costs, bf16):
+    """Neither where bf16 was slower nor where it was not asked for and nothing could be timed."""
+    costs.update({BF16: Cost(2.0), FP32: Cost(1.0)} if bf16 == "true" else {})
+    recipe = recipe_of(tmp_path, bf16=bf16, torch_compile="true", auto_speed="true", use_cpu="true")
+    precision.settle_speed(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
+    assert not recipe.run.bf16 and not recipe.run.torch_compile
+
+
+def test_a_long_budget_chooses_how_to_compile(tmp_path, costs):
+    costs.update({BF16: Cost(1.0), FP32: Cost(2.0), REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)})
+    recipe = recipe_of(tmp_path, bf16="true", torch_compile="true", auto_speed="true", total_training_time="1h")
+    precision.settle_speed(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
+    assert recipe.run.torch_compile and recipe.budget.regional_compile
+
+
+def test_a_resumed_job_keeps_what_was_settled(tmp_path, costs):
+    costs.update({BF16: Cost(1.0), FP32: Cost(2.0)})
+    remembered = {"asked": {"bf16": True, "compile": "no"}, "settled": {"bf16": False, "compile": "no"}}
+    checkpoint = tmp_path / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": {"speed": remembered}}))
+    recipe = recipe_of(tmp_path, bf16="true", auto_speed="true")
+    assert (
+        precision.settle_speed(recipe, None, {}, recipe.seconds_left(0.0), checkpoint, ControlChannel()) == remembered
+    )
+    assert not recipe.run.bf16
+
+
+def test_without_an_end_the_faster_way_is_taken(tmp_path, costs):
+    costs.update({BF16: Cost(2.0), FP32: Cost(1.0), REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)})
+    recipe = recipe_of(tmp_path, bf16="true", torch_compile="true", auto_speed="true")
+    precision.settle_speed(recipe, None, {}, math.inf, None, ControlChannel())
+    assert recipe.run.torch_compile and not recipe.budget.regional_compile
+
+
+def test_no_compiler_no_compiling(tmp_path, costs, monkeypatch):
+    monkeypatch.setattr(precision, "has_compiler", lambda: False)
+    recipe = recipe_of(tmp_path, torch_compile="true")
+    precision.settle_speed(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
+    assert not recipe.run.torch_compile

@@ -1,0 +1,80 @@
+"""When a stage begins: at a count of micro-batches that fits, and only if its compilation can be afforded."""
+
+from types import SimpleNamespace
+
+import pytest
+from transformers import TrainerControl, TrainerState
+
+from budget_trainer.budget.callback import Reading, StepTimes, TimeBudgetCallback
+from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.budget.stages import Stage, make_stages
+from budget_trainer.training.callbacks import StageCadence
+
+
+class Run:
+    """A training loop of nothing: `step` counts a step's micro-batches and lets the cadence decide."""
+
+    def __init__(self, *, torch_compile=False, left=1000.0, compile_seconds=0.0, **curves):
+        self.args = SimpleNamespace(torch_compile=torch_compile, should_log=False)
+        self.budget = TimeBudgetCallback(100.0)
+        self.budget.clock = BudgetClock(100.0, time_fn=lambda: 0.0)
+        self.budget.reading = Reading(100.0 - left, 0.0, 1.0, 1.0, 1.0, 0.0, compile_seconds)
+        self.progress, self.count, self.entered = 0.0, 0, []
+        options = {"mlm_probability": 0.15, "gradient_accumulation_steps": 8, "block_size": 128}
+        self.cadence = StageCadence(
+            self.budget,
+            make_stages(**options, **curves),
+            progress=lambda: self.progress,
+            micro_batches=lambda: self.count,
+            enter=lambda stage, compiles: self.entered.append((stage, compiles)),
+        )
+        self.cadence.on_train_begin(self.args, TrainerState(), TrainerControl())
+
+    def step(self, progress):
+        self.count += self.entered[-1][0].accumulation
+        self.progress = progress
+        self.cadence.on_step_end(self.args, TrainerState(), TrainerControl())
+        return self.entered[-1]
+
+
+def test_a_doubled_batch_waits_for_a_count_that_it_divides():
+    run = Run(batch_size_curve="0.125@0,0.25@0.1,1@0.5")
+    assert run.entered == [(Stage(0.15, 1, 1), False)]
+    assert run.step(0.05)[0].accumulation == 1
+    assert run.count == 1
+    assert run.step(0.2)[0].accumulation == 2, "2 micro-batches are behind us"
+    assert [run.step(0.6)[0].accumulation for _ in range(3)] == [2, 2, 8]
+    assert run.count == 8
+
+
+def test_resume_begins_in_the_stage_of_the_progress():
+    run = Run(mlm_probability_curve="0.3@0,0.15@0.5")
+    run.progress = 0.7
+    run.cadence.on_train_begin(run.args, TrainerState(), TrainerControl())
+    assert run.entered[-1] == (Stage(0.15, 8, 1), False)
+    assert run.step(0.8) == (Stage(0.15, 8, 1), False) and len(run.entered) == 2
+
+
+@pytest.mark.parametrize(("left", "entered"), [(50.0, True), (21.0, False)])
+def test_compiling_again_has_to_be_affordable(left, entered):
+    run = Run(torch_compile=True, left=left, compile_seconds=20.0, mlm_probability_curve="0.3@0,0.15@0.5")
+    stage, compiles = run.step(0.6)
+    assert (stage.mlm_probability == 0.15) == entered and compiles == entered
+    run.step(0.7)
+    assert len(run.entered) == (2 if entered else 1)
+
+
+def test_a_larger_batch_keeps_its_shapes():
+    run = Run(torch_compile=True, left=5.0, compile_seconds=20.0, batch_size_curve="0.5@0,1@0.5")
+    assert [run.step(0.6)[0].accumulation for _ in range(2)] == [4, 8]
+    assert run.entered[-1] == (Stage(0.15, 8, 1), False)
+
+
+def test_the_guess_of_the_next_step_grows_with_the_batch():
+    steps, worked = StepTimes(), 0.0
+    for seconds in (5.0, 1.0, 1.0, 1.2):  # the first one warms up
+        worked += seconds
+        steps.step_done({"train": worked, "data_wait": 0.0, "compile": 0.0}, compiling=False)
+    assert steps.next_step() == pytest.approx(1.2)
+    steps.expect(2.0, compiles=False)
+    assert steps.next_step() == pytest.approx(2.4)

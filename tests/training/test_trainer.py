@@ -1,0 +1,195 @@
+"""The parts as plugins of anybody's Trainer."""
+
+import json
+import signal
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from budget_trainer import BudgetClock, InputError, TimeBudgetCallback, TimeScheduleMixin
+from budget_trainer.budget.callback import Reading
+from budget_trainer.budget.channel import Agreement
+from budget_trainer.core.stop_request import StopRequest
+
+
+class Tick(TrainerCallback):
+    """Each step takes one second of a fake clock."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.rates = []
+
+    def time(self):
+        return self.now
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.now += 1.0
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+class Words(torch.utils.data.Dataset):
+    def __len__(self):
+        return 10_000
+
+    def __getitem__(self, index):
+        ids = torch.tensor([(index * 7 + i) % 50 for i in range(8)])
+        return {"input_ids": ids, "labels": ids}
+
+
+def parts(folder, **options):
+    config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    settings = {"max_steps": 1000, "per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True}
+    settings |= {"save_strategy": "no", "disable_tqdm": True, "learning_rate": 0.1, **options}
+    return {
+        "model": BertForMaskedLM(config),
+        "args": TrainingArguments(str(folder), **settings),
+        "train_dataset": Words(),
+    }
+
+
+def test_callback_stops_a_plain_trainer(tmp_path):
+    tick = Tick()
+    budget = TimeBudgetCallback(clock=BudgetClock(50.0, time_fn=tick.time))
+    trainer = Trainer(**parts(tmp_path), callbacks=[budget, tick])
+    trainer.train()
+    assert budget.stop_reason == "budget"
+    assert trainer.state.global_step == 50  # nothing to save: the last step ends with the budget
+    assert trainer.state.stateful_callbacks["time_budget_clock"]["elapsed_seconds"] == 50.0
+
+
+def test_callback_with_a_real_clock(tmp_path):
+    budget = TimeBudgetCallback("3s")
+    trainer = Trainer(**parts(tmp_path, max_steps=10**9), callbacks=[budget])
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    assert budget.stop_reason == "budget" and 0 < trainer.state.global_step < 10**6
+    assert budget.reading.save > 0 and budget.clock.elapsed_seconds() <= 3
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_early_exit_stays_on_the_curve_of_the_whole_budget(tmp_path):
+    tick = Tick()
+    budget = TimeBudgetCallback(clock=BudgetClock(100.0, time_fn=tick.time), early_exit_time_marker=50.0)
+    trainer = Mixed(**parts(tmp_path), time_budget=budget, warmup_proportion=0.0, callbacks=[tick])
+    trainer.train()
+    assert budget.stop_reason == "early_exit_time_marker" and trainer.state.global_step == 50
+    assert 0.045 < tick.rates[-1] < 0.055
+
+
+class Mixed(TimeScheduleMixin, Trainer):
+    pass
+
+
+def test_mixin_schedules_by_time(tmp_path):
+    tick = Tick()
+    budget = TimeBudgetCallback(clock=BudgetClock(100.0, time_fn=tick.time))
+    trainer = Mixed(**parts(tmp_path), time_budget=budget, curve="linear", warmup_proportion=0.1, callbacks=[tick])
+    trainer.train()
+    assert 0.095 < max(tick.rates) <= 0.1 and tick.rates.index(max(tick.rates)) in (9, 10, 11)
+    assert tick.rates[-1] <= 0.02 * max(tick.rates)
+    assert sorted(tick.rates[12:], reverse=True) == tick.rates[12:]
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert all(0 <= line["share"] <= 1 for line in lines)
+
+
+def test_mixin_schedules_by_step(tmp_path):
+    tick = Tick()
+    budget = TimeBudgetCallback(clock=BudgetClock(time_fn=tick.time))
+    trainer = Mixed(
+        **parts(tmp_path, max_steps=10), time_budget=budget, schedule="step", warmup_proportion=0.0, callbacks=[tick]
+    )
+    trainer.train()
+    assert tick.rates == pytest.approx([0.1 * (1 - step / 10) for step in range(10)])
+
+
+def test_passed_budget_survives_a_resume(tmp_path):
+    tick = Tick()
+    make = lambda: TimeBudgetCallback(clock=BudgetClock(1000.0, time_fn=tick.time))  # noqa: E731
+    trainer = Trainer(**parts(tmp_path, max_steps=5, save_strategy="steps", save_steps=5), callbacks=[make(), tick])
+    trainer.train()
+    state = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["time_budget_clock"]["elapsed_seconds"] == 5.0
+    budget = TimeBudgetCallback("1000s")  # a plugin's own clock: starts at on_train_begin, on top of the old seconds
+    trainer = Trainer(**parts(tmp_path, max_steps=6), callbacks=[budget])
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert 5.0 < budget.reading.elapsed < 60.0
+
+
+def test_a_budget_that_the_setup_has_eaten_is_said(tmp_path):
+    tick = Tick()
+    clock = BudgetClock(10.0, time_fn=tick.time)
+    tick.now = 11.0
+    trainer = Trainer(**parts(tmp_path), callbacks=[TimeBudgetCallback(clock=clock), tick])
+    with pytest.raises(InputError, match=r"total_training_time: 10\.0s is spent before the first step"):
+        trainer.train()
+
+
+class Channel:
+    """One rank of two; a signal arrives while the message is under way."""
+
+    rank, world_size = 1, 2
+
+    def __init__(self):
+        self.others, self.while_under_way = [0, 0], lambda: None
+
+    def agree(self, readings, flags):
+        agreed = [max(flag, other) for flag, other in zip(flags, self.others, strict=True)]
+        self.while_under_way()
+        return list(readings), agreed
+
+
+def budget_of(channel):
+    return TimeBudgetCallback(
+        clock=BudgetClock(100.0, time_fn=lambda: 0.0), agreement=Agreement(channel, StopRequest())
+    )
+
+
+def test_a_signal_counts_when_it_was_agreed_on():
+    channel, control, state = Channel(), TrainerControl(), TrainerState()
+    budget = budget_of(channel)
+    channel.while_under_way = lambda: budget.agreement.stop.ask(signal.SIGTERM)
+    budget._agree()
+    budget.decide(state, control)
+    assert budget.stop_reason is None, "the others do not know of it yet"
+    budget._agree()
+    budget.decide(state, control)
+    assert budget.stop_reason == "stop_requested" and control.should_save and control.should_training_stop
+    assert budget.agreement.stop_asked_by == "SIGTERM on rank 1"
+
+
+def test_a_bad_step_of_any_rank_counts_once():
+    channel = Channel()
+    budget = budget_of(channel)
+    for mine, other in ((True, 0), (False, 1), (False, 0)):
+        if mine:
+            budget.agreement.report_bad_step()
+        channel.others = [0, other]
+        assert not budget.agreement.wants_stop()  # asked in between: it takes nothing away
+        budget._agree()
+        assert budget.agreement.bad_step == (mine or bool(other))
+
+
+def test_optional_work_is_promised_once():
+    budget = TimeBudgetCallback(60.0)
+    budget.clock = BudgetClock(60.0, time_fn=lambda: 0.0)
+    budget.reading = Reading(elapsed=54.0, job=54.0, step=0.1, save=1.5, checkpoint=4.0, evaluate=2.0)
+    assert budget.affords(1.5)
+    assert not budget.affords(4.0), "the marker has taken the room"
+    assert budget.affords(2.0) and not budget.affords(2.0)
+
+
+@pytest.mark.parametrize("bad", [{}, {"total_training_time": "soon"}, {"total_training_time": -3}])
+def test_bad_budgets(bad):
+    with pytest.raises(InputError, match="total_training_time"):
+        TimeBudgetCallback(**bad)
