@@ -22,7 +22,7 @@ from budget_trainer.core import jobs  # noqa: E402
 from budget_trainer.core.command import DONE  # noqa: E402
 from budget_trainer.core.errors import StopAsked  # noqa: E402
 from budget_trainer.core.stop_request import StopRequest  # noqa: E402
-from budget_trainer.training.script import leave_with, run_script  # noqa: E402
+from budget_trainer.training.script import exit_process, run_script  # noqa: E402
 
 
 def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
@@ -43,20 +43,20 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) 
     from budget_trainer.budget.channel import Agreement, ControlChannel
     from budget_trainer.glue import push, result, run
     from budget_trainer.training import launch
-    from budget_trainer.training.checkpoints import memory_told
-    from budget_trainer.training.engine import settle_engine_config
+    from budget_trainer.training.checkpoints import explain_out_of_memory
+    from budget_trainer.training.engine import resolve_engine_config
 
     # What was asked, on what data, from which checkpoint. Nothing is written before every check has passed.
     arguments, output_dir = request.run, request.output_dir
     launch.prepare(arguments)
-    settle_engine_config(arguments)
+    resolve_engine_config(arguments)
     run.check_engine(arguments)
     result.check_free(output_dir, request.glue.overwrite_output_dir)
     launch.check_trackers(arguments)
     agreement = Agreement(ControlChannel(timeout_seconds=min(600.0, arguments.ddp_timeout)), stop)
     sources = run.gather_sources(request, request.tasks[0])
     trainer, predictor = run.make_parts(request, sources, CLOCK, agreement)
-    if agreement.wants_stop():
+    if agreement.agree_on_stop():
         raise StopAsked(f"{agreement.stop_asked_by} during set-up")
     if arguments.should_save:
         result.clear(output_dir)
@@ -65,7 +65,7 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) 
     model = trainer.model
     if arguments.do_train:
         run.reserve_end(trainer, predictor, sources, output_dir)
-        with memory_told(arguments):
+        with explain_out_of_memory(arguments):
             trainer.train()
         if trainer.time_budget.stop_reason == "stop_requested":
             raise StopAsked(f"{agreement.stop_asked_by} during training")
@@ -97,13 +97,13 @@ def told(error: Exception) -> Exception:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`finetune`, with every end in one line and an exit code of `command.EXIT_CODES`."""
-    jobs.hold()
+    jobs.end_with_parent()
     return run_script("finetune_glue", finetune, argv, told)
 
 
 def command() -> None:
     """The script, and the entry point budget-finetune-glue."""
-    leave_with(main())
+    exit_process(main())
 
 
 if __name__ == "__main__":

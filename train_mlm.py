@@ -19,7 +19,7 @@ from functools import partial  # noqa: E402
 from budget_trainer.core import jobs  # noqa: E402
 from budget_trainer.core.command import DONE, RESUMABLE  # noqa: E402
 from budget_trainer.core.stop_request import StopRequest  # noqa: E402
-from budget_trainer.training.script import leave_with, run_script  # noqa: E402
+from budget_trainer.training.script import exit_process, run_script  # noqa: E402
 
 
 def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
@@ -30,9 +30,14 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     from budget_trainer.model.optimizers import build_optimizer
     from budget_trainer.training import checkpoints, launch, run_folder
     from budget_trainer.training import run as run_module
-    from budget_trainer.training.engine import check_loadable, engine_name, settle_engine_config, settle_universal
+    from budget_trainer.training.engine import (
+        check_loadable,
+        engine_name,
+        prepare_universal_checkpoint,
+        resolve_engine_config,
+    )
     from budget_trainer.training.finish import conclude, finish_report, save_final
-    from budget_trainer.training.precision import settle_speed
+    from budget_trainer.training.precision import resolve_compute_mode
     from budget_trainer.training.run import add_callbacks
     from budget_trainer.training.trainer import TimeBudgetTrainer
 
@@ -53,7 +58,7 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     blocks = data.train(seed=run.seed, columns=columns)
     run_module.check_data(data, blocks, recipe)
     run_module.check_contents(data, recipe, channel)
-    settle_engine_config(run)
+    resolve_engine_config(run)
     check_loadable(checkpoint, engine_name(run), run.world_size, recipe.optimizer.optimizer_type)
     launch.check_trackers(run)
     job = run_folder.restore_clock(CLOCK, output_dir, checkpoint)
@@ -63,14 +68,14 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     collator = run_module.make_collator(recipe, data)
     micro_batch = collator(blocks.__getitems__(range(run.per_device_train_batch_size)))
     left = recipe.seconds_left(CLOCK.elapsed_seconds())
-    speed = settle_speed(recipe, model, micro_batch, left, checkpoint, channel)
-    launch.leave_if_asked(agreement, output_dir, "set-up")
+    speed = resolve_compute_mode(recipe, model, micro_batch, left, checkpoint, channel)
+    launch.raise_if_stop_requested(agreement, output_dir, "set-up")
     optimizer_options = run_module.optimizer_options(recipe)
     identity = run_module.identity(model, data, recipe)
     run_folder.check_identity(identity, output_dir, checkpoint)
     if checkpoint is not None and run.process_index == 0:  # it is this run's: from here on its clock is kept
         at_exit.enter_context(run_module.claim(output_dir, identity, job, CLOCK))
-    settle_universal(checkpoint, run, channel)
+    prepare_universal_checkpoint(checkpoint, run, channel)
 
     # The Trainer: the budget first, then what happens at shares of it.
     budget = run_module.make_budget(recipe, CLOCK, agreement)
@@ -92,13 +97,13 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     )
 
     # How long the end takes is measured; only then is a new folder this run's (a resumed one was so above).
-    at_exit.callback(checkpoints.release_room, output_dir)
-    trainer.rehearse_save(output_dir, hold_room=recipe.budget.finetune_checkpoint_at_end)
+    at_exit.callback(checkpoints.release_disk_space, output_dir)
+    trainer.rehearse_save(output_dir, reserve_disk=recipe.budget.finetune_checkpoint_at_end)
     samples_per_epoch = run_module.samples_per_epoch(recipe, data)
     validation = recipe.validation_plan(samples_per_epoch)
     if validation is not None:
         trainer.rehearse_evaluation(validation.seconds_between(recipe.total_seconds))
-    launch.leave_if_asked(agreement, output_dir, "set-up")
+    launch.raise_if_stop_requested(agreement, output_dir, "set-up")
     budget.check_room(resumed=checkpoint is not None)
     if checkpoint is None and run.process_index == 0:
         at_exit.enter_context(run_module.claim(output_dir, identity, job, CLOCK))
@@ -124,13 +129,13 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`train`, with every end in one line and an exit code of `command.EXIT_CODES`."""
-    jobs.hold()
+    jobs.end_with_parent()
     return run_script("train_mlm", train, argv)
 
 
 def command() -> None:
     """The script, and the entry point budget-train-mlm."""
-    leave_with(main())
+    exit_process(main())
 
 
 if __name__ == "__main__":

@@ -76,11 +76,11 @@ def timed_run(folder: Path) -> None:
 
     import train_mlm  # it starts the clock
     from budget_trainer.budget.callback import TimeBudgetCallback
-    from budget_trainer.budget.channel import Agreement, leave
+    from budget_trainer.budget.channel import Agreement, exit_without_teardown
     from budget_trainer.training.recovery import Guard, GuardedSteps
 
     timers = Timers()
-    timers.watch(Agreement, "read", "control message")
+    timers.watch(Agreement, "exchange", "control message")
     for name in ("on_step_begin", "on_optimizer_step", "on_step_end"):
         timers.watch(TimeBudgetCallback, name, "clock")
     for owner, name in ((Guard, "on_step_end"), (GuardedSteps, "get_batch_samples"), (GuardedSteps, "_get_grad_norm")):
@@ -97,7 +97,7 @@ def timed_run(folder: Path) -> None:
     Guard.on_step_end = last_of_the_step  # type: ignore[method-assign]
     code = train_mlm.main(sys.argv[1:])
     (folder / f"rank-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(timers.rows))
-    leave(code)
+    exit_without_teardown(code)
 
 
 def shares(ranks: list[list[dict[str, float]]]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from budget_trainer.data.masking import MaskingCollator
 from budget_trainer.model.build import build_model
 from budget_trainer.model.cpu import keep_freed_memory, use_few_bit_dropout
 from budget_trainer.model.optimizers import build_optimizer
-from budget_trainer.training.precision import Speed, cpu_has_bf16, has_compiler, most_steps, probe
+from budget_trainer.training.precision import ComputeMode, cpu_has_bf16, has_compiler, most_steps, probe
 from budget_trainer.training.run import ENDLESS_STEPS
 from budget_trainer.training.trainer import TimeBudgetTrainer
 
@@ -49,9 +49,9 @@ def settled(w: Workload, model: Any, micro_batch: dict[str, torch.Tensor], devic
     A run of that length would not pay for a probe of compiling; here it is always tried where it was asked for.
     """
     bf16 = w.bf16 and (device.type != "cpu" or cpu_has_bf16())
-    asked = Speed(bf16, "whole" if w.compile and has_compiler() else "no")
+    asked = ComputeMode(bf16, "whole" if w.compile and has_compiler() else "no")
     costs = probe(asked, model, micro_batch, device, PROBE_LIMIT_SECONDS)
-    best = most_steps(costs, SETTLED_FOR_SECONDS) if costs else Speed(bf16, "no")
+    best = most_steps(costs, SETTLED_FOR_SECONDS) if costs else ComputeMode(bf16, "no")
     return replace(w, bf16=best.bf16, compile=best.compile != "no", regional_compile=best.compile == "regional")
 
 

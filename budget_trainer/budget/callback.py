@@ -160,7 +160,7 @@ class TimeBudgetCallback(TrainerCallback):
         """The used share of the whole budget at the last reading (0.0 without a limit)."""
         return self.reading.elapsed / self.total_seconds
 
-    def affords(self, seconds: float) -> bool:
+    def reserve(self, seconds: float) -> bool:
         """Whether optional work of `seconds` now still leaves room for a step and the save at the end.
 
         A yes is a promise: what else is asked for after the same step has to fit beside it.
@@ -218,7 +218,7 @@ class TimeBudgetCallback(TrainerCallback):
         self.clock.enter("train")
         self.check_room(resumed=bool(restored))
         self._stepped, self._fresh = False, not restored
-        self.steps.begin(self.clock.shares())
+        self.steps.begin(self.clock.seconds_by_phase())
         self.begin_seconds = float(restored.get("begin_seconds", self.reading.elapsed))
         self.progress = max(self.progress, self._progress())
         self.decide(state, control)
@@ -237,7 +237,7 @@ class TimeBudgetCallback(TrainerCallback):
         if self.found_bad_step():
             self._agreed().report_bad_step()
         assert self.clock is not None
-        self.steps.step_done(self.clock.shares(), bool(args.torch_compile))
+        self.steps.step_done(self.clock.seconds_by_phase(), bool(args.torch_compile))
         self._agree()
         if not self._stepped and self._fresh:
             self.begin_seconds = self.reading.elapsed
@@ -263,20 +263,20 @@ class TimeBudgetCallback(TrainerCallback):
             return
         assert self.clock is not None
         with self.clock.phase("save"):
-            begin = self.clock.shares()["save"]
+            begin = self.clock.seconds_by_phase()["save"]
             with TemporaryDirectory(dir=args.output_dir, prefix=".partial-") as folder:
                 model.save_pretrained(folder)
-            seconds = self.clock.shares()["save"] - begin
-        self.save_seconds = self.reserve(seconds)
+            seconds = self.clock.seconds_by_phase()["save"] - begin
+        self.save_seconds = self.save_allowance(seconds)
 
     @staticmethod
-    def reserve(seconds: float) -> float:
+    def save_allowance(seconds: float) -> float:
         """What to keep free for a save that took `seconds`: disks are uneven."""
         return 1.5 * seconds + 0.3 if seconds > 0 else 0.0
 
     def _shares(self) -> dict[str, float]:
         assert self.clock is not None
-        return self.clock.shares()
+        return self.clock.seconds_by_phase()
 
     def _wait_for_device(self, device: torch.device) -> None:
         """Keep the host at most one step ahead of the device, so that a reading is about work that was done."""
@@ -304,7 +304,7 @@ class TimeBudgetCallback(TrainerCallback):
             self.evaluate_seconds,
             self.steps.compile_seconds,
         )
-        self.reading = Reading(*self._agreed().read(astuple(mine)))
+        self.reading = Reading(*self._agreed().exchange(astuple(mine)))
         self._promised = 0.0
 
     def _progress(self) -> float:

@@ -142,7 +142,7 @@ def is_lost_connection(error: BaseException) -> bool:
     )
 
 
-def leave(code: int) -> NoReturn:
+def exit_without_teardown(code: int) -> NoReturn:
     """End the process with `code`, when all ranks have nothing more to say to each other.
 
     With process groups open, without the interpreter's clean-up but for the functions of atexit: a rank whose
@@ -163,7 +163,7 @@ _RANK = 1000  # a stop travels as its signal's number + _RANK x the rank
 class Agreement:
     """Flags over a channel. A flag is raised at any moment, by a signal handler too; decisions read only what was agreed.
 
-    After each `read` (the same on all ranks): `stop_asked_by` says who asked for a stop, and `bad_step` whether any rank
+    After each `exchange` (the same on all ranks): `stop_asked_by` says who asked for a stop, and `bad_step` whether any rank
     reported one since the reading before.
     """
 
@@ -177,7 +177,7 @@ class Agreement:
         """Say that this rank's step had a loss or a gradient that is not finite."""
         self._bad_here = True
 
-    def read(self, readings: Sequence[float] = ()) -> list[float]:
+    def exchange(self, readings: Sequence[float] = ()) -> list[float]:
         """Rank 0's `readings`, after the flags have gone around with them; every rank calls it at the same point."""
         asked = self.stop.signal_number
         mine = [asked and asked + _RANK * self.channel.rank, int(self._bad_here)]
@@ -188,9 +188,9 @@ class Agreement:
             self.stop_asked_by = f"{signal_name(number)} on rank {rank}"
         return values
 
-    def wants_stop(self) -> bool:
+    def agree_on_stop(self) -> bool:
         """Whether any rank was asked to stop by now, between two readings."""
         bad = self.bad_step, self._bad_here
-        self.read()
+        self.exchange()
         self.bad_step, self._bad_here = bad
         return bool(self.stop_asked_by)

@@ -105,7 +105,7 @@ class BudgetClock:
     def remaining_seconds(self) -> float:
         return self.total_seconds - self.elapsed_seconds()
 
-    def shares(self) -> dict[str, float]:
+    def seconds_by_phase(self) -> dict[str, float]:
         """Disjoint seconds by phase over all jobs; their sum is `elapsed_seconds()`."""
         with self._lock:
             self._settle()
@@ -167,7 +167,7 @@ class ClockFile:
             ) from None
 
     def write(self) -> None:
-        shares = self.clock.shares()
+        shares = self.clock.seconds_by_phase()
         content = {"elapsed_seconds": sum(shares.values()), "phase": self.clock.present_phase, "shares": shares}
         aside = self.path.with_name(self.path.name + ".tmp")
         aside.write_text(json.dumps(content) + "\n", encoding="utf-8")

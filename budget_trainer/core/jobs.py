@@ -19,7 +19,7 @@ from typing import IO
 VARIABLE = "BUDGET_LIFELINE"  # set for a run whose standard input is a pipe that a suite or a sweep holds open
 
 
-def hold() -> None:
+def end_with_parent() -> None:
     """Where a suite or a sweep has started this process: end it at once when that is gone.
 
     Nothing is ever written to the pipe; its end means that the other side has closed it, or was killed. A launcher between the

@@ -185,7 +185,7 @@ def account(request: Request, sources: Sources, trainer: GlueTrainer, prediction
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0.0, 4),
         "stopped_by": (budget.stop_reason or "num_train_epochs") if trained else None,
-        "seconds": {"total": budget.clock.elapsed_seconds(), **budget.clock.shares()},
+        "seconds": {"total": budget.clock.elapsed_seconds(), **budget.clock.seconds_by_phase()},
         "budget_seconds": request.total_seconds,
         "rows": {name: len(examples) for name, examples in sources.data.splits.items()},
         "official_rows": sources.data.official(),
@@ -241,7 +241,7 @@ def reserve_end(trainer: GlueTrainer, predictor: Predictor, sources: Sources, ou
     tested = sum(len(e) for name, e in sources.data.splits.items() if name in test_splits(sources.data))
     budget.evaluate_seconds = UNEVEN * per_row * sum(len(split) for split in trainer.best.dev.values())
     after = UNEVEN * per_row * tested if trainer.args.do_predict else 0.0
-    budget.save_seconds = 2 * budget.reserve(save) + budget.evaluate_seconds + after + FIXED_SECONDS
+    budget.save_seconds = 2 * budget.save_allowance(save) + budget.evaluate_seconds + after + FIXED_SECONDS
 
 
 def test_splits(data: TaskData) -> list[str]:

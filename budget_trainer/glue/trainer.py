@@ -101,7 +101,7 @@ class Predictor:
         model.eval()
         try:
             for step in range(steps if batches is None else min(batches, steps)):
-                if step % POLL_EVERY == POLL_EVERY - 1 and self.agreement.wants_stop():
+                if step % POLL_EVERY == POLL_EVERY - 1 and self.agreement.agree_on_stop():
                     raise StopAsked(f"{self.agreement.stop_asked_by} during an evaluation")
                 begin = step * share + channel.rank * self.batch_size
                 mine = order[begin : begin + self.batch_size]
@@ -175,7 +175,7 @@ class GlueTrainer(TimeScheduleMixin, Trainer):
         """Score the dev splits: `eval_<metric>`, with the split in between where there are two (MNLI)."""
         clock = self.time_budget.clock
         assert clock is not None
-        begin = clock.shares()["evaluate"]
+        begin = clock.seconds_by_phase()["evaluate"]
         with clock.phase("evaluate"):
             model: Any = self.model
             model.to(self.args.device)  # an engine has not placed it yet where nothing is trained
@@ -183,7 +183,7 @@ class GlueTrainer(TimeScheduleMixin, Trainer):
                 found = self.best.evaluate(model, self.state.epoch or 0.0, self.state.global_step, self._state_dict)
             except RunError as error:
                 return self._end_diverged(error)
-        self.time_budget.evaluate_seconds = clock.shares()["evaluate"] - begin
+        self.time_budget.evaluate_seconds = clock.seconds_by_phase()["evaluate"] - begin
         flat = {
             f"eval_{name}" if len(found["metrics"]) == 1 else f"eval_{split}_{name}": value
             for split, metrics in found["metrics"].items()
@@ -233,7 +233,7 @@ class _Course(TrainerCallback):
     def _settle(self, control: TrainerControl) -> None:
         control.should_save = False
         budget = self.trainer.time_budget
-        if control.should_evaluate and not budget.affords(budget.reading.evaluate):
+        if control.should_evaluate and not budget.reserve(budget.reading.evaluate):
             control.should_evaluate = (
                 False  # all ranks have the same reading; the reserve holds the time of the last one
             )

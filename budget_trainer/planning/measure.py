@@ -22,7 +22,7 @@ import torch
 
 from budget_trainer.data.folder import BlockDataset
 from budget_trainer.planning.candidates import MicroStep
-from budget_trainer.training.checkpoints import lacks_memory
+from budget_trainer.training.checkpoints import is_out_of_memory
 from budget_trainer.training.trainer import TimeBudgetTrainer
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -204,7 +204,7 @@ class ProbeTrainer(TimeBudgetTrainer):
             with torch.compiler.set_stance("force_eager") if eager else nullcontext():
                 loss = super().training_step(model, inputs, num_items_in_batch)
         except RuntimeError as error:
-            if not lacks_memory(error):
+            if not is_out_of_memory(error):
                 raise
             self._fits, loss = False, torch.zeros((), device=self.args.device)
         if not self._fits:  # outside of the handler: its traceback holds the tensors
@@ -222,7 +222,7 @@ class ProbeTrainer(TimeBudgetTrainer):
             try:
                 return take(*args, **kwargs)
             except RuntimeError as error:
-                if not lacks_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._fits = False
             optimizer.state.clear()  # some are made, some are not

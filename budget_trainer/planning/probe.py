@@ -132,8 +132,8 @@ def probe(order: dict[str, Any], told: Told, steps: Steps | None = None) -> None
     from budget_trainer.reporting.report import environment
     from budget_trainer.training import finish, launch  # noqa: F401 - what a run imports
     from budget_trainer.training import run as run_module
-    from budget_trainer.training.engine import engine_name, settle_engine_config
-    from budget_trainer.training.precision import settle_speed
+    from budget_trainer.training.engine import engine_name, resolve_engine_config
+    from budget_trainer.training.precision import resolve_compute_mode
 
     marks = Marks()
     ends = Ends(time.monotonic() - CLOCK.elapsed_seconds(), order["deadline"])
@@ -155,7 +155,7 @@ def probe(order: dict[str, Any], told: Told, steps: Steps | None = None) -> None
     columns = data.columns_for(document_mask=recipe.data.document_mask, next_sentence=recipe.add_nsp)
     blocks = data.train(seed=run.seed, columns=columns)
     run_module.check_data(data, blocks, recipe)
-    settle_engine_config(run)
+    resolve_engine_config(run)
     marks.mark("data")
     share = data.verify(VERIFY_SECONDS)
     marks.mark("checksums")
@@ -186,7 +186,7 @@ def probe(order: dict[str, Any], told: Told, steps: Steps | None = None) -> None
     micro_batch = collator(blocks.__getitems__(range(small)))
     marks.mark(None)
     left = min(recipe.seconds_left(0.0), SETTLE_SECONDS / 0.03)
-    settle_speed(recipe, model, micro_batch, left, None, channel)
+    resolve_compute_mode(recipe, model, micro_batch, left, None, channel)
     marks.mark("precision")
     told.add(
         parameters=parameter_count(model),
@@ -335,11 +335,11 @@ def measure_steps(
     )
     marks.mark("trainer")
     trainer.rehearse_save(recipe.output_dir)
-    save = CLOCK.shares()["save"]
+    save = CLOCK.seconds_by_phase()["save"]
     rehearsal = evaluate = 0.0
     if validation is not None:
         trainer.rehearse_evaluation(validation.seconds_between(recipe.total_seconds))
-        rehearsal, evaluate = CLOCK.shares()["evaluate"], budget.evaluate_seconds
+        rehearsal, evaluate = CLOCK.seconds_by_phase()["evaluate"], budget.evaluate_seconds
     marks.mark(None)
     add_callbacks(trainer, recipe, None, run_module.samples_per_epoch(recipe, data), 1)
     trainer.remove_callback(PrinterCallback)  # a run has its bar instead
@@ -420,9 +420,9 @@ def _end_with_parent() -> None:
 def planned_error(error: Exception) -> Exception:
     """What the parent is told: want of memory in the planner's words (a run's speak of going on). Raises what is a defect."""
     from budget_trainer.planning.schedule import NO_ROOM
-    from budget_trainer.training.checkpoints import lacks_memory
+    from budget_trainer.training.checkpoints import is_out_of_memory
 
-    if lacks_memory(error) or lacks_memory(error.__cause__):
+    if is_out_of_memory(error) or is_out_of_memory(error.__cause__):
         return RunError(NO_ROOM)
     if isinstance(error, InputError | RunError):
         return error

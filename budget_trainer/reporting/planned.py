@@ -95,7 +95,7 @@ def check_plan(
         raise InputError(f"plan: made for the data of {plan['data']['path']}, data_dir holds other data; {fix}")
 
 
-def beside(plan: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+def compare_with_plan(plan: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
     """`planned` for the run's report: each of QUANTITIES as planned and as it came, and whether the machine is the same."""
     shares = report.get("shares") or {}
     did = {name: report.get(name) for name in ("tokens", "steps", "tokens_per_second")}
@@ -106,7 +106,7 @@ def beside(plan: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def said(planned: Mapping[str, Any]) -> str:
+def comparison_line(planned: Mapping[str, Any]) -> str:
     """One line for the end of a run."""
     tokens = planned["tokens"]
     off = 100 * (tokens["did"] / tokens["planned"] - 1) if tokens["planned"] else 0.0

@@ -100,7 +100,7 @@ class FinetuneMarkers(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         for share in [share for share in self.waiting if self.time_budget.share >= share]:
-            if self.time_budget.affords(self.time_budget.reading.save):
+            if self.time_budget.reserve(self.time_budget.reading.save):
                 self.waiting.remove(share)
                 self.save_folder(marker_folder(self.output_dir, share))
 
@@ -152,7 +152,7 @@ class CheckpointCadence(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         counts = self._counts()
-        if counts != self._last and self.time_budget.affords(self.time_budget.reading.checkpoint):
+        if counts != self._last and self.time_budget.reserve(self.time_budget.reading.checkpoint):
             control.should_save = True
         self._last = counts
 
@@ -177,7 +177,7 @@ class ValidationCadence(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         mark = self.plan.mark(self._last, self.time_budget.share, self.samples())
-        if mark > self._last and self.time_budget.affords(self.time_budget.reading.evaluate):
+        if mark > self._last and self.time_budget.reserve(self.time_budget.reading.evaluate):
             control.should_evaluate = True
         self._last = mark
         stored: Any = state.stateful_callbacks
@@ -398,7 +398,7 @@ class StageCadence(TrainerCallback):
             self.stage.sequence_parts,
         )
         compiles = args.torch_compile and not same_shapes
-        if compiles and not self.time_budget.affords(self.time_budget.reading.compile):
+        if compiles and not self.time_budget.reserve(self.time_budget.reading.compile):
             self._declined = wanted
             if args.should_log:
                 log.info("step %d: %s left out, the rest of the budget does not carry it", state.global_step, wanted)
@@ -483,4 +483,4 @@ class Throughput(TrainerCallback):
 
     def _shares(self) -> dict[str, float]:
         assert self.time_budget.clock is not None
-        return self.time_budget.clock.shares()
+        return self.time_budget.clock.seconds_by_phase()

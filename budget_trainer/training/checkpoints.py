@@ -40,7 +40,7 @@ def disk_failure(error: BaseException) -> str | None:
     return None
 
 
-def not_written(path: Path, reason: str, output_dir: Path) -> RunError:
+def write_error(path: Path, reason: str, output_dir: Path) -> RunError:
     """The end of a run whose folder takes no more: what, why, what is left and how to go on."""
     there = next((folder for folder in (output_dir, *output_dir.parents) if folder.exists()), Path("/"))
     free = shutil.disk_usage(there).free
@@ -51,18 +51,18 @@ def not_written(path: Path, reason: str, output_dir: Path) -> RunError:
     )
 
 
-def lacks_memory(error: BaseException | None) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether the error means that memory, a GPU's or the machine's, was refused."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @contextmanager
-def memory_told(run: TrainingArguments) -> Iterator[None]:
+def explain_out_of_memory(run: TrainingArguments) -> Iterator[None]:
     """RunError in the place of an error that means: a micro-batch did not fit into memory."""
     try:
         yield
     except RuntimeError as error:
-        if not lacks_memory(error):
+        if not is_out_of_memory(error):
             raise
         text = " ".join(str(error).split())
         size = run.per_device_train_batch_size
@@ -210,7 +210,7 @@ def discard(target: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def hold_room(output_dir: Path, size: int) -> None:
+def reserve_disk_space(output_dir: Path, size: int) -> None:
     """Keep `size` bytes of the disk for what is written last, in the file ROOM. OSError where there is no such room."""
     with open(output_dir / ROOM, "wb") as room:
         if size > 0 and hasattr(os, "posix_fallocate"):  # not on macOS
@@ -221,8 +221,8 @@ def hold_room(output_dir: Path, size: int) -> None:
                     raise
 
 
-def release_room(output_dir: Path) -> None:
-    """Give back what `hold_room` kept."""
+def release_disk_space(output_dir: Path) -> None:
+    """Give back what `reserve_disk_space` kept."""
     (output_dir / ROOM).unlink(missing_ok=True)
 
 

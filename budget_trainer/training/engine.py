@@ -60,7 +60,7 @@ def sharded_by_layer(plugin: Any, model: Any) -> Iterator[None]:
             delattr(model, name)
 
 
-def settle_engine_config(run: TrainingArguments) -> None:
+def resolve_engine_config(run: TrainingArguments) -> None:
     """Refuse an engine that cannot run here, and a DeepSpeed configuration that contradicts the recipe.
 
     Clipping, accumulation, batch and precision may stand in a DeepSpeed JSON as `auto` or with the recipe's value. Under
@@ -128,20 +128,20 @@ def check_loadable(checkpoint: Path | None, engine: str, world_size: int, optimi
         )
 
 
-def is_needed(checkpoint: Path | None, run: TrainingArguments) -> bool:
+def needs_conversion(checkpoint: Path | None, run: TrainingArguments) -> bool:
     """Whether `checkpoint` holds the partitions of another number of processes."""
     if checkpoint is None or run.deepspeed_plugin is None:
         return False
     return int(checkpoints.complete_manifest(checkpoint)["world_size"]) != run.world_size
 
 
-def settle_universal(checkpoint: Path | None, run: TrainingArguments, channel: ControlChannel) -> None:
-    """Where `is_needed`, convert (main process; once for each checkpoint) and tell DeepSpeed to load that form.
+def prepare_universal_checkpoint(checkpoint: Path | None, run: TrainingArguments, channel: ControlChannel) -> None:
+    """Where `needs_conversion`, convert (main process; once for each checkpoint) and tell DeepSpeed to load that form.
 
     Call it on all ranks before a Trainer is made. RunError where DeepSpeed's converter fails.
     """
     plugin = run.deepspeed_plugin
-    if checkpoint is None or plugin is None or not is_needed(checkpoint, run):
+    if checkpoint is None or plugin is None or not needs_conversion(checkpoint, run):
         return
     failed = None
     if run.process_index == 0 and not _is_converted(checkpoint):
@@ -156,7 +156,7 @@ def settle_universal(checkpoint: Path | None, run: TrainingArguments, channel: C
     plugin.deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
 
 
-def mend(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
+def restore_group_options(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
     """Give back what DeepSpeed's loader of that form does not (0.19): to each group its own hyper-parameters (stage 3 gives
     all of them the first one's), to each parameter a step count of its own, where the optimizer wants it.
 

@@ -15,7 +15,7 @@ from budget_trainer.data.folder import BlockDataset, DataFolder
 from budget_trainer.model.build import load_pretrained, parameter_count
 from budget_trainer.reporting.background_push import BackgroundPush
 from budget_trainer.reporting.card import write_model_card
-from budget_trainer.reporting.planned import beside, said
+from budget_trainer.reporting.planned import compare_with_plan, comparison_line
 from budget_trainer.reporting.report import describe_data, draw_report, environment, read_progress, write_json_atomic
 from budget_trainer.training import checkpoints, run_folder
 from budget_trainer.training.callbacks import copy_final
@@ -33,7 +33,7 @@ def account(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Recipe)
     if progress.steps == 0:  # nothing was left to train: the account is the earlier jobs'
         progress.restore(trainer.state)
         callbacks.guard.restore(trainer.state)
-    budget, shares = trainer.time_budget, trainer.clock.shares()
+    budget, shares = trainer.time_budget, trainer.clock.seconds_by_phase()
     mine = {"rank": trainer.channel.rank, "steps": progress.steps, "learning_rates_sha256": progress.rates_sha256}
     assert isinstance(trainer.train_dataset, BlockDataset)
     model: Any = trainer.model
@@ -84,7 +84,7 @@ def save_final(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Reci
     """
     report = account(trainer, callbacks, recipe)
     if trainer.args.process_index == 0:
-        checkpoints.release_room(recipe.output_dir)
+        checkpoints.release_disk_space(recipe.output_dir)
         write_json_atomic(recipe.output_dir / run_folder.REPORT, report)
         run_folder.mark_evaluation(recipe.output_dir, ended=False)
     trainer.save_folder(final)
@@ -157,7 +157,7 @@ def _write(recipe: Recipe, report: dict[str, Any], final: Path | None) -> None:
     """`run_report.json` and `.png`, the card in `final`, and three lines for whoever watches."""
     output_dir = recipe.output_dir
     if recipe.plan is not None:
-        report["planned"] = beside(recipe.plan, report)
+        report["planned"] = compare_with_plan(recipe.plan, report)
     json_path, picture = output_dir / run_folder.REPORT, output_dir / "run_report.png"
     write_json_atomic(json_path, report)
     draw_report(report, read_progress(output_dir / run_folder.PROGRESS), picture)
@@ -185,7 +185,7 @@ def print_summary(report: dict[str, Any], output_dir: Path) -> None:
             f"matmul peak; waiting for data {100 * report['data_wait_share']:.2f} %"
         )
     if report.get("planned"):
-        print(said(report["planned"]))
+        print(comparison_line(report["planned"]))
     if report["overrun_seconds"] > 0:
         print(f"the budget was overrun by {report['overrun_seconds']:.1f}s")
     print(

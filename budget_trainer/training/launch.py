@@ -77,19 +77,19 @@ def check_launch(processes: int, gpus_of_this_process: int = 1) -> None:
         )
 
 
-def leave_if_asked(agreement: Agreement, output_dir: Path, during: str) -> None:
+def raise_if_stop_requested(agreement: Agreement, output_dir: Path, during: str) -> None:
     """Between two parts of the set-up, on all ranks: raise StopAsked where a signal has come to any of them.
 
     There is nothing to save yet; the next job begins where this one did.
     """
-    if not agreement.wants_stop():
+    if not agreement.agree_on_stop():
         return
     if agreement.channel.rank == 0:
         run_folder.mark_resumable(output_dir, "stop_requested")
     raise StopAsked(f"{agreement.stop_asked_by} during {during}, before the first step")
 
 
-def say_error(error: Exception, stop: StopRequest) -> None:
+def report_error(error: Exception, stop: StopRequest) -> None:
     """One line on stderr; an OSError that is not about a disk goes on its way.
 
     Each rank says whom it has lost; of the rest rank 0 speaks for all.

@@ -1,8 +1,8 @@
 """Whether bf16 and torch.compile pay on this machine, in this budget: measured, not assumed.
 
 bf16 doubles the speed of large matrices on some CPUs with avx512_bf16 and halves it on others; compiling takes 20 to 60 s
-and saves up to a third of a step in bf16, but hardly anything in float32 on a CPU. `settle_speed` decides before Trainer is
-built, because Accelerator fixes the precision.
+and saves up to a third of a step in bf16, but hardly anything in float32 on a CPU. `resolve_compute_mode` decides before
+Trainer is built, because Accelerator fixes the precision.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from accelerate.utils import compile_regions
 from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.config.arguments import RunArguments
 from budget_trainer.config.recipe import Recipe
-from budget_trainer.training.checkpoints import memory_told
+from budget_trainer.training.checkpoints import explain_out_of_memory
 from budget_trainer.training.engine import engine_name
-from budget_trainer.training.run_folder import remembered_speed
+from budget_trainer.training.run_folder import stored_compute_mode
 
 log = logging.getLogger(__name__)
 PROBE_SHARE = 0.03  # of the budget
@@ -38,7 +38,7 @@ COMPILE = ("no", "regional", "whole")
 
 
 @dataclass(frozen=True)
-class Speed:
+class ComputeMode:
     """How a step is computed."""
 
     bf16: bool
@@ -53,7 +53,7 @@ class Cost:
     compile: float = 0.0
 
 
-def settle_speed(
+def resolve_compute_mode(
     recipe: Recipe,
     model: Any,
     batch: Mapping[str, torch.Tensor],
@@ -69,25 +69,25 @@ def settle_speed(
     remembers. `batch` is a collated micro-batch, `remaining_seconds` what this job may still use.
     """
     run = recipe.run
-    asked = speed = Speed(bool(run.bf16), _asked_compile(recipe))
+    asked = speed = ComputeMode(bool(run.bf16), _asked_compile(recipe))
     if speed.compile != "no" and run.torch_compile_backend == "inductor" and not has_compiler():
         log.info("torch_compile: off, there is no C++ compiler here (install g++ to have it)")
-        speed = Speed(speed.bf16, "no")
+        speed = ComputeMode(speed.bf16, "no")
     if speed.compile != "no" and engine_name(run) == "deepspeed-zero3":
         log.info("torch_compile: off, ZeRO-3 gathers weights as they are touched, which a compiled graph does not see")
-        speed = Speed(speed.bf16, "no")
+        speed = ComputeMode(speed.bf16, "no")
     if recipe.budget.auto_speed:
-        stored = remembered_speed(checkpoint)
+        stored = stored_compute_mode(checkpoint)
         if stored.get("asked") == asdict(asked):
-            kept = Speed(**stored["settled"])
-            speed = Speed(kept.bf16, kept.compile if speed.compile != "no" else "no")
+            kept = ComputeMode(**stored["settled"])
+            speed = ComputeMode(kept.bf16, kept.compile if speed.compile != "no" else "no")
         else:
             speed = _agreed(_cheaper(speed, recipe, model, batch, remaining_seconds), channel)
     _apply(speed, recipe)
     return {"asked": asdict(asked), "settled": asdict(speed)}
 
 
-def most_steps(costs: Mapping[Speed, Cost], remaining_seconds: float) -> Speed:
+def most_steps(costs: Mapping[ComputeMode, Cost], remaining_seconds: float) -> ComputeMode:
     """The way that takes the most steps in the time that is left (without end: the fastest); the first one of equals."""
     if math.isinf(remaining_seconds):
         return min(costs, key=lambda speed: costs[speed].step)
@@ -110,54 +110,56 @@ def _asked_compile(recipe: Recipe) -> str:
     return "regional" if recipe.budget.regional_compile else "whole"
 
 
-def _cheaper(speed: Speed, recipe: Recipe, model: Any, batch: Mapping[str, torch.Tensor], remaining: float) -> Speed:
+def _cheaper(
+    speed: ComputeMode, recipe: Recipe, model: Any, batch: Mapping[str, torch.Tensor], remaining: float
+) -> ComputeMode:
     """What of `speed` pays: by rule where the budget is short or an engine places the model, else by probe."""
     run = recipe.run
     if speed.bf16 and run.device.type == "cpu" and not cpu_has_bf16():
         log.info("bf16: off, this CPU has no instructions for it")
-        speed = Speed(False, speed.compile)
+        speed = ComputeMode(False, speed.compile)
     limit = PROBE_SHARE * remaining
     probes = remaining >= PROBE_FROM_SECONDS and not _engine_places_the_model(run)
     if speed.compile != "no" and not (probes and limit >= COMPILE_PROBE_SECONDS) and remaining < COMPILE_FROM_SECONDS:
         log.info("torch_compile: off, a budget below %gs does not earn it back", COMPILE_FROM_SECONDS)
-        speed = Speed(speed.bf16, "no")
-    with memory_told(run):
+        speed = ComputeMode(speed.bf16, "no")
+    with explain_out_of_memory(run):
         costs = probe(speed, model, batch, run.device, limit) if probes else {}
     if costs:
         eager = most_steps({way: cost for way, cost in costs.items() if way.compile == "no"}, remaining)
         compiled = {way: cost for way, cost in costs.items() if way.compile != "no"}
         best = most_steps({eager: costs[eager], **compiled}, remaining) if compiled else None
-        speed = best or Speed(eager.bf16, speed.compile)
+        speed = best or ComputeMode(eager.bf16, speed.compile)
         said = ", ".join(f"{_name(way)} {cost.step:.3f}s" for way, cost in costs.items())
         log.info("a micro-batch takes %s: %s", said, _name(speed))
     compiled_was_timed = any(way.compile != "no" for way in costs)
     if speed.compile != "no" and not speed.bf16 and run.device.type == "cpu" and not compiled_was_timed:
         log.info("torch_compile: off, float32 on a CPU is about as fast without")  # 201 ms and 198 ms (cpu_10m)
-        speed = Speed(False, "no")
+        speed = ComputeMode(False, "no")
     return speed
 
 
 def probe(
-    asked: Speed,
+    asked: ComputeMode,
     model: Any,
     batch: Mapping[str, torch.Tensor],
     device: torch.device,
     limit_seconds: float,
     time_fn: Callable[[], float] = time.monotonic,
-) -> dict[Speed, Cost]:
+) -> dict[ComputeMode, Cost]:
     """Time forward and backward of one micro-batch in the ways that `asked` allows, within `limit_seconds`.
 
     Eager ways first; compiled ones, in the faster precision, only where the limit is COMPILE_PROBE_SECONDS or more. What
     no longer fits is left out, so the result may be empty. Weights, gradients and the random state are left as they were.
     """
     begin = time_fn()
-    ways = [Speed(asked.bf16, "no")] + ([Speed(False, "no")] if asked.bf16 else [])
+    ways = [ComputeMode(asked.bf16, "no")] + ([ComputeMode(False, "no")] if asked.bf16 else [])
     compiles = asked.compile != "no" and limit_seconds >= COMPILE_PROBE_SECONDS
     if len(ways) == 1 and not compiles:
         return {}
     model.to(device)
     inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-    costs: dict[Speed, Cost] = {}
+    costs: dict[ComputeMode, Cost] = {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         while ways:
             way = ways.pop(0)
@@ -168,7 +170,7 @@ def probe(
             costs[way] = _time(_compiled(model, way), inputs, way, device, time_fn)
             if compiles and not ways:
                 faster = min(costs, key=lambda way: costs[way].step)
-                ways, compiles = [Speed(faster.bf16, "regional"), Speed(faster.bf16, "whole")], False
+                ways, compiles = [ComputeMode(faster.bf16, "regional"), ComputeMode(faster.bf16, "whole")], False
     model.zero_grad(set_to_none=True)
     return costs if len(costs) > 1 else {}
 
@@ -176,7 +178,7 @@ def probe(
 def _time(
     model: Any,
     inputs: Mapping[str, torch.Tensor],
-    way: Speed,
+    way: ComputeMode,
     device: torch.device,
     time_fn: Callable[[], float],
 ) -> Cost:
@@ -194,7 +196,7 @@ def _time(
     return Cost(step, max(0.0, seconds[0] - step) if way.compile != "no" else 0.0)
 
 
-def _compiled(model: Any, way: Speed) -> Any:
+def _compiled(model: Any, way: ComputeMode) -> Any:
     if way.compile == "no":
         return model
     return compile_regions(model, dynamic=False) if way.compile == "regional" else torch.compile(model, dynamic=False)
@@ -205,13 +207,13 @@ def _engine_places_the_model(run: RunArguments) -> bool:
     return engine_name(run) not in ("single", "ddp")
 
 
-def _agreed(speed: Speed, channel: ControlChannel) -> Speed:
+def _agreed(speed: ComputeMode, channel: ControlChannel) -> ComputeMode:
     """Rank 0's choice on every rank."""
     (bf16, kind), _ = channel.agree([float(speed.bf16), float(COMPILE.index(speed.compile))])
-    return Speed(bool(bf16), COMPILE[int(kind)])
+    return ComputeMode(bool(bf16), COMPILE[int(kind)])
 
 
-def _apply(speed: Speed, recipe: Recipe) -> None:
+def _apply(speed: ComputeMode, recipe: Recipe) -> None:
     """Make the arguments say what was settled, before Trainer reads them."""
     run = recipe.run
     if run.bf16 and not speed.bf16:
@@ -221,6 +223,6 @@ def _apply(speed: Speed, recipe: Recipe) -> None:
     recipe.budget.regional_compile = speed.compile == "regional"
 
 
-def _name(speed: Speed) -> str:
+def _name(speed: ComputeMode) -> str:
     words = ["bf16" if speed.bf16 else "fp32"]
     return " ".join(words + ([f"{speed.compile} compiled"] if speed.compile != "no" else []))

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from budget_trainer.budget.callback import TimeBudgetCallback
 from budget_trainer.core.errors import Diverged, RunError
 from budget_trainer.training import checkpoints
-from budget_trainer.training.engine import is_needed, mend
+from budget_trainer.training.engine import needs_conversion, restore_group_options
 
 log = logging.getLogger(__name__)
 STATE_KEY = "guard"  # in TrainerState.stateful_callbacks
@@ -283,13 +283,13 @@ class GuardedSteps(_Base):
             self._load_from_checkpoint(folder, self.model_wrapped if self.is_fsdp_enabled else None)
             return
         engine: Any = self.model_wrapped
-        engine._config.load_universal_checkpoint = converted = is_needed(Path(folder), self.args)
+        engine._config.load_universal_checkpoint = converted = needs_conversion(Path(folder), self.args)
         groups = [dict(group) for group in engine.optimizer.optimizer.param_groups]
         path, _ = engine.load_checkpoint(folder, load_lr_scheduler_states=False)
         if path is None:
             raise RunError(f"roll-back: DeepSpeed finds nothing to load in {folder}; resume from an older checkpoint")
         if converted:
-            mend(engine.optimizer.optimizer, groups)
+            restore_group_options(engine.optimizer.optimizer, groups)
 
     def loss_scale(self) -> float | None:
         """fp16's present loss scale; reading it waits for the device. None without fp16."""

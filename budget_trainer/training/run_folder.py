@@ -96,7 +96,7 @@ def restore_clock(clock: BudgetClock, output_dir: Path, checkpoint: Path | None)
     return int(_read_run(output_dir).get("job", 0)) + 1
 
 
-def remembered_speed(checkpoint: Path | None) -> dict[str, Any]:
+def stored_compute_mode(checkpoint: Path | None) -> dict[str, Any]:
     """What the job that wrote `checkpoint` had settled about precision and compilation; empty where nothing was."""
     if checkpoint is None:
         return {}

@@ -15,7 +15,7 @@ from budget_trainer.budget.callback import TimeBudgetCallback
 from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.training import checkpoints
-from budget_trainer.training.checkpoints import WRITE_ERRORS, disk_failure, not_written
+from budget_trainer.training.checkpoints import WRITE_ERRORS, disk_failure, write_error
 from budget_trainer.training.engine import engine_name
 
 REPORT_BYTES = 2**20  # for the report, its picture and the card, beside the model
@@ -63,7 +63,7 @@ class CompleteSaves(_Base):
         RunError on the rank whose disk does not take it; what was complete stays.
         """
         clock, channel = self.clock, self.channel
-        begin = clock.shares()["save"]
+        begin = clock.seconds_by_phase()["save"]
         with clock.phase("save"):
             staging = checkpoints.staging_folder(target)
             try:
@@ -81,21 +81,21 @@ class CompleteSaves(_Base):
                     raise
                 if self.args.world_size == 1:  # else other ranks may still write there; the next job clears it away
                     checkpoints.discard(target)
-                raise not_written(target, reason, target.parent) from error
-        return clock.shares()["save"] - begin
+                raise write_error(target, reason, target.parent) from error
+        return clock.seconds_by_phase()["save"] - begin
 
     def save_folder(self, target: str | os.PathLike[str]) -> float:
         """Write the model and its tokenizer to `target`, complete or absent; returns seconds. Call it on all ranks."""
         return self._write_aside(Path(target), lambda folder: self.save_model(str(folder), _internal_call=True), None)
 
-    def rehearse_save(self, output_dir: str | os.PathLike[str], hold_room: bool = False) -> None:
+    def rehearse_save(self, output_dir: str | os.PathLike[str], reserve_disk: bool = False) -> None:
         """Write the model once and delete it: how long the end will take, and that the disk takes it, known early.
 
-        With `hold_room` as much of the disk is kept for the end: one that fills up meanwhile does not cost the model.
+        With `reserve_disk` as much of the disk is kept for the end: one that fills up meanwhile does not cost the model.
         """
         folder = Path(output_dir) / ".partial-rehearsal"
         if self.args.should_save:
-            checkpoints.release_room(folder.parent)
+            checkpoints.release_disk_space(folder.parent)
         trainer: Any = self
         if (
             trainer.is_deepspeed_enabled
@@ -111,18 +111,18 @@ class CompleteSaves(_Base):
         if self.args.should_save:
             size = sum(path.stat().st_size for path in folder.rglob("*"))
             shutil.rmtree(folder)
-            if hold_room:
+            if reserve_disk:
                 self._hold_room(folder.parent, size + REPORT_BYTES)
-        self.time_budget.save_seconds = self.time_budget.reserve(seconds)
+        self.time_budget.save_seconds = self.time_budget.save_allowance(seconds)
         self.time_budget.checkpoint_seconds = 4.5 * seconds + 0.2  # weights and two moments, until one was measured
 
     @staticmethod
     def _hold_room(output_dir: Path, size: int) -> None:
         try:
-            checkpoints.hold_room(output_dir, size)
+            checkpoints.reserve_disk_space(output_dir, size)
         except OSError as error:
-            checkpoints.release_room(output_dir)
-            raise not_written(output_dir / "final", os.strerror(error.errno or 0), output_dir) from error
+            checkpoints.release_disk_space(output_dir)
+            raise write_error(output_dir / "final", os.strerror(error.errno or 0), output_dir) from error
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Every rank's own random states; with another number of ranks they are drawn anew from seed, step and rank."""

@@ -43,18 +43,18 @@ def run_script(
             print("interrupted", file=sys.stderr, flush=True)
             return INTERRUPTED
         except (InputError, RunError, OSError) as error:
-            from budget_trainer.training.launch import say_error
+            from budget_trainer.training.launch import report_error
 
-            say_error(told(error), stop)
+            report_error(told(error), stop)
             return BAD_INPUT if isinstance(error, InputError) else FAILED
 
 
-def leave_with(code: int) -> NoReturn:
-    """End the process; without the interpreter's clean-up where processes have talked to each other, see `leave`."""
+def exit_process(code: int) -> NoReturn:
+    """End the process with `code`; a distributed one without the interpreter's clean-up (`exit_without_teardown`)."""
     if code in (DONE, RESUMABLE, INTERRUPTED) and "torch.distributed" in sys.modules:
-        from budget_trainer.budget.channel import leave
+        from budget_trainer.budget.channel import exit_without_teardown
 
-        leave(code)
+        exit_without_teardown(code)
     sys.exit(code)
 
 

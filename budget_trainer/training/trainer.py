@@ -21,8 +21,8 @@ from budget_trainer.data.folder import BlockDataset, ExactSampler
 from budget_trainer.model.flops import model_flops_per_token
 from budget_trainer.model.next_sentence import count_pairs
 from budget_trainer.training.callbacks import StageCadence, Throughput
-from budget_trainer.training.checkpoints import memory_told
-from budget_trainer.training.engine import mend, sharded_by_layer
+from budget_trainer.training.checkpoints import explain_out_of_memory
+from budget_trainer.training.engine import restore_group_options, sharded_by_layer
 from budget_trainer.training.evaluation import PinnedEvaluation
 from budget_trainer.training.recovery import GuardedSteps
 from budget_trainer.training.saving import CompleteSaves
@@ -117,7 +117,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
             prepared = super()._prepare_for_training(*args, **kwargs)
         engine: Any = self.model_wrapped
         if self.is_deepspeed_enabled and engine.load_universal_checkpoint() and self._groups is not None:
-            mend(engine.optimizer.optimizer, self._groups)
+            restore_group_options(engine.optimizer.optimizer, self._groups)
         if self.is_fsdp_enabled and hasattr(model, "masked_logits"):  # it gathers the weights for methods it knows of
             torch.distributed.fsdp.register_fsdp_forward_method(engine, "masked_logits")
         scaler: Any = getattr(getattr(self.model_wrapped, "optimizer", None), "loss_scaler", None)
@@ -144,7 +144,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
                 self.time_budget.stop_reason = self.time_budget.end_reason
                 return TrainOutput(self.state.global_step, math.nan, {})
         try:
-            with memory_told(self.args):
+            with explain_out_of_memory(self.args):
                 return super().train(resume_from_checkpoint, *args, **kwargs)
         except RuntimeError as error:  # usually the all-reduce of the gradients is the first to miss a rank
             if self.args.world_size > 1 and not isinstance(error, RunError) and is_lost_connection(error):
@@ -230,14 +230,14 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
         """The pinned evaluation, shared among the ranks; all blocks outside of training."""
         if self.evaluation is None:
             return super().evaluate(*args, **kwargs)
-        begin = self.clock.shares()["evaluate"]
+        begin = self.clock.seconds_by_phase()["evaluate"]
         with self.clock.phase("evaluate"):
             result = self._run_evaluation(self.evaluation_blocks if self.is_in_train else max_blocks)
         if not result["complete"]:
             self.control.should_evaluate = False
             self.time_budget.decide(self.state, self.control)  # a signal came: a checkpoint, and the end
             return {}
-        self.time_budget.evaluate_seconds = self.clock.shares()["evaluate"] - begin
+        self.time_budget.evaluate_seconds = self.clock.seconds_by_phase()["evaluate"] - begin
         metrics = {f"eval_{name}": value for name, value in result.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -251,7 +251,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
         """
         if self.evaluation is None:
             return
-        begin = self.clock.shares()["evaluate"]
+        begin = self.clock.seconds_by_phase()["evaluate"]
         model: Any = self.model
         with self.clock.phase("evaluate"):
             if self._engine_places_model:  # and has not yet
@@ -259,7 +259,7 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
             self._run_evaluation(PROBE_BLOCKS)
             if self._engine_places_model:
                 model.to("cpu")
-        per_block = (self.clock.shares()["evaluate"] - begin) / PROBE_BLOCKS
+        per_block = (self.clock.seconds_by_phase()["evaluate"] - begin) / PROBE_BLOCKS
         (per_block,), _ = self.channel.agree([per_block])
         seconds = per_block * self.evaluation_blocks
         if seconds > 0.05 * period_seconds and self.evaluation_blocks > FEWER_BLOCKS:
@@ -290,4 +290,4 @@ class TimeBudgetTrainer(TimeScheduleMixin, CompleteSaves, GuardedSteps, Trainer)
     def _stop_asked(self) -> bool:
         """Polled by all ranks between two batches of a validation: the grace time of a signal is short."""
         agreement = self.time_budget.agreement
-        return agreement is not None and agreement.wants_stop()
+        return agreement is not None and agreement.agree_on_stop()

@@ -55,7 +55,7 @@ def test_shares_are_disjoint_and_add_up():
         with clock.phase("evaluate"):
             time.now += 1
     time.now += 3
-    shares = clock.shares()
+    shares = clock.seconds_by_phase()
     assert shares == {"setup": 5, "compile": 0, "train": 13, "data_wait": 0, "evaluate": 1, "save": 2}
     assert sum(shares.values()) == clock.elapsed_seconds() == 21
     assert clock.remaining_seconds() == 39
@@ -67,7 +67,7 @@ def test_earlier_jobs_count_but_not_in_the_job():
     clock.restore({"train": 100.0, "save": 1.0})
     time.now += 4
     assert clock.elapsed_seconds() == 105 and clock.job_seconds() == 4
-    assert clock.shares()["train"] == 100
+    assert clock.seconds_by_phase()["train"] == 100
 
 
 def test_stopped_is_stopped():
@@ -78,7 +78,7 @@ def test_stopped_is_stopped():
     time.now += 100
     with clock.phase("evaluate"):
         time.now += 100
-    assert clock.elapsed_seconds() == 4 and clock.shares()["evaluate"] == 0
+    assert clock.elapsed_seconds() == 4 and clock.seconds_by_phase()["evaluate"] == 0
 
 
 def test_unknown_phase_and_bad_budget():
@@ -98,9 +98,9 @@ def test_clock_file_round_trip_and_damage(tmp_path):
     file.start()
     time.now += 7
     file.close()
-    assert ClockFile.read(path) == clock.shares()
+    assert ClockFile.read(path) == clock.seconds_by_phase()
     assert json.loads(path.read_text())["elapsed_seconds"] == 7
-    assert set(clock.shares()) == set(PHASES)
+    assert set(clock.seconds_by_phase()) == set(PHASES)
     path.write_text('{"shares": {}}')
     with pytest.raises(InputError, match=r"clock\.json.*delete it"):
         ClockFile.read(path)

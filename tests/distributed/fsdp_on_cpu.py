@@ -14,7 +14,7 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import train_mlm  # noqa: E402
-from budget_trainer.budget.channel import leave  # noqa: E402
+from budget_trainer.budget.channel import exit_without_teardown  # noqa: E402
 from budget_trainer.training import engine  # noqa: E402
 
 make_state, gather = AcceleratorState.__init__, accelerate.Accelerator.get_state_dict
@@ -34,8 +34,8 @@ def gathered(self, *args, **kwargs):
 
 AcceleratorState.__init__ = as_on_gpus
 accelerate.Accelerator.get_state_dict = gathered
-engine.settle_engine_config = lambda run: None
+engine.resolve_engine_config = lambda run: None
 code = train_mlm.main(sys.argv[1:])
 if code in (0, train_mlm.RESUMABLE):
-    leave(code)
+    exit_without_teardown(code)
 sys.exit(code)

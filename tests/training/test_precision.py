@@ -10,10 +10,10 @@ from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.config.parser import parse_recipe
 from budget_trainer.model.build import build_model
 from budget_trainer.training import precision
-from budget_trainer.training.precision import Cost, Speed, most_steps, probe
+from budget_trainer.training.precision import ComputeMode, Cost, most_steps, probe
 
-FP32, BF16 = Speed(False, "no"), Speed(True, "no")
-REGIONAL, WHOLE = Speed(True, "regional"), Speed(True, "whole")
+FP32, BF16 = ComputeMode(False, "no"), ComputeMode(True, "no")
+REGIONAL, WHOLE = ComputeMode(True, "regional"), ComputeMode(True, "whole")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_probe_leaves_no_trace():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    costs = probe(Speed(True, "whole"), model, batch, torch.device("cpu"), limit_seconds=10.0)
+    costs = probe(ComputeMode(True, "whole"), model, batch, torch.device("cpu"), limit_seconds=10.0)
     assert set(costs) == {BF16, FP32} and all(cost.step > 0 for cost in costs.values())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -91,7 +91,7 @@ def costs(monkeypatch):
 def test_what_does_not_pay_is_off(tmp_path, costs):
     costs.update({BF16: Cost(2.0), FP32: Cost(1.0)})
     recipe = recipe_of(tmp_path, bf16="true", auto_speed="true")
-    said = precision.settle_speed(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
+    said = precision.resolve_compute_mode(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
     assert not recipe.run.bf16 and recipe.run.mixed_precision == "no"
     assert said == {"asked": {"bf16": True, "compile": "no"}, "settled": {"bf16": False, "compile": "no"}}
 
@@ -99,7 +99,7 @@ def test_what_does_not_pay_is_off(tmp_path, costs):
 def test_without_auto_speed_the_recipe_decides(tmp_path, costs):
     costs.update({BF16: Cost(2.0), FP32: Cost(1.0)})
     recipe = recipe_of(tmp_path, bf16="true")
-    precision.settle_speed(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
+    precision.resolve_compute_mode(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
     assert recipe.run.bf16
 
 
@@ -107,7 +107,7 @@ def test_without_auto_speed_the_recipe_decides(tmp_path, costs):
 def test_compiling_too_dear_to_probe_follows_the_rule(tmp_path, costs, budget, compiled):
     costs.update({BF16: Cost(1.0), FP32: Cost(2.0)})
     recipe = recipe_of(tmp_path, bf16="true", torch_compile="true", auto_speed="true", total_training_time=budget)
-    precision.settle_speed(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
+    precision.resolve_compute_mode(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
     assert recipe.run.bf16 and recipe.run.torch_compile == compiled
 
 
@@ -116,14 +116,14 @@ def test_float32_on_a_cpu_is_not_compiled_by_rule(tmp_path, costs, bf16):
     """Neither where bf16 was slower nor where it was not asked for and nothing could be timed."""
     costs.update({BF16: Cost(2.0), FP32: Cost(1.0)} if bf16 == "true" else {})
     recipe = recipe_of(tmp_path, bf16=bf16, torch_compile="true", auto_speed="true", use_cpu="true")
-    precision.settle_speed(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
+    precision.resolve_compute_mode(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
     assert not recipe.run.bf16 and not recipe.run.torch_compile
 
 
 def test_a_long_budget_chooses_how_to_compile(tmp_path, costs):
     costs.update({BF16: Cost(1.0), FP32: Cost(2.0), REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)})
     recipe = recipe_of(tmp_path, bf16="true", torch_compile="true", auto_speed="true", total_training_time="1h")
-    precision.settle_speed(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
+    precision.resolve_compute_mode(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
     assert recipe.run.torch_compile and recipe.budget.regional_compile
 
 
@@ -135,7 +135,8 @@ def test_a_resumed_job_keeps_what_was_settled(tmp_path, costs):
     (checkpoint / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": {"speed": remembered}}))
     recipe = recipe_of(tmp_path, bf16="true", auto_speed="true")
     assert (
-        precision.settle_speed(recipe, None, {}, recipe.seconds_left(0.0), checkpoint, ControlChannel()) == remembered
+        precision.resolve_compute_mode(recipe, None, {}, recipe.seconds_left(0.0), checkpoint, ControlChannel())
+        == remembered
     )
     assert not recipe.run.bf16
 
@@ -143,12 +144,12 @@ def test_a_resumed_job_keeps_what_was_settled(tmp_path, costs):
 def test_without_an_end_the_faster_way_is_taken(tmp_path, costs):
     costs.update({BF16: Cost(2.0), FP32: Cost(1.0), REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)})
     recipe = recipe_of(tmp_path, bf16="true", torch_compile="true", auto_speed="true")
-    precision.settle_speed(recipe, None, {}, math.inf, None, ControlChannel())
+    precision.resolve_compute_mode(recipe, None, {}, math.inf, None, ControlChannel())
     assert recipe.run.torch_compile and not recipe.budget.regional_compile
 
 
 def test_no_compiler_no_compiling(tmp_path, costs, monkeypatch):
     monkeypatch.setattr(precision, "has_compiler", lambda: False)
     recipe = recipe_of(tmp_path, torch_compile="true")
-    precision.settle_speed(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
+    precision.resolve_compute_mode(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
     assert not recipe.run.torch_compile

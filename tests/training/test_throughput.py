@@ -12,7 +12,7 @@ class Clock:
     def __init__(self):
         self.spent = {"setup": 3.0, "compile": 0.0, "train": 0.0, "data_wait": 0.0, "evaluate": 9.0, "save": 1.0}
 
-    def shares(self):
+    def seconds_by_phase(self):
         return dict(self.spent)
 
 

@@ -175,7 +175,7 @@ def test_a_bad_step_of_any_rank_counts_once():
         if mine:
             budget.agreement.report_bad_step()
         channel.others = [0, other]
-        assert not budget.agreement.wants_stop()  # asked in between: it takes nothing away
+        assert not budget.agreement.agree_on_stop()  # asked in between: it takes nothing away
         budget._agree()
         assert budget.agreement.bad_step == (mine or bool(other))
 
@@ -184,9 +184,9 @@ def test_optional_work_is_promised_once():
     budget = TimeBudgetCallback(60.0)
     budget.clock = BudgetClock(60.0, time_fn=lambda: 0.0)
     budget.reading = Reading(elapsed=54.0, job=54.0, step=0.1, save=1.5, checkpoint=4.0, evaluate=2.0)
-    assert budget.affords(1.5)
-    assert not budget.affords(4.0), "the marker has taken the room"
-    assert budget.affords(2.0) and not budget.affords(2.0)
+    assert budget.reserve(1.5)
+    assert not budget.reserve(4.0), "the marker has taken the room"
+    assert budget.reserve(2.0) and not budget.reserve(2.0)
 
 
 @pytest.mark.parametrize("bad", [{}, {"total_training_time": "soon"}, {"total_training_time": -3}])
