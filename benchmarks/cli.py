@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.reporting.report import environment, write_json_atomic
+from budget_trainer.core.io import write_json_atomic
+from budget_trainer.reporting.report import environment
 
 
 def bare_parser(doc: str | None) -> argparse.ArgumentParser:

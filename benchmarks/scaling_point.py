@@ -13,9 +13,9 @@ from benchmarks import trainers  # noqa: E402
 from benchmarks.measured import Stretches, shares  # noqa: E402
 from benchmarks.workload import Text, Workload  # noqa: E402
 from budget_trainer.core.errors import InputError  # noqa: E402
+from budget_trainer.core.io import write_json_atomic  # noqa: E402
 from budget_trainer.model.build import parameter_count  # noqa: E402
 from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token  # noqa: E402
-from budget_trainer.reporting.report import write_json_atomic  # noqa: E402
 from budget_trainer.training.launch import check_launch  # noqa: E402
 
 

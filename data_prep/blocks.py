@@ -18,12 +18,13 @@ import numpy as np
 
 from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import sha256
 from data_prep.cli import Parser, add_source_flags, command_line, positive, source_of
 from data_prep.corpus import TokenGroup, text_parts, tokenise
 from data_prep.documents import Source
 from data_prep.encoding import load_backend
 from data_prep.held_out import validation_facts
-from data_prep.manifest import sha256_of, write_manifest, written_aside
+from data_prep.manifest import write_manifest, written_aside
 from data_prep.packers import PACKERS, Packer
 from data_prep.packing import validation_rows
 from data_prep.shards import ShardWriter
@@ -81,7 +82,7 @@ def write_folder(
         "dtype": dtype,
         "vocab_size": len(tokenizer),
         "special_ids": special,
-        "tokenizer": {"folder": "tokenizer", "sha256": sha256_of(tokenizer_file)},
+        "tokenizer": {"folder": "tokenizer", "sha256": sha256(tokenizer_file)},
         "validation": validation_facts(held_out_share(args), args.validation_text),
         "splits": {"train": train, "validation": validation},
         "sources": sources,
@@ -163,7 +164,7 @@ def write_validation(
     documents, text_bytes = _write_texts((f"{text}\n" for text in used), folder / HELD_OUT)
     text_bytes -= documents  # the blank lines
     tokens = int((blocks.input_ids != special["pad"]).sum())
-    text = {"name": HELD_OUT, "bytes": (folder / HELD_OUT).stat().st_size, "sha256": sha256_of(folder / HELD_OUT)}
+    text = {"name": HELD_OUT, "bytes": (folder / HELD_OUT).stat().st_size, "sha256": sha256(folder / HELD_OUT)}
     split = split_entry(writer.rows, tokens, documents, text_bytes, writer.close())
     return {**split, "documents_held_out": blocks.documents_seen, "rows_cut": blocks.cut, "text": text}
 

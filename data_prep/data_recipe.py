@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import json_types
 from data_prep import blocks
 from data_prep.documents import KINDS, Source
 from data_prep.held_out import HELD_OUT_RULE
@@ -57,13 +58,13 @@ class DataRecipe:
             "lengths": asdict(self.lengths),
         }
         if stage == "documents":
-            return _plain(documents)
+            return json_types(documents)
         tokenizer = self.tokenizer if isinstance(self.tokenizer, str) else asdict(self.tokenizer)
         trained = {**documents, "tokenizer": tokenizer}
         if isinstance(self.tokenizer, str):
             trained["tokenizer_files"] = _state(self.tokenizer)
         if stage == "tokenizer":
-            return _plain(trained)
+            return json_types(trained)
         tokens = {
             **trained,
             "deduplicate": self.deduplicate,
@@ -73,10 +74,10 @@ class DataRecipe:
             "sentences": self.args.packing in BY_SENTENCE,
         }
         if stage == "tokens":
-            return _plain(tokens)
+            return json_types(tokens)
         flags = {name: getattr(self.args, name) for name in BLOCK_FLAGS if name not in NO_RESULT}
         texts = _state(self.args.validation_text) if self.args.validation_text else None
-        return _plain({**tokens, "blocks": flags, "validation_files": texts})
+        return json_types({**tokens, "blocks": flags, "validation_files": texts})
 
     def is_done(self) -> bool:
         """Whether the output was made by this recipe from these files."""
@@ -94,11 +95,6 @@ class DataRecipe:
                 f"output_dir {self.output_dir} holds something else than this recipe makes; give another path or "
                 "--overwrite true"
             )
-
-
-def _plain(key: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back."""
-    return dict(json.loads(json.dumps(key, default=str)))
 
 
 def _state(path: str) -> list[tuple[str, int, int]] | None:

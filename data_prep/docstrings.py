@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import open_atomic
 from data_prep.cli import Parser, positive
 from data_prep.prose import paragraphs_of
 
@@ -125,28 +126,23 @@ def _write(args: argparse.Namespace) -> None:
         if not root.is_dir():
             raise InputError(f"packages {root}: no such folder; give one with Python files")
     args.output_file.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.output_file.with_name(f"{args.output_file.name}.partial-{os.getpid()}")
     start, size, count, limit = time.monotonic(), 0, 0, args.max_megabytes * 1_000_000
     reason = "all packages were read"
-    try:
-        progress = tqdm(desc="docstrings", total=limit, unit="B", unit_scale=True)
-        documents = read_docstrings(roots, args.num_proc)
-        with partial.open("wb") as out, progress, contextlib.closing(documents):
-            for document in documents:
-                count, written = count + 1, out.write(document.encode() + b"\n\n")
-                size += written
-                progress.update(written)
-                if size >= limit:
-                    reason = f"--max_megabytes {args.max_megabytes} was reached"
-                    break
-                if time.monotonic() - start >= args.max_seconds:
-                    reason = f"--max_seconds {args.max_seconds} was reached"
-                    break
+    progress = tqdm(desc="docstrings", total=limit, unit="B", unit_scale=True)
+    documents = read_docstrings(roots, args.num_proc)
+    with open_atomic(args.output_file) as out, progress, contextlib.closing(documents):
+        for document in documents:
+            count, written = count + 1, out.write(document.encode() + b"\n\n")
+            size += written
+            progress.update(written)
+            if size >= limit:
+                reason = f"--max_megabytes {args.max_megabytes} was reached"
+                break
+            if time.monotonic() - start >= args.max_seconds:
+                reason = f"--max_seconds {args.max_seconds} was reached"
+                break
         if not count:
             raise InputError(f"packages {', '.join(map(str, roots))}: no English docstrings found; give other folders")
-        partial.rename(args.output_file)
-    finally:
-        partial.unlink(missing_ok=True)
     seconds = time.monotonic() - start
     print(f"{args.output_file}: {size / 1e6:.1f} MB in {count} documents; {reason}; {seconds:.0f} s")
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from budget_trainer.core.io import write_atomic
 
 DIGEST_BYTES = 16
 BUCKET_DIGESTS = 4_000_000  # of a bucket on average: 100 MB while it is sorted
@@ -52,9 +53,7 @@ def find_duplicates(digest_files: Sequence[Path], target: Path) -> int:
         found += len(later)
         bucket.unlink()
     folder.rmdir()
-    aside = target.with_name(f"{target.name}.tmp")
-    again.tofile(aside)
-    os.replace(aside, target)
+    write_atomic(target, again.tobytes())
     return found
 
 

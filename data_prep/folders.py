@@ -13,8 +13,8 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import sha256
 from budget_trainer.data.folder import DataFolder, Rows
-from data_prep.manifest import sha256_of
 from data_prep.shards import ShardWriter
 
 PART_VALUES = 2**20  # token positions that are read at a time: 8 MB of each column
@@ -92,7 +92,7 @@ def verify(folder: DataFolder) -> int:
     file = folder.path / text["name"]
     if not file.is_file():
         raise InputError(f"data file {file} is missing; copy it again or make the folder anew with data_prep.blocks")
-    if sha256_of(file) != text["sha256"]:
+    if sha256(file) != text["sha256"]:
         raise InputError(
             f"data file {file} is damaged: it does not match its checksum; copy it again or make the folder anew with "
             "data_prep.blocks"

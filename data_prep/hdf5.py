@@ -21,11 +21,12 @@ from tqdm.auto import tqdm
 
 from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import sha256
 from data_prep.blocks import split_entry, write_validation
 from data_prep.cli import Parser, command_line, positive
 from data_prep.duplicates import digest_of_bytes, find_duplicates, is_duplicate
 from data_prep.held_out import is_held_out, validation_facts
-from data_prep.manifest import sha256_of, write_manifest, written_aside
+from data_prep.manifest import write_manifest, written_aside
 from data_prep.shards import ShardWriter
 from data_prep.tokenizer import load_tokenizer, special_ids
 
@@ -141,7 +142,7 @@ def build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "dtype": dtype,
         "vocab_size": len(tokenizer),
         "special_ids": special,
-        "tokenizer": {"folder": "tokenizer", "sha256": sha256_of(tokenizer_file)},
+        "tokenizer": {"folder": "tokenizer", "sha256": sha256(tokenizer_file)},
         "validation": validation_facts(fraction, args.validation_text),
         "splits": {"train": train, "validation": validation},
         "sources": [{"path": path, "kind": "hdf5"} for path in args.input],

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from budget_trainer.core.plotting import png_figure
 from data_prep.counting import Lengths, parts_of_row
 
 WIDTH = 110
@@ -97,22 +98,18 @@ def _sample(sample: Mapping[str, Any]) -> str:
 
 def draw(figures: Mapping[str, Any], lengths: Sequence[Lengths], file: Path) -> None:
     """Writes a PNG with one histogram for each kind of length; one that is the same everywhere is said in words."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     drawn = [kind for kind in lengths if len(kind.seen()) > 1] or [lengths[0]]
-    figure = Figure(figsize=(2.5 + 4.5 * len(drawn), 5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     counted, rows = figures["rows_counted"], figures["rows"]
     which = f"all {rows:,}" if counted == rows else f"{counted:,} of {rows:,}"
     facts = f"{which} blocks of {figures['block_size']} positions"
     if lengths[0] not in drawn:
         facts += f", each with {next(iter(lengths[0].seen()))} tokens"
     name = textwrap.shorten(Path(figures["data_dir"]).resolve().name, 40 * len(drawn), placeholder="...")
-    figure.suptitle(f"{name} ({figures['split']}, packing: {figures['packing']})\n{facts}", fontsize=12)
-    for axes, kind in zip(np.ravel(figure.subplots(1, len(drawn), squeeze=False)), drawn, strict=True):
-        _histogram(axes, kind)
-    figure.savefig(file)
+    with png_figure(2.5 + 4.5 * len(drawn), 5) as (figure, png):
+        figure.suptitle(f"{name} ({figures['split']}, packing: {figures['packing']})\n{facts}", fontsize=12)
+        for axes, kind in zip(np.ravel(figure.subplots(1, len(drawn), squeeze=False)), drawn, strict=True):
+            _histogram(axes, kind)
+    file.write_bytes(png.getvalue())
 
 
 def _histogram(axes: Any, kind: Lengths) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -13,15 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import fresh_folder, publish_folder
 
 FORMAT_VERSION = 1
 _LIBRARIES = ("datasets", "numpy", "pyarrow", "tokenizers", "transformers")
-
-
-def sha256_of(file: Path) -> str:
-    """Hexadecimal SHA-256 of a file's contents, read in pieces."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def refuse_occupied(output: Path, overwrite: bool, what: str, mark: str) -> None:
@@ -40,18 +34,11 @@ def written_aside(output: Path, overwrite: bool, what: str, mark: str) -> Iterat
     `mark` is the file by which an existing output is recognised as `what`. InputError as `refuse_occupied`."""
     refuse_occupied(output, overwrite, what, mark)
     partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
-    old = output.with_name(f"{output.name}.old-{os.getpid()}")
-    partial.mkdir(parents=True)
     try:
-        yield partial
-        if output.exists():
-            output.rename(old)
-        partial.rename(output)
+        yield fresh_folder(partial)
+        publish_folder(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if old.exists() and not output.exists():  # the second rename failed: put the old one back
-            old.rename(output)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_manifest(folder: Path, content: dict[str, Any], command: str) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 
 from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import sha256
 from budget_trainer.data.folder import DataFolder
 from data_prep.cli import Parser, command_line, positive
 from data_prep.folders import copy_files, copy_tokenizer, deal, entries, facts_of, open_folder, refuse_overlap, verify
-from data_prep.manifest import sha256_of, write_manifest, written_aside
+from data_prep.manifest import write_manifest, written_aside
 
 _SAME = ("block_size", "validation_block_size", "packing", "dtype", "vocab_size", "special_ids")
 
@@ -118,7 +119,7 @@ def _validation(folders: Sequence[DataFolder], output: Path) -> dict[str, Any]:
             with (folder.path / part["text"]["name"]).open("rb") as text:
                 shutil.copyfileobj(text, joined)
     size = (output / name).stat().st_size
-    return {**merged, "text": {"name": name, "bytes": size, "sha256": sha256_of(output / name)}}
+    return {**merged, "text": {"name": name, "bytes": size, "sha256": sha256(output / name)}}
 
 
 def _summed(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from budget_trainer.core.io import fsync, write_json_atomic
 from data_prep.corpus import Select, TokenGroup, read_part, read_tokens, tokenise_part, write_part
 from data_prep.data_recipe import DataRecipe
 from data_prep.documents import Source
@@ -64,18 +64,8 @@ def open_stage(folder: Path, key: dict[str, Any]) -> Path:
     if not same:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        write_json(mark, key)
+        write_json_atomic(mark, key)
     return folder
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Written aside, made durable and renamed."""
-    aside = file.with_name(f"{file.name}.tmp")
-    with aside.open("w", encoding="utf-8") as out:
-        json.dump(content, out)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(aside, file)
 
 
 def read_pieces(recipe: DataRecipe, folder: Path) -> list[Piece]:
@@ -152,15 +142,13 @@ def _write(counted: _Counted, piece: Piece, piece_bytes: float) -> Piece:
     aside = piece.file.with_suffix(".writing")
     with piece.digests.open("wb") as digests:
         documents, last = write_part(counted.into(digests), aside, piece_bytes)
-        digests.flush()
-        os.fsync(digests.fileno())
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
+    fsync(piece.digests)
+    fsync(aside)
     aside.rename(piece.file)
     account: dict[str, Any] = {"read": counted.read, "documents": documents, "text_bytes": counted.text_bytes}
     account |= {"last": last, "removed": counted.removed.by}
     account["dropped"] = dict(counted.source.dropped) if account["last"] else {}
-    write_json(piece.folder / f"{piece.name}.json", account)
+    write_json_atomic(piece.folder / f"{piece.name}.json", account)
     return replace(piece, **account)
 
 
@@ -201,8 +189,7 @@ class TokenPieces:
             target,
         )
         for file in files:
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+            fsync(file)
         names = [file.name for file in files]
-        write_json(mark, names)
+        write_json_atomic(mark, names)
         return names

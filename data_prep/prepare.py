@@ -24,11 +24,9 @@ line wins over the file, whose keys are:
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from tqdm.auto import tqdm
 from budget_trainer import __version__
 from budget_trainer.core.command import exit_codes_text, program, run_command
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import try_lock
 from data_prep import blocks
 from data_prep.cli import command_line
 from data_prep.corpus import TokenGroup
@@ -56,32 +55,19 @@ def prepare(recipe: DataRecipe, command: str) -> Path:
         recipe.check_output()
     work = output.with_name(f"{output.name}.work")
     work.mkdir(parents=True, exist_ok=True)
-    with _alone(work):
+    lock = try_lock(work / ".lock")
+    if lock is None:
+        raise InputError(f"output_dir: another process works in {work}; wait for it, or end it")
+    with lock:
+        for left in output.parent.glob(f"{output.name}.partial-*"):  # of processes that were killed in the last stage
+            shutil.rmtree(left)
         if done:
             print(f"{output}: nothing has changed since it was made")
         else:
-            _clear(output.parent, f"{output.name}.partial-*")  # of jobs that were killed in the last stage
             _say(output, _stages(recipe, work, command))
-        _clear(output.parent, f"{output.name}.old-*")  # or while they replaced the folder
         if not recipe.keep_work:
             shutil.rmtree(work)
     return output
-
-
-def _clear(folder: Path, pattern: str) -> None:
-    for left in folder.glob(pattern):
-        shutil.rmtree(left)
-
-
-@contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Keep a second process away from the folder, for as long as this one lives."""
-    with (work / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"output_dir: another process works in {work}; wait for it, or end it") from None
-        yield
 
 
 def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:

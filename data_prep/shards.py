@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from budget_trainer.core.errors import InputError
-from data_prep.manifest import sha256_of
+from budget_trainer.core.io import sha256
 
 BATCH_BYTES = 2**20  # of one column in one record batch: the reader maps each batch as one array, so not too many
 OTHER_FILES = 100  # that the process may need to open beside the shards
@@ -75,7 +75,7 @@ class ShardWriter:
             file = self._folder / f"{self._split}-{shard:05d}-of-{len(used):05d}.arrow"
             self._unnamed(shard).rename(file)
             entry = {"name": file.name, "rows": self._counts[shard], "bytes": file.stat().st_size}
-            entries.append({**entry, "sha256": sha256_of(file)})
+            entries.append({**entry, "sha256": sha256(file)})
         return entries
 
     def _unnamed(self, shard: int) -> Path:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import write_atomic
 
 PHASES = ("setup", "compile", "train", "data_wait", "evaluate", "save")
 UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0}
@@ -169,9 +170,8 @@ class ClockFile:
     def write(self) -> None:
         shares = self.clock.seconds_by_phase()
         content = {"elapsed_seconds": sum(shares.values()), "phase": self.clock.present_phase, "shares": shares}
-        aside = self.path.with_name(self.path.name + ".tmp")
-        aside.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        os.replace(aside, self.path)
+        # Not durable: an fsync once a second would wait for a disk that is busy with a checkpoint, inside the budget.
+        write_atomic(self.path, json.dumps(content) + "\n", durable=False)
 
     def start(self) -> None:
         """Write now and then once a second from a thread: a long compilation or save is charged as it happens."""

@@ -6,7 +6,6 @@ Standard library only: no command waits for torch before it has said what is wro
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import re
 import sys
@@ -16,6 +15,7 @@ from typing import IO, NoReturn
 
 from budget_trainer import __version__
 from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.io import DISK_ERRNOS
 
 DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 85, 130, 141
 EXIT_CODES = {
@@ -26,7 +26,6 @@ EXIT_CODES = {
     INTERRUPTED: "Ctrl-C; in a training and in GLUE the second one, the first asks for a stop in good order (85)",
     PIPE_CLOSED: "whoever read the output has closed the pipe, as `| head` does",
 }
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE}  # nothing to mend in the command
 _MODULE = re.compile(r"(budget_trainer|data_prep)\.[\w.]+")
 
 
@@ -94,7 +93,7 @@ class Parser(argparse.ArgumentParser):
 def exit_code(error: BaseException) -> int:
     """The exit code that an error stands for: the user's to mend (2), or not (1)."""
     if isinstance(error, OSError):
-        return FAILED if error.errno in _DISK else BAD_INPUT
+        return FAILED if error.errno in DISK_ERRNOS else BAD_INPUT
     return BAD_INPUT if isinstance(error, InputError) else FAILED
 
 

@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from budget_trainer.core.io import write_atomic
+
 VARIABLE = "BUDGET_LIFELINE"  # set for a run whose standard input is a pipe that a suite or a sweep holds open
 
 
@@ -65,9 +67,8 @@ def devices(use_cpu: bool) -> list[str | None]:
 
 def write_profile(path: Path, use_cpu: bool) -> Path:
     """The launch configuration of every run."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")  # another process may be reading it
-    aside.write_text(PROFILE.format(cpu=str(use_cpu).lower()), encoding="utf-8")
-    return aside.replace(path)
+    write_atomic(path, PROFILE.format(cpu=str(use_cpu).lower()))
+    return path
 
 
 def script_path(name: str) -> Path:

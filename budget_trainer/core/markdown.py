@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from budget_trainer.core.io import json_types
+
 
 class Markup(str):
     """Text that is Markdown already, which `inline` leaves as it is."""
@@ -53,14 +55,7 @@ _PATH = re.compile(
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(_plain(value), sort_keys=False, allow_unicode=True, width=1000)
-
-
-def duration(seconds: float) -> str:
-    """`seconds` in words: `45 seconds`, `12.5 minutes`, `24.0 hours`."""
-    if seconds < 180:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:,.1f} minutes" if seconds < 6 * 3600 else f"{seconds / 3600:,.1f} hours"
+    return yaml.safe_dump(json_types(value), sort_keys=False, allow_unicode=True, width=1000)
 
 
 def public(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,11 +81,3 @@ def without_folders(value: Any) -> Any:
 def _last_part(path: str) -> str:
     parts = re.split(r"[/\\]+" if path[1] == ":" else "/", path.rstrip("/\\"))
     return parts[-1]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)

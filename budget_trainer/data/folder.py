@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import sha256
 
 I64 = NDArray[np.int64]
 
@@ -200,7 +201,7 @@ class DataFolder:
         file = path / tokenizer["folder"] / "tokenizer.json"
         if not file.is_file():
             raise InputError(f"data folder {path}: {file} is missing; make the folder anew with data_prep.blocks")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != tokenizer["sha256"]:
+        if sha256(file) != tokenizer["sha256"]:
             raise InputError(
                 f"data folder {path}: tokenizer does not match: {file} is not the one the blocks were made "
                 "with; restore it or make the folder anew with data_prep.blocks"

@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import logging as hf_logging
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import sha256
 from budget_trainer.glue.encoding import check_tokenizer
 from budget_trainer.glue.tasks import Task
 from budget_trainer.model.attention import fuse_attention
 from budget_trainer.model.build import position_offset
-from budget_trainer.training.checkpoints import sha256
 
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a repository on the Hub, in its top folder
 # What from_pretrained raises.

@@ -23,8 +23,8 @@ from typing import Any
 
 from budget_trainer.budget.clock import parse_duration
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import write_atomic, write_json_atomic
 from budget_trainer.core.markdown import inline, table
-from budget_trainer.glue.files import write_atomic
 from budget_trainer.glue.report import draw_over_budget, points
 from budget_trainer.glue.results import (
     METRIC_NAMES,
@@ -38,7 +38,6 @@ from budget_trainer.glue.results import (
     read_suite,
 )
 from budget_trainer.reporting.hub import FINAL, MARK, REPORT
-from budget_trainer.reporting.report import write_json_atomic
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any
 
 from budget_trainer.config.arguments import CardArguments, RunArguments
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import write_json_atomic
 from budget_trainer.glue.result import MODEL, read_result, write_result
 from budget_trainer.glue.tasks import TASKS
 from budget_trainer.reporting.background_push import BackgroundPush, Push, settle_push
 from budget_trainer.reporting.card import GLUE_REPORT
 from budget_trainer.reporting.hub import PushOptions
-from budget_trainer.reporting.report import write_json_atomic
 
 
 def settle(run: RunArguments, card: CardArguments, keeps_model: bool, explicit: Collection[str]) -> Push | None:

@@ -11,15 +11,14 @@ alone, so it is the same bytes whenever it is made again; scores in it are share
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from budget_trainer.budget.clock import format_duration
+from budget_trainer.core.io import write_atomic, write_json_atomic
 from budget_trainer.core.markdown import Markup, inline, table, without_folders
-from budget_trainer.glue.files import write_atomic
+from budget_trainer.core.plotting import png_figure
 from budget_trainer.glue.published import DEV, NOT_BY_TASK, TEST, Published
 from budget_trainer.glue.results import (
     ALL_COLUMNS,
@@ -36,7 +35,6 @@ from budget_trainer.glue.results import (
     rounded,
 )
 from budget_trainer.glue.submission import Submission, write_submission
-from budget_trainer.reporting.report import write_json_atomic
 
 TEST_TEXT = (
     "On the test sets nothing of ours is known: their labels are with the leaderboard (gluebenchmark.com). These rows compare "
@@ -172,35 +170,18 @@ def _submission(report: Mapping[str, Any]) -> str:
     return f"{head}{there}The leaderboard takes all of them together, so there is no zip. Missing:\n\n{missing}"
 
 
-OURS, GREY, DARK = "#1f6f8b", "#6b7480", "#22303c"
+OURS, GREY = "#1f6f8b", "#6b7480"
 PUBLISHED = (("#d1495b", "s"), ("#edae49", "D"), ("#7b5ea7", "^"), ("#66a182", "v"), ("#b08968", "P"))
 OUR_LEVEL = -0.18  # of a row: above what others have published
 LINES = ("#1f6f8b", "#d1495b", "#edae49", "#66a182", "#7b5ea7", "#b08968", "#3d8bfd", "#e07a5f", "#8d99ae", "#5a9a3c")
-
-
-@contextmanager
-def _picture(width: float, height: float) -> Iterator[tuple[Any, Any, io.BytesIO]]:
-    """A figure, its axes, and the stream that holds the PNG afterwards. No date goes into it: equal data, equal bytes."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-    style |= {"axes.edgecolor": "#9aa3ad", "axes.grid": True, "grid.color": "#e8ebef", "axes.axisbelow": True}
-    style |= {"text.parse_math": False, "text.color": DARK, "axes.labelcolor": DARK}
-    stream = io.BytesIO()
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure, figure.subplots(), stream
-        figure.savefig(stream, format="png", metadata={"Software": None})
 
 
 def draw_report(report: Mapping[str, Any]) -> bytes:
     """Our median with the bar from lowest to highest seed, task by task, beside the published dev points."""
     ours, rows = report["columns"], report["published"]["dev"]
     names = in_order(ours, *(row["scores"] for row in rows))
-    with _picture(11, 2.6 + 0.52 * len(names)) as (figure, axes, stream):
+    with png_figure(11, 2.6 + 0.52 * len(names)) as (figure, png):
+        axes = figure.subplots()
         _draw_ours(axes, names, ours)
         for number, row in enumerate(rows):
             _draw_published(axes, names, row, number, len(rows))
@@ -217,7 +198,7 @@ def draw_report(report: Mapping[str, Any]) -> bytes:
         axes.set_xlabel("points of 100 on the dev set")
         figure.suptitle(_title(report), fontsize=12, x=0.01, ha="left")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False, fontsize=9)
-    return stream.getvalue()
+    return png.getvalue()
 
 
 def _draw_ours(axes: Any, names: Sequence[str], ours: Mapping[str, Any]) -> None:
@@ -289,7 +270,8 @@ def draw_over_budget(report: Mapping[str, Any]) -> bytes:
         title += f"\nmean of {', '.join(found['columns'])}"
     if report["partial"]:
         title += f"\nnot on all of the official dev rows: {', '.join(report['partial'])}"
-    with _picture(11, 6.5) as (figure, axes, stream):
+    with png_figure(11, 6.5) as (figure, png):
+        axes = figure.subplots()
         drawn = []  # the last value, the handle and its words
         for number, (name, points) in enumerate(lines.items()):
             dash = "--" if name.endswith("-mm") else "-"  # lies on its twin
@@ -311,7 +293,7 @@ def draw_over_budget(report: Mapping[str, Any]) -> bytes:
         axes.set_xlabel("minutes of pre-training")
         axes.set_ylabel("points of 100 on the dev set")
         figure.suptitle(title, fontsize=12, x=0.01, ha="left")
-    return stream.getvalue()
+    return png.getvalue()
 
 
 def _last(points: Sequence[Mapping[str, Any] | None]) -> float:

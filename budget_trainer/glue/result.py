@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.io import write_atomic, write_json_atomic
 from budget_trainer.glue.files import RESULT, RESULT_FORMAT
 from budget_trainer.glue.scores import predict
 from budget_trainer.glue.tasks import Task
-from budget_trainer.reporting.report import write_json_atomic
 from budget_trainer.training import run_folder
 from budget_trainer.training.checkpoints import disk_failure
 
@@ -74,9 +74,7 @@ def write_predictions(
         "references": None if references is None else references.tolist(),
         "logits": [[round(float(value), 6) for value in row] for row in logits],
     }
-    aside = output_dir / f"{path}.tmp"
-    aside.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    aside.replace(output_dir / path)
+    write_atomic(output_dir / path, json.dumps(content) + "\n")
     return path
 
 

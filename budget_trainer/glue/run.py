@@ -22,6 +22,7 @@ from budget_trainer.budget.callback import TimeBudgetCallback
 from budget_trainer.budget.channel import Agreement
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import fresh_folder, publish_folder
 from budget_trainer.glue.arguments import Request
 from budget_trainer.glue.data import TaskData, load_task, splits_of
 from budget_trainer.glue.encoding import Rows, encode, make_collator
@@ -228,7 +229,7 @@ def reserve_end(trainer: GlueTrainer, predictor: Predictor, sources: Sources, ou
     begin = clock.elapsed_seconds()
     with clock.phase("save"):
         if trainer.args.should_save:
-            staging = checkpoints.fresh(checkpoints.staging_folder(output_dir / MODEL))
+            staging = fresh_folder(checkpoints.staging_folder(output_dir / MODEL))
             model.save_pretrained(staging)
             checkpoints.discard(output_dir / MODEL)
     save, begin = clock.elapsed_seconds() - begin, clock.elapsed_seconds()
@@ -259,11 +260,11 @@ def best_model(trainer: GlueTrainer, sources: Sources, output_dir: Path) -> Any:
     assert clock is not None
     with clock.phase("save"):
         if args.should_save:
-            staging = checkpoints.fresh(checkpoints.staging_folder(target))
+            staging = fresh_folder(checkpoints.staging_folder(target))
             model: Any = trainer.accelerator.unwrap_model(trainer.model)
             model.save_pretrained(staging, state_dict=trainer.best.state)
             sources.tokenizer.save_pretrained(staging)
-            checkpoints.publish(staging, target)
+            publish_folder(staging, target)
             trainer.best.state = None
         trainer.time_budget.channel.barrier()
         task, tokenizer = sources.data.task, sources.tokenizer

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.glue.files import write_atomic
+from budget_trainer.core.io import write_atomic
 from budget_trainer.glue.results import Suite
 from budget_trainer.glue.tasks import TASKS, Split, Task
 

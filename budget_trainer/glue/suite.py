@@ -16,7 +16,6 @@ GLUE over the budget: a suite for each time-marked checkpoint of a run, and thei
 from __future__ import annotations
 
 import difflib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -30,11 +29,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from budget_trainer.budget.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.config.parser import read_recipe
 from budget_trainer.core.errors import InputError, RunError, StopAsked
+from budget_trainer.core.io import try_lock, write_json_atomic
 from budget_trainer.core.jobs import Child, devices, write_profile
 from budget_trainer.core.stop_request import StopRequest, signal_name
 from budget_trainer.glue.arguments import ELSEWHERE, KEYS, REFUSED, Request, parse_request
@@ -46,7 +46,6 @@ from budget_trainer.glue.result import MODEL, read_result
 from budget_trainer.glue.results import Spread
 from budget_trainer.glue.run import check_data
 from budget_trainer.glue.tasks import TASKS, Task, find_task
-from budget_trainer.reporting.report import write_json_atomic
 from budget_trainer.training import run_folder
 from budget_trainer.training.launch import configure_logging
 
@@ -564,7 +563,12 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> int:
     _check_time(request, plan)
     request.output_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as at_exit:
-        at_exit.enter_context(_alone(request.output_dir))
+        lock = try_lock(request.output_dir / ".lock")
+        if lock is None:
+            raise InputError(
+                f"output_dir: another suite works in {request.output_dir}; wait for it, or give another folder"
+            )
+        at_exit.enter_context(lock)
         _settle_folder(request, suite)
         if not math.isinf(clock.total_seconds):
             path = request.output_dir / run_folder.CLOCK
@@ -643,19 +647,6 @@ def _settle_folder(request: Request, suite: dict[str, Any]) -> None:
         )
     (request.output_dir / run_folder.CLOCK).unlink(missing_ok=True)
     write_json_atomic(path, suite)
-
-
-def _alone(output_dir: Path) -> IO[str]:
-    """Hold the folder for this process, until the returned file is closed."""
-    lock = open(output_dir / ".lock", "w", encoding="utf-8")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise InputError(
-            f"output_dir: another suite works in {output_dir}; wait for it, or give another folder"
-        ) from None
-    return lock
 
 
 def print_table(content: dict[str, Any], folder: Path) -> None:

@@ -138,8 +138,8 @@ def _disk(words: Sequence[str]) -> str | None:
 
 def _store(args: argparse.Namespace, plan: dict[str, Any]) -> None:
     """Picture, JSON and recipe, and the command that runs it."""
+    from budget_trainer.core.io import write_atomic, write_json_atomic
     from budget_trainer.planning.text import draw_plan
-    from budget_trainer.reporting.report import write_json_atomic
 
     draw_plan(plan, args.picture)
     print(f"\npicture  {args.picture}")
@@ -157,9 +157,7 @@ def _store(args: argparse.Namespace, plan: dict[str, Any]) -> None:
         head += f"processes: {plan['num_processes']}.\n"
         text = edited(args.recipe.read_text(encoding="utf-8-sig"), values, whose="the plan", head=head)
         write_json_atomic(_beside(args.write), plan)
-        aside = args.write.with_name(f".{args.write.name}.tmp")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(args.write)
+        write_atomic(args.write, text)
         print(f"recipe   {args.write} (its plan: {_beside(args.write)})")
         print(
             f"run it   accelerate launch --config_file {_profile(plan)} train_mlm.py {args.write} --output_dir out/run"

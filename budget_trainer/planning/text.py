@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from budget_trainer.budget.clock import format_duration
+from budget_trainer.core.io import write_atomic
+from budget_trainer.core.plotting import png_figure
 from budget_trainer.planning.result import reasoning
 
 COLOURS = {"setup": "#8d99ae", "learning_rate": "#1f6f8b", "stages": "#d1495b"}
@@ -20,19 +22,12 @@ TITLES = {"batch_size": "blocks per step", "mlm_probability": "masking rate", "s
 
 def draw_plan(plan: Mapping[str, Any], path: Path) -> None:
     """Draw the schedule of `plan`; a panel for each thing that changes along it. Raises OSError where it cannot be written."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     points = plan["schedule"]
     last = points[-1]["elapsed_seconds"]
     unit, name = (3600.0, "hours") if last > 3 * 3600 else (60.0, "minutes") if last > 120 else (1.0, "seconds")
     at = [point["elapsed_seconds"] / unit for point in points]
     changing = [key for key in TITLES if len({point[key] for point in points}) > 1]
-    style: dict[Any, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.rc_context({**style, "axes.grid": True, "grid.color": "#e8ebef", "text.parse_math": False}):
-        figure = Figure(figsize=(10, 3.6 + 1.6 * len(changing)), dpi=120, layout="constrained")
-        FigureCanvasAgg(figure)
+    with png_figure(10, 3.6 + 1.6 * len(changing)) as (figure, png):
         heights = [2.4] + [1.0] * len(changing)
         panels = figure.subplots(1 + len(changing), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         p = plan["prediction"]
@@ -52,7 +47,7 @@ def draw_plan(plan: Mapping[str, Any], path: Path) -> None:
             panel.axvspan(0, at[0], color=COLOURS["setup"], alpha=0.25, linewidth=0)
             panel.set_xlim(0, last / unit)
         panels[-1].set_xlabel(name)
-        figure.savefig(path, format="png")
+    write_atomic(path, png.getvalue())
 
 
 BARS = " ▁▂▃▄▅▆▇█"

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.markdown import dump_yaml, duration, fence, inline, public, table, without_folders
+from budget_trainer.core.markdown import dump_yaml, fence, inline, public, table, without_folders
 from budget_trainer.reporting import report as report_module
 
 if TYPE_CHECKING:
@@ -147,8 +148,8 @@ def summary(report: Mapping[str, Any], classifier: bool = False) -> str:
     what += f" with {size / 1e6:,.1f} million parameters" if size else ""
     if not report.get("steps"):
         return f"{what}."
-    how = f" in {duration(report.get('used_seconds') or 0)}"
-    how += f" of a wall-clock budget of {duration(budget)}" if budget and math.isfinite(budget) else ""
+    how = f" in {format_duration(report.get('used_seconds') or 0)}"
+    how += f" of a wall-clock budget of {format_duration(budget)}" if budget and math.isfinite(budget) else ""
     origin = "pre-trained from scratch"
     if (report.get("recipe") or {}).get("model_name_or_path"):
         origin = "pre-trained further from existing weights"

@@ -1,6 +1,6 @@
 """The account of a run: what it ran on, what happened when, and where the budget went.
 
-`run_report.json` is written by `write_json_atomic`, `run_report.png` drawn by `draw_report` from it and from the lines
+`run_report.png` is drawn by `draw_report` from it and from the lines
 of `progress.jsonl`. A leaf; it imports matplotlib and torch only where they are used.
 
 What a model was trained on, in the words of its data folder's manifest. A leaf.
@@ -15,12 +15,14 @@ import os
 import platform
 import re
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import write_atomic
+from budget_trainer.core.plotting import png_figure
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed")
 MAX_POINTS = 2000
@@ -33,41 +35,6 @@ COLOURS = {
     "save": "#66a182",
     "unused": "#d9dde3",
 }
-
-
-def write_json_atomic(path: str | os.PathLike[str], obj: Any) -> None:
-    """Write `obj` as JSON so that a reader sees the old file or the new one, never a part.
-
-    NaN and infinity become null. Raises OSError where the folder is missing or full; the old file is then untouched.
-    """
-    path = Path(path)
-    text = json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n"
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp keeps its files private; a report is not
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _plain(value: Any) -> Any:
-    """`value` in the types of JSON: paths and unknown objects as text, 0-d tensors and NumPy numbers as numbers."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    if getattr(value, "ndim", None) == 0:
-        return _plain(value.item())
-    return str(value)
 
 
 def environment() -> dict[str, Any]:
@@ -149,21 +116,7 @@ def read_progress(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def draw_report(report: dict[str, Any], progress: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
     """Draw `run_report.png`: loss, learning rate and tokens/s over time, and where the budget went."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    style: dict[Any, Any] = {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": "#9aa3ad",
-    }
-    style |= {"axes.grid": True, "grid.color": "#e8ebef", "axes.axisbelow": True, "text.parse_math": False}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(12, 8), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12))
-        FigureCanvasAgg(figure)
+    with png_figure(12, 8) as (figure, png):
         (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2)
         figure.suptitle(_title(report), fontsize=12, x=0.02, ha="left")
         last = max([line["elapsed_seconds"] for line in progress] + [report.get("used_seconds") or 0.0])
@@ -179,7 +132,7 @@ def draw_report(report: dict[str, Any], progress: Sequence[dict[str, Any]], path
         for axes in (top_left, top_right, bottom_left):
             _finish(axes, last / unit, unit_name)
         _draw_shares(bottom_right, report)
-        figure.savefig(path, format="png")
+    write_atomic(path, png.getvalue())
 
 
 def _title(report: dict[str, Any]) -> str:
@@ -187,7 +140,7 @@ def _title(report: dict[str, Any]) -> str:
     size = report.get("parameters")
     parts = [
         f"{report.get('model_type') or 'model'}" + (f", {size / 1e6:,.1f} M parameters" if size else ""),
-        f"{_duration(budget)} budget" if budget else f"{report.get('steps', 0):,} steps",
+        f"{format_duration(budget)} budget" if budget else f"{report.get('steps', 0):,} steps",
         f"{report.get('engine') or 'plain'}, {world} process" + ("es" if world != 1 else ""),
     ]
     evaluation = report.get("evaluation") or {}
@@ -203,12 +156,6 @@ def _budget(report: dict[str, Any]) -> float | None:
     """Seconds, or None for a run that only steps end."""
     seconds = report.get("budget_seconds")
     return seconds if seconds and math.isfinite(seconds) else None
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 180:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:,.1f} min" if seconds < 6 * 3600 else f"{seconds / 3600:,.1f} h"
 
 
 def _series(progress: Sequence[dict[str, Any]], key: str) -> tuple[Any, Any]:

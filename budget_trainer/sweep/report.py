@@ -20,8 +20,9 @@ import yaml
 
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.errors import RunError
+from budget_trainer.core.io import write_atomic
 from budget_trainer.core.markdown import Markup, fence, inline, public, table
-from budget_trainer.glue.files import write_atomic
+from budget_trainer.core.plotting import png_figure
 from budget_trainer.sweep.best_recipe import best_recipe_text
 from budget_trainer.sweep.results import (
     BEST,
@@ -75,7 +76,8 @@ def _summary(record: SweepRecord) -> str:
     per_trial = format_duration(record.time_per_trial_seconds)
     return (
         f"Search: {inline(record.search)}, {record.direction} **{inline(record.objective)}**; {len(record.trials)} "
-        f"{'trial' if len(record.trials) == 1 else 'trials'} of {per_trial} each, {_duration(record.used_seconds)}{total} used."
+        f"{'trial' if len(record.trials) == 1 else 'trials'} of {per_trial} each, "
+        f"{format_duration(record.used_seconds)}{total} used."
     )
 
 
@@ -99,10 +101,6 @@ def _apart(found: Spread, other: float) -> str:
 
 def _figure(number: float | None) -> str:
     return "" if number is None else f"{number:.4f}" if 0.1 <= abs(number) < 1e4 else f"{number:.5g}"
-
-
-def _duration(seconds: float) -> str:
-    return format_duration(seconds) or "0s"
 
 
 def _parameters(trial: TrialRecord) -> str:
@@ -141,7 +139,7 @@ def _trials(record: SweepRecord) -> str:
         ended = trial.state if share is None or trial.state == "finished" else f"{trial.state} at {100 * share:.0f} %"
         given = [short(trial.parameters[name]) if name in trial.parameters else "" for name in names]
         final = _figure(trial.objective) if trial.state == "finished" else ""
-        rows.append((number, *given, final, _figure(last), ended, _duration(trial.seconds)))
+        rows.append((number, *given, final, _figure(last), ended, format_duration(trial.seconds)))
     text = table(("trial", *map(inline, [*names, record.objective]), "last value on the way", "state", "time"), rows)
     if len(record.trials) > SHOWN:
         text += f"\n\nThe first {SHOWN} of {len(record.trials)}; `sweep_report.csv` has all."
@@ -154,7 +152,7 @@ def _time(record: SweepRecord) -> str:
         return "No trial was started."
     whole = sum(seconds for _, seconds in states.values()) or 1.0
     rows = [
-        (state, count, _duration(seconds), f"{100 * seconds / whole:.0f} %", MEANING[state])
+        (state, count, format_duration(seconds), f"{100 * seconds / whole:.0f} %", MEANING[state])
         for state, (count, seconds) in states.items()
     ]
     return table(("state", "trials", "time", "share", ""), rows) + (
@@ -243,7 +241,7 @@ def _close(record: SweepRecord) -> str:
     return f", and the second best is {behind:.4g} behind"
 
 
-BEST_COLOUR, ENDED, PALE, FAILED, GREY, DARK = "#1f6f8b", "#8fb8c6", "#c3cad2", "#d1495b", "#6b7480", "#22303c"
+BEST_COLOUR, ENDED, PALE, FAILED, GREY = "#1f6f8b", "#8fb8c6", "#c3cad2", "#d1495b", "#6b7480"
 LOOKS: dict[str, dict[str, Any]] = {  # by state: what the lines and their ends look like
     "finished": {"color": ENDED, "linewidth": 1.4, "zorder": 3},
     "pruned": {"color": PALE, "linewidth": 1.3, "zorder": 2},
@@ -259,18 +257,7 @@ OUTSIDE = 2.0  # times the spread of the middle half: values that are further aw
 
 def draw(record: SweepRecord, shares: Mapping[str, float], why_not: str | None) -> bytes:
     """The picture as PNG. `shares` is each parameter's importance. Equal records give equal bytes."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    style: dict[Any, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-    style |= {"axes.edgecolor": "#9aa3ad", "axes.grid": True, "grid.color": "#e8ebef", "axes.axisbelow": True}
-    style |= {"text.parse_math": False, "text.color": DARK, "axes.labelcolor": DARK, "axes.titlesize": 11}
-    stream = io.BytesIO()
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(13, 5.6), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12))
-        FigureCanvasAgg(figure)
+    with png_figure(13, 5.6) as (figure, png):
         left, right = figure.subplots(1, 2, width_ratios=(1.1, 1.0))
         figure.suptitle(_title(record), fontsize=12, x=0.02, ha="left")
         _draw_curves(left, record)
@@ -281,8 +268,7 @@ def draw(record: SweepRecord, shares: Mapping[str, float], why_not: str | None) 
             _draw_parameter(right, record, varied[0], len(varied) > 1)
         else:
             _nothing(right, "nothing but one value was searched")
-        figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()
+    return png.getvalue()
 
 
 def _title(record: SweepRecord) -> str:
@@ -480,7 +466,8 @@ def write_report(record: SweepRecord, study: optuna.Study, output_dir: Path) -> 
     `best_recipe.yaml`.
 
     Raises:
-        RunError: a file cannot be written, or the base recipe cannot be read any more (the other files are then written).
+        OSError: a file cannot be written.
+        RunError: the base recipe cannot be read any more; the other files are then written.
     """
     shares, why_not = importance(record, study)
     contents = {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 from optuna.exceptions import StorageInternalError
@@ -18,10 +17,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from budget_trainer.budget.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.io import try_lock, write_atomic, write_json_atomic
 from budget_trainer.core.jobs import devices, write_profile
 from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.data.folder import DataFolder
-from budget_trainer.reporting.report import write_json_atomic
 from budget_trainer.sweep import checks
 from budget_trainer.sweep.runner import Runner
 from budget_trainer.sweep.spec import SweepSpec
@@ -30,7 +29,6 @@ from budget_trainer.sweep.study import (
     check_storage,
     exclusive,
     identity,
-    lock_path,
     open_storage,
     open_study,
     shown,
@@ -63,7 +61,7 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
     spec.output_dir.mkdir(parents=True, exist_ok=True)
     clock.total_seconds = spec.total_seconds
     with ExitStack() as at_exit:
-        with exclusive(lock_path(spec)):
+        with exclusive(spec):
             study = open_study(spec, open_storage(spec.storage), mine)
             place = _claim(spec, mine)
             at_exit.enter_context(_keep_clock(spec.output_dir, clock))
@@ -145,14 +143,10 @@ def _keep_clock(output_dir: Path, clock: BudgetClock) -> ExitStack:
     before = [ClockFile.read(path) for path in output_dir.glob("clock-*.json")]
     clock.restore(max(before, key=lambda shares: sum(shares.values()), default={}))
     for number in range(10_000):
-        lock: IO[str] = open(output_dir / "locks" / f"clock-{number}", "a", encoding="utf-8")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            continue
-        kept.enter_context(lock)
-        break
+        lock = try_lock(output_dir / "locks" / f"clock-{number}")
+        if lock is not None:
+            kept.enter_context(lock)
+            break
     kept.enter_context(clock_file := ClockFile(output_dir / f"clock-{number}.json", clock))
     clock_file.start()
     return kept
@@ -164,9 +158,7 @@ def _write_recipe(spec: SweepSpec, recipe: dict[str, Any]) -> list[str]:
         return []
     path = spec.output_dir / "recipe.yaml"
     if not path.exists():
-        aside = path.with_name(".recipe.yaml")
-        aside.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-        aside.replace(path)
+        write_atomic(path, yaml.safe_dump(recipe, sort_keys=False))
     return [str(path)]
 
 

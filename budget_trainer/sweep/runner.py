@@ -21,7 +21,7 @@ from budget_trainer.core.errors import RunError, StopAsked
 from budget_trainer.core.stop_request import StopRequest, signal_name
 from budget_trainer.sweep.results import SweepRecord, TrialRecord
 from budget_trainer.sweep.spec import FIRST_OVERHEAD, WHOLE, SweepSpec
-from budget_trainer.sweep.study import ask, exclusive, lock_path, resume, storage_file, tell
+from budget_trainer.sweep.study import ask, exclusive, resume, storage_file, tell
 from budget_trainer.sweep.trials import (
     TrialLock,
     TrialRun,
@@ -128,7 +128,6 @@ class Runner:
         self._failures: list[str] = []
         self._reported, self._report_seconds = -1e9, 0.0
         self._looked = -1e9
-        self._lock_path = lock_path(spec)
 
     def work(self) -> None:
         """Until no trial runs and none can begin. StopAsked on a signal; RunError where all trials fail in one way."""
@@ -164,7 +163,7 @@ class Runner:
 
     def _next(self) -> tuple[optuna.Trial, TrialLock] | None:
         """A trial that lost its process, or a new one; None where neither is left."""
-        with exclusive(self._lock_path):
+        with exclusive(self.spec):
             trials = self.study.get_trials(deepcopy=False)
             fits = self._seconds_left() >= self.spec.trial_seconds + self._overhead(trials)
             for frozen in trials:

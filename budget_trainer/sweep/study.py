@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
@@ -117,18 +116,13 @@ def _drop_half_line(journal: Path) -> None:
         lock.release()
 
 
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """One process of the sweep at a time; the lock of a killed process is free at once."""
-    with open(path, "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def exclusive(spec: SweepSpec) -> FileLock:
+    """The lock under which one process of the sweep at a time asks; a killed one's is free at once.
 
-
-def lock_path(spec: SweepSpec) -> Path:
-    """Beside the storage, so that all who use it take turns; for a server's in the sweep's folder."""
+    It lies beside the storage, so that all who use that take turns; for a server's in the sweep's folder.
+    """
     file = storage_file(spec.storage)
-    return spec.output_dir / ".lock" if file is None else file.with_name(f".{file.name}.sweep-lock")
+    return FileLock(spec.output_dir / ".lock" if file is None else file.with_name(f".{file.name}.sweep-lock"))
 
 
 def identity(spec: SweepSpec, recipe: dict[str, Any], fingerprint: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from budget_trainer.budget.callback import TimeBudgetCallback
 from budget_trainer.budget.stages import Stage, Stages, ValidationPlan
+from budget_trainer.core.io import publish_folder
 from budget_trainer.training import checkpoints
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def copy_final(final: Path, names: Sequence[str]) -> None:
         if not target.exists():
             staging = checkpoints.staging_folder(target)
             shutil.copytree(final, staging, dirs_exist_ok=True)
-            checkpoints.publish(staging, target)
+            publish_folder(staging, target)
 
 
 class CheckpointCadence(TrainerCallback):

@@ -6,7 +6,6 @@ Complete or absent: folders are written aside, made durable, renamed; resume tak
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -21,9 +20,9 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.io import WRITE_ERRNOS, publish_folder, sha256
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what writing a checkpoint raises
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ESTALE}
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors writes in Rust
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
 
@@ -33,7 +32,7 @@ def disk_failure(error: BaseException) -> str | None:
     code = error.errno if isinstance(error, OSError) else None
     if isinstance(error, SafetensorError) and (found := _OS_ERROR.search(str(error))):
         code = int(found.group(1))
-    if code in _DISK:
+    if code in WRITE_ERRNOS:
         return os.strerror(code)
     if isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_WRITER):
         return "the disk took a part of it"
@@ -86,51 +85,19 @@ def staging_folder(target: Path) -> Path:
     return target.with_name(f"{_PARTIAL}{target.name}")
 
 
-def fresh(folder: Path) -> Path:
-    """An empty `folder`, whatever a killed job has left there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
-
-
 def publish(staging: Path, target: Path, manifest: dict[str, Any] | None = None) -> None:
     """Make `staging` durable and rename it to `target`, replacing an older one only at the last moment.
 
     With a `manifest` (a checkpoint), it is written beside the files with their sizes and SHA-256.
     """
-    files = sorted(path for path in staging.rglob("*") if path.is_file())
     if manifest is not None:
+        files = sorted(path for path in staging.rglob("*") if path.is_file())
         listed = {
             str(path.relative_to(staging)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
         }
-        path = staging / MANIFEST
-        path.write_text(json.dumps({**manifest, "files": listed}, indent=1) + "\n", encoding="utf-8")
-        files.append(path)
-    for path in files:
-        _fsync(path)
-    _fsync(staging)
-    if target.exists():
-        retired = target.with_name(f"{_PARTIAL}retired-{target.name}")
-        shutil.rmtree(retired, ignore_errors=True)
-        target.rename(retired)
-        staging.rename(target)
-        shutil.rmtree(retired, ignore_errors=True)
-    else:
-        staging.rename(target)
-    _fsync(target.parent)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        text = json.dumps({**manifest, "files": listed}, indent=1) + "\n"
+        (staging / MANIFEST).write_text(text, encoding="utf-8")
+    publish_folder(staging, target)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

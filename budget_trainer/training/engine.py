@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 
 from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.io import fresh_folder, publish_folder, write_atomic
 from budget_trainer.model.engine_optimizers import zero_stage
 from budget_trainer.training import checkpoints
 
@@ -183,7 +184,7 @@ def _convert(checkpoint: Path) -> None:
     """Written aside and renamed; the file LATEST comes last."""
     partitions = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
     aside = checkpoint / f".partial-{FOLDER}"
-    checkpoints.fresh(aside)
+    fresh_folder(aside)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--input_folder", str(partitions), "--output_folder", str(aside)]
     alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
@@ -195,7 +196,5 @@ def _convert(checkpoint: Path) -> None:
             "launch with the number it was written by"
         )
     (checkpoint / LATEST).unlink(missing_ok=True)
-    checkpoints.publish(aside, checkpoint / FOLDER)
-    named = checkpoint / f"{LATEST}.tmp"
-    named.write_text(FOLDER, encoding="utf-8")
-    os.replace(named, checkpoint / LATEST)
+    publish_folder(aside, checkpoint / FOLDER)
+    write_atomic(checkpoint / LATEST, FOLDER)

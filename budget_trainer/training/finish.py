@@ -11,12 +11,13 @@ from typing import Any
 from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.budget.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.config.recipe import Recipe
+from budget_trainer.core.io import write_json_atomic
 from budget_trainer.data.folder import BlockDataset, DataFolder
 from budget_trainer.model.build import load_pretrained, parameter_count
 from budget_trainer.reporting.background_push import BackgroundPush
 from budget_trainer.reporting.card import write_model_card
 from budget_trainer.reporting.planned import compare_with_plan, comparison_line
-from budget_trainer.reporting.report import describe_data, draw_report, environment, read_progress, write_json_atomic
+from budget_trainer.reporting.report import describe_data, draw_report, environment, read_progress
 from budget_trainer.training import checkpoints, run_folder
 from budget_trainer.training.callbacks import copy_final
 from budget_trainer.training.engine import engine_name

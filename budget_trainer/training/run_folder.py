@@ -10,6 +10,7 @@ from typing import Any
 
 from budget_trainer.budget.clock import BudgetClock, ClockFile
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import write_atomic
 from budget_trainer.training import checkpoints
 
 log = logging.getLogger(__name__)
@@ -120,9 +121,7 @@ def begin(output_dir: Path, identity: dict[str, Any], job: int) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / RESUMABLE).unlink(missing_ok=True)
     checkpoints.remove_partial(output_dir)
-    aside = output_dir / f"{RUN}.tmp"
-    aside.write_text(json.dumps({"job": job, "identity": identity}, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, output_dir / RUN)
+    write_atomic(output_dir / RUN, json.dumps({"job": job, "identity": identity}, indent=1) + "\n")
 
 
 def mark_evaluation(output_dir: Path, ended: bool) -> None:

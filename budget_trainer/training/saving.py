@@ -14,6 +14,7 @@ from transformers import Trainer, set_seed
 from budget_trainer.budget.callback import TimeBudgetCallback
 from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.core.io import fresh_folder
 from budget_trainer.training import checkpoints
 from budget_trainer.training.checkpoints import WRITE_ERRORS, disk_failure, write_error
 from budget_trainer.training.engine import engine_name
@@ -68,7 +69,7 @@ class CompleteSaves(_Base):
             staging = checkpoints.staging_folder(target)
             try:
                 if self.args.should_save:
-                    checkpoints.fresh(staging)
+                    fresh_folder(staging)
                 channel.barrier()
                 write(staging)
                 channel.barrier()

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from budget_trainer.core.io import sha256
 from budget_trainer.data.folder import DataFolder
 from data_prep import blocks
 from data_prep.corpus import text_parts, tokenise
 from data_prep.documents import read_documents
 from data_prep.held_out import HASHED_WORDS, is_held_out
-from data_prep.manifest import sha256_of
 from tests.conftest import ROOT
 
 
@@ -60,7 +60,7 @@ def test_same_bytes_for_any_number_of_processes(build, monkeypatch):
     assert len(files) == 4
     for entry in files:
         assert (one.path / entry["name"]).read_bytes() == (two.path / entry["name"]).read_bytes()
-        assert sha256_of(one.path / entry["name"]) == entry["sha256"]
+        assert sha256(one.path / entry["name"]) == entry["sha256"]
 
 
 @pytest.mark.parametrize(

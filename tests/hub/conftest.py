@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
-from budget_trainer.reporting.report import draw_report, write_json_atomic
+from budget_trainer.core.io import write_json_atomic
+from budget_trainer.reporting.report import draw_report
 from tests.hub.server import TOKEN
 from tests.reporting.test_report import report
 

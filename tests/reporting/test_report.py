@@ -7,15 +7,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import write_json_atomic
 from budget_trainer.fill_mask import fill_mask
 from budget_trainer.reporting.card import card_text, public_report, sealed, write_model_card
-from budget_trainer.reporting.report import draw_report, environment, read_progress, write_json_atomic
+from budget_trainer.reporting.report import draw_report, environment, read_progress
 
 
 def line(job: int, step: int, **more: Any) -> dict[str, Any]:
@@ -71,29 +71,6 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) 
     path = write(tmp_path / "progress.jsonl", [line(1, 10)], tail="nonsense\n" + json.dumps(line(1, 20)) + "\n")
     with pytest.raises(InputError, match=r"progress\.jsonl: line 2"):
         read_progress(path)
-
-
-def test_json_has_null_for_what_is_no_number_and_plain_numbers_for_arrays_of_one(tmp_path: Path) -> None:
-    path = tmp_path / "run_report.json"
-    write_json_atomic(
-        path, {"a": math.nan, "b": [math.inf, np.float32(0.5)], "c": Path("x"), "d": np.int64(3), "e": True}
-    )
-    assert json.loads(path.read_text()) == {"a": None, "b": [None, 0.5], "c": "x", "d": 3, "e": True}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["run_report.json"]
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "run_report.json"
-    write_json_atomic(path, {"a": 1})
-
-    def full(*_: Any) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr("budget_trainer.reporting.report.os.fsync", full)
-    with pytest.raises(OSError, match="no space"):
-        write_json_atomic(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_environment_names_versions_and_hardware() -> None:
