@@ -157,9 +157,9 @@ class ProbeTrainer(TimeBudgetTrainer):
     queue is drained at the borders of the parts, so that each has its own time.
     """
 
-    def __init__(self, *args: Any, blocks: BlockDataset, **kwargs: Any) -> None:
-        super().__init__(*args, train_dataset=blocks, **kwargs)
-        self.blocks, self.orders = blocks, _nothing()
+    def __init__(self, *args: Any, train_dataset: BlockDataset, **kwargs: Any) -> None:
+        super().__init__(*args, train_dataset=train_dataset, **kwargs)
+        self.blocks, self.orders = train_dataset, _nothing()
         self._order: Order | None = None
         self._begin = self._fetched = self._worked = 0.0
         self._fits, self._next_block = True, 0

@@ -11,21 +11,21 @@ The parent ends it there: what was told until then counts. It goes the way of tr
 from __future__ import annotations
 
 import json
-import math  # noqa: E402
-import os  # noqa: E402
-import signal  # noqa: E402
-import sys  # noqa: E402
-import threading  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from functools import partial  # noqa: E402
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.config.recipe import Recipe
-from budget_trainer.core.errors import InputError, RunError  # noqa: E402
+from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.model.build import build_model
 from budget_trainer.model.flops import model_flops_per_token
@@ -120,86 +120,77 @@ class Marks:
 
 def probe(order: dict[str, Any], told: Told, steps: Steps | None = None) -> None:
     """Measure, and tell; InputError and RunError as the run itself would raise them. `steps`: others than the usual ones."""
-    from budget_trainer.budget.channel import Agreement, ControlChannel
     from budget_trainer.config.parser import parse_recipe
     from budget_trainer.core.stop_request import StopRequest
-    from budget_trainer.data.folder import DataFolder
     from budget_trainer.model.build import parameter_count
     from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
     from budget_trainer.planning.measure import free_bytes
     from budget_trainer.planning.schedule import Ends, usual
     from budget_trainer.reporting.planned import compared
     from budget_trainer.reporting.report import environment
-    from budget_trainer.training import finish, launch  # noqa: F401 - what a run imports
-    from budget_trainer.training import run as run_module
-    from budget_trainer.training.engine import engine_name, resolve_engine_config
-    from budget_trainer.training.precision import resolve_compute_mode
+    from budget_trainer.training import parts
+    from budget_trainer.training.engine import engine_name
+    from budget_trainer.training.run import PretrainingRun
 
     marks = Marks()
     ends = Ends(time.monotonic() - CLOCK.elapsed_seconds(), order["deadline"])
     recipe = parse_recipe([*order["words"], *overrides(order["folder"])])
     settings = recipe.as_dict()  # as asked: set-up settles some of it
-    run = recipe.run
-    trackers: Any = [name for name in run.report_to or [] if name == "tensorboard"]  # others would show it
-    run.report_to = trackers
+    trackers: Any = [name for name in recipe.run.report_to or [] if name == "tensorboard"]  # others would show it
+    recipe.run.report_to = trackers
     os.environ["TENSORBOARD_LOGGING_DIR"] = f"{order['folder']}/tensorboard"
-    launch.prepare(run)
-    if engine_name(run) != "single":
-        raise InputError(f"plan: it works with one process and no engine ({engine_name(run)}); give --num_processes N")
-    CLOCK.total_seconds = recipe.total_seconds
-    channel = ControlChannel()
-    agreement = Agreement(channel, StopRequest())
+    run = PretrainingRun(recipe, CLOCK, StopRequest(), ExitStack())
+    args, data = run.args, run.data
+    if engine_name(args) != "single":
+        raise InputError(
+            f"plan: it works with one process and no engine ({engine_name(args)}); give --num_processes N"
+        )
     marks.mark("imports")
 
-    data = DataFolder.open(recipe.data_dir)
-    columns = data.columns_for(document_mask=recipe.data.document_mask, next_sentence=recipe.add_nsp)
-    blocks = data.train(seed=run.seed, columns=columns)
-    run_module.check_data(data, blocks, recipe)
-    resolve_engine_config(run)
+    run.open_blocks()
     marks.mark("data")
     share = data.verify(VERIFY_SECONDS)
     marks.mark("checksums")
     spent = marks.seconds["checksums"]
-    most = min(run_module.VERIFY_SHARE * recipe.seconds_left(0.0), channel.timeout_seconds / 2)
+    most = min(parts.VERIFY_SHARE * recipe.seconds_left(0.0), run.channel.timeout_seconds / 2)
     size = sum(int(file["bytes"]) for split in data.manifest["splits"].values() for file in split["files"])
     marks.seconds["checksums"] = min(most, spent / share if share else size / HASHED_PER_SECOND)
-    told.add(**facts(recipe, settings, data, compared(settings), environment()["hardware"]))
+    told.add(**facts(run, settings, compared(settings), environment()["hardware"]))
 
-    collator = run_module.make_collator(recipe, data)
+    collator = parts.make_collator(recipe, data)
     shapes = shapes_around(recipe, data, collator.slots)
-    if run.device.type == "cpu":
+    if args.device.type == "cpu":
         check_weights_fit(shapes, recipe.optimizer.optimizer_type, MEMORY_SHARE * free_bytes())
     marks.mark(None)
     counts = recipe.model.embedding_init == "cooccurrence" and recipe.model.model_name_or_path is None
     recipe.model.embedding_init = "normal" if counts else recipe.model.embedding_init
-    model = run_module.make_model(recipe, data, blocks, channel, resumed=False)
+    run.make_model()
     marks.mark("model")
     if counts:
-        marks.seconds["counted embeddings"] = count_embeddings(model, data, blocks, recipe)
+        marks.seconds["counted embeddings"] = count_embeddings(run)
         marks.mark(None)
-    peak = measure_peak_flops(run.device, precision_of(run), 0.5)
+    peak = measure_peak_flops(args.device, precision_of(args), 0.5)
     marks.mark(None)
     marks.seconds["matmul peak"] = min(1.0, 0.005 * recipe.total_seconds)
-    flops = model_flops_per_token(model, data.block_size, collator.slots)
+    flops = model_flops_per_token(run.model, data.block_size, collator.slots)
     fits_in = FIRST_STEP_SECONDS * USUAL_MFU * peak / (flops * data.block_size)
-    small = max(1, min(run.per_device_train_batch_size, 32, int(fits_in)))
-    micro_batch = collator(blocks.__getitems__(range(small)))
+    small = max(1, min(args.per_device_train_batch_size, 32, int(fits_in)))
     marks.mark(None)
-    left = min(recipe.seconds_left(0.0), SETTLE_SECONDS / 0.03)
-    resolve_compute_mode(recipe, model, micro_batch, left, None, channel)
+    run.choose_speed(small, min(recipe.seconds_left(0.0), SETTLE_SECONDS / 0.03))
     marks.mark("precision")
+    run.optimizer_options = parts.optimizer_options(recipe, args)
     told.add(
-        parameters=parameter_count(model),
-        model_type=model.config.model_type,
+        parameters=parameter_count(run.model),
+        model_type=run.model.config.model_type,
         flops_per_token=flops,
-        speed={"bf16": bool(run.bf16), "compile": compile_kind(recipe)},
+        speed={"bf16": bool(args.bf16), "compile": compile_kind(recipe)},
         setup=dict(marks.seconds),
         settled_blocks=small,
         auto_speed=bool(recipe.budget.auto_speed),
         shapes=shapes,
     )
     marks.mark(None)
-    measure_steps(recipe, data, blocks, model, collator, agreement, peak, marks, told, ends, steps or usual)
+    measure_steps(run, peak, marks, told, ends, steps or usual)
 
 
 def overrides(folder: str) -> list[str]:
@@ -229,23 +220,22 @@ def compile_kind(recipe: Any) -> str:
     return "regional" if recipe.budget.regional_compile else "whole"
 
 
-def facts(recipe: Any, settings: dict, data: Any, compared: dict, hardware: dict) -> dict[str, Any]:
+def facts(run: Any, settings: dict, compared: dict, hardware: dict) -> dict[str, Any]:
     """What the parent needs of recipe, data and machine."""
-    from budget_trainer.training import run as run_module
-
-    run, b = recipe.run, recipe.budget
-    validation = recipe.validation_plan(run_module.samples_per_epoch(recipe, data))
+    recipe, data, args = run.recipe, run.data, run.args
+    b = recipe.budget
+    validation = recipe.validation_plan(run.samples_per_epoch)
     asked = {"per_device_train_batch_size", "gradient_accumulation_steps"} & recipe.explicit
     return {
         "recipe": compared,
-        "learning_rate": run.learning_rate,
+        "learning_rate": args.learning_rate,
         "schedule": recipe.schedule(),
         "total_seconds": recipe.total_seconds,
         "end_seconds": min(recipe.total_seconds, recipe.early_exit_seconds),
         "checkpoint_seconds": recipe.checkpoint_seconds,
         "checkpoint_samples": None
         if b.num_epochs_between_checkpoints in (None, -1)
-        else b.num_epochs_between_checkpoints * run_module.samples_per_epoch(recipe, data),
+        else b.num_epochs_between_checkpoints * run.samples_per_epoch,
         "markers": recipe.markers,
         "max_steps": recipe.max_steps,
         "writes_final": b.finetune_checkpoint_at_end,
@@ -256,8 +246,8 @@ def facts(recipe: Any, settings: dict, data: Any, compared: dict, hardware: dict
         "dup_factor": recipe.data.dup_factor,
         "data": {"path": str(data.path), "fingerprint": data.fingerprint},
         "hardware": hardware,
-        "device": str(run.device),
-        "workers": run.dataloader_num_workers,
+        "device": str(args.device),
+        "workers": args.dataloader_num_workers,
         "mlm_probability": recipe.data.mlm_probability,
         "curves": {
             name: settings[name] for name in ("mlm_probability_curve", "batch_size_curve", "sequence_length_curve")
@@ -265,83 +255,50 @@ def facts(recipe: Any, settings: dict, data: Any, compared: dict, hardware: dict
     }
 
 
-def count_embeddings(model: Any, data: Any, blocks: Any, recipe: Any) -> float:
+def count_embeddings(run: Any) -> float:
     """Seconds of counting as many tokens as this budget pays for, from a part of them."""
-    from budget_trainer.model.initialization import cooccurrence_embeddings
-    from budget_trainer.training import run as run_module
+    from budget_trainer.training import parts
 
-    size = model.get_input_embeddings().weight.shape[1]
-    wanted = min(run_module.COUNTED_TOKENS_PER_SECOND * recipe.total_seconds, run_module.MOST_COUNTED_TOKENS)
-    wanted = min(wanted, blocks.rows * data.block_size)
+    wanted = parts.counted_tokens(run.recipe, run.data, run.blocks)
     tokens = min(COUNTED_TOKENS, wanted)
+    size = run.model.get_input_embeddings().weight.shape[1]
     begin = time.monotonic()
-    rows = blocks.__getitems__(range(max(1, int(tokens) // data.block_size)))["input_ids"]
-    cooccurrence_embeddings(rows, data.vocab_size, size, special_ids=data.special_ids, seed=recipe.run.seed)
+    parts.count_embeddings(run.recipe, run.args, run.data, run.blocks, size, tokens)
     return (time.monotonic() - begin) * (wanted / tokens) ** COUNTING_GROWS
 
 
-def measure_steps(
-    recipe: Any,
-    data: Any,
-    blocks: Any,
-    model: Any,
-    collator: Any,
-    agreement: Any,
-    peak: float,
-    marks: Marks,
-    told: Told,
-    ends: Any,
-    steps: Steps,
-) -> None:
+def measure_steps(run: Any, peak: float, marks: Marks, told: Told, ends: Any, steps: Steps) -> None:
     """The Trainer of the run, its saves and its validation rehearsed, then its steps."""
     import torch
     from transformers import PrinterCallback
 
-    from budget_trainer.budget.callback import TimeBudgetCallback
-    from budget_trainer.model.optimizers import build_optimizer
     from budget_trainer.planning.candidates import first_size, micro_batches, thinned
     from budget_trainer.planning.measure import ProbeTrainer, free_bytes, peak_bytes, reset_peak, return_freed
     from budget_trainer.planning.schedule import Found, Situation, as_dict
-    from budget_trainer.training import run as run_module
-    from budget_trainer.training.callbacks import Throughput
-    from budget_trainer.training.run import add_callbacks
+    from budget_trainer.training.run import ENDLESS_STEPS
 
-    run, gpu = recipe.run, recipe.run.device.type == "cuda"
+    recipe, args, gpu = run.recipe, run.args, run.args.device.type == "cuda"
     asked = told.content["batch_asked"]
-    total = run.per_device_train_batch_size * run.gradient_accumulation_steps if asked else None
+    total = args.per_device_train_batch_size * args.gradient_accumulation_steps if asked else None
     allowed = micro_batches(total, lambda accumulation: _follows(recipe, accumulation))
     if total is None:
-        allowed = [size for size in allowed if size <= blocks.rows]
-    others = _other_shapes(recipe, data, collator)
-    validation = recipe.validation_plan(run_module.samples_per_epoch(recipe, data))
-    options = run_module.optimizer_options(recipe)
-    workers = run.dataloader_num_workers
-    run.max_steps, run.gradient_accumulation_steps, run.dataloader_num_workers = run_module.ENDLESS_STEPS, 1, 0
+        allowed = [size for size in allowed if size <= run.blocks.rows]
+    others = _other_shapes(recipe, run.data, run.collator)
+    workers = args.dataloader_num_workers
+    args.max_steps, args.gradient_accumulation_steps, args.dataloader_num_workers = ENDLESS_STEPS, 1, 0
     recipe.checkpoint_seconds, recipe.markers, recipe.budget.num_epochs_between_checkpoints = math.inf, [], None
+    recipe.early_exit_seconds = recipe.job_limit_seconds = math.inf
     CLOCK.total_seconds = max(CLOCK.total_seconds, 10 * ends.whole)
-    budget = TimeBudgetCallback(clock=CLOCK, agreement=agreement)
-    trainer = ProbeTrainer(
-        model=model,
-        args=run,
-        blocks=blocks,
-        data_collator=collator,
-        processing_class=data.load_tokenizer(),
-        create_optimizer_fn=partial(build_optimizer, recipe.optimizer.optimizer_type, **options),
-        evaluation=run_module.make_evaluation(data),
-        time_budget=budget,
-        throughput=Throughput(budget, 1, peak),
-        regional_compile=recipe.budget.regional_compile,
-        **recipe.schedule(),
-    )
+    run.make_trainer(ProbeTrainer)
+    trainer, budget = run.trainer, run.budget
     marks.mark("trainer")
-    trainer.rehearse_save(recipe.output_dir)
-    save = CLOCK.seconds_by_phase()["save"]
-    rehearsal = evaluate = 0.0
-    if validation is not None:
-        trainer.rehearse_evaluation(validation.seconds_between(recipe.total_seconds))
-        rehearsal, evaluate = CLOCK.seconds_by_phase()["evaluate"], budget.evaluate_seconds
+    run.rehearse(reserve_disk=False)
+    seconds = CLOCK.seconds_by_phase()
+    save, rehearsal = seconds["save"], seconds["evaluate"]
+    evaluate = budget.evaluate_seconds if rehearsal else 0.0
     marks.mark(None)
-    add_callbacks(trainer, recipe, None, run_module.samples_per_epoch(recipe, data), 1)
+    run.job = 1
+    run.add_callbacks()
     trainer.remove_callback(PrinterCallback)  # a run has its bar instead
     marks.mark("trainer")
     told.add(
@@ -355,7 +312,7 @@ def measure_steps(
     torch.cuda.empty_cache() if gpu else return_freed()  # of the probe of precision
     settled = told.content["settled_blocks"]
     before = 0 if gpu or reset_peak() else settled  # or the mark is still that probe's: below it no growth shows
-    compiles, found = bool(run.torch_compile), Found(peaks={} if gpu else {before: peak_bytes()})
+    compiles, found = bool(args.torch_compile), Found(peaks={} if gpu else {before: peak_bytes()})
     started = time.monotonic()
     limit = torch.cuda.get_device_properties(0).total_memory if gpu else peak_bytes() + MEMORY_SHARE * free_bytes()
 

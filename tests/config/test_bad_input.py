@@ -12,7 +12,7 @@ from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.config.arguments import ModelArguments
 from budget_trainer.config.parser import parse_recipe
 from budget_trainer.core.errors import InputError
-from budget_trainer.training import run as run_module
+from budget_trainer.training import parts
 from budget_trainer.training.launch import check_launch
 from tests.conftest import TINY, run, words
 
@@ -251,11 +251,11 @@ def test_a_launcher_that_started_one_process_of_two(data_dir, tmp_path):
 
 def test_apex_lamb_says_how_to_lift_the_default_bounds(tmp_path, monkeypatch):
     """On a GPU: the engine's own check, which comes first on a CPU, is left out."""
-    monkeypatch.setattr(run_module, "check_engine", lambda *args, **kwargs: None)
+    monkeypatch.setattr(parts, "check_engine", lambda *args, **kwargs: None)
     words = ["--optimizer_type", "lamb", "--optimizer_impl", "apex", "--total_training_time", "10m"]
     recipe = parse_recipe([*words, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
     with pytest.raises(InputError, match=r"trust ratio to \[0.01, 0.3\]; give max_coeff inf and min_coeff 0"):
-        run_module.optimizer_options(recipe)
+        parts.optimizer_options(recipe, recipe.run)
 
 
 def test_null_in_a_recipe_names_nothing(tmp_path):

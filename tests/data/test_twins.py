@@ -11,7 +11,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.masking import hash64
 from budget_trainer.data.repeated_passages import SMALLEST_COPY, twins
-from budget_trainer.training.run import make_collator
+from budget_trainer.training.parts import make_collator
 from tests.conftest import TINY, words
 from tests.data.test_objective import SPECIAL, VOCAB, batch, collator, same, take
 

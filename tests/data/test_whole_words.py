@@ -10,7 +10,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.masking import MaskingCollator, choose_words, hash64, prediction_slots, word_table
 from budget_trainer.data.whole_words import continues_word
-from budget_trainer.training.run import make_collator
+from budget_trainer.training.parts import make_collator
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 VOCAB = 100

@@ -5,14 +5,13 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoModelForMaskedLM
 
-from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.config.parser import parse_recipe
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.model import attention
 from budget_trainer.model.cpu import FewBitDropout
 from budget_trainer.model.last_layer import last_layer
 from budget_trainer.model.sparse import HEADS
-from budget_trainer.training import run
+from budget_trainer.training import parts
 from tests.conftest import TINY, words
 from tests.model.test_attention import VOCAB, packed, predictions, tiny
 
@@ -144,7 +143,7 @@ def made(data_dir, folder, **flags):
     }
     recipe = parse_recipe(words({**base, "report_to": "none", **flags}))
     data = DataFolder.open(recipe.data_dir)
-    return run.make_model(recipe, data, data.train(seed=0), ControlChannel(), resumed=False)
+    return parts.make_model(recipe, recipe.run, data)
 
 
 def test_a_run_s_model_is_made_so(data_dir, tmp_path):

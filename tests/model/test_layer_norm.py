@@ -10,13 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM
 
-from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.config.parser import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.model.layer_norm import check_apex, use_apex
 from budget_trainer.model.optimizers import build_optimizer
-from budget_trainer.training import run
+from budget_trainer.training import parts
 from tests.conftest import TINY, words
 from tests.model.test_modeling import batch, loss_and_gradients, tiny
 
@@ -131,7 +130,7 @@ def test_the_flag(apex, data_dir, tmp_path, monkeypatch, layer_norm_type):
     recipe = parse_recipe(words({**options, "output_dir": tmp_path / "out", "total_training_time": "30s"}))
     monkeypatch.setattr(type(recipe.run), "device", torch.device("cuda"))
     data = DataFolder.open(data_dir)
-    model = run.make_model(recipe, data, data.train(seed=1), ControlChannel(), resumed=False)
+    model = parts.make_model(recipe, recipe.run, data)
     assert model.config.model_type == "megatron-bert"
     assert any(type(module) is FusedLayerNorm for module in model.modules()) is (layer_norm_type == "apex")
 
