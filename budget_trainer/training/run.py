@@ -58,8 +58,6 @@ class PretrainingRun:
         """Open the process group and the control channel; log only from the main process."""
         self.recipe, self.clock, self.at_exit = recipe, clock, at_exit
         self.args, self.output_dir = recipe.run, recipe.output_dir
-        if recipe.max_steps is None:
-            self.args.max_steps = ENDLESS_STEPS
         clock.total_seconds = recipe.total_seconds
         launch.prepare(self.args)
         self.channel = ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout))
@@ -127,6 +125,8 @@ class PretrainingRun:
         self.blocks = self.data.train(seed=self.args.seed, columns=columns)
         parts.check_data(self.recipe, self.args, self.data, self.blocks)
         resolve_engine_config(self.args)
+        if self.recipe.max_steps is None:
+            self.args.max_steps = ENDLESS_STEPS
 
     # ---- the model ----
 
