@@ -10,26 +10,29 @@ The parent ends it there: what was told until then counts. It goes the way of tr
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import signal
-import sys
-import threading
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any
-
-import torch
-
 from budget_trainer.budget.clock import BudgetClock
-from budget_trainer.config.recipe import Recipe
-from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.data.folder import DataFolder
-from budget_trainer.model.build import build_model
-from budget_trainer.model.flops import model_flops_per_token
-from budget_trainer.planning.result import heads_and_inner, neighbours
+
+CLOCK = BudgetClock()  # as in train_mlm.py: imports are a part of every run's set-up
+
+import json  # noqa: E402
+import math  # noqa: E402
+import os  # noqa: E402
+import signal  # noqa: E402
+import sys  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from contextlib import ExitStack  # noqa: E402
+from typing import Any  # noqa: E402
+
+import torch  # noqa: E402
+
+from budget_trainer.config.recipe import Recipe  # noqa: E402
+from budget_trainer.core.errors import InputError, RunError  # noqa: E402
+from budget_trainer.data.folder import DataFolder  # noqa: E402
+from budget_trainer.model.build import build_model  # noqa: E402
+from budget_trainer.model.flops import model_flops_per_token  # noqa: E402
+from budget_trainer.planning.result import heads_and_inner, neighbours  # noqa: E402
 
 
 def shapes_around(recipe: Recipe, data: DataFolder, slots: int) -> list[dict[str, Any]]:
@@ -74,9 +77,6 @@ def shapes_around(recipe: Recipe, data: DataFolder, slots: int) -> list[dict[str
             }
         )
     return rows
-
-
-CLOCK = BudgetClock()  # as in train_mlm.py: imports are a part of every run's set-up
 
 
 Steps = Callable[[Any, Any], Any]  # of Found and Situation (`schedule`)
