@@ -37,7 +37,12 @@ from budget_trainer.training.callbacks import (
     ValidationCadence,
     copy_final,
 )
-from budget_trainer.training.engine import check_loadable, engine_name, resolve_engine_config, prepare_universal_checkpoint
+from budget_trainer.training.engine import (
+    check_loadable,
+    engine_name,
+    prepare_universal_checkpoint,
+    resolve_engine_config,
+)
 from budget_trainer.training.precision import resolve_compute_mode
 from budget_trainer.training.recovery import Guard
 from budget_trainer.training.trainer import TimeBudgetTrainer
