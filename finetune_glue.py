@@ -43,8 +43,8 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) 
     from budget_trainer.budget.channel import Agreement, ControlChannel
     from budget_trainer.glue import push, result, run
     from budget_trainer.training import launch
-    from budget_trainer.training.checkpoints import explain_out_of_memory
     from budget_trainer.training.engine import resolve_engine_config
+    from budget_trainer.training.recovery import explain_out_of_memory
 
     # What was asked, on what data, from which checkpoint. Nothing is written before every check has passed.
     arguments, output_dir = request.run, request.output_dir

@@ -77,14 +77,15 @@ def timed_run(folder: Path) -> None:
     import train_mlm  # it starts the clock
     from budget_trainer.budget.callback import TimeBudgetCallback
     from budget_trainer.budget.channel import Agreement, exit_without_teardown
-    from budget_trainer.training.recovery import Guard, GuardedSteps
+    from budget_trainer.training.recovery import Guard
+    from budget_trainer.training.trainer import TimeBudgetTrainer
 
     timers = Timers()
     timers.watch(Agreement, "exchange", "control message")
     for name in ("on_step_begin", "on_optimizer_step", "on_step_end"):
         timers.watch(TimeBudgetCallback, name, "clock")
-    for owner, name in ((Guard, "on_step_end"), (GuardedSteps, "get_batch_samples"), (GuardedSteps, "_get_grad_norm")):
-        timers.watch(owner, name, "guards")
+    timers.watch(Guard, "on_step_end", "guards")
+    timers.watch(TimeBudgetTrainer, "_get_grad_norm", "guards")
     for name in ("get_batch_samples", "_get_grad_norm"):
         timers.watch(Trainer, name, "library")
     timers.watch(TimeBudgetCallback, "_wait_for_device", "device")

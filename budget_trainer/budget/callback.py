@@ -1,32 +1,31 @@
-"""How long the next step will take, guessed from the steps before. Standard library only.
-
-The budget as a callback: one agreed reading of rank 0's clock per optimizer step, and the stop that follows.
-"""
+"""The budget as a callback: one agreed reading of rank 0's clock per optimizer step, and the stop that follows."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from budget_trainer.budget.channel import Agreement, ControlChannel
 from budget_trainer.budget.clock import BudgetClock, format_duration, parse_duration
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.stop_request import StopRequest
 
+log = logging.getLogger(__name__)
+STATE_KEY = "time_budget_clock"  # in TrainerState.stateful_callbacks
 LAST_STEPS = 32
 
 
 class StepTimes:
-    """Fed with the clock's seconds by phase after every step.
+    """How long the next step will take, guessed from the steps before: fed with the seconds by phase after each.
 
     The first step of new shapes compiles and warms up: it says nothing of the next one, but what it compiled is the guess
     for the next compilation.
@@ -38,18 +37,18 @@ class StepTimes:
         self._seconds: deque[float] = deque(maxlen=LAST_STEPS)
         self._worked = self._compiled = 0.0  # seconds of train and data_wait, and of compile, up to the last step
 
-    def begin(self, shares: Mapping[str, float]) -> None:
+    def begin(self, seconds: Mapping[str, float]) -> None:
         """A job begins to train, and with it new shapes."""
-        self.compiles, self._compiled = True, shares["compile"]
+        self.compiles, self._compiled = True, seconds["compile"]
 
-    def step_done(self, shares: Mapping[str, float], compiling: bool) -> None:
+    def step_done(self, seconds: Mapping[str, float], compiling: bool) -> None:
         """A step has ended; `compiling`: torch.compile is on."""
-        worked = shares["train"] + shares["data_wait"]
+        worked = seconds["train"] + seconds["data_wait"]
         if not self.compiles:
             self._seconds.append(worked - self._worked)
         elif compiling:
-            self.compile_seconds = max(self.compile_seconds, shares["compile"] - self._compiled)
-            self._compiled = shares["compile"]
+            self.compile_seconds = max(self.compile_seconds, seconds["compile"] - self._compiled)
+            self._compiled = seconds["compile"]
         self._worked, self.compiles = worked, False
 
     def expect(self, longer: float, compiles: bool) -> None:
@@ -64,8 +63,19 @@ class StepTimes:
         return min(max(list(self._seconds)[-8:]), 3.0 * median(self._seconds))
 
 
-log = logging.getLogger(__name__)
-STATE_KEY = "time_budget_clock"  # in TrainerState.stateful_callbacks
+def stored_state(state: TrainerState, key: str) -> dict[str, Any]:
+    """What was stored under `key` with the checkpoint that this run goes on from; empty where nothing was."""
+    stored: Any = state.stateful_callbacks or {}
+    return stored.get(key) or {}
+
+
+def store_state(state: TrainerState, key: str, values: dict[str, Any]) -> None:
+    """Put `values` under `key` into every checkpoint from now on.
+
+    ExportableState is no choice: with its restore flag the old callback, and with it the old budget, would come back.
+    """
+    stored: Any = state.stateful_callbacks
+    stored[key] = values
 
 
 @dataclass(frozen=True)
@@ -122,19 +132,17 @@ class TimeBudgetCallback(TrainerCallback):
         self.progress = 0.0
         self.stop_reason: str | None = None
         self.steps = StepTimes()
-        self._promised = 0.0  # seconds of optional work that this reading has already been asked for
+        self._reserved = 0.0  # seconds of optional work since the last reading
         self._stepped = False  # whether this job has finished a step
         self._fresh = True  # whether this is the first job of the run
         self._event: torch.cuda.Event | None = None
-        # What the callbacks of a run share beside time.
-        self.found_bad_step: Callable[[], bool] = lambda: False  # asked when the step's work is known to be done
-        self.rate_factor = 1.0  # of all learning rates
+        self._bad_step: bool | torch.Tensor = False  # of this rank, for the next control message
 
     # ---- what others read ----
 
     @property
     def channel(self) -> ControlChannel:
-        return self._agreed().channel
+        return self._make_agreement().channel
 
     @property
     def total_seconds(self) -> float:
@@ -161,15 +169,15 @@ class TimeBudgetCallback(TrainerCallback):
         return self.reading.elapsed / self.total_seconds
 
     def reserve(self, seconds: float) -> bool:
-        """Whether optional work of `seconds` now still leaves room for a step and the save at the end.
+        """Reserve `seconds` for optional work now: False where they would endanger the next step and the final save.
 
-        A yes is a promise: what else is asked for after the same step has to fit beside it.
+        What is reserved counts until the next reading. Call it on all ranks at the same step: all get the same answer.
         """
-        now, rest = self.reading, self.reading.step + self._promised + seconds
+        now, rest = self.reading, self.reading.step + self._reserved + seconds
         fits = now.elapsed + rest + now.save <= self.end_seconds
         fits = fits and now.job + rest + now.checkpoint <= self.job_limit_seconds
         if fits:
-            self._promised += seconds
+            self._reserved += seconds
         return fits
 
     def check_room(self, resumed: bool = False) -> None:
@@ -198,18 +206,20 @@ class TimeBudgetCallback(TrainerCallback):
         """Ask for a stop with a checkpoint after this step; safe from a signal handler, on any rank."""
         self._stop.ask()
 
+    def report_bad_step(self, bad: bool | torch.Tensor) -> None:
+        """Let the next control message say whether this rank had a step whose loss or gradient is not finite.
+
+        A tensor (bool [], in pinned memory) is read when the work of the step before is known to be done.
+        """
+        self._bad_step = bad
+
     # ---- Trainer's events ----
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._agreed()
+    def on_init_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._make_agreement()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        stored: Any = state.stateful_callbacks or {}
-        restored = stored.get(STATE_KEY) or {}
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        restored = stored_state(state, STATE_KEY)
         if self.clock is None:
             self.clock = BudgetClock(self.total_training_time)
             self.clock.restore(restored.get("shares", {}))
@@ -221,21 +231,18 @@ class TimeBudgetCallback(TrainerCallback):
         self.steps.begin(self.clock.seconds_by_phase())
         self.begin_seconds = float(restored.get("begin_seconds", self.reading.elapsed))
         self.progress = max(self.progress, self._progress())
-        self.decide(state, control)
+        self.stop_if_due(state, control)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.clock is not None
         self.clock.enter("compile" if self.steps.compiles and args.torch_compile else "train")
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The tick: just before `lr_scheduler.step()`, with every engine that uses Trainer's optimizer."""
         self._wait_for_device(args.device)
-        if self.found_bad_step():
-            self._agreed().report_bad_step()
+        if self._bad_step:  # a tensor is read here
+            self._make_agreement().report_bad_step()
+        self._bad_step = False
         assert self.clock is not None
         self.steps.step_done(self.clock.seconds_by_phase(), bool(args.torch_compile))
         self._agree()
@@ -244,39 +251,29 @@ class TimeBudgetCallback(TrainerCallback):
         self._stepped = True
         self.progress = max(self.progress, self._progress())
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        stored: Any = state.stateful_callbacks
-        stored[STATE_KEY] = {
-            "elapsed_seconds": self.reading.elapsed,
-            "shares": self._shares(),
-            "begin_seconds": self.begin_seconds,
-        }
-        self.decide(state, control)
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert self.clock is not None
+        shares = self.clock.seconds_by_phase()
+        values = {"elapsed_seconds": self.reading.elapsed, "shares": shares, "begin_seconds": self.begin_seconds}
+        store_state(state, STATE_KEY, values)
+        self.stop_if_due(state, control)
 
     # ---- inside ----
 
-    def _rehearse(self, args: TrainingArguments, model: Any) -> None:
+    def _rehearse(self, args: Any, model: Any) -> None:
         """In a plain Trainer: write the model once and delete it, to know how long the save after training will take."""
         if not hasattr(model, "save_pretrained"):
             return
         assert self.clock is not None
-        with self.clock.phase("save"):
-            begin = self.clock.seconds_by_phase()["save"]
+        with self.clock.phase("save") as spent:
             with TemporaryDirectory(dir=args.output_dir, prefix=".partial-") as folder:
                 model.save_pretrained(folder)
-            seconds = self.clock.seconds_by_phase()["save"] - begin
-        self.save_seconds = self.save_allowance(seconds)
+            self.save_seconds = self.save_allowance(spent())
 
     @staticmethod
     def save_allowance(seconds: float) -> float:
-        """What to keep free for a save that took `seconds`: disks are uneven."""
+        """Seconds to keep free for a save that took `seconds`: disks are uneven."""
         return 1.5 * seconds + 0.3 if seconds > 0 else 0.0
-
-    def _shares(self) -> dict[str, float]:
-        assert self.clock is not None
-        return self.clock.seconds_by_phase()
 
     def _wait_for_device(self, device: torch.device) -> None:
         """Keep the host at most one step ahead of the device, so that a reading is about work that was done."""
@@ -287,7 +284,7 @@ class TimeBudgetCallback(TrainerCallback):
         self._event = torch.cuda.Event()
         self._event.record()
 
-    def _agreed(self) -> Agreement:
+    def _make_agreement(self) -> Agreement:
         """The agreement, made at the first use, which all ranks reach together."""
         if self.agreement is None:
             self.agreement = Agreement(ControlChannel(), self._stop)
@@ -304,8 +301,8 @@ class TimeBudgetCallback(TrainerCallback):
             self.evaluate_seconds,
             self.steps.compile_seconds,
         )
-        self.reading = Reading(*self._agreed().exchange(astuple(mine)))
-        self._promised = 0.0
+        self.reading = Reading(*self._make_agreement().exchange(astuple(mine)))
+        self._reserved = 0.0
 
     def _progress(self) -> float:
         """Where the middle of the next step lies between the first step and the training end.
@@ -319,14 +316,14 @@ class TimeBudgetCallback(TrainerCallback):
         middle, end = now.elapsed + now.step / 2, self.total_seconds - now.save - now.step
         return min(1.0, max(0.0, middle - self.begin_seconds) / max(end - self.begin_seconds, 1e-9))
 
-    def decide(self, state: TrainerState, control: TrainerControl) -> None:
+    def stop_if_due(self, state: TrainerState, control: TrainerControl) -> None:
         """Stop training where the reading says so, or where a stop was agreed on; with a checkpoint for a later job."""
         now = self.reading
         if now.elapsed + now.step + now.save > self.end_seconds:
             self.stop_reason = self.end_reason
         elif now.job + now.step + now.checkpoint > self.job_limit_seconds:
             self.stop_reason = "job_time_limit"
-        elif self._agreed().stop_asked_by:
+        elif self._make_agreement().stop_asked_by:
             self.stop_reason = "stop_requested"
         else:
             return
@@ -335,13 +332,13 @@ class TimeBudgetCallback(TrainerCallback):
         if self.stop_reason in ("job_time_limit", "stop_requested"):
             control.should_save = True
         if state.is_world_process_zero:
-            why = self._agreed().stop_asked_by if self.stop_reason == "stop_requested" else self.stop_reason
+            why = self._make_agreement().stop_asked_by if self.stop_reason == "stop_requested" else self.stop_reason
             used, limit = format_duration(now.elapsed), format_duration(self.end_seconds)
             log.info("step %d: training stops (%s), %s of %s used", state.global_step, why, used, limit)
 
 
 def _seconds(value: str | float | None, field: str) -> float:
-    """Seconds of an optional limit; infinite when there is none."""
+    """Seconds of an optional limit, infinite when there is none."""
     if value is None:
         return math.inf
     return parse_duration(value, field) if isinstance(value, str) else float(value)

@@ -1,4 +1,4 @@
-"""The one place that reads time: durations, the clock of a budget and its file. Standard library only."""
+"""Durations, the clock of a budget and its file `clock.json`: the only module that reads time for a decision."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class BudgetClock:
 
     `total_training_time` is a duration (`24h`), seconds, or None for no limit; it can be set later through
     `total_seconds`, so that a script can start the clock in its first line. Every second belongs to exactly one of
-    PHASES: the shares add up to `elapsed_seconds()`. Safe to read from another thread.
+    PHASES: the seconds by phase add up to `elapsed_seconds()`. Safe to read from another thread.
     """
 
     def __init__(
@@ -77,31 +77,27 @@ class BudgetClock:
                 )
         self._time_fn = time_fn
         self._lock = threading.RLock()
-        self._shares = dict.fromkeys(PHASES, 0.0)
+        self._seconds = dict.fromkeys(PHASES, 0.0)
         self._before = dict.fromkeys(PHASES, 0.0)  # of earlier jobs of the same run
         self._phase: str | None = "setup"  # None once stopped
         self._since = time_fn()
 
-    def _settle(self) -> None:
+    def _count(self) -> None:
+        """Add the time since the last look to the present phase."""
         now = self._time_fn()
         if self._phase is not None:
-            self._shares[self._phase] += now - self._since
+            self._seconds[self._phase] += now - self._since
         self._since = now
 
     def job_seconds(self) -> float:
         """Seconds since this clock was made, until it was stopped."""
         with self._lock:
-            self._settle()
-            return sum(self._shares.values())
+            self._count()
+            return sum(self._seconds.values())
 
     def elapsed_seconds(self) -> float:
         """Seconds used by the run: this job and the earlier ones."""
         return self.job_seconds() + sum(self._before.values())
-
-    @property
-    def present_phase(self) -> str | None:
-        """What time is counted as now; None once the clock was stopped."""
-        return self._phase
 
     def remaining_seconds(self) -> float:
         return self.total_seconds - self.elapsed_seconds()
@@ -109,8 +105,8 @@ class BudgetClock:
     def seconds_by_phase(self) -> dict[str, float]:
         """Disjoint seconds by phase over all jobs; their sum is `elapsed_seconds()`."""
         with self._lock:
-            self._settle()
-            return {name: self._shares[name] + self._before[name] for name in PHASES}
+            self._count()
+            return {name: self._seconds[name] + self._before[name] for name in PHASES}
 
     def enter(self, phase: str) -> str | None:
         """Count time as `phase` from now on; returns the phase left. Does nothing on a stopped clock."""
@@ -119,29 +115,33 @@ class BudgetClock:
         with self._lock:
             left = self._phase
             if left is not None:
-                self._settle()
+                self._count()
                 self._phase = phase
             return left
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the time of a block as `name`, then go back to the phase before."""
+    def phase(self, name: str) -> Iterator[Callable[[], float]]:
+        """Count the time of a block as `name`, then go back to the phase before.
+
+        Yields a function that returns the seconds counted as `name` since the block began.
+        """
+        begin = self.seconds_by_phase().get(name, 0.0)
         left = self.enter(name)
         try:
-            yield
+            yield lambda: self.seconds_by_phase()[name] - begin
         finally:
             if left is not None:
                 self.enter(left)
 
-    def restore(self, shares: dict[str, float]) -> None:
-        """Take over the seconds that earlier jobs of this run have used, by phase."""
+    def restore(self, seconds_by_phase: dict[str, float]) -> None:
+        """Add the seconds that earlier jobs of this run have used."""
         with self._lock:
-            self._before = {name: float(shares.get(name, 0.0)) for name in PHASES}
+            self._before = {name: float(seconds_by_phase.get(name, 0.0)) for name in PHASES}
 
     def stop(self) -> float:
         """Stop for good: what follows is outside the budget. Returns the seconds used."""
         with self._lock:
-            self._settle()
+            self._count()
             self._phase = None
         return self.elapsed_seconds()
 
@@ -156,10 +156,10 @@ class ClockFile:
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> dict[str, float]:
-        """The shares in the file, in seconds by phase; empty where there is no file. InputError on a damaged one."""
+        """The seconds by phase in the file; empty where there is no file. InputError on a damaged one."""
         try:
-            shares = json.loads(Path(path).read_text(encoding="utf-8"))["shares"]
-            return {name: float(shares[name]) for name in PHASES}
+            seconds = json.loads(Path(path).read_text(encoding="utf-8"))["shares"]
+            return {name: float(seconds[name]) for name in PHASES}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -168,8 +168,8 @@ class ClockFile:
             ) from None
 
     def write(self) -> None:
-        shares = self.clock.seconds_by_phase()
-        content = {"elapsed_seconds": sum(shares.values()), "phase": self.clock.present_phase, "shares": shares}
+        seconds = self.clock.seconds_by_phase()
+        content = {"elapsed_seconds": sum(seconds.values()), "phase": self.clock._phase, "shares": seconds}
         # Not durable: an fsync once a second would wait for a disk that is busy with a checkpoint, inside the budget.
         write_atomic(self.path, json.dumps(content) + "\n", durable=False)
 

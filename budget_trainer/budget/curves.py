@@ -19,22 +19,22 @@ def linear(progress: float) -> float:
     return 1.0 - progress
 
 
-def cosine(progress: float) -> float:
+def _cosine(progress: float) -> float:
     """Half a cosine from 1 to 0."""
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def constant(progress: float) -> float:
+def _constant(progress: float) -> float:
     """1 to the end."""
     return 1.0
 
 
-def exp(progress: float, decay_rate: float = 0.01, decay_step: float = 1.0) -> float:
+def _exp(progress: float, decay_rate: float = 0.01, decay_step: float = 1.0) -> float:
     """`decay_rate ** (progress / decay_step)`: multiplied by `decay_rate` once every `decay_step` of the progress."""
     return decay_rate ** (progress / decay_step)
 
 
-def wsd(progress: float, decay_proportion: float = 0.4, decay_shape: str = "sqrt") -> float:
+def _wsd(progress: float, decay_proportion: float = 0.4, decay_shape: str = "sqrt") -> float:
     """Warmup-stable-decay: 1, then over the last `decay_proportion` down to 0, as 1 - sqrt(x) or linearly."""
     into = (progress - (1.0 - decay_proportion)) / decay_proportion
     if into <= 0.0:
@@ -42,24 +42,24 @@ def wsd(progress: float, decay_proportion: float = 0.4, decay_shape: str = "sqrt
     return 1.0 - (math.sqrt(into) if decay_shape == "sqrt" else into)
 
 
-def inverse_sqrt(progress: float, timescale: float = 0.05) -> float:
+def _inverse_sqrt(progress: float, timescale: float = 0.05) -> float:
     """`1 / sqrt(1 + progress / timescale)`: no end in sight, for runs that may be prolonged."""
     return 1.0 / math.sqrt(1.0 + progress / timescale)
 
 
-def one_cycle(progress: float, peak: float = 0.5) -> float:
+def _one_cycle(progress: float, peak: float = 0.5) -> float:
     """Linear from 0 to 1 at `peak`, then linear to 0 (a triangle, as in Cramming)."""
     return progress / peak if progress < peak else (1.0 - progress) / (1.0 - peak)
 
 
 CURVES: dict[str, Callable[..., float]] = {
     "linear": linear,
-    "exp": exp,
-    "cosine": cosine,
-    "constant": constant,
-    "inverse_sqrt": inverse_sqrt,
-    "one_cycle": one_cycle,
-    "wsd": wsd,
+    "exp": _exp,
+    "cosine": _cosine,
+    "constant": _constant,
+    "inverse_sqrt": _inverse_sqrt,
+    "one_cycle": _one_cycle,
+    "wsd": _wsd,
 }
 
 

@@ -13,7 +13,7 @@ from budget_trainer.budget.curves import Curve, make_curve
 
 
 class TimeScheduler(LRScheduler):
-    """Sets every group's rate to its base rate times `curve(progress_fn())` times `factor_fn()`.
+    """Sets every group's rate to its base rate times `curve(progress_fn())` times `rate_factor_fn()`.
 
     `progress_fn` returns the progress in [0, 1] and is read at each `.step()`; the step counter is never used, so
     fp16's skipped steps, accumulation or repeated calls cannot bend the curve. The state holds plain numbers only
@@ -25,15 +25,15 @@ class TimeScheduler(LRScheduler):
         optimizer: Optimizer,
         curve: Curve,
         progress_fn: Callable[[], float],
-        factor_fn: Callable[[], float] = lambda: 1.0,
+        rate_factor_fn: Callable[[], float] = lambda: 1.0,
     ) -> None:
-        self.curve, self.progress_fn, self.factor_fn = curve, progress_fn, factor_fn
+        self.curve, self.progress_fn, self.rate_factor_fn = curve, progress_fn, rate_factor_fn
         self.progress = 0.0
         super().__init__(optimizer)
 
     def get_lr(self) -> list[Any]:
         self.progress = min(max(self.progress_fn(), 0.0), 1.0)
-        multiplier = self.curve(self.progress) * self.factor_fn()
+        multiplier = self.curve(self.progress) * self.rate_factor_fn()
         return [base * multiplier for base in self.base_lrs]
 
     def refresh(self) -> None:

@@ -27,6 +27,10 @@ class Stage:
     accumulation: int  # micro-batches per optimizer step and process
     sequence_parts: int  # parts that each block is cut into
 
+    def has_shapes_of(self, other: Stage) -> bool:
+        """Whether a micro-batch has the same tensors' shapes in both: the accumulation only repeats it."""
+        return (self.mlm_probability, self.sequence_parts) == (other.mlm_probability, other.sequence_parts)
+
 
 @dataclass(frozen=True)
 class Stages:

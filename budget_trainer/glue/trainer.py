@@ -160,9 +160,7 @@ class GlueTrainer(TimeScheduleMixin, Trainer):
             def progress() -> float:
                 return max(self.time_budget.progress, min(1.0, self._steps_done() / num_training_steps))
 
-            trainer.lr_scheduler = TimeScheduler(
-                optimizer or trainer.optimizer, curve, progress, lambda: self.time_budget.rate_factor
-            )
+            trainer.lr_scheduler = TimeScheduler(optimizer or trainer.optimizer, curve, progress)
             trainer._created_lr_scheduler = True
         return trainer.lr_scheduler
 

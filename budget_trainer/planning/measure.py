@@ -22,7 +22,7 @@ import torch
 
 from budget_trainer.data.folder import BlockDataset
 from budget_trainer.planning.candidates import MicroStep
-from budget_trainer.training.checkpoints import is_out_of_memory
+from budget_trainer.training.recovery import is_out_of_memory
 from budget_trainer.training.trainer import TimeBudgetTrainer
 
 CGROUP = Path("/sys/fs/cgroup")

@@ -176,7 +176,7 @@ def probe(order: dict[str, Any], told: Told, steps: Steps | None = None) -> None
     fits_in = FIRST_STEP_SECONDS * USUAL_MFU * peak / (flops * data.block_size)
     small = max(1, min(args.per_device_train_batch_size, 32, int(fits_in)))
     marks.mark(None)
-    run.choose_speed(small, min(recipe.seconds_left(0.0), SETTLE_SECONDS / 0.03))
+    run.choose_compute_mode(small, min(recipe.seconds_left(0.0), SETTLE_SECONDS / 0.03))
     marks.mark("precision")
     run.optimizer_options = parts.optimizer_options(recipe, args)
     told.add(
@@ -377,7 +377,7 @@ def _end_with_parent() -> None:
 def planned_error(error: Exception) -> Exception:
     """What the parent is told: want of memory in the planner's words (a run's speak of going on). Raises what is a defect."""
     from budget_trainer.planning.schedule import NO_ROOM
-    from budget_trainer.training.checkpoints import is_out_of_memory
+    from budget_trainer.training.recovery import is_out_of_memory
 
     if is_out_of_memory(error) or is_out_of_memory(error.__cause__):
         return RunError(NO_ROOM)

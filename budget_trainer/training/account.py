@@ -48,7 +48,7 @@ def account(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Recipe)
     assert isinstance(trainer.train_dataset, BlockDataset)
     model: Any = trainer.model
     samples = trainer.samples_consumed
-    block = trainer._block_size()
+    block = trainer.block_size
     worked = shares["train"] + shares["data_wait"] + shares["compile"]
     return {
         "budget_seconds": budget.end_seconds,
@@ -60,7 +60,7 @@ def account(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Recipe)
         "tokens_per_second": samples * block / worked if worked > 0 else 0.0,
         **(trainer.throughput.overall() if trainer.throughput is not None else {}),
         "data_wait_share": shares["data_wait"] / worked if worked > 0 else 0.0,
-        "speed": trainer.speed,
+        "speed": trainer.compute_mode,
         "passes_over_corpus": samples / trainer.train_dataset.rows,
         "learning_rate_last": progress.learning_rate_last,
         "learning_rate_peak": progress.learning_rate_peak,
@@ -68,7 +68,7 @@ def account(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Recipe)
         "markers_in_final": callbacks.markers.in_final(),
         "world_size": trainer.args.world_size,
         "engine": engine_name(trainer.args),
-        **callbacks.guard.account(),
+        **callbacks.guard.counts(),
         "stop_reason": budget.stop_reason or "max_steps",
         "jobs": progress.job,
         "parameters": parameter_count(model),

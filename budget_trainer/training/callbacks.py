@@ -1,12 +1,7 @@
-"""Ends a run that is not worth the rest of its budget.
+"""What happens while a run trains: models kept at shares of the budget, training checkpoints, validations, stages, early
+stopping, the progress bar, progress.jsonl and throughput.
 
-What happens at shares of the budget: models kept, training checkpoints, validation.
-
-What a person and a program see of a run: a bar that counts the budget, and progress.jsonl.
-
-Moves the run from stage to stage (`stages`), on all ranks at the same step.
-
-How fast the run is and how much of the device it uses, at every log line.
+Every decision comes from the agreed reading of `TimeBudgetCallback` and from counts that are equal on all ranks.
 """
 
 from __future__ import annotations
@@ -17,21 +12,30 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from budget_trainer.budget.callback import TimeBudgetCallback
+from budget_trainer.budget.callback import TimeBudgetCallback, store_state, stored_state
 from budget_trainer.budget.stages import Stage, Stages, ValidationPlan
 from budget_trainer.core.io import publish_folder
 from budget_trainer.training import checkpoints
 
+if TYPE_CHECKING:
+    from budget_trainer.training.trainer import TimeBudgetTrainer
+
 log = logging.getLogger(__name__)
+_VALIDATION_KEY, _PROGRESS_KEY = "validation", "progress"  # in TrainerState.stateful_callbacks
+_LOGGED = (
+    "loss learning_rate grad_norm tokens_per_second tflops mfu data_wait_share bad_steps predicted_share mlm_probability "
+    "batch_size sequence_length"
+).split()  # of a training line
+_WORK = ("train", "data_wait", "compile")  # phases of the clock
 
 
 class EarlyStop(TrainerCallback):
@@ -45,15 +49,8 @@ class EarlyStop(TrainerCallback):
         self.time_budget = time_budget
         self.early_stop_time, self.early_stop_eval_loss = early_stop_time, early_stop_eval_loss
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        loss, elapsed = (metrics or {}).get("eval_loss"), self.time_budget.reading.elapsed
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        loss, elapsed = (kwargs.get("metrics") or {}).get("eval_loss"), self.time_budget.reading.elapsed
         if loss is None or control.should_training_stop or elapsed < self.early_stop_time:
             return
         if not loss <= self.early_stop_eval_loss:
@@ -69,9 +66,6 @@ class EarlyStop(TrainerCallback):
                 )
 
 
-VALIDATION_KEY = "validation"  # in TrainerState.stateful_callbacks
-
-
 def marker_folder(output_dir: Path, share: float) -> Path:
     """`finetune-<percent>`, without trailing zeros: 0.5 -> finetune-50, 0.125 -> finetune-12.5."""
     return output_dir / f"finetune-{round(share * 100, 6):g}"
@@ -80,30 +74,20 @@ def marker_folder(output_dir: Path, share: float) -> Path:
 class FinetuneMarkers(TrainerCallback):
     """Keeps the model at shares of the budget (`finetune_time_markers`), each once over all jobs of a run.
 
-    `save_folder(path)` writes a model, complete or absent, and returns the seconds it took; every rank calls it.
     A marker that no longer fits beside the final save becomes a copy of it (`in_final`, `copy_final`): by then the
     weights are the same.
     """
 
-    def __init__(
-        self,
-        time_budget: TimeBudgetCallback,
-        markers: Sequence[float],
-        output_dir: str | Path,
-        save_folder: Callable[[Path], float],
-    ) -> None:
-        self.time_budget, self.save_folder = time_budget, save_folder
-        self.output_dir = Path(output_dir)
-        # The folder is the memory of a marker: asked once, at the start, where all ranks see the same.
+    def __init__(self, trainer: TimeBudgetTrainer, markers: Sequence[float], output_dir: str | Path) -> None:
+        self.trainer, self.time_budget, self.output_dir = trainer, trainer.time_budget, Path(output_dir)
+        # A marker's folder says that it was kept: looked for once, at the start, where all ranks see the same.
         self.waiting = [share for share in markers if not marker_folder(self.output_dir, share).exists()]
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         for share in [share for share in self.waiting if self.time_budget.share >= share]:
             if self.time_budget.reserve(self.time_budget.reading.save):
                 self.waiting.remove(share)
-                self.save_folder(marker_folder(self.output_dir, share))
+                self.trainer.save_folder(marker_folder(self.output_dir, share))
 
     def in_final(self) -> list[str]:
         """After the budget has ended: the folders of the markers that lay within the reserve."""
@@ -129,29 +113,19 @@ class CheckpointCadence(TrainerCallback):
     is left out.
     """
 
-    def __init__(
-        self,
-        time_budget: TimeBudgetCallback,
-        every_seconds: float = math.inf,
-        every_samples: int | None = None,
-        samples: Callable[[], int] = lambda: 0,
-    ) -> None:
-        self.time_budget, self.every_seconds = time_budget, every_seconds
-        self.every_samples, self.samples = every_samples, samples
+    def __init__(self, trainer: TimeBudgetTrainer, every_seconds: float, every_samples: int | None = None) -> None:
+        self.trainer, self.time_budget = trainer, trainer.time_budget
+        self.every_seconds, self.every_samples = every_seconds, every_samples
         self._last = (0, 0)
 
     def _counts(self) -> tuple[int, int]:
         timed = int(self.time_budget.reading.elapsed // self.every_seconds)
-        return timed, 0 if self.every_samples is None else self.samples() // self.every_samples
+        return timed, 0 if self.every_samples is None else self.trainer.samples_consumed // self.every_samples
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._last = self._counts()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         counts = self._counts()
         if counts != self._last and self.time_budget.reserve(self.time_budget.reading.checkpoint):
             control.should_save = True
@@ -161,42 +135,22 @@ class CheckpointCadence(TrainerCallback):
 class ValidationCadence(TrainerCallback):
     """The pinned evaluation whenever `plan` says so; over the jobs of a run each mark once.
 
-    `samples()` are those consumed so far. A validation that would endanger the final save is left out.
+    A validation that would endanger the final save is left out.
     """
 
-    def __init__(self, time_budget: TimeBudgetCallback, plan: ValidationPlan, samples: Callable[[], int]) -> None:
-        self.time_budget, self.plan, self.samples = time_budget, plan, samples
+    def __init__(self, trainer: TimeBudgetTrainer, plan: ValidationPlan) -> None:
+        self.trainer, self.time_budget, self.plan = trainer, trainer.time_budget, plan
         self._last = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        stored: Any = state.stateful_callbacks or {}
-        self._last = int(stored.get(VALIDATION_KEY, {}).get("last", 0))
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._last = int(stored_state(state, _VALIDATION_KEY).get("last", 0))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        mark = self.plan.mark(self._last, self.time_budget.share, self.samples())
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        mark = self.plan.mark(self._last, self.time_budget.share, self.trainer.samples_consumed)
         if mark > self._last and self.time_budget.reserve(self.time_budget.reading.evaluate):
             control.should_evaluate = True
         self._last = mark
-        stored: Any = state.stateful_callbacks
-        stored[VALIDATION_KEY] = {"last": mark}
-
-
-STATE_KEY = "progress"  # in TrainerState.stateful_callbacks
-LOGGED: tuple[str, ...] = (
-    "loss",
-    "learning_rate",
-    "grad_norm",
-    "tokens_per_second",
-    "tflops",
-    "mfu",
-    "data_wait_share",
-)
-LOGGED += ("bad_steps", "predicted_share", "mlm_probability", "batch_size", "sequence_length")
-REMEMBERED = ("steps", "learning_rate_last", "learning_rate_peak")
+        store_state(state, _VALIDATION_KEY, {"last": mark})
 
 
 class ProgressLog(TrainerCallback):
@@ -219,9 +173,7 @@ class ProgressLog(TrainerCallback):
     def rates_sha256(self) -> str:
         return self._rates.hexdigest()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             cut = self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")  # by a crash
@@ -231,40 +183,22 @@ class ProgressLog(TrainerCallback):
         self.restore(state)
 
     def restore(self, state: TrainerState) -> None:
-        """Take over the steps and rates of earlier jobs from a checkpoint's state."""
-        stored: Any = state.stateful_callbacks or {}
-        for name, value in (stored.get(STATE_KEY) or {}).items():
-            setattr(self, name, value)
+        """Go on from the steps and rates of earlier jobs of the run."""
+        vars(self).update(stored_state(state, _PROGRESS_KEY))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        stored: Any = state.stateful_callbacks
-        stored[STATE_KEY] = {name: getattr(self, name) for name in REMEMBERED}
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        names = ("steps", "learning_rate_last", "learning_rate_peak")
+        store_state(state, _PROGRESS_KEY, {name: getattr(self, name) for name in names})
 
-    def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The rates that this update will use."""
-        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        rates = [float(group["lr"]) for group in kwargs["optimizer"].param_groups]
         self._rates.update("".join(rate.hex() for rate in rates).encode())
         self.steps += 1
         self.learning_rate_last = rates[0]
         self.learning_rate_peak = max(self.learning_rate_peak, rates[0])
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         logs = logs or {}
         share = self.time_budget.share
         line: dict[str, Any] = {
@@ -274,7 +208,7 @@ class ProgressLog(TrainerCallback):
             "step": state.global_step,
         }
         if "loss" in logs:
-            line |= {name: _number(logs[name]) for name in LOGGED if name in logs}
+            line |= {name: _number(logs[name]) for name in _LOGGED if name in logs}
         elif "eval_loss" in logs:
             line["evaluation"] = {
                 name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")
@@ -282,13 +216,11 @@ class ProgressLog(TrainerCallback):
         else:
             return
         if self._stream is not None:
-            with suppress(OSError):  # a full disk: the line waits in the buffer, the next save will speak up
+            with suppress(OSError):  # a full disk: the line waits in the buffer, and the next save raises
                 self._stream.write(json.dumps(line) + "\n")
                 self._stream.flush()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._stream is not None:
             with suppress(OSError):
                 self._stream.close()
@@ -296,7 +228,7 @@ class ProgressLog(TrainerCallback):
 
 
 def _number(value: float) -> float | None:
-    """None where a number is not finite: JSON has no word for it."""
+    """`value`, or None where it is not finite: JSON has no number for that."""
     return value if math.isfinite(value) else None
 
 
@@ -310,9 +242,7 @@ class BudgetProgressBar(TrainerCallback):
         self._pause = 0.2
         self._tail = ""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero and not args.disable_tqdm:
             timed = not math.isinf(self.time_budget.end_seconds)
             total = self.time_budget.end_seconds / 60 if timed else state.max_steps
@@ -321,9 +251,7 @@ class BudgetProgressBar(TrainerCallback):
             self._pause = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file needs no more
             self._bar = tqdm(total=total, bar_format=layout, dynamic_ncols=True)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         now = self.time_budget.reading.elapsed
         if self._bar is None or now - self._shown < self._pause:
             return
@@ -336,81 +264,53 @@ class BudgetProgressBar(TrainerCallback):
             text = f"{minutes:.1f}/{self._bar.total:.1f} min"
         self._bar.set_description_str(text + self._tail, refresh=True)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             rate = logs.get("tokens_per_second", 0.0)
             self._tail = f" · loss {logs['loss']:.3f} · lr {logs['learning_rate']:.1e} · {rate:,.0f} tokens/s"
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 class StageCadence(TrainerCallback):
-    """Asks `stages` what the progress wants and lets `enter` make it so.
+    """Lets `trainer` enter the stage that its progress asks for, on all ranks at the same step.
 
     Trainer counts micro-batches and steps where that count is divisible by the accumulation, so a new accumulation
-    waits for a count that it divides (`micro_batches`, of this job). New shapes compile again: a stage whose
-    compilation the rest of the budget does not carry is left out, and the log says so. Everything here comes from the
-    agreed reading and from counts that are equal on all ranks.
+    waits for a count that it divides. New shapes compile again: a stage whose compilation the rest of the budget does not
+    carry is left out, and the log says so.
     """
 
-    def __init__(
-        self,
-        time_budget: TimeBudgetCallback,
-        stages: Stages,
-        *,
-        progress: Callable[[], float],
-        micro_batches: Callable[[], int],
-        enter: Callable[[Stage, bool], None],
-    ) -> None:
-        self.time_budget, self.stages, self.enter = time_budget, stages, enter
-        self.progress, self.micro_batches = progress, micro_batches
-        self.stage: Stage | None = None
+    def __init__(self, trainer: TimeBudgetTrainer, stages: Stages) -> None:
+        self.trainer, self.stages = trainer, stages
+        self.stage = stages.at(0.0)
         self._declined: Stage | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.stage = self.stages.at(self.progress())
-        self.enter(self.stage, False)
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._enter(self.stages.at(self.trainer.schedule_progress()), compiles=False)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        wanted = self.stages.at(self.progress())
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        progress, budget = self.trainer.schedule_progress(), self.trainer.time_budget
+        wanted = self.stages.at(progress)
         if control.should_training_stop or wanted in (self.stage, self._declined):
             return
-        if self.micro_batches() % wanted.accumulation:
+        if self.trainer.micro_batches % wanted.accumulation:
             return  # a step or two later
-        assert self.stage is not None
-        same_shapes = (wanted.mlm_probability, wanted.sequence_parts) == (
-            self.stage.mlm_probability,
-            self.stage.sequence_parts,
-        )
-        compiles = args.torch_compile and not same_shapes
-        if compiles and not self.time_budget.reserve(self.time_budget.reading.compile):
+        compiles = args.torch_compile and not wanted.has_shapes_of(self.stage)
+        if compiles and not budget.reserve(budget.reading.compile):
             self._declined = wanted
             if args.should_log:
                 log.info("step %d: %s left out, the rest of the budget does not carry it", state.global_step, wanted)
             return
         if args.should_log:
-            log.info("step %d, progress %.3f: from here %s", state.global_step, self.progress(), wanted)
-        self.stage = wanted
-        self.enter(wanted, compiles)
+            log.info("step %d, progress %.3f: from here %s", state.global_step, progress, wanted)
+        self._enter(wanted, compiles)
 
-
-WORK = ("train", "data_wait", "compile")
+    def _enter(self, stage: Stage, compiles: bool) -> None:
+        self.stage = stage
+        self.trainer.enter_stage(stage, compiles)
 
 
 class Throughput(TrainerCallback):
@@ -437,15 +337,11 @@ class Throughput(TrainerCallback):
         if isinstance(predicted, torch.Tensor):
             self._predicted = self._predicted + predicted.detach()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._begin = self._shares()
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._begin = self._clock_seconds()
         self._mark = (self.tokens, self.flops, self._begin)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.tokens += self._step_tokens
         self.flops += self._step_tokens * self.flops_per_token
 
@@ -453,9 +349,9 @@ class Throughput(TrainerCallback):
         """Since the line before: `tokens_per_second`, `tflops` (of the model, 1e12 per second over all ranks), `mfu`,
         `data_wait_share` of the worked seconds, and `predicted_share` of the token positions."""
         tokens, flops, before = self._mark
-        now = self._shares()
+        now = self._clock_seconds()
         self._mark = (self.tokens, self.flops, now)
-        spent = {name: now[name] - before.get(name, 0.0) for name in WORK}
+        spent = {name: now[name] - before.get(name, 0.0) for name in _WORK}
         seconds = max(sum(spent.values()), 1e-9)
         done = self.tokens - tokens
         rate = (self.flops - flops) / seconds
@@ -473,7 +369,7 @@ class Throughput(TrainerCallback):
 
     def overall(self) -> dict[str, float | None]:
         """Of this job: `model_tflops_per_second`, `mfu`, `peak_tflops` of one device; None where not known."""
-        seconds = sum(self._shares()[name] - self._begin.get(name, 0.0) for name in WORK)
+        seconds = sum(self._clock_seconds()[name] - self._begin.get(name, 0.0) for name in _WORK)
         rate = self.flops / seconds if seconds > 0 and self.flops else None
         peak = self.peak_flops or None
         return {
@@ -482,6 +378,6 @@ class Throughput(TrainerCallback):
             "peak_tflops": None if peak is None else peak / 1e12,
         }
 
-    def _shares(self) -> dict[str, float]:
+    def _clock_seconds(self) -> dict[str, float]:
         assert self.time_budget.clock is not None
         return self.time_budget.clock.seconds_by_phase()

@@ -1,6 +1,6 @@
-"""What a machine refuses, said in one line: disks that do not take what is written, memory that is not there.
+"""Folders that are complete or absent: written aside, made durable, renamed; resume takes the newest complete checkpoint.
 
-Complete or absent: folders are written aside, made durable, renamed; resume takes the newest complete one.
+What a disk refuses ends the run in one line.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from transformers import TrainingArguments
 
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import WRITE_ERRNOS, publish_folder, sha256
 
+_MANIFEST = "manifest.json"
+_ROOM = ".room-for-final"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_PARTIAL = ".partial-"
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what writing a checkpoint raises
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors writes in Rust
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
@@ -50,36 +50,6 @@ def write_error(path: Path, reason: str, output_dir: Path) -> RunError:
     )
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether the error means that memory, a GPU's or the machine's, was refused."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-@contextmanager
-def explain_out_of_memory(run: TrainingArguments) -> Iterator[None]:
-    """RunError in the place of an error that means: a micro-batch did not fit into memory."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        text = " ".join(str(error).split())
-        size = run.per_device_train_batch_size
-        smaller = f"give {size // 2} and twice the gradient_accumulation_steps" if size > 1 else "take a smaller model"
-        asked = re.search(r"ried to allocate ([\d.]+ \w+)", text)
-        wanted = f" ({asked.group(1)} more were asked for)" if asked else ""
-        raise RunError(
-            f"per_device_train_batch_size: {size} does not fit into the memory of rank {run.process_index}'s "
-            f"{run.device.type}{wanted}; {smaller}, then go on with --resume_from_checkpoint auto"
-        ) from error
-
-
-MANIFEST = "manifest.json"
-ROOM = ".room-for-final"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_PARTIAL = ".partial-"
-
-
 def staging_folder(target: Path) -> Path:
     """The hidden neighbour in which `target` is written before it is complete; the same name on every rank."""
     return target.with_name(f"{_PARTIAL}{target.name}")
@@ -96,14 +66,14 @@ def publish(staging: Path, target: Path, manifest: dict[str, Any] | None = None)
             str(path.relative_to(staging)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
         }
         text = json.dumps({**manifest, "files": listed}, indent=1) + "\n"
-        (staging / MANIFEST).write_text(text, encoding="utf-8")
+        (staging / _MANIFEST).write_text(text, encoding="utf-8")
     publish_folder(staging, target)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a complete checkpoint (every listed file there, with its size), else None."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"].items()
         complete = all((folder / name).stat().st_size == entry["bytes"] for name, entry in files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -178,19 +148,21 @@ def discard(target: Path) -> None:
 
 
 def reserve_disk_space(output_dir: Path, size: int) -> None:
-    """Keep `size` bytes of the disk for what is written last, in the file ROOM. OSError where there is no such room."""
-    with open(output_dir / ROOM, "wb") as room:
-        if size > 0 and hasattr(os, "posix_fallocate"):  # not on macOS
-            try:
+    """Keep `size` bytes of the disk for what is written last, in a file. RunError where there is no such room."""
+    try:
+        with open(output_dir / _ROOM, "wb") as room:
+            if size > 0 and hasattr(os, "posix_fallocate"):  # not on macOS
                 os.posix_fallocate(room.fileno(), 0, size)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):  # file systems without it
-                    raise
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):  # file systems without it
+            return
+        release_disk_space(output_dir)
+        raise write_error(output_dir / "final", os.strerror(error.errno or 0), output_dir) from error
 
 
 def release_disk_space(output_dir: Path) -> None:
     """Give back what `reserve_disk_space` kept."""
-    (output_dir / ROOM).unlink(missing_ok=True)
+    (output_dir / _ROOM).unlink(missing_ok=True)
 
 
 def remove_partial(output_dir: Path) -> None:

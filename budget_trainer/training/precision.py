@@ -23,8 +23,8 @@ from accelerate.utils import compile_regions
 from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.config.arguments import RunArguments
 from budget_trainer.config.recipe import Recipe
-from budget_trainer.training.checkpoints import explain_out_of_memory
 from budget_trainer.training.engine import engine_name
+from budget_trainer.training.recovery import explain_out_of_memory
 from budget_trainer.training.run_folder import stored_compute_mode
 
 log = logging.getLogger(__name__)

@@ -139,7 +139,7 @@ class PretrainingRun:
         """Make the model, decide whether bf16 and compiling pay, and refuse the checkpoint of another run."""
         self.make_model()
         left = self.recipe.seconds_left(self.clock.elapsed_seconds())
-        self.choose_speed(self.args.per_device_train_batch_size, left)
+        self.choose_compute_mode(self.args.per_device_train_batch_size, left)
         launch.raise_if_stop_requested(self.agreement, self.output_dir, "set-up")
         self.optimizer_options = parts.optimizer_options(self.recipe, self.args)
         self.identity = parts.run_identity(self.model, self.data, self.recipe, self.args)
@@ -153,10 +153,12 @@ class PretrainingRun:
         if self.checkpoint is None and recipe.model.model_name_or_path is None:
             parts.initialize_from_corpus(self.model, recipe, args, self.data, self.blocks, self.channel)
 
-    def choose_speed(self, micro_batch: int, seconds_left: float) -> None:
+    def choose_compute_mode(self, micro_batch: int, seconds_left: float) -> None:
         """Precision and compilation, before Trainer is built: its Accelerator fixes both."""
         batch = self.collator(self.blocks.__getitems__(range(micro_batch)))
-        self.speed = resolve_compute_mode(self.recipe, self.model, batch, seconds_left, self.checkpoint, self.channel)
+        self.compute_mode = resolve_compute_mode(
+            self.recipe, self.model, batch, seconds_left, self.checkpoint, self.channel
+        )
 
     # ---- the Trainer ----
 
@@ -193,7 +195,7 @@ class PretrainingRun:
             evaluation=parts.make_evaluation(self.data),
             time_budget=self.budget,
             throughput=Throughput(self.budget, args.world_size, peak_flops),
-            speed=self.speed,
+            compute_mode=self.compute_mode,
             regional_compile=recipe.budget.regional_compile,
             **recipe.schedule(),
             **options,
@@ -216,29 +218,23 @@ class PretrainingRun:
         """What happens while the run trains. The guard comes behind what saves: a bad step is not saved."""
         recipe, trainer, budget, watch = self.recipe, self.trainer, self.budget, self.recipe.watch
         progress = ProgressLog(budget, self.output_dir / run_folder.PROGRESS, self.job)
-        markers = FinetuneMarkers(budget, recipe.markers, self.output_dir, trainer.save_folder)
+        markers = FinetuneMarkers(trainer, recipe.markers, self.output_dir)
         epochs = recipe.budget.num_epochs_between_checkpoints
         every_samples = None if epochs in (None, -1) else epochs * self.samples_per_epoch
         guard = Guard(
-            budget,
+            trainer,
             max_bad_steps=watch.max_bad_steps,
             max_roll_backs=watch.max_roll_backs,
             roll_back_lr_factor=watch.roll_back_lr_factor,
             scale_cnt_limit=watch.scale_cnt_limit,
             loss_spike=watch.loss_spike,
-            roll_back=trainer.roll_back,
-            loss_scale=trainer.loss_scale,
         )
-
-        def samples() -> int:
-            return trainer.samples_consumed
-
         trainer.add_callback(progress)
         trainer.add_callback(markers)
-        trainer.add_callback(CheckpointCadence(budget, recipe.checkpoint_seconds, every_samples, samples))
+        trainer.add_callback(CheckpointCadence(trainer, recipe.checkpoint_seconds, every_samples))
         validation = recipe.validation_plan(self.samples_per_epoch)
         if validation is not None:
-            trainer.add_callback(ValidationCadence(budget, validation, samples))
+            trainer.add_callback(ValidationCadence(trainer, validation))
         trainer.add_callback(guard)
         if watch.early_stop_eval_loss is not None:
             trainer.add_callback(EarlyStop(budget, recipe.early_stop_seconds, watch.early_stop_eval_loss))

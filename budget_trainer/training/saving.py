@@ -1,4 +1,4 @@
-"""Saving for a Trainer: written aside, made durable, renamed; complete or absent (`checkpoints` does the files)."""
+"""A Trainer with a budget whose folders are complete or absent: the model, training checkpoints, and going back to one."""
 
 from __future__ import annotations
 
@@ -6,35 +6,41 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import Trainer, set_seed
 
-from budget_trainer.budget.callback import TimeBudgetCallback
+from budget_trainer.budget.callback import store_state
 from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.budget.mixin import TimeScheduleMixin
+from budget_trainer.core.errors import RunError
 from budget_trainer.core.io import fresh_folder
 from budget_trainer.training import checkpoints
-from budget_trainer.training.checkpoints import WRITE_ERRORS, disk_failure, write_error
-from budget_trainer.training.engine import engine_name
+from budget_trainer.training.engine import engine_name, needs_conversion, restore_group_options
 
-REPORT_BYTES = 2**20  # for the report, its picture and the card, beside the model
-SPEED_KEY = "speed"  # in TrainerState.stateful_callbacks
-
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object
+_REPORT_BYTES = 2**20  # for the report, its picture and the card, beside the model
+COMPUTE_MODE_KEY = "speed"  # in TrainerState.stateful_callbacks
 
 
-class CompleteSaves(_Base):
-    """Mixed into a Trainer with a TimeBudgetCallback; every save is charged to the clock's `save`."""
+class SavingTrainer(TimeScheduleMixin, Trainer):
+    """Writes every folder aside, makes it durable and renames it; each save is charged to the clock's phase `save`.
 
-    time_budget: TimeBudgetCallback
-    identity: dict[str, Any]
-    speed: dict[str, Any]
-    _staging: Path | None = None
+    `identity` says what a checkpoint belongs to (compared on resume), `compute_mode` what was resolved about precision and
+    compilation; both go into the checkpoints.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        identity: dict[str, Any] | None = None,
+        compute_mode: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.identity, self.compute_mode = identity or {}, compute_mode or {}
+        self._staging: Path | None = None  # where Trainer writes a checkpoint at the moment
+        super().__init__(*args, **kwargs)
 
     @property
     def channel(self) -> ControlChannel:
@@ -44,6 +50,39 @@ class CompleteSaves(_Base):
     def clock(self) -> BudgetClock:
         assert self.time_budget.clock is not None
         return self.time_budget.clock
+
+    @property
+    def engine_places_model(self) -> bool:
+        """Whether DeepSpeed or FSDP takes the model from the CPU to its devices, when training begins."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
+    # ---- the model ----
+
+    def save_folder(self, target: str | os.PathLike[str]) -> float:
+        """Write the model and its tokenizer to `target`, complete or absent; returns seconds. Call it on all ranks."""
+        return self._write_aside(Path(target), lambda folder: self.save_model(str(folder), _internal_call=True))
+
+    def rehearse_save(self, output_dir: str | os.PathLike[str], reserve_disk: bool = False) -> None:
+        """Write the model once and delete it: how long the end will take, and that the disk takes it, known early.
+
+        With `reserve_disk` as much of the disk is kept for the end: one that fills up meanwhile does not cost the model.
+        """
+        output_dir = Path(output_dir)
+        folder = output_dir / ".partial-rehearsal"
+        if self.args.should_save:
+            checkpoints.release_disk_space(output_dir)
+        if not self.is_deepspeed_enabled:
+            seconds = self.save_folder(folder)
+        else:  # no engine yet that could gather: the plain model, by the main process
+            main = self.args.should_save
+            seconds = self._write_aside(folder, lambda staging: self._save(str(staging)) if main else None)
+        if self.args.should_save:
+            size = sum(path.stat().st_size for path in folder.rglob("*"))
+            shutil.rmtree(folder)
+            if reserve_disk:
+                checkpoints.reserve_disk_space(output_dir, size + _REPORT_BYTES)
+        self.time_budget.save_seconds = self.time_budget.save_allowance(seconds)
+        self.time_budget.checkpoint_seconds = 4.5 * seconds + 0.2  # weights and two moments, until one was measured
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if (
@@ -55,97 +94,44 @@ class CompleteSaves(_Base):
         if self.args.should_save:  # a pickle that nobody reads has no place beside safetensors
             Path(output_dir or str(self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
-
-    def _write_aside(self, target: Path, write: Callable[[Path], None], manifest: dict | None) -> float:
+    def _write_aside(self, target: Path, write: Callable[[Path], None], manifest: dict | None = None) -> float:
         """Let all ranks write `target` aside, then publish it; returns the seconds it took.
 
         RunError on the rank whose disk does not take it; what was complete stays.
         """
-        clock, channel = self.clock, self.channel
-        begin = clock.seconds_by_phase()["save"]
-        with clock.phase("save"):
-            staging = checkpoints.staging_folder(target)
+        staging = checkpoints.staging_folder(target)
+        with self.clock.phase("save") as spent:
             try:
                 if self.args.should_save:
                     fresh_folder(staging)
-                channel.barrier()
+                self.channel.barrier()
                 write(staging)
-                channel.barrier()
+                self.channel.barrier()
                 if self.args.should_save:
                     checkpoints.publish(staging, target, manifest)
-                channel.barrier()
-            except WRITE_ERRORS as error:
-                reason = disk_failure(error)
+                self.channel.barrier()
+            except checkpoints.WRITE_ERRORS as error:
+                reason = checkpoints.disk_failure(error)
                 if reason is None:
                     raise
                 if self.args.world_size == 1:  # else other ranks may still write there; the next job clears it away
                     checkpoints.discard(target)
-                raise write_error(target, reason, target.parent) from error
-        return clock.seconds_by_phase()["save"] - begin
+                raise checkpoints.write_error(target, reason, target.parent) from error
+            return spent()
 
-    def save_folder(self, target: str | os.PathLike[str]) -> float:
-        """Write the model and its tokenizer to `target`, complete or absent; returns seconds. Call it on all ranks."""
-        return self._write_aside(Path(target), lambda folder: self.save_model(str(folder), _internal_call=True), None)
-
-    def rehearse_save(self, output_dir: str | os.PathLike[str], reserve_disk: bool = False) -> None:
-        """Write the model once and delete it: how long the end will take, and that the disk takes it, known early.
-
-        With `reserve_disk` as much of the disk is kept for the end: one that fills up meanwhile does not cost the model.
-        """
-        folder = Path(output_dir) / ".partial-rehearsal"
-        if self.args.should_save:
-            checkpoints.release_disk_space(folder.parent)
-        trainer: Any = self
-        if (
-            trainer.is_deepspeed_enabled
-        ):  # there is no engine yet that could gather: the plain model, by the main process
-
-            def write(staging: Path) -> None:
-                if self.args.should_save:
-                    self._save(str(staging))
-
-            seconds = self._write_aside(folder, write, None)
-        else:
-            seconds = self.save_folder(folder)
-        if self.args.should_save:
-            size = sum(path.stat().st_size for path in folder.rglob("*"))
-            shutil.rmtree(folder)
-            if reserve_disk:
-                self._hold_room(folder.parent, size + REPORT_BYTES)
-        self.time_budget.save_seconds = self.time_budget.save_allowance(seconds)
-        self.time_budget.checkpoint_seconds = 4.5 * seconds + 0.2  # weights and two moments, until one was measured
-
-    @staticmethod
-    def _hold_room(output_dir: Path, size: int) -> None:
-        try:
-            checkpoints.reserve_disk_space(output_dir, size)
-        except OSError as error:
-            checkpoints.release_disk_space(output_dir)
-            raise write_error(output_dir / "final", os.strerror(error.errno or 0), output_dir) from error
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Every rank's own random states; with another number of ranks they are drawn anew from seed, step and rank."""
-        manifest = checkpoints.read_manifest(Path(checkpoint)) if checkpoint is not None else None
-        if manifest is None or manifest["world_size"] == self.args.world_size:
-            super()._load_rng_state(checkpoint)
-            return
-        set_seed((self.args.seed + 1_000_003 * manifest["step"] + 7_919 * self.args.process_index) % 2**31)
+    # ---- training checkpoints ----
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Trainer's checkpoint, written aside under its own name and published with a manifest."""
         run_dir = Path(str(self.args.output_dir))
-        state: Any = self.state
-        state.stateful_callbacks[SPEED_KEY] = self.speed
+        store_state(self.state, COMPUTE_MODE_KEY, self.compute_mode)
         target = run_dir / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            checkpoints.make_room(run_dir, self.args.save_total_limit)
+        save_checkpoint = super()._save_checkpoint
 
         def write(staging: Path) -> None:
             self._staging = staging.parent / f"{staging.name}.trainer"
             try:
-                super(CompleteSaves, self)._save_checkpoint(model, trial)
+                save_checkpoint(model, trial)
                 self.channel.barrier()
                 if self.args.should_save:
                     staging.rmdir()
@@ -160,6 +146,55 @@ class CompleteSaves(_Base):
             "engine": engine_name(self.args),
             "identity": self.identity,
         }
+        if self.args.should_save:
+            checkpoints.make_room(run_dir, self.args.save_total_limit)
         self.time_budget.checkpoint_seconds = self._write_aside(target, write, manifest)
         if self.args.should_save:
             checkpoints.rotate(run_dir, self.args.save_total_limit)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Every rank's own random states; with another number of ranks they are drawn anew from seed, step and rank."""
+        manifest = checkpoints.read_manifest(Path(checkpoint)) if checkpoint is not None else None
+        if manifest is None or manifest["world_size"] == self.args.world_size:
+            super()._load_rng_state(checkpoint)
+            return
+        set_seed((self.args.seed + 1_000_003 * manifest["step"] + 7_919 * self.args.process_index) % 2**31)
+
+    def load_newest_checkpoint(self) -> Path | None:
+        """Weights, optimizer and random states of the newest complete checkpoint; clock, data and schedule stay.
+
+        Call it on all ranks between two steps. Returns the checkpoint, or None where there is none yet.
+        """
+        run_dir = Path(str(self.args.output_dir))
+        newest = checkpoints.newest_checkpoint(run_dir)
+        (step,), _ = self.channel.agree([-1 if newest is None else checkpoints.step_of(newest)])
+        scheduler: Any = self.lr_scheduler
+        if step < 0:
+            scheduler.refresh()
+            return None
+        folder = run_dir / f"checkpoint-{int(step)}"
+        with self.clock.phase("save"):
+            checkpoints.verify(folder)
+            self._load_weights(str(folder))
+            self._load_optimizer_and_scheduler(str(folder))
+            self._load_rng_state(str(folder))
+            scheduler.refresh()  # the optimizer has brought its old rates back
+            self.channel.barrier()
+        return folder
+
+    def _load_weights(self, folder: str) -> None:
+        """The weights of a checkpoint, with DeepSpeed its optimizer state too."""
+        if not self.is_deepspeed_enabled:
+            self._load_from_checkpoint(folder, self.model_wrapped if self.is_fsdp_enabled else None)
+            return
+        engine: Any = self.model_wrapped
+        engine._config.load_universal_checkpoint = converted = needs_conversion(Path(folder), self.args)
+        groups = [dict(group) for group in engine.optimizer.optimizer.param_groups]
+        path, _ = engine.load_checkpoint(folder, load_lr_scheduler_states=False)
+        if path is None:
+            raise RunError(f"roll-back: DeepSpeed finds nothing to load in {folder}; resume from an older checkpoint")
+        if converted:
+            restore_group_options(engine.optimizer.optimizer, groups)

@@ -1,5 +1,7 @@
 """When to validate, as tables: shares of the budget, and the original's epochs."""
 
+from types import SimpleNamespace
+
 import pytest
 from transformers import TrainerControl, TrainerState
 
@@ -40,29 +42,27 @@ def test_every_epochs_is_denser_at_both_ends():
     assert epochs == [1, 2, 3, 8, 13, 18, 23, 28, 33, 35, 37, 39]
 
 
-def cadence_of(plan, samples):
-    budget = TimeBudgetCallback(100.0)
-    budget.clock = BudgetClock(100.0, time_fn=lambda: 0.0)
-    return ValidationCadence(budget, plan, lambda: samples[0]), budget
-
-
 def test_a_mark_is_passed_once_over_the_jobs_of_a_run():
-    samples, state = [0], TrainerState()
-    state.stateful_callbacks = {}
-    cadence, budget = cadence_of(EveryEpochs(2, 2, 2, 0.0, 0.0, 10), samples)
-    cadence.on_train_begin(None, state, TrainerControl())
+    state = TrainerState()
 
-    def step(cadence, budget, at):
-        samples[0] = at
-        budget.reading = Reading(elapsed=1.0, job=1.0, step=0.1, save=0.1, checkpoint=0.1, evaluate=0.1)
-        control = TrainerControl()
+    def start():
+        budget = TimeBudgetCallback(clock=BudgetClock(100.0, time_fn=lambda: 0.0))
+        trainer = SimpleNamespace(time_budget=budget, samples_consumed=0)
+        cadence = ValidationCadence(trainer, EveryEpochs(2, 2, 2, 0.0, 0.0, 10))
+        cadence.on_train_begin(None, state, TrainerControl())
+        return cadence
+
+    def step(cadence, samples):
+        cadence.trainer.samples_consumed, control = samples, TrainerControl()
+        reading = Reading(elapsed=1.0, job=1.0, step=0.1, save=0.1, checkpoint=0.1, evaluate=0.1)
+        cadence.trainer.time_budget.reading = reading
         cadence.on_step_end(None, state, control)
         return control.should_evaluate
 
-    assert [step(cadence, budget, at) for at in (10, 20, 30)] == [False, True, False]
-    resumed, budget = cadence_of(EveryEpochs(2, 2, 2, 0.0, 0.0, 10), samples)
-    resumed.on_train_begin(None, state, TrainerControl())
-    assert [step(resumed, budget, at) for at in (30, 40)] == [False, True]
+    first = start()
+    assert [step(first, samples) for samples in (10, 20, 30)] == [False, True, False]
+    resumed = start()
+    assert [step(resumed, samples) for samples in (30, 40)] == [False, True]
 
 
 def recipe_of(folder, **flags):

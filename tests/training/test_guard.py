@@ -52,7 +52,7 @@ def test_a_bad_step_leaves_no_trace(name):
         bad_steps, verdicts = BadSteps(), []
         for bad in steps:
             one_step(model, optimizer, bad, bad_steps.judge)
-            verdicts.append(bad_steps.found())
+            verdicts.append(bad_steps.finished)
         assert verdicts == steps
         finals.append([parameter.detach().clone() for parameter in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*finals, strict=True))
@@ -78,18 +78,20 @@ def test_on_a_device_the_gradients_are_withheld(name):
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)), "it goes on"
 
 
-def guard_of(**options):
+def trainer_of(roll_back=lambda: None, loss_scale=lambda: None):
     budget = TimeBudgetCallback(100.0)
     budget.agreement = SimpleNamespace(bad_step=False, stop_asked_by="")
-    guard = Guard(budget, **options)
-    state = TrainerState()
-    state.stateful_callbacks = {}
+    return SimpleNamespace(time_budget=budget, learning_rate_factor=1.0, roll_back=roll_back, loss_scale=loss_scale)
+
+
+def guard_of(trainer, **options):
+    guard, state = Guard(trainer, **options), TrainerState()
     guard.on_train_begin(None, state, TrainerControl())
-    return guard, budget, state
+    return guard, state
 
 
-def step(guard, budget, state, bad):
-    budget.agreement.bad_step = bad
+def step(guard, state, bad):
+    guard.trainer.time_budget.agreement.bad_step = bad
     state.global_step += 1
     control = TrainerControl(should_save=True)
     guard.on_step_end(None, state, control)
@@ -103,44 +105,47 @@ def test_roll_back_after_bad_steps_in_a_row_and_a_clear_end(tmp_path):
         gone_back.append(state.global_step)
         return tmp_path / "checkpoint-1"
 
-    guard, budget, state = guard_of(max_bad_steps=2, max_roll_backs=2, roll_back=roll_back)
-    assert step(guard, budget, state, False).should_save
-    assert not step(guard, budget, state, True).should_save, "a bad step is not saved"
-    step(guard, budget, state, False)
-    step(guard, budget, state, True)
+    trainer = trainer_of(roll_back)
+    guard, state = guard_of(trainer, max_bad_steps=2, max_roll_backs=2)
+    assert step(guard, state, False).should_save
+    assert not step(guard, state, True).should_save, "a bad step is not saved"
+    step(guard, state, False)
+    step(guard, state, True)
     assert gone_back == [] and guard.bad_steps == 2
-    step(guard, budget, state, True)
-    assert gone_back == [5] and budget.rate_factor == 0.5
+    step(guard, state, True)
+    assert gone_back == [5] and trainer.learning_rate_factor == 0.5
     for _ in range(2):
-        step(guard, budget, state, True)
-    assert gone_back == [5, 7] and budget.rate_factor == 0.25
-    step(guard, budget, state, True)
+        step(guard, state, True)
+    assert gone_back == [5, 7] and trainer.learning_rate_factor == 0.25
+    step(guard, state, True)
     with pytest.raises(Diverged, match=r"step 9: 2 steps in a row .* after 2 roll-backs \(max_roll_backs 2\)"):
-        step(guard, budget, state, True)
+        step(guard, state, True)
 
-    again = Guard(TimeBudgetCallback(100.0))  # a resumed job remembers
+    again = Guard(trainer_of())  # a resumed job remembers
     again.on_train_begin(None, state, TrainerControl())
-    assert again.roll_backs == 2 and again.time_budget.rate_factor == 0.25 and again.bad_steps == guard.bad_steps - 1
+    assert again.counts() == {**guard.counts(), "bad_steps": guard.bad_steps - 1}
 
 
 def test_without_a_checkpoint_the_rate_falls_and_the_weights_stay(caplog):
-    guard, budget, state = guard_of(max_bad_steps=1, max_roll_backs=1)
-    step(guard, budget, state, True)
-    assert budget.rate_factor == 0.5 and "the weights as they are, there is no checkpoint yet" in caplog.text
+    trainer = trainer_of()
+    guard, state = guard_of(trainer, max_bad_steps=1, max_roll_backs=1)
+    step(guard, state, True)
+    assert trainer.learning_rate_factor == 0.5 and "the weights as they are, there is no checkpoint yet" in caplog.text
     with pytest.raises(Diverged, match="after 1 roll-backs"):
-        step(guard, budget, state, True)
+        step(guard, state, True)
 
 
 def test_the_last_step_of_a_job_changes_nothing_any_more():
-    guard, budget, state = guard_of(max_bad_steps=1, max_roll_backs=0)
-    budget.agreement.bad_step = True
+    trainer = trainer_of()
+    guard, state = guard_of(trainer, max_bad_steps=1, max_roll_backs=0)
+    trainer.time_budget.agreement.bad_step = True
     control = TrainerControl(should_training_stop=True, should_save=True)
     guard.on_step_end(None, state, control)
     assert control.should_save and guard.roll_backs == 0 and guard.bad_steps == 1
 
 
 def test_a_bad_validation_goes_back(tmp_path):
-    guard, _, state = guard_of(roll_back=lambda: tmp_path)
+    guard, state = guard_of(trainer_of(roll_back=lambda: tmp_path))
     guard.on_evaluate(None, state, TrainerControl(), metrics={"eval_loss": 3.0})
     assert guard.roll_backs == 0
     guard.on_evaluate(None, state, TrainerControl(), metrics={"eval_loss": math.nan})
@@ -148,7 +153,7 @@ def test_a_bad_validation_goes_back(tmp_path):
 
 
 def test_spikes_are_reported(caplog):
-    guard, _, state = guard_of(loss_spike=1.0)
+    guard, state = guard_of(trainer_of(), loss_spike=1.0)
     for loss in [4.0] * 20 + [4.9, 5.2, math.nan, 4.0]:
         guard.on_log(None, state, TrainerControl(), logs={"loss": loss})
     assert guard.loss_spikes == 1
@@ -157,7 +162,7 @@ def test_spikes_are_reported(caplog):
 
 def test_a_stuck_loss_scale_ends_the_run():
     scale = [65536.0]
-    guard, _, state = guard_of(scale_cnt_limit=100, loss_scale=lambda: scale[0])
+    guard, state = guard_of(trainer_of(loss_scale=lambda: scale[0]), scale_cnt_limit=100)
     for at, value in ((50, 1.0), (100, 2.0), (150, 1.0), (200, 1.0)):
         state.global_step, scale[0] = at, value
         guard.on_log(None, state, TrainerControl(), logs={"loss": 4.0})

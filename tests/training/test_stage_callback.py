@@ -12,26 +12,25 @@ from budget_trainer.training.callbacks import StageCadence
 
 
 class Run:
-    """A training loop of nothing: `step` counts a step's micro-batches and lets the cadence decide."""
+    """A trainer of nothing: `step` counts a step's micro-batches and lets the cadence decide."""
 
     def __init__(self, *, torch_compile=False, left=1000.0, compile_seconds=0.0, **curves):
         self.args = SimpleNamespace(torch_compile=torch_compile, should_log=False)
-        self.budget = TimeBudgetCallback(100.0)
-        self.budget.clock = BudgetClock(100.0, time_fn=lambda: 0.0)
-        self.budget.reading = Reading(100.0 - left, 0.0, 1.0, 1.0, 1.0, 0.0, compile_seconds)
-        self.progress, self.count, self.entered = 0.0, 0, []
+        self.time_budget = TimeBudgetCallback(clock=BudgetClock(100.0, time_fn=lambda: 0.0))
+        self.time_budget.reading = Reading(100.0 - left, 0.0, 1.0, 1.0, 1.0, 0.0, compile_seconds)
+        self.progress, self.micro_batches, self.entered = 0.0, 0, []
         options = {"mlm_probability": 0.15, "gradient_accumulation_steps": 8, "block_size": 128}
-        self.cadence = StageCadence(
-            self.budget,
-            make_stages(**options, **curves),
-            progress=lambda: self.progress,
-            micro_batches=lambda: self.count,
-            enter=lambda stage, compiles: self.entered.append((stage, compiles)),
-        )
+        self.cadence = StageCadence(self, make_stages(**options, **curves))
         self.cadence.on_train_begin(self.args, TrainerState(), TrainerControl())
 
+    def schedule_progress(self):
+        return self.progress
+
+    def enter_stage(self, stage, compiles):
+        self.entered.append((stage, compiles))
+
     def step(self, progress):
-        self.count += self.entered[-1][0].accumulation
+        self.micro_batches += self.entered[-1][0].accumulation
         self.progress = progress
         self.cadence.on_step_end(self.args, TrainerState(), TrainerControl())
         return self.entered[-1]
@@ -41,10 +40,10 @@ def test_a_doubled_batch_waits_for_a_count_that_it_divides():
     run = Run(batch_size_curve="0.125@0,0.25@0.1,1@0.5")
     assert run.entered == [(Stage(0.15, 1, 1), False)]
     assert run.step(0.05)[0].accumulation == 1
-    assert run.count == 1
+    assert run.micro_batches == 1
     assert run.step(0.2)[0].accumulation == 2, "2 micro-batches are behind us"
     assert [run.step(0.6)[0].accumulation for _ in range(3)] == [2, 2, 8]
-    assert run.count == 8
+    assert run.micro_batches == 8
 
 
 def test_resume_begins_in_the_stage_of_the_progress():

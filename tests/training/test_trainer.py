@@ -160,10 +160,10 @@ def test_a_signal_counts_when_it_was_agreed_on():
     budget = budget_of(channel)
     channel.while_under_way = lambda: budget.agreement.stop.ask(signal.SIGTERM)
     budget._agree()
-    budget.decide(state, control)
+    budget.stop_if_due(state, control)
     assert budget.stop_reason is None, "the others do not know of it yet"
     budget._agree()
-    budget.decide(state, control)
+    budget.stop_if_due(state, control)
     assert budget.stop_reason == "stop_requested" and control.should_save and control.should_training_stop
     assert budget.agreement.stop_asked_by == "SIGTERM on rank 1"
 
