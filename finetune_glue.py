@@ -20,85 +20,57 @@ from contextlib import ExitStack  # noqa: E402
 
 from budget_trainer.core import jobs  # noqa: E402
 from budget_trainer.core.command import DONE  # noqa: E402
-from budget_trainer.core.errors import StopAsked  # noqa: E402
+from budget_trainer.core.errors import RunError  # noqa: E402
 from budget_trainer.core.stop_request import StopRequest  # noqa: E402
 from budget_trainer.training.script import exit_process, run_script  # noqa: E402
 
 
 def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
-    """What was asked for. Returns the exit code: 0 all done, 1 some run of a suite failed, 85 stopped by a signal."""
-    from budget_trainer.glue.arguments import parse_request
+    """One run, or a suite of them. Returns the exit code: 0 all done, 1 some run of a suite failed."""
+    from budget_trainer.glue.arguments import check_installed, parse_request
 
     request = parse_request(argv)
+    check_installed()
     CLOCK.total_seconds = math.inf if request.total_seconds is None else request.total_seconds
-    if request.suite.checkpoints is not None:
-        from budget_trainer.glue.suite import run_checkpoints
-
-        return run_checkpoints(request, CLOCK, stop)
     if request.is_suite:
-        from budget_trainer.glue.suite import run_suite
+        from budget_trainer.glue.suite import run_checkpoints, run_suite
 
-        return run_suite(request, CLOCK, stop)
+        run_all = run_suite if request.suite.checkpoints is None else run_checkpoints
+        return run_all(request, CLOCK, stop)
 
-    from budget_trainer.budget.channel import Agreement, ControlChannel
-    from budget_trainer.glue import push, result, run
-    from budget_trainer.training import launch
-    from budget_trainer.training.engine import resolve_engine_config
-    from budget_trainer.training.recovery import explain_out_of_memory
+    from budget_trainer.glue.run import GlueRun
 
-    # What was asked, on what data, from which checkpoint. Nothing is written before every check has passed.
-    arguments, output_dir = request.run, request.output_dir
-    launch.prepare(arguments)
-    resolve_engine_config(arguments)
-    run.check_engine(arguments)
-    result.check_free(output_dir, request.glue.overwrite_output_dir)
-    launch.check_trackers(arguments)
-    agreement = Agreement(ControlChannel(timeout_seconds=min(600.0, arguments.ddp_timeout)), stop)
-    sources = run.gather_sources(request, request.tasks[0])
-    trainer, predictor = run.make_parts(request, sources, CLOCK, agreement)
-    if agreement.agree_on_stop():
-        raise StopAsked(f"{agreement.stop_asked_by} during set-up")
-    if arguments.should_save:
-        result.clear(output_dir)
-
-    # Train, as long as the budget lets or the epochs say; the best weights by the dev score become the model.
-    model = trainer.model
-    if arguments.do_train:
-        run.reserve_end(trainer, predictor, sources, output_dir)
-        with explain_out_of_memory(arguments):
-            trainer.train()
-        if trainer.time_budget.stop_reason == "stop_requested":
-            raise StopAsked(f"{agreement.stop_asked_by} during training")
-        trainer.settle_best()
-        model = run.best_model(trainer, sources, output_dir)
-    elif arguments.do_eval:
-        trainer.evaluate()
-
-    # The outputs for dev are those that were scored; result.json comes last: it says that the run is finished.
-    outputs = dict(trainer.best.logits)
-    if arguments.do_predict:
-        with CLOCK.phase("evaluate"):
-            outputs |= run.predict_tests(predictor, model, request, sources)
-    if arguments.should_save:
-        run.keep(request, sources, trainer, outputs, run.account)
-    trainer.time_budget.channel.barrier()
+    run = GlueRun(request, CLOCK, stop)  # checks the machine and the folder; nothing is written before claim_folder
+    run.load()  # data, checkpoint, tokenizer
+    run.build_trainer()
+    run.claim_folder()
+    run.train()  # as long as the budget lets; the best weights by the dev score become the model
+    run.predict()
+    run.write_result()  # result.json comes last: it says that the run is finished
     at_exit.close()  # what follows is outside of the budget, and any signal may end it
-    if arguments.should_save:
-        push.publish(output_dir, request.push)
+    run.push()
     return DONE
 
 
-def told(error: Exception) -> Exception:
-    """The error in the words of a run on GLUE, where there is nothing to resume."""
-    from budget_trainer.glue import result
+def _as_repeated(error: Exception) -> Exception:
+    """The error in the words of a run on GLUE, where there is nothing to resume: the command is repeated."""
+    from budget_trainer.training.checkpoints import disk_failure
 
-    return result.told(error)
+    reason = disk_failure(error) if isinstance(error, OSError) else None
+    if isinstance(error, OSError) and reason is not None:
+        return RunError(f"{error.filename or 'a file'}: {reason}; mend that, then repeat the command")
+    if not isinstance(error, RunError):
+        return error
+    text = str(error)
+    for advice in ("go on with --resume_from_checkpoint auto", "resume with --resume_from_checkpoint auto"):
+        text = text.replace(advice, "repeat the command")
+    return type(error)(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`finetune`, with every end in one line and an exit code of `command.EXIT_CODES`."""
     jobs.end_with_parent()
-    return run_script("finetune_glue", finetune, argv, told)
+    return run_script("finetune_glue", finetune, argv, _as_repeated)
 
 
 def command() -> None:

@@ -212,6 +212,13 @@ class Request:
         return {name: value for name, value in self.explicit.items() if name not in ELSEWHERE}
 
 
+def check_installed() -> None:
+    """Refuse to begin without the libraries of the extra `glue`. Help and mistakes in the arguments need none of them."""
+    for module, package in (("evaluate", "evaluate"), ("sklearn", "scikit-learn"), ("scipy", "scipy")):
+        if find_spec(module) is None:
+            raise InputError(f"{package}: not installed, GLUE's metrics need it; pip install 'budget-trainer[glue]'")
+
+
 class _Parser(HfArgumentParser):
     """argparse that answers in one line."""
 
@@ -225,7 +232,6 @@ def parse_request(argv: Sequence[str] | None = None) -> Request:
     Flags of earlier Trainers (`--evaluation_strategy`) become today's; of a flag given twice the last counts. A null in a
     recipe says nothing: the flag has its default.
     """
-    _check_installed()
     path, given, words = split_recipe(sys.argv[1:] if argv is None else argv)
     _checked([f"--{key}" for key, value in given.items() if is_null(value)], f"recipe {path}")
     from_recipe = _checked(recipe_words(given, KEYS), f"recipe {path}")
@@ -262,14 +268,6 @@ def _checked(words: Sequence[str], where: str) -> list[str]:
             fix = f"did you mean {close[0]}?" if close else "see finetune_glue.py --help for all flags"
             raise InputError(f"{name}: unknown key ({where}); {fix}")
     return today
-
-
-def _check_installed() -> None:
-    for module, package in (("sklearn", "scikit-learn"), ("scipy", "scipy")):
-        if find_spec(module) is None:
-            raise InputError(
-                f"{package}: not installed, and GLUE's metrics need it; pip install 'budget-trainer[glue]'"
-            )
 
 
 def renamed(words: Sequence[str]) -> list[str]:

@@ -1,10 +1,8 @@
-"""GLUE's official TSV files, read as `nyu-mll/glue` was made from them. Standard library only.
+"""A task's examples, from `nyu-mll/glue` or from TSV files in the official layout: the same either way.
 
-Quotes are text (csv.QUOTE_NONE): sentences hold lone quotation marks, and a reader that pairs them swallows rows. Nothing is
-stripped. Every row has as many columns as the header; only QQP's official files have broken rows (two dozen of 363,870),
-which the data set on the Hub leaves out, and so does this.
-
-A task's examples, from `nyu-mll/glue` or from a folder in the official layout: the same either way.
+In the TSV files quotes are text (csv.QUOTE_NONE): sentences hold lone quotation marks, and a reader that pairs them swallows
+rows. Nothing is stripped. Every row has as many columns as the header; only QQP's official files have broken rows (two dozen
+of 363,870), which the data set on the Hub leaves out, and so does this.
 """
 
 from __future__ import annotations
@@ -19,8 +17,8 @@ from typing import Any
 from budget_trainer.core.errors import InputError
 from budget_trainer.glue.tasks import HUB_DATASET, MRPC_DEV_IDS, TASKS, UNLABELLED, Split, Task
 
-BROKEN_ALLOWED = {"QQP": 0.001}  # share of the rows
-AGAIN = "take the official file again"
+_BROKEN_ALLOWED = {"QQP": 0.001}  # share of the rows
+_AGAIN = "take the official file again"
 
 
 @dataclass
@@ -40,115 +38,6 @@ class Examples:
         """The first `rows` rows, all where None."""
         columns = {name: texts[:rows] for name, texts in self.columns.items()}
         return Examples(columns, self.labels[:rows])
-
-
-def find_file(folders: list[Path], split: Split) -> Path | None:
-    """The first of the split's files that is in one of the GLUE folders."""
-    paths = (folder / file for file in split.files for folder in folders)
-    return next((path for path in paths if path.is_file()), None)
-
-
-def missing_file(folders: list[Path], split: Split) -> str:
-    """Why a split is absent, in words."""
-    return f"{split.files[0]} is not in {' or '.join(map(str, folders))}"
-
-
-def read_split(path: Path, task: Task, split: Split) -> Examples:
-    """The examples in an official file. InputError names the file, the row (from 1, without the header) and the fix."""
-    by_position = task.without_header if task.without_header and not split.is_test else ()
-    rows = _rows(path, by_position)
-    header = list(by_position) or next(rows, (0, []))[1]
-    wanted = [*task.tsv_sentences, *([] if split.is_test else [task.tsv_label])]
-    for column in wanted:
-        if column not in header:
-            raise InputError(f"{path}: its header has no column {column!r} ({', '.join(header)[:200]}); {AGAIN}")
-    kept = rows
-    if path.name.startswith("msr_paraphrase_train"):
-        kept = _of_mrpc(rows, header, path, split)
-    places = [header.index(column) for column in task.tsv_sentences]
-    label_place = None if split.is_test else header.index(task.tsv_label)
-    texts: list[list[str]] = [[] for _ in places]
-    labels: list = []
-    seen = broken = 0
-    for number, row in kept:
-        seen += 1
-        if len(row) < len(header) and task.name in BROKEN_ALLOWED:
-            broken += 1
-            continue
-        if len(row) != len(header):
-            raise InputError(f"{path}: row {number} has {len(row)} columns of {len(header)}, it is cut off; {AGAIN}")
-        labels.append(_label(row[label_place] if label_place is not None else None, task, path, number))
-        for cells, place in zip(texts, places, strict=True):
-            cells.append(row[place])
-    if broken > max(BROKEN_ALLOWED.get(task.name, 0.0) * seen, 1):
-        raise InputError(f"{path}: {broken} of {seen} rows have too few columns; {AGAIN}")
-    if not labels:
-        raise InputError(f"{path}: there are no rows in it; {AGAIN}")
-    return Examples(dict(zip(task.sentences, texts, strict=True)), labels)
-
-
-def _rows(path: Path, by_position: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
-    """The columns of every line with the row's number: 0 is the header, where there is one."""
-    number = 1 if by_position else 0
-    try:
-        with open(path, encoding="utf-8-sig") as lines:  # MRPC begins with a byte-order mark
-            for line in lines:
-                if line.strip("\n"):
-                    yield number, line.rstrip("\n").split("\t")
-                    number += 1
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: line {_undecodable(path)} is not UTF-8; {AGAIN}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from None
-
-
-def _undecodable(path: Path) -> int:
-    """The number of the first line that is not UTF-8, from 1."""
-    content = path.read_bytes()
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return content.count(b"\n", 0, error.start) + 1
-    return 0
-
-
-def _of_mrpc(
-    rows: Iterator[tuple[int, list[str]]], header: list[str], path: Path, split: Split
-) -> Iterator[tuple[int, list[str]]]:
-    """Of Microsoft's file the rows that GLUE has put into train, or into dev."""
-    ids_file = path.with_name(Path(MRPC_DEV_IDS).name)
-    if not ids_file.is_file():
-        raise InputError(f"{ids_file}: missing, and it says which rows of {path.name} are dev; add it, or train.tsv")
-    dev = {tuple(row[:2]) for _, row in _rows(ids_file, ("#1 ID", "#2 ID"))}
-    if not {"#1 ID", "#2 ID"} <= set(header):
-        raise InputError(f"{path}: its header has no columns '#1 ID' and '#2 ID'; {AGAIN}")
-    one, two = header.index("#1 ID"), header.index("#2 ID")
-    for number, row in rows:
-        is_dev = len(row) == len(header) and (row[one], row[two]) in dev
-        if is_dev == (split.name == "dev"):
-            yield number, row
-
-
-def _label(text: str | None, task: Task, path: Path, number: int) -> int | float:
-    if task.regression:
-        if text is None:
-            return float(UNLABELLED)
-        try:
-            score = float(text)
-        except ValueError:
-            score = math.nan
-        if not 0 <= score <= 5:
-            raise InputError(f"{path}: row {number} has the score {text!r}, not a number from 0 to 5; {AGAIN}")
-        return round(score, 3)
-    if text is None:
-        return UNLABELLED
-    if text in task.labels:
-        return task.labels.index(text)
-    if text.isdecimal() and int(text) < len(task.labels) and len(text) == 1:
-        return int(text)
-    raise InputError(
-        f"{path}: row {number} has the label {text!r}; {task.name} knows {', '.join(task.labels)}; {AGAIN}"
-    )
 
 
 @dataclass
@@ -202,12 +91,124 @@ def load_task(task: Task, glue_dir: list[Path] | None = None, dataset_name: str 
         if not folder.is_dir():
             raise InputError(f"glue_dir: {folder} is not a folder; give one that holds CoLA/, SST-2/, ...")
     for split, owner in splits_of(task):
-        path = find_file(glue_dir, split)
+        paths = (folder / file for file in split.files for folder in glue_dir)
+        path = next((path for path in paths if path.is_file()), None)
         if path is None:
-            data.absent[split.name] = missing_file(glue_dir, split)
+            data.absent[split.name] = f"{split.files[0]} is not in {' or '.join(map(str, glue_dir))}"
         else:
-            data.splits[split.name] = read_split(path, owner, split)
+            data.splits[split.name] = _read_tsv(path, owner, split)
     return data
+
+
+def check_data(data: TaskData, do_train: bool, do_eval: bool, do_predict: bool) -> None:
+    """Refuse a task without the data that is asked for; of several dev or test splits one is enough."""
+    task = data.task
+    groups = {"do_train": (do_train, [task.train] if task.train else []), "do_eval": (do_eval, list(task.dev))}
+    if not do_train and not do_eval:
+        groups["do_predict"] = (do_predict, [split for split, _ in splits_of(task) if split.is_test])
+    for flag, (wanted, splits) in groups.items():
+        if not wanted or any(split.name in data.splits for split in splits):
+            continue
+        if not splits:
+            raise InputError(f"task_name: {task.name} has nothing to {flag.removeprefix('do_')} on; use {task.shared}")
+        raise InputError(f"{flag}: {task.name} has no data for it ({data.absent[splits[0].name]}); add the file")
+
+
+def _read_tsv(path: Path, task: Task, split: Split) -> Examples:
+    """The examples in an official file. InputError names the file, the row (from 1, without the header) and the fix."""
+    by_position = task.without_header if task.without_header and not split.is_test else ()
+    rows = _rows(path, by_position)
+    header = list(by_position) or next(rows, (0, []))[1]
+    sentences = task.tsv_sentences or task.sentences
+    for column in (*sentences, *(() if split.is_test else (task.tsv_label,))):
+        if column not in header:
+            raise InputError(f"{path}: its header has no column {column!r} ({', '.join(header)[:200]}); {_AGAIN}")
+    if path.name.startswith("msr_paraphrase_train"):
+        rows = _of_mrpc(rows, header, path, split)
+    places = [header.index(column) for column in sentences]
+    label_place = None if split.is_test else header.index(task.tsv_label)
+    texts: list[list[str]] = [[] for _ in places]
+    labels: list = []
+    seen = broken = 0
+    for number, row in rows:
+        seen += 1
+        if len(row) < len(header) and task.name in _BROKEN_ALLOWED:
+            broken += 1
+            continue
+        if len(row) != len(header):
+            raise InputError(f"{path}: row {number} has {len(row)} columns of {len(header)}, it is cut off; {_AGAIN}")
+        labels.append(_label(row[label_place] if label_place is not None else None, task, path, number))
+        for cells, place in zip(texts, places, strict=True):
+            cells.append(row[place])
+    if broken > max(_BROKEN_ALLOWED.get(task.name, 0.0) * seen, 1):
+        raise InputError(f"{path}: {broken} of {seen} rows have too few columns; {_AGAIN}")
+    if not labels:
+        raise InputError(f"{path}: there are no rows in it; {_AGAIN}")
+    return Examples(dict(zip(task.sentences, texts, strict=True)), labels)
+
+
+def _rows(path: Path, by_position: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
+    """The columns of every line with the row's number: 0 is the header, where there is one."""
+    number = 1 if by_position else 0
+    try:
+        with open(path, encoding="utf-8-sig") as lines:  # MRPC begins with a byte-order mark
+            for line in lines:
+                if line.strip("\n"):
+                    yield number, line.rstrip("\n").split("\t")
+                    number += 1
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: line {_first_undecodable_line(path)} is not UTF-8; {_AGAIN}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {_AGAIN}") from None
+
+
+def _first_undecodable_line(path: Path) -> int:
+    """The number of the first line that is not UTF-8, from 1."""
+    content = path.read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return content.count(b"\n", 0, error.start) + 1
+    return 0
+
+
+def _of_mrpc(
+    rows: Iterator[tuple[int, list[str]]], header: list[str], path: Path, split: Split
+) -> Iterator[tuple[int, list[str]]]:
+    """Of Microsoft's file the rows that GLUE has put into train, or into dev."""
+    ids_file = path.with_name(Path(MRPC_DEV_IDS).name)
+    if not ids_file.is_file():
+        raise InputError(f"{ids_file}: missing, and it says which rows of {path.name} are dev; add it, or train.tsv")
+    dev = {tuple(row[:2]) for _, row in _rows(ids_file, ("#1 ID", "#2 ID"))}
+    if not {"#1 ID", "#2 ID"} <= set(header):
+        raise InputError(f"{path}: its header has no columns '#1 ID' and '#2 ID'; {_AGAIN}")
+    one, two = header.index("#1 ID"), header.index("#2 ID")
+    for number, row in rows:
+        is_dev = len(row) == len(header) and (row[one], row[two]) in dev
+        if is_dev == (split.name == "dev"):
+            yield number, row
+
+
+def _label(text: str | None, task: Task, path: Path, number: int) -> int | float:
+    if task.regression:
+        if text is None:
+            return float(UNLABELLED)
+        try:
+            score = float(text)
+        except ValueError:
+            score = math.nan
+        if not 0 <= score <= 5:
+            raise InputError(f"{path}: row {number} has the score {text!r}, not a number from 0 to 5; {_AGAIN}")
+        return round(score, 3)
+    if text is None:
+        return UNLABELLED
+    if text in task.labels:
+        return task.labels.index(text)
+    if text.isdecimal() and int(text) < len(task.labels) and len(text) == 1:
+        return int(text)
+    raise InputError(
+        f"{path}: row {number} has the label {text!r}; {task.name} knows {', '.join(task.labels)}; {_AGAIN}"
+    )
 
 
 def _from_datasets(data: TaskData, task: Task, dataset_name: str) -> None:

@@ -10,10 +10,9 @@ import torch
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from budget_trainer.core.errors import InputError
 from budget_trainer.glue.data import Examples
 
-BATCH = 1000  # examples tokenized at a time
+_BATCH = 1000  # examples tokenized at a time
 
 
 class Rows(Dataset):
@@ -48,9 +47,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_lengt
     """The token ids of the examples, at most `max_seq_length` a row; of a pair the longer sentence is cut first."""
     columns: dict[str, list[list[int]]] = {}
     texts = list(examples.columns.values())
-    for begin in range(0, len(examples), BATCH):
+    for begin in range(0, len(examples), _BATCH):
         batch = tokenizer(
-            *(column[begin : begin + BATCH] for column in texts),
+            *(column[begin : begin + _BATCH] for column in texts),
             truncation=True,
             max_length=max_seq_length,
             return_attention_mask=False,
@@ -58,28 +57,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_lengt
         for name, rows in batch.items():
             columns.setdefault(name, []).extend(rows)
     return Rows(columns, examples.labels)
-
-
-MARKS = {"[CLS]": "cls_token", "[SEP]": "sep_token", "[PAD]": "pad_token", "[MASK]": "mask_token"}
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Refuse a tokenizer that does not mark beginning, end, padding and masks, under whatever names (RoBERTa's <s>, ...).
-
-    No row has a mask here; a tokenizer without one is of no masked language model, so most likely of another checkpoint.
-    """
-    missing = [mark for mark, name in MARKS.items() if getattr(tokenizer, name) is None]
-    if missing:
-        raise InputError(
-            f"tokenizer_name: {where} ({type(tokenizer).__name__}) has no {', '.join(missing)} token; give the tokenizer of a "
-            "BERT-like model (RoBERTa's are the same under other names), or name them in its tokenizer_config.json"
-        )
-    ids: Any = tokenizer("a", "a")["input_ids"]
-    if tokenizer.cls_token_id not in ids or tokenizer.sep_token_id not in ids:
-        raise InputError(
-            f"tokenizer_name: {where} puts no {tokenizer.cls_token} and {tokenizer.sep_token} around a text; give it the "
-            "post-processor of a BERT-like tokenizer"
-        )
 
 
 def make_collator(

@@ -14,12 +14,17 @@ from transformers.utils import logging as hf_logging
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
-from budget_trainer.glue.encoding import check_tokenizer
 from budget_trainer.glue.tasks import Task
 from budget_trainer.model.attention import fuse_attention
 from budget_trainer.model.build import position_offset
 
-WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a repository on the Hub, in its top folder
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a repository on the Hub, in its top folder
+_MARKS = {
+    "[CLS]": "cls_token",
+    "[SEP]": "sep_token",
+    "[PAD]": "pad_token",
+    "[MASK]": "mask_token",
+}  # in GLUE's words, and in the library's
 # What from_pretrained raises.
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError)
 
@@ -46,7 +51,7 @@ def _fetched(name: str, field: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=["*/*"]))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -79,8 +84,27 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"tokenizer_name: {folder} cannot be loaded ({reason}); give --tokenizer_name") from None
-    check_tokenizer(tokenizer, str(folder))
+    _check_tokenizer(tokenizer, str(folder))
     return tokenizer
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Refuse a tokenizer that does not mark beginning, end, padding and masks, under whatever names (RoBERTa's <s>, ...).
+
+    No row has a mask here; a tokenizer without one is of no masked language model, so most likely of another checkpoint.
+    """
+    missing = [mark for mark, name in _MARKS.items() if getattr(tokenizer, name) is None]
+    if missing:
+        raise InputError(
+            f"tokenizer_name: {where} ({type(tokenizer).__name__}) has no {', '.join(missing)} token; give the tokenizer of a "
+            "BERT-like model (RoBERTa's are the same under other names), or name them in its tokenizer_config.json"
+        )
+    ids: Any = tokenizer("a", "a")["input_ids"]
+    if tokenizer.cls_token_id not in ids or tokenizer.sep_token_id not in ids:
+        raise InputError(
+            f"tokenizer_name: {where} puts no {tokenizer.cls_token} and {tokenizer.sep_token} around a text; give it the "
+            "post-processor of a BERT-like tokenizer"
+        )
 
 
 def load_classifier(

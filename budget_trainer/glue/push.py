@@ -9,7 +9,7 @@ from typing import Any
 from budget_trainer.config.arguments import CardArguments, RunArguments
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_json_atomic
-from budget_trainer.glue.result import MODEL, read_result, write_result
+from budget_trainer.glue.results import MODEL, read_result, write_result
 from budget_trainer.glue.tasks import TASKS
 from budget_trainer.reporting.background_push import BackgroundPush, Push, settle_push
 from budget_trainer.reporting.card import GLUE_REPORT

@@ -1,9 +1,7 @@
-"""The results of a suite of runs in memory, and what is computed from them. Standard library only.
+"""The results of a run (`result.json`) and of a suite (`glue_runs.json`), and what is computed from them.
 
 Scores are shares of 1 (Matthews and correlations from -1), as the metrics give them. A column is what a table of GLUE shows
-as one: a task's dev split, so that MNLI has two.
-
-The one reader of a suite's results: `glue_runs.json`, and `result.json` in the folder of each run that it names.
+as one: a task's dev split, so that MNLI has two. Standard library only.
 """
 
 from __future__ import annotations
@@ -16,9 +14,12 @@ from statistics import fmean, median, median_low
 from typing import Any
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.glue.files import RESULT, RUNS_FILE, RUNS_FORMAT
+from budget_trainer.core.io import write_json_atomic
 from budget_trainer.glue.tasks import TASKS, Split, Task
 
+RESULT, PREDICTIONS, MODEL = "result.json", "predictions", "model"  # in the folder of a run
+RUNS_FILE = "glue_runs.json"  # in the folder of a suite
+RUNS_FORMAT, _RESULT_FORMAT = 1, 1  # raise one when what is in the file comes to mean something else
 NOT_IN_MEAN = ("WNLI",)  # left out of means as in Devlin et al. (arXiv 1810.04805)
 
 
@@ -29,6 +30,23 @@ METRIC_NAMES = {  # as people write them
     "pearson": "Pearson",
     "spearmanr": "Spearman",
 }
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write `result.json`, the last file of a run, atomically."""
+    write_json_atomic(folder / RESULT, {"format": _RESULT_FORMAT, **result})
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished run, None where it is not finished or its predictions are not all there."""
+    try:
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        complete = result["format"] == _RESULT_FORMAT and all(
+            (folder / path).is_file() for path in result["predictions"].values()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return result if complete else None
 
 
 @dataclass(frozen=True)

@@ -1,311 +1,296 @@
-"""One run, a task with a seed and a configuration: what it is made from, and its parts.
-
-The result of a run as a dict: what `result.json` holds.
-
-The end of a run: the time it will take, the best model, the predictions, the result.
-"""
+"""One run on GLUE, a task with a seed and a configuration: from its flags to `result.json`."""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import TrainingArguments
 
 from budget_trainer.budget.callback import TimeBudgetCallback
-from budget_trainer.budget.channel import Agreement
+from budget_trainer.budget.channel import Agreement, ControlChannel
 from budget_trainer.budget.clock import BudgetClock
-from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import fresh_folder, publish_folder
+from budget_trainer.core.errors import InputError, StopAsked
+from budget_trainer.core.io import fresh_folder, publish_folder, write_atomic
+from budget_trainer.core.stop_request import StopRequest
+from budget_trainer.glue import push
 from budget_trainer.glue.arguments import Request
-from budget_trainer.glue.data import TaskData, load_task, splits_of
+from budget_trainer.glue.data import check_data, load_task, splits_of
 from budget_trainer.glue.encoding import Rows, encode, make_collator
-from budget_trainer.glue.files import RESULT
+from budget_trainer.glue.metrics import predict
 from budget_trainer.glue.model import load_classifier, load_tokenizer, model_digest, resolve_model
-from budget_trainer.glue.result import MODEL, write_predictions, write_result
+from budget_trainer.glue.results import MODEL, PREDICTIONS, RESULT, write_result
 from budget_trainer.glue.tasks import Task
-from budget_trainer.glue.trainer import Best, GlueTrainer, Predictor, curve_name
+from budget_trainer.glue.trainer import GlueTrainer, Predictor, curve_name
 from budget_trainer.reporting.report import environment
-from budget_trainer.training import checkpoints
-from budget_trainer.training.engine import engine_name
-
-
-@dataclass
-class Sources:
-    """What a run is made from, before anything is trained: data, the checkpoint's folder, the tokenizer."""
-
-    data: TaskData
-    folder: Path
-    tokenizer: Any
-    digest: str  # of the model with its tokenizer
-
-
-def check_engine(run: TrainingArguments) -> None:
-    """Refuse the engines that leave no rank with whole weights: scoring, and keeping the best ones, would gather them."""
-    engine = engine_name(run)
-    if engine in ("deepspeed-zero3", "fsdp"):
-        raise InputError(
-            f"distributed_type: {engine} shards the weights, which an encoder on GLUE does not need; launch with "
-            "accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml"
-        )
-
-
-def gather_sources(request: Request, task: Task) -> Sources:
-    """Load and check what `request` names for `task`. InputError where the task cannot be run on it."""
-    glue, run = request.glue, request.run
-    data = load_task(task, request.glue_dir, glue.dataset_name)
-    limits = {"train": glue.max_train_samples, "dev": glue.max_eval_samples, "test": glue.max_predict_samples}
-    for split, _ in splits_of(task):
-        if split.name in data.splits:
-            kind = "test" if split.is_test else "train" if split is task.train else "dev"
-            data.splits[split.name] = data.splits[split.name].first(limits[kind])
-    check_data(data, run.do_train, run.do_eval, run.do_predict)
-    folder = resolve_model(str(glue.model_name_or_path))
-    tokenizer_folder = folder if glue.tokenizer_name is None else resolve_model(glue.tokenizer_name, "tokenizer_name")
-    return Sources(data, folder, load_tokenizer(tokenizer_folder), model_digest(folder, tokenizer_folder))
-
-
-def check_data(data: TaskData, do_train: bool, do_eval: bool, do_predict: bool) -> None:
-    """Refuse a task without the data that is asked for; of several dev or test splits one is enough."""
-    task = data.task
-    groups = {"do_train": (do_train, [task.train] if task.train else []), "do_eval": (do_eval, list(task.dev))}
-    if not do_train and not do_eval:
-        groups["do_predict"] = (do_predict, [split for split, _ in splits_of(task) if split.is_test])
-    for flag, (wanted, splits) in groups.items():
-        if not wanted or any(split.name in data.splits for split in splits):
-            continue
-        if not splits:
-            raise InputError(f"task_name: {task.name} has nothing to {flag.removeprefix('do_')} on; use {task.shared}")
-        raise InputError(f"{flag}: {task.name} has no data for it ({data.absent[splits[0].name]}); add the file")
-
-
-def make_parts(
-    request: Request, sources: Sources, clock: BudgetClock, agreement: Agreement
-) -> tuple[GlueTrainer, Predictor]:
-    """The Trainer with everything in it, and what predicts."""
-    run, glue, task = request.run, request.glue, sources.data.task
-    if clock.total_seconds != float("inf"):
-        curve_name(run)  # refuses early what does not follow time
-    dtype = torch.bfloat16 if run.bf16 else torch.float16 if run.fp16 else None
-    collator = make_collator(sources.tokenizer, run.device, glue.max_seq_length, glue.pad_to_max_length)
-    predictor = Predictor(collator, run.per_device_eval_batch_size, run.device, agreement, dtype)
-    encoded = {
-        name: encode(sources.tokenizer, examples, glue.max_seq_length)
-        for name, examples in sources.data.splits.items()
-        if (name == "train" and run.do_train) or name in {split.name for split in task.dev}
-    }
-    dev = {split.name: encoded[split.name] for split in task.dev if split.name in encoded and run.do_eval}
-    if not dev:
-        run.eval_strategy = "no"
-    model = load_classifier(
-        sources.folder, task, sources.tokenizer, glue.max_seq_length, run.seed, new_head=run.do_train
-    )
-    trainer = GlueTrainer(
-        model=model,
-        args=run,
-        train_dataset=encoded.get("train"),
-        eval_dataset=next(iter(dev.values()), None),
-        data_collator=collator,
-        processing_class=sources.tokenizer,
-        time_budget=TimeBudgetCallback(clock=clock, agreement=agreement),
-        best=Best(task, dev, predictor.logits),
-        patience=glue.early_stopping_patience,
-    )
-    return trainer, predictor
-
-
-# Flags that change what a run computes; `processes` and the engine are beside them.
-CONFIGURATION = {
-    "glue": (
-        "max_seq_length",
-        "pad_to_max_length",
-        "max_train_samples",
-        "max_eval_samples",
-        "max_predict_samples",
-        "early_stopping_patience",
-        "total_training_time",
-    ),
-    "run": (
-        "learning_rate",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "num_train_epochs",
-        "max_steps",
-        "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "max_grad_norm",
-        "warmup_steps",
-        "eval_strategy",
-        "eval_steps",
-        "bf16",
-        "fp16",
-        "train_sampling_strategy",
-        "label_smoothing_factor",
-    ),
-}
-
-
-def account(request: Request, sources: Sources, trainer: GlueTrainer, predictions: dict[str, str]) -> dict[str, Any]:
-    """Everything a reader of a run may want: scores, how they came about, from what, on what.
-
-    `metrics` are those of the best evaluation; `headline` is the one that chose it. Times are in seconds.
-    """
-    run, task, best, budget = request.run, sources.data.task, trainer.best, trainer.time_budget
-    assert budget.clock is not None
-    chosen = best.evaluations[best.place] if best.place is not None else None
-    names = list(best.dev)
-    trained = run.do_train
-    model: Any = trainer.model
-    return {
-        "task": task.name,
-        "seed": run.seed,
-        "model": {
-            "name_or_path": request.glue.model_name_or_path,
-            "sha256": sources.digest,
-            "type": model.config.model_type,
-            "parameters": sum(p.numel() for p in model.parameters()),
-        },
-        "configuration": configuration(request),
-        "headline": {
-            "metric": task.headline,
-            "split": names[0] if chosen else None,
-            "value": best.headline(best.metrics) if chosen else None,
-        },
-        "metrics": best.metrics,
-        "evaluations": best.evaluations,
-        "best_epoch": chosen["epoch"] if chosen and trained else None,
-        "best_step": chosen["step"] if chosen and trained else None,
-        "steps": trainer.state.global_step,
-        "epochs": round(trainer.state.epoch or 0.0, 4),
-        "stopped_by": (budget.stop_reason or "num_train_epochs") if trained else None,
-        "seconds": {"total": budget.clock.elapsed_seconds(), **budget.clock.seconds_by_phase()},
-        "budget_seconds": request.total_seconds,
-        "rows": {name: len(examples) for name, examples in sources.data.splits.items()},
-        "official_rows": sources.data.official(),
-        "absent_splits": sources.data.absent,
-        "data_sha256": sources.data.digest,
-        "predictions": predictions,
-        "environment": {**environment(), "device": run.device.type, "processes": run.world_size},
-    }
-
-
-def configuration(request: Request) -> dict[str, Any]:
-    """The flags that change what a run computes, with their values."""
-    run: Any = request.run
-    scheduler = getattr(run.lr_scheduler_type, "value", str(run.lr_scheduler_type))
-    values = {name: getattr(request.glue, name) for name in CONFIGURATION["glue"]}
-    values |= {name: _plain(getattr(run, name)) for name in CONFIGURATION["run"]}
-    return {**values, "lr_scheduler_type": scheduler}
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)
-
+from budget_trainer.training import checkpoints, launch, run_folder
+from budget_trainer.training.recovery import explain_out_of_memory
+from budget_trainer.training.engine import engine_name, resolve_engine_config
 
 log = logging.getLogger(__name__)
-PROBE_BATCHES = 2
-FIXED_SECONDS = 1.0  # what does not grow with the model: seen 0.7 s too late of 44 beside other work
-UNEVEN = 1.2  # a later evaluation may take so much longer than the one measured
+_PROBE_BATCHES = 2
+_FIXED_SECONDS = 1.0  # what does not grow with the model: seen 0.7 s too late of 44 beside other work
+_UNEVEN = 1.2  # a later evaluation may take so much longer than the one measured
+# Flags that change what a run computes; `lr_scheduler_type`, the number of processes and the device are noted beside them.
+_GLUE_FLAGS = """max_seq_length pad_to_max_length max_train_samples max_eval_samples max_predict_samples
+early_stopping_patience total_training_time""".split()
+_RUN_FLAGS = """learning_rate per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_steps weight_decay
+adam_beta1 adam_beta2 adam_epsilon max_grad_norm warmup_steps eval_strategy eval_steps bf16 fp16 train_sampling_strategy
+label_smoothing_factor""".split()
 
 
-def reserve_end(trainer: GlueTrainer, predictor: Predictor, sources: Sources, output_dir: Path) -> None:
-    """Under a budget: measure what has to happen after training, and keep the time for it.
+class GlueRun:
+    """One run: its methods, called in this order by every rank, are its story.
 
-    That is one evaluation, the predictions, and writing and reading the model. Two batches of the longest rows are timed.
+    Nothing is written before `claim_folder`; `result.json` is written last and says that the run is finished. All of them
+    raise InputError or RunError, and StopAsked on all ranks where a signal has come to any of them.
     """
-    budget, clock = trainer.time_budget, trainer.time_budget.clock
-    assert clock is not None
-    if clock.total_seconds == float("inf"):
-        return
-    model: Any = trainer.model
-    begin = clock.elapsed_seconds()
-    with clock.phase("save"):
-        if trainer.args.should_save:
-            staging = fresh_folder(checkpoints.staging_folder(output_dir / MODEL))
-            model.save_pretrained(staging)
-            checkpoints.discard(output_dir / MODEL)
-    save, begin = clock.elapsed_seconds() - begin, clock.elapsed_seconds()
-    rows: Rows | None = next(iter(trainer.best.dev.values()), trainer.train_dataset)  # type: ignore[assignment]
-    assert rows is not None
-    with clock.phase("evaluate"):
-        predictor.logits(model.to(trainer.args.device), rows, PROBE_BATCHES)
-    probed = min(len(rows), PROBE_BATCHES * predictor.batch_size * trainer.args.world_size)
-    per_row = (clock.elapsed_seconds() - begin) / probed
-    tested = sum(len(e) for name, e in sources.data.splits.items() if name in test_splits(sources.data))
-    budget.evaluate_seconds = UNEVEN * per_row * sum(len(split) for split in trainer.best.dev.values())
-    after = UNEVEN * per_row * tested if trainer.args.do_predict else 0.0
-    budget.save_seconds = 2 * budget.save_allowance(save) + budget.evaluate_seconds + after + FIXED_SECONDS
 
+    def __init__(self, request: Request, clock: BudgetClock, stop: StopRequest) -> None:
+        """Start the processes' communication and check what can be checked without data and model."""
+        self.request, self.args, self.output_dir = request, request.run, request.output_dir
+        self.task, self.clock = request.tasks[0], clock
+        launch.prepare(self.args)
+        resolve_engine_config(self.args)
+        engine = engine_name(self.args)
+        if engine in ("deepspeed-zero3", "fsdp"):  # scoring, and keeping the best weights, would gather them each time
+            raise InputError(
+                f"distributed_type: {engine} shards the weights, which an encoder on GLUE does not need; launch with "
+                "accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml"
+            )
+        if not math.isinf(clock.total_seconds):
+            curve_name(self.args)  # refuses early what does not follow time
+        self._check_folder()
+        launch.check_trackers(self.args)
+        self.agreement = Agreement(ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout)), stop)
 
-def test_splits(data: TaskData) -> list[str]:
-    """The splits to predict that there are, in order."""
-    return [split.name for split, _ in splits_of(data.task) if split.is_test and split.name in data.splits]
+    def _check_folder(self) -> None:
+        """Refuse a folder that cannot be written, or holds a result that may not be replaced."""
+        run_folder.check_writable(self.output_dir)
+        there = [name for name in (RESULT, PREDICTIONS, MODEL) if (self.output_dir / name).exists()]
+        if there and not self.request.glue.overwrite_output_dir:
+            raise InputError(
+                f"output_dir: {self.output_dir} already has {there[0]}; add --overwrite_output_dir to replace it, or give "
+                "another folder"
+            )
 
+    def load(self) -> None:
+        """Load and check the data, the checkpoint's folder and the tokenizer, and encode the rows."""
+        glue, args = self.request.glue, self.args
+        self.data = load_task(self.task, self.request.glue_dir, glue.dataset_name)
+        check_data(self.data, args.do_train, args.do_eval, args.do_predict)
+        for split, _ in self._splits():
+            limit = glue.max_predict_samples if split.is_test else glue.max_eval_samples
+            limit = glue.max_train_samples if split is self.task.train else limit
+            self.data.splits[split.name] = self.data.splits[split.name].first(limit)
+        self.folder = resolve_model(str(glue.model_name_or_path))
+        name = glue.tokenizer_name
+        tokenizer_folder = self.folder if name is None else resolve_model(name, "tokenizer_name")
+        self.tokenizer = load_tokenizer(tokenizer_folder)
+        self.digest = model_digest(self.folder, tokenizer_folder)
+        dev = [split.name for split in self.task.dev if split.name in self.data.splits and args.do_eval]
+        self.dev = {name: self._encoded(name) for name in dev}
 
-def best_model(trainer: GlueTrainer, sources: Sources, output_dir: Path) -> Any:
-    """Write the best weights to `model/`, complete or absent, and read them back as a plain model on every rank.
+    def _splits(self) -> list[tuple[Any, Task]]:
+        """The splits that there are, with the task each belongs to (AX among MNLI's)."""
+        return [(split, owner) for split, owner in splits_of(self.task) if split.name in self.data.splits]
 
-    One way for all engines: what predicts is what was saved.
-    """
-    target, args = output_dir / MODEL, trainer.args
-    clock = trainer.time_budget.clock
-    assert clock is not None
-    with clock.phase("save"):
-        if args.should_save:
-            staging = fresh_folder(checkpoints.staging_folder(target))
-            model: Any = trainer.accelerator.unwrap_model(trainer.model)
-            model.save_pretrained(staging, state_dict=trainer.best.state)
-            sources.tokenizer.save_pretrained(staging)
-            publish_folder(staging, target)
-            trainer.best.state = None
-        trainer.time_budget.channel.barrier()
-        task, tokenizer = sources.data.task, sources.tokenizer
-        reloaded = load_classifier(target, task, tokenizer, max_seq_length=1, seed=args.seed, new_head=False)
-        return reloaded.to(args.device)
+    def _tests(self) -> list[str]:
+        return [split.name for split, _ in self._splits() if split.is_test]
 
+    def _encoded(self, split: str) -> Rows:
+        return encode(self.tokenizer, self.data.splits[split], self.request.glue.max_seq_length)
 
-def predict_tests(predictor: Predictor, model: Any, request: Request, sources: Sources) -> dict[str, np.ndarray]:
-    """The outputs for every test split that there is, AX among MNLI's."""
-    return {
-        name: predictor.logits(
-            model, encode(sources.tokenizer, sources.data.splits[name], request.glue.max_seq_length)
+    def build_trainer(self) -> None:
+        """The model with a head for the task, and the Trainer with the budget."""
+        args, glue = self.args, self.request.glue
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        collator = make_collator(self.tokenizer, args.device, glue.max_seq_length, glue.pad_to_max_length)
+        self.predictor = Predictor(collator, args.per_device_eval_batch_size, args.device, self.agreement, dtype)
+        if not self.dev:
+            args.eval_strategy = "no"
+        self.model = load_classifier(
+            self.folder, self.task, self.tokenizer, glue.max_seq_length, args.seed, new_head=args.do_train
         )
-        for name in test_splits(sources.data)
-    }
-
-
-def keep(
-    request: Request,
-    sources: Sources,
-    trainer: GlueTrainer,
-    outputs: dict[str, np.ndarray],
-    account: Callable[[Request, Sources, GlueTrainer, dict[str, str]], dict[str, Any]],
-) -> None:
-    """Write the predictions and, last, `result.json` with the `account` (main process)."""
-    clock, output_dir = trainer.time_budget.clock, request.output_dir
-    assert clock is not None
-    with clock.phase("save"):
-        output_dir.mkdir(parents=True, exist_ok=True)
-        paths = {}
-        for split, owner in splits_of(sources.data.task):
-            if split.name in outputs:
-                rows = trainer.best.dev.get(split.name)
-                references = None if rows is None else rows.labels
-                paths[split.name] = write_predictions(output_dir, owner, split.name, outputs[split.name], references)
-        if not request.glue.save_model:
-            shutil.rmtree(output_dir / MODEL, ignore_errors=True)
-    clock.stop()
-    write_result(output_dir, account(request, sources, trainer, paths))
-    if trainer.best.metrics:
-        value = trainer.best.headline(trainer.best.metrics)
-        log.info(
-            "%s: %s %.4f on dev; %s", sources.data.task.name, sources.data.task.headline, value, output_dir / RESULT
+        self.trainer = GlueTrainer(
+            model=self.model,
+            args=args,
+            train_dataset=self._encoded("train") if args.do_train else None,
+            data_collator=collator,
+            processing_class=self.tokenizer,
+            time_budget=TimeBudgetCallback(clock=self.clock, agreement=self.agreement),
+            task=self.task,
+            dev=self.dev,
+            predictor=self.predictor,
+            patience=glue.early_stopping_patience,
         )
+        if self.agreement.agree_on_stop():
+            raise StopAsked(f"{self.agreement.stop_asked_by} during set-up")
+
+    def claim_folder(self) -> None:
+        """Make the folder, and remove what an earlier run left of its result; nothing else in it is touched."""
+        if self.args.should_save:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            (self.output_dir / RESULT).unlink(missing_ok=True)  # first: what is half removed is not finished
+            for name in (PREDICTIONS, MODEL):
+                shutil.rmtree(self.output_dir / name, ignore_errors=True)
+
+    def train(self) -> None:
+        """Train as long as the budget lets or the epochs say; the best weights by the dev score become the model.
+
+        Without do_train the checkpoint's own weights are scored.
+        """
+        if not self.args.do_train:
+            if self.args.do_eval:
+                self.trainer.evaluate()
+            return
+        if not math.isinf(self.clock.total_seconds):
+            self._reserve_end()
+        with explain_out_of_memory(self.args):
+            self.trainer.train()
+        if self.trainer.time_budget.stop_reason == "stop_requested":
+            raise StopAsked(f"{self.agreement.stop_asked_by} during training")
+        self.trainer.evaluate_last_weights()
+        self._keep_best()
+
+    def _reserve_end(self) -> None:
+        """Measure what has to happen after training, and reserve the time for it.
+
+        That is one evaluation, the predictions, and writing and reading the model. Two batches of the longest rows are timed.
+        """
+        trainer, budget, clock = self.trainer, self.trainer.time_budget, self.clock
+        begin = clock.elapsed_seconds()
+        with clock.phase("save"):
+            if self.args.should_save:
+                self.model.save_pretrained(fresh_folder(checkpoints.staging_folder(self.output_dir / MODEL)))
+                checkpoints.discard(self.output_dir / MODEL)
+        save, begin = clock.elapsed_seconds() - begin, clock.elapsed_seconds()
+        rows: Any = next(iter(self.dev.values()), trainer.train_dataset)
+        with clock.phase("evaluate"):
+            self.predictor.logits(self.model, rows, _PROBE_BATCHES)
+        probed = min(len(rows), _PROBE_BATCHES * self.predictor.batch_size * self.args.world_size)
+        per_row = _UNEVEN * (clock.elapsed_seconds() - begin) / probed
+        budget.evaluate_seconds = per_row * sum(len(split) for split in self.dev.values())
+        tested = sum(len(self.data.splits[name]) for name in self._tests()) if self.args.do_predict else 0
+        budget.save_seconds = (
+            2 * budget.save_allowance(save) + budget.evaluate_seconds + per_row * tested + _FIXED_SECONDS
+        )
+
+    def _keep_best(self) -> None:
+        """Write the best weights to `model/`, complete or absent, and read them back as a plain model on every rank.
+
+        One way for all engines: only the rank that saves holds the best weights, and what predicts is what was saved.
+        """
+        target, trainer = self.output_dir / MODEL, self.trainer
+        with self.clock.phase("save"):
+            if self.args.should_save:
+                staging = fresh_folder(checkpoints.staging_folder(target))
+                self.model.save_pretrained(staging, state_dict=trainer.best_state)
+                self.tokenizer.save_pretrained(staging)
+                publish_folder(staging, target)
+                trainer.best_state = None
+            self.agreement.channel.barrier()
+            self.model = load_classifier(
+                target, self.task, self.tokenizer, max_seq_length=1, seed=self.args.seed, new_head=False
+            )
+
+    def predict(self) -> None:
+        """The logits of every split: of dev those that were scored, of the test splits the model's."""
+        self.logits = dict(self.trainer.best_logits)
+        if self.args.do_predict:
+            with self.clock.phase("evaluate"):
+                self.logits |= {name: self.predictor.logits(self.model, self._encoded(name)) for name in self._tests()}
+
+    def write_result(self) -> None:
+        """Write the predictions and, last, `result.json` (main process); the budget ends here."""
+        if self.args.should_save:
+            with self.clock.phase("save"):
+                paths = {
+                    split.name: self._write_predictions(split.name, owner)
+                    for split, owner in self._splits()
+                    if split.name in self.logits
+                }
+                if not self.request.glue.save_model:
+                    shutil.rmtree(self.output_dir / MODEL, ignore_errors=True)
+            self.clock.stop()
+            write_result(self.output_dir, self._result(paths))
+            if self.trainer.headline is not None:
+                words = (self.task.name, self.task.headline, self.trainer.headline, self.output_dir / RESULT)
+                log.info("%s: %s %.4f on dev; %s", *words)
+        self.agreement.channel.barrier()
+
+    def _write_predictions(self, split: str, task: Task) -> str:
+        """Write a split's outputs; returns the path inside of `output_dir`. RunError where an output is not finite.
+
+        `logits` [rows][classes] as the model gave them (STS-B: [rows][1], the score), `predictions` class numbers or
+        scores, `label_names` in the order of the classes (empty for STS-B), `references` the labels of a dev split, null in
+        test. Row i is row i of the split's official file.
+        """
+        logits = self.logits[split]
+        content = {
+            "task": task.name,
+            "split": split,
+            "rows": len(logits),
+            "label_names": list(task.labels),
+            "predictions": predict(task, split, logits).tolist(),
+            "references": self.dev[split].labels.tolist() if split in self.dev else None,
+            "logits": [[round(float(value), 6) for value in row] for row in logits],
+        }
+        path = f"{PREDICTIONS}/{split}.json"
+        (self.output_dir / PREDICTIONS).mkdir(exist_ok=True)
+        write_atomic(self.output_dir / path, json.dumps(content) + "\n")
+        return path
+
+    def _result(self, predictions: dict[str, str]) -> dict[str, Any]:
+        """Everything a reader of a run may want: scores, how they came about, from what, on what.
+
+        `metrics` are those of the best evaluation; `headline` is the one that chose it. Times are in seconds.
+        """
+        args, trainer, best, budget = self.args, self.trainer, self.trainer.best, self.trainer.time_budget
+        model: Any = trainer.model
+        trained_best = best if args.do_train else None
+        return {
+            "task": self.task.name,
+            "seed": args.seed,
+            "model": {
+                "name_or_path": self.request.glue.model_name_or_path,
+                "sha256": self.digest,
+                "type": model.config.model_type,
+                "parameters": sum(p.numel() for p in model.parameters()),
+            },
+            "configuration": self._configuration(),
+            "headline": {
+                "metric": self.task.headline,
+                "split": None if best is None else next(iter(self.dev)),
+                "value": trainer.headline,
+            },
+            "metrics": {} if best is None else best["metrics"],
+            "evaluations": trainer.evaluations,
+            "best_epoch": None if trained_best is None else trained_best["epoch"],
+            "best_step": None if trained_best is None else trained_best["step"],
+            "steps": trainer.state.global_step,
+            "epochs": round(trainer.state.epoch or 0.0, 4),
+            "stopped_by": (budget.stop_reason or "num_train_epochs") if args.do_train else None,
+            "seconds": {"total": self.clock.elapsed_seconds(), **self.clock.seconds_by_phase()},
+            "budget_seconds": self.request.total_seconds,
+            "rows": {name: len(examples) for name, examples in self.data.splits.items()},
+            "official_rows": self.data.official(),
+            "absent_splits": self.data.absent,
+            "data_sha256": self.data.digest,
+            "predictions": predictions,
+            "environment": {**environment(), "device": args.device.type, "processes": args.world_size},
+        }
+
+    def _configuration(self) -> dict[str, Any]:
+        """The flags that change what a run computes, with their values; of an enumeration its value."""
+        flags = {name: getattr(self.request.glue, name) for name in _GLUE_FLAGS}
+        flags |= {name: getattr(self.args, name) for name in (*_RUN_FLAGS, "lr_scheduler_type")}
+        return {name: getattr(value, "value", value) for name, value in flags.items()}
+
+    def push(self) -> None:
+        """Publish the model where that was asked for (main process); a push that fails changes nothing else."""
+        if self.args.should_save:
+            push.publish(self.output_dir, self.request.push)

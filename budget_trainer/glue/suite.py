@@ -38,13 +38,10 @@ from budget_trainer.core.io import try_lock, write_json_atomic
 from budget_trainer.core.jobs import Child, devices, write_profile
 from budget_trainer.core.stop_request import StopRequest, signal_name
 from budget_trainer.glue.arguments import ELSEWHERE, KEYS, REFUSED, Request, parse_request
-from budget_trainer.glue.data import TaskData, load_task
-from budget_trainer.glue.files import RUNS_FILE, RUNS_FORMAT
+from budget_trainer.glue.data import TaskData, check_data, load_task
 from budget_trainer.glue.model import load_tokenizer, model_digest, resolve_model
 from budget_trainer.glue.over_budget import MARKDOWN, expand_checkpoints, report_over_budget
-from budget_trainer.glue.result import MODEL, read_result
-from budget_trainer.glue.results import Spread
-from budget_trainer.glue.run import check_data
+from budget_trainer.glue.results import MODEL, RUNS_FILE, RUNS_FORMAT, Spread, read_result
 from budget_trainer.glue.tasks import TASKS, Task, find_task
 from budget_trainer.training import run_folder
 from budget_trainer.training.launch import configure_logging

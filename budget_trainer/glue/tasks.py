@@ -39,26 +39,34 @@ class Split:
 class Task:
     """One task of GLUE.
 
-    `sentences` are one or two columns of `nyu-mll/glue`, `tsv_sentences` the same columns in the official files and
-    `tsv_label` the label's there. `labels` are in the order of their numbers; none for a regression. A file of
-    `without_header` gives its columns by position (CoLA). `submission_words` says that the leaderboard wants label names
-    instead of numbers. `shared` is the task whose model answers a task that has no training data (AX: MNLI).
+    `sentences` are one or two columns of `nyu-mll/glue`, `labels` are in the order of their numbers; none for a regression.
+    `tsv_sentences` (the same where empty) and `tsv_label` are the columns of the official files. A file of `without_header`
+    gives its columns by position (CoLA). The last of the `metrics` is the headline. `submission_words` says that the
+    leaderboard wants label names instead of numbers. `shared` is the task whose model answers a task that has no training
+    data (AX: MNLI).
     """
 
     name: str
-    config: str
     sentences: tuple[str, ...]
-    tsv_sentences: tuple[str, ...]
-    tsv_label: str
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
-    headline: str
     train: Split | None
     dev: tuple[Split, ...]
     test: tuple[Split, ...]
+    tsv_sentences: tuple[str, ...] = ()
+    tsv_label: str = "label"
     without_header: tuple[str, ...] = ()
     submission_words: bool = False
     shared: str | None = None
+
+    @property
+    def config(self) -> str:
+        """Its name in `nyu-mll/glue`."""
+        return _squeezed(self.name)
+
+    @property
+    def headline(self) -> str:
+        return self.metrics[-1]
 
     @property
     def regression(self) -> bool:
@@ -74,9 +82,6 @@ class Task:
         """For a model's config; a regression has one number called `score`."""
         return dict(enumerate(self.labels or ("score",)))
 
-    def split(self, name: str) -> Split:
-        return next(split for split in self.splits if split.name == name)
-
 
 def _three(folder: str, train: int, dev: int, test: int) -> dict:
     """train, dev and test of a task whose files are `<folder>/{train,dev,test}.tsv`."""
@@ -88,78 +93,44 @@ def _three(folder: str, train: int, dev: int, test: int) -> dict:
 
 
 _PAIR = ("sentence1", "sentence2")
-_NLI = ("entailment", "neutral", "contradiction")
-_TWO_WAY = ("entailment", "not_entailment")
-_ACCURACY, _ACCURACY_F1 = ("accuracy",), ("accuracy", "f1")
+_NLI, _TWO_WAY = ("entailment", "neutral", "contradiction"), ("entailment", "not_entailment")
+_ACCURACY, _F1, _MATTHEWS = ("accuracy",), ("accuracy", "f1"), ("matthews_correlation",)
 
 _ALL = (
     Task(
         "CoLA",
-        "cola",
         ("sentence",),
-        ("sentence",),
-        "label",
         ("unacceptable", "acceptable"),
-        ("matthews_correlation",),
-        "matthews_correlation",
+        _MATTHEWS,
         **_three("CoLA", 8551, 1043, 1063),
         without_header=("source", "label", "mark", "sentence"),  # of train and dev; test has a header
     ),
-    Task(
-        "SST-2",
-        "sst2",
-        ("sentence",),
-        ("sentence",),
-        "label",
-        ("negative", "positive"),
-        _ACCURACY,
-        "accuracy",
-        **_three("SST-2", 67349, 872, 1821),
-    ),
+    Task("SST-2", ("sentence",), ("negative", "positive"), _ACCURACY, **_three("SST-2", 67349, 872, 1821)),
     Task(
         "MRPC",
-        "mrpc",
         _PAIR,
-        ("#1 String", "#2 String"),
-        "Quality",
         ("not_equivalent", "equivalent"),
-        _ACCURACY_F1,
-        "f1",
+        _F1,
         train=Split("train", "train", ("MRPC/train.tsv", "MRPC/msr_paraphrase_train.txt"), 3668),
         dev=(Split("dev", "validation", ("MRPC/dev.tsv", "MRPC/msr_paraphrase_train.txt"), 408),),
         test=(Split("test", "test", ("MRPC/test.tsv", "MRPC/msr_paraphrase_test.txt"), 1725, "MRPC.tsv"),),
+        tsv_sentences=("#1 String", "#2 String"),
+        tsv_label="Quality",
     ),
-    Task(
-        "STS-B",
-        "stsb",
-        _PAIR,
-        _PAIR,
-        "score",
-        (),
-        ("pearson", "spearmanr"),
-        "spearmanr",
-        **_three("STS-B", 5749, 1500, 1379),
-    ),
+    Task("STS-B", _PAIR, (), ("pearson", "spearmanr"), **_three("STS-B", 5749, 1500, 1379), tsv_label="score"),
     Task(
         "QQP",
-        "qqp",
         ("question1", "question2"),
-        ("question1", "question2"),
-        "is_duplicate",
         ("not_duplicate", "duplicate"),
-        _ACCURACY_F1,
-        "f1",
+        _F1,
         **_three("QQP", 363846, 40430, 390965),
+        tsv_label="is_duplicate",
     ),
     Task(
         "MNLI",
-        "mnli",
         ("premise", "hypothesis"),
-        _PAIR,
-        "gold_label",
         _NLI,
         _ACCURACY,
-        "accuracy",
         train=Split("train", "train", ("MNLI/train.tsv",), 392702),
         dev=(
             Split("dev_matched", "validation_matched", ("MNLI/dev_matched.tsv",), 9815),
@@ -169,55 +140,29 @@ _ALL = (
             Split("test_matched", "test_matched", ("MNLI/test_matched.tsv",), 9796, "MNLI-m.tsv"),
             Split("test_mismatched", "test_mismatched", ("MNLI/test_mismatched.tsv",), 9847, "MNLI-mm.tsv"),
         ),
+        tsv_sentences=_PAIR,
+        tsv_label="gold_label",
         submission_words=True,
     ),
     Task(
         "QNLI",
-        "qnli",
         ("question", "sentence"),
-        ("question", "sentence"),
-        "label",
         _TWO_WAY,
         _ACCURACY,
-        "accuracy",
         **_three("QNLI", 104743, 5463, 5463),
         submission_words=True,
     ),
-    Task(
-        "RTE",
-        "rte",
-        _PAIR,
-        _PAIR,
-        "label",
-        _TWO_WAY,
-        _ACCURACY,
-        "accuracy",
-        **_three("RTE", 2490, 277, 3000),
-        submission_words=True,
-    ),
-    Task(
-        "WNLI",
-        "wnli",
-        _PAIR,
-        _PAIR,
-        "label",
-        ("not_entailment", "entailment"),
-        _ACCURACY,
-        "accuracy",
-        **_three("WNLI", 635, 71, 146),
-    ),
+    Task("RTE", _PAIR, _TWO_WAY, _ACCURACY, **_three("RTE", 2490, 277, 3000), submission_words=True),
+    Task("WNLI", _PAIR, ("not_entailment", "entailment"), _ACCURACY, **_three("WNLI", 635, 71, 146)),
     Task(
         "AX",
-        "ax",
         ("premise", "hypothesis"),
-        _PAIR,
-        "label",
         _NLI,
-        ("matthews_correlation",),
-        "matthews_correlation",
+        _MATTHEWS,
         train=None,
         dev=(),
         test=(Split("ax", "test", ("diagnostic/diagnostic.tsv", "AX/AX.tsv", "AX.tsv"), 1104, "AX.tsv"),),
+        tsv_sentences=_PAIR,
         submission_words=True,
         shared="MNLI",
     ),

@@ -1,9 +1,4 @@
-"""The evaluations of a run, and the best of them with its weights.
-
-The outputs of a classifier for all rows of a split, each exactly once, whatever the number of processes.
-
-The Trainer of one run on GLUE: a budget where one was given, our evaluation, and a loss that is a mean.
-"""
+"""The Trainer of one run on GLUE: a budget where one was given, scores by GLUE's metrics, and the best weights kept."""
 
 from __future__ import annotations
 
@@ -23,57 +18,21 @@ from budget_trainer.budget.mixin import TimeScheduleMixin
 from budget_trainer.budget.scheduler import TimeScheduler
 from budget_trainer.core.errors import InputError, RunError, StopAsked
 from budget_trainer.glue.encoding import Rows
-from budget_trainer.glue.scores import predict, score
+from budget_trainer.glue.metrics import GlueMetric, predict
 from budget_trainer.glue.tasks import Task
 
-
-class Best:
-    """Scores a model on the dev splits and keeps the outputs and weights of the best one so far.
-
-    The best is the highest headline metric on the first dev split (MNLI: matched); of equals the earlier one. Weights are
-    kept in the memory of the process that saves, once: a model of 340 M parameters takes 1.3 GB.
-    """
-
-    def __init__(self, task: Task, dev: dict[str, Rows], logits_of: Callable[[Any, Rows], np.ndarray]) -> None:
-        self.task, self.dev, self._logits_of = task, dev, logits_of
-        self.evaluations: list[dict[str, Any]] = []  # epoch, step, metrics by split
-        self.place: int | None = None  # of the best, in `evaluations`
-        self.logits: dict[str, np.ndarray] = {}  # of the best
-        self.state: dict[str, torch.Tensor] | None = None  # of the best; main process only
-
-    @property
-    def since(self) -> int:
-        """Evaluations since the best one."""
-        return 0 if self.place is None else len(self.evaluations) - 1 - self.place
-
-    @property
-    def metrics(self) -> dict[str, dict[str, float]]:
-        return {} if self.place is None else self.evaluations[self.place]["metrics"]
-
-    def headline(self, metrics: dict[str, dict[str, float]]) -> float:
-        return next(iter(metrics.values()))[self.task.headline]
-
-    def evaluate(self, model: Any, epoch: float, step: int, state_dict: Callable[[], dict | None]) -> dict[str, Any]:
-        """Score `model` (on all ranks); where it is the best so far, keep what `state_dict()` gives (called on all ranks)."""
-        logits = {name: self._logits_of(model, rows) for name, rows in self.dev.items()}
-        metrics = {
-            name: score(self.task, predict(self.task, logits[name]), rows.labels) for name, rows in self.dev.items()
-        }
-        evaluation = {"epoch": round(epoch, 4), "step": step, "metrics": metrics}
-        self.evaluations.append(evaluation)
-        if self.place is None or self.headline(metrics) > self.headline(self.metrics):
-            self.place, self.logits, self.state = len(self.evaluations) - 1, logits, state_dict()
-        return evaluation
-
-
-POLL_EVERY = 20  # batches between two looks at whether a signal has come
+log = logging.getLogger(__name__)
+_POLL_EVERY = 20  # batches of an evaluation between two questions whether a signal has come
+# lr_scheduler_type: the curve over the time of a budget
+_CURVES = {"linear": "linear", "polynomial": "linear", "cosine": "cosine"}
+_CURVES |= dict.fromkeys(("constant", "constant_with_warmup"), "constant")
 
 
 class Predictor:
-    """Runs a model over rows, longest first, shared among the ranks.
+    """Runs a model over rows, longest first, divided over the ranks: each row exactly once, whatever their number.
 
-    Every rank does the same number of batches, so that all look at the signals together; what a rank does beyond its share is
-    thrown away. `dtype` is that of autocast, None for none.
+    Every rank computes the same number of batches, so that all ask for signals together; what a rank computes beyond its part
+    is thrown away. `dtype` is that of autocast, None for none.
     """
 
     def __init__(
@@ -90,26 +49,31 @@ class Predictor:
     def logits(self, model: Any, rows: Rows, batches: int | None = None) -> np.ndarray:
         """Float32 [len(rows), classes], in the order of the rows, the same on every rank.
 
-        Only the first `batches` of each rank with `batches` (the longest rows; the others are zeros): to measure. Raises
-        StopAsked on all ranks where a signal has come to any of them.
+        With `batches` only the first so many of each rank (the longest rows; the others are zeros), to measure their time.
+        Raises StopAsked on all ranks where a signal has come to any of them.
         """
         channel = self.agreement.channel
-        order, share = rows.longest_first(), self.batch_size * channel.world_size
-        steps = -(-len(rows) // share)
+        order, together = rows.longest_first(), self.batch_size * channel.world_size
+        steps = -(-len(rows) // together)
         found: list[tuple[np.ndarray, np.ndarray]] = []
         was_training = model.training
+        model.to(self.device)  # an engine has not placed it yet where nothing is trained
         model.eval()
         try:
             for step in range(steps if batches is None else min(batches, steps)):
-                if step % POLL_EVERY == POLL_EVERY - 1 and self.agreement.agree_on_stop():
+                if step % _POLL_EVERY == _POLL_EVERY - 1 and self.agreement.agree_on_stop():
                     raise StopAsked(f"{self.agreement.stop_asked_by} during an evaluation")
-                begin = step * share + channel.rank * self.batch_size
+                begin = step * together + channel.rank * self.batch_size
                 mine = order[begin : begin + self.batch_size]
                 outputs = self._forward(model, rows, mine if len(mine) else order[:1])
                 found.append((mine, outputs[: len(mine)]))
         finally:
             model.train(was_training)
-        return self._joined(found, len(rows))
+        parts = channel.gather(tuple(np.concatenate(part) for part in zip(*found, strict=True)))
+        joined = np.zeros((len(rows), parts[0][1].shape[1]), dtype=np.float32)
+        for numbers, outputs in parts:
+            joined[numbers] = outputs
+        return joined
 
     def _forward(self, model: Any, rows: Rows, numbers: np.ndarray) -> np.ndarray:
         batch = self.collate([rows[int(number)] for number in numbers])
@@ -117,35 +81,32 @@ class Predictor:
         with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             return model(**inputs).logits.float().cpu().numpy()
 
-    def _joined(self, found: list[tuple[np.ndarray, np.ndarray]], rows: int) -> np.ndarray:
-        mine = tuple(np.concatenate(part) for part in zip(*found, strict=True))
-        parts = self.agreement.channel.gather(mine)
-        joined = np.zeros((rows, parts[0][1].shape[1]), dtype=np.float32)
-        for numbers, outputs in parts:
-            joined[numbers] = outputs
-        return joined
-
-
-log = logging.getLogger(__name__)
-CURVES = {"linear": "linear", "polynomial": "linear", "cosine": "cosine", "constant": "constant"}
-CURVES |= {"constant_with_warmup": "constant"}  # lr_scheduler_type: the curve over the time of a budget
-
 
 class GlueTrainer(TimeScheduleMixin, Trainer):
-    """`evaluate` scores the dev splits through `best`, which keeps the best weights.
+    """`evaluate` scores the splits of `dev` and keeps outputs and weights of the best evaluation so far.
 
-    Under a budget the learning rate follows whichever comes first, the end of the time or of `num_train_epochs`: it is down
-    at both. Without one it is Trainer's own.
+    The best has the highest headline metric on the first dev split (MNLI: matched); of equals it is the earlier one. Its
+    weights are kept in the memory of the process that saves, once: a model of 340 M parameters takes 1.3 GB. Under a budget the
+    learning rate follows whichever comes first, the end of the time or of `num_train_epochs`: it is down at both. Without
+    one it is Trainer's own. `patience` is the number of evaluations without a better one that ends training, -1 for none.
     """
 
-    def __init__(self, *args: Any, best: Best, patience: int = -1, **kwargs: Any) -> None:
-        self.best = best
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, *args: Any, task: Task, dev: dict[str, Rows], predictor: Predictor, patience: int = -1, **kwargs: Any
+    ) -> None:
+        self.task, self.dev, self.predictor = task, dev, predictor
+        self.evaluations: list[dict[str, Any]] = []  # epoch, step, metrics by split
+        self.best: dict[str, Any] | None = None  # of the evaluations
+        self.best_logits: dict[str, np.ndarray] = {}
+        self.best_state: dict[str, torch.Tensor] | None = None
+        # In memory: the ranks of a run, and the runs of a suite, would otherwise share a cache file and its lock.
+        self._metric = GlueMetric(task.name, keep_in_memory=True)
+        super().__init__(*args, eval_dataset=next(iter(dev.values()), None), **kwargs)
         # The library's classifiers take **kwargs, from which Trainer concludes that they divide by num_items_in_batch;
         # they do not: with N accumulation steps the gradient would be N times too large.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Course(self, patience))
+        self.add_callback(_GlueCallback(self, patience))
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -165,9 +126,16 @@ class GlueTrainer(TimeScheduleMixin, Trainer):
         return trainer.lr_scheduler
 
     @property
-    def evaluated(self) -> bool:
-        """Whether the weights of the last step have been scored."""
-        return bool(self.best.evaluations) and self.best.evaluations[-1]["step"] == self.state.global_step
+    def headline(self) -> float | None:
+        """The headline metric of the best evaluation on the first dev split; None where there was none."""
+        return None if self.best is None else self._headline(self.best)
+
+    def _headline(self, evaluation: dict[str, Any]) -> float:
+        return next(iter(evaluation["metrics"].values()))[self.task.headline]
+
+    @property
+    def evaluations_since_best(self) -> int:
+        return 0 if self.best is None else len(self.evaluations) - 1 - self.evaluations.index(self.best)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Score the dev splits: `eval_<metric>`, with the split in between where there are two (MNLI)."""
@@ -175,40 +143,49 @@ class GlueTrainer(TimeScheduleMixin, Trainer):
         assert clock is not None
         begin = clock.seconds_by_phase()["evaluate"]
         with clock.phase("evaluate"):
-            model: Any = self.model
-            model.to(self.args.device)  # an engine has not placed it yet where nothing is trained
+            logits = {name: self.predictor.logits(self.model, rows) for name, rows in self.dev.items()}
             try:
-                found = self.best.evaluate(model, self.state.epoch or 0.0, self.state.global_step, self._state_dict)
+                metrics = {name: self._score(name, logits[name]) for name in self.dev}
             except RunError as error:
                 return self._end_diverged(error)
+            found = {"epoch": round(self.state.epoch or 0.0, 4), "step": self.state.global_step, "metrics": metrics}
+            self.evaluations.append(found)
+            if self.best is None or self._headline(found) > self._headline(self.best):
+                self.best, self.best_logits, self.best_state = found, logits, self._state_dict()
         self.time_budget.evaluate_seconds = clock.seconds_by_phase()["evaluate"] - begin
         flat = {
-            f"eval_{name}" if len(found["metrics"]) == 1 else f"eval_{split}_{name}": value
-            for split, metrics in found["metrics"].items()
-            for name, value in metrics.items()
+            f"eval_{name}" if len(metrics) == 1 else f"eval_{split}_{name}": value
+            for split, values in metrics.items()
+            for name, value in values.items()
         }
         if self.args.should_log:
-            mark = " (best)" if self.best.since == 0 else ""
+            mark = " (best)" if found is self.best else ""
             text = ", ".join(f"{name.removeprefix('eval_')} {value:.4f}" for name, value in flat.items())
-            log.info("%s, epoch %.2f, step %d: %s%s", self.best.task.name, found["epoch"], found["step"], text, mark)
+            log.info("%s, epoch %.2f, step %d: %s%s", self.task.name, found["epoch"], found["step"], text, mark)
         self.log(dict(flat))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, flat)
         return flat
 
+    def _score(self, split: str, logits: np.ndarray) -> dict[str, float]:
+        predictions = predict(self.task, split, logits)
+        return self._metric.compute(predictions=predictions, references=self.dev[split].labels)
+
     def _end_diverged(self, error: RunError) -> dict[str, float]:
         """Weights that have diverged (on all ranks alike): what was best before stays, and training ends."""
-        if self.best.place is None:
+        if self.best is None:
             raise error
         log.warning("%s; the best of the evaluations before is kept", error)
         self.time_budget.stop_reason = "diverged"
         self.control.should_training_stop = True
         return {}
 
-    def settle_best(self) -> None:
+    def evaluate_last_weights(self) -> None:
         """After training: score the last weights where that has not been done; without dev data they are the best."""
-        if not self.best.dev:
-            self.best.state = self._state_dict()
-        elif not self.evaluated and self.time_budget.stop_reason != "diverged":
+        if not self.dev:
+            self.best_state = self._state_dict()
+        elif self.time_budget.stop_reason != "diverged" and not (
+            self.evaluations and self.evaluations[-1]["step"] == self.state.global_step
+        ):
             self.evaluate()
 
     def _state_dict(self) -> dict[str, torch.Tensor] | None:
@@ -222,49 +199,37 @@ class GlueTrainer(TimeScheduleMixin, Trainer):
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
 
-class _Course(TrainerCallback):
-    """Early stopping, evaluations only where the budget carries them, and no training checkpoints: a run is begun anew."""
+class _GlueCallback(TrainerCallback):
+    """Early stopping, evaluations only where the budget has the time, and no training checkpoints: a run is begun anew."""
 
     def __init__(self, trainer: GlueTrainer, patience: int) -> None:
         self.trainer, self.patience = trainer, patience
 
-    def _settle(self, control: TrainerControl) -> None:
-        control.should_save = False
-        budget = self.trainer.time_budget
-        if control.should_evaluate and not budget.reserve(budget.reading.evaluate):
-            control.should_evaluate = (
-                False  # all ranks have the same reading; the reserve holds the time of the last one
-            )
-
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._settle(control)
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._settle(control)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
         control.should_save = False
+        budget = self.trainer.time_budget
+        # All ranks have the same reading; the time of the last evaluation is reserved.
+        if control.should_evaluate and not budget.reserve(budget.reading.evaluate):
+            control.should_evaluate = False
+
+    on_epoch_end = on_train_end = on_step_end
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         budget = self.trainer.time_budget
-        if 0 < self.patience <= self.trainer.best.since and budget.stop_reason is None:
+        if 0 < self.patience <= self.trainer.evaluations_since_best and budget.stop_reason is None:
             budget.stop_reason = "early_stopping"
             control.should_training_stop = True
 
 
 def curve_name(args: TrainingArguments) -> str:
-    """The curve over a budget that `lr_scheduler_type` asks for."""
+    """The curve over a budget that `lr_scheduler_type` asks for; InputError where there is none."""
     name = getattr(args.lr_scheduler_type, "value", str(args.lr_scheduler_type))
-    if name not in CURVES:
+    if name not in _CURVES:
         raise InputError(
-            f"lr_scheduler_type: {name!r} does not follow total_training_time; choose one of {', '.join(CURVES)}"
+            f"lr_scheduler_type: {name!r} does not follow total_training_time; choose one of {', '.join(_CURVES)}"
         )
-    return CURVES[name]
+    return _CURVES[name]

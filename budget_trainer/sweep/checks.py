@@ -70,10 +70,10 @@ def _probes(spec: SweepSpec) -> Iterator[dict[str, Any]]:
 
 def check_glue(spec: SweepSpec) -> None:
     """Refuse flags that finetune_glue.py does not know, and data that are not there, before hours of pre-training."""
-    from budget_trainer.glue.arguments import parse_request
-    from budget_trainer.glue.data import load_task
-    from budget_trainer.glue.run import check_data
+    from budget_trainer.glue.arguments import check_installed, parse_request
+    from budget_trainer.glue.data import check_data, load_task
 
+    check_installed()
     request = parse_request([*spec.objective.words("final", str(spec.output_dir)), "--use_cpu=true"])
     if request.is_suite:
         raise InputError("objective: a trial's score is one task with one seed; leave grid, seeds and others out")

@@ -134,7 +134,7 @@ class TrialRun:
             self._start("finetune_glue", [*words, *(["--use_cpu", "true"] if self._on_cpu else [])], append=True)
 
     def _score(self) -> bool:
-        from budget_trainer.glue.result import read_result
+        from budget_trainer.glue.results import read_result
 
         result = read_result(self.folder / GLUE)
         if result is not None:

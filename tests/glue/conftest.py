@@ -3,10 +3,20 @@
 import json
 import random
 
+import numpy as np
 import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizerFast,
+)
 
 import finetune_glue
 from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.glue.metrics import GlueMetric
 from tests.conftest import words
 
 GOOD, BAD, THINGS = (
@@ -22,9 +32,6 @@ NLI = ("entailment", "neutral", "contradiction")
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A BERT of random weights with 2 layers of 32, and a tokenizer of whole words."""
-    import torch
-    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
-
     folder = tmp_path_factory.mktemp("model") / "tiny"
     folder.mkdir()
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *THINGS, *PLAIN]
@@ -131,3 +138,31 @@ def finetune(options, monkeypatch):
 
 def predictions(folder, split):
     return json.loads((folder / "predictions" / f"{split}.json").read_text())
+
+
+def scored(folder, task, split="dev"):
+    """The metrics of the predictions that a run has left, computed anew."""
+    left = predictions(folder, split)
+    assert left["rows"] == len(left["predictions"]) == len(left["logits"]) == len(left["references"])
+    return GlueMetric(task).compute(predictions=left["predictions"], references=left["references"])
+
+
+def assert_model_predicts(folder, split, *columns):
+    """Whether the kept model, called by hand on these texts, gives the logits in the run's predictions."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    with torch.no_grad():
+        logits = model(**tokenizer(*columns, padding=True, return_tensors="pt")).logits.numpy()
+    np.testing.assert_allclose(predictions(folder, split)["logits"], logits, atol=2e-5)
+    return model
+
+
+@pytest.fixture
+def error(capfd):
+    """The one line of error of what has run since the last call, without its `error: `."""
+
+    def read():
+        (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+        return line.removeprefix("error: ")
+
+    return read

@@ -211,5 +211,5 @@ def test_real_files_have_the_official_rows_as_csv_reads_them(real):
         assert data.absent == {} and all(data.official().values()), name
         with open(real[0] / name / "test.tsv", encoding="utf-8-sig") as lines:
             rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-        for column, tsv_column in zip(task.sentences, task.tsv_sentences, strict=True):
+        for column, tsv_column in zip(task.sentences, task.tsv_sentences or task.sentences, strict=True):
             assert data.splits["test"].columns[column] == [row[tsv_column] for row in rows]

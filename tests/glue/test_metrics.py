@@ -1,25 +1,28 @@
-"""The metrics against scikit-learn and scipy called by hand, against numbers worked out on paper, and where undefined."""
+"""The metrics against numbers worked out on paper, the libraries called by hand, the Hub's metric, and where undefined."""
 
 import math
+import os
+from pathlib import Path
 
+import evaluate
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics
 
 from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.glue.metrics import GlueMetric
-from budget_trainer.glue.scores import predict, score
+from budget_trainer.glue.metrics import GlueMetric, predict
 from budget_trainer.glue.tasks import TASKS
 
 PREDICTIONS, REFERENCES = (
     [1, 1, 0, 1, 0, 0, 1, 0],
     [1, 0, 0, 1, 1, 0, 1, 1],
 )  # 3 true ones, 1 false one, 2 missed, 2 true zeros
+CONFIGS = [task.config for task in TASKS.values()]
 
 
-def compute(config, predictions, references):
-    return GlueMetric(config).compute(predictions=predictions, references=references)
+def compute(config, predictions, references, **options):
+    return GlueMetric(config, **options).compute(predictions=predictions, references=references)
 
 
 def test_worked_out_on_paper():
@@ -33,24 +36,60 @@ def test_worked_out_on_paper():
     assert compute("stsb", [1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 4.0, 3.0]) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("config", [task.config for task in TASKS.values()])
-def test_equal_to_the_libraries(config):
-    chance = np.random.default_rng(7)
+def cases(config):
+    """(predictions, references) at random, nearly right, all wrong and of one class: wherever both are defined."""
+    chance = np.random.default_rng(11)
     if config == "stsb":
-        references, predictions = chance.uniform(0, 5, 300), chance.uniform(0, 5, 300)
-        expected = {
-            "pearson": stats.pearsonr(predictions, references)[0],
-            "spearmanr": stats.spearmanr(predictions, references)[0],
-        }
-    else:
-        classes = 3 if config in ("mnli", "ax") else 2
-        references, predictions = chance.integers(0, classes, 300), chance.integers(0, classes, 300)
-        expected = {"accuracy": metrics.accuracy_score(references, predictions)}
-        if config in ("mrpc", "qqp"):
-            expected["f1"] = metrics.f1_score(references, predictions)
-        if config in ("cola", "ax"):
-            expected = {"matthews_correlation": metrics.matthews_corrcoef(references, predictions)}
-    assert compute(config, predictions, references) == pytest.approx(expected, abs=1e-12)
+        truth = np.round(chance.uniform(0, 5, 400), 3)
+        yield chance.uniform(0, 5, 400), truth
+        yield truth + chance.normal(0, 0.3, 400), truth
+        yield 5 - truth, truth
+        yield np.round(truth), truth  # ties
+        return
+    classes = 3 if config in ("mnli", "ax") else 2
+    truth = chance.integers(0, classes, 400)
+    yield chance.integers(0, classes, 400), truth
+    yield np.where(chance.random(400) < 0.9, truth, 0), truth
+    yield (truth + 1) % classes, truth
+    yield np.ones_like(truth), truth
+    yield (chance.random(400) < 0.1).astype(int), (chance.random(400) < 0.2).astype(int)  # few true ones
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_bit_for_bit_the_libraries_values(config):
+    for predictions, references in cases(config):
+        if config == "stsb":
+            expected = {
+                "pearson": float(stats.pearsonr(predictions, references)[0]),
+                "spearmanr": float(stats.spearmanr(predictions, references)[0]),
+            }
+        elif config in ("cola", "ax"):
+            expected = {"matthews_correlation": float(metrics.matthews_corrcoef(references, predictions))}
+        else:
+            expected = {"accuracy": float(metrics.accuracy_score(references, predictions))}
+            if config in ("mrpc", "qqp"):
+                expected["f1"] = float(metrics.f1_score(references, predictions))
+        for in_memory in (True, False):
+            assert compute(config, predictions, references, keep_in_memory=in_memory) == expected
+
+
+@pytest.fixture(scope="module")
+def load():
+    """`evaluate.load` of the Hub's metric, or of a copy of its script that GLUE_METRIC names; skips without either."""
+    source = os.environ.get("GLUE_METRIC", "glue")
+    try:
+        evaluate.load(source, "sst2")
+    except (OSError, ImportError, RuntimeError) as error:  # no network: ConnectionError, FileNotFoundError
+        pytest.skip(f"the Hub's metric cannot be loaded: {' '.join(str(error).split())[:120]}")
+    return lambda config: evaluate.load(source, config)
+
+
+@pytest.mark.parametrize("config", [config for config in CONFIGS if config != "ax"])  # the Hub's has no diagnostics
+def test_equal_to_the_hubs(config, load):
+    for predictions, references in cases(config):
+        expected = load(config).compute(predictions=predictions, references=references)
+        # the Hub's STS-B reads 32-bit floats
+        assert compute(config, predictions, references) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -70,36 +109,31 @@ def test_equal_to_the_libraries(config):
 )
 def test_where_a_metric_is_not_defined(config, predictions, references, expected):
     assert compute(config, predictions, references) == pytest.approx(expected)
-    if "matthews_correlation" in expected:
-        assert metrics.matthews_corrcoef(references, predictions) == 0.0
+    nearly_constant = compute("stsb", [1.0, 1.0, 1.0 + 1e-16, 1.0 + 3e-16], [1.0, 2.0, 3.0, 4.0])
+    assert all(math.isfinite(value) for value in nearly_constant.values())
 
 
-def test_nearly_constant_scores_are_no_nan():
-    found = compute("stsb", [1.0, 1.0, 1.0 + 1e-16, 1.0 + 3e-16], [1.0, 2.0, 3.0, 4.0])
-    assert all(math.isfinite(value) for value in found.values())
-
-
-def test_in_parts_as_evaluate_does_it():
-    metric = GlueMetric("mrpc")
-    for begin in (0, 4):
-        metric.add_batch(predictions=PREDICTIONS[begin : begin + 4], references=REFERENCES[begin : begin + 4])
-    assert metric.compute() == compute("mrpc", PREDICTIONS, REFERENCES)
+def test_in_parts_as_evaluate_does_it(tmp_path: Path):
+    metric = GlueMetric("mrpc", keep_in_memory=True, cache_dir=str(tmp_path))
+    for _ in range(2):  # one object scores all evaluations of a run
+        for begin in (0, 4):
+            metric.add_batch(predictions=PREDICTIONS[begin : begin + 4], references=REFERENCES[begin : begin + 4])
+        assert metric.compute() == compute("mrpc", PREDICTIONS, REFERENCES)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_what_cannot_be_scored():
     with pytest.raises(InputError, match="without label"):
-        score(TASKS["RTE"], np.array([0, 1]), np.array([-1, -1]))
-    with pytest.raises(InputError, match="2 for 3 references"):
-        score(TASKS["RTE"], np.array([0, 1]), np.array([0, 1, 1]))
-    with pytest.raises(RunError, match="not finite: training diverged"):
-        score(TASKS["STS-B"], np.array([np.nan, 1.0]), np.array([1.0, 2.0]))
-    with pytest.raises(RunError, match="not finite"):
-        logits = np.array([[np.nan, 0.0], [1.0, 2.0]])
-        score(TASKS["RTE"], predict(TASKS["RTE"], logits), np.array([0, 1]))
+        compute("rte", [0, 1], [-1, -1])
+    with pytest.raises(ValueError, match="Mismatch in the number of predictions"):
+        compute("rte", [0, 1], [0, 1, 1])
     with pytest.raises(InputError, match="config_name: 'squad' is no task of GLUE"):
         GlueMetric("squad")
 
 
 def test_from_logits():
-    assert predict(TASKS["MNLI"], np.array([[0.1, 3.0, 0.2], [2.0, 1.0, 0.0]])).tolist() == [1, 0]
-    assert predict(TASKS["STS-B"], np.array([[4.5], [-0.25]])).tolist() == [4.5, -0.25]
+    assert predict(TASKS["MNLI"], "ax", np.array([[0.1, 3.0, 0.2], [2.0, 1.0, 0.0]])).tolist() == [1, 0]
+    assert predict(TASKS["STS-B"], "dev", np.array([[4.5], [-0.25]])).tolist() == [4.5, -0.25]
+    for name, logits in (("STS-B", [[np.nan], [1.0]]), ("RTE", [[np.inf, 0.0], [1.0, 2.0]])):
+        with pytest.raises(RunError, match=f"{name}, dev, has some that are not finite: training diverged"):
+            predict(TASKS[name], "dev", np.array(logits))

@@ -1,32 +1,41 @@
 """One run, from the flags of run_glue to its result."""
 
+import errno
 import json
+import math
+import os
 import shutil
+import signal
+import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+)
 
-from budget_trainer.core.errors import InputError
-from budget_trainer.glue.arguments import parse_request
-from budget_trainer.glue.scores import score
+from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.config.arguments import RunArguments
+from budget_trainer.core.stop_request import StopRequest
+from budget_trainer.glue import run
+from budget_trainer.glue.arguments import REFUSED, GlueRunArguments, parse_request
 from budget_trainer.glue.tasks import TASKS
-from budget_trainer.glue.trainer import Predictor
-from tests.conftest import ROOT, launch, launch_form, wait_for, words, write_cpu_form
-from tests.glue.conftest import ROWS, predictions
+from budget_trainer.glue.trainer import GlueTrainer, Predictor
+from tests.conftest import ROOT, launch, launch_form, spawn, wait_for, words, write_cpu_form
+from tests.conftest import run as run_command
+from tests.glue.conftest import ROWS, assert_model_predicts, predictions, scored
 
 ORIGINAL = """--task_name MRPC --max_seq_length 64 --overwrite_output_dir --do_train --do_eval --evaluation_strategy steps
 --per_device_train_batch_size 32 --gradient_accumulation_steps 1 --per_device_eval_batch_size 32 --learning_rate 5e-5
 --weight_decay 0.01 --eval_steps 50 --evaluation_strategy steps --max_grad_norm 1.0 --num_train_epochs 5
 --lr_scheduler_type polynomial --warmup_steps 50""".split()
-
-
-def scored(folder, task, split="dev"):
-    """The metrics of the predictions that a run has left, computed anew."""
-    left = predictions(folder, split)
-    assert left["rows"] == len(left["predictions"]) == len(left["logits"]) == len(left["references"])
-    return score(TASKS[task], np.array(left["predictions"]), np.array(left["references"]))
 
 
 def test_the_originals_command(finetune, options, tmp_path):
@@ -48,15 +57,11 @@ def test_the_best_evaluation_is_the_result_and_the_model(finetune, tmp_path, glu
     assert max(values) > 0.9, "the label is in one word"
     assert result["rows"] == ROWS and result["official_rows"] == dict.fromkeys(ROWS, False)
     assert predictions(tmp_path / "out", "test")["references"] is None
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model").eval()
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
-    assert model.config.id2label == {0: "negative", 1: "positive"}
     for split in ("dev", "test"):
         lines = (glue_dir / "SST-2" / f"{split}.tsv").read_text().splitlines()[1:]
         texts = [line.split("\t")[0 if split == "dev" else 1] for line in lines]
-        with torch.no_grad():
-            logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
-        np.testing.assert_allclose(predictions(tmp_path / "out", split)["logits"], logits, atol=2e-5)
+        model = assert_model_predicts(tmp_path / "out", split, texts)
+    assert model.config.id2label == {0: "negative", 1: "positive"}
 
 
 @pytest.mark.parametrize(
@@ -81,8 +86,6 @@ def test_each_kind_of_task(finetune, tmp_path, task, splits, metrics):
 @pytest.mark.parametrize("kind", ["megatron-bert", "modernbert", "electra"])
 def test_other_encoders(finetune, tmp_path, tiny_model, glue_dir, kind):
     """The paper's type with its attention of ours, the recipes' type, and one with another head."""
-    from transformers import AutoConfig, AutoModelForMaskedLM
-
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     tokens = {"vocab_size": 29, "pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "initializer_range": 0.05}
     config = AutoConfig.for_model(kind, max_position_embeddings=64, **sizes, **tokens)
@@ -90,12 +93,8 @@ def test_other_encoders(finetune, tmp_path, tiny_model, glue_dir, kind):
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
     code, result = finetune(task_name="CoLA", model_name_or_path=tmp_path / "model")
     assert code == 0 and result["model"]["type"] == kind
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model").eval()
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
     texts = [line.split("\t")[3] for line in (glue_dir / "CoLA" / "dev.tsv").read_text().splitlines()]
-    with torch.no_grad():
-        logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
-    np.testing.assert_allclose(predictions(tmp_path / "out", "dev")["logits"], logits, atol=2e-5)
+    assert_model_predicts(tmp_path / "out", "dev", texts)
 
 
 def test_the_same_seed_the_same_run(finetune, tmp_path):
@@ -181,20 +180,17 @@ def test_a_budget_ends_the_run_in_time(finetune):
 
 
 @pytest.mark.parametrize(("epochs", "time"), [(100000, "12s"), (3, "1h"), (3, None)])
-def test_the_rate_is_down_at_whichever_end_comes_first(finetune, monkeypatch, epochs, time):
-    from budget_trainer.glue import run
-
-    seen, reserve = [], run.reserve_end
-
-    def reserve_end(trainer, *rest):
-        seen.append(trainer)
-        reserve(trainer, *rest)
-
-    monkeypatch.setattr(run, "reserve_end", reserve_end)
+def test_the_rate_is_down_at_whichever_end_comes_first(options, epochs, time):
     steps = {"eval_strategy": "no", "logging_steps": 1, "warmup_steps": 0.1, "lr_scheduler_type": "polynomial"}
-    code, _ = finetune(num_train_epochs=epochs, total_training_time=time, **steps)
-    rates = [line["learning_rate"] for line in seen[0].state.log_history if "learning_rate" in line]
-    assert code == 0 and max(rates) > 8e-4 and rates[-1] < 1e-4, (rates[:3], rates[-3:])
+    limit = {} if time is None else {"total_training_time": time}
+    request = parse_request(words({**options, **steps, **limit, "num_train_epochs": epochs}))
+    one = run.GlueRun(request, BudgetClock(request.total_seconds or math.inf), StopRequest())
+    one.load()
+    one.build_trainer()
+    one.claim_folder()
+    one.train()
+    rates = [line["learning_rate"] for line in one.trainer.state.log_history if "learning_rate" in line]
+    assert max(rates) > 8e-4 and rates[-1] < 1e-4, (rates[:3], rates[-3:])
     top = rates.index(max(rates))
     assert rates[0] < 4e-4 and all(a >= b for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
 
@@ -230,12 +226,16 @@ def test_flags_of_earlier_trainers(options, given, understood):
     assert {name: request.explicit[name] for name in understood} == understood
 
 
-def test_metrics_that_are_not_installed(options, monkeypatch):
-    from budget_trainer.glue import arguments as arguments_module
-
-    monkeypatch.setattr(arguments_module, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="scikit-learn: not installed, .* pip install 'budget-trainer.glue.'"):
-        parse_request(words(options))
+def test_without_the_extra_help_and_mistakes_are_answered_all_the_same(options):
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('evaluate', 'sklearn', 'scipy'))); import finetune_glue"
+    given = words(options)
+    cases = (["--help"], ["--print_config", *given], [*given, "--eval_steps=x"], given, [*given, "--seeds=1,2"])
+    main = f"{blocked}; print([finetune_glue.main(words) for words in {[list(case) for case in cases]!r}])"
+    done = run_command([sys.executable, "-c", main])
+    assert done.stdout.endswith("\n[0, 0, 2, 2, 2]\n") and "Traceback" not in done.stderr, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    missing = "error: evaluate: not installed, GLUE's metrics need it; pip install 'budget-trainer[glue]'"
+    assert "argument --eval_steps" in lines[0] and lines[1:] == [missing, missing]
 
 
 def test_first_rows_only(finetune):
@@ -252,12 +252,8 @@ def test_two_processes_score_every_row_once(options, tmp_path):
     assert result["metrics"]["dev"] == scored(tmp_path / "out", "MRPC")
     left = predictions(tmp_path / "out", "dev")
     assert left["rows"] == ROWS["dev"] and predictions(tmp_path / "out", "test")["rows"] == ROWS["test"]
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model").eval()
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
     lines = [line.split("\t") for line in (options["glue_dir"] / "MRPC" / "dev.tsv").read_text().splitlines()[1:]]
-    inputs = tokenizer([row[3] for row in lines], [row[4] for row in lines], padding=True, return_tensors="pt")
-    with torch.no_grad():
-        np.testing.assert_allclose(left["logits"], model(**inputs).logits.numpy(), atol=2e-5)
+    assert_model_predicts(tmp_path / "out", "dev", [row[3] for row in lines], [row[4] for row in lines])
 
 
 def test_zero2(options, tmp_path):
@@ -270,12 +266,6 @@ def test_zero2(options, tmp_path):
 
 
 def test_a_signal_ends_it_without_a_result(options, tmp_path):
-    import os
-    import signal
-    import sys
-
-    from tests.conftest import spawn
-
     options["num_train_epochs"] = 100000
     process = spawn([sys.executable, "finetune_glue.py", *words(options)])
     lines = []
@@ -316,16 +306,15 @@ def test_a_signal_ends_it_without_a_result(options, tmp_path):
         ({"report_to": "nobody"}, "report_to: 'nobody' cannot be used"),
     ],
 )
-def test_a_mistake_is_one_line(finetune, capfd, tmp_path, changes, expected):
-    code, result = finetune(**changes)
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert (code, result, len(lines)) == (2, None, 1) and lines[0].startswith(f"error: {expected}"), lines
+def test_a_mistake_is_one_line(finetune, error, tmp_path, changes, expected):
+    assert finetune(**changes) == (2, None)
+    assert error().startswith(expected)
     assert not (tmp_path / "out" / "model").exists()
 
 
-def test_a_run_that_diverges(finetune, capfd):
+def test_a_run_that_diverges(finetune, error):
     assert finetune(learning_rate="1e18", max_grad_norm=0, task_name="STS-B") == (1, None)
-    assert "error: predictions: STS-B has some that are not finite: training diverged; lower" in capfd.readouterr().err
+    assert error().startswith("predictions: STS-B, dev, has some that are not finite: training diverged; lower")
 
 
 def test_what_was_best_before_a_run_diverged_is_kept(finetune, tmp_path, monkeypatch, capfd):
@@ -342,7 +331,7 @@ def test_what_was_best_before_a_run_diverged_is_kept(finetune, tmp_path, monkeyp
     assert result["metrics"]["dev"] == scored(tmp_path / "out", "STS-B") and "not finite" in capfd.readouterr().err
 
 
-def test_outputs_that_are_not_finite_are_no_predictions(finetune, monkeypatch, capfd):
+def test_outputs_that_are_not_finite_are_no_predictions(finetune, monkeypatch, error):
     real = Predictor.logits
     monkeypatch.setattr(
         Predictor,
@@ -350,21 +339,16 @@ def test_outputs_that_are_not_finite_are_no_predictions(finetune, monkeypatch, c
         lambda self, model, rows, *args: real(self, model, rows, *args) + (np.nan if len(rows) == ROWS["test"] else 0),
     )
     assert finetune(task_name="STS-B", num_train_epochs=1) == (1, None)
-    assert "error: predictions: STS-B, test, has some that are not finite" in capfd.readouterr().err
+    assert error().startswith("predictions: STS-B, test, has some that are not finite")
 
 
-def test_engines_that_shard_weights(finetune, capfd, monkeypatch):
-    from budget_trainer.glue import run
-
+def test_engines_that_shard_weights(finetune, error, monkeypatch):
     monkeypatch.setattr(run, "engine_name", lambda arguments: "deepspeed-zero3")
     assert finetune() == (2, None)
-    assert "distributed_type: deepspeed-zero3 shards the weights, which an encoder" in capfd.readouterr().err
+    assert error().startswith("distributed_type: deepspeed-zero3 shards the weights, which an encoder")
 
 
 def damage(kind, folder):
-    import torch
-    from safetensors.torch import load_file, save_file
-
     if kind == "no config":
         (folder / "config.json").unlink()
     elif kind == "final":
@@ -395,10 +379,7 @@ def damage(kind, folder):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 5}))
     elif kind == "decoder":
-        from transformers import GPT2Config
-
         GPT2Config().save_pretrained(folder)
-        torch.manual_seed(0)
 
 
 @pytest.mark.parametrize(
@@ -417,63 +398,47 @@ def damage(kind, folder):
         ("decoder", "model_name_or_path: "),
     ],
 )
-def test_a_checkpoint_that_is_none(finetune, capfd, tmp_path, tiny_model, kind, expected):
+def test_a_checkpoint_that_is_none(finetune, error, tmp_path, tiny_model, kind, expected):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     damage(kind, folder)
-    code, result = finetune(model_name_or_path=folder)
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert (code, result, len(lines)) == (2, None, 1) and expected in lines[0], lines
+    assert finetune(model_name_or_path=folder) == (2, None)
+    assert expected in error()
 
 
-def test_a_name_that_is_nowhere(finetune, capfd, monkeypatch):
+def test_a_name_that_is_nowhere(finetune, error, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert finetune(model_name_or_path="nobody/nothing") == (2, None)
-    assert (
-        "model_name_or_path: nobody/nothing is no folder and cannot be fetched from the Hub ("
-        in capfd.readouterr().err
-    )
+    assert error().startswith("model_name_or_path: nobody/nothing is no folder and cannot be fetched from the Hub (")
 
 
-def test_a_disk_or_a_memory_that_takes_no_more(finetune, capfd, monkeypatch, tmp_path):
-    import errno
-
-    from budget_trainer.glue import run
-    from budget_trainer.glue.trainer import GlueTrainer
-
+def test_a_disk_or_a_memory_that_takes_no_more(finetune, error, monkeypatch, tmp_path):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x"))
 
     monkeypatch.setattr(run, "write_result", full)
     assert finetune(num_train_epochs=1) == (1, None)
-    assert (
-        f"error: {tmp_path}/x: No space left on device; mend that, then repeat the command" in capfd.readouterr().err
-    )
+    assert error() == f"{tmp_path}/x: No space left on device; mend that, then repeat the command"
 
     def greedy(*args, **kwargs):
         raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(GlueTrainer, "training_step", greedy)
     assert finetune("--overwrite_output_dir")[0] == 1
-    assert "per_device_train_batch_size: 8 does not fit" in (told := capfd.readouterr().err)
-    assert "then repeat the command" in told and "resume" not in told
+    told = error()
+    assert told.startswith("per_device_train_batch_size: 8 does not fit") and told.endswith("then repeat the command")
 
 
-def test_nothing_is_overwritten_silently(finetune, capfd, tmp_path):
+def test_nothing_is_overwritten_silently(finetune, error, tmp_path):
     assert finetune(num_train_epochs=1)[0] == 0
     before = (tmp_path / "out" / "result.json").read_text()
     assert finetune(num_train_epochs=1, seed=7)[0] == 2
-    assert "already has result.json; add --overwrite_output_dir to replace it" in capfd.readouterr().err
+    assert "already has result.json; add --overwrite_output_dir to replace it" in error()
     assert (tmp_path / "out" / "result.json").read_text() == before
     assert finetune("--overwrite_output_dir", num_train_epochs=1, seed=7)[1]["seed"] == 7
 
 
 def test_every_flag_of_training_arguments_is_read_or_refused():
-    from dataclasses import fields
-
-    from budget_trainer.config.arguments import RunArguments
-    from budget_trainer.glue.arguments import REFUSED, GlueRunArguments
-
     own = {field.name for field in fields(GlueRunArguments) if field.init}
     assert own == {field.name for field in fields(RunArguments) if field.init}
     assert set(REFUSED) <= own

@@ -8,10 +8,8 @@ import pytest
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.glue.check_submission import check
-from budget_trainer.glue.files import RUNS_FILE
 from budget_trainer.glue.report import report_suite
-from budget_trainer.glue.result import write_result
-from budget_trainer.glue.results import read_suite
+from budget_trainer.glue.results import RUNS_FILE, read_suite, write_result
 from budget_trainer.glue.suite import Plan, PlannedRun, record, whole
 from budget_trainer.glue.tasks import TASKS
 from tests.glue.suites import write_predictions
