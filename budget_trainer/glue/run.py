@@ -27,8 +27,8 @@ from budget_trainer.glue.tasks import Task
 from budget_trainer.glue.trainer import GlueTrainer, Predictor, curve_name
 from budget_trainer.reporting.report import environment
 from budget_trainer.training import checkpoints, launch, run_folder
-from budget_trainer.training.recovery import explain_out_of_memory
 from budget_trainer.training.engine import engine_name, resolve_engine_config
+from budget_trainer.training.recovery import explain_out_of_memory
 
 log = logging.getLogger(__name__)
 _PROBE_BATCHES = 2
