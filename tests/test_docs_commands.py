@@ -19,8 +19,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.glue.arguments import KEYS as GLUE_KEYS
 from budget_trainer.glue.arguments import REFUSED, RENAMED, parse_request
 from budget_trainer.glue.suite import read_grid
-from budget_trainer.migrate.original import FLAGS
-from budget_trainer.migrate.reading import SWITCHES, VALUED
+from budget_trainer.migrate.flags import FLAGS
 from tests import documents
 from tests.conftest import ROOT
 from tests.documents import PAGES, name_of
@@ -226,7 +225,7 @@ def test_every_flag_that_is_named_exists(monkeypatch):
     """In code within a line: a flag of one of our commands (or one that it answers), of a launcher, or of another program."""
     keys = KEYS | GLUE_KEYS | {*RENAMED, *REFUSED, *REPLACED} | {f"no_{key}" for key in KEYS} | set(FLAGS)
     known = {f"--{key}" for key in keys} | set(launch_command_parser()._option_string_actions)
-    known |= set(get_args_parser()._option_string_actions) | {f"--{name.lstrip('-')}" for name in {*VALUED, *SWITCHES}}
+    known |= set(get_args_parser()._option_string_actions)
     modules = {entry.partition(":")[0] for entry in ENTRY_POINTS.values()} - {"train_mlm", "finetune_glue"}
     modules |= {f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py")} - {
         "benchmarks.scaling_point"

@@ -2,7 +2,7 @@
 
 import sys
 
-from budget_trainer.migrate.command import main
+from budget_trainer.migrate import main
 
 if __name__ == "__main__":
     sys.exit(main())

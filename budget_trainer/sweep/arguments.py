@@ -105,7 +105,7 @@ class SweepRequest:
 
     def spec(self) -> SweepSpec:
         """The sweep, checked. Raises InputError."""
-        from budget_trainer.migrate.reading import is_sweep
+        from budget_trainer.migrate.reading import SweepFile, find_flag, is_sweep
 
         if not is_sweep(self.text):
             if "data_dir" in self.flags:
@@ -113,12 +113,11 @@ class SweepRequest:
             return read_spec(self.path, self.flags, self.dry_run)
         from budget_trainer.sweep.original import read_original, unknown_names
 
-        unknown = unknown_names(self.text)
+        sweep = SweepFile.read(self.text)
+        unknown = unknown_names(sweep)
         if unknown and not self.dry_run:
-            from budget_trainer.migrate.original import find_flag
-
             find_flag(unknown[0], "sweep file")
-        return read_original(self.text, self.path, self.flags, self._processes(), self.dry_run)
+        return read_original(sweep, self.path, self.flags, self._processes(), self.dry_run)
 
     def _processes(self) -> int:
         if "accelerate_config" not in self.flags:
@@ -129,20 +128,21 @@ class SweepRequest:
 
     def lines(self) -> list[str]:
         """What `--dry_run` prints. A remark on them goes to stderr."""
-        from budget_trainer.migrate.reading import is_sweep
+        from budget_trainer.migrate.reading import SweepFile, is_sweep
 
         if is_sweep(self.text):
-            from budget_trainer.sweep.original import check_search, literal_commands, unknown_names
+            from budget_trainer.sweep.original import check_search, unknown_names
 
             check_search(self.flags)
-            unknown = unknown_names(self.text)
+            sweep = SweepFile.read(self.text)
+            unknown = unknown_names(sweep)
             if unknown:  # placeholders, or flags of another script that --init_cmd names: as the original printed them
                 _say(
                     f"note: {unknown[0]}: unknown to train_mlm.py and to the original; a sweep of it would be refused"
                 )
                 head = " ".join(init_words(self.init_cmd, self.flags.get("accelerate_config")))
                 name = [f"--run_name={self.flags['job_name']}"] if "job_name" in self.flags else []
-                return [" ".join([head, *words, *name]) for words in literal_commands(self.text)]
+                return [" ".join([head, *words, *name]) for words in sweep.commands()]
         spec = self.spec()
         from budget_trainer.sweep.checks import check_words
 

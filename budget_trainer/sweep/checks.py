@@ -13,7 +13,7 @@ import yaml
 from budget_trainer.config.arguments import REPLACED
 from budget_trainer.config.parser import KEYS, parse_recipe, read_recipe, recipe_words
 from budget_trainer.core.errors import InputError
-from budget_trainer.migrate.original import FLAGS
+from budget_trainer.migrate.flags import FLAGS
 from budget_trainer.sweep.spec import SweepSpec, combinations, grid_size, pruning_words, said_by_sweep
 from budget_trainer.training import run_folder
 

@@ -8,30 +8,16 @@ from typing import Any
 
 from budget_trainer.config.parser import KEYS, NULLS
 from budget_trainer.core.errors import InputError
-from budget_trainer.migrate.convert import as_word, convert
-from budget_trainer.migrate.original import FLAGS, Given
-from budget_trainer.migrate.reading import read_launcher, sections
-from budget_trainer.migrate.reading import read_sweep as read_combination
+from budget_trainer.migrate.flags import FLAGS, Given
+from budget_trainer.migrate.reading import SweepFile, read_launcher
+from budget_trainer.migrate.recipe import convert
 from budget_trainer.sweep.spec import OWN, VALIDATION, Choices, Space, SweepSpec, make_spec, read_space
 
 
-def unknown_names(text: str) -> list[str]:
+def unknown_names(sweep: SweepFile) -> list[str]:
     """Flags in the file that neither the original nor train_mlm.py knows: none where it is all one of the two."""
-    grid, fixed = sections(text)
-    names = [*grid, *fixed]
-    if all(name in FLAGS for name in names) or all(name in KEYS for name in names):
-        return []
-    return [name for name in names if name not in FLAGS]
-
-
-def literal_commands(text: str) -> list[list[str]]:
-    """The words behind the script for each combination, as they stand in the file; the last parameter changes fastest."""
-    grid, fixed = sections(text)
-    default = [f"--{name}={value}" for name, value in fixed.items()]
-    return [
-        [*(f"--{name}={value}" for name, value in zip(grid, chosen, strict=True)), *default]
-        for chosen in itertools.product(*grid.values())
-    ]
+    names = [*sweep.grid, *sweep.fixed]
+    return [] if all(name in KEYS for name in names) else [name for name in names if name not in FLAGS]
 
 
 def check_search(flags: dict[str, str]) -> None:
@@ -43,7 +29,7 @@ def check_search(flags: dict[str, str]) -> None:
         )
 
 
-def read_original(text: str, path: Path, flags: dict[str, str], processes: int, dry_run: bool) -> SweepSpec:
+def read_original(sweep: SweepFile, path: Path, flags: dict[str, str], processes: int, dry_run: bool) -> SweepSpec:
     """The sweep that a file of the original describes; `flags` of the command line win.
 
     `processes` is how many a trial has: the original's train_batch_size is theirs together.
@@ -52,34 +38,29 @@ def read_original(text: str, path: Path, flags: dict[str, str], processes: int, 
         InputError: unknown flags, a search other than grid, hyperparameters that depend on each other here.
     """
     check_search(flags)
-    grid, default = sections(text)
-    if all(name in KEYS for name in [*grid, *default]) and not all(name in FLAGS for name in [*grid, *default]):
-        if "data_dir" in flags:
-            default = {**default, "data_dir": flags["data_dir"]}
-        content = {key: value for key, value in flags.items() if key != "data_dir"}
-        return make_spec(content, read_space(dict(grid)), default, path.stem, dry_run)
-    points = _converted(text, flags, processes)
+    content = {key: value for key, value in flags.items() if key != "data_dir"}
+    names = {*sweep.grid, *sweep.fixed}
+    if names <= KEYS and not names <= FLAGS.keys():
+        data = {"data_dir": flags["data_dir"]} if "data_dir" in flags else {}
+        return make_spec(content, read_space(dict(sweep.grid)), sweep.fixed | data, path.stem, dry_run)
+    points = [_recipe(sweep, number, flags, processes) for number in range(1, sweep.combinations + 1)]
     common = {key: value for key, value in points[0].items() if all(point.get(key) == value for point in points)}
     space = _product([{key: value for key, value in point.items() if key not in common} for point in points])
-    content = {key: flags[key] for key in flags if key != "data_dir"}
     for key, theirs in (("time_per_trial", "total_training_time"), ("output_dir", "output_dir")):
         if theirs in common:  # else it is searched, which `make_spec` refuses
             content.setdefault(key, common[theirs])
-    content.setdefault("job_name", flags.get("job_name", common.get("run_name", path.stem)))
+    content.setdefault("job_name", common.get("run_name", path.stem))
     own = {*OWN, *(VALIDATION if content.get("prune_at") else ())}
-    fixed = {key: as_word(value) for key, value in common.items() if value is not None and key not in own}
-    return make_spec(content, space, fixed, path.stem, dry_run)
+    texts = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in common.items()}
+    return make_spec(content, space, {key: text for key, text in texts.items() if key not in own}, path.stem, dry_run)
 
 
-def _converted(text: str, flags: dict[str, str], processes: int) -> list[dict[str, Any]]:
-    """Each combination as the keys of our recipe."""
-    launch, found = read_launcher(["deepspeed"], processes), []
-    for number in range(1, read_combination(text).combinations + 1):
-        values = {**read_combination(text, number).given.values, "current_run_id": ""}
-        values |= {name: flags[name] for name in ("job_name", "output_dir") if name in flags}
-        draft = convert(Given(values), launch, flags.get("data_dir"))
-        found.append({key: entry.value for key, entry in draft.entries.items()})
-    return found
+def _recipe(sweep: SweepFile, number: int, flags: dict[str, str], processes: int) -> dict[str, Any]:
+    """A combination as the keys of our recipe."""
+    values = {**sweep.given(number).values, "current_run_id": ""}
+    values |= {name: flags[name] for name in ("job_name", "output_dir") if name in flags}
+    draft = convert(Given(values), read_launcher([], processes), flags.get("data_dir"))
+    return {key: value for key, (value, _) in draft.entries.items()}
 
 
 def _product(points: list[dict[str, Any]]) -> Space:

@@ -40,9 +40,9 @@ def test_the_words_choose_a_native_class(name, mode, embedding, norm):
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
 @pytest.mark.parametrize(("mode", "embedding", "norm"), list(product(MODES, EMBEDDING, NORMS)))
 def test_for_a_native_class_the_words_say_what_it_is(name, mode, embedding, norm):
-    layout = LAYOUTS[name]
-    agrees = mode in (None, layout.encoder_ln_mode) and embedding in (None, layout.layernorm_embedding)
-    agrees = agrees and (norm is None or (norm == "rms_norm") == layout.rms_norm)
+    its_mode, its_embedding, its_rms_norm = LAYOUTS[name]
+    agrees = mode in (None, its_mode) and embedding in (None, its_embedding)
+    agrees = agrees and (norm is None or (norm == "rms_norm") == its_rms_norm)
     if agrees:
         assert resolve_model_type(name, mode, embedding, norm) == name
     else:
@@ -73,7 +73,7 @@ def test_types_of_another_layout():
     assert resolve_model_type("deberta-v2") == "deberta-v2"
     assert resolve_model_type("deberta-v2", layer_norm_type="apex") == "deberta-v2"
     with pytest.raises(
-        InputError, match="encoder_ln_mode pre-ln: model_type deberta-v2 has a layout of its own; leave"
+        InputError, match="^encoder_ln_mode pre-ln: model_type deberta-v2 has a layout of its own; use"
     ):
         resolve_model_type("deberta-v2", "pre-ln")
 
