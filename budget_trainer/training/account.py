@@ -100,7 +100,7 @@ def write_results(recipe: Recipe, report: dict[str, Any], final: Path | None) ->
         card = recipe.card
         language = (card.language or "").replace(",", " ").split()
         write_model_card(final, report, run_report=json_path, picture=picture, license=card.license, language=language)
-    run_folder.mark_evaluation(output_dir, ended=True)
+    run_folder.end_evaluation(output_dir)
     _print_summary(report, output_dir)
 
 

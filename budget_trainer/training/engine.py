@@ -1,6 +1,6 @@
-"""Which engine the launcher chose, and what its configuration must leave to the recipe.
+"""The engine that the launcher chose: its configuration, whose checkpoints it reads, and ZeRO's for other numbers of processes.
 
-A checkpoint of ZeRO for another number of processes: DeepSpeed's universal form, made beside its partitions.
+DeepSpeed converts ZeRO's partitions to its universal form, which is kept beside them in the checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from budget_trainer.core.io import fresh_folder, publish_folder, write_atomic
 from budget_trainer.model.engine_optimizers import zero_stage
 from budget_trainer.training import checkpoints
 
-OWNED = {"optimizer": "optimizer_type", "scheduler": "curve"}  # block of a DeepSpeed JSON: the flag that says it here
+log = logging.getLogger(__name__)
+_OWNED = {"optimizer": "optimizer_type", "scheduler": "curve"}  # block of a DeepSpeed JSON: the flag that says it here
+_CONVERTED_OPTIMIZERS = ("adam", "adamw")  # DeepSpeed converts Adam's two moments and nothing else
+_FOLDER, _LATEST = "universal", "latest_universal"  # the second is DeepSpeed's name for a file that names the first
 
 
 def engine_name(run: TrainingArguments) -> str:
@@ -52,7 +55,7 @@ def resolve_engine_config(run: TrainingArguments) -> None:
     if run.deepspeed_plugin is None:
         return
     config: dict[str, Any] = run.deepspeed_plugin.deepspeed_config
-    for block, flag in OWNED.items():
+    for block, flag in _OWNED.items():
         if block in config:
             raise InputError(f"deepspeed_config: the block {block!r} is train_mlm.py's; remove it and use {flag}")
     batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * run.world_size
@@ -76,32 +79,29 @@ def resolve_engine_config(run: TrainingArguments) -> None:
         config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
 
 
-log = logging.getLogger(__name__)
-OPTIMIZERS = ("adam", "adamw")  # DeepSpeed converts Adam's two moments and nothing else
-FOLDER, LATEST = "universal", "latest_universal"  # the second is DeepSpeed's name for a file that names the first
-
-
 def check_loadable(checkpoint: Path | None, engine: str, world_size: int, optimizer_type: str) -> None:
     """Refuse a checkpoint whose optimizer state this engine, with this number of processes, cannot take.
 
     One process and DDP read each other's checkpoints, with any number of processes; FSDP's are whole and load with any
-    number too; ZeRO's are partitions, which are converted for OPTIMIZERS.
+    number too; ZeRO's are partitions, which are converted for Adam and AdamW.
     """
     if checkpoint is None:
         return
     manifest = checkpoints.complete_manifest(checkpoint)
-    theirs, size = manifest.get("engine", engine), manifest["world_size"]
+    theirs, size = manifest["engine"], manifest["world_size"]
     plain = {"single", "ddp"}
     if theirs != engine and not {theirs, engine} <= plain:
         raise InputError(
             f"resume_from_checkpoint: {checkpoint} was written by the engine {theirs}, this run has {engine}, which cannot "
             f"read its optimizer state; launch it with {theirs} again"
         )
-    converts = engine in ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3") and optimizer_type in OPTIMIZERS
+    converts = (
+        engine in ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3") and optimizer_type in _CONVERTED_OPTIMIZERS
+    )
     if size != world_size and engine.startswith("deepspeed") and not converts:
         raise InputError(
             f"resume_from_checkpoint: {checkpoint} holds the state of {optimizer_type} in {size} partitions, this run has "
-            f"{world_size} processes; only {' and '.join(OPTIMIZERS)} under ZeRO are converted, so launch it with "
+            f"{world_size} processes; only {' and '.join(_CONVERTED_OPTIMIZERS)} under ZeRO are converted, so launch it with "
             f"--num_processes {size}"
         )
 
@@ -152,15 +152,15 @@ def restore_group_options(optimizer: torch.optim.Optimizer, groups: list[dict[st
 
 def _is_converted(checkpoint: Path) -> bool:
     try:
-        return (checkpoint / LATEST).read_text(encoding="utf-8") == FOLDER
+        return (checkpoint / _LATEST).read_text(encoding="utf-8") == _FOLDER
     except FileNotFoundError:
         return False
 
 
 def _convert(checkpoint: Path) -> None:
-    """Written aside and renamed; the file LATEST comes last."""
+    """Written aside and renamed; the file that names it comes last."""
     partitions = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
-    aside = checkpoint / f".partial-{FOLDER}"
+    aside = checkpoint / f".partial-{_FOLDER}"
     fresh_folder(aside)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--input_folder", str(partitions), "--output_folder", str(aside)]
@@ -172,6 +172,6 @@ def _convert(checkpoint: Path) -> None:
             f"resume_from_checkpoint: DeepSpeed could not convert {checkpoint} for another number of processes ({reason}); "
             "launch with the number it was written by"
         )
-    (checkpoint / LATEST).unlink(missing_ok=True)
-    publish_folder(aside, checkpoint / FOLDER)
-    write_atomic(checkpoint / LATEST, FOLDER)
+    (checkpoint / _LATEST).unlink(missing_ok=True)
+    publish_folder(aside, checkpoint / _FOLDER)
+    write_atomic(checkpoint / _LATEST, _FOLDER)

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +21,40 @@ import torch
 from accelerate.utils import compile_regions
 
 from budget_trainer.budget.channel import ControlChannel
-from budget_trainer.config.arguments import RunArguments
 from budget_trainer.config.recipe import Recipe
 from budget_trainer.training.engine import engine_name
 from budget_trainer.training.recovery import explain_out_of_memory
 from budget_trainer.training.run_folder import stored_compute_mode
 
 log = logging.getLogger(__name__)
-PROBE_SHARE = 0.03  # of the budget
-PROBE_FROM_SECONDS = 120.0  # a shorter budget is not probed
-COMPILE_FROM_SECONDS = 240.0  # where compiling is too dear to be probed, a shorter budget loses by it
-COMPILE_PROBE_SECONDS = 45.0  # probes shorter than this do not try to compile
-REPEATS = 3
-COMPILERS = ("c++", "g++", "clang++")
-COMPILE = ("no", "regional", "whole")
+_PROBE_SHARE = 0.03  # of the budget
+_PROBE_FROM_SECONDS = 120.0  # a shorter budget is not probed
+_COMPILE_FROM_SECONDS = 240.0  # where compiling is too dear to be probed, a shorter budget loses by it
+_COMPILE_PROBE_SECONDS = 45.0  # probes shorter than this do not try to compile
+_REPEATS = 3
+_COMPILERS = ("c++", "g++", "clang++")
+_COMPILE = ("no", "regional", "whole")
 
 
 @dataclass(frozen=True)
 class ComputeMode:
-    """How a step is computed."""
+    """How a step is computed: in bf16 or float32, and what of the model is compiled (`no`, `regional`, `whole`)."""
 
     bf16: bool
-    compile: str  # one of COMPILE
+    compile: str
+
+    @property
+    def eager(self) -> ComputeMode:
+        """The same precision, not compiled."""
+        return replace(self, compile="no")
+
+    def __str__(self) -> str:
+        return ("bf16" if self.bf16 else "fp32") + ("" if self.compile == "no" else f" {self.compile} compiled")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a way of computing costs: seconds per micro-batch, and once for compiling."""
+    """What a mode costs: seconds per micro-batch, and once for compiling."""
 
     step: float
     compile: float = 0.0
@@ -61,42 +68,50 @@ def resolve_compute_mode(
     checkpoint: Path | None,
     channel: ControlChannel,
 ) -> dict[str, Any]:
-    """Settle `bf16`, `torch_compile` and `regional_compile` of the recipe; returns what a checkpoint remembers.
+    """Resolve `bf16`, `torch_compile` and `regional_compile` of the recipe; returns what a checkpoint remembers.
 
     torch.compile needs a C++ compiler, and weights that are there (not ZeRO-3's); else training is eager. With
-    `auto_speed` both have to pay: a probe of at most PROBE_SHARE of what is left measures bf16 against fp32 and, where that
+    `auto_speed` both have to pay: a probe of at most 3 % of what is left measures bf16 against fp32 and, where that
     buys enough time, compiling against not; rank 0's measurement counts. A resumed job takes what its checkpoint
     remembers. `batch` is a collated micro-batch, `remaining_seconds` what this job may still use.
     """
     run = recipe.run
-    asked = speed = ComputeMode(bool(run.bf16), _asked_compile(recipe))
-    if speed.compile != "no" and run.torch_compile_backend == "inductor" and not has_compiler():
+    compiles = ("regional" if recipe.budget.regional_compile else "whole") if run.torch_compile else "no"
+    asked = mode = ComputeMode(bool(run.bf16), compiles)
+    if mode.compile != "no" and run.torch_compile_backend == "inductor" and not has_compiler():
         log.info("torch_compile: off, there is no C++ compiler here (install g++ to have it)")
-        speed = ComputeMode(speed.bf16, "no")
-    if speed.compile != "no" and engine_name(run) == "deepspeed-zero3":
+        mode = mode.eager
+    if mode.compile != "no" and engine_name(run) == "deepspeed-zero3":
         log.info("torch_compile: off, ZeRO-3 gathers weights as they are touched, which a compiled graph does not see")
-        speed = ComputeMode(speed.bf16, "no")
+        mode = mode.eager
     if recipe.budget.auto_speed:
         stored = stored_compute_mode(checkpoint)
         if stored.get("asked") == asdict(asked):
             kept = ComputeMode(**stored["settled"])
-            speed = ComputeMode(kept.bf16, kept.compile if speed.compile != "no" else "no")
+            mode = kept if mode.compile != "no" else kept.eager
         else:
-            speed = _agreed(_cheaper(speed, recipe, model, batch, remaining_seconds), channel)
-    _apply(speed, recipe)
-    return {"asked": asdict(asked), "settled": asdict(speed)}
+            mode = _cheapest(mode, recipe, model, batch, remaining_seconds)
+            (bf16, kind), _ = channel.agree([float(mode.bf16), float(_COMPILE.index(mode.compile))])
+            mode = ComputeMode(bool(bf16), _COMPILE[int(kind)])
+    # The arguments say what was resolved, before Trainer reads them.
+    if run.bf16 and not mode.bf16:
+        run.bf16, run.mixed_precision = False, "no"
+    if run.torch_compile and mode.compile == "no":
+        run.torch_compile, run.torch_compile_backend, run.torch_compile_mode = False, None, None
+    recipe.budget.regional_compile = mode.compile == "regional"
+    return {"asked": asdict(asked), "settled": asdict(mode)}
 
 
 def most_steps(costs: Mapping[ComputeMode, Cost], remaining_seconds: float) -> ComputeMode:
-    """The way that takes the most steps in the time that is left (without end: the fastest); the first one of equals."""
+    """The mode that takes the most steps in what is left (without end: the fastest); the first one of equals."""
     if math.isinf(remaining_seconds):
-        return min(costs, key=lambda speed: costs[speed].step)
-    return max(costs, key=lambda speed: (remaining_seconds - costs[speed].compile) / costs[speed].step)
+        return min(costs, key=lambda mode: costs[mode].step)
+    return max(costs, key=lambda mode: (remaining_seconds - costs[mode].compile) / costs[mode].step)
 
 
 def has_compiler() -> bool:
     """Whether a C++ compiler is at hand for torch.compile."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), *COMPILERS))
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), *_COMPILERS))
 
 
 def cpu_has_bf16() -> bool:
@@ -104,39 +119,37 @@ def cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _asked_compile(recipe: Recipe) -> str:
-    if not recipe.run.torch_compile:
-        return "no"
-    return "regional" if recipe.budget.regional_compile else "whole"
-
-
-def _cheaper(
-    speed: ComputeMode, recipe: Recipe, model: Any, batch: Mapping[str, torch.Tensor], remaining: float
+def _cheapest(
+    mode: ComputeMode, recipe: Recipe, model: Any, batch: Mapping[str, torch.Tensor], remaining: float
 ) -> ComputeMode:
-    """What of `speed` pays: by rule where the budget is short or an engine places the model, else by probe."""
+    """What of `mode` pays: by rule where the budget is short or an engine places the model, else by probe."""
     run = recipe.run
-    if speed.bf16 and run.device.type == "cpu" and not cpu_has_bf16():
+    on_cpu = run.device.type == "cpu"
+    if mode.bf16 and on_cpu and not cpu_has_bf16():
         log.info("bf16: off, this CPU has no instructions for it")
-        speed = ComputeMode(False, speed.compile)
-    limit = PROBE_SHARE * remaining
-    probes = remaining >= PROBE_FROM_SECONDS and not _engine_places_the_model(run)
-    if speed.compile != "no" and not (probes and limit >= COMPILE_PROBE_SECONDS) and remaining < COMPILE_FROM_SECONDS:
-        log.info("torch_compile: off, a budget below %gs does not earn it back", COMPILE_FROM_SECONDS)
-        speed = ComputeMode(speed.bf16, "no")
+        mode = replace(mode, bf16=False)
+    limit = _PROBE_SHARE * remaining
+    # DeepSpeed and FSDP shard the model when Trainer is built: nothing can be timed before.
+    probes = remaining >= _PROBE_FROM_SECONDS and engine_name(run) in ("single", "ddp")
+    times_compiling = probes and limit >= _COMPILE_PROBE_SECONDS
+    if mode.compile != "no" and not times_compiling and remaining < _COMPILE_FROM_SECONDS:
+        log.info("torch_compile: off, a budget below %gs does not earn it back", _COMPILE_FROM_SECONDS)
+        mode = mode.eager
     with explain_out_of_memory(run):
-        costs = probe(speed, model, batch, run.device, limit) if probes else {}
+        costs = probe(mode, model, batch, run.device, limit) if probes else {}
+    compiled = {way: cost for way, cost in costs.items() if way.compile != "no"}
     if costs:
         eager = most_steps({way: cost for way, cost in costs.items() if way.compile == "no"}, remaining)
-        compiled = {way: cost for way, cost in costs.items() if way.compile != "no"}
-        best = most_steps({eager: costs[eager], **compiled}, remaining) if compiled else None
-        speed = best or ComputeMode(eager.bf16, speed.compile)
-        said = ", ".join(f"{_name(way)} {cost.step:.3f}s" for way, cost in costs.items())
-        log.info("a micro-batch takes %s: %s", said, _name(speed))
-    compiled_was_timed = any(way.compile != "no" for way in costs)
-    if speed.compile != "no" and not speed.bf16 and run.device.type == "cpu" and not compiled_was_timed:
+        if compiled:
+            mode = most_steps({eager: costs[eager], **compiled}, remaining)
+        else:
+            mode = replace(mode, bf16=eager.bf16)
+        times = ", ".join(f"{way} {cost.step:.3f}s" for way, cost in costs.items())
+        log.info("a micro-batch takes %s: %s", times, mode)
+    if mode.compile != "no" and not mode.bf16 and on_cpu and not compiled:
         log.info("torch_compile: off, float32 on a CPU is about as fast without")  # 201 ms and 198 ms (cpu_10m)
-        speed = ComputeMode(False, "no")
-    return speed
+        mode = mode.eager
+    return mode
 
 
 def probe(
@@ -149,12 +162,12 @@ def probe(
 ) -> dict[ComputeMode, Cost]:
     """Time forward and backward of one micro-batch in the ways that `asked` allows, within `limit_seconds`.
 
-    Eager ways first; compiled ones, in the faster precision, only where the limit is COMPILE_PROBE_SECONDS or more. What
-    no longer fits is left out, so the result may be empty. Weights, gradients and the random state are left as they were.
+    Eager ways first; compiled ones, in the faster precision, only where the limit is 45 s or more. What no longer fits is
+    left out, so the result may be empty. Weights, gradients and the random state are left as they were.
     """
     begin = time_fn()
-    ways = [ComputeMode(asked.bf16, "no")] + ([ComputeMode(False, "no")] if asked.bf16 else [])
-    compiles = asked.compile != "no" and limit_seconds >= COMPILE_PROBE_SECONDS
+    ways = [asked.eager] + ([ComputeMode(False, "no")] if asked.bf16 else [])
+    compiles = asked.compile != "no" and limit_seconds >= _COMPILE_PROBE_SECONDS
     if len(ways) == 1 and not compiles:
         return {}
     model.to(device)
@@ -164,8 +177,8 @@ def probe(
         while ways:
             way = ways.pop(0)
             longest = max((cost.step for cost in costs.values()), default=0.0)
-            needed = COMPILE_PROBE_SECONDS / 2 if way.compile != "no" else 0.0
-            if time_fn() - begin + needed + (REPEATS + 1) * 2 * longest > limit_seconds and costs:
+            needed = _COMPILE_PROBE_SECONDS / 2 if way.compile != "no" else 0.0
+            if time_fn() - begin + needed + (_REPEATS + 1) * 2 * longest > limit_seconds and costs:
                 break
             costs[way] = _time(_compiled(model, way), inputs, way, device, time_fn)
             if compiles and not ways:
@@ -182,9 +195,9 @@ def _time(
     device: torch.device,
     time_fn: Callable[[], float],
 ) -> Cost:
-    """The first pass (it compiles and warms up) and the fastest of REPEATS more."""
+    """The first pass (it compiles and warms up) and the fastest of _REPEATS more."""
     seconds = []
-    for _ in range(1 + REPEATS):
+    for _ in range(1 + _REPEATS):
         begin = time_fn()
         with torch.autocast(device.type, torch.bfloat16, enabled=way.bf16):
             loss = model(**inputs).loss
@@ -200,29 +213,3 @@ def _compiled(model: Any, way: ComputeMode) -> Any:
     if way.compile == "no":
         return model
     return compile_regions(model, dynamic=False) if way.compile == "regional" else torch.compile(model, dynamic=False)
-
-
-def _engine_places_the_model(run: RunArguments) -> bool:
-    """DeepSpeed and FSDP shard the model when Trainer is built: nothing can be timed before."""
-    return engine_name(run) not in ("single", "ddp")
-
-
-def _agreed(speed: ComputeMode, channel: ControlChannel) -> ComputeMode:
-    """Rank 0's choice on every rank."""
-    (bf16, kind), _ = channel.agree([float(speed.bf16), float(COMPILE.index(speed.compile))])
-    return ComputeMode(bool(bf16), COMPILE[int(kind)])
-
-
-def _apply(speed: ComputeMode, recipe: Recipe) -> None:
-    """Make the arguments say what was settled, before Trainer reads them."""
-    run = recipe.run
-    if run.bf16 and not speed.bf16:
-        run.bf16, run.mixed_precision = False, "no"
-    if run.torch_compile and speed.compile == "no":
-        run.torch_compile, run.torch_compile_backend, run.torch_compile_mode = False, None, None
-    recipe.budget.regional_compile = speed.compile == "regional"
-
-
-def _name(speed: ComputeMode) -> str:
-    words = ["bf16" if speed.bf16 else "fp32"]
-    return " ".join(words + ([f"{speed.compile} compiled"] if speed.compile != "no" else []))

@@ -283,7 +283,7 @@ class PretrainingRun:
         if self.is_main_process:
             checkpoints.release_disk_space(self.output_dir)
             write_json_atomic(self.output_dir / run_folder.REPORT, report)
-            run_folder.mark_evaluation(self.output_dir, ended=False)
+            run_folder.begin_evaluation(self.output_dir)
         self.trainer.save_folder(final)
 
     def finish(self) -> int:

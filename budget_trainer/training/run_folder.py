@@ -8,15 +8,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+from budget_trainer.budget.callback import STATE_KEY
 from budget_trainer.budget.clock import BudgetClock, ClockFile
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import write_atomic
+from budget_trainer.core.io import write_json_atomic
 from budget_trainer.training import checkpoints
 
 log = logging.getLogger(__name__)
 FINAL, CLOCK, RUN, PROGRESS, RESUMABLE = "final", "clock.json", "run.json", "progress.jsonl", "RESUMABLE"
 REPORT = "run_report.json"
-AWAITS_EVALUATION = "evaluation\n"  # in RESUMABLE
+COMPUTE_MODE_KEY = "speed"  # in TrainerState.stateful_callbacks
+_TRAINING, _EVALUATING, _FINISHED = "training", "evaluating", "finished"  # states of a run in run.json
 
 
 def check_writable(output_dir: Path) -> None:
@@ -58,14 +60,8 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
 
 
 def awaits_evaluation(output_dir: Path) -> bool:
-    """Whether the run is finished, and was killed before the evaluation that follows had ended."""
-    try:
-        report = json.loads((output_dir / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    mark = output_dir / RESUMABLE  # it goes last, behind picture and card
-    marked = mark.exists() and mark.read_text(encoding="utf-8") == AWAITS_EVALUATION
-    return (output_dir / FINAL).is_dir() and (marked or report.get("evaluation") is None)
+    """Whether `final/` is complete, and the job that wrote it was killed before the evaluation behind it had ended."""
+    return (output_dir / FINAL).is_dir() and _read_run(output_dir).get("state") == _EVALUATING
 
 
 def check_identity(identity: dict[str, Any], output_dir: Path, checkpoint: Path | None) -> None:
@@ -91,25 +87,27 @@ def restore_clock(clock: BudgetClock, output_dir: Path, checkpoint: Path | None)
     """Charge what earlier jobs used (the larger of clock.json and the checkpoint); returns this job's number from 1."""
     records = [ClockFile.read(output_dir / CLOCK)]
     if checkpoint is not None:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        records.append(state.get("stateful_callbacks", {}).get("time_budget_clock", {}).get("shares", {}))
-    clock.restore(max(records, key=lambda shares: sum(shares.values())))
+        records.append(_stored_in(checkpoint, STATE_KEY)["shares"])
+    clock.restore(max(records, key=lambda seconds: sum(seconds.values())))
     return int(_read_run(output_dir).get("job", 0)) + 1
 
 
 def stored_compute_mode(checkpoint: Path | None) -> dict[str, Any]:
-    """What the job that wrote `checkpoint` had settled about precision and compilation; empty where nothing was."""
-    if checkpoint is None:
-        return {}
+    """What the job that wrote `checkpoint` had resolved about precision and compilation; empty where nothing was."""
+    return {} if checkpoint is None else _stored_in(checkpoint, COMPUTE_MODE_KEY)
+
+
+def _stored_in(checkpoint: Path, key: str) -> dict[str, Any]:
+    """What `store_state` has put under `key` into a checkpoint; empty where nothing was."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return dict(state.get("stateful_callbacks", {}).get("speed", {}))
+    return dict(state["stateful_callbacks"].get(key) or {})
 
 
 def _read_run(output_dir: Path) -> dict[str, Any]:
     """`run.json`, empty where there is none."""
     try:
         content = json.loads((output_dir / RUN).read_text(encoding="utf-8"))
-        return {"job": int(content["job"]), "identity": dict(content["identity"])}
+        return {"job": int(content["job"]), "state": content["state"], "identity": dict(content["identity"])}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError):
@@ -121,15 +119,19 @@ def begin(output_dir: Path, identity: dict[str, Any], job: int) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / RESUMABLE).unlink(missing_ok=True)
     checkpoints.remove_partial(output_dir)
-    write_atomic(output_dir / RUN, json.dumps({"job": job, "identity": identity}, indent=1) + "\n")
+    write_json_atomic(output_dir / RUN, {"job": job, "state": _TRAINING, "identity": identity})
 
 
-def mark_evaluation(output_dir: Path, ended: bool) -> None:
-    """Between `final/` and the end of its evaluation a job is to be resumed as well (main process)."""
-    if ended:
-        (output_dir / RESUMABLE).unlink(missing_ok=True)
-    else:
-        (output_dir / RESUMABLE).write_text(AWAITS_EVALUATION, encoding="utf-8")
+def begin_evaluation(output_dir: Path) -> None:
+    """From here to `end_evaluation` a job that is killed behind `final/` is to be resumed (main process only)."""
+    write_json_atomic(output_dir / RUN, {**_read_run(output_dir), "state": _EVALUATING})
+    (output_dir / RESUMABLE).write_text("evaluation\n", encoding="utf-8")
+
+
+def end_evaluation(output_dir: Path) -> None:
+    """Report, picture and card are written: nothing is left to do (main process only)."""
+    (output_dir / RESUMABLE).unlink(missing_ok=True)
+    write_json_atomic(output_dir / RUN, {**_read_run(output_dir), "state": _FINISHED})
 
 
 def check_data(output_dir: Path, fingerprint: str) -> None:
@@ -142,7 +144,11 @@ def check_data(output_dir: Path, fingerprint: str) -> None:
 
 
 def mark_resumable(output_dir: Path, reason: str) -> None:
-    """Leave the file `RESUMABLE` (main process): launchers turn exit code 85 into 1, so a job script tests for this."""
+    """Leave the file `RESUMABLE` with the reason (main process only).
+
+    Launchers turn exit code 85 into 1, so a job script tests for the file. What it says is for people: the state of the
+    run is in `run.json`.
+    """
     output_dir.mkdir(parents=True, exist_ok=True)
     newest = checkpoints.newest_checkpoint(output_dir)
     where = "from its beginning" if newest is None else f"from {newest}"

@@ -19,9 +19,9 @@ from budget_trainer.core.errors import RunError
 from budget_trainer.core.io import fresh_folder
 from budget_trainer.training import checkpoints
 from budget_trainer.training.engine import engine_name, needs_conversion, restore_group_options
+from budget_trainer.training.run_folder import COMPUTE_MODE_KEY
 
 _REPORT_BYTES = 2**20  # for the report, its picture and the card, beside the model
-COMPUTE_MODE_KEY = "speed"  # in TrainerState.stateful_callbacks
 
 
 class SavingTrainer(TimeScheduleMixin, Trainer):

@@ -113,6 +113,14 @@ def test_resume_refuses_another_model_and_a_damaged_checkpoint(options, tmp_path
     assert damaged.returncode == 2 and "does not match its checksum" in damaged.stderr
 
 
+def awaits_evaluation(output_dir):
+    """As a job leaves the folder that is killed behind `final/`, before picture and card; RESUMABLE is deleted."""
+    state = json.loads((output_dir / "run.json").read_text())
+    assert state["state"] == "finished"
+    (output_dir / "run.json").write_text(json.dumps({**state, "state": "evaluating"}))
+    (output_dir / "run_report.png").unlink()
+
+
 def test_killed_in_the_last_evaluation_only_that_is_made_up_for(options, tmp_path):
     output_dir = tmp_path / "run"
     options = {**options, "max_steps": 5, "num_epochs_between_checkpoints": -1, "output_dir": output_dir}
@@ -122,7 +130,7 @@ def test_killed_in_the_last_evaluation_only_that_is_made_up_for(options, tmp_pat
     draft = {name: value for name, value in whole.items() if name not in environment()}  # as it is before final/
     due = {"evaluation": None, "markers_in_final": ["finetune-99.9"]}  # as if the last marker lay in the reserve
     (output_dir / "run_report.json").write_text(json.dumps({**draft, **due}))
-    (output_dir / "run_report.png").unlink()
+    awaits_evaluation(output_dir)
     refused = train(options)
     assert refused.returncode == 2 and "already has final/" in refused.stderr
     done = train({**options, "resume_from_checkpoint": "auto"})
@@ -138,8 +146,7 @@ def test_killed_in_the_last_evaluation_only_that_is_made_up_for(options, tmp_pat
     refused = train({**options, "resume_from_checkpoint": "auto"})
     assert refused.returncode == 2 and "already has final/" in refused.stderr
 
-    (output_dir / "RESUMABLE").write_text("evaluation\n")  # killed with the report written, before picture and card
-    (output_dir / "run_report.png").unlink()
+    awaits_evaluation(output_dir)  # killed with the report written, before picture and card
     done = train({**options, "resume_from_checkpoint": "auto"})
     assert done.returncode == 0, done.stderr
     assert (output_dir / "run_report.png").exists() and not (output_dir / "RESUMABLE").exists()
