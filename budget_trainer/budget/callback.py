@@ -21,7 +21,7 @@ from budget_trainer.core.stop_request import StopRequest
 
 log = logging.getLogger(__name__)
 STATE_KEY = "time_budget_clock"  # in TrainerState.stateful_callbacks
-LAST_STEPS = 32
+_LAST_STEPS = 32
 
 
 class StepTimes:
@@ -34,7 +34,7 @@ class StepTimes:
     def __init__(self) -> None:
         self.compiles = True  # whether the next step is the first of its shapes
         self.compile_seconds = 0.0  # what the longest compilation took
-        self._seconds: deque[float] = deque(maxlen=LAST_STEPS)
+        self._seconds: deque[float] = deque(maxlen=_LAST_STEPS)
         self._worked = self._compiled = 0.0  # seconds of train and data_wait, and of compile, up to the last step
 
     def begin(self, seconds: Mapping[str, float]) -> None:
@@ -53,7 +53,7 @@ class StepTimes:
 
     def expect(self, longer: float, compiles: bool) -> None:
         """The next steps take `longer` times what the last ones took; with `compiles` the next one compiles as well."""
-        self._seconds = deque((seconds * longer for seconds in self._seconds), maxlen=LAST_STEPS)
+        self._seconds = deque((seconds * longer for seconds in self._seconds), maxlen=_LAST_STEPS)
         self.compiles = self.compiles or compiles
 
     def next_step(self) -> float:
@@ -138,7 +138,7 @@ class TimeBudgetCallback(TrainerCallback):
         self._event: torch.cuda.Event | None = None
         self._bad_step: bool | torch.Tensor = False  # of this rank, for the next control message
 
-    # ---- what others read ----
+    # ---- the agreed reading, and what follows from it ----
 
     @property
     def channel(self) -> ControlChannel:

@@ -1,6 +1,7 @@
-"""The one control message per optimizer step: every rank learns the same numbers, so all decide the same thing.
+"""One control message per optimizer step: every rank learns the same numbers, so all decide the same thing.
 
-What the ranks of a run agree on with every control message: rank 0's readings, and flags that any rank may raise.
+`ControlChannel` sends small CPU tensors among the ranks and names those that are missing; `Agreement` sends rank 0's readings
+and the flags that any rank may raise.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import torch.distributed as dist
 from budget_trainer.core.errors import LostRank
 from budget_trainer.core.stop_request import StopRequest, signal_name
 
-ROLL_CALL_SECONDS = 5.0  # torchrun kills the survivors of a lost process after 30 s
-HERE, GONE, SILENT = 0, 1, 2  # what a roll call finds
+_ROLL_CALL_SECONDS = 5.0  # torchrun kills the survivors of a lost process after 30 s
+_HERE, _GONE, _SILENT = 0, 1, 2  # what a roll call finds
 _BROKEN = ("gloo", "NCCL", "Connection reset", "Connection closed", "ProcessGroup")
 
 
@@ -92,22 +93,22 @@ class ControlChannel:
         return LostRank(f"{self.roll_call()} ({reason}); resume with --resume_from_checkpoint auto")
 
     def roll_call(self) -> str:
-        """Say who does not answer, after ROLL_CALL_SECONDS at most. Every rank whose collective failed calls it.
+        """Name the ranks that do not answer, after 5 s at most. Every rank whose collective failed calls it.
 
-        Each sends a number to each. A rank whose connection is closed has gone; where none has, those are named that
-        stay silent. (A silent one may be alive, waiting in a collective for the one that has gone.)
+        Each sends a number to each. A rank whose connection is closed has gone; where none has, the silent ones are
+        named. A silent one may be alive, waiting in a collective for the one that has gone.
         """
         if self._group is None:
             return "a collective failed in a run of one process"
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         sent = [_post(dist.isend, torch.ones(1), rank, self._roll_call) for rank in others]
         answers = [_post(dist.irecv, torch.zeros(1), rank, self._roll_call) for rank in others]
-        end = time.monotonic() + ROLL_CALL_SECONDS
+        end = time.monotonic() + _ROLL_CALL_SECONDS
         found = {rank: _wait(work, end) for rank, work in zip(others, answers, strict=True)}
         for work, rank in zip(sent, others, strict=True):
-            if found[rank] == HERE:
+            if found[rank] == _HERE:
                 _wait(work, end)  # until then gloo needs the message to be kept
-        for state, words in ((GONE, "is gone"), (SILENT, f"did not answer within {ROLL_CALL_SECONDS:g}s")):
+        for state, words in ((_GONE, "is gone"), (_SILENT, f"did not answer within {_ROLL_CALL_SECONDS:g}s")):
             names = [str(rank) for rank in others if found[rank] == state]
             if names:
                 return f"rank {', '.join(names)} of {self.world_size} {words}"
@@ -123,15 +124,15 @@ def _post(send_or_receive: Callable[..., Any], tensor: torch.Tensor, rank: int, 
 
 
 def _wait(work: Any, end: float) -> int:
-    """What became of a posted message by `end` (of time.monotonic): HERE, GONE (an error) or SILENT."""
+    """What became of a posted message by `end` (of time.monotonic): _HERE, _GONE (an error) or _SILENT."""
     wait = max(end - time.monotonic(), 0.05)
     try:
         if work is not None:
             work.wait(timedelta(seconds=wait))
-            return HERE
+            return _HERE
     except RuntimeError:
         pass
-    return SILENT if time.monotonic() >= end - 0.05 else GONE  # gloo counts in whole milliseconds
+    return _SILENT if time.monotonic() >= end - 0.05 else _GONE  # gloo counts in whole milliseconds
 
 
 def is_lost_connection(error: BaseException) -> bool:
@@ -143,9 +144,9 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 def exit_without_teardown(code: int) -> NoReturn:
-    """End the process with `code`, when all ranks have nothing more to say to each other.
+    """End the process with `code`, after the last message among the ranks.
 
-    With process groups open, without the interpreter's clean-up but for the functions of atexit: a rank whose
+    With process groups open the interpreter's clean-up is skipped but for the functions of atexit: a rank whose
     communication threads live while modules are taken down can abort, and the launcher takes that for a failure (seen
     with DDP and DeepSpeed over gloo, also after destroy_process_group).
     """
@@ -161,7 +162,7 @@ _RANK = 1000  # a stop travels as its signal's number + _RANK x the rank
 
 
 class Agreement:
-    """Flags over a channel. A flag is raised at any moment, by a signal handler too; decisions read only what was agreed.
+    """Flags over a channel: raised at any moment, by a signal handler too, and acted on only once all ranks know them.
 
     After each `exchange` (the same on all ranks): `stop_asked_by` says who asked for a stop, and `bad_step` whether any rank
     reported one since the reading before.
@@ -174,7 +175,7 @@ class Agreement:
         self._bad_here = False
 
     def report_bad_step(self) -> None:
-        """Say that this rank's step had a loss or a gradient that is not finite."""
+        """Raise the flag that this rank's step had a loss or a gradient that is not finite."""
         self._bad_here = True
 
     def exchange(self, readings: Sequence[float] = ()) -> list[float]:
@@ -189,7 +190,7 @@ class Agreement:
         return values
 
     def agree_on_stop(self) -> bool:
-        """Whether any rank was asked to stop by now, between two readings."""
+        """Exchange the flags between two readings: whether any rank was asked to stop. Call it on all ranks."""
         bad = self.bad_step, self._bad_here
         self.exchange()
         self.bad_step, self._bad_here = bad

@@ -1,10 +1,8 @@
-"""What may change along the budget in a few stages: masking rate, batch size, sequence length. Standard library only.
+"""What changes along the budget in a few stages (masking rate, batch size, sequence length), and when to validate.
 
 A curve is written `value@share,value@share`: `0.3@0,0.15@0.6` masks 30 % from the start and 15 % from 60 % of the schedule
-on. The progress is the learning rate's. At most MOST_STAGES values each: every one has its own static shapes, and
-torch.compile compiles each once.
-
-When to validate: at shares of the budget, or in the original's terms. Pure functions of share and samples.
+on. The progress is the learning rate's. At most 4 values each: every one has its own static shapes, and torch.compile
+compiles each once. Pure functions, standard library only.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from typing import Protocol
 
 from budget_trainer.core.errors import InputError
 
-MOST_STAGES = 4
+_MOST_STAGES = 4
 Steps = tuple[tuple[float, float], ...]  # (share of the schedule, value) in rising order
 
 
@@ -98,8 +96,8 @@ def parse_curve(text: str, name: str) -> Steps:
             steps.append((float(share), float(value)))
         except ValueError:
             raise InputError(f"{name}: {text!r} cannot be read; {example}") from None
-    if len(steps) > MOST_STAGES:
-        raise InputError(f"{name}: {text!r} has {len(steps)} stages; give at most {MOST_STAGES}")
+    if len(steps) > _MOST_STAGES:
+        raise InputError(f"{name}: {text!r} has {len(steps)} stages; give at most {_MOST_STAGES}")
     if steps[0][0] != 0:
         raise InputError(f"{name}: {text!r} says nothing of the start; let its first share be 0: {example}")
     shares = [share for share, _ in steps]

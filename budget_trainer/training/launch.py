@@ -1,4 +1,4 @@
-"""The process a run lives in: its voice, its trackers, its neighbours."""
+"""The process of a run: its log, its trackers, whether the launcher started what was asked for, and its last error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from budget_trainer.training.checkpoints import disk_failure
 
 
 def prepare(run: TrainingArguments) -> None:
-    """The log, the company that was asked for, and on a CPU memory that stays with the process."""
+    """Configure the log, check the launch, and on a CPU keep freed memory with the process."""
     configure_logging(run)
     check_launch(run.world_size, run.n_gpu)
     if run.device.type == "cpu":
@@ -30,7 +30,7 @@ def prepare(run: TrainingArguments) -> None:
 
 
 def configure_logging(run: TrainingArguments) -> None:
-    """One voice: the main process at info, the others only when something is wrong; TensorBoard into the run."""
+    """Log at info in the main process and only warnings in the others; TensorBoard writes into the run's folder."""
     level = logging.INFO if run.process_index == 0 else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
     for noisy in ("httpx", "datasets", "matplotlib", "fsspec", "filelock"):
@@ -52,9 +52,9 @@ def check_trackers(run: TrainingArguments) -> None:
 
 
 def check_launch(processes: int, gpus_of_this_process: int = 1) -> None:
-    """Refuse to train alone when the launcher was asked for company: each process would train its own model.
+    """Refuse to train alone where the launcher was asked for several processes: each would train its own model.
 
-    And refuse several GPUs in one process: Trainer would use DataParallel, whose batch is not what was asked for.
+    Several GPUs in one process are refused too: Trainer would use DataParallel, whose batch is not what was asked for.
     """
     if gpus_of_this_process > 1:
         raise InputError(
@@ -62,9 +62,7 @@ def check_launch(processes: int, gpus_of_this_process: int = 1) -> None:
             f"--num_processes {gpus_of_this_process}, or choose one with CUDA_VISIBLE_DEVICES=0"
         )
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
-    if (
-        launched and "WORLD_SIZE" not in os.environ
-    ):  # what accelerate's one-process launcher leaves when asked for more
+    if launched and "WORLD_SIZE" not in os.environ:  # accelerate's one-process launcher, asked for more
         raise InputError(
             "num_processes: the launcher was asked for several processes and started one (a profile of one process, or "
             "MULTI_CPU without mpirun); launch with accelerate_configs/cpu_2proc.yaml or ddp.yaml"
@@ -78,9 +76,9 @@ def check_launch(processes: int, gpus_of_this_process: int = 1) -> None:
 
 
 def raise_if_stop_requested(agreement: Agreement, output_dir: Path, during: str) -> None:
-    """Between two parts of the set-up, on all ranks: raise StopAsked where a signal has come to any of them.
+    """Raise StopAsked on all ranks where a signal has come to any of them, between two parts of the set-up.
 
-    There is nothing to save yet; the next job begins where this one did.
+    There is nothing to save yet: the next job begins where this one did.
     """
     if not agreement.agree_on_stop():
         return
@@ -90,11 +88,10 @@ def raise_if_stop_requested(agreement: Agreement, output_dir: Path, during: str)
 
 
 def report_error(error: Exception, stop: StopRequest) -> None:
-    """One line on stderr; an OSError that is not about a disk goes on its way.
+    """Print the error in one line on stderr; an OSError that is not about a disk is raised again.
 
-    Each rank says whom it has lost; of the rest rank 0 speaks for all.
-
-    The others repeat it only where the launcher has not ended them after 3 s: rank 0 may not have met the error.
+    Every rank prints which ranks it has lost. Any other error is printed by rank 0, and by the others only where the
+    launcher has not ended them after 3 s: rank 0 may not have met it.
     """
     if isinstance(error, OSError):
         reason = disk_failure(error)
@@ -106,4 +103,4 @@ def report_error(error: Exception, stop: StopRequest) -> None:
     if os.environ.get("RANK", "0") != "0" and not isinstance(error, LostRank):
         stop.restore()
         time.sleep(3)
-    command.say_error(redacted(str(error)))  # a token in the wrong place stays unsaid
+    command.say_error(redacted(str(error)))  # never a token that was given in the wrong place
