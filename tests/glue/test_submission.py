@@ -1,17 +1,19 @@
-"""The leaderboard's files, and the zip of them."""
+"""The leaderboard's files, the zip of them, and the check that names every fault in one line."""
 
-import io
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.glue.check_submission import check
+from budget_trainer.glue.check_submission import main
 from budget_trainer.glue.results import Suite, TaskResult
-from budget_trainer.glue.submission import official_files, write_submission, zip_bytes
+from budget_trainer.glue.submission import check_submission, official_files, write_submission
 from budget_trainer.glue.tasks import TASKS
+from tests.conftest import ROOT
 from tests.glue.suites import complete_suite, runs_of, write_predictions
 
 ROWS = {
@@ -26,32 +28,45 @@ FIRST = {
 }
 
 
-def test_eleven_files_with_official_row_counts() -> None:
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory) -> Path:
+    """A folder with the complete submission."""
+    folder = tmp_path_factory.mktemp("complete")
+    written = write_submission(complete_suite(folder / "runs"), folder)
+    assert written.missing == {} and written.zip == folder / "glue_submission.zip" and len(written.files) == 11
+    return folder
+
+
+@pytest.fixture(scope="module")
+def contents(complete: Path) -> dict[str, bytes]:
+    """All eleven files, right."""
+    return {name: (complete / "submission" / name).read_bytes() for name in official_files()}
+
+
+def write_zip(path: Path, contents: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_all_tasks_give_the_complete_zip(complete: Path, contents: dict) -> None:
     assert {name: split.rows for name, (_, split) in official_files().items()} == ROWS
-
-
-def test_all_tasks_give_the_complete_zip(tmp_path: Path) -> None:
-    written = write_submission(complete_suite(tmp_path / "runs"), tmp_path)
-    assert written.missing == {} and written.zip == tmp_path / "glue_submission.zip" and len(written.files) == 11
-    assert check(written.zip) == []
-    assert not (tmp_path / "submission_missing.txt").exists()
-    with zipfile.ZipFile(written.zip) as archive:
+    assert check_submission(complete / "glue_submission.zip") == []
+    before = (complete / "glue_submission.zip").read_bytes()
+    write_submission(complete_suite(complete / "runs"), complete)
+    assert (complete / "glue_submission.zip").read_bytes() == before, "the same bytes whenever it is made"
+    assert not (complete / "submission_missing.txt").exists()
+    with zipfile.ZipFile(complete / "glue_submission.zip") as archive:
         assert sorted(archive.namelist()) == sorted(ROWS) == archive.namelist()
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         for name, words in FIRST.items():
             lines = archive.read(name).decode().split("\n")
             expected = [f"{row}\t{word}" for row, word in enumerate(words.split())]
             assert lines[: len(expected) + 1] == ["index\tprediction", *expected], name
             assert len(lines) == ROWS[name] + 2 and lines[-1] == "", name
-            assert archive.read(name) == (tmp_path / "submission" / name).read_bytes()
+            assert archive.read(name) == contents[name]
         assert archive.read("STS-B.tsv").decode().splitlines()[70] == "69\t5.000"  # 5.9 of the model
-
-
-def test_the_zip_is_the_same_bytes_whenever_it_is_made() -> None:
-    contents = {"RTE.tsv": b"index\tprediction\n", "AX.tsv": b"x"}
-    made = zip_bytes(contents)
-    assert made == zip_bytes(dict(reversed(contents.items())))
-    with zipfile.ZipFile(io.BytesIO(made)) as archive:
-        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_missing_tasks_are_named_and_there_is_no_zip(tmp_path: Path) -> None:
@@ -66,8 +81,8 @@ def test_missing_tasks_are_named_and_there_is_no_zip(tmp_path: Path) -> None:
     statement = (tmp_path / "submission_missing.txt").read_text()
     assert statement.startswith("8 of 11 files") and "  AX.tsv: MNLI has no predictions of ax" in statement
     assert sorted(path.name for path in (tmp_path / "submission").iterdir()) == sorted(ROWS.keys() - written.missing)
-    assert check(tmp_path / "submission", partial=True) == []
-    assert check(tmp_path / "submission") == [
+    assert check_submission(tmp_path / "submission", partial=True) == []
+    assert check_submission(tmp_path / "submission") == [
         "QQP.tsv: missing; predict QQP's test (390,965 rows) and add it",
         "QNLI.tsv: missing; predict QNLI's test (5,463 rows) and add it",
         "AX.tsv: missing; predict AX's ax (1,104 rows) and add it",
@@ -121,3 +136,126 @@ def test_damaged_predictions_are_refused(tmp_path: Path, content: object, messag
     with pytest.raises(InputError, match=message) as caught:
         write_submission(Suite("m", {"WNLI": result}, {}), tmp_path / "out")
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def replace_row(content: bytes, row: int, line: str | None) -> bytes:
+    """Row `row` as `line`, or without it."""
+    lines = content.decode().split("\n")
+    lines[row + 1 : row + 2] = [] if line is None else [line]
+    return "\n".join(lines).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "findings"),
+    [
+        ("WNLI.tsv", lambda c: c[c.index(b"\n") + 1 :], ["WNLI.tsv: header '0\\t0'; write 'index\\tprediction'"]),
+        ("WNLI.tsv", lambda c: c.replace(b"\t", b","), 7),
+        ("WNLI.tsv", lambda c: replace_row(c, 3, "3\t2"), ["WNLI.tsv: row 3: '2'; write 0 or 1"]),
+        ("RTE.tsv", lambda c: replace_row(c, 7, "7\t1"), ["RTE.tsv: row 7: '1'; write entailment or not_entailment"]),
+        (
+            "AX.tsv",
+            lambda c: replace_row(c, 0, "0\tNeutral"),
+            ["AX.tsv: row 0: 'Neutral'; write entailment or neutral or contradiction"],
+        ),
+        (
+            "STS-B.tsv",
+            lambda c: replace_row(c, 2, "2\t5.001"),
+            ["STS-B.tsv: row 2: '5.001'; write a number from 0 to 5"],
+        ),
+        (
+            "STS-B.tsv",
+            lambda c: replace_row(c, 2, "2\t-0.1"),
+            ["STS-B.tsv: row 2: '-0.1'; write a number from 0 to 5"],
+        ),
+        ("STS-B.tsv", lambda c: replace_row(c, 2, "2\tnan"), ["STS-B.tsv: row 2: 'nan'; write a number from 0 to 5"]),
+        (
+            "CoLA.tsv",
+            lambda c: replace_row(c, 4, "3\t0"),
+            ["CoLA.tsv: row 4: the index 3 is there twice; number the rows 0 to 1062"],
+        ),
+        ("CoLA.tsv", lambda c: replace_row(c, 4, "x\t0"), ["CoLA.tsv: row 4: the index is 'x'; write 4"]),
+        (
+            "CoLA.tsv",
+            lambda c: replace_row(c, 4, "4"),
+            ["CoLA.tsv: row 4: 1 columns; write the index, a tab and the pred"],
+        ),
+        (
+            "CoLA.tsv",
+            lambda c: replace_row(c, 1062, None),
+            ["CoLA.tsv: 1,062 rows; give one for each of the 1,063 of CoLA/test.tsv"],
+        ),
+        ("CoLA.tsv", lambda c: replace_row(c, 1060, None), 3),
+        (
+            "CoLA.tsv",
+            lambda c: c + b"1063\t0\n",
+            ["CoLA.tsv: 1,064 rows; give one for each of the 1,063 of CoLA/test.tsv"],
+        ),
+        ("MRPC.tsv", lambda c: c[:30] + b"\xff" + c[30:], ["MRPC.tsv: byte 30 is not UTF-8; write it as UTF-8"]),
+        (
+            "MRPC.tsv",
+            lambda c: b"",
+            ["MRPC.tsv: header ''; write", "MRPC.tsv: 0 rows; give one for each of the 1,725"],
+        ),
+        ("SST-2.tsv", lambda c: c.replace(b"\n", b"\r\n"), []),
+        ("SST-2.tsv", lambda c: c.removesuffix(b"\n"), []),
+    ],
+)
+def test_every_fault_of_a_file_is_one_line(tmp_path: Path, contents: dict, name: str, change, findings) -> None:
+    (tmp_path / name).write_bytes(change(contents[name]))
+    found = check_submission(tmp_path, partial=True)
+    assert all(line.startswith(f"{name}: ") and "\n" not in line for line in found)
+    if isinstance(findings, int):
+        assert len(found) == findings, found
+    else:
+        assert len(found) == len(findings) and all(map(str.startswith, found, findings)), found
+
+
+def test_many_faults_of_one_kind_are_counted(tmp_path: Path, contents: dict) -> None:
+    (tmp_path / "CoLA.tsv").write_bytes(contents["CoLA.tsv"].replace(b"\t1\n", b"\tyes\n"))
+    found = check_submission(tmp_path, partial=True)
+    assert len(found) == 6 and found[0] == "CoLA.tsv: row 1: 'yes'; write 0 or 1"
+    assert found[-1] == "CoLA.tsv: 526 more rows with another prediction; correct them all"  # 531 odd rows
+
+
+@pytest.mark.parametrize(
+    ("name", "finding"),
+    [
+        ("submission/CoLA.tsv", "put it at the top, not into a folder"),
+        ("cola.tsv", "did you mean CoLA.tsv?"),
+        ("MNLI.tsv", "did you mean MNLI-m.tsv or MNLI-mm.tsv?"),
+        ("sst2.csv", "did you mean SST-2.tsv?"),
+        ("README.md", "take it out"),
+    ],
+)
+def test_files_that_do_not_belong_there(tmp_path: Path, contents: dict, name: str, finding: str) -> None:
+    path = write_zip(tmp_path / "s.zip", {"RTE.tsv": contents["RTE.tsv"], name: b"x"})
+    assert check_submission(path, partial=True) == [f"{name}: superfluous; {finding}"]
+
+
+def test_a_file_that_is_in_the_zip_twice(tmp_path: Path, contents: dict) -> None:
+    path = write_zip(tmp_path / "s.zip", {"RTE.tsv": contents["RTE.tsv"]})
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("RTE.tsv", contents["RTE.tsv"])
+    assert check_submission(path, partial=True) == ["RTE.tsv: it is in the zip 2 times; keep one"]
+
+
+def test_exit_codes(tmp_path: Path, complete: Path, contents: dict, capsys: pytest.CaptureFixture) -> None:
+    good, cut = complete / "glue_submission.zip", tmp_path / "cut.zip"
+    cut.write_bytes(good.read_bytes()[:1000])
+    assert main([str(good)]) == 0 and "as the GLUE leaderboard wants it" in capsys.readouterr().out
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "CoLA.tsv").write_bytes(contents["CoLA.tsv"])
+    assert main([str(folder)]) == 1 and capsys.readouterr().out.count("missing; predict") == 10
+    assert main([str(folder), "--partial"]) == 0
+    (tmp_path / "submission").mkdir()
+    for path, message in ((cut, "is not a zip"), (tmp_path / "none", "does not exist"), (tmp_path, "a whole suite")):
+        capsys.readouterr()
+        assert main([str(path)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_it_runs_as_a_module(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "budget_trainer.glue.check_submission", str(tmp_path / "none.zip")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "none.zip does not exist" in done.stderr

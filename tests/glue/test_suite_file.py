@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.glue.check_submission import check
 from budget_trainer.glue.report import report_suite
 from budget_trainer.glue.results import RUNS_FILE, read_suite, write_result
+from budget_trainer.glue.submission import check_submission
 from budget_trainer.glue.suite import Plan, PlannedRun, record, whole
 from budget_trainer.glue.tasks import TASKS
 from tests.glue.suites import write_predictions
@@ -125,7 +125,9 @@ def test_a_real_result(tmp_path: Path) -> None:
     assert [column[part] for part in ("min", "median", "max")] == [round(score, 6) for score in scores]
     assert column["seeds"] == 3 and column["comparable"] and report["tasks"]["WNLI"]["base"] is None
     assert report["seconds"] == content["seconds"] and set(report["absent"]) == {"QNLI", "AX"}
-    assert check(tmp_path / "submission", partial=True) == [] and report["submission"]["files"] == ["WNLI.tsv"]
+    assert check_submission(tmp_path / "submission", partial=True) == [] and report["submission"]["files"] == [
+        "WNLI.tsv"
+    ]
     assert report["scores"] == [
         {"task": "WNLI", "metric": "accuracy", "value": column["median"], "split": "validation", "seeds": 3}
     ]
