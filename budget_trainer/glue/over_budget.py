@@ -1,11 +1,9 @@
-"""Time-marked checkpoints of a pre-training run, and how many minutes each had been trained. Standard library only.
+"""`glue_over_budget.json`, `.md` and `.png`: GLUE scores against minutes of pre-training, over the checkpoints of one run.
 
 `train_mlm.py` keeps the model at shares of the budget (`finetune_time_markers`) in folders called `finetune-<percent>`, and at
 the end in `final/`; the run's `run_report.json` has the budget and what was used of it. A marker is written at the first step
 behind its share, so its minutes are exact to one step; none is later than what the run used. One that the report lists in
 `markers_in_final` is the final model.
-
-`glue_over_budget.json`, `.md` and `.png`: GLUE scores against minutes of pre-training, over the checkpoints of one run.
 
 Each checkpoint has had a suite of its own; a line is a column of GLUE (`results.columns`), a point of it the median over seeds
 of the best configuration there, with the lowest and the highest seed. The mean is over the columns that all checkpoints
@@ -15,7 +13,6 @@ have, so that it never changes what it is a mean of along the way.
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,19 +22,36 @@ from budget_trainer.budget.clock import parse_duration
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_atomic, write_json_atomic
 from budget_trainer.core.markdown import inline, table
-from budget_trainer.glue.report import draw_over_budget, points
+from budget_trainer.core.plotting import png_figure
+from budget_trainer.glue.report import bullets
 from budget_trainer.glue.results import (
     METRIC_NAMES,
     NOT_IN_MEAN,
-    Column,
     Suite,
     columns,
     in_mean,
     in_order,
     mean,
+    points,
+    read_object,
     read_suite,
 )
 from budget_trainer.reporting.hub import FINAL, MARK, REPORT
+
+MARKDOWN = "glue_over_budget.md"
+_FORMAT = 1
+_COLOURS = (
+    "#1f6f8b",
+    "#d1495b",
+    "#edae49",
+    "#66a182",
+    "#7b5ea7",
+    "#b08968",
+    "#3d8bfd",
+    "#e07a5f",
+    "#8d99ae",
+    "#5a9a3c",
+)
 
 
 @dataclass(frozen=True)
@@ -62,14 +76,14 @@ def expand_checkpoints(patterns: Sequence[str]) -> list[Checkpoint]:
         if not found:
             raise InputError(f"checkpoints: {pattern} fits no folder; give those of a run, such as out/run/finetune-*")
         paths += [Path(path) for path in found]
-    checkpoints = [Checkpoint(path, minutes_of(path)) for path in dict.fromkeys(paths)]
+    checkpoints = [Checkpoint(path, _minutes_of(path)) for path in dict.fromkeys(paths)]
     runs = sorted({str(path.resolve().parent) for path in paths})
     if len(runs) > 1:
         raise InputError(f"checkpoints: {runs[0]} and {runs[1]} are two runs; give the checkpoints of one")
     return sorted(checkpoints, key=lambda checkpoint: (checkpoint.minutes, str(checkpoint.path)))
 
 
-def minutes_of(folder: Path) -> float:
+def _minutes_of(folder: Path) -> float:
     """Minutes of pre-training behind `folder`, from the run's `run_report.json` beside it; InputError where it has none."""
     if not (folder / "config.json").is_file():
         raise InputError(f"checkpoints: {folder} has no config.json, it is no model; give folders such as finetune-50")
@@ -79,48 +93,20 @@ def minutes_of(folder: Path) -> float:
         raise InputError(
             f"checkpoints: {folder} does not say when in its run it was written; give finetune-<percent> folders, or final"
         )
-    report = _run_report(folder)
-    used = _seconds(report.get("used_seconds"), folder, "used_seconds")
+    path = folder.resolve().parent / REPORT
+    report = read_object(path, f"only it says when {name} was written: give the folder inside of its finished run")
+    used, recipe = report.get("used_seconds"), report.get("recipe")
+    if isinstance(used, bool) or not isinstance(used, int | float) or not used > 0:
+        raise InputError(f"checkpoints: {path} has used_seconds {used!r}; give a finished run")
     if marker is None or name in report.get("markers_in_final", []):
         return used / 60
-    return min(used, float(marker.group(1)) / 100 * _budget(report, folder)) / 60
-
-
-def _run_report(folder: Path) -> dict[str, Any]:
-    path = folder.resolve().parent / REPORT
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"checkpoints: {path} is not there, and only it says what the time of {folder.name} was; give the folder inside of "
-            "its finished run"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"checkpoints: {path} cannot be read ({error}); give a run whose report is whole") from None
-    if not isinstance(report, dict):
-        raise InputError(f"checkpoints: {path} is no report of a run; give a run whose report is whole")
-    return report
-
-
-def _budget(report: dict[str, Any], folder: Path) -> float:
-    """Seconds of the whole budget, which the shares of the markers are of: an early exit does not shorten it."""
-    recipe = report.get("recipe")
+    # A marker is a share of the whole budget: an early exit does not shorten it.
     total = recipe.get("total_training_time") if isinstance(recipe, dict) else None
     if total is None:
         raise InputError(
-            f"checkpoints: {folder} is a share of a budget, and {REPORT} beside it has no total_training_time; give another run"
+            f"checkpoints: {folder} is a share of a budget, and {path} has no total_training_time; give another run"
         )
-    return parse_duration(total, "total_training_time", "h")
-
-
-def _seconds(value: Any, folder: Path, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise InputError(f"checkpoints: {REPORT} beside {folder} has {name} {value!r}; give a finished run")
-    return float(value)
-
-
-JSON, MARKDOWN, PICTURE = "glue_over_budget.json", "glue_over_budget.md", "glue_over_budget.png"
-FORMAT = 1
+    return min(used, float(marker.group(1)) / 100 * parse_duration(total, "total_training_time", "h")) / 60
 
 
 def report_over_budget(suites: Sequence[tuple[str | Path, str | Path]], output_dir: str | Path) -> dict[str, Any]:
@@ -129,17 +115,17 @@ def report_over_budget(suites: Sequence[tuple[str | Path, str | Path]], output_d
     InputError where there is no pair, a checkpoint has no time, or a suite cannot be read; RunError or OSError where the disk
     takes no more.
     """
-    pairs = [(Checkpoint(Path(path), minutes_of(Path(path))), read_suite(Path(runs))) for path, runs in suites]
-    report = account(pairs)
+    pairs = [(Checkpoint(Path(path), _minutes_of(Path(path))), read_suite(Path(runs))) for path, runs in suites]
+    report = summarize(pairs)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(folder / JSON, report)
-    write_atomic(folder / MARKDOWN, markdown(report).encode())
-    write_atomic(folder / PICTURE, draw_over_budget(report))
+    write_json_atomic(folder / "glue_over_budget.json", report)
+    write_atomic(folder / MARKDOWN, _markdown(report))
+    write_atomic(folder / "glue_over_budget.png", _draw(report))
     return report
 
 
-def account(pairs: Sequence[tuple[Checkpoint, Suite]]) -> dict[str, Any]:
+def summarize(pairs: Sequence[tuple[Checkpoint, Suite]]) -> dict[str, Any]:
     """Everything that the report says, in plain types: scores are shares of 1, times minutes; earliest checkpoint first.
 
     `lines` has for each column one entry per checkpoint, null where the checkpoint has not been scored on it; `mean` is null
@@ -150,9 +136,10 @@ def account(pairs: Sequence[tuple[Checkpoint, Suite]]) -> dict[str, Any]:
     pairs = sorted(pairs, key=lambda pair: pair[0].minutes)
     scored = [columns(suite) for _, suite in pairs]
     names = in_order(*scored)
-    shared = in_mean([name for name in names if _same_rows(scored, name)])
+    rows = {name: {ours[name].rows if name in ours else None for ours in scored} for name in names}
+    shared = in_mean([name for name in names if len(rows[name]) == 1 and None not in rows[name]])
     return {
-        "format": FORMAT,
+        "format": _FORMAT,
         "run": pairs[0][0].path.resolve().parent.name,
         "split": "dev",
         "checkpoints": [
@@ -167,7 +154,7 @@ def account(pairs: Sequence[tuple[Checkpoint, Suite]]) -> dict[str, Any]:
         ],
         "metrics": {name: next(ours[name].metric for ours in scored if name in ours) for name in names},
         "partial": sorted({name for ours in scored for name, column in ours.items() if not column.official}),
-        "lines": {name: [_point(ours, name) for ours in scored] for name in names},
+        "lines": {name: [ours[name].score.reported() if name in ours else None for ours in scored] for name in names},
         "mean": {
             "columns": shared,
             "left_out": list(NOT_IN_MEAN),
@@ -178,16 +165,7 @@ def account(pairs: Sequence[tuple[Checkpoint, Suite]]) -> dict[str, Any]:
     }
 
 
-def _same_rows(scored: Sequence[Mapping[str, Column]], name: str) -> bool:
-    """Whether all checkpoints were scored on the same number of rows of the column."""
-    return all(name in ours and ours[name].rows == scored[0][name].rows for ours in scored)
-
-
-def _point(ours: Mapping[str, Column], name: str) -> dict[str, Any] | None:
-    return ours[name].score.reported() if name in ours else None
-
-
-def markdown(report: Mapping[str, Any]) -> str:
+def _markdown(report: Mapping[str, Any]) -> str:
     """The table of the picture, in points of 100."""
     head = ("checkpoint", "minutes", *([] if report["mean"] is None else ["mean"]), *report["lines"])
     body = []
@@ -207,14 +185,13 @@ def markdown(report: Mapping[str, Any]) -> str:
         sections.append(f"The mean is over {', '.join(report['mean']['columns'])}, which all checkpoints have alike.")
     if report["partial"]:
         sections.append(f"Not on all of the official dev rows: {', '.join(report['partial'])}.")
-    absent = [
-        f"- {inline(checkpoint['name'])}: {inline(name)}: {inline(reason)}"
+    absent = {
+        f"{checkpoint['name']}: {name}": reason
         for checkpoint in report["checkpoints"]
         for name, reason in checkpoint["absent"].items()
-    ]
-    if absent:
-        sections.append("## Absent\n\n" + "\n".join(absent))
-    return "\n\n".join(sections) + "\n"
+    }
+    sections.append(bullets("## Absent", absent))
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _cell(point: Mapping[str, Any] | None) -> str:
@@ -223,3 +200,55 @@ def _cell(point: Mapping[str, Any] | None) -> str:
     if point["min"] == point["max"]:
         return points(point["median"])
     return f"{points(point['median'])} ({points(point['min'])} to {points(point['max'])})"
+
+
+def _draw(report: Mapping[str, Any]) -> bytes:
+    """Scores against minutes of pre-training: a line for each task with its bars, and the mean in black."""
+    minutes = [checkpoint["minutes"] for checkpoint in report["checkpoints"]]
+    lines, found = report["lines"], report["mean"]
+    title = f"GLUE over the budget of {report['run']}\nmedian over seeds, bars from the lowest to the highest"
+    if found is not None:
+        title += f"\nmean of {', '.join(found['columns'])}"
+    if report["partial"]:
+        title += f"\nnot on all of the official dev rows: {', '.join(report['partial'])}"
+    with png_figure(11, 6.5) as (figure, png):
+        axes = figure.subplots()
+        drawn = []  # the last value, the handle and its words
+        for number, (name, points) in enumerate(lines.items()):
+            dash = "--" if name.endswith("-mm") else "-"  # lies on its twin
+            handle = _draw_line(axes, minutes, points, _COLOURS[number % len(_COLOURS)], linestyle=dash, linewidth=1.6)
+            drawn.append((_last(points), handle, f"{name}, {METRIC_NAMES[report['metrics'][name]]}"))
+        drawn.sort(key=lambda entry: -entry[0])
+        if found is not None:
+            handle = _draw_line(axes, minutes, found["points"], "black", zorder=3, linewidth=3.2)
+            drawn.insert(0, (_last(found["points"]), handle, "mean"))
+        figure.legend(
+            [handle for _, handle, _ in drawn],
+            [f"{100 * last:.1f}  {words}" for last, _, words in drawn],
+            title="last score",
+            alignment="left",
+            loc="outside right center",
+            frameon=False,
+        )
+        axes.set_xlim(0, 1.04 * max(minutes))
+        axes.set_xlabel("minutes of pre-training")
+        axes.set_ylabel("points of 100 on the dev set")
+        figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    return png.getvalue()
+
+
+def _last(points: Sequence[Mapping[str, Any] | None]) -> float:
+    return next((point["median"] for point in reversed(points) if point is not None), -1.0)
+
+
+def _draw_line(
+    axes: Any, minutes: Sequence[float], points: Sequence[Mapping[str, Any] | None], colour: str, **style: Any
+) -> Any:
+    """A line through the checkpoints that have the score, with a bar for its range; returns what a legend shows."""
+    there = [(minute, point) for minute, point in zip(minutes, points, strict=True) if point is not None]
+    middle = [100 * point["median"] for _, point in there]
+    below = [100 * (point["median"] - point["min"]) for _, point in there]
+    above = [100 * (point["max"] - point["median"]) for _, point in there]
+    times = [minute for minute, _ in there]
+    style |= {"elinewidth": 1.0, "capsize": 2.5, "marker": "o", "markersize": 4}
+    return axes.errorbar(times, middle, yerr=[below, above], color=colour, **style)

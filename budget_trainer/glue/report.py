@@ -1,8 +1,4 @@
-"""`glue_report.md` from what `glue_report.json` holds. Scores are points of 100. Standard library only.
-
-The pictures of the GLUE reports, as PNG bytes. They import matplotlib only where they draw.
-
-`glue_report.json`, `.md` and `.png`: a suite's scores beside the published ones, dev beside dev, test beside test.
+"""`glue_report.json`, `.md` and `.png`: a suite's scores beside published ones, dev beside dev, test beside test.
 
 Our scores are of dev splits, the median over seeds of the best configuration, and are compared with dev rows only. The test
 rows stand in a table of their own: only the leaderboard can put a number of ours there. The JSON is made from the results
@@ -27,301 +23,39 @@ from budget_trainer.glue.results import (
     Column,
     Suite,
     TaskResult,
+    column_name,
     columns,
     in_mean,
     in_order,
     mean,
+    points,
     read_suite,
     rounded,
 )
 from budget_trainer.glue.submission import Submission, write_submission
+from budget_trainer.glue.tasks import TASKS
 
-TEST_TEXT = (
+_FORMAT = 1
+_TEST_TEXT = (
     "On the test sets nothing of ours is known: their labels are with the leaderboard (gluebenchmark.com). These rows compare "
     "with what it answers to `glue_submission.zip`, not with the table above."
 )
-
-
-def markdown(report: Mapping[str, Any]) -> str:
-    """The whole file."""
-    sections = [
-        "# GLUE",
-        f"Model: {inline(report['model'])}. All scores of ours are on the **dev** sets, in points of 100: the median over the "
-        "seeds of the best configuration, with the lowest and the highest seed.",
-        table(("task", "metric", "median", "min to max", "seeds", "other metrics"), _own_rows(report)),
-        _mean_text(report),
-        "![Our dev scores beside published ones](glue_report.png)",
-        "## How it was made\n\n"
-        + table(("task", "best configuration", "configurations", "runs", "time"), _making(report))
-        + f"\n\nAll runs together took {format_duration(report['seconds'])}."
-        + "".join(f"\n\n{inline(name)}: {inline(note)}." for name, note in _notes(report)),
-        _absent(report),
-        "## Beside published dev scores\n\n" + _dev(report),
-        "## Published test scores\n\n" + TEST_TEXT + "\n\n" + _test(report),
-        _sources(report),
-        _submission(report),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def points(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _own_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for name, column in report["columns"].items():
-        task = next(task for task in report["tasks"] if name == task or name.startswith(f"{task}-m"))
-        splits = report["tasks"][task]["metrics"]
-        metrics = splits[next(s for s in splits if s.endswith("mismatched") == name.endswith("-mm"))]
-        others = [f"{METRIC_NAMES[m]} {points(s['median'])}" for m, s in metrics.items() if m != column["metric"]]
-        mark = "" if column["comparable"] else f" ({column['rows']:,} of {column['official_rows']:,} rows)"
-        spread = f"{points(column['min'])} to {points(column['max'])}"
-        head = (name + mark, METRIC_NAMES[column["metric"]], points(column["median"]), spread, str(column["seeds"]))
-        rows.append((*head, ", ".join(others)))
-    return rows
-
-
-def _mean_text(report: Mapping[str, Any]) -> str:
-    found, partial = report["mean"], [name for name, c in report["columns"].items() if not c["comparable"]]
-    lines = []
-    if found is not None:
-        lines.append(
-            f"Mean of {', '.join(found['columns'])}: **{points(found['median'])}** (of the lowest seeds "
-            f"{points(found['min'])}, of the highest {points(found['max'])}). "
-            f"{', '.join(found['left_out'])} never counts in a mean."
-        )
-    if partial:
-        lines.append(
-            f"{', '.join(partial)}: scored on a part of the official dev rows, comparable with no published number."
-        )
-    return "\n\n".join(lines)
-
-
-def _making(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for name, task in report["tasks"].items():
-        flags = ", ".join(f"{key} {value}" for key, value in task["best_configuration"].items()) or "the defaults"
-        base = f"{flags}; from {task['base']}'s model" if task["base"] else flags
-        counts = (str(task["configurations"]), str(task["runs"]))
-        rows.append((name, base, *counts, format_duration(task["seconds"])))
-    return rows
-
-
-def _notes(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, note.rstrip(".")) for name, task in report["tasks"].items() for note in task["notes"]]
-
-
-def _absent(report: Mapping[str, Any]) -> str:
-    lines = [f"- {inline(name)}: {inline(reason)}" for name, reason in report["absent"].items()]
-    return "## Absent\n\n" + "\n".join(lines) if lines else ""
-
-
-def _dev(report: Mapping[str, Any]) -> str:
-    """Ours and the dev rows, column by column, then the means over what both have."""
-    rows = report["published"]["dev"]
-    names = in_order(report["columns"], *(row["scores"] for row in rows))
-    ours = [points(c["median"]) if (c := report["columns"].get(name)) and c["comparable"] else "" for name in names]
-    body = [(Markup("**ours**"), *ours), *(_published_row(row, names) for row in rows)]
-    lines = [table(("dev", *names), body)]
-    if any(row["metric_not_stated"] for row in rows):
-        lines.append("\\*: the source does not name the metric; neither compared nor averaged.")
-    compared = [row for row in rows if row["mean"] is not None]
-    if compared:
-        means = [
-            (row["name"], ", ".join(mean["columns"]), points(mean["median"]), points(mean["theirs"]))
-            for row in compared
-            for mean in (row["mean"],)
-        ]
-        lines.append(table(("mean over what both have", "columns", "ours", "theirs"), means))
-    lines += [inline(note) for note in report["published"]["notes"]]
-    return "\n\n".join(lines)
-
-
-def _test(report: Mapping[str, Any]) -> str:
-    rows = report["published"]["test"]
-    names = in_order(*(row["scores"] for row in rows))
-    return table(("test", *names), [_published_row(row, names) for row in rows])
-
-
-def _published_row(row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
-    cells = []
-    for name in names:
-        mark = "*" if name in row["metric_not_stated"] else ""
-        cells.append(points(row["scores"][name]) + mark if name in row["scores"] else "")
-    return (row["name"], *cells)
-
-
-def _sources(report: Mapping[str, Any]) -> str:
-    rows = [(f"{row['name']} ({kind})", row) for kind in ("dev", "test") for row in report["published"][kind]]
-    body = [(name, row["setting"], row["note"], row["source"]) for name, row in rows]
-    return "## Sources\n\n" + table(("row", "setting", "note", "source"), body)
-
-
-def _submission(report: Mapping[str, Any]) -> str:
-    found = report["submission"]
-    if found is None:
-        return ""
-    head = "## For the leaderboard\n\n"
-    if found["complete"]:
-        return head + "`glue_submission.zip` is complete. It holds the predictions of each task's median seed."
-    missing = "\n".join(f"- {inline(name)}: {inline(reason)}" for name, reason in found["missing"].items())
-    there = f"{len(found['files'])} files are in `submission/`, those of each task's median seed. "
-    return f"{head}{there}The leaderboard takes all of them together, so there is no zip. Missing:\n\n{missing}"
-
-
-OURS, GREY = "#1f6f8b", "#6b7480"
-PUBLISHED = (("#d1495b", "s"), ("#edae49", "D"), ("#7b5ea7", "^"), ("#66a182", "v"), ("#b08968", "P"))
-OUR_LEVEL = -0.18  # of a row: above what others have published
-LINES = ("#1f6f8b", "#d1495b", "#edae49", "#66a182", "#7b5ea7", "#b08968", "#3d8bfd", "#e07a5f", "#8d99ae", "#5a9a3c")
-
-
-def draw_report(report: Mapping[str, Any]) -> bytes:
-    """Our median with the bar from lowest to highest seed, task by task, beside the published dev points."""
-    ours, rows = report["columns"], report["published"]["dev"]
-    names = in_order(ours, *(row["scores"] for row in rows))
-    with png_figure(11, 2.6 + 0.52 * len(names)) as (figure, png):
-        axes = figure.subplots()
-        _draw_ours(axes, names, ours)
-        for number, row in enumerate(rows):
-            _draw_published(axes, names, row, number, len(rows))
-        labels = [_row_label(name, ours.get(name)) for name in names]
-        axes.set_yticks(range(len(names)), labels)
-        axes.tick_params(axis="y", length=0)
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        lows = [100 * ours[name]["min"] for name in names if name in ours]
-        lows += [100 * value for row in rows for value in row["scores"].values()]
-        axes.set_xlim(min([*lows, 40.0]) - 4, 101)
-        axes.grid(False, axis="y")
-        for border in range(1, len(names)):
-            axes.axhline(border - 0.5, color="#e8ebef", linewidth=0.8)
-        axes.set_xlabel("points of 100 on the dev set")
-        figure.suptitle(_title(report), fontsize=12, x=0.01, ha="left")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False, fontsize=9)
-    return png.getvalue()
-
-
-def _draw_ours(axes: Any, names: Sequence[str], ours: Mapping[str, Any]) -> None:
-    labelled = False
-    for place, name in enumerate(names):
-        column, level = ours.get(name), place + OUR_LEVEL
-        if column is None:
-            axes.text(1.01, level, "not run", transform=axes.get_yaxis_transform(), va="center", color=GREY)
-            continue
-        median, low, high = (100 * column[part] for part in ("median", "min", "max"))
-        axes.plot([low, high], [level, level], color=OURS, linewidth=4, alpha=0.35, solid_capstyle="round")
-        label = None if labelled else "ours: median, lowest to highest seed"
-        face = OURS if column["comparable"] else "white"
-        axes.plot(median, level, "o", color=OURS, markerfacecolor=face, markersize=8, label=label)
-        labelled = True
-        seeds = f"{column['seeds']} seed" + ("s" if column["seeds"] != 1 else "")
-        value = f"{median:.1f}" + (f"  ({low:.1f} to {high:.1f}, {seeds})" if column["seeds"] > 1 else f"  ({seeds})")
-        axes.text(1.01, level, value, transform=axes.get_yaxis_transform(), va="center", color=OURS)
-
-
-def _draw_published(axes: Any, names: Sequence[str], row: Mapping[str, Any], number: int, rows: int) -> None:
-    """Hollow marks below ours, each row at its own height, so that equal scores can be told apart."""
-    colour, marker = PUBLISHED[number % len(PUBLISHED)]
-    level = 0.4 * (number + 0.5) / rows
-    for stated in (True, False):
-        places = [
-            place
-            for place, name in enumerate(names)
-            if name in row["scores"] and stated == (name not in row["metric_not_stated"])
-        ]
-        axes.plot(
-            [100 * row["scores"][names[place]] for place in places],
-            [place + level for place in places],
-            marker,
-            color="none",
-            markeredgecolor=colour,
-            markeredgewidth=1.4,
-            markersize=6.5,
-            alpha=1.0 if stated else 0.35,
-            label=row["name"] if stated else None,
-        )
-
-
-def _row_label(name: str, column: Mapping[str, Any] | None) -> str:
-    if column is None:
-        return name
-    metric = METRIC_NAMES[column["metric"]]
-    return f"{name}\n{metric}" + ("" if column["comparable"] else f", {column['rows']:,} rows only")
-
-
-def _title(report: Mapping[str, Any]) -> str:
-    found = report["mean"]
-    lines = [f"GLUE dev scores of {without_folders(report['model'])}"]
-    if found is not None:
-        lines.append(f"mean of {', '.join(found['columns'])}: {100 * found['median']:.1f}")
-    if any(not column["comparable"] for column in report["columns"].values()):
-        lines.append("hollow circles: not all of the official dev rows, comparable with nothing else")
-    if any(row["metric_not_stated"] for row in report["published"]["dev"]):
-        lines.append("pale marks: the source does not say which metric; compare with care")
-    return "\n".join(lines)
-
-
-def draw_over_budget(report: Mapping[str, Any]) -> bytes:
-    """Scores against minutes of pre-training: a line for each task with its bars, and the mean in black."""
-    minutes = [checkpoint["minutes"] for checkpoint in report["checkpoints"]]
-    lines, found = report["lines"], report["mean"]
-    title = f"GLUE over the budget of {report['run']}\nmedian over seeds, bars from the lowest to the highest"
-    if found is not None:
-        title += f"\nmean of {', '.join(found['columns'])}"
-    if report["partial"]:
-        title += f"\nnot on all of the official dev rows: {', '.join(report['partial'])}"
-    with png_figure(11, 6.5) as (figure, png):
-        axes = figure.subplots()
-        drawn = []  # the last value, the handle and its words
-        for number, (name, points) in enumerate(lines.items()):
-            dash = "--" if name.endswith("-mm") else "-"  # lies on its twin
-            handle = _draw_line(axes, minutes, points, LINES[number % len(LINES)], linestyle=dash, linewidth=1.6)
-            drawn.append((_last(points), handle, f"{name}, {METRIC_NAMES[report['metrics'][name]]}"))
-        drawn.sort(key=lambda entry: -entry[0])
-        if found is not None:
-            handle = _draw_line(axes, minutes, found["points"], "black", zorder=3, linewidth=3.2)
-            drawn.insert(0, (_last(found["points"]), handle, "mean"))
-        figure.legend(
-            [handle for _, handle, _ in drawn],
-            [f"{100 * last:.1f}  {words}" for last, _, words in drawn],
-            title="last score",
-            alignment="left",
-            loc="outside right center",
-            frameon=False,
-        )
-        axes.set_xlim(0, 1.04 * max(minutes))
-        axes.set_xlabel("minutes of pre-training")
-        axes.set_ylabel("points of 100 on the dev set")
-        figure.suptitle(title, fontsize=12, x=0.01, ha="left")
-    return png.getvalue()
-
-
-def _last(points: Sequence[Mapping[str, Any] | None]) -> float:
-    return next((point["median"] for point in reversed(points) if point is not None), -1.0)
-
-
-def _draw_line(
-    axes: Any, minutes: Sequence[float], points: Sequence[Mapping[str, Any] | None], colour: str, **style: Any
-) -> Any:
-    """A line through the checkpoints that have the score, with a bar for its range; returns what a legend shows."""
-    there = [(minute, point) for minute, point in zip(minutes, points, strict=True) if point is not None]
-    middle = [100 * point["median"] for _, point in there]
-    below = [100 * (point["median"] - point["min"]) for _, point in there]
-    above = [100 * (point["max"] - point["median"]) for _, point in there]
-    times = [minute for minute, _ in there]
-    style |= {"elinewidth": 1.0, "capsize": 2.5, "marker": "o", "markersize": 4}
-    return axes.errorbar(times, middle, yerr=[below, above], color=colour, **style)
-
-
-JSON, MARKDOWN, PICTURE = "glue_report.json", "glue_report.md", "glue_report.png"
-FORMAT = 1
+_OURS, _GREY = "#1f6f8b", "#6b7480"
+_MARKERS = (
+    ("#d1495b", "s"),
+    ("#edae49", "D"),
+    ("#7b5ea7", "^"),
+    ("#66a182", "v"),
+    ("#b08968", "P"),
+)  # of published rows
+_OUR_LEVEL = -0.18  # of a row: above what others have published
 
 
 def report_suite(runs: str | Path, output_dir: str | Path, overwrite: bool = False) -> dict[str, Any]:
-    """From `glue_runs.json` (or its folder) to the leaderboard's files and the report, all in `output_dir`.
+    """Write the leaderboard's files and the report of `glue_runs.json` (or its folder) into `output_dir`.
 
-    What the script calls when a suite has ended, and what makes it all again. Returns what the JSON holds; InputError where the
-    results are damaged, or an older complete zip is in the way (`overwrite` removes it).
+    Returns what the JSON holds; InputError where the results are damaged, or an older complete zip is in the way (`overwrite`
+    removes it).
     """
     suite, folder = read_suite(Path(runs)), Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -330,14 +64,14 @@ def report_suite(runs: str | Path, output_dir: str | Path, overwrite: bool = Fal
 
 def write_report(suite: Suite, output_dir: Path, submission: Submission | None = None) -> dict[str, Any]:
     """Write the three files into `output_dir`; returns what the JSON holds. RunError or OSError where the disk is full."""
-    report = account(suite, submission)
-    write_json_atomic(output_dir / JSON, report)
-    write_atomic(output_dir / MARKDOWN, markdown(report).encode())
-    write_atomic(output_dir / PICTURE, draw_report(report))
+    report = summarize(suite, submission)
+    write_json_atomic(output_dir / "glue_report.json", report)
+    write_atomic(output_dir / "glue_report.md", _markdown(report))
+    write_atomic(output_dir / "glue_report.png", _draw(report))
     return report
 
 
-def account(suite: Suite, submission: Submission | None = None) -> dict[str, Any]:
+def summarize(suite: Suite, submission: Submission | None = None) -> dict[str, Any]:
     """Everything that the report says, in plain types.
 
     `scores` is a flat list for a model card: task, metric, value (median over seeds, a share of 1), split as in
@@ -348,11 +82,20 @@ def account(suite: Suite, submission: Submission | None = None) -> dict[str, Any
     ours = columns(suite)
     official = in_mean([name for name, column in ours.items() if column.official])
     return {
-        "format": FORMAT,
+        "format": _FORMAT,
         "model": suite.model,
         "split": "dev",
         "scores": [score for result in suite.tasks.values() for score in _scores(result)],
-        "columns": {name: _column(column) for name, column in ours.items()},
+        "columns": {
+            name: {
+                "metric": column.metric,
+                **column.score.reported(),
+                "rows": column.rows,
+                "official_rows": column.split.rows,
+                "comparable": column.official,
+            }
+            for name, column in ours.items()
+        },
         "mean": _mean(ours, official) if len(official) > 1 else None,
         "tasks": {name: _task(result) for name, result in suite.tasks.items()},
         "absent": dict(suite.absent),
@@ -383,16 +126,6 @@ def _scores(result: TaskResult) -> list[dict[str, Any]]:
         for split in official
         for metric in names
     ]
-
-
-def _column(column: Column) -> dict[str, Any]:
-    return {
-        "metric": column.metric,
-        **column.score.reported(),
-        "rows": column.rows,
-        "official_rows": column.split.rows,
-        "comparable": column.official,
-    }
 
 
 def _task(result: TaskResult) -> dict[str, Any]:
@@ -440,3 +173,212 @@ def _beside(row: Published, ours: Mapping[str, Column]) -> dict[str, Any]:
 def _mean(ours: Mapping[str, Column], names: list[str]) -> dict[str, Any] | None:
     found = mean(ours, names)
     return None if found is None else {"columns": names, "left_out": list(NOT_IN_MEAN), **found.reported()}
+
+
+def _markdown(report: Mapping[str, Any]) -> str:
+    """The whole file."""
+    sections = [
+        "# GLUE",
+        f"Model: {inline(report['model'])}. All scores of ours are on the **dev** sets, in points of 100: the median over the "
+        "seeds of the best configuration, with the lowest and the highest seed.",
+        table(("task", "metric", "median", "min to max", "seeds", "other metrics"), _own_rows(report)),
+        _mean_text(report),
+        "![Our dev scores beside published ones](glue_report.png)",
+        "## How it was made\n\n"
+        + table(("task", "best configuration", "configurations", "runs", "time"), _making(report))
+        + f"\n\nAll runs together took {format_duration(report['seconds'])}."
+        + "".join(
+            f"\n\n{inline(name)}: {inline(note.rstrip('.'))}."
+            for name, task in report["tasks"].items()
+            for note in task["notes"]
+        ),
+        bullets("## Absent", report["absent"]),
+        "## Beside published dev scores\n\n" + _dev(report),
+        "## Published test scores\n\n" + _TEST_TEXT + "\n\n" + _published_table("test", report["published"]["test"]),
+        _sources(report),
+        _submission(report),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _own_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    metrics_of = {
+        column_name(TASKS[name], split): metrics
+        for name, task in report["tasks"].items()
+        for split, metrics in task["metrics"].items()
+    }
+    rows: list[tuple[str, ...]] = []
+    for name, column in report["columns"].items():
+        others = [(metric, spread) for metric, spread in metrics_of[name].items() if metric != column["metric"]]
+        rows.append(
+            (
+                name if column["comparable"] else f"{name} ({column['rows']:,} of {column['official_rows']:,} rows)",
+                METRIC_NAMES[column["metric"]],
+                points(column["median"]),
+                f"{points(column['min'])} to {points(column['max'])}",
+                str(column["seeds"]),
+                ", ".join(f"{METRIC_NAMES[metric]} {points(spread['median'])}" for metric, spread in others),
+            )
+        )
+    return rows
+
+
+def bullets(head: str, reasons: Mapping[str, str]) -> str:
+    """A list of what is missing and why, below `head`; empty where nothing is."""
+    lines = [f"- {inline(name)}: {inline(reason)}" for name, reason in reasons.items()]
+    return head + "\n\n" + "\n".join(lines) if lines else ""
+
+
+def _mean_text(report: Mapping[str, Any]) -> str:
+    found, partial = report["mean"], [name for name, c in report["columns"].items() if not c["comparable"]]
+    lines = []
+    if found is not None:
+        lines.append(
+            f"Mean of {', '.join(found['columns'])}: **{points(found['median'])}** (of the lowest seeds "
+            f"{points(found['min'])}, of the highest {points(found['max'])}). "
+            f"{', '.join(found['left_out'])} never counts in a mean."
+        )
+    if partial:
+        lines.append(
+            f"{', '.join(partial)}: scored on a part of the official dev rows, comparable with no published number."
+        )
+    return "\n\n".join(lines)
+
+
+def _making(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for name, task in report["tasks"].items():
+        flags = ", ".join(f"{key} {value}" for key, value in task["best_configuration"].items()) or "the defaults"
+        base = f"{flags}; from {task['base']}'s model" if task["base"] else flags
+        counts = (str(task["configurations"]), str(task["runs"]))
+        rows.append((name, base, *counts, format_duration(task["seconds"])))
+    return rows
+
+
+def _dev(report: Mapping[str, Any]) -> str:
+    """Ours and the dev rows, column by column, then the means over what both have."""
+    rows = report["published"]["dev"]
+    lines = [_published_table("dev", rows, report["columns"])]
+    if any(row["metric_not_stated"] for row in rows):
+        lines.append("\\*: the source does not name the metric; neither compared nor averaged.")
+    means = [
+        (row["name"], ", ".join(found["columns"]), points(found["median"]), points(found["theirs"]))
+        for row in rows
+        if (found := row["mean"]) is not None
+    ]
+    if means:
+        lines.append(table(("mean over what both have", "columns", "ours", "theirs"), means))
+    lines += [inline(note) for note in report["published"]["notes"]]
+    return "\n\n".join(lines)
+
+
+def _published_table(kind: str, rows: Sequence[Mapping[str, Any]], ours: Mapping[str, Any] | None = None) -> str:
+    """The published rows of `kind` by column, below `ours` where these are given."""
+    names = in_order(ours or {}, *(row["scores"] for row in rows))
+    body: list[tuple[str, ...]] = []
+    if ours is not None:
+        cells = [points(c["median"]) if (c := ours.get(name)) and c["comparable"] else "" for name in names]
+        body.append((Markup("**ours**"), *cells))
+    for row in rows:
+        marks = {name: "*" if name in row["metric_not_stated"] else "" for name in row["scores"]}
+        cells = [points(row["scores"][name]) + marks[name] if name in marks else "" for name in names]
+        body.append((row["name"], *cells))
+    return table((kind, *names), body)
+
+
+def _sources(report: Mapping[str, Any]) -> str:
+    body = [
+        (f"{row['name']} ({kind})", row["setting"], row["note"], row["source"])
+        for kind in ("dev", "test")
+        for row in report["published"][kind]
+    ]
+    return "## Sources\n\n" + table(("row", "setting", "note", "source"), body)
+
+
+def _submission(report: Mapping[str, Any]) -> str:
+    found = report["submission"]
+    if found is None:
+        return ""
+    head = "## For the leaderboard\n\n"
+    if found["complete"]:
+        return head + "`glue_submission.zip` is complete. It holds the predictions of each task's median seed."
+    head += f"{len(found['files'])} files are in `submission/`, those of each task's median seed. "
+    return bullets(f"{head}The leaderboard takes all of them together, so there is no zip. Missing:", found["missing"])
+
+
+def _draw(report: Mapping[str, Any]) -> bytes:
+    """Our median with the bar from lowest to highest seed, task by task, beside the published dev points."""
+    ours, rows = report["columns"], report["published"]["dev"]
+    names = in_order(ours, *(row["scores"] for row in rows))
+    with png_figure(11, 2.6 + 0.52 * len(names)) as (figure, png):
+        axes = figure.subplots()
+        _draw_ours(axes, names, ours)
+        for number, row in enumerate(rows):
+            _draw_published(axes, names, row, number, len(rows))
+        labels = list(names)
+        for place, name in enumerate(names):
+            if (column := ours.get(name)) is not None:
+                partial = "" if column["comparable"] else f", {column['rows']:,} rows only"
+                labels[place] = f"{name}\n{METRIC_NAMES[column['metric']]}{partial}"
+        axes.set_yticks(range(len(names)), labels)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        lows = [100 * ours[name]["min"] for name in names if name in ours]
+        lows += [100 * value for row in rows for value in row["scores"].values()]
+        axes.set_xlim(min([*lows, 40.0]) - 4, 101)
+        axes.grid(False, axis="y")
+        for border in range(1, len(names)):
+            axes.axhline(border - 0.5, color="#e8ebef", linewidth=0.8)
+        axes.set_xlabel("points of 100 on the dev set")
+        figure.suptitle(_title(report), fontsize=12, x=0.01, ha="left")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False, fontsize=9)
+    return png.getvalue()
+
+
+def _draw_ours(axes: Any, names: Sequence[str], ours: Mapping[str, Any]) -> None:
+    labelled = False
+    for place, name in enumerate(names):
+        column, level = ours.get(name), place + _OUR_LEVEL
+        if column is None:
+            axes.text(1.01, level, "not run", transform=axes.get_yaxis_transform(), va="center", color=_GREY)
+            continue
+        median, low, high = (100 * column[part] for part in ("median", "min", "max"))
+        axes.plot([low, high], [level, level], color=_OURS, linewidth=4, alpha=0.35, solid_capstyle="round")
+        label = None if labelled else "ours: median, lowest to highest seed"
+        face = _OURS if column["comparable"] else "white"
+        axes.plot(median, level, "o", color=_OURS, markerfacecolor=face, markersize=8, label=label)
+        labelled = True
+        seeds = f"{column['seeds']} seed" + ("s" if column["seeds"] != 1 else "")
+        value = f"{median:.1f}" + (f"  ({low:.1f} to {high:.1f}, {seeds})" if column["seeds"] > 1 else f"  ({seeds})")
+        axes.text(1.01, level, value, transform=axes.get_yaxis_transform(), va="center", color=_OURS)
+
+
+def _draw_published(axes: Any, names: Sequence[str], row: Mapping[str, Any], number: int, rows: int) -> None:
+    """Hollow marks below ours, each row at its own height, so that equal scores can be told apart."""
+    colour, marker = _MARKERS[number % len(_MARKERS)]
+    level = 0.4 * (number + 0.5) / rows
+    for stated in (True, False):
+        shown = [name for name in row["scores"] if stated == (name not in row["metric_not_stated"])]
+        axes.plot(
+            [100 * row["scores"][name] for name in shown],
+            [names.index(name) + level for name in shown],
+            marker,
+            color="none",
+            markeredgecolor=colour,
+            markeredgewidth=1.4,
+            markersize=6.5,
+            alpha=1.0 if stated else 0.35,
+            label=row["name"] if stated else None,
+        )
+
+
+def _title(report: Mapping[str, Any]) -> str:
+    found = report["mean"]
+    lines = [f"GLUE dev scores of {without_folders(report['model'])}"]
+    if found is not None:
+        lines.append(f"mean of {', '.join(found['columns'])}: {100 * found['median']:.1f}")
+    if any(not column["comparable"] for column in report["columns"].values()):
+        lines.append("hollow circles: not all of the official dev rows, comparable with nothing else")
+    if any(row["metric_not_stated"] for row in report["published"]["dev"]):
+        lines.append("pale marks: the source does not say which metric; compare with care")
+    return "\n".join(lines)

@@ -20,6 +20,7 @@ from budget_trainer.glue.tasks import TASKS, Split, Task
 RESULT, PREDICTIONS, MODEL = "result.json", "predictions", "model"  # in the folder of a run
 RUNS_FILE = "glue_runs.json"  # in the folder of a suite
 RUNS_FORMAT, _RESULT_FORMAT = 1, 1  # raise one when what is in the file comes to mean something else
+_AGAIN = "repeat the command that made it"
 NOT_IN_MEAN = ("WNLI",)  # left out of means as in Devlin et al. (arXiv 1810.04805)
 
 
@@ -30,6 +31,19 @@ METRIC_NAMES = {  # as people write them
     "pearson": "Pearson",
     "spearmanr": "Spearman",
 }
+
+
+def read_object(path: Path, fix: str) -> dict[str, Any]:
+    """The object in a JSON file; InputError, with the `fix`, where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; {fix}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); {fix}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no object; {fix}")
+    return content
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
@@ -63,6 +77,11 @@ class Run:
     folder: Path
     predictions: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
+
+
+def points(value: float) -> str:
+    """A share of 1 in points of 100, as text."""
+    return f"{100 * value:.1f}"
 
 
 def rounded(value: float) -> float:
@@ -163,14 +182,14 @@ class Column:
     official: bool
 
 
-def column_name(task: Task, split: Split) -> str:
+def column_name(task: Task, split: str) -> str:
     """The task's name; of MNLI `MNLI-m` and `MNLI-mm`, as the leaderboard names them."""
     if len(task.dev) == 1:
         return task.name
-    return f"{task.name}-{'mm' if split.name.endswith('mismatched') else 'm'}"
+    return f"{task.name}-{'mm' if split.endswith('mismatched') else 'm'}"
 
 
-ALL_COLUMNS = tuple(column_name(task, split) for task in TASKS.values() for split in task.dev)
+ALL_COLUMNS = tuple(column_name(task, split.name) for task in TASKS.values() for split in task.dev)
 
 
 def columns(suite: Suite) -> dict[str, Column]:
@@ -178,7 +197,7 @@ def columns(suite: Suite) -> dict[str, Column]:
     found = {}
     for result in suite.tasks.values():
         for split in result.dev:
-            name, rows = column_name(result.task, split), result.best_runs[0].rows.get(split.name, split.rows)
+            name, rows = column_name(result.task, split.name), result.best_runs[0].rows.get(split.name, split.rows)
             score = result.spread(split.name, result.task.headline)
             found[name] = Column(name, result.task, split, result.task.headline, score, rows, rows == split.rows)
     return {name: found[name] for name in ALL_COLUMNS if name in found}
@@ -210,9 +229,6 @@ def in_order(*scores: Mapping[str, Any]) -> list[str]:
     return [name for name in ALL_COLUMNS if any(name in mapping for mapping in scores)]
 
 
-AGAIN = "repeat the command that made it"
-
-
 def read_suite(path: Path) -> Suite:
     """The suite in `path`: `glue_runs.json`, or the folder that holds it.
 
@@ -220,9 +236,9 @@ def read_suite(path: Path) -> Suite:
     result is missing, damaged or of another format.
     """
     path = path / RUNS_FILE if path.is_dir() else path
-    content = _read(path)
+    content = read_object(path, _AGAIN)
     if content.get("format") != RUNS_FORMAT:
-        raise InputError(f"{path}: format {content.get('format')!r}, this version reads {RUNS_FORMAT}; {AGAIN}")
+        raise InputError(f"{path}: format {content.get('format')!r}, this version reads {RUNS_FORMAT}; {_AGAIN}")
     tasks: dict[str, TaskResult] = {}
     try:
         absent = {str(name): str(reason) for name, reason in content["absent"].items()}
@@ -236,20 +252,8 @@ def read_suite(path: Path) -> Suite:
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: damaged ({error!r}); {AGAIN}") from None
+        raise InputError(f"{path}: damaged ({error!r}); {_AGAIN}") from None
     return Suite(model, {name: tasks[name] for name in TASKS if name in tasks}, absent)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; {AGAIN}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); {AGAIN}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no object; {AGAIN}")
-    return content
 
 
 def _model_name(name: Any) -> str:
@@ -284,7 +288,7 @@ def _task(folder: Path, name: str, entry: Mapping[str, Any]) -> TaskResult:
 
 def _run(folder: Path, configuration: str, entry: Mapping[str, Any]) -> Run:
     home = folder / entry["folder"]
-    result = _read(home / RESULT)
+    result = read_object(home / RESULT, _AGAIN)
     return Run(
         seed=int(entry["seed"]),
         configuration=configuration,

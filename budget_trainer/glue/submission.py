@@ -11,7 +11,6 @@ are in `submission/`, and `submission_missing.txt` says what is missing and why.
 from __future__ import annotations
 
 import io
-import json
 import math
 import re
 import zipfile
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_atomic
-from budget_trainer.glue.results import Suite
+from budget_trainer.glue.results import Suite, read_object
 from budget_trainer.glue.tasks import TASKS, Split, Task, find_task
 
 _FOLDER, _ZIP, _MISSING = "submission", "glue_submission.zip", "submission_missing.txt"
@@ -105,13 +104,12 @@ def _read_predictions(path: Path, task: Task) -> list[int] | list[float]:
     InputError for a file of another task, of other labels, or with anything that is no prediction.
     """
     again = "run the task again"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names, found = content["label_names"], content["predictions"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read ({error!r}); {again}") from None
-    if tuple(names) != task.labels:
-        raise InputError(f"{path}: its labels are {names}, those of {task.name} are {list(task.labels)}; {again}")
+    content = read_object(path, again)
+    names, found = content.get("label_names"), content.get("predictions")
+    if names != list(task.labels) or not isinstance(found, list):
+        raise InputError(
+            f"{path}: no predictions of {task.name} (its labels are {names}, not {list(task.labels)}); {again}"
+        )
     for row, value in enumerate(found):
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not number or not (task.regression or value in range(len(task.labels))):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.glue.over_budget import Checkpoint, account, expand_checkpoints, minutes_of, report_over_budget
+from budget_trainer.glue.over_budget import Checkpoint, expand_checkpoints, report_over_budget, summarize
 from budget_trainer.training.callbacks import marker_folder
 from tests.glue.suites import suite_of
 from tests.glue.test_report import partial
@@ -52,7 +52,7 @@ def test_checkpoints_of_a_run_by_time(run: Path) -> None:
 )
 def test_a_bare_number_is_hours(run: Path, total: Any, minutes: float) -> None:
     (run / "run_report.json").write_text(json.dumps({"recipe": {"total_training_time": total}, "used_seconds": 86400}))
-    assert minutes_of(run / "finetune-50") == minutes
+    assert expand_checkpoints([str(run / "finetune-50")])[0].minutes == minutes
 
 
 def rewrite(**changes: Any) -> Any:
@@ -70,10 +70,10 @@ def rewrite(**changes: Any) -> Any:
         (
             ["finetune-50"],
             lambda run: (run / "run_report.json").unlink(),
-            "run_report.json is not there, and only it says",
+            "run_report.json: missing; only it says",
         ),
-        (["finetune-50"], lambda run: (run / "run_report.json").write_text("{"), "run_report.json cannot be read"),
-        (["finetune-50"], lambda run: (run / "run_report.json").write_text("[]"), "run_report.json is no report"),
+        (["finetune-50"], lambda run: (run / "run_report.json").write_text("{"), "run_report.json: cannot be read"),
+        (["finetune-50"], lambda run: (run / "run_report.json").write_text("[]"), "run_report.json: holds no object"),
         (["finetune-50"], rewrite(recipe={}), "has no total_training_time; give another run"),
         (
             ["finetune-50"],
@@ -103,7 +103,7 @@ def pairs() -> list[tuple[Checkpoint, Any]]:
 
 
 def test_lines_and_their_mean() -> None:
-    report = account(pairs())
+    report = summarize(pairs())
     assert [checkpoint["name"] for checkpoint in report["checkpoints"]] == ["finetune-5", "finetune-50"]
     assert [checkpoint["minutes"] for checkpoint in report["checkpoints"]] == [0.5, 5.0]
     assert report["checkpoints"][0]["absent"] == {"MRPC": "all 2 runs failed"}
@@ -122,16 +122,16 @@ def test_lines_and_their_mean() -> None:
 
 def test_other_rows_at_another_checkpoint_are_not_averaged() -> None:
     (checkpoint, late), early = pairs()
-    report = account([(checkpoint, partial(late, "SST-2", dev=100)), early])
+    report = summarize([(checkpoint, partial(late, "SST-2", dev=100)), early])
     assert report["mean"] is None and report["partial"] == ["SST-2"]  # CoLA alone is no mean
 
 
 def test_nothing_in_common_has_no_mean() -> None:
     (checkpoint, late), early = pairs()
-    report = account([(checkpoint, replace(late, tasks={"MRPC": late.tasks["MRPC"]})), early])
+    report = summarize([(checkpoint, replace(late, tasks={"MRPC": late.tasks["MRPC"]})), early])
     assert report["mean"] is None
     with pytest.raises(InputError, match="none was scored"):
-        account([])
+        summarize([])
 
 
 def suite_in(folder: Path, scores: list[float]) -> Path:
@@ -163,6 +163,6 @@ def test_three_files_from_suites_on_disk(run: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_without_a_time_stops_the_report(run: Path, tmp_path: Path) -> None:
     runs = suite_in(tmp_path / "glue", [0.6])
     (run / "run_report.json").unlink()
-    with pytest.raises(InputError, match=r"run_report\.json is not there"):
+    with pytest.raises(InputError, match=r"run_report\.json: missing"):
         report_over_budget([(run / "finetune-5", runs)], tmp_path / "out")
     assert not (tmp_path / "out").exists()

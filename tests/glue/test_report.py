@@ -8,7 +8,7 @@ import pytest
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.glue.published import DEV, TEST
-from budget_trainer.glue.report import account, write_report
+from budget_trainer.glue.report import summarize, write_report
 from budget_trainer.glue.results import ALL_COLUMNS, Run, Spread, Suite, TaskResult, columns, in_mean, mean
 from budget_trainer.glue.submission import Submission, write_submission
 from budget_trainer.glue.tasks import TASKS
@@ -36,7 +36,7 @@ def test_median_and_range_over_seeds(values: list[float], spread: Spread) -> Non
 
 def test_only_the_best_configuration_is_reported_and_all_runs_are_paid_for() -> None:
     runs = (*runs_of("RTE", [0.9, 0.95, 0.99], configuration="other"), *runs_of("RTE", [0.5, 0.6, 0.58]))
-    report = account(Suite("m", {"RTE": TaskResult(TASKS["RTE"], runs, "a", RECIPE)}, {}))
+    report = summarize(Suite("m", {"RTE": TaskResult(TASKS["RTE"], runs, "a", RECIPE)}, {}))
     assert report["columns"]["RTE"]["median"] == 0.58 and report["columns"]["RTE"]["max"] == 0.6
     task = report["tasks"]["RTE"]
     assert (task["runs"], task["configurations"], task["seconds"], task["seeds"]) == (6, 2, 360.0, [1, 2, 3])
@@ -52,7 +52,7 @@ def test_the_scores_of_a_card() -> None:
     metrics = {"dev": {"accuracy": 0.8, "f1": 0.9}}
     mrpc = TaskResult(TASKS["MRPC"], (Run(1, "a", metrics, 9.0, Path("x")),), "a")
     suite = suite_of(CoLA=[0.5, 0.571, 0.6], MNLI=[0.7, 0.8])
-    scores = account(replace(suite, tasks={**suite.tasks, "MRPC": mrpc}))["scores"]
+    scores = summarize(replace(suite, tasks={**suite.tasks, "MRPC": mrpc}))["scores"]
     assert scores == [
         {"task": "CoLA", "metric": "matthews_correlation", "value": 0.571, "split": "validation", "seeds": 3},
         {"task": "MNLI", "metric": "accuracy", "value": 0.75, "split": "validation_matched", "seeds": 2},
@@ -63,7 +63,7 @@ def test_the_scores_of_a_card() -> None:
 
 
 def test_means_are_over_what_both_have_with_the_same_metric() -> None:
-    report = account(suite_of(SST_2=[0.90], QNLI=[0.88], QQP=[0.85], CoLA=[0.40], WNLI=[0.1]))
+    report = summarize(suite_of(SST_2=[0.90], QNLI=[0.88], QQP=[0.85], CoLA=[0.40], WNLI=[0.1]))
     wettig, user = report["published"]["dev"][0], report["published"]["dev"][2]
     assert wettig["metric_not_stated"] == ["QQP"]
     assert wettig["difference"] == {"SST-2": -0.032, "QNLI": -0.024}  # 90 - 93.2, 88 - 90.4
@@ -76,7 +76,7 @@ def test_means_are_over_what_both_have_with_the_same_metric() -> None:
 
 def test_test_rows_have_no_numbers_of_ours() -> None:
     names = [name for name in ALL_COLUMNS if name != "WNLI"]
-    report = account(complete_suite_in_memory())
+    report = summarize(complete_suite_in_memory())
     for row in report["published"]["test"]:
         assert "difference" not in row and "mean" not in row
     assert list(report["published"]["test"][0]["scores"]) == names
@@ -87,7 +87,7 @@ def complete_suite_in_memory() -> Suite:
 
 
 def test_a_part_of_the_dev_rows_is_compared_with_nothing() -> None:
-    report = account(
+    report = summarize(
         partial(suite_of(SST_2=[0.9], MNLI=[0.7], QQP=[0.8]), "MNLI", dev_matched=3000, dev_mismatched=9832)
     )
     column = report["columns"]["MNLI-m"]
@@ -157,7 +157,7 @@ def test_a_complete_suite_says_so(tmp_path: Path) -> None:
     suite = complete_suite(tmp_path / "runs", absent=("QQP",))
     report = write_report(suite, tmp_path, write_submission(suite, tmp_path))
     assert report["submission"]["complete"] is False and list(report["submission"]["missing"]) == ["QQP.tsv"]
-    assert account(suite, Submission(("a",), {}, Path("z")))["submission"] == {
+    assert summarize(suite, Submission(("a",), {}, Path("z")))["submission"] == {
         "complete": True,
         "files": ["a"],
         "missing": {},

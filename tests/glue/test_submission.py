@@ -125,7 +125,7 @@ def test_the_median_seed_of_the_best_configuration_is_submitted(tmp_path: Path, 
         ({"label_names": ["not_entailment", "entailment"], "predictions": [0, 2]}, "row 1 has the prediction 2; run"),
         ({"label_names": ["not_entailment", "entailment"], "predictions": [0.5]}, r"row 0 has the prediction 0\.5"),
         ({"label_names": ["not_entailment", "entailment"], "predictions": [None]}, "row 0 has the prediction None"),
-        ({"predictions": [0]}, "cannot be read"),
+        ({"predictions": [0]}, "its labels are None, not"),
         ("cut", "cannot be read"),
     ],
 )
