@@ -19,12 +19,6 @@ from budget_trainer.model.attention import fuse_attention
 from budget_trainer.model.build import position_offset
 
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a repository on the Hub, in its top folder
-_MARKS = {
-    "[CLS]": "cls_token",
-    "[SEP]": "sep_token",
-    "[PAD]": "pad_token",
-    "[MASK]": "mask_token",
-}  # in GLUE's words, and in the library's
 # What from_pretrained raises.
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError)
 
@@ -53,10 +47,13 @@ def _fetched(name: str, field: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=["*/*"]))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{field}: {name} is no folder and cannot be fetched from the Hub ({reason}); give one"
+            f"{field}: {name} is no folder and cannot be fetched from the Hub ({_reason(error)}); give one"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def model_digest(folder: Path, tokenizer_folder: Path) -> str:
@@ -82,8 +79,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except UNREADABLE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"tokenizer_name: {folder} cannot be loaded ({reason}); give --tokenizer_name") from None
+        raise InputError(
+            f"tokenizer_name: {folder} cannot be loaded ({_reason(error)}); give --tokenizer_name"
+        ) from None
     _check_tokenizer(tokenizer, str(folder))
     return tokenizer
 
@@ -93,7 +91,8 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
 
     No row has a mask here; a tokenizer without one is of no masked language model, so most likely of another checkpoint.
     """
-    missing = [mark for mark, name in _MARKS.items() if getattr(tokenizer, name) is None]
+    names = ("cls", "sep", "pad", "mask")
+    missing = [f"[{name.upper()}]" for name in names if getattr(tokenizer, f"{name}_token") is None]
     if missing:
         raise InputError(
             f"tokenizer_name: {where} ({type(tokenizer).__name__}) has no {', '.join(missing)} token; give the tokenizer of a "
@@ -118,7 +117,8 @@ def load_classifier(
     hf_logging.set_verbosity_error()  # that the head is new is no news
     config = _config(folder, tokenizer, max_seq_length)
     theirs = [str(name).lower() for _, name in sorted(config.id2label.items())]
-    _set_labels(config, task)
+    config.id2label, config.label2id = task.id2label, {name: number for number, name in task.id2label.items()}
+    config.problem_type = "regression" if task.regression else "single_label_classification"
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -132,9 +132,8 @@ def load_classifier(
                 output_loading_info=True,
             )
     except UNREADABLE as error:
-        reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"model_name_or_path: {folder} gives no classifier of {task.name} ({reason}); give a checkpoint of an encoder"
+            f"model_name_or_path: {folder} gives no classifier of {task.name} ({_reason(error)}); give an encoder's checkpoint"
         ) from None
     _check_loaded(model, set(info["missing_keys"]), folder, task, new_head)
     if model.config.model_type == "megatron-bert":  # the paper's; eager only in the library
@@ -143,12 +142,6 @@ def load_classifier(
     if not new_head and theirs != ours and sorted(theirs) == sorted(ours):
         _reorder_head(model, [theirs.index(label) for label in ours])
     return model
-
-
-def _set_labels(config: Any, task: Task) -> None:
-    config.id2label = task.id2label
-    config.label2id = {name: number for number, name in task.id2label.items()}
-    config.problem_type = "regression" if task.regression else "single_label_classification"
 
 
 def _reorder_head(model: Any, order: list[int]) -> None:
@@ -164,8 +157,9 @@ def _config(folder: Path, tokenizer: PreTrainedTokenizerBase, max_seq_length: in
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except UNREADABLE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"model_name_or_path: {folder}/config.json cannot be read ({reason}); correct it") from None
+        raise InputError(
+            f"model_name_or_path: {folder}/config.json cannot be read ({_reason(error)}); correct it"
+        ) from None
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
         positions -= position_offset(config.model_type, config.pad_token_id)

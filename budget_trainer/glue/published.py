@@ -18,13 +18,14 @@ _WETTIG_SETTING = "24 layers, pre-LN, 23,000 steps of 4,096 x 128 tokens"
 
 @dataclass(frozen=True)
 class Published:
-    """One row. `unstated` are columns whose metric the source does not name: shown, but neither compared nor averaged.
+    """A row of dev or of test scores.
+
+    `unstated` are columns whose metric the source does not name: shown, but neither compared nor averaged.
 
     MNLI, where a source gives one number, stands at MNLI-m.
     """
 
     name: str
-    split: str  # dev or test
     scores: Mapping[str, float]
     setting: str
     source: str
@@ -43,7 +44,6 @@ def _row(mnli_m: float, mnli_mm: float, qqp: float, qnli: float, sst2: float, *r
 DEV = (
     Published(
         "24hBERT recipe, 15 % masked",
-        "dev",
         {"MNLI-m": 83.7, "QNLI": 90.4, "QQP": 87.8, "SST-2": 93.2},
         f"{_WETTIG_SETTING}; 80/10/10",
         _WETTIG,
@@ -52,7 +52,6 @@ DEV = (
     ),
     Published(
         "24hBERT recipe, 40 % masked",
-        "dev",
         {"MNLI-m": 84.5, "QNLI": 91.6, "QQP": 88.1, "SST-2": 92.8},
         f"{_WETTIG_SETTING}; [MASK] only",
         _WETTIG,
@@ -61,7 +60,6 @@ DEV = (
     ),
     Published(
         "24hBERT, re-run by a user",
-        "dev",
         {"CoLA": 43.0},
         "masked-LM loss 1.72, hardware not stated",
         _ISSUE_18,
@@ -69,7 +67,6 @@ DEV = (
     ),
     Published(
         "Crammed BERT",
-        "dev",
         _row(84.1, 84.6, 87.5, 90.2, 92.0, 53.3, 87.4, 88.9, 58.5),
         "16 layers, 24 h on one A6000",
         "Geiping and Goldstein, ICML 2023 (arXiv 2212.14034), its model card",
@@ -78,7 +75,6 @@ DEV = (
     ),
     Published(
         "MosaicBERT base",
-        "dev",
         {
             **{"MNLI-m": 84.95, "QQP": 90.29, "QNLI": 90.74, "SST-2": 92.46},
             **{"CoLA": 55.11, "STS-B": 89.27, "MRPC": 90.03, "RTE": 81.36},
@@ -92,7 +88,6 @@ DEV = (
 TEST = (
     Published(
         "24hBERT",
-        "test",
         _row(84.4, 83.8, 70.7, 90.6, 93.0, 57.1, 82.0, 87.5, 57.7),
         "24 layers, 24 h on 8 GPUs of 12 GB",
         f"{_IZSAK}, as listed by Papers with Code",
@@ -100,24 +95,18 @@ TEST = (
     ),
     Published(
         "BERT base",
-        "test",
         _row(84.6, 83.4, 71.2, 90.5, 93.5, 52.1, 85.8, 88.9, 66.4),
         "12 layers",
         f"{_DEVLIN}, from copies of it",
     ),
     Published(
         "BERT large",
-        "test",
         _row(86.7, 85.9, 72.1, 92.7, 94.9, 60.5, 86.5, 89.3, 70.1),
         "24 layers",
         f"{_DEVLIN}, from a copy of it",
     ),
     Published(
-        "24hBERT, re-run by a user",
-        "test",
-        {"CoLA": 56.5},
-        "23,000 steps of 4,096 instead of a time budget",
-        _ISSUE_18,
+        "24hBERT, re-run by a user", {"CoLA": 56.5}, "23,000 steps of 4,096 instead of a time budget", _ISSUE_18
     ),
 )
 NOT_BY_TASK = (

@@ -211,12 +211,8 @@ def mean(ours: Mapping[str, Column], names: Sequence[str]) -> Spread | None:
     scores = [ours[name].score for name in names]
     if not scores:
         return None
-    return Spread(
-        median=fmean(score.median for score in scores),
-        min=fmean(score.min for score in scores),
-        max=fmean(score.max for score in scores),
-        seeds=min(score.seeds for score in scores),
-    )
+    median, low, high = (fmean(getattr(score, part) for score in scores) for part in ("median", "min", "max"))
+    return Spread(median, low, high, min(score.seeds for score in scores))
 
 
 def in_mean(names: Sequence[str]) -> list[str]:
@@ -242,10 +238,13 @@ def read_suite(path: Path) -> Suite:
     tasks: dict[str, TaskResult] = {}
     try:
         absent = {str(name): str(reason) for name, reason in content["absent"].items()}
-        model = _model_name(content["model"]["name_or_path"])
+        model = str(content["model"]["name_or_path"])
+        if Path(model).is_absolute():  # its last two parts: the rest says nothing about the model
+            model = "/".join(Path(model).parts[-2:])
         for name, entry in content["tasks"].items():
             if entry["best_configuration"] is None:
-                absent[name] = _all_failed(entry)
+                runs = [run for configuration in entry["configurations"] for run in configuration["runs"]]
+                absent[name] = f"all {len(runs)} runs failed ({runs[0]['error']})"
             else:
                 tasks[name] = _task(path.parent, name, entry)
         absent = {name: absent[name] for name in sorted(absent, key=list(TASKS).index)}
@@ -256,59 +255,30 @@ def read_suite(path: Path) -> Suite:
     return Suite(model, {name: tasks[name] for name in TASKS if name in tasks}, absent)
 
 
-def _model_name(name: Any) -> str:
-    """As it was asked for; of an absolute path the last two parts: the rest says nothing about the model."""
-    path = Path(str(name))
-    return "/".join(path.parts[-2:]) if path.is_absolute() else str(name)
-
-
-def _all_failed(entry: Mapping[str, Any]) -> str:
-    runs = [run for configuration in entry["configurations"] for run in configuration["runs"]]
-    return f"all {len(runs)} runs failed ({runs[0]['error']})"
-
-
 def _task(folder: Path, name: str, entry: Mapping[str, Any]) -> TaskResult:
     best = int(entry["best_configuration"])
-    configurations = entry["configurations"]
-    finished = [
-        _run(folder, str(place), run)
-        for place, configuration in enumerate(configurations)
-        for run in configuration["runs"]
-        if run["status"] == "finished"
-    ]
-    return TaskResult(
-        TASKS[name],
-        tuple(finished),
-        best=str(best),
-        flags=dict(configurations[best]["flags"]),
-        base=entry["starts_from"],
-        notes=tuple(_failures(configurations, best)),
-    )
+    runs, notes, others = [], [], 0
+    for place, configuration in enumerate(entry["configurations"]):
+        for run in configuration["runs"]:
+            if run["status"] == "finished":
+                runs.append(_run(folder / run["folder"], str(place), run))
+            elif place == best:
+                notes.append(f"seed {run['seed']} of the best configuration failed ({run['error']})")
+            else:
+                others += 1
+    if others:
+        notes.append(f"runs of other configurations that failed: {others}")
+    flags = dict(entry["configurations"][best]["flags"])
+    return TaskResult(TASKS[name], tuple(runs), str(best), flags, base=entry["starts_from"], notes=tuple(notes))
 
 
 def _run(folder: Path, configuration: str, entry: Mapping[str, Any]) -> Run:
-    home = folder / entry["folder"]
-    result = read_object(home / RESULT, _AGAIN)
     return Run(
         seed=int(entry["seed"]),
         configuration=configuration,
         metrics=entry["metrics"],
         seconds=float(entry["seconds"]),
-        folder=home,
+        folder=folder,
         predictions=dict(entry["predictions"]),
-        rows={str(split): int(rows) for split, rows in result["rows"].items()},
+        rows={str(split): int(rows) for split, rows in read_object(folder / RESULT, _AGAIN)["rows"].items()},
     )
-
-
-def _failures(configurations: list[Mapping[str, Any]], best: int) -> list[str]:
-    """What a reader has to know about runs without a score."""
-    notes, others = [], 0
-    for place, configuration in enumerate(configurations):
-        for run in configuration["runs"]:
-            if run["status"] == "finished":
-                continue
-            if place == best:
-                notes.append(f"seed {run['seed']} of the best configuration failed ({run['error']})")
-            else:
-                others += 1
-    return notes + ([f"runs of other configurations that failed: {others}"] if others else [])
