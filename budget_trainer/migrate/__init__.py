@@ -70,7 +70,7 @@ def _main(argv: Sequence[str] | None) -> None:
     if args.table:
         sys.stdout.write(recipe.table())
         return
-    if text is not None and reading.is_sweep(text):
+    if text is not None and reading.SweepFile.describes(text):
         given = reading.SweepFile.read(text).given(args.combination or 1)
         launch = reading.read_launcher([], args.num_processes)
     elif args.combination is not None:

@@ -53,12 +53,7 @@ _SHARD = "an epoch is one training shard per process, as theirs"
 
 ORIGINAL_GROUPS: dict[str, tuple[Flag, ...]] = {
     "Deepspeed": (
-        Flag(
-            "deepspeed",
-            bool,
-            False,
-            text="the launch configuration says it; theirs had no ZeRO, which is ddp.yaml here",
-        ),
+        Flag("deepspeed", bool, False, text="a launch configuration replaces it: ddp.yaml, as theirs had no ZeRO"),
         Flag("deepspeed_transformer_kernel", bool, False, text=_KERNEL),
         Flag("stochastic_mode", bool, False, text=_KERNEL),
         Flag("attention_dropout_checkpoint", bool, False, text=_KERNEL),
@@ -128,12 +123,7 @@ ORIGINAL_GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("max_steps", int, NO_LIMIT, "max_steps", "2^63 - 1 is no limit: left out", same=True),
         Flag("max_steps_per_epoch", int, NO_LIMIT, text=_CUT),
         Flag("print_steps", int, 100, "logging_steps"),
-        Flag(
-            "do_validation",
-            bool,
-            False,
-            text="with it the recipe has validation_epochs and the flags that belong to it",
-        ),
+        Flag("do_validation", bool, False, text="with it the recipe has validation_epochs and its companions"),
         Flag("validation_epochs", int, 10, "validation_epochs", _SHARD, read_with=_VALIDATED),
         Flag("validation_epochs_begin", int, 1, "validation_epochs_begin", read_with=_VALIDATED),
         Flag("validation_epochs_end", int, 1, "validation_epochs_end", read_with=_VALIDATED),
@@ -151,9 +141,7 @@ ORIGINAL_GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("train_micro_batch_size_per_gpu", int, 32, "per_device_train_batch_size"),
         Flag("num_epochs", int, 1_000_000, text="counted shards; total_training_time or max_steps ends a run here"),
         Flag("lr", float, 0.011, "learning_rate"),
-        Flag(
-            "use_early_stopping", bool, False, text="with it the recipe has early_stop_time and early_stop_eval_loss"
-        ),
+        Flag("use_early_stopping", bool, False, text="with it the recipe has early_stop_time and its loss"),
         Flag("early_stop_time", int, 720, "early_stop_time", unit="m", read_with=_STOPPED),
         Flag("early_stop_eval_loss", float, 2.1, "early_stop_eval_loss", read_with=_STOPPED),
         Flag("scale_cnt_limit", int, 100, "scale_cnt_limit"),
@@ -186,7 +174,7 @@ class Given:
         return name in self.values
 
 
-class Difference(NamedTuple):
+class _Difference(NamedTuple):
     """`text` concerns a command whose flags (or their defaults) have all values of `applies`; an empty one, every command."""
 
     defect: str
@@ -195,26 +183,18 @@ class Difference(NamedTuple):
 
 
 DIFFERENCES = (
-    Difference("B5", "the original's budget held neither set-up nor validation nor the final save; here it does", {}),
-    Difference(
-        "B8",
-        "data_loader_type dist skipped most samples; here a pass takes each once, so the final loss differs",
-        {"data_loader_type": "dist"},
+    _Difference("B5", "the original's budget held neither set-up nor validation nor the final save; here it does", {}),
+    _Difference("B8", "dist skipped most samples; here a pass takes each of them once", {"data_loader_type": "dist"}),
+    _Difference(
+        "B11", "each validation took another test shard; here all take the same blocks", {"do_validation": True}
     ),
-    Difference(
-        "B11",
-        "each validation took another test shard; here all take the same held-out blocks, so their losses compare",
-        {"do_validation": True},
-    ),
-    Difference(
+    _Difference(
         "B12",
         "without --do_validation the original crashed at its end; here the final model is evaluated outside of the budget, "
         "and validate_every: 2% adds validations on the way",
         {"do_validation": False},
     ),
-    Difference("B16", "their feed-forward and head weights ignored initializer_range; here all weights have it", {}),
-    Difference("B17", "the original's output bias was never trained; here it is", {"sparse_mask_prediction": True}),
-    Difference(
-        "B24", "masks were fixed in the shards; here each pass draws new ones, but with dup_factor: 10 of ten", {}
-    ),
+    _Difference("B16", "their feed-forward and head weights ignored initializer_range; here all weights have it", {}),
+    _Difference("B17", "the original's output bias was never trained; here it is", {"sparse_mask_prediction": True}),
+    _Difference("B24", "masks were fixed in the shards; here each pass has new ones, with dup_factor: 10 ten", {}),
 )

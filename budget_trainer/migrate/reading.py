@@ -18,16 +18,6 @@ import yaml
 from budget_trainer.core.errors import InputError
 from budget_trainer.migrate.flags import FLAGS, Flag, Given
 
-# The original's other scripts and what does their work here; docs/migrating.md has their flags.
-OTHER_SCRIPTS = {
-    "process_data.py": "python -m data_prep.prepare, or data_prep.blocks",
-    "shard_data.py": "python -m data_prep.blocks; data_prep.split for a finished folder",
-    "merge_shards.py": "python -m data_prep.merge (folders), data_prep.split (fewer shards)",
-    "generate_samples.py": "python -m data_prep.blocks; data_prep.hdf5 for samples that are there already",
-    "create_pretraining_data.py": "python -m data_prep.blocks",
-    "run_glue.py": "finetune_glue.py",
-    "generate_training_commands.py": "sweep.py, which also runs the trials",
-}
 _MACHINE = 8  # GPUs of the paper's machine: assumed where a launcher takes all that are there
 _ASSUMED = f"assumed, {_MACHINE} as on the paper's machine: --num_processes N says it"
 _TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
@@ -58,7 +48,6 @@ def _flag_parser() -> _Parser:
 
 def _typed(flag: Flag, text: str) -> Any:
     """The value of a flag. ArgumentTypeError: it is of another type, or a variable of the shell."""
-    fix = f"write --{flag.name} {1 if flag.default is None else flag.default}"
     if re.search(r"^~|[$`]", text):
         raise argparse.ArgumentTypeError(f"{text!r} is for the shell to fill in; write what it stands for")
     if flag.kind is bool:
@@ -67,14 +56,15 @@ def _typed(flag: Flag, text: str) -> Any:
         return text.lower() in _TRUE
     try:
         value = flag.kind(text)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(text)
     except ValueError:
+        fix = f"write --{flag.name} {1 if flag.default is None else flag.default}"
         raise argparse.ArgumentTypeError(f"{text!r} is not {_KINDS[flag.kind]}; {fix}") from None
-    if isinstance(value, float) and not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number to train with; {fix}")
     return value.lower() if flag.name == "optimizer_type" else value  # as the original did
 
 
-def read_flags(words: Sequence[str], where: str = "command") -> Given:
+def _read_flags(words: Sequence[str], where: str = "command") -> Given:
     """`--flag value`, `--flag=value`, `--switch` and `--no_switch` of run_pretraining.py; the last of a flag counts.
 
     Raises:
@@ -85,8 +75,8 @@ def read_flags(words: Sequence[str], where: str = "command") -> Given:
         find_flag(rest[0].removeprefix("--").partition("=")[0], where)
     if rest:
         raise InputError(
-            f"{where}: {rest[0]!r} belongs to no flag; quote a value that has spaces, or take it out (pipes, redirections "
-            "and other commands of a shell are not read)"
+            f"{where}: {rest[0]!r} belongs to no flag; quote a value with spaces, or take it out (nothing else of a shell "
+            "script is read)"
         )
     return Given(vars(values))
 
@@ -125,9 +115,7 @@ def read_launcher(words: Sequence[str], num_processes: int | None = None) -> Lau
     program, *rest = words[len(named) :] or ["deepspeed"]  # flags alone: the published command
     program = program.rpartition("/")[2]
     if not re.fullmatch(r"python[\d.]*|deepspeed|torchrun|accelerate", program):
-        raise InputError(
-            f"command: {program!r} is not a launcher that is known here; begin with deepspeed, or the flags"
-        )
+        raise InputError(f"command: {program!r} is not a known launcher; begin with deepspeed, or with the flags")
     flags = re.sub(r"(^| )(launch|-u|-m|torch\.distributed\.(launch|run))(?= |$)", "", " ".join(rest)).strip()
     count = re.fullmatch(r"--(num_gpus|nproc[_-]per[_-]node|num_processes)[= ](\S+)", flags)
     if num_processes is None and flags and not count:
@@ -157,24 +145,20 @@ def read_command(command: str | Sequence[str], num_processes: int | None = None)
         InputError: no command of run_pretraining.py, several, or anything in it that the original did not know.
     """
     words = _split(command) if isinstance(command, str) else list(command)
-    names = [word.rpartition("/")[2] for word in words]
-    scripts = [index for index, name in enumerate(names) if name in ("run_pretraining.py", "run_pretraining")]
-    other = next((name for name in names if name in OTHER_SCRIPTS), None)
+    names = [word.rpartition("/")[2].removesuffix(".py") for word in words]
+    scripts = [index for index, name in enumerate(names) if name == "run_pretraining"]
     if not words:
         raise InputError("command: empty; give deepspeed run_pretraining.py --flag value ...")
-    if other and not scripts:
-        raise InputError(
-            f"command: {other} is not converted; {OTHER_SCRIPTS[other]} does its work, docs/migrating.md has the flags"
-        )
     if len(scripts) > 1:
         raise InputError(f"command: there are {len(scripts)} of run_pretraining.py in this text; give one at a time")
     if not scripts and not words[0].startswith("--"):
+        where = "docs/migrating.md has the other scripts"
         raise InputError(
-            f"command: {words[0]!r} begins none of run_pretraining.py; give one of its commands, or its flags"
+            f"command: {words[0]!r} begins none of run_pretraining.py; give one of its commands ({where})"
         )
     start = scripts[0] if scripts else 0
     launch = read_launcher(words[:start], num_processes)
-    return read_flags(words[start + 1 if scripts else 0 :]), launch
+    return _read_flags(words[start + 1 if scripts else 0 :]), launch
 
 
 def _split(text: str) -> list[str]:
@@ -190,17 +174,17 @@ def _split(text: str) -> list[str]:
         raise InputError(f"command: cannot be split into words ({str(error).lower()}); close the quotes") from None
 
 
-def is_sweep(text: str) -> bool:
-    """Whether a text is a sweep file of the original and no command."""
-    return re.search(rf"^['\"]?({'|'.join(_SECTIONS)})['\"]?\s*:", text, re.M) is not None
-
-
 @dataclass(frozen=True)
 class SweepFile:
     """The lists of `hyperparameters` and the values of `default_parameters` as they are written, whatever their names."""
 
     grid: dict[str, list[str]]
     fixed: dict[str, str]
+
+    @staticmethod
+    def describes(text: str) -> bool:
+        """Whether a text is such a file and no command."""
+        return re.search(rf"^['\"]?({'|'.join(_SECTIONS)})['\"]?\s*:", text, re.M) is not None
 
     @classmethod
     def read(cls, text: str) -> SweepFile:
@@ -215,9 +199,7 @@ class SweepFile:
             raise InputError(f"sweep file: is not YAML ({' '.join(str(error).split())}); correct it") from None
         for name, section in content.items():
             if name not in _SECTIONS:
-                raise InputError(
-                    f"{name}: not a section of the original's sweep files; they have {' and '.join(_SECTIONS)}"
-                )
+                raise InputError(f"{name}: not a section of a sweep file; it has {' and '.join(_SECTIONS)}")
             if section not in ("", "null", "~") and not isinstance(section, dict):
                 raise InputError(f"{name}: is not a mapping; write one `flag: value` per line")
         grid, fixed = ({} if isinstance(content.get(name, ""), str) else content[name] for name in _SECTIONS)
@@ -225,10 +207,7 @@ class SweepFile:
             if not isinstance(values, list) or not values:
                 raise InputError(f"{name}: {values!r} is not a list of values; write {name}: [first, second]")
             if name in fixed:
-                raise InputError(
-                    f"{name}: stands in hyperparameters and in default_parameters, where the original's command named it "
-                    "twice; take it out of one"
-                )
+                raise InputError(f"{name}: stands in {' and in '.join(_SECTIONS)}; take it out of one")
         for name, value in [*fixed.items(), *_pairs(grid)]:
             if not isinstance(value, str):
                 raise InputError(f"{name}: {value!r} is not one value; write a number or a word")
@@ -253,11 +232,11 @@ class SweepFile:
         count, where = self.combinations, "sweep file"
         if not 1 <= combination <= count:
             raise InputError(f"combination: {combination} is not one of the {count} of this sweep; give 1 to {count}")
-        read_flags(_flags(_pairs(self.grid)), where)  # all of them, not this combination's alone
+        _read_flags(_flags(_pairs(self.grid)), where)  # all of them, not this combination's alone
         # What the original's generator added to each command, so that runs did not write into one folder.
         added = ["--job_name=bert_large_experiment", f"--current_run_id={combination}"]
         words = next(itertools.islice(self.commands(), combination - 1, None))
-        values = read_flags([*added, *words], where).values
+        values = _read_flags([*added, *words], where).values
         about = f"combination {combination} of {count} of {', '.join(self.grid) or 'no list'}; sweep.py runs them all"
         off = [name for name, value in values.items() if value is False]
         remarks = (f"{name}: false means false; the original's generator made --{name} of it (B27)" for name in off)

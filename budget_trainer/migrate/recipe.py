@@ -259,9 +259,6 @@ def recipe_text(draft: Draft, recipe: str) -> str:
         ),
         f"#   {' '.join(launch.command(recipe).splitlines())}",
     ]
-    if "project_name" in draft.given:
-        name = shlex.quote(draft.given["project_name"])
-        text += _comment(f"Weights & Biases: add --report_to wandb, and WANDB_PROJECT={name} before the command.")
     answers = [f"{name}: {answer}" for name, answer in draft.answers]
     for heading, lines in (("What is different now:", draft.differences), ("Flags without a key here:", answers)):
         if lines:

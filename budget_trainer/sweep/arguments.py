@@ -105,9 +105,9 @@ class SweepRequest:
 
     def spec(self) -> SweepSpec:
         """The sweep, checked. Raises InputError."""
-        from budget_trainer.migrate.reading import SweepFile, find_flag, is_sweep
+        from budget_trainer.migrate.reading import SweepFile, find_flag
 
-        if not is_sweep(self.text):
+        if not SweepFile.describes(self.text):
             if "data_dir" in self.flags:
                 raise InputError("data_dir: belongs to a file of the original here; put it under fixed")
             return read_spec(self.path, self.flags, self.dry_run)
@@ -128,9 +128,9 @@ class SweepRequest:
 
     def lines(self) -> list[str]:
         """What `--dry_run` prints. A remark on them goes to stderr."""
-        from budget_trainer.migrate.reading import SweepFile, is_sweep
+        from budget_trainer.migrate.reading import SweepFile
 
-        if is_sweep(self.text):
+        if SweepFile.describes(self.text):
             from budget_trainer.sweep.original import check_search, unknown_names
 
             check_search(self.flags)
