@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,6 @@ from budget_trainer.core.errors import RunError  # noqa: E402
 
 TOKENS_PERCENT = 10.0  # by which a run's tokens may differ from the plan's
 CHOICE_PERCENT = 10.0  # by which the plan's micro-batch may be slower than the best of the scan
-SCAN_LIMIT_SECONDS = 24 * 3600.0  # the scan ends by its rounds
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -77,30 +75,33 @@ def plan_and_run(a: argparse.Namespace) -> dict[str, Any]:
 
 def scan(order: dict[str, Any]) -> dict[int, list[float]]:
     """Tokens/s of every micro-batch, a number per round; this process trains."""
-    from budget_trainer.planning.candidates import blocks_per_second, micro_batches, typical
-    from budget_trainer.planning.probe import Told, probe
-    from budget_trainer.planning.schedule import Found, Order, Schedule, Situation
+    from budget_trainer.planning.probe import probe
+    from budget_trainer.planning.steps import (
+        ProbeSteps,
+        StepRequest,
+        Steps,
+        blocks_per_second,
+        micro_batches,
+        typical,
+    )
 
     rates: dict[int, list[float]] = {}
     sizes = micro_batches(order["total"])
 
-    def every_size(found: Found, _: Situation) -> Schedule:
+    def every_size(_: ProbeSteps) -> Steps:
         for number in range(order["rounds"] + 1):  # the first warms up, and compiles
             for size in sizes if number % 2 else sizes[::-1]:
-                taken = []
+                results = []
                 for _step in range(order["steps"] + 1):
-                    one = yield Order(size, eager=not order["compiled"])
-                    taken.append(one)
-                if number and all(one.fits for one in taken):
-                    step = typical([one.step for one in taken[1:]])
-                    rates.setdefault(size, []).append(
-                        blocks_per_second(step, size, order["total"]) * order["block_size"]
-                    )
+                    result = yield StepRequest(size, eager=not order["compiled"])
+                    results.append(result)
+                if number and all(result.fits for result in results):
+                    step = typical([result.step for result in results[1:]])
+                    rate = blocks_per_second(step, size, order["total"]) * order["block_size"]
+                    rates.setdefault(size, []).append(rate)
 
     with tempfile.TemporaryDirectory() as folder:
-        told = Told(os.open(os.devnull, os.O_WRONLY))
-        deadline = time.monotonic() + SCAN_LIMIT_SECONDS
-        probe({"words": order["words"], "folder": folder, "deadline": deadline}, told, every_size)
+        probe(order["words"], Path(folder), take_steps=every_size)
     return rates
 
 

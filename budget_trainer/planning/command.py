@@ -12,24 +12,32 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import math
 import os
+import pickle
+import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from budget_trainer.config.edit import edited, load, opposite
-from budget_trainer.core.command import Parser, run_command
-from budget_trainer.core.errors import InputError
+from budget_trainer.core.command import BAD_INPUT, Parser, run_command
+from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.io import write_atomic, write_json_atomic
+
+if TYPE_CHECKING:
+    from budget_trainer.planning.result import Plan, ProbeReport
 
 PROBE_SECONDS = 60.0
-PARENT_SECONDS = 1.0  # of the probe's time, for starting it and for the account
+PARENT_SECONDS = 1.0  # of the probe's time, for the prediction and the picture
+LINES_OF_LOG = 3
 
 
 def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -82,124 +90,169 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"{path}: its folder is not there; make it first")
         if not os.access(path.parent, os.W_OK) or path.is_dir():
             raise InputError(f"{path}: cannot be written; choose another place")
+    settings = _settings(args.words)
+    if settings is not None and not {"total_training_time", "max_steps"} & settings.keys():
+        raise InputError("total_training_time: missing; add --total_training_time 24h")
 
 
 def _targets(args: argparse.Namespace) -> list[Path]:
     """Every file that will be written, but for the default picture, which is always drawn anew."""
-    named = [path for path in (args.json, args.write, args.write and _beside(args.write)) if path is not None]
+    named = [path for path in (args.json, args.write, args.write and _plan_file(args.write)) if path is not None]
     return named + ([args.picture] if args.picture != Path("plan.png") else [])
 
 
-def _beside(recipe: Path) -> Path:
+def _plan_file(recipe: Path) -> Path:
     return recipe.with_name(f"{recipe.stem}.plan.json")
 
 
-def run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> int:
     begin = time.monotonic()
     _check(args)
-    from budget_trainer.planning.child import ask_probe
+    # Torch and Transformers, for the prediction: imported before the probe, which has the machine to itself.
     from budget_trainer.planning.result import make_plan
     from budget_trainer.planning.text import plan_text
 
-    if not {"total_training_time", "max_steps"} & {_flag(word) for word in args.words}:
-        _check_budget(args.recipe)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # the sketch needs more than ASCII
     print(f"probing for up to {args.probe_seconds:g} s ...", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(prefix="budget-plan-", dir=_disk(args.words)) as folder:
-        told = ask_probe(
-            args.words, Path(folder), begin + args.probe_seconds - min(PARENT_SECONDS, args.probe_seconds / 10)
-        )
-    plan = make_plan(told, num_processes=args.num_processes, price_per_hour=args.price_per_hour)
-    plan["probe_seconds"] = time.monotonic() - begin
+    deadline = begin + args.probe_seconds - min(PARENT_SECONDS, args.probe_seconds / 10)
+    output_dir = (_settings(args.words) or {}).get("output_dir")
+    with tempfile.TemporaryDirectory(prefix="budget-plan-", dir=disk_of(output_dir) if output_dir else None) as folder:
+        report, failed = ask_probe(args.words, Path(folder), deadline)
+    plan = make_plan(report, num_processes=args.num_processes, price_per_hour=args.price_per_hour, failed=failed)
+    plan = replace(plan, probe_seconds=time.monotonic() - begin)
     print(plan_text(plan))
     _store(args, plan)
     return 0
 
 
-def _check_budget(recipe: Path) -> None:
+def ask_probe(words: Sequence[str], folder: Path, deadline: float) -> tuple[ProbeReport | None, str | None]:
+    """The probe's last report on the run `words` until `deadline` (of time.monotonic()); None where there was none.
+
+    Where the probe died after its choice of a micro-batch, the second is how it died, and its last words.
+
+    Raises:
+        InputError, RunError: as the probe did; RunError where it died before that choice.
+    """
+    from budget_trainer.planning.result import ERROR_FILE, REPORT_FILE
+
+    command = [sys.executable, "-m", "budget_trainer.planning.probe", str(folder), str(deadline), *words]
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one: Trainer would spread over all of them
+    log = folder / "log.txt"
+    with log.open("w", encoding="utf-8") as out:
+        probe = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # ends with this process, and the probe with it
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu},
+        )
+    code = None
     try:
-        content = load(recipe.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return  # the probe says what is wrong with it
-    if not {"total_training_time", "max_steps"} & set(content):
-        raise InputError("total_training_time: missing; add --total_training_time 24h")
+        code = probe.wait(timeout=max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        pass  # what it has reported counts
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(probe.pid, signal.SIGKILL)  # compilers have processes of their own
+        probe.wait()
+    if (folder / ERROR_FILE).exists():
+        text = (folder / ERROR_FILE).read_text(encoding="utf-8")
+        raise InputError(text) if code == BAD_INPUT else RunError(text)
+    report: ProbeReport | None = None
+    if (folder / REPORT_FILE).exists():
+        report = pickle.loads(
+            (folder / REPORT_FILE).read_bytes()
+        )  # our own child's, in a folder that only this user can enter
+    if code in (0, None):
+        return report, None
+    failed = f"it ended with {_reason(code)}; {_last_words(log)}"
+    if report is None or report.results.micro_batch is None:
+        raise RunError(f"probe: {failed}")
+    return report, failed
 
 
-def _disk(words: Sequence[str]) -> str | None:
-    """Where the run will save, as far as that is there: saving is timed on that disk."""
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # the probe says what is wrong with the recipe
-        named = {**load(Path(words[0]).read_text(encoding="utf-8-sig")), **_words(words[1:])}.get("output_dir")
-        path = Path(str(named)).resolve()
-        if named:
-            return str(next((folder for folder in (path, *path.parents) if os.access(folder, os.W_OK)), "")) or None
+def _reason(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "SIGKILL, as where memory is short; plan a smaller model or micro-batch"
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+
+
+def _last_words(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return "its last words: " + " | ".join(lines[-LINES_OF_LOG:]) if lines else "it printed nothing"
+
+
+def _settings(words: Sequence[str]) -> dict[str, str] | None:
+    """The recipe's keys and the flags as text; None where the recipe cannot be read: the probe says what is wrong with it."""
+    try:
+        return {**load(Path(words[0]).read_text(encoding="utf-8-sig")), **flags_given(words[1:])}
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+
+
+def disk_of(output_dir: str) -> str | None:
+    """A folder that is there and can be written to, `output_dir` or one above it: saving is timed on the run's disk."""
+    with contextlib.suppress(OSError, ValueError):
+        path = Path(output_dir).resolve()
+        return next((str(folder) for folder in (path, *path.parents) if os.access(folder, os.W_OK)), None)
     return None
 
 
-def _store(args: argparse.Namespace, plan: dict[str, Any]) -> None:
+def _store(args: argparse.Namespace, plan: Plan) -> None:
     """Picture, JSON and recipe, and the command that runs it."""
-    from budget_trainer.core.io import write_atomic, write_json_atomic
     from budget_trainer.planning.text import draw_plan
 
     draw_plan(plan, args.picture)
     print(f"\npicture  {args.picture}")
     if args.json is not None:
-        write_json_atomic(args.json, plan)
+        write_json_atomic(args.json, vars(plan))
         print(f"plan     {args.json}")
     if args.write is not None:
+        stored = _plan_file(args.write)
         values = {
-            **_given(args.words[1:]),
-            "per_device_train_batch_size": plan["micro_batch"],
-            "gradient_accumulation_steps": plan["gradient_accumulation_steps"],
-            "plan": _beside(args.write).name,
+            **{name: value for name, value in flags_given(args.words[1:]).items() if name != "output_dir"},
+            "per_device_train_batch_size": plan.micro_batch,
+            "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+            "plan": stored.name,
         }
-        head = f"# Filled in by budget_trainer.plan from {args.recipe.name}, {plan['made_at']}; "
-        head += f"processes: {plan['num_processes']}.\n"
+        head = f"# Filled in by budget_trainer.plan from {args.recipe.name}, {plan.made_at}; "
+        head += f"processes: {plan.num_processes}.\n"
         text = edited(args.recipe.read_text(encoding="utf-8-sig"), values, whose="the plan", head=head)
-        write_json_atomic(_beside(args.write), plan)
+        write_json_atomic(stored, vars(plan))
         write_atomic(args.write, text)
-        print(f"recipe   {args.write} (its plan: {_beside(args.write)})")
-        print(
-            f"run it   accelerate launch --config_file {_profile(plan)} train_mlm.py {args.write} --output_dir out/run"
-        )
+        print(f"recipe   {args.write} (its plan: {stored})")
+        profile = launch_profile(plan.device, plan.num_processes)
+        print(f"run it   accelerate launch --config_file {profile} train_mlm.py {args.write} --output_dir out/run")
 
 
-def _profile(plan: dict[str, Any]) -> str:
-    one, several = ("single_gpu", "ddp") if plan["device"].startswith("cuda") else ("cpu", "cpu_2proc")
-    if plan["num_processes"] == 1:
+def launch_profile(device: str, processes: int) -> str:
+    """The --config_file of so many processes on devices of this kind, and the number where the file has another."""
+    one, several = ("single_gpu", "ddp") if device.startswith("cuda") else ("cpu", "cpu_2proc")
+    if processes == 1:
         return f"accelerate_configs/{one}.yaml"
-    return f"accelerate_configs/{several}.yaml --num_processes {plan['num_processes']}"
+    return f"accelerate_configs/{several}.yaml --num_processes {processes}"
 
 
-def _given(words: Sequence[str]) -> dict[str, str]:
-    """The flags of train_mlm.py on the command line as lines of a recipe; output_dir is the run's own."""
-    return {name: value for name, value in _words(words).items() if name not in ("output_dir", "plan")}
-
-
-def _words(words: Sequence[str]) -> dict[str, str]:
+def flags_given(words: Sequence[str]) -> dict[str, str]:
     """Flags and their values as text, the last one of a flag counts; `--no_bf16` takes `--bf16` back, and `--bf16` that."""
     values: dict[str, str] = {}
     name = None
     for word in words:
-        if (flag := _flag(word)) is not None:
-            name, bare = flag, "=" not in word
+        if word.startswith("--"):
+            flag, equals, value = word.removeprefix("--").partition("=")
+            name, bare = flag.replace("-", "_"), not equals
             values.pop(name, None)
             values.pop(opposite(name), None)
-            values[name] = "true" if bare else word.partition("=")[2]
+            values[name] = "true" if bare else value
         elif name is not None:
             values[name] = word if bare else f"{values[name]} {word}"
             bare = False
     return values
 
 
-def _flag(word: str) -> str | None:
-    """`total_training_time` of `--total-training-time=24h`; None for what is no flag."""
-    return word.removeprefix("--").partition("=")[0].replace("-", "_") if word.startswith("--") else None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0 done, 2 for what a person has to mend, 1 where the probe could not finish, 130 after Ctrl-C."""
-    return run_command(lambda: run(_parse(argv)))
+    return run_command(lambda: _run(_parse(argv)))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,40 @@
-"""From what the probe measured to what the run will do: a simulation of its budget, step by step. Pure functions."""
+"""What a run does with its budget: the run's own callbacks, on a clock that only the measured durations move.
+
+No rule of the budget stands here. `TimeBudgetCallback` reads the clock, `StepTimes` guesses the next step, the cadences of
+`training.callbacks` ask for the seconds of saves and validations, `TimeScheduleMixin` follows the curve; `_PaperTrainer` calls
+them in the order in which Trainer does, and instead of working it adds the seconds that the probe has measured.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any, cast
 
-from budget_trainer.budget.curves import make_curve
-from budget_trainer.budget.stages import Stage, Stages, ValidationPlan
+import torch
+from transformers import TrainerControl, TrainerState
+
+from budget_trainer.budget.callback import StepTimes, TimeBudgetCallback
+from budget_trainer.budget.channel import Agreement, ControlChannel
+from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.budget.mixin import TimeScheduleMixin
+from budget_trainer.budget.stages import EveryEpochs, Stage, Stages, ValidationPlan, make_stages
 from budget_trainer.core.errors import InputError
-from budget_trainer.planning.candidates import MicroStep
+from budget_trainer.core.stop_request import StopRequest
+from budget_trainer.planning.steps import MicroStep
+from budget_trainer.training.callbacks import CheckpointCadence, FinetuneMarkers, StageCadence, ValidationCadence
+from budget_trainer.training.trainer import TimeBudgetTrainer
 
-MOST_ROUNDS = 20_000  # of the simulation: longer runs go several steps at a time
+MOST_STRIDES = 10_000  # of a long run: 24 h of steps of 10 ms are 8.6 million steps, and a stride costs 0.03 ms
 POINTS = 400  # of the schedule's picture
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of what a run does beside stepping, and its micro-batch. `setup` ends where the first step begins."""
+    """Measured seconds of what a run does, and its micro-batch. `setup` ends where the first step begins."""
 
     setup: float
     compile: float  # for new shapes; 0.0: not compiled
@@ -28,162 +45,249 @@ class Costs:
     rehearse: float  # of that, before training
     micro_batch: int
     step: MicroStep
-    relative: dict[tuple[float, int], float] = field(
+    relative: Mapping[tuple[float, int], float] = field(
         default_factory=dict
-    )  # work at (masking rate, parts), 1: the first
+    )  # work at (masking rate, parts) to the first
     workers: int = 0
+
+    def step_seconds(self, stage: Stage) -> float:
+        work = self.step.work * self.relative.get(_shape(stage), 1.0)
+        return self.step._replace(work=work).seconds(stage.accumulation, self.workers)
 
 
 @dataclass(frozen=True)
-class Limits:
-    """When the run ends and what it does on the way; seconds, infinite where there is no limit."""
+class RunSettings:
+    """What the recipe says of time, for one process. Seconds are infinite where there is no limit."""
 
-    total: float
-    end: float
+    total_seconds: float
+    end_seconds: float
+    block_size: int
+    learning_rate: float
+    schedule: Mapping[str, Any]  # of Recipe.schedule()
+    curves: Mapping[str, Any]  # the arguments of make_stages, but for the two that stand above
     max_steps: int | None = None
-    by_steps: bool = False  # the schedule follows the steps
-    checkpoint_every: float = math.inf
+    checkpoint_seconds: float = math.inf
     checkpoint_samples: int | None = None
+    validation: ValidationPlan | None = None
     markers: tuple[float, ...] = ()
     writes_final: bool = True
 
+    def stages(self, accumulation: int) -> Stages:
+        """The run's stages with so many micro-batches in a full step."""
+        return make_stages(gradient_accumulation_steps=accumulation, block_size=self.block_size, **self.curves)
 
-@dataclass
+    def of_processes(self, number: int) -> RunSettings:
+        """The same for `number` processes: an "epoch" is a shard per process, batches are those of all of them."""
+        validation = self.validation
+        if isinstance(validation, EveryEpochs):
+            validation = replace(validation, samples_per_epoch=validation.samples_per_epoch * number)
+        samples = self.checkpoint_samples and self.checkpoint_samples * number
+        return replace(self, checkpoint_samples=samples, validation=validation)
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What the run will have done at its end, over all processes. Seconds by the clock's phases."""
 
-    steps: int = 0
-    samples: int = 0
-    tokens: int = 0
-    tokens_per_second: float = 0.0
-    setup_seconds: float = 0.0
-    compile_seconds: float = 0.0
-    train_seconds: float = 0.0
-    evaluate_seconds: float = 0.0
-    save_seconds: float = 0.0
-    used_seconds: float = 0.0
-    validations: int = 0
-    schedule: list[dict[str, float]] = field(default_factory=list)
+    steps: int
+    samples: int
+    tokens: int
+    tokens_per_second: float
+    setup_seconds: float
+    compile_seconds: float
+    train_seconds: float
+    evaluate_seconds: float
+    save_seconds: float
+    used_seconds: float
+    validations: int
+    schedule: list[dict[str, float]]
 
 
-def simulate(
-    costs: Costs,
-    limits: Limits,
-    stages: Stages,
-    validation: ValidationPlan | None,
-    *,
-    block_size: int,
-    num_processes: int = 1,
-    curve: Callable[[float], float] | None = None,
-    learning_rate: float = 1.0,
-) -> Prediction:
-    """Let the budget pass as TimeBudgetCallback does: set-up, steps, what is due on the way, the last save.
+def predict(costs: Costs, settings: RunSettings, accumulation: int, num_processes: int = 1) -> Prediction:
+    """Let the budget pass: set-up, steps, what is due on the way, the last save.
 
     Raises:
         InputError: set-up and the last save leave no time for a step.
     """
-    curve = curve or make_curve("linear")
-    out = Prediction(setup_seconds=costs.setup, evaluate_seconds=costs.rehearse, save_seconds=costs.save)
-    stage = stages.at(0.0)
-    now = costs.setup + costs.rehearse + costs.save  # rehearsals of the save and the validation
-    first = costs.compile + _step_seconds(costs, stage)
-    if now + first + costs.reserve > limits.end:
-        raise InputError(
-            f"total_training_time: {limits.end:.0f}s is too short here: set-up takes {now:.0f}s, the first step "
-            f"{first:.1f}s{' with its compilation' if costs.compile else ''}, the last save {costs.reserve:.1f}s; give more "
-            "time or a smaller model"
+    trainer = _PaperTrainer(costs, settings.of_processes(num_processes), accumulation, num_processes)
+    trainer.set_up()
+    trainer.train()
+    return trainer.result()
+
+
+class _StepTimes(StepTimes):
+    """Sees the last step of a stride only: the seconds of the steps before it are taken off."""
+
+    skipped_seconds = 0.0
+
+    def step_done(self, seconds: Mapping[str, float], compiling: bool) -> None:
+        super().step_done({**seconds, "train": seconds["train"] - self.skipped_seconds}, compiling)
+
+
+class _Loop:
+    """What TimeScheduleMixin and the callbacks read of a Trainer."""
+
+    def __init__(self, args: SimpleNamespace, callbacks: list) -> None:
+        self.args, self.callbacks = args, callbacks
+        self.state, self.control = TrainerState(is_world_process_zero=False), TrainerControl()
+
+
+class _PaperTrainer(TimeScheduleMixin, _Loop):
+    """Trainer's loop without a model and without data.
+
+    Long runs go in strides of several steps, at most MOST_STRIDES. The budget is asked after each stride as a run asks it
+    after each step, with the last step of the stride for the guess of the next one, so its answers are the run's; what becomes
+    due within a stride is done at its end, at most 1/MOST_STRIDES of the run late. Strides get shorter towards the end and
+    are single steps there, so that the budget ends the run after the very step that it will end it after.
+    """
+
+    def __init__(self, costs: Costs, settings: RunSettings, accumulation: int, num_processes: int) -> None:
+        self.costs, self.settings, self.num_processes = costs, settings, num_processes
+        self.now, self.samples_consumed, self.validations = 0.0, 0, 0
+        self.stride, self._micro_batches = 1, 0
+        self.clock = BudgetClock(settings.total_seconds, time_fn=lambda: self.now)
+        budget = TimeBudgetCallback(
+            clock=self.clock,
+            agreement=Agreement(ControlChannel(), StopRequest()),
+            early_exit_time_marker=settings.end_seconds,
         )
-    estimate = min((limits.end - now) / _step_seconds(costs, stage), limits.max_steps or math.inf)
-    stride = max(1, int(estimate / MOST_ROUNDS))
-    point = max(1, int(estimate / stride / POINTS))
-    shapes, begin, mark, passed, rounds = {_shape(stage)}, 0.0, 0, 0, 0
-    saved = _checkpoints(limits, now, 0)
-    while True:
-        step = _step_seconds(costs, stage)
-        compiles = costs.compile if rounds == 0 else 0.0
-        if now + compiles + step + costs.reserve > limits.end:
-            break
-        left = limits.max_steps - out.steps if limits.max_steps is not None else math.inf
-        if left <= 0:
-            break
-        fits = int((limits.end - costs.reserve - now - compiles) / step) if math.isfinite(limits.end) else stride
-        count = 1 if rounds == 0 else int(max(1, min(stride, left, fits)))
-        now += compiles + count * step
-        out.steps += count
-        out.samples += count * costs.micro_batch * stage.accumulation * num_processes
-        out.compile_seconds += compiles + (step if compiles else 0.0)  # the clock counts the first step there
-        out.train_seconds += (count - (1 if compiles else 0)) * step
-        begin = now if rounds == 0 else begin
-        progress = _progress(limits, costs, now, step, begin, out.steps)
-        if rounds % point == 0:
-            out.schedule.append(_point(now, progress, curve, learning_rate, stage, costs, block_size, num_processes))
-        rounds += 1
-        share = now / limits.total if math.isfinite(limits.total) else 0.0
-        if validation is not None and (due := validation.mark(mark, share, out.samples)) > mark:
-            mark = due
-            if now + costs.evaluate + step + costs.reserve <= limits.end:
-                now, out.validations = now + costs.evaluate, out.validations + 1
-                out.evaluate_seconds += costs.evaluate
-        while passed < len(limits.markers) and share >= limits.markers[passed]:
-            passed += 1
-            if now + costs.save + step + costs.reserve <= limits.end:
-                now, out.save_seconds = now + costs.save, out.save_seconds + costs.save
-        if (counts := _checkpoints(limits, now, out.samples)) != saved:
-            saved = counts
-            if now + costs.checkpoint + step + costs.reserve <= limits.end:
-                now, out.save_seconds = now + costs.checkpoint, out.save_seconds + costs.checkpoint
-        wanted = stages.at(progress)
-        if costs.compile and _shape(wanted) not in shapes:
-            now, out.compile_seconds = now + costs.compile, out.compile_seconds + costs.compile
-        shapes.add(_shape(wanted))
-        stage = wanted
-    if limits.writes_final:
-        now, out.save_seconds = now + costs.save, out.save_seconds + costs.save
-    out.schedule.append(_point(now, 1.0, curve, learning_rate, stage, costs, block_size, num_processes))
-    out.tokens, out.used_seconds = out.samples * block_size, now
-    out.tokens_per_second = out.tokens / (out.train_seconds + out.compile_seconds)
-    return out
+        budget.steps = self.step_times = _StepTimes()
+        args = SimpleNamespace(
+            max_steps=settings.max_steps or math.inf,
+            torch_compile=bool(costs.compile),
+            device=torch.device("cpu"),
+            should_save=False,
+            should_log=False,
+        )
+        super().__init__(args, time_budget=budget, **settings.schedule)
+        stages, trainer = settings.stages(accumulation), cast(TimeBudgetTrainer, self)
+        self.stage, self.compiled = stages.at(0.0), set[tuple[float, int]]()
+        self.callbacks += [
+            StageCadence(trainer, stages),
+            FinetuneMarkers(trainer, settings.markers, os.devnull),  # no marker's folder is there yet
+            CheckpointCadence(trainer, settings.checkpoint_seconds, settings.checkpoint_samples),
+        ]
+        if settings.validation is not None:
+            self.callbacks.append(ValidationCadence(trainer, settings.validation))
 
+    def set_up(self) -> None:
+        """Everything before the first step, rehearsals included."""
+        costs, budget, end = self.costs, self.time_budget, self.settings.end_seconds
+        self.now = costs.setup
+        self.spend("evaluate", costs.rehearse)
+        self.spend("save", costs.save)
+        budget.save_seconds, budget.checkpoint_seconds = costs.reserve, costs.checkpoint
+        budget.evaluate_seconds = costs.evaluate
+        first = costs.compile + costs.step_seconds(self.stage)
+        if self.now + first + costs.reserve > end:
+            raise InputError(
+                f"total_training_time: {end:.0f}s is too short here: set-up takes {self.now:.0f}s, the first step "
+                f"{first:.1f}s{' with its compilation' if costs.compile else ''}, the last save {costs.reserve:.1f}s; give "
+                "more time or a smaller model"
+            )
 
-def _checkpoints(limits: Limits, now: float, samples: int) -> tuple[int, int]:
-    """How many are due by time and by samples."""
-    every = limits.checkpoint_samples
-    return int(now // limits.checkpoint_every), 0 if every is None else samples // every
+    def train(self) -> None:
+        steps = min((self.settings.end_seconds - self.now) / self.costs.step_seconds(self.stage), self.args.max_steps)
+        longest = max(1, int(steps / MOST_STRIDES))
+        every, number = max(1, int(steps / longest / POINTS)), 0
+        self.schedule_points: list[dict[str, float]] = []
+        self.call("on_train_begin")
+        while not self.control.should_training_stop:
+            self.take_stride(longest)
+            if number % every == 0:
+                self.schedule_points.append(self.point(self.schedule_progress()))
+            number += 1
+            if self.control.should_evaluate:
+                self.spend("evaluate", self.costs.evaluate)
+                self.validations += 1
+            if self.control.should_save:
+                self.spend("save", self.costs.checkpoint)
+            self.control.should_evaluate = self.control.should_save = False
+        if self.settings.writes_final:
+            self.spend("save", self.costs.save)
+        self.schedule_points.append(self.point(1.0))
+
+    def take_stride(self, longest: int) -> None:
+        step, shape = self.costs.step_seconds(self.stage), _shape(self.stage)
+        self.stride = self.steps_until_asked(step, longest)
+        self.call("on_step_begin")
+        if shape not in self.compiled:
+            self.now += self.costs.compile
+            self.compiled.add(shape)
+        self.now += self.stride * step
+        self.step_times.skipped_seconds += (self.stride - 1) * step
+        self._micro_batches += self.stride * self.stage.accumulation
+        self.samples_consumed += self.stride * self.batch_size
+        self.state.global_step += self.stride - 1
+        self.call("on_optimizer_step")
+        self.state.global_step += 1
+        self.call("on_step_end")
+        if self.state.global_step >= self.args.max_steps:
+            self.control.should_training_stop = True
+
+    def steps_until_asked(self, step: float, longest: int) -> int:
+        """Steps of the next stride: one where the next reading is not like the last, and half of what is left at most."""
+        times, budget = self.time_budget.steps, self.time_budget
+        if times.compiles or not times.next_step():
+            return 1
+        seconds = budget.end_seconds - self.now - budget.reading.save - budget.reading.step
+        left = min(seconds / step, self.args.max_steps - self.state.global_step)
+        return int(max(1, min(longest, left / 2)))
+
+    def result(self) -> Prediction:
+        seconds = self.clock.seconds_by_phase()
+        tokens = self.samples_consumed * self.settings.block_size
+        return Prediction(
+            steps=self.state.global_step,
+            samples=self.samples_consumed,
+            tokens=tokens,
+            tokens_per_second=tokens / (seconds["train"] + seconds["compile"]),
+            **{f"{phase}_seconds": seconds[phase] for phase in ("setup", "compile", "train", "evaluate", "save")},
+            used_seconds=self.clock.elapsed_seconds(),
+            validations=self.validations,
+            schedule=self.schedule_points,
+        )
+
+    # ---- what the callbacks ask of a Trainer ----
+
+    @property
+    def micro_batches(self) -> int:
+        """A new accumulation waits for a count that it divides: a stride of several steps holds one, as 0 is."""
+        return self._micro_batches if self.stride == 1 else 0
+
+    def enter_stage(self, stage: Stage, compiles: bool) -> None:
+        self.time_budget.steps.expect(stage.accumulation / self.stage.accumulation, compiles)
+        self.stage = stage
+
+    def save_folder(self, _: Any) -> float:
+        self.spend("save", self.costs.save)
+        return self.costs.save
+
+    # ---- inside ----
+
+    @property
+    def batch_size(self) -> int:
+        """Blocks per step over all processes, in the present stage."""
+        return self.costs.micro_batch * self.stage.accumulation * self.num_processes
+
+    def spend(self, phase: str, seconds: float) -> None:
+        with self.clock.phase(phase):
+            self.now += seconds
+
+    def call(self, event: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self.args, self.state, self.control)
+
+    def point(self, progress: float) -> dict[str, float]:
+        return {
+            "elapsed_seconds": self.now,
+            "progress": progress,
+            "learning_rate": self.settings.learning_rate * self.curve(progress),
+            "mlm_probability": self.stage.mlm_probability,
+            "batch_size": self.batch_size,
+            "sequence_length": self.settings.block_size // self.stage.sequence_parts,
+        }
 
 
 def _shape(stage: Stage) -> tuple[float, int]:
     return stage.mlm_probability, stage.sequence_parts
-
-
-def _step_seconds(costs: Costs, stage: Stage) -> float:
-    step, relative = costs.step, costs.relative.get(_shape(stage), 1.0)
-    return MicroStep(step.fetch, step.work * relative, step.rest).seconds(stage.accumulation, costs.workers)
-
-
-def _progress(limits: Limits, costs: Costs, now: float, step: float, begin: float, steps: int) -> float:
-    if limits.by_steps:
-        return min(1.0, steps / limits.max_steps) if limits.max_steps else 0.0
-    if math.isinf(limits.total):
-        return 0.0
-    end = limits.total - costs.reserve - step
-    return min(1.0, max(0.0, now + step / 2 - begin) / max(end - begin, 1e-9))
-
-
-def _point(
-    now: float,
-    progress: float,
-    curve: Callable[[float], float],
-    learning_rate: float,
-    stage: Stage,
-    costs: Costs,
-    block_size: int,
-    num_processes: int,
-) -> dict[str, float]:
-    return {
-        "elapsed_seconds": now,
-        "progress": progress,
-        "learning_rate": learning_rate * curve(progress),
-        "mlm_probability": stage.mlm_probability,
-        "batch_size": costs.micro_batch * stage.accumulation * num_processes,
-        "sequence_length": block_size // stage.sequence_parts,
-    }

@@ -1,12 +1,12 @@
-"""FLOPs and parameters of model sizes around the recipe's, without memory for their weights.
+"""The probe, a process of its own: the run's set-up and steps on this machine.
 
-The probe, a process of its own: the run's set-up and steps on this machine, told to its parent as they are measured.
+    python -m budget_trainer.planning.probe FOLDER DEADLINE RECIPE [FLAGS]
 
-    python -m budget_trainer.planning.probe '{"words": [...], "fd": 3, "deadline": 123.4, "folder": "..."}'
-
-It writes lines of JSON to the file descriptor `fd`, each the whole of what is known so far; `deadline` is of time.monotonic().
-The parent ends it there: what was told until then counts. It goes the way of train_mlm.py with the same functions.
+It writes what it knows so far to FOLDER/report.pickle whenever that has grown. DEADLINE is of time.monotonic(): there the
+parent ends it, and the last report counts. Set-up is that of `PretrainingRun`, timed in its parts.
 """
+
+# ruff: noqa: E402 - the clock starts before the heavy imports
 
 from __future__ import annotations
 
@@ -14,96 +14,64 @@ from budget_trainer.budget.clock import BudgetClock
 
 CLOCK = BudgetClock()  # as in train_mlm.py: imports are a part of every run's set-up
 
-import json  # noqa: E402
-import math  # noqa: E402
-import os  # noqa: E402
-import signal  # noqa: E402
-import sys  # noqa: E402
-import threading  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from contextlib import ExitStack  # noqa: E402
-from typing import Any  # noqa: E402
+import math
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
-import torch  # noqa: E402
+import torch
+from transformers import PrinterCallback
 
-from budget_trainer.config.recipe import Recipe  # noqa: E402
-from budget_trainer.core.errors import InputError, RunError  # noqa: E402
-from budget_trainer.data.folder import DataFolder  # noqa: E402
-from budget_trainer.model.build import build_model  # noqa: E402
-from budget_trainer.model.flops import model_flops_per_token  # noqa: E402
-from budget_trainer.planning.result import heads_and_inner, neighbours  # noqa: E402
+from budget_trainer.budget.stages import make_stages
+from budget_trainer.config.parser import parse_recipe
+from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.io import write_atomic
+from budget_trainer.core.stop_request import StopRequest
+from budget_trainer.model.build import parameter_count
+from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
+from budget_trainer.planning.measure import (
+    ProbeTrainer,
+    free_bytes,
+    peak_bytes,
+    reset_peak,
+    return_freed,
+)
+from budget_trainer.planning.predict import RunSettings
+from budget_trainer.planning.result import ERROR_FILE, REPORT_FILE, ProbeReport
+from budget_trainer.planning.steps import NO_ROOM, ProbeSteps, Steps, ladder_sizes, micro_batches
+from budget_trainer.reporting.planned import compared
+from budget_trainer.reporting.report import environment
+from budget_trainer.training import parts
+from budget_trainer.training.callbacks import (
+    CheckpointCadence,
+    EarlyStop,
+    FinetuneMarkers,
+    ValidationCadence,
+)
+from budget_trainer.training.engine import engine_name
+from budget_trainer.training.recovery import is_out_of_memory
+from budget_trainer.training.run import ENDLESS_STEPS, PretrainingRun
 
-
-def shapes_around(recipe: Recipe, data: DataFolder, slots: int) -> list[dict[str, Any]]:
-    """The recipe's shape and standard ones: `layers`, `width`, `heads`, `inner`, `parameters`, `body_parameters` (without
-    embeddings and head), `flops_per_token`, `own`. Empty for a model that brings its own shape (model_name_or_path)."""
-    m = recipe.model
-    if m.model_name_or_path is not None:
-        return []
-    rows = []
-    for layers, width in neighbours(m.num_hidden_layers, m.hidden_size):
-        own = (layers, width) == (m.num_hidden_layers, m.hidden_size)
-        heads, inner = heads_and_inner(width, m.hidden_size, m.num_attention_heads, m.intermediate_size)
-        if own:
-            heads, inner = m.num_attention_heads, m.intermediate_size
-        with torch.device("meta"):
-            model = build_model(
-                recipe.model_type,
-                vocab_size=data.vocab_size,
-                special_ids=data.special_ids,
-                max_position_embeddings=m.max_position_embeddings,
-                hidden_size=width,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                intermediate_size=inner,
-                hidden_act=m.hidden_act,
-                type_vocab_size=m.type_vocab_size,
-                model_config=json.loads(m.model_config) if m.model_config else None,
-                add_nsp=recipe.add_nsp,
-            )
-        model.sparse_last_layer = m.sparse_last_layer
-        encoder: Any = getattr(model.base_model, "encoder", None) or model.base_model.layers
-        rows.append(
-            {
-                "layers": layers,
-                "width": width,
-                "heads": heads,
-                "inner": inner,
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
-                "body_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-                "flops_per_token": model_flops_per_token(model, data.block_size, slots),
-                "own": own,
-            }
-        )
-    return rows
-
-
-Steps = Callable[[Any, Any], Any]  # of Found and Situation (`schedule`)
+# What a probe does otherwise: nothing is shown, nothing goes to the Hub.
+OVERRIDES = ("--disable_tqdm=true", "--push_to_hub=false", "--plan=")
 COUNTED_TOKENS = 250_000  # for embedding_init cooccurrence: more are extrapolated ...
 COUNTING_GROWS = 0.44  # ... by this power: 4.1, 6.8 and 10.8 s of a core for 1, 3 and 9 million tokens, 256 wide
 VERIFY_SECONDS = 0.5  # of reading checksums, extrapolated to the run's
-HASHED_PER_SECOND = 1e9  # bytes, where not even one file was read in that time (see setup.VERIFY_SHARE)
-SETTLE_SECONDS = 40.0  # a limit for the probe of precision: too short for it to compile
+HASHED_PER_SECOND = 1e9  # bytes, where not even one file was read in that time (see parts.VERIFY_SHARE)
+PRECISION_SECONDS = 40.0 / 0.03  # left in the eyes of the run's probe of precision: too short for it to compile
 STATE_BYTES = {"adafactor": 8, "muon": 12}  # of a parameter in float32, its gradient and states; Adam's: 16
 MEMORY_SHARE = 0.7  # of what is free, on a CPU
-FIRST_STEP_SECONDS = 0.2  # the micro-batch that settles precision takes about this
-USUAL_MFU = 0.3  # for that guess only
+FIRST_STEP_SECONDS, USUAL_MFU = 0.2, 0.3  # of the micro-batch in which precision is chosen, by this guess
 
 
-class Told:
-    """What is known so far, told anew as a line whenever something was added."""
-
-    def __init__(self, fd: int) -> None:
-        self._stream = os.fdopen(fd, "w", buffering=1)
-        self.content: dict[str, Any] = {}
-
-    def add(self, **news: Any) -> None:
-        self.content |= news
-        self._stream.write(json.dumps(self.content, default=str) + "\n")
-
-
-class Marks:
+class _SetupTimes:
     """Seconds of set-up by what they went into."""
 
     def __init__(self) -> None:
@@ -118,147 +86,170 @@ class Marks:
         self._last = now
 
 
-def probe(order: dict[str, Any], told: Told, steps: Steps | None = None) -> None:
-    """Measure, and tell; InputError and RunError as the run itself would raise them. `steps`: others than the usual ones."""
-    from budget_trainer.config.parser import parse_recipe
-    from budget_trainer.core.stop_request import StopRequest
-    from budget_trainer.model.build import parameter_count
-    from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
-    from budget_trainer.planning.measure import free_bytes
-    from budget_trainer.planning.schedule import Ends, usual
-    from budget_trainer.reporting.planned import compared
-    from budget_trainer.reporting.report import environment
-    from budget_trainer.training import parts
-    from budget_trainer.training.engine import engine_name
-    from budget_trainer.training.run import PretrainingRun
+def probe(
+    words: Sequence[str],
+    folder: Path,
+    deadline: float = math.inf,
+    send: Callable[[ProbeReport], None] = lambda report: None,
+    take_steps: Callable[[ProbeSteps], Steps] = ProbeSteps.all,
+) -> None:
+    """Set the run of `words` up in `folder`, take steps until `deadline` (of time.monotonic()), and `send` what is known.
 
-    marks = Marks()
-    ends = Ends(time.monotonic() - CLOCK.elapsed_seconds(), order["deadline"])
-    recipe = parse_recipe([*order["words"], *overrides(order["folder"])])
-    settings = recipe.as_dict()  # as asked: set-up settles some of it
+    Raises:
+        InputError, RunError: as the run itself would.
+    """
+    times = _SetupTimes()
+    recipe = parse_recipe([*words, f"--output_dir={folder}/run", *OVERRIDES])
+    asked = recipe.as_dict()  # set-up resolves some of it
     trackers: Any = [name for name in recipe.run.report_to or [] if name == "tensorboard"]  # others would show it
     recipe.run.report_to = trackers
-    os.environ["TENSORBOARD_LOGGING_DIR"] = f"{order['folder']}/tensorboard"
+    os.environ["TENSORBOARD_LOGGING_DIR"] = f"{folder}/tensorboard"
     run = PretrainingRun(recipe, CLOCK, StopRequest(), ExitStack())
-    args, data = run.args, run.data
+    args, gpu = run.args, run.args.device.type == "cuda"
     if engine_name(args) != "single":
         raise InputError(
             f"plan: it works with one process and no engine ({engine_name(args)}); give --num_processes N"
         )
-    marks.mark("imports")
+    times.mark("imports")
 
     run.open_blocks()
-    marks.mark("data")
-    share = data.verify(VERIFY_SECONDS)
-    marks.mark("checksums")
-    spent = marks.seconds["checksums"]
-    most = min(parts.VERIFY_SHARE * recipe.seconds_left(0.0), run.channel.timeout_seconds / 2)
-    size = sum(int(file["bytes"]) for split in data.manifest["splits"].values() for file in split["files"])
-    marks.seconds["checksums"] = min(most, spent / share if share else size / HASHED_PER_SECOND)
-    told.add(**facts(run, settings, compared(settings), environment()["hardware"]))
-
-    collator = parts.make_collator(recipe, data)
-    shapes = shapes_around(recipe, data, collator.slots)
-    if args.device.type == "cpu":
-        check_weights_fit(shapes, recipe.optimizer.optimizer_type, MEMORY_SHARE * free_bytes())
-    marks.mark(None)
+    times.mark("data")
+    times.seconds["checksums"] = _checksum_seconds(run)
+    report = _first_report(run, asked)
+    send(report)
+    _check_weights_fit(run)
     counts = recipe.model.embedding_init == "cooccurrence" and recipe.model.model_name_or_path is None
     recipe.model.embedding_init = "normal" if counts else recipe.model.embedding_init
+    times.mark(None)
+
     run.make_model()
-    marks.mark("model")
+    times.mark("model")
     if counts:
-        marks.seconds["counted embeddings"] = count_embeddings(run)
-        marks.mark(None)
-    peak = measure_peak_flops(args.device, precision_of(args), 0.5)
-    marks.mark(None)
-    marks.seconds["matmul peak"] = min(1.0, 0.005 * recipe.total_seconds)
-    flops = model_flops_per_token(run.model, data.block_size, collator.slots)
-    fits_in = FIRST_STEP_SECONDS * USUAL_MFU * peak / (flops * data.block_size)
-    small = max(1, min(args.per_device_train_batch_size, 32, int(fits_in)))
-    marks.mark(None)
-    run.choose_compute_mode(small, min(recipe.seconds_left(0.0), SETTLE_SECONDS / 0.03))
-    marks.mark("precision")
+        times.seconds["counted embeddings"] = _counting_seconds(run)
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    report.flops_per_token = model_flops_per_token(run.model, run.data.block_size, run.collator.slots)
+    blocks_per_second = USUAL_MFU * measure_peak_flops(args.device, dtype, 0.5) / report.flops_per_token
+    fitting = int(FIRST_STEP_SECONDS * blocks_per_second / run.data.block_size)
+    report.tried_blocks = max(1, min(args.per_device_train_batch_size, 32, fitting))
+    times.mark(None)
+    run.choose_compute_mode(report.tried_blocks, min(recipe.seconds_left(0.0), PRECISION_SECONDS))
+    times.mark("precision")
+    report.parameters, report.model_type = parameter_count(run.model), run.model.config.model_type
+    if recipe.model.model_name_or_path is None:
+        body: Any = getattr(run.model.base_model, "encoder", None) or run.model.base_model.layers
+        report.body_parameters = sum(parameter.numel() for parameter in body.parameters())
+        report.predicted_share = run.collator.slots / run.data.block_size
+        report.layers, report.width = recipe.model.num_hidden_layers, recipe.model.hidden_size
+    report.bf16 = bool(args.bf16)
+    if args.torch_compile:
+        report.compile = "regional" if recipe.budget.regional_compile else "whole"
+    report.setup = dict(times.seconds)
+    send(report)
+
+    total, workers = report.total_per_process, args.dataloader_num_workers
+    allowed = micro_batches(total, lambda accumulation: _follows(recipe, accumulation))
+    allowed = [size for size in allowed if total is not None or size <= run.blocks.rows]
+    collators = _stage_collators(run)
+    args.max_steps, args.gradient_accumulation_steps, args.dataloader_num_workers = ENDLESS_STEPS, 1, 0
     run.optimizer_options = parts.optimizer_options(recipe, args)
-    told.add(
-        parameters=parameter_count(run.model),
-        model_type=run.model.config.model_type,
-        flops_per_token=flops,
-        speed={"bf16": bool(args.bf16), "compile": compile_kind(recipe)},
-        setup=dict(marks.seconds),
-        settled_blocks=small,
-        auto_speed=bool(recipe.budget.auto_speed),
-        shapes=shapes,
+    times.mark(None)
+    run.make_trainer(ProbeTrainer)
+    trainer, budget = run.trainer, run.budget
+    assert isinstance(trainer, ProbeTrainer) and trainer.throughput is not None
+    times.mark("trainer")
+    run.rehearse(reserve_disk=False)
+    rehearsed = CLOCK.seconds_by_phase()
+    report.save_seconds, report.rehearsal_seconds = rehearsed["save"], rehearsed["evaluate"]
+    report.reserve_seconds, report.checkpoint_seconds = budget.save_seconds, budget.checkpoint_seconds
+    report.evaluate_seconds = budget.evaluate_seconds
+    report.peak_flops = trainer.throughput.peak_flops
+    times.mark(None)
+    run.job = 1
+    run.add_callbacks()
+    for kind in (
+        FinetuneMarkers,
+        CheckpointCadence,
+        ValidationCadence,
+        EarlyStop,
+    ):  # steps only, however long it takes
+        trainer.remove_callback(kind)
+    trainer.remove_callback(PrinterCallback)  # a run has its bar instead
+    CLOCK.total_seconds = budget.early_exit_seconds = budget.job_limit_seconds = math.inf
+    times.mark("trainer")
+
+    return_freed()  # by the probe of precision
+    tried = (
+        0 if gpu or reset_peak() else report.tried_blocks
+    )  # else the mark is that probe's: below it no growth shows
+    report.results.peaks = {} if gpu else {tried: peak_bytes()}
+    memory = torch.cuda.get_device_properties(0).total_memory if gpu else peak_bytes() + MEMORY_SHARE * free_bytes()
+    report.limit_bytes, started = float(memory), time.monotonic()
+
+    def send_results() -> None:
+        report.setup = {**times.seconds, "start of training": (trainer.first_step_at or started) - started}
+        send(report)
+
+    steps = ProbeSteps(
+        report.results,
+        ladder_sizes(allowed, report.tried_blocks, tried),
+        total,
+        workers=workers,
+        limit_bytes=report.limit_bytes,
+        deadline=deadline,
+        gpu=gpu,
+        compiles=bool(args.torch_compile),
+        collators=collators,
+        report=send_results,
     )
-    marks.mark(None)
-    measure_steps(run, peak, marks, told, ends, steps or usual)
+    trainer.measure(take_steps(steps))
+    send_results()
 
 
-def overrides(folder: str) -> list[str]:
-    """What a probe does otherwise: nothing is kept, nothing is shown, nothing goes to the Hub."""
-    return [f"--output_dir={folder}/run", "--disable_tqdm=true", "--push_to_hub=false", "--plan="]
-
-
-def precision_of(run: Any) -> Any:
-    import torch
-
-    return torch.bfloat16 if run.bf16 else torch.float16 if run.fp16 else torch.float32
-
-
-def check_weights_fit(shapes: list[dict[str, Any]], optimizer: str, limit_bytes: float) -> None:
-    """Before anything is made of it on a CPU, where what does not fit is not refused but swapped out or killed: weights,
-    gradients and the optimizer's states in float32. RunError where they are above the limit."""
-    from budget_trainer.planning.schedule import NO_ROOM
-
-    own = next((row["parameters"] for row in shapes if row["own"]), 0)
-    if own * STATE_BYTES.get(optimizer, 16) > limit_bytes:
-        raise RunError(NO_ROOM)
-
-
-def compile_kind(recipe: Any) -> str:
-    if not recipe.run.torch_compile:
-        return "no"
-    return "regional" if recipe.budget.regional_compile else "whole"
-
-
-def facts(run: Any, settings: dict, compared: dict, hardware: dict) -> dict[str, Any]:
+def _first_report(run: PretrainingRun, asked: dict[str, Any]) -> ProbeReport:
     """What the parent needs of recipe, data and machine."""
-    recipe, data, args = run.recipe, run.data, run.args
-    b = recipe.budget
-    validation = recipe.validation_plan(run.samples_per_epoch)
-    asked = {"per_device_train_batch_size", "gradient_accumulation_steps"} & recipe.explicit
-    return {
-        "recipe": compared,
-        "learning_rate": args.learning_rate,
-        "schedule": recipe.schedule(),
-        "total_seconds": recipe.total_seconds,
-        "end_seconds": min(recipe.total_seconds, recipe.early_exit_seconds),
-        "checkpoint_seconds": recipe.checkpoint_seconds,
-        "checkpoint_samples": None
-        if b.num_epochs_between_checkpoints in (None, -1)
-        else b.num_epochs_between_checkpoints * run.samples_per_epoch,
-        "markers": recipe.markers,
-        "max_steps": recipe.max_steps,
-        "writes_final": b.finetune_checkpoint_at_end,
-        "validation": None if validation is None else [type(validation).__name__, vars(validation)],
-        "batch_asked": bool(asked),
-        "block_size": data.block_size,
-        "rows": int(data.manifest["splits"]["train"]["rows"]),
-        "dup_factor": recipe.data.dup_factor,
-        "data": {"path": str(data.path), "fingerprint": data.fingerprint},
-        "hardware": hardware,
-        "device": str(args.device),
-        "workers": args.dataloader_num_workers,
-        "mlm_probability": recipe.data.mlm_probability,
-        "curves": {
-            name: settings[name] for name in ("mlm_probability_curve", "batch_size_curve", "sequence_length_curve")
-        },
-    }
+    recipe, data, args, epochs = run.recipe, run.data, run.args, run.recipe.budget.num_epochs_between_checkpoints
+    curves = ("mlm_probability", "mlm_probability_curve", "batch_size_curve", "sequence_length_curve")
+    settings = RunSettings(
+        total_seconds=recipe.total_seconds,
+        end_seconds=min(recipe.total_seconds, recipe.early_exit_seconds),
+        block_size=data.block_size,
+        learning_rate=args.learning_rate,
+        schedule=recipe.schedule(),
+        curves={name: asked[name] for name in curves},
+        max_steps=recipe.max_steps,
+        checkpoint_seconds=recipe.checkpoint_seconds,
+        checkpoint_samples=None if epochs in (None, -1) else epochs * run.samples_per_epoch,
+        validation=recipe.validation_plan(run.samples_per_epoch),
+        markers=tuple(recipe.markers),
+        writes_final=recipe.budget.finetune_checkpoint_at_end,
+    )
+    batch_asked = {"per_device_train_batch_size", "gradient_accumulation_steps"} & recipe.explicit
+    return ProbeReport(
+        settings=settings,
+        recipe=compared(asked),
+        data={"path": str(data.path), "fingerprint": data.fingerprint},
+        rows=int(data.manifest["splits"]["train"]["rows"]),
+        hardware=environment()["hardware"],
+        device=str(args.device),
+        workers=args.dataloader_num_workers,
+        total_per_process=args.per_device_train_batch_size * args.gradient_accumulation_steps if batch_asked else None,
+        dup_factor=recipe.data.dup_factor,
+        auto_speed=bool(recipe.budget.auto_speed),
+    )
 
 
-def count_embeddings(run: Any) -> float:
-    """Seconds of counting as many tokens as this budget pays for, from a part of them."""
-    from budget_trainer.training import parts
+def _checksum_seconds(run: PretrainingRun) -> float:
+    """Of the run's check of its data, by a part of it."""
+    begin = time.monotonic()
+    share = run.data.verify(VERIFY_SECONDS)
+    spent = time.monotonic() - begin
+    most = min(parts.VERIFY_SHARE * run.recipe.seconds_left(0.0), run.channel.timeout_seconds / 2)
+    size = sum(int(file["bytes"]) for split in run.data.manifest["splits"].values() for file in split["files"])
+    return min(most, spent / share if share else size / HASHED_PER_SECOND)
 
+
+def _counting_seconds(run: PretrainingRun) -> float:
+    """Of counting as many tokens as this budget pays for, by a part of them."""
     wanted = parts.counted_tokens(run.recipe, run.data, run.blocks)
     tokens = min(COUNTED_TOKENS, wanted)
     size = run.model.get_input_embeddings().weight.shape[1]
@@ -267,100 +258,51 @@ def count_embeddings(run: Any) -> float:
     return (time.monotonic() - begin) * (wanted / tokens) ** COUNTING_GROWS
 
 
-def measure_steps(run: Any, peak: float, marks: Marks, told: Told, ends: Any, steps: Steps) -> None:
-    """The Trainer of the run, its saves and its validation rehearsed, then its steps."""
-    import torch
-    from transformers import PrinterCallback
+def _check_weights_fit(run: PretrainingRun) -> None:
+    """RunError where weights, gradients and the optimizer's states in float32 would not fit into what is free.
 
-    from budget_trainer.planning.candidates import first_size, micro_batches, thinned
-    from budget_trainer.planning.measure import ProbeTrainer, free_bytes, peak_bytes, reset_peak, return_freed
-    from budget_trainer.planning.schedule import Found, Situation, as_dict
-    from budget_trainer.training.run import ENDLESS_STEPS
-
-    recipe, args, gpu = run.recipe, run.args, run.args.device.type == "cuda"
-    asked = told.content["batch_asked"]
-    total = args.per_device_train_batch_size * args.gradient_accumulation_steps if asked else None
-    allowed = micro_batches(total, lambda accumulation: _follows(recipe, accumulation))
-    if total is None:
-        allowed = [size for size in allowed if size <= run.blocks.rows]
-    others = _other_shapes(recipe, run.data, run.collator)
-    workers = args.dataloader_num_workers
-    args.max_steps, args.gradient_accumulation_steps, args.dataloader_num_workers = ENDLESS_STEPS, 1, 0
-    recipe.checkpoint_seconds, recipe.markers, recipe.budget.num_epochs_between_checkpoints = math.inf, [], None
-    recipe.early_exit_seconds = recipe.job_limit_seconds = math.inf
-    CLOCK.total_seconds = max(CLOCK.total_seconds, 10 * ends.whole)
-    run.make_trainer(ProbeTrainer)
-    trainer, budget = run.trainer, run.budget
-    marks.mark("trainer")
-    run.rehearse(reserve_disk=False)
-    seconds = CLOCK.seconds_by_phase()
-    save, rehearsal = seconds["save"], seconds["evaluate"]
-    evaluate = budget.evaluate_seconds if rehearsal else 0.0
-    marks.mark(None)
-    run.job = 1
-    run.add_callbacks()
-    trainer.remove_callback(PrinterCallback)  # a run has its bar instead
-    marks.mark("trainer")
-    told.add(
-        setup=dict(marks.seconds),
-        save={"model": save, "reserve": budget.save_seconds, "checkpoint": budget.checkpoint_seconds},
-        evaluate={"rehearsal": rehearsal, "each": evaluate},
-        peak_flops=peak,
-        total_per_process=total,
-    )
-
-    torch.cuda.empty_cache() if gpu else return_freed()  # of the probe of precision
-    settled = told.content["settled_blocks"]
-    before = 0 if gpu or reset_peak() else settled  # or the mark is still that probe's: below it no growth shows
-    compiles, found = bool(args.torch_compile), Found(peaks={} if gpu else {before: peak_bytes()})
-    started = time.monotonic()
-    limit = torch.cuda.get_device_properties(0).total_memory if gpu else peak_bytes() + MEMORY_SHARE * free_bytes()
-
-    def tell() -> None:
-        told.add(
-            setup={**marks.seconds, "start of training": (trainer.first_step_at or started) - started},
-            found=as_dict(found),
-            limit_bytes=limit,
-        )
-
-    smallest = first_size(allowed, settled, before)
-    sizes = thinned([size for size in allowed if size >= smallest])
-    situation = Situation(sizes, total, workers, limit, ends, gpu, compiles, others, tell)
-    trainer.measure(steps(found, situation))
-    tell()
+    Asked before they are made, on a CPU: what does not fit there is not refused but swapped out or killed.
+    """
+    if run.args.device.type != "cpu" or run.recipe.model.model_name_or_path is not None:
+        return
+    with torch.device("meta"):
+        parameters = parameter_count(parts.make_model(run.recipe, run.args, run.data))
+    if parameters * STATE_BYTES.get(run.recipe.optimizer.optimizer_type, 16) > MEMORY_SHARE * free_bytes():
+        raise RunError(NO_ROOM)
 
 
 def _follows(recipe: Any, accumulation: int) -> bool:
     """Whether the curve of the batch gives whole micro-batches at this accumulation."""
-    from budget_trainer.budget.stages import make_stages
-
+    curve = recipe.budget.batch_size_curve
     try:
         make_stages(
-            mlm_probability=recipe.data.mlm_probability,
-            gradient_accumulation_steps=accumulation,
-            block_size=1024,
-            batch_size_curve=recipe.budget.batch_size_curve,
+            mlm_probability=0.15, gradient_accumulation_steps=accumulation, block_size=1024, batch_size_curve=curve
         )
     except InputError:
         return False
     return True
 
 
-def _other_shapes(recipe: Any, data: Any, collator: Any) -> dict[str, Any]:
-    """Collators of the stages behind the first one, where they have other shapes; named rate@parts."""
-    stages = recipe.stages(data.block_size)
+def _stage_collators(run: PretrainingRun) -> dict[tuple[float, int], Any]:
+    """Collators of the stages after the first one, where they have other shapes; by masking rate and parts of a block."""
+    stages = run.recipe.stages(run.data.block_size)
     starts = {at for steps in (stages.mlm_probability, stages.sequence_parts) for at, _ in steps}
-    wanted = [stages.at(at) for at in sorted(starts)]
+    shapes = [(stage.mlm_probability, stage.sequence_parts) for stage in map(stages.at, sorted(starts))]
     made = {
-        f"{stage.mlm_probability}@{stage.sequence_parts}": collator.with_stage(
-            mlm_probability=stage.mlm_probability, sequence_parts=stage.sequence_parts
-        )
-        for stage in wanted
+        (rate, pieces): run.collator.with_stage(mlm_probability=rate, sequence_parts=pieces) for rate, pieces in shapes
     }
-    first = stages.at(0.0)
-    if first.sequence_parts == 1:
-        made.pop(f"{first.mlm_probability}@1", None)
+    if shapes[0][1] == 1:  # the run's own collator is of that one
+        made.pop(shapes[0])
     return made
+
+
+def planner_error(error: Exception) -> Exception:
+    """What the parent raises: want of memory in the planner's words (a run's speak of resuming). Raises what is a defect."""
+    if is_out_of_memory(error) or is_out_of_memory(error.__cause__):
+        return RunError(NO_ROOM)
+    if isinstance(error, InputError | RunError):
+        return error
+    raise error
 
 
 def _end_with_parent() -> None:
@@ -374,32 +316,21 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
-def planned_error(error: Exception) -> Exception:
-    """What the parent is told: want of memory in the planner's words (a run's speak of going on). Raises what is a defect."""
-    from budget_trainer.planning.schedule import NO_ROOM
-    from budget_trainer.training.recovery import is_out_of_memory
-
-    if is_out_of_memory(error) or is_out_of_memory(error.__cause__):
-        return RunError(NO_ROOM)
-    if isinstance(error, InputError | RunError):
-        return error
-    raise error
-
-
-def main() -> int:
+def _main(folder: Path, deadline: float, words: Sequence[str]) -> int:
     _end_with_parent()
-    order = json.loads(sys.argv[1])
-    told = Told(order["fd"])
+
+    def send(report: ProbeReport) -> None:
+        write_atomic(folder / REPORT_FILE, pickle.dumps(report), durable=False)
+
     try:
-        probe(order, told)
+        probe(words, folder, deadline, send)
     except (InputError, RuntimeError) as caught:
-        error = planned_error(caught)
-        told.add(error=str(error), bad_input=isinstance(error, InputError))
+        error = planner_error(caught)
+        (folder / ERROR_FILE).write_text(str(error), encoding="utf-8")
         return 2 if isinstance(error, InputError) else 1
-    told.add(finished=True)
     sys.stdout.flush()
     os._exit(0)  # the parent waits: no time for taking modules down
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))

@@ -1,11 +1,9 @@
-"""Which of several model sizes suits a budget: their FLOPs, the tokens they would see, and a rule that says how sure it is.
+"""From what the probe has measured to the plan.
 
-The rule: tokens per parameter (embeddings and head left out). Causal models are trained best at about 20 (Hoffmann et al.
-2022, arXiv 2203.15556); for masked ones, which predict a part of the tokens, 10 to 100 times as many tokens per parameter were
-found best (OptiBERT, EMNLP 2025, 2025.emnlp-main.1804). Both come from budgets far above a desk's. LOW to HIGH spans from the
-first to the lower end of the second; the size nearest to its middle is named.
-
-From what the probe told to the plan: a dict of JSON. Standard library and the pure parts of the package.
+Model sizes are judged by tokens per parameter, embeddings and head left out. Causal models are trained best at about 20
+(Hoffmann et al. 2022, arXiv 2203.15556); for masked ones, which predict a part of the tokens, 10 to 100 times as many were
+found best (OptiBERT, EMNLP 2025, 2025.emnlp-main.1804). Both come from budgets far above a desk's. FEWEST_TOKENS to MOST_TOKENS
+spans from the first to the lower end of the second; the size nearest to its middle is named.
 """
 
 from __future__ import annotations
@@ -13,167 +11,269 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from budget_trainer.budget.curves import make_curve
-from budget_trainer.budget.stages import EveryEpochs, EveryShare, Stages, ValidationPlan, make_stages
 from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.planning.candidates import MicroStep, blocks_per_second, largest_that_fits
-from budget_trainer.planning.predict import Costs, Limits, Prediction, simulate
+from budget_trainer.planning.predict import Costs, RunSettings, predict
+from budget_trainer.planning.steps import Measurements, MicroStep, blocks_per_second, largest_that_fits, typical
 from budget_trainer.reporting.planned import FORMAT, machine
 
-LOW, HIGH = 20.0, 200.0  # tokens per parameter
+FEWEST_TOKENS, MOST_TOKENS = 20.0, 200.0  # per parameter
 # (layers, width): tiny to large, of Turc et al. 2019 (arXiv 1908.08962) and Devlin et al. 2018 (arXiv 1810.04805).
 SHAPES = ((2, 128), (4, 256), (4, 512), (8, 512), (12, 768), (24, 1024))
 NEIGHBOURS = 2  # shapes on either side of the recipe's
-
-
-def neighbours(layers: int, width: int) -> list[tuple[int, int]]:
-    """The recipe's own shape and the NEIGHBOURS standard ones below and above it, by layers x width^2."""
-    size = layers * width * width
-    below = [shape for shape in SHAPES if shape[0] * shape[1] ** 2 < size][-NEIGHBOURS:]
-    above = [shape for shape in SHAPES if shape[0] * shape[1] ** 2 > size][:NEIGHBOURS]
-    return [*below, (layers, width), *above]
-
-
-def heads_and_inner(width: int, own_width: int, own_heads: int, own_inner: int) -> tuple[int, int]:
-    """Heads of the recipe's size and its ratio of the feed-forward block, for another width."""
-    head = max(1, own_width // own_heads)
-    heads = max(1, width // head)
-    while width % heads:
-        heads -= 1
-    return heads, max(8, round(own_inner / own_width * width / 8) * 8)
-
-
-def judge(shapes: Sequence[Mapping[str, Any]], tokens: float) -> list[dict[str, Any]]:
-    """Each of `shapes` (`flops_per_token`, `body_parameters`, `own`: the recipe's) with the tokens it would see.
-
-    By FLOPs: the own shape's `tokens` at the same FLOP/s. `tokens_per_parameter`, and `fits` where the rule names it.
-    """
-    own = next(shape for shape in shapes if shape["own"])
-    rows = []
-    for shape in shapes:
-        seen = tokens * own["flops_per_token"] / shape["flops_per_token"]
-        rows.append({**shape, "tokens": seen, "tokens_per_parameter": seen / shape["body_parameters"]})
-    middle = math.log(math.sqrt(LOW * HIGH))
-    nearest = min(rows, key=lambda row: abs(math.log(max(row["tokens_per_parameter"], 1e-9)) - middle))
-    return [{**row, "suits": row is nearest} for row in rows]
-
-
-def reasoning(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What `judge` found, in words, with what is not known."""
-    best = next(row for row in rows if row["suits"])
-    ratio = best["tokens_per_parameter"]
-    shape = f"{best['layers']} layers x {best['width']}"
-    said = f"By tokens per parameter without embeddings, {shape} suits this budget best ({ratio:,.0f} per parameter"
-    said += f"; {LOW:g} to {HIGH:g} is the aim)."
-    if ratio < LOW:
-        said += " Even the smallest here sees few tokens for its size."
-    elif ratio > HIGH:
-        said += " Even the largest here sees many tokens for its size."
-    return said + (
-        f" The {LOW:g} is that of causal models (Hoffmann et al. 2022), ten times that the lower end for masked ones"
-        " (OptiBERT, EMNLP 2025). Sure to a factor of several at best: in budgets of minutes larger models than that did as"
-        " well or better (recipes/README.md), and other sizes' tokens are by FLOPs, while small models reach a smaller share"
-        " of a device. A sweep over the two best sizes at a tenth of the budget tells more."
-    )
-
-
 NOTE_PASSES = 4  # repeats are almost as good as new text up to here for causal models (Muennighoff et al. 2023)
 WARN_PASSES = 40  # the most that is known of masked ones: BERT itself (Devlin et al. 2018, about 40 epochs)
+REPORT_FILE, ERROR_FILE = "report.pickle", "error.txt"  # by which the probe speaks to its parent
 COMPILE_PROBED_FROM_SECONDS = 1500.0  # precision.COMPILE_PROBE_SECONDS / precision.PROBE_SHARE
 
 
-def make_plan(told: Mapping[str, Any], *, num_processes: int, price_per_hour: float | None) -> dict[str, Any]:
-    """The whole plan; times in seconds, memory in bytes, `end_at` as a UNIX time if the run began now.
+@dataclass
+class ProbeReport:
+    """What the probe knows so far; it grows from the recipe over the model to the steps. Seconds, bytes, FLOP/s."""
+
+    settings: RunSettings
+    recipe: Mapping[str, Any]  # what a run is compared with
+    data: Mapping[str, str]  # path and fingerprint
+    rows: int  # training blocks
+    hardware: Mapping[str, Any]
+    device: str
+    workers: int
+    total_per_process: int | None  # blocks of a step; None: the recipe leaves them open
+    dup_factor: int | None
+    auto_speed: bool
+    # of the model
+    parameters: int = 0
+    model_type: str = ""
+    layers: int = 0  # 0: it brings its own shape
+    width: int = 0
+    body_parameters: int = 0  # without embeddings and head
+    predicted_share: float = 0.0  # of the token positions
+    flops_per_token: float = 0.0
+    peak_flops: float = 0.0
+    bf16: bool = False
+    compile: str = "no"
+    tried_blocks: int = 0  # of the micro-batch in which precision was chosen
+    # of set-up
+    setup: Mapping[str, float] = field(default_factory=dict)  # by what it goes into
+    save_seconds: float = 0.0
+    reserve_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    rehearsal_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    # of the steps
+    results: Measurements = field(default_factory=Measurements)
+    limit_bytes: float = 0.0
+
+    def stage_of_work(self) -> str:
+        """Where the probe was, for a person."""
+        if self.peak_flops:
+            return "among its first steps"
+        return "before the first step" if self.parameters else "while it was setting up"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do; the fields are the keys of its JSON. Seconds and bytes, None: unknown or without a limit."""
+
+    made_at: str
+    recipe: Mapping[str, Any]
+    data: Mapping[str, str]
+    machine: Mapping[str, Any]
+    device: str
+    num_processes: int
+    total_seconds: float | None
+    end_seconds: float | None
+    prediction: Mapping[str, float]
+    passes_over_corpus: float
+    repeats: Mapping[str, str]
+    micro_batch: int
+    gradient_accumulation_steps: int
+    total_batch: int  # over all processes
+    batch_asked: bool
+    measured: Mapping[int, Mapping[str, float | None]]
+    rounds: int
+    refused: int | None
+    cut_short: int | None
+    unmeasured_stages: Sequence[str]
+    probe_failed: str | None
+    largest_micro_batch: Mapping[str, int | None]
+    memory_bytes: float | None
+    memory_limit_bytes: float
+    speed: Mapping[str, Any]
+    compile: Mapping[str, Any]
+    setup: Mapping[str, float]
+    save_seconds_each: float
+    checkpoint_seconds_each: float
+    evaluate_seconds_each: float
+    steady: Mapping[str, Any] | None
+    step_seconds: float
+    mfu: float | None
+    peak_flops: float
+    parameters: int
+    model_type: str
+    schedule: Sequence[Mapping[str, float]]
+    stages: Mapping[str, Sequence]
+    sizes: Sequence[Mapping[str, Any]]
+    cost: float | None
+    price_per_hour: float | None
+    probe_seconds: float | None = None
+    format: int = FORMAT
+
+
+def make_plan(
+    report: ProbeReport | None, *, num_processes: int, price_per_hour: float | None, failed: str | None = None
+) -> Plan:
+    """The plan for `num_processes` devices like the probe's; `failed` says how the probe died after its choice.
 
     Raises:
-        InputError: the budget does not carry the set-up.
+        InputError: the budget does not carry the set-up, or the data does not fill a batch.
         RunError: the probe ended before it knew enough.
     """
-    found = told.get("found")
-    if not found or not found["micro_batch"]:
+    if report is None or report.results.micro_batch is None:
+        where = report.stage_of_work() if report is not None else "while it was setting up"
         raise RunError(
-            f"probe: its time was over {_state(told)}; give it more with --probe_seconds 120 (or free the machine)"
+            f"probe: its time was over {where}; give it more with --probe_seconds 120 (or free the machine)"
         )
-    micro_batch, total = found["micro_batch"], told["total_per_process"] or found["micro_batch"]
+    results, settings, micro_batch = report.results, report.settings, report.results.micro_batch
+    total = report.total_per_process or micro_batch
     accumulation = total // micro_batch
-    stages = make_stages(
-        mlm_probability=told["mlm_probability"],
-        gradient_accumulation_steps=accumulation,
-        block_size=told["block_size"],
-        **told["curves"],
-    )
-    if told["rows"] < total * num_processes:
+    if report.rows < total * num_processes:
         raise InputError(
             f"num_processes: {num_processes} processes take {total * num_processes} blocks per step, "
-            f"{told['data']['path']} has {told['rows']}; lower it or per_device_train_batch_size, or prepare more text"
+            f"{report.data['path']} has {report.rows}; lower it or per_device_train_batch_size, or prepare more text"
         )
-    compiled = _compiled(told, found)
-    setup = _setup(told, micro_batch, found["compile_seconds"][-1] if found["compile_seconds"] else 0.0)
-    rates = {int(size): _rate(told, MicroStep(**step), int(size)) for size, step in found["measured"].items()}
-    prediction, costs = _predict(told, found, stages, compiled, setup, micro_batch, num_processes)
-    tokens = prediction.tokens
+    eager = typical(results.measured[micro_batch])
+    compiled = _compilation(report, eager)
+    setup = _setup(report)
+    steady = results.steady_state() if compiled["step"] else None
+    step = MicroStep(**compiled["step"]) if compiled["step"] else eager
+    prediction = predict(_costs(report, step, compiled["seconds"], setup), settings, accumulation, num_processes)
     working = prediction.train_seconds + prediction.compile_seconds
-    per_step = told["flops_per_token"] * tokens / num_processes / max(working, 1e-9)
-    passes = prediction.samples / told["rows"]
-    plan = {
-        "format": FORMAT,
-        "made_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "recipe": {
-            **told["recipe"],
+    flops = report.flops_per_token * prediction.tokens / num_processes / max(working, 1e-9)
+    passes = prediction.samples / report.rows
+    billed = settings.end_seconds if math.isfinite(settings.end_seconds) else prediction.used_seconds
+    stages = settings.stages(accumulation)
+    return Plan(
+        made_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        recipe={
+            **report.recipe,
             "per_device_train_batch_size": micro_batch,
             "gradient_accumulation_steps": accumulation,
         },
-        "data": told["data"],
-        "machine": machine(told["hardware"]),
-        "device": told["device"],
-        "num_processes": num_processes,
-        "total_seconds": _finite(told["total_seconds"]),
-        "end_seconds": _finite(told["end_seconds"]),
-        "prediction": {name: value for name, value in vars(prediction).items() if name != "schedule"},
-        "passes_over_corpus": passes,
-        "repeats": repeats(passes, told["dup_factor"]),
-        "micro_batch": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "total_batch": total * num_processes,
-        "batch_asked": told["batch_asked"],
-        "measured": {
-            size: {"tokens_per_second": rates[size] * told["block_size"], "memory_bytes": _peak(found, size)}
-            for size in sorted(rates)
+        data=report.data,
+        machine=machine(report.hardware),
+        device=report.device,
+        num_processes=num_processes,
+        total_seconds=_finite(settings.total_seconds),
+        end_seconds=_finite(settings.end_seconds),
+        prediction={name: value for name, value in vars(prediction).items() if name != "schedule"},
+        passes_over_corpus=passes,
+        repeats=repeats(passes, report.dup_factor),
+        micro_batch=micro_batch,
+        gradient_accumulation_steps=accumulation,
+        total_batch=total * num_processes,
+        batch_asked=report.total_per_process is not None,
+        measured=_measured(report),
+        rounds=min(len(steps) for steps in results.measured.values()),
+        refused=results.refused,
+        cut_short=results.cut_short,
+        unmeasured_stages=[f"{rate}@{parts}" for rate, parts in results.unmeasured],
+        probe_failed=failed,
+        largest_micro_batch={
+            "tried": max(results.peaks),
+            "extrapolated": largest_that_fits(results.peaks, report.limit_bytes),
         },
-        "rounds": found["rounds"],
-        "refused": found["refused"],
-        "cut_short": found["cut_short"],
-        "unmeasured_stages": found["unmeasured"],
-        "probe_failed": told.get("failed"),
-        "largest_micro_batch": _largest(found, told),
-        "memory_bytes": _peak(found, micro_batch),
-        "memory_limit_bytes": told["limit_bytes"],
-        "speed": {**told["speed"], "compile": compiled["kind"]},
-        "compile": compiled,
-        "setup": setup,
-        "save_seconds_each": told["save"]["model"],
-        "checkpoint_seconds_each": told["save"]["checkpoint"],
-        "evaluate_seconds_each": told["evaluate"]["each"],
-        "steady": found["steady"] if compiled["step"] else None,
-        "step_seconds": costs.step.seconds(accumulation, costs.workers),
-        "mfu": per_step / told["peak_flops"] if told["peak_flops"] else None,
-        "peak_flops": told["peak_flops"],
-        "parameters": told["parameters"],
-        "model_type": told["model_type"],
-        "schedule": prediction.schedule,
-        "stages": {
-            name: list(getattr(stages, name)) for name in ("mlm_probability", "accumulation", "sequence_parts")
-        },
-        "sizes": judge(told["shapes"], tokens) if told["shapes"] else [],
-        "cost": None if price_per_hour is None else price_per_hour * _billed(told, prediction) / 3600,
-        "price_per_hour": price_per_hour,
-    }
-    return plan
+        memory_bytes=results.peaks.get(micro_batch),
+        memory_limit_bytes=report.limit_bytes,
+        speed={"bf16": report.bf16, "compile": compiled["kind"]},
+        compile=compiled,
+        setup=setup,
+        save_seconds_each=report.save_seconds,
+        checkpoint_seconds_each=report.checkpoint_seconds,
+        evaluate_seconds_each=report.evaluate_seconds,
+        steady=steady,
+        step_seconds=step.seconds(accumulation, report.workers),
+        mfu=flops / report.peak_flops if report.peak_flops else None,
+        peak_flops=report.peak_flops,
+        parameters=report.parameters,
+        model_type=report.model_type,
+        schedule=prediction.schedule,
+        stages={name: list(value) for name, value in vars(stages).items()},
+        sizes=judge_sizes(report, prediction.tokens),
+        cost=None if price_per_hour is None else price_per_hour * billed / 3600,
+        price_per_hour=price_per_hour,
+    )
 
 
-def repeats(passes: float, dup_factor: int | None) -> dict[str, Any]:
+def _costs(report: ProbeReport, step: MicroStep, compile_seconds: float, setup: Mapping[str, float]) -> Costs:
+    assert report.results.micro_batch is not None
+    return Costs(
+        setup=sum(setup.values()),
+        compile=compile_seconds,
+        save=report.save_seconds,
+        reserve=report.reserve_seconds,
+        checkpoint=report.checkpoint_seconds,
+        evaluate=report.evaluate_seconds,
+        rehearse=report.rehearsal_seconds,
+        micro_batch=report.results.micro_batch,
+        step=step,
+        relative=report.results.relative,
+        workers=report.workers,
+    )
+
+
+def _measured(report: ProbeReport) -> dict[int, dict[str, float | None]]:
+    """Tokens/s and memory of each size, in steps of the whole batch."""
+    rows = {}
+    for size, steps in sorted(report.results.measured.items()):
+        rate = blocks_per_second(typical(steps), size, report.total_per_process, report.workers)
+        rows[size] = {
+            "tokens_per_second": rate * report.settings.block_size,
+            "memory_bytes": report.results.peaks.get(size),
+        }
+    return rows
+
+
+def _compilation(report: ProbeReport, eager: MicroStep) -> dict[str, Any]:
+    """`kind`, `seconds` that compiling will take the run, the steady `step` of that kind (None: not measured), `measured`.
+
+    A run after this probe finds in the cache what the probe has compiled: less than the probe took (`cold_seconds`).
+    """
+    steady, times = report.results.steady_state(), report.results.compile_seconds()
+    none = {"kind": "no", "seconds": 0.0, "step": None, "cold_seconds": None, "measured": True}
+    if report.compile == "no":
+        return {**none, "step": steady and steady["step"]}
+    if steady is None or times is None:
+        return {**none, "kind": report.compile, "measured": False}
+    cold, warm = times
+    step, left = MicroStep(**steady["typical"]), report.settings.end_seconds
+    gains = step.seconds(1) < eager.seconds(1)
+    if math.isfinite(left):
+        gains = (left - warm) / step.seconds(1) > left / eager.seconds(1)
+    if _run_times_compiling(report) and not gains:
+        return {**none, "cold_seconds": cold}  # the run's own probe will find that it does not pay
+    return {"kind": report.compile, "seconds": warm, "step": steady["step"], "cold_seconds": cold, "measured": True}
+
+
+def _run_times_compiling(report: ProbeReport) -> bool:
+    """Whether the budget is long enough for the run to time compiling itself (`precision`)."""
+    return report.auto_speed and report.settings.end_seconds >= COMPILE_PROBED_FROM_SECONDS
+
+
+def _setup(report: ProbeReport) -> dict[str, float]:
+    """Seconds of set-up by what they go into, at the micro-batch that was chosen."""
+    seconds, micro_batch = dict(report.setup), report.results.micro_batch
+    if report.auto_speed and micro_batch is not None:
+        seconds["precision"] *= micro_batch / report.tried_blocks
+        if report.compile != "no" and _run_times_compiling(report):
+            times = report.results.compile_seconds()
+            seconds["compiling in the run's probe"] = 2 * times[1] if times else 0.0
+    return seconds
+
+
+def repeats(passes: float, dup_factor: int | None) -> dict[str, str]:
     """`level` (fine, note or warning) and `text` on so many passes over the corpus."""
     limit = WARN_PASSES if dup_factor is None else min(WARN_PASSES, NOTE_PASSES * dup_factor)
     if passes <= NOTE_PASSES:
@@ -190,124 +290,34 @@ def repeats(passes: float, dup_factor: int | None) -> dict[str, Any]:
     return {"level": "warning", "text": f"more than {limit} passes: {known}; more text would help.{fixed}"}
 
 
-def _predict(
-    told: Mapping[str, Any],
-    found: Mapping[str, Any],
-    stages: Stages,
-    compiled: Mapping[str, Any],
-    setup: Mapping[str, float],
-    micro_batch: int,
-    num_processes: int,
-) -> tuple[Prediction, Costs]:
-    step = MicroStep(**(compiled["step"] or found["measured"][str(micro_batch)]))
-    relative = {}
-    for name, value in found["relative"].items():
-        rate, _, parts = name.partition("@")
-        relative[float(rate), int(parts)] = value
-    costs = Costs(
-        setup=sum(setup.values()),
-        compile=compiled["seconds"],
-        save=told["save"]["model"],
-        reserve=told["save"]["reserve"],
-        checkpoint=told["save"]["checkpoint"],
-        evaluate=told["evaluate"]["each"],
-        rehearse=told["evaluate"]["rehearsal"],
-        micro_batch=micro_batch,
-        step=step,
-        relative=relative,
-        workers=told["workers"],
-    )
-    schedule = told["schedule"]
-    limits = Limits(
-        total=told["total_seconds"],
-        end=told["end_seconds"],
-        max_steps=told["max_steps"],
-        by_steps=schedule["schedule"] == "step",
-        checkpoint_every=told["checkpoint_seconds"],
-        checkpoint_samples=told["checkpoint_samples"] and told["checkpoint_samples"] * num_processes,
-        markers=tuple(told["markers"]),
-        writes_final=told["writes_final"],
-    )
-    curve = make_curve(schedule["curve"], schedule["warmup_proportion"], **schedule["curve_options"])
-    prediction = simulate(
-        costs,
-        limits,
-        stages,
-        _validation(told["validation"], num_processes),
-        block_size=told["block_size"],
-        num_processes=num_processes,
-        curve=curve,
-        learning_rate=told["learning_rate"],
-    )
-    return prediction, costs
+def judge_sizes(report: ProbeReport, tokens: float) -> list[dict[str, Any]]:
+    """The recipe's own shape and the NEIGHBOURS standard ones below and above it, with the `tokens` that each would see.
 
-
-def _validation(told: Any, num_processes: int) -> ValidationPlan | None:
-    """The run's plan; an "epoch" is a shard per process, and the probe was one process."""
-    if told is None:
-        return None
-    kind, values = told
-    if kind == "EveryShare":
-        return EveryShare(**values)
-    return EveryEpochs(**{**values, "samples_per_epoch": values["samples_per_epoch"] * num_processes})
-
-
-def _compiled(told: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """`kind`, `seconds` that compiling will take the run, the steady `step` of that kind (None: not measured) and `measured`.
-
-    A run behind this probe finds in the cache what the probe has compiled: less than the probe took.
+    In the recipe's proportions: the body's parameters grow as layers x width^2, those of embeddings and head as the width.
+    Tokens by FLOPs, which grow as the parameters that a token passes: all of the body's, the head's where it is predicted.
+    `suits` marks the size that the rule names.
     """
-    kind, times = told["speed"]["compile"], found["compile_seconds"]
-    none = {"kind": "no", "seconds": 0.0, "step": None, "cold_seconds": None, "measured": True}
-    if kind == "no":
-        return {**none, "step": (found["steady"] or none)["step"]}
-    if not found["steady"]:
-        return {**none, "kind": kind, "measured": False}
-    steady = found["steady"]
-    step, eager = MicroStep(**steady["typical"]), MicroStep(**found["measured"][str(found["micro_batch"])])
-    left = told["end_seconds"]
-    probed = told["auto_speed"] and left >= COMPILE_PROBED_FROM_SECONDS
-    gains = step.seconds(1) < eager.seconds(1)
-    if math.isfinite(left):
-        gains = (left - times[-1]) / step.seconds(1) > left / eager.seconds(1)
-    if probed and not gains:
-        return {**none, "cold_seconds": times[0]}  # the run's own probe will find it does not pay
-    return {"kind": kind, "seconds": times[-1], "step": steady["step"], "cold_seconds": times[0], "measured": True}
-
-
-def _setup(told: Mapping[str, Any], micro_batch: int, compile_seconds: float) -> dict[str, float]:
-    """Seconds of set-up by what they go into, at the micro-batch that was chosen."""
-    seconds = dict(told["setup"])
-    if told["auto_speed"]:
-        seconds["precision"] *= micro_batch / told["settled_blocks"]
-        if told["speed"]["compile"] != "no" and told["end_seconds"] >= COMPILE_PROBED_FROM_SECONDS:
-            seconds["compiling in the run's probe"] = 2 * compile_seconds
-    return seconds
-
-
-def _rate(told: Mapping[str, Any], step: MicroStep, size: int) -> float:
-    return blocks_per_second(step, size, told["total_per_process"], told["workers"])
-
-
-def _peak(found: Mapping[str, Any], size: int) -> float | None:
-    return found["peaks"].get(str(size))
-
-
-def _largest(found: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    """`tried`: the largest that was tried and fitted; `extrapolated`: what the growth of memory lets expect (or None)."""
-    peaks = {int(size): peak for size, peak in found["peaks"].items()}
-    return {"tried": max(peaks), "extrapolated": largest_that_fits(peaks, told["limit_bytes"])}
-
-
-def _state(told: Mapping[str, Any]) -> str:
-    for name, words in (("peak_flops", "among its first steps"), ("parameters", "before the first step")):
-        if name in told:
-            return words
-    return "while it was setting up"
-
-
-def _billed(told: Mapping[str, Any], prediction: Prediction) -> float:
-    return told["end_seconds"] if math.isfinite(told["end_seconds"]) else prediction.used_seconds
+    own = report.layers * report.width**2
+    if not own:
+        return []
+    below = [shape for shape in SHAPES if shape[0] * shape[1] ** 2 < own][-NEIGHBOURS:]
+    above = [shape for shape in SHAPES if shape[0] * shape[1] ** 2 > own][:NEIGHBOURS]
+    own_rest = report.parameters - report.body_parameters
+    passed = report.body_parameters + own_rest * report.predicted_share
+    rows: list[dict[str, Any]] = []
+    for layers, width in [*below, (report.layers, report.width), *above]:
+        body, rest = report.body_parameters * layers * width**2 / own, own_rest * width / report.width
+        times = (body + rest * report.predicted_share) / passed
+        row: dict[str, Any] = {
+            "layers": layers,
+            "width": width,
+            "own": (layers, width) == (report.layers, report.width),
+        }
+        row |= {"parameters": body + rest, "body_parameters": body, "flops_per_token": report.flops_per_token * times}
+        rows.append({**row, "tokens": tokens / times, "tokens_per_parameter": tokens / times / body})
+    middle = math.log(FEWEST_TOKENS * MOST_TOKENS) / 2
+    nearest = min(rows, key=lambda row: abs(math.log(max(row["tokens_per_parameter"], 1e-9)) - middle))
+    return [{**row, "suits": row is nearest} for row in rows]
 
 
 def _finite(value: float) -> float | None:

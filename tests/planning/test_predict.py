@@ -1,0 +1,246 @@
+"""From measured durations to what a run does: the run's own budget on a fake clock, and the plan that follows."""
+
+import math
+import time
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import planner
+from budget_trainer.budget.stages import EveryEpochs, EveryShare
+from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.planning import predict as predict_module
+from budget_trainer.planning.predict import Costs, RunSettings, predict
+from budget_trainer.planning.result import ProbeReport, make_plan, repeats
+from budget_trainer.planning.steps import Measurements, MicroStep
+from budget_trainer.planning.text import draw_plan, plan_text
+
+# A batch of 16: micro-batch 8 in 0.4 s and 0.2 s per step, set-up 10, a save 1 for which 1.8 are kept.
+COSTS = Costs(
+    setup=10.0,
+    compile=0.0,
+    save=1.0,
+    reserve=1.8,
+    checkpoint=4.0,
+    evaluate=2.0,
+    rehearse=0.0,
+    micro_batch=8,
+    step=MicroStep(0.0, 0.4, 0.2),
+)
+SETTINGS = RunSettings(
+    total_seconds=100.0,
+    end_seconds=100.0,
+    block_size=128,
+    learning_rate=1e-3,
+    schedule={"schedule": "time", "curve": "linear", "warmup_proportion": 0.1, "curve_options": {}},
+    curves={"mlm_probability": 0.15},
+)
+
+
+def result(costs=None, processes=1, **settings):
+    return predict(replace(COSTS, **(costs or {})), replace(SETTINGS, **settings), 2, processes)
+
+
+def limits(seconds):
+    return {"total_seconds": seconds, "end_seconds": seconds}
+
+
+def test_a_budget_is_spent_as_the_run_spends_it():
+    found = result()
+    # Set-up 10 and the rehearsed save 1; 1.8 are kept; steps of 2 x 0.4 + 0.2.
+    assert found.steps == 87 and found.tokens == 87 * 16 * 128
+    assert found.save_seconds == 2.0 and found.used_seconds == pytest.approx(99.0)
+    assert found.tokens_per_second == pytest.approx(16 * 128)
+    rates = [point["learning_rate"] for point in found.schedule]
+    assert max(rates) > 0.95e-3 and rates[0] < rates[3] and rates[-1] == 0  # warmed up, then down to zero
+
+
+def test_validation_markers_checkpoints_and_compiling_cost_their_time():
+    found = result({"compile": 5.0}, processes=3, checkpoint_seconds=40.0, markers=(0.5,), validation=EveryShare(0.25))
+    assert found.validations == 3 and found.evaluate_seconds == 6.0
+    assert found.save_seconds == 1 + 1 + 2 * 4 + 1
+    assert found.compile_seconds == 6.0  # with the step it happens in
+    assert found.samples == found.steps * 48 and found.used_seconds <= 100.0
+
+
+@pytest.mark.parametrize("due", [{"checkpoint_seconds": 98.0}, {"markers": (0.985,)}])
+def test_what_would_endanger_the_last_save_is_left_out(due):
+    found = result(**due)
+    assert found.save_seconds == 2.0 and found.used_seconds <= 100.0
+
+
+def test_stages_change_batch_and_speed():
+    curves = {"mlm_probability_curve": "0.3@0,0.15@0.5", "batch_size_curve": "0.5@0,1@0.5"}
+    found = result({"relative": {(0.15, 1): 0.5}}, curves=SETTINGS.curves | curves)
+    # 43.6 s of 8 blocks in 0.6 s, then 16 blocks in 2 x 0.2 + 0.2 = 0.6 s.
+    assert found.samples == pytest.approx(43.6 / 0.6 * 8 + 43.6 / 0.6 * 16, rel=0.03)
+    assert {point["batch_size"] for point in found.schedule} == {8, 16}
+
+
+def test_strides_come_to_the_same_as_single_steps(monkeypatch):
+    settings = limits(300.0) | {"checkpoint_seconds": 40.0, "markers": (0.5,), "validation": EveryShare(0.1)}
+    settings["curves"] = SETTINGS.curves | {"batch_size_curve": "0.5@0,1@0.3"}
+    costs = {"step": MicroStep(0.0, 0.008, 0.004)}
+    monkeypatch.setattr(predict_module, "MOST_STRIDES", 10**6)
+    single = result(costs, **settings)
+    monkeypatch.setattr(predict_module, "MOST_STRIDES", 1000)
+    strides = result(costs, **settings)
+    assert single.steps > 10_000 and strides.steps == pytest.approx(single.steps, rel=0.001)
+    assert strides.samples == pytest.approx(single.samples, rel=0.002)
+    assert strides.validations == single.validations and strides.save_seconds == single.save_seconds
+    assert strides.used_seconds == pytest.approx(single.used_seconds, abs=0.03)
+
+
+def test_a_day_of_short_steps_is_predicted_at_once():
+    begin = time.monotonic()
+    found = result({"step": MicroStep(0.0, 0.004, 0.002)}, **limits(86400.0), validation=EveryShare(0.02))
+    assert found.steps == pytest.approx((86400 - 12.8 - 98) / 0.01, rel=1e-4) and found.validations == 49
+    assert time.monotonic() - begin < 10  # 0.4 s on a core with nothing else to do
+
+
+def test_max_steps_and_an_early_exit_end_it():
+    assert result(**limits(math.inf), max_steps=50).steps == 50
+    early = result(end_seconds=50.0)
+    assert early.steps == 37 and early.schedule[-2]["progress"] < 0.5
+    by_steps = result(**limits(math.inf), max_steps=50, schedule=SETTINGS.schedule | {"schedule": "step"})
+    assert by_steps.schedule[24]["progress"] == pytest.approx(0.5)
+
+
+def test_a_budget_below_the_set_up_is_refused():
+    with pytest.raises(InputError, match=r"total_training_time: 12s is too short.*set-up takes 11s"):
+        result(**limits(12.0))
+
+
+REPORT = ProbeReport(
+    settings=SETTINGS,
+    recipe={},
+    data={"path": "d", "fingerprint": "f"},
+    rows=1000,
+    hardware={"cpu": "c", "cores": 2},
+    device="cpu",
+    workers=0,
+    total_per_process=16,
+    dup_factor=None,
+    auto_speed=False,
+    parameters=10**6,
+    model_type="bert",
+    flops_per_token=1e6,
+    peak_flops=1e9,
+    compile="whole",
+    tried_blocks=8,
+    setup={"imports": 10.0},
+    save_seconds=1.0,
+    reserve_seconds=1.8,
+    checkpoint_seconds=4.0,
+    results=Measurements(
+        measured={8: [MicroStep(0.0, 0.4, 0.2)], 16: [MicroStep(0.0, 1.2, 0.2)]},
+        peaks={8: 2.0**30, 16: 2.0**31},
+        refused=64,
+        micro_batch=8,
+    ),
+    limit_bytes=2.0**33,
+)
+
+
+def plan_of(num_processes=1, price_per_hour=None, failed=None, results=None, **report):
+    measured = replace(REPORT.results, **(results or {}))
+    report = replace(REPORT, results=measured, **report)
+    return make_plan(report, num_processes=num_processes, price_per_hour=price_per_hour, failed=failed)
+
+
+def text_of(*args, **options):
+    return " ".join(plan_text(plan_of(*args, **options)).split())
+
+
+def test_a_plan_follows_from_what_the_probe_measured(tmp_path):
+    plan = plan_of(2, price_per_hour=36.0)
+    # As above: 87 steps of 16 blocks of 128 tokens, here on each of two.
+    assert plan.prediction["tokens"] == 87 * 16 * 128 * 2 and plan.passes_over_corpus == 87 * 32 / 1000
+    assert (plan.micro_batch, plan.gradient_accumulation_steps, plan.total_batch) == (8, 2, 32)
+    assert plan.measured[8]["tokens_per_second"] == pytest.approx(16 * 128 / 1.0)
+    assert plan.cost == pytest.approx(1.0) and plan.largest_micro_batch == {"tried": 16, "extrapolated": 64}
+    text = text_of(2)
+    for words in (
+        "micro-batch 16 fits, 64 does not",
+        "did not end within the probe",
+        "2 processes are 2 times as fast",
+    ):
+        assert words in text
+    assert "32 blocks per step, 15 % masked, 128 tokens long" in text
+    draw_plan(plan, tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("kind", ["no", "whole"])
+def test_a_plan_is_made_of_the_steady_steps(kind):
+    steady = [MicroStep(0.0, 0.8, 0.2)] * 8 + [MicroStep(0.0, 0.7, 0.1)] * 10
+    options = {"results": {"steady": steady, "compiling": 5.0 + 0.8, "cached": 3.0}, "compile": kind}
+    plan = plan_of(**options)
+    assert plan.step_seconds == pytest.approx(2 * 13.4 / 18 + 2.6 / 18)
+    assert plan.prediction["compile_seconds"] == pytest.approx(0 if kind == "no" else 2 + plan.step_seconds)
+    assert "within the 16 s that were measured of it" in text_of(**options)
+
+
+def test_an_epoch_is_a_shard_per_process():
+    epochs = EveryEpochs(middle=1, begin=1, end=1, begin_proportion=0.0, end_proportion=0.0, samples_per_epoch=160)
+    settings = replace(SETTINGS, validation=epochs, checkpoint_samples=320)
+    options = {"settings": settings, "evaluate_seconds": 1.0, "rows": 2000, "compile": "no"}
+    one, four = (plan_of(number, **options).prediction for number in (1, 4))
+    assert one["validations"] == four["validations"] > 5 and four["samples"] == 4 * one["samples"]
+    assert one["save_seconds"] == four["save_seconds"] > 10
+    with pytest.raises(InputError, match="num_processes: 200 processes take 3200 blocks per step, d has 2000"):
+        plan_of(200, **options)
+
+
+def test_where_compiling_does_not_pay_the_runs_own_try_is_in_its_set_up():
+    slow, stalled = [MicroStep(0.0, 0.5, 0.2)] * 20, [MicroStep(0.0, 0.3, 0.2)] * 19 + [MicroStep(0.0, 9.0, 0.2)]
+
+    def long_plan(steady, **settings):
+        results = {"steady": steady, "compiling": 9.0 + steady[0].seconds(1), "cached": 3.0}
+        settings = replace(SETTINGS, **({"total_seconds": 3600.0, "end_seconds": 3600.0} | settings))
+        return plan_of(results=results, settings=settings, auto_speed=True, setup={"precision": 2.0})
+
+    plan = long_plan(slow)
+    assert plan.speed["compile"] == "no" and plan.steady is None
+    assert plan.setup == {"precision": 2.0, "compiling in the run's probe": pytest.approx(12.0)}
+    assert plan.step_seconds == pytest.approx(1.0)  # of the eager steps
+    assert long_plan(stalled).speed["compile"] == "whole"  # a stall says nothing of compiling
+    endless = limits(math.inf) | {"max_steps": 50}  # as the run, which then takes the faster way
+    assert [long_plan(steady, **endless).speed["compile"] for steady in (slow, stalled)] == ["no", "whole"]
+
+
+def test_what_is_missing_in_a_plan_is_said():
+    assert "no time to measure the stages 0.15@1, 0.15@2" in text_of(results={"unmeasured": [(0.15, 1), (0.15, 2)]})
+    failed = text_of(failed="exit code 3")
+    assert "warning the probe failed" in failed and "exit code 3" in failed and "--probe_seconds" not in failed
+    for report, where in ((None, "setting up"), (replace(REPORT, results=Measurements()), "among its first steps")):
+        with pytest.raises(RunError, match=f"its time was over .*{where}"):
+            make_plan(report, num_processes=1, price_per_hour=None)
+
+
+@pytest.mark.parametrize(
+    ("passes", "dup", "level"),
+    [(3, None, "fine"), (10, None, "note"), (50, None, "warning"), (10, 1, "warning"), (10, 10, "note")],
+)
+def test_repeats(passes, dup, level):
+    assert repeats(passes, dup)["level"] == level  # fixed masks wear out sooner
+
+
+def test_model_sizes_stand_around_the_recipe_and_one_is_named():
+    bert = {"layers": 12, "width": 768, "parameters": 109 * 10**6, "body_parameters": 85 * 10**6}
+    sizes = plan_of(**bert, predicted_share=0.15, settings=replace(SETTINGS, **limits(1e6))).sizes
+    assert [(row["layers"], row["width"]) for row in sizes] == [(4, 512), (8, 512), (12, 768), (24, 1024)]
+    own = next(row for row in sizes if row["own"])
+    assert own["parameters"] == 109e6 and own["flops_per_token"] == 1e6
+    assert sizes[-1]["body_parameters"] == pytest.approx(85e6 * 2 * (1024 / 768) ** 2)  # 302 M of bert-large
+    assert sizes[0]["tokens"] > 4 * own["tokens"] and [row["suits"] for row in sizes].count(True) == 1
+    assert next(row for row in sizes if row["suits"]) == min(
+        sizes, key=lambda row: abs(row["tokens_per_parameter"] - 63)
+    )
+
+
+def test_the_planner_benchmark_judges():
+    found = {"planned": {"tokens": {"planned": 100.0, "did": 109.0}}, "loss_percent": 11.0, "scan": {}}
+    lines, held = planner.judge(found)
+    assert held == {"tokens": True, "choice": False} and [line.split()[-1] for line in lines] == ["yes", "NO"]
+    assert planner.judge({"planned": {"tokens": {"planned": 100.0, "did": 89.0}}})[1] == {"tokens": False}

@@ -1,0 +1,254 @@
+"""What the probe does with its time and with what it measures, without a model where none is needed."""
+
+import math
+import mmap
+import pickle
+import sys
+import time
+from functools import partial
+
+import pytest
+import torch
+import yaml
+
+from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.planning.command import ask_probe
+from budget_trainer.planning.measure import free_bytes, peak_bytes, reset_peak
+from budget_trainer.planning.probe import planner_error, probe
+from budget_trainer.planning.result import ProbeReport
+from budget_trainer.planning.steps import (
+    Measurements,
+    MicroStep,
+    ProbeSteps,
+    StepRequest,
+    StepResult,
+    choose,
+    ladder_sizes,
+    largest_that_fits,
+    micro_batches,
+    predicted_memory,
+)
+from budget_trainer.training import run as run_module
+from tests.conftest import TINY
+from tests.planning.test_predict import REPORT
+
+
+@pytest.mark.parametrize(
+    ("total", "allowed", "expected"),
+    [
+        (16, lambda a: True, [1, 2, 4, 8, 16]),
+        (12, lambda a: True, [1, 2, 3, 4, 6, 12]),
+        (16, lambda a: a % 4 == 0, [1, 2, 4]),
+        (1, lambda a: True, [1]),
+    ],
+)
+def test_micro_batches_make_up_the_batch(total, allowed, expected):
+    assert micro_batches(total, allowed) == expected
+
+
+def test_the_sizes_of_the_ladder():
+    assert micro_batches(None)[:4] == [1, 2, 4, 8]
+    assert ladder_sizes([1, 2, 3, 4, 5, 6, 8, 24], 1) == [1, 2, 3, 4, 6, 8, 24]
+    assert ladder_sizes([10, 11], 32) == [11]  # too close to each other: the largest one stays
+    # The first one is at most what has run, and at least a quarter of it.
+    powers = [1, 2, 4, 8, 16, 32, 64]
+    assert ladder_sizes(powers, 32)[0] == 8 and ladder_sizes([1, 61], 32)[0] == 1
+    assert ladder_sizes(powers, 32, marked=32)[0] == 32 and ladder_sizes([1, 8, 64], 32, marked=32)[0] == 8
+    assert ladder_sizes([48, 96], 32)[0] == 48 and ladder_sizes([1, 2], 1)[0] == 1
+
+
+def test_the_smaller_one_within_the_noise_is_chosen_and_the_batch_counts():
+    def steps(work, rest=0.0, noise=0.0):
+        return [MicroStep(0.0, work * (1 + noise * (number % 3 - 1)), rest) for number in range(9)]
+
+    assert choose({4: steps(0.4), 8: steps(0.79), 16: steps(1.58)}, 16) == 4  # 1.3 % slower
+    assert choose({4: steps(0.5), 8: steps(0.79), 16: steps(1.57)}, 16) == 8
+    # The optimizer comes once per step: alone, 4 would look much slower than 16.
+    assert choose({4: steps(0.4, rest=1.0), 16: steps(1.6, rest=1.0)}, 16) == 4
+    assert choose({4: steps(0.4, rest=1.0), 16: steps(1.6, rest=1.0)}, None) == 16
+
+
+def test_memory_is_extrapolated_along_a_line():
+    peaks = {1: 110.0, 2: 120.0, 4: 140.0}
+    assert predicted_memory(peaks, 8) == 180.0
+    assert largest_that_fits(peaks, 200.0) == 10
+    assert largest_that_fits({1: 100.0, 2: 100.0}, 200.0) is None
+    assert predicted_memory({4: 100.0}, 8) == 200.0
+    assert predicted_memory({2: 100.0, 4: 100.0}, 8) == 200.0  # no growth seen is no promise of none
+
+
+def test_the_high_water_mark_begins_anew():
+    with mmap.mmap(-1, 2**28) as block:  # not malloc's: a test of this process may have told it to keep what is freed
+        for page in range(0, len(block), mmap.PAGESIZE):
+            block[page] = 1
+        with_it = peak_bytes()
+    if not reset_peak():
+        pytest.skip("this system does not reset it")
+    assert peak_bytes() < with_it - 2**27
+    before = peak_bytes()
+    with mmap.mmap(-1, 2**27) as block:
+        for page in range(0, len(block), mmap.PAGESIZE):
+            block[page] = 1
+    assert 0.8 * 2**27 < peak_bytes() - before < 1.2 * 2**27
+
+
+def play(steps, peak=float, fits=lambda size: True, seconds=lambda size: 1e-4 * size):
+    """Answer the requests of `steps` as a machine would; returns the sizes in order."""
+    sizes = []
+    try:
+        request = next(steps)
+        while True:
+            sizes.append(request.micro_batch)
+            step = MicroStep(0.0, seconds(request.micro_batch), 0.0)
+            request = steps.send(StepResult(step, peak(request.micro_batch), fits(request.micro_batch)))
+    except StopIteration:
+        return sizes
+
+
+def test_a_cpu_never_tries_what_would_not_fit():
+    steps = ProbeSteps(Measurements(peaks={0: 100.0}), [1, 2, 4, 8, 16, 32], 32, limit_bytes=200.0)
+    sizes = play(steps.ladder(math.inf), lambda size: 100 + 10 * size)
+    assert max(sizes) == 8 and steps.results.refused == 16  # 180 fits, 260 would not
+
+
+@pytest.mark.parametrize(("total", "sizes"), [(None, [8, 16, 32, 64]), (120, [8, 24, 30, 40, 60, 120])])
+def test_a_gpu_bisects_between_what_fits_and_what_does_not(total, sizes):
+    steps = ProbeSteps(Measurements(), sizes, total, gpu=True)
+    play(steps.ladder(math.inf), fits=lambda size: size <= 50)
+    largest, refused = max(steps.results.measured), steps.results.refused
+    assert largest <= 50 < refused and (refused - largest <= largest // 8 or (largest, refused) == (40, 60))
+
+
+def test_a_size_that_fails_in_its_second_step_did_not_fit():
+    steps, taken = ProbeSteps(Measurements(), [16, 32, 64], 64, gpu=True), iter(range(100))
+    play(steps.ladder(math.inf), fits=lambda size: size < 64 or next(taken) == 0)
+    found = steps.results
+    assert next(taken) == 2 and found.refused == 64 and max(found.peaks) == max(found.measured) == 32
+
+
+def test_a_size_that_fails_in_the_turns_is_not_chosen():
+    measured = {size: [MicroStep(0.0, 0.1, 0.0)] for size in (32, 64)}
+    steps = ProbeSteps(Measurements(measured=measured, peaks={32: 1.0, 64: 2.0}), [32, 64], 64)
+    play(steps.turns(0.0), fits=lambda size: size < 64)
+    found = steps.results
+    assert found.micro_batch == 32 and found.refused == 64 and set(found.peaks) == {32}
+    with pytest.raises(RunError, match="plan a smaller model"):
+        play(steps.turns(0.0), fits=lambda size: False)
+
+
+def test_the_rest_of_the_time_goes_to_steps_as_the_run_takes_them():
+    found, reported, begin = Measurements(micro_batch=8), [], time.monotonic()
+    steps = ProbeSteps(found, [8], 8, compiles=True, report=lambda: reported.append(len(found.steady)))
+    assert play(steps.compilation(), seconds=lambda size: 5.0) == [8] and found.compile_seconds() is None
+    play(steps.steady(begin + 0.2), seconds=lambda size: 5e-4)
+    assert begin + 0.19 <= time.monotonic() and len(found.steady) > 2 and reported == [1]  # and not at every step
+    assert found.compile_seconds() == pytest.approx((4.9995, 4.9995))
+    found.cached = 3.0
+    assert found.compile_seconds() == (4.9995, pytest.approx(1.9995))
+    with pytest.raises(RunError, match="once more it does not"):
+        play(steps.steady(begin), fits=lambda size: False)
+
+
+def test_stages_are_measured_as_far_as_the_time_goes():
+    shapes = {(0.15, 1): list, (0.15, 2): list}
+    steps = ProbeSteps(Measurements(micro_batch=8), [8], 8, collators=shapes)
+    play(steps.stages(time.monotonic() - 1))
+    assert steps.results.unmeasured == list(shapes) and not steps.results.relative
+    play(steps.stages(time.monotonic() + 60))
+    assert steps.results.relative == {shape: pytest.approx(1.0) for shape in shapes}
+
+
+def test_the_mean_over_slow_and_fast_minutes_counts():
+    slow, fast = MicroStep(0.0, 1.6, 0.4), MicroStep(0.0, 0.8, 0.2)
+    state = Measurements(steady=[fast] * 8 + [slow] * 4).steady_state()
+    assert state["step"]["work"] == pytest.approx(12.8 / 12) and state["seconds"] == pytest.approx(16.0)
+    assert state["fastest"] == pytest.approx(4 / 3) and state["slowest"] == pytest.approx(2 / 3)
+    assert Measurements(steady=[fast]).steady_state()["slowest"] is None  # one window tells of no difference
+
+
+def test_want_of_memory_anywhere_is_said_in_one_line():
+    from_run = RunError("per_device_train_batch_size: 8 does not fit; go on with --resume_from_checkpoint auto")
+    from_run.__cause__ = torch.OutOfMemoryError("CUDA out of memory")
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), from_run):
+        line = planner_error(error)
+        assert isinstance(line, RunError) and "does not fit" in str(line) and "resume" not in str(line)
+    assert planner_error(known := InputError("x: y")) is known
+    with pytest.raises(RuntimeError, match="a defect"):
+        planner_error(RuntimeError("a defect"))
+
+
+def tiny_words(folder, data_dir, **changes):
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"use_cpu": True, **changes}))
+    return [str(folder / "tiny.yaml"), "--data_dir", str(data_dir), "--total_training_time", "1h"]
+
+
+def test_a_step_whose_optimizer_does_not_fit_is_refused_and_the_next_one_is_taken(data_dir, tmp_path, monkeypatch):
+    """The run's own Trainer takes the steps; its optimizer asks for too much memory in its second step."""
+    optimizers = []
+
+    class Greedy(torch.optim.SGD):
+        taken = 0
+
+        def step(self, closure=None):
+            self.taken += 1
+            if self.taken == 2:
+                self.state[self.param_groups[0]["params"][0]] = {"half": "made"}
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().step(closure)
+
+    def build(_, model, **options):
+        optimizers.append(Greedy(model.parameters(), lr=0.1, momentum=0.9))
+        return optimizers[0]
+
+    def four_steps(steps):
+        for size in (2, 4, 2, 4):
+            results.append((yield StepRequest(size)))
+
+    results, reports = [], []
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # the probe sets it
+    monkeypatch.setattr(run_module, "build_optimizer", build)
+    probe(tiny_words(tmp_path, data_dir), tmp_path, send=reports.append, take_steps=four_steps)
+    assert [result.fits for result in results] == [True, False, True, True]
+    assert all(result.step.work > 0 and result.peak_bytes > 2**20 for result in results)
+    assert "half" not in str(optimizers[0].state) and len(optimizers) == 1
+    assert reports[-1].save_seconds > 0 and reports[-1].setup["imports"] > 0
+    assert pickle.loads(pickle.dumps(reports[-1])) == reports[-1]
+
+
+def test_on_a_cpu_weights_that_cannot_fit_are_not_made(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    huge = tiny_words(tmp_path, data_dir, hidden_size=2**16, num_hidden_layers=100)
+    begin = time.monotonic()
+    with pytest.raises(RunError, match="does not fit into the memory"):
+        probe(huge, tmp_path)
+    assert time.monotonic() - begin < 60
+
+
+@pytest.mark.parametrize("chosen", [None, 8])
+def test_a_probe_that_crashes_is_not_taken_for_one_without_time(chosen, tmp_path, monkeypatch):
+    """A stand-in for the interpreter reports a choice, or none, and crashes."""
+    report = ProbeReport(**{**vars(REPORT), "results": Measurements(micro_batch=chosen)})
+    (tmp_path / "python").write_text(
+        f"#!{sys.executable}\nimport sys\nopen(sys.argv[3] + '/report.pickle', 'wb').write({pickle.dumps(report)!r})\n"
+        "print('no compiler here')\nsys.exit(3)\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    ask = partial(ask_probe, ["r.yaml"], tmp_path, time.monotonic() + 20)
+    message = "it ended with exit code 3; its last words: no compiler here"
+    if chosen is None:
+        with pytest.raises(RunError, match=message):
+            ask()
+    else:
+        assert ask() == (report, message)
+
+
+def test_free_memory_heeds_the_cgroup(tmp_path):
+    none = free_bytes(tmp_path / "none")
+    assert 2**20 < none < 2**50
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("2500000\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100000\n")
+    assert free_bytes(tmp_path) == 600_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(tmp_path) == pytest.approx(none, rel=0.5)
