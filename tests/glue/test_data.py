@@ -60,74 +60,31 @@ def test_several_folders_the_first_that_has_it(tmp_path):
     assert load_task(TASKS["RTE"], [tmp_path]).absent == {"train": f"RTE/train.tsv is not in {tmp_path}"}
 
 
-def rewrite(folder, file, change):
-    shutil.copytree(OFFICIAL, folder, dirs_exist_ok=True)
-    path = folder / file
-    path.write_bytes(change(path.read_bytes()))
-
-
 @pytest.mark.parametrize(
-    ("name", "file", "change", "expected"),
+    ("file", "old", "new", "expected"),
     [
-        (
-            "RTE",
-            "RTE/train.tsv",
-            lambda text: text[:-20],
-            "RTE/train.tsv: row 2 has 3 columns of 4, it is cut off; take",
-        ),
-        (
-            "RTE",
-            "RTE/dev.tsv",
-            lambda text: text[:5],
-            "RTE/dev.tsv: its header has no column 'sentence1' (index); take",
-        ),
-        ("RTE", "RTE/dev.tsv", lambda text: b"", "RTE/dev.tsv: its header has no column 'sentence1' (); take"),
-        (
-            "RTE",
-            "RTE/train.tsv",
-            lambda text: text.replace(b"label", b"gold"),
-            "its header has no column 'label' (index, sentence1, sentence2, gold)",
-        ),
-        (
-            "RTE",
-            "RTE/train.tsv",
-            lambda text: text.replace(b"not_entailment", b"maybe"),
-            "row 2 has the label 'maybe'; RTE knows entailment, not_entailment; take",
-        ),
-        ("RTE", "RTE/test.tsv", lambda text: text.splitlines(True)[0], "RTE/test.tsv: there are no rows in it; take"),
-        (
-            "CoLA",
-            "CoLA/train.tsv",
-            lambda text: b"source\tlabel\tmark\tsentence\n" + text,
-            "row 1 has the label 'label'",
-        ),
-        ("CoLA", "CoLA/train.tsv", lambda text: text.replace(b"\t", b","), "row 1 has 1 columns of 4, it is cut off"),
-        (
-            "STS-B",
-            "STS-B/dev.tsv",
-            lambda text: text.replace(b"4.250", b"7.250"),
-            "row 1 has the score '7.250', not a",
-        ),
-        ("STS-B", "STS-B/dev.tsv", lambda text: text.replace(b"4.250", b"nan"), "row 1 has the score 'nan', not a"),
-        ("SST-2", "SST-2/dev.tsv", lambda text: text + b"\xff\xfe\t1\n", "SST-2/dev.tsv: line 4 is not UTF-8; take"),
-        (
-            "QQP",
-            "QQP/train.tsv",
-            lambda text: text.replace(b"\t0\n", b"\n"),
-            "QQP/train.tsv: 2 of 4 rows have too few",
-        ),
-        (
-            "MNLI",
-            "MNLI/train.tsv",
-            lambda text: text.replace(b"\tneutral\n", b"\t-\n"),
-            "row 2 has the label '-'; MNLI",
-        ),
+        ("RTE/train.tsv", None, -20, "RTE/train.tsv: row 2 has 3 columns of 4, it is cut off; take"),
+        ("RTE/dev.tsv", None, 5, "RTE/dev.tsv: its header has no column 'sentence1' (index); take"),
+        ("RTE/dev.tsv", None, 0, "RTE/dev.tsv: its header has no column 'sentence1' (); take"),
+        ("RTE/train.tsv", b"label", b"gold", "has no column 'label' (index, sentence1, sentence2, gold)"),
+        ("RTE/train.tsv", b"not_entailment", b"maybe", "row 2 has the label 'maybe'; RTE knows entailment, not_ent"),
+        ("RTE/test.tsv", None, len(b"index\tsentence1\tsentence2\n"), "RTE/test.tsv: there are no rows in it; take"),
+        ("CoLA/train.tsv", b"", b"source\tlabel\tmark\tsentence\n", "row 1 has the label 'label'"),
+        ("CoLA/train.tsv", b"\t", b",", "row 1 has 1 columns of 4, it is cut off"),
+        ("STS-B/dev.tsv", b"4.250", b"7.250", "row 1 has the score '7.250', not a"),
+        ("STS-B/dev.tsv", b"4.250", b"nan", "row 1 has the score 'nan', not a"),
+        ("SST-2/dev.tsv", b"\t1\n", b"\xff\xfe\t1\n", "is not UTF-8; take"),
+        ("QQP/train.tsv", b"\t0\n", b"\n", "QQP/train.tsv: 2 of 4 rows have too few"),
+        ("MNLI/train.tsv", b"\tneutral\n", b"\t-\n", "row 2 has the label '-'; MNLI"),
     ],
 )
-def test_a_damaged_file_is_one_line(tmp_path, name, file, change, expected):
-    rewrite(tmp_path, file, change)
+def test_a_damaged_file_is_one_line(tmp_path, file, old, new, expected):
+    """`old` replaced by `new` (an empty one: put before the file), or the first `new` bytes alone."""
+    shutil.copytree(OFFICIAL, tmp_path, dirs_exist_ok=True)
+    text = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(text[:new] if old is None else text.replace(old, new) if old else new + text)
     with pytest.raises(InputError) as error:
-        load_task(TASKS[name], [tmp_path])
+        load_task(TASKS[file.partition("/")[0]], [tmp_path])
     message = str(error.value)
     assert message.startswith(str(tmp_path)) and expected in message and "\n" not in message
 
@@ -156,8 +113,7 @@ def test_no_such_folder_and_no_such_data_set(tmp_path):
 )
 def test_a_data_set_of_another_form(tmp_path, line, expected):
     shutil.copytree(HUB, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "rte" / "train.jsonl").write_text(json.dumps(line) + "\n")
-    for split in ("validation", "test"):
+    for split in ("train", "validation", "test"):
         (tmp_path / "rte" / f"{split}.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(InputError, match="dataset_name: .*") as error:
         load_task(TASKS["RTE"], dataset_name=str(tmp_path))
@@ -180,10 +136,9 @@ def real(tmp_path_factory):
     return [folder / "glue_data", folder / "glue_subset"]
 
 
-# Of the first training rows, what anybody sees: grammatical or not, the same or not.
-@pytest.mark.parametrize(
-    ("name", "split", "contained", "label"),
-    [
+def test_label_maps_on_real_rows(real):
+    """Of rows about which anybody agrees: grammatical or not, the same or not."""
+    for name, split, contained, label in (
         ("CoLA", "train", "They drank the pub.", "unacceptable"),
         ("CoLA", "train", "They drank the pub dry.", "acceptable"),
         ("SST-2", "dev", "it 's a charming and often affecting journey . ", "positive"),
@@ -194,14 +149,12 @@ def real(tmp_path_factory):
         ("WNLI", "dev", "The drain is clogged with hair.", "not_entailment"),
         ("MNLI", "train", "You are not being rude.", "neutral"),
         ("QQP", "dev", "What are the best franchises in India?", "duplicate"),
-    ],
-)
-def test_label_maps_on_real_rows(real, name, split, contained, label):
-    task = TASKS[name]
-    examples = load_task(task, real).splits[split]
-    first = examples.columns[task.sentences[0]]
-    row = next(row for row, text in enumerate(first) if text.startswith(contained))
-    assert task.labels[examples.labels[row]] == label
+    ):
+        task = TASKS[name]
+        examples = load_task(task, real).splits[split]
+        first = examples.columns[task.sentences[0]]
+        row = next(row for row, text in enumerate(first) if text.startswith(contained))
+        assert task.labels[examples.labels[row]] == label, contained
 
 
 def test_real_files_have_the_official_rows_as_csv_reads_them(real):

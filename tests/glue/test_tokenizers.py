@@ -34,14 +34,12 @@ def test_robertas_marks_serve(finetune, roberta, tmp_path):
     assert predictions(tmp_path / "out", "dev")["rows"] == 17
 
 
-def test_gpt2s_has_none(finetune, roberta, capfd):
-    """One line that names the tokens, the tokenizer and the fix; nothing is written."""
+def test_gpt2s_has_none(finetune, roberta, error):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (roberta / name).unlink()
     tokenizer = GPT2Tokenizer.from_pretrained(str(roberta))
     tokenizer.save_pretrained(roberta)
-    code, result = finetune(model_name_or_path=roberta)
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert (code, result) == (2, None)
-    assert f"tokenizer_name: {roberta} (" in line and "has no [CLS], [SEP], [PAD], [MASK] token" in line
+    assert finetune(model_name_or_path=roberta) == (2, None)
+    line = error()
+    assert line.startswith(f"tokenizer_name: {roberta} (") and "has no [CLS], [SEP], [PAD], [MASK] token" in line
     assert "give the tokenizer of a BERT-like model" in line
