@@ -1,4 +1,4 @@
-"""`python -m budget_trainer.publish`: put a checkpoint on the Hub. The code is in `reporting.publish`."""
+"""`python -m budget_trainer.publish`: put a run or a model on the Hub. The code is in `reporting.publish`."""
 
 import sys
 

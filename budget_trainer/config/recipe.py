@@ -30,9 +30,9 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.data.repeated_passages import SMALLEST_PIECE, check_twins
 from budget_trainer.model.optimizers import check_options
 from budget_trainer.model.types import check_pair_type, resolve_model_type
-from budget_trainer.reporting.background_push import Push, settle_push
 from budget_trainer.reporting.hub import PushOptions
 from budget_trainer.reporting.planned import read_plan
+from budget_trainer.reporting.publish import Push, resolve_push
 
 EPOCHS = ("validation_epochs", "validation_epochs_begin", "validation_epochs_end")
 PROPORTIONS = ("validation_begin_proportion", "validation_end_proportion")
@@ -183,7 +183,7 @@ class Recipe:
         """How to push. Trainer is not told of it: it would push between two steps, and wait for it."""
         run, card = self.run, self.card
         asked, run.push_to_hub = run.push_to_hub, False
-        return settle_push(
+        return resolve_push(
             self.output_dir,
             PushOptions(run.hub_model_id, run.hub_private_repo, card.license, card.language),
             push_to_hub=asked,

@@ -36,7 +36,8 @@ from budget_trainer.glue.results import (
     read_object,
     read_suite,
 )
-from budget_trainer.reporting.hub import FINAL, MARK, REPORT
+from budget_trainer.reporting.hub import FINAL, MARK
+from budget_trainer.reporting.report import REPORT
 
 MARKDOWN = "glue_over_budget.md"
 _FORMAT = 1

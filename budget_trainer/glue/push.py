@@ -11,22 +11,22 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_json_atomic
 from budget_trainer.glue.results import MODEL, read_result, write_result
 from budget_trainer.glue.tasks import TASKS
-from budget_trainer.reporting.background_push import BackgroundPush, Push, settle_push
 from budget_trainer.reporting.card import GLUE_REPORT
 from budget_trainer.reporting.hub import PushOptions
+from budget_trainer.reporting.publish import BackgroundPush, Push, resolve_push
 
 
 def settle(run: RunArguments, card: CardArguments, keeps_model: bool, explicit: Collection[str]) -> Push | None:
     """How to push, None where that was not asked for. Trainer is not told of it: it would push while it trains.
 
-    The repository has the name of output_dir where none was given. InputError as `settle_push`.
+    The repository has the name of output_dir where none was given. InputError as `resolve_push`.
     """
     wanted, run.push_to_hub = bool(run.push_to_hub), False
     if wanted and not keeps_model:
         raise InputError("push_to_hub: the run keeps no model; let it train (do_train), with save_model true")
     folder = Path(str(run.output_dir))
     name = run.hub_model_id or folder.resolve().name
-    return settle_push(
+    return resolve_push(
         folder,
         PushOptions(name, run.hub_private_repo, card.license, card.language),
         push_to_hub=wanted,

@@ -13,7 +13,7 @@ from typing import Any
 
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.io import write_atomic, write_json_atomic
-from budget_trainer.core.markdown import Markup, inline, table, without_folders
+from budget_trainer.core.markdown import Markup, inline, table
 from budget_trainer.core.plotting import png_figure
 from budget_trainer.glue.published import DEV, NOT_BY_TASK, TEST, Published
 from budget_trainer.glue.results import (
@@ -34,6 +34,7 @@ from budget_trainer.glue.results import (
 )
 from budget_trainer.glue.submission import Submission, write_submission
 from budget_trainer.glue.tasks import TASKS
+from budget_trainer.reporting.report import source_name
 
 _FORMAT = 1
 _TEST_TEXT = (
@@ -179,8 +180,8 @@ def _markdown(report: Mapping[str, Any]) -> str:
     """The whole file."""
     sections = [
         "# GLUE",
-        f"Model: {inline(report['model'])}. All scores of ours are on the **dev** sets, in points of 100: the median over the "
-        "seeds of the best configuration, with the lowest and the highest seed.",
+        f"Model: {inline(source_name(report['model']))}. All scores of ours are on the **dev** sets, in points of 100: the "
+        "median over the seeds of the best configuration, with the lowest and the highest seed.",
         table(("task", "metric", "median", "min to max", "seeds", "other metrics"), _own_rows(report)),
         _mean_text(report),
         "![Our dev scores beside published ones](glue_report.png)",
@@ -374,7 +375,7 @@ def _draw_published(axes: Any, names: Sequence[str], row: Mapping[str, Any], num
 
 def _title(report: Mapping[str, Any]) -> str:
     found = report["mean"]
-    lines = [f"GLUE dev scores of {without_folders(report['model'])}"]
+    lines = [f"GLUE dev scores of {source_name(report['model'])}"]
     if found is not None:
         lines.append(f"mean of {', '.join(found['columns'])}: {100 * found['median']:.1f}")
     if any(not column["comparable"] for column in report["columns"].values()):

@@ -1,36 +1,37 @@
-"""The scores of a model card: the pinned evaluation and GLUE, as `model-index` entries of the Hub. Nearly a leaf.
-
-The sections of a model card, each a function of the run's report.
-
-The model card of a finished run: README.md beside the weights, in the form that the Hub reads.
-"""
+"""The model card: README.md beside the weights, made from the run's report by the template card.md.jinja."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.markdown import dump_yaml, fence, inline, public, table, without_folders
-from budget_trainer.reporting import report as report_module
-
-if TYPE_CHECKING:
-    from huggingface_hub import EvalResult
+from budget_trainer.core.io import json_types, sha256
+from budget_trainer.core.markdown import fence, inline, table
+from budget_trainer.reporting.report import PICTURE, REPORT, public_recipe, public_report, without_folders
 
 GLUE_REPORT = "glue_report.json"
-PINNED = (
+_TEMPLATE = Path(__file__).with_name("card.md.jinja")
+# Of the pinned evaluation: key in the report, name in the card, name in the metadata.
+_EVALUATION = (
     ("loss", "loss", "nats per predicted token"),
     ("accuracy", "accuracy", "accuracy of the masked tokens"),
-    ("bits_per_byte", "bits_per_byte", "bits per byte"),
+    ("bits_per_byte", "bits per byte", "bits per byte"),
 )
+_SHOWN_SOURCES = 20
+# The last line of a card. A person who edits the text above leaves it as it is, so that it no longer fits.
+_SEAL = "\n<!-- budget-trainer rewrites this card unless it was edited; SHA-256 of the text above: {} -->\n"
 
 
 @dataclass(frozen=True)
@@ -44,29 +45,16 @@ class GlueScore:
     seeds: int | None = None  # of which `value` is the median
 
 
-def read_glue(folder: Path) -> list[GlueScore]:
-    """The scores in `folder`/glue_report.json, none where there is no such file.
+def parse_glue_scores(text: str, where: str) -> list[GlueScore]:
+    """The scores in the text of a glue_report.json that lies at `where`.
 
-    The file is an object with, at "scores", a list of {"task": "CoLA", "metric": "matthews_correlation", "value": 0.571,
+    It is an object with, at "scores", a list of {"task": "CoLA", "metric": "matthews_correlation", "value": 0.571,
     "split": "validation", "seeds": 5} (the last two may be missing), or that list alone; a value beyond 1 is taken for
     GLUE's points of 100. InputError for another form.
     """
-    path = folder / GLUE_REPORT
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise InputError(f"{GLUE_REPORT}: {path} cannot be read ({error}); make it anew, or move it away") from None
-    return glue_scores(text, str(path))
-
-
-def glue_scores(text: str, where: str) -> list[GlueScore]:
-    """The scores in the `text` of a glue_report.json, see `read_glue`; InputError, with `where` it is, for another form."""
     try:
         content = json.loads(text)
-        entries = content["scores"] if isinstance(content, dict) else content
-        return [_score(entry) for entry in entries]
+        return [_score(entry) for entry in (content["scores"] if isinstance(content, dict) else content)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f'{GLUE_REPORT}: {where} is not a list of {{"task", "metric", "value", "split"}} ({error!r}); make it anew with '
@@ -83,338 +71,6 @@ def _score(entry: Mapping[str, Any]) -> GlueScore:
     return GlueScore(str(entry["task"]), str(entry["metric"]), value, str(entry.get("split", "validation")), seeds)
 
 
-def eval_results(report: Mapping[str, Any], scores: Sequence[GlueScore]) -> list[EvalResult]:
-    """What the Hub shows beside the card: the pinned evaluation of the run's report, and GLUE as shares of 1."""
-    from huggingface_hub import EvalResult
-
-    evaluation = report.get("evaluation") or {}
-    pinned = [
-        EvalResult(
-            task_type="fill-mask",
-            task_name="Masked language modelling",
-            dataset_type="held-out",
-            dataset_name="Held-out blocks of the pre-training corpus",
-            dataset_split="validation",
-            metric_type=metric,
-            metric_name=name,
-            metric_value=round(float(evaluation[key]), 5),
-        )
-        for key, metric, name in PINNED
-        if evaluation.get(key) is not None
-    ]
-    glue = [
-        EvalResult(
-            task_type="text-classification",
-            task_name="Fine-tuned on GLUE",
-            dataset_type="nyu-mll/glue",
-            dataset_name=f"GLUE {score.task}",
-            dataset_config=_where(score)[0],
-            dataset_split=_where(score)[1],
-            metric_type=score.metric,
-            metric_value=round(score.value, 5),
-        )
-        for score in scores
-    ]
-    return pinned + glue
-
-
-def _where(score: GlueScore) -> tuple[str, str]:
-    """Configuration and split of the data set `nyu-mll/glue`: SST-2 is sst2, MNLI-mm the mismatched split of mnli."""
-    name = score.task.lower().replace("-", "").replace("_", "")
-    if not name.startswith("mnli"):
-        return name, score.split
-    half = "mismatched" if name in ("mnlimm", "mnlimismatched") else "matched"
-    return "mnli", score.split if score.split.endswith("matched") else f"{score.split}_{half}"
-
-
-CITATION = """@inproceedings{izsak-etal-2021-train,
-  title     = {How to Train {BERT} with an Academic Budget},
-  author    = {Izsak, Peter and Berchansky, Moshe and Levy, Omer},
-  booktitle = {Proceedings of the 2021 Conference on Empirical Methods in Natural Language Processing},
-  year      = {2021}
-}"""
-EVALUATION = (
-    "15 % of the non-special tokens of held-out blocks of 128 tokens, 80 % of them masked, 10 % replaced and 10 % "
-    "kept, with a fixed seed: the same whatever the recipe trained with. Loss is in nats per predicted token; bits "
-    "per byte compares across tokenizers."
-)
-
-
-def summary(report: Mapping[str, Any], classifier: bool = False) -> str:
-    if classifier:
-        return f"A {inline(report.get('model_type') or 'Transformers')} model, fine-tuned to classify text."
-    size, budget = report.get("parameters"), report.get("budget_seconds")
-    what = f"A {inline(report.get('model_type') or 'Transformers')} masked language model"
-    what += f" with {size / 1e6:,.1f} million parameters" if size else ""
-    if not report.get("steps"):
-        return f"{what}."
-    how = f" in {format_duration(report.get('used_seconds') or 0)}"
-    how += f" of a wall-clock budget of {format_duration(budget)}" if budget and math.isfinite(budget) else ""
-    origin = "pre-trained from scratch"
-    if (report.get("recipe") or {}).get("model_name_or_path"):
-        origin = "pre-trained further from existing weights"
-    return f"{what}, {origin}{how}: {report['steps']:,} steps, {report.get('tokens') or 0:,} token positions."
-
-
-def usage(path: str, revisions: Sequence[str] = ()) -> str:
-    """Code that loads the model from `path`, a name on the Hub or a folder; `revisions` are its time-marked models."""
-    fill = f"""from transformers import pipeline
-
-fill = pipeline("fill-mask", model="{path}")
-for guess in fill(f"The capital of France is {{fill.tokenizer.mask_token}}."):
-    print(f"{{guess['score']:.3f}}", guess["token_str"])"""
-    parts = [
-        fence(fill, "python"),
-        "To fine-tune it, with a new classification head:",
-        fence(_classify(path), "python"),
-    ]
-    if revisions:
-        names = ", ".join(f"`{inline(name)}`" for name in revisions)
-        parts.append(
-            f"The model as it was at shares of the budget, in per cent: {names}. Load one with `revision="
-            f'"{inline(revisions[0])}"`.'
-        )
-    return "\n\n".join(parts)
-
-
-def _classify(path: str) -> str:
-    return f"""from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{path}")
-model = AutoModelForSequenceClassification.from_pretrained("{path}", num_labels=2)
-inputs = tokenizer(["It was a good film.", "It was not."], padding=True, return_tensors="pt")
-print(model(**inputs).logits.shape)  # one row per text; the head is new: train it first"""
-
-
-def classifier_usage(path: str) -> str:
-    """The same for a model that was fine-tuned already."""
-    code = f"""from transformers import pipeline
-
-classify = pipeline("text-classification", model="{path}")
-print(classify("It was a good film."))"""
-    return fence(code, "python")
-
-
-def results(report: Mapping[str, Any]) -> str:
-    evaluation = report.get("evaluation") or {}
-    rows: list[tuple[str, ...]] = [
-        (label, f"{evaluation[key]:.4f}")
-        for key, label in (("loss", "loss"), ("accuracy", "accuracy"), ("bits_per_byte", "bits per byte"))
-        if evaluation.get(key) is not None
-    ]
-    rows = rows or [("evaluation", "none was made")]
-    if evaluation.get("blocks"):
-        rows.append(("evaluated on", f"{evaluation['blocks']:,} blocks, {evaluation.get('tokens') or 0:,} tokens"))
-    if report.get("tokens_per_second"):
-        rows.append(("training tokens per second", f"{report['tokens_per_second']:,.0f}"))
-    if report.get("mfu"):
-        rows.append(("model FLOPs utilisation", f"{100 * report['mfu']:.1f} % of the measured matmul peak"))
-    return table(("measure", "value"), rows) + f"\n\nThe evaluation: {EVALUATION}"
-
-
-def glue_section(scores: Sequence[GlueScore]) -> str:
-    """GLUE in points of 100, as its tables have it."""
-    rows = [
-        (score.task, score.metric, score.split, f"{100 * score.value:.1f}", str(score.seeds or "")) for score in scores
-    ]
-    head = ("task", "metric", "split", "score x 100", "median of seeds")
-    return "Fine-tuned on each task:\n\n" + table(head, rows)
-
-
-def budget(report: Mapping[str, Any]) -> str:
-    shares = report.get("shares") or {}
-    whole = sum(shares.values()) or 1.0
-    rows = [(key.replace("_", " "), f"{value:,.1f}", f"{100 * value / whole:.1f}") for key, value in shares.items()]
-    return table(("share", "seconds", "percent"), rows)
-
-
-def planned_section(report: Mapping[str, Any]) -> str:
-    """What `budget_trainer.plan` had promised beside what came of it; empty where there was no plan."""
-    plan = report.get("planned") or {}
-    rows = [
-        (name.replace("_", " "), f"{pair['planned']:,.1f}", f"{pair['did']:,.1f}")
-        for name, pair in plan.items()
-        if isinstance(pair, Mapping) and pair.get("did") is not None
-    ]
-    if not rows:
-        return ""
-    where = "" if plan.get("same_machine") else "\n\nThe plan was made on another machine."
-    return table(("planned and did", "planned", "did"), rows) + where
-
-
-def recipe(report: Mapping[str, Any]) -> str:
-    shown = fence(dump_yaml(public(report.get("recipe") or {})).rstrip(), "yaml")
-    return f"<details><summary>Every argument of the run</summary>\n\n{shown}\n\n</details>"
-
-
-def environment(report: Mapping[str, Any]) -> str:
-    hardware = report.get("hardware") or {}
-    gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in hardware.get("gpus") or []) or "none"
-    rows: list[tuple[str, ...]] = [
-        ("CPU", f"{hardware.get('cpu', 'unknown')}, {hardware.get('cores', '?')} cores"),
-        ("GPUs", gpus),
-        ("processes", f"{report.get('world_size') or 1} ({report.get('engine') or 'plain'})"),
-    ]
-    rows += [(key.replace("_", "-"), str(value)) for key, value in (report.get("versions") or {}).items()]
-    rows.append(("commit of budget-trainer", str(report.get("git_commit") or "not a git checkout")))
-    return table(("what", "value"), rows)
-
-
-def data_section(report: Mapping[str, Any]) -> str:
-    """Where the text came from, as far as the manifest of the data folder says."""
-    described = report.get("data") or {}
-    if not described.get("sources"):
-        return "What text the model was trained on was not recorded."
-    parts = [table(("source", "form", "documents", "MB of text"), report_module.rows(described))]
-    counts = [
-        f"{described[key]:,} {unit}"
-        for key, unit in (("documents", "documents"), ("tokens", "tokens"), ("rows", "blocks"))
-        if described.get(key)
-    ]
-    dropped: dict[str, int] = {}
-    for source in described["sources"]:
-        for reason, count in (source.get("dropped") or {}).items():
-            dropped[reason] = dropped.get(reason, 0) + int(count)
-    text = f"Trained on {', '.join(counts)} ({inline(described.get('packing', ''))})" if counts else ""
-    text += (
-        f"; left out: {', '.join(f'{count:,} {inline(reason)}' for reason, count in dropped.items())}"
-        if dropped
-        else ""
-    )
-    if described.get("validation_text"):
-        text += f". Held out: {inline(described['validation_text'])}"
-    elif described.get("validation_fraction"):
-        text += f". Held out for the evaluation: {100 * described['validation_fraction']:g} % of the documents"
-    parts.append(text + ".")
-    parts.append("The text keeps the licences and rights of its sources, which the data folder does not record.")
-    return "\n\n".join(parts)
-
-
-def licence(license: str) -> str:
-    if license == "unknown":
-        return "Whoever published these weights has not stated a licence for them: ask before you use them."
-    return f"The weights: {inline(license)}."
-
-
-def limitations(report: Mapping[str, Any]) -> str:
-    length = (report.get("data") or {}).get("block_size")
-    points = [
-        "It fills in masked tokens and is meant to be fine-tuned; it does not write text or follow instructions.",
-        "It repeats the facts, errors and prejudices of the text it was trained on; none of these were measured.",
-        "Loss and accuracy above are on text of the same sources; other text, and other languages, will be worse.",
-    ]
-    if length:
-        points.insert(
-            1, f"It was trained on blocks of {length} tokens: what it does with longer input was not measured."
-        )
-    if not (report.get("evaluation") or {}).get("blocks"):
-        points = [point for point in points if not re.match("Loss and accuracy", point)]
-    return "\n".join(f"- {point}" for point in points)
-
-
-UNKNOWN_LICENSE = "unknown"  # the Hub's word for it
-_SEAL = re.compile(r"\n<!-- written by budget-trainer, unchanged while this is right: ([0-9a-f]{64}) -->\n?\Z")
-
-
-def write_model_card(
-    folder: Path,
-    report: Mapping[str, Any],
-    *,
-    run_report: Path,
-    picture: Path,
-    **options: Any,
-) -> Path:
-    """Write `folder`/README.md from the run's report, and put `run_report` and `picture` beside it.
-
-    `options` are those of `card_text`; the copy of the report is without secrets and folders of this machine. Returns
-    the card's path. Raises OSError where a file cannot be read or written.
-    """
-    content = json.loads(Path(run_report).read_text(encoding="utf-8"))
-    (folder / "run_report.json").write_bytes(public_report(content))
-    if Path(picture).resolve() != (folder / "run_report.png").resolve():
-        shutil.copyfile(picture, folder / "run_report.png")
-    options.setdefault("name", folder.resolve().parent.name)
-    card = folder / "README.md"
-    card.write_text(card_text(report, **options), encoding="utf-8")
-    return card
-
-
-def card_text(
-    report: Mapping[str, Any],
-    *,
-    name: str,
-    license: str | None = None,
-    language: Sequence[str] = (),
-    datasets: Sequence[str] = (),
-    scores: Sequence[GlueScore] = (),
-    path: str = ".",
-    revisions: Sequence[str] = (),
-    picture: bool = True,
-    classifier: bool = False,
-) -> str:
-    """The card: metadata, what the report says, how to load the model from `path`; its last line seals it (`sealed`).
-
-    `license`, `language` and `datasets` are Hub identifiers; without a licence the card says that it is unknown.
-    `revisions` are the names of time-marked models beside this one, `scores` those of GLUE, `picture` says whether
-    run_report.png lies beside the card, `classifier` that the model was fine-tuned to classify.
-    """
-    report, license = without_folders(report), license or UNKNOWN_LICENSE
-    head = _metadata(report, name, license, language, datasets, scores, classifier)
-    body = [f"# {inline(name)}", summary(report, classifier)]
-    if picture:
-        body.append("![Loss, learning rate, throughput and where the budget went](run_report.png)")
-    how = classifier_usage(path) if classifier else usage(path, revisions)
-    body.append(f"## How to use it\n\n{how}")
-    body += _of_run(report, scores)
-    if not classifier:
-        body.append(f"## Data\n\n{data_section(report)}")
-    body.append(f"## Licence\n\n{licence(license)}")
-    if not classifier:
-        body.append(f"## Limitations\n\n{limitations(report)}")
-    body.append("## Citation\n\nThe method is that of this paper:\n\n" + fence(CITATION, "bibtex"))
-    return _seal(f"---\n{head}\n---\n\n" + "\n\n".join(body) + "\n")
-
-
-def _of_run(report: Mapping[str, Any], scores: Sequence[GlueScore]) -> list[str]:
-    """What is known of a model whose training left a report, and its scores."""
-    glue = [f"## GLUE\n\n{glue_section(scores)}"] if scores else []
-    if "shares" not in report:
-        return glue
-    planned = planned_section(report)
-    return [
-        f"## Results\n\n{results(report)}",
-        *glue,
-        f"## Where the budget went\n\n{budget(report)}" + (f"\n\n{planned}" if planned else ""),
-        f"## Recipe\n\n{recipe(report)}",
-        f"## Hardware and versions\n\n{environment(report)}",
-        "All of it, machine-readable: [run_report.json](run_report.json).",
-    ]
-
-
-def marked_card_text(model_type: str, *, mark: str, license: str | None, path: str) -> str:
-    """The card of a time-marked model, such as `finetune-50`: what it is, and where the finished one lies."""
-    license, name = license or UNKNOWN_LICENSE, path.split("/")[-1]
-    head = _metadata({"model_type": model_type}, name, license, (), (), (), False)
-    percent = inline(mark.removeprefix("finetune-"))
-    text = (
-        f"# {inline(name)} at {percent} % of its budget\n\nThe weights of a pre-training run as they were when {percent} % of "
-        f"its wall-clock budget was used, with the learning rate of that moment. The finished model is the revision `main` "
-        f'of {inline(path)}; this one loads with `revision="{inline(mark)}"`.\n\n## Licence\n\n{licence(license)}\n'
-    )
-    return _seal(f"---\n{head}\n---\n\n{text}")
-
-
-def public_report(report: Mapping[str, Any]) -> bytes:
-    """The run's report as it may lie beside the card: JSON without secrets and folders of this machine."""
-    shown = {key: value for key, value in report.items() if key != "hub"}
-    return public_json({**shown, "recipe": public(report.get("recipe") or {})})
-
-
-def public_json(content: Any) -> bytes:
-    """`content` as JSON, without the folders of this machine."""
-    return (json.dumps(without_folders(content), indent=2) + "\n").encode()
-
-
 def check_license(license: str | None) -> None:
     """InputError for what cannot be an identifier of the Hub's list."""
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
@@ -424,39 +80,226 @@ def check_license(license: str | None) -> None:
         )
 
 
-def sealed(card: str) -> bool:
-    """Whether `card` is as it was written here: nobody has edited it since, so that it may be written anew."""
-    found = _SEAL.search(card)
-    return found is not None and found.group(1) == hashlib.sha256(card[: found.start()].encode()).hexdigest()
+def write_model_card(final: Path, *, license: str | None = None, language: Sequence[str] = ()) -> Path:
+    """Write the card of a finished run into the folder of its model, with copies of its report and picture.
+
+    Both are read from the folder above. The copy of the report is without secrets and folders of this machine. Returns
+    the card's path. Raises OSError where a file cannot be read or written.
+    """
+    run = final.resolve().parent
+    report = json.loads((run / REPORT).read_text(encoding="utf-8"))
+    (final / REPORT).write_bytes(public_report(report))
+    shutil.copyfile(run / PICTURE, final / PICTURE)
+    card = final / "README.md"
+    card.write_text(card_text(report, name=run.name, license=license, language=language), encoding="utf-8")
+    return card
 
 
-def _seal(card: str) -> str:
-    digest = hashlib.sha256(card.encode()).hexdigest()
-    return f"{card}\n<!-- written by budget-trainer, unchanged while this is right: {digest} -->\n"
-
-
-def _metadata(
+def card_text(
     report: Mapping[str, Any],
+    *,
     name: str,
-    license: str,
-    language: Sequence[str],
-    datasets: Sequence[str],
-    scores: Sequence[GlueScore],
-    classifier: bool,
+    path: str = ".",
+    license: str | None = None,
+    language: Sequence[str] = (),
+    scores: Sequence[GlueScore] = (),
+    marks: Sequence[str] = (),
+    mark: str | None = None,
+    picture: bool = True,
+    classifier: bool = False,
 ) -> str:
-    """The YAML between the dashes, with a `model-index` where there are results."""
-    from huggingface_hub import ModelCardData
+    """The card: metadata for the Hub and Markdown; `is_unedited` as long as nobody changes it.
 
+    Args:
+        report: the content of run_report.json, or only `model_type` where there is none.
+        path: what loads the model, a name on the Hub or a folder.
+        license, language: identifiers of the Hub; without a licence the card says that it is unknown.
+        scores: those of GLUE.
+        marks: the revisions of time-marked models beside this one.
+        mark: the model is the time-marked one of this name (`finetune-50`).
+        picture: whether run_report.png lies beside the card.
+        classifier: the model was fine-tuned to classify.
+
+    Raises:
+        InputError: `license` cannot be an identifier.
+    """
+    check_license(license)
+    report, license = without_folders(report), license or "unknown"
     kind = " ".join(str(report.get("model_type") or "").split())
-    tags = ["masked-lm", "pretraining", "time-budget"] if not classifier else ["time-budget"]
+    tags = ["time-budget"] if classifier else ["masked-lm", "pretraining", "time-budget"]
     data = ModelCardData(
         model_name=" ".join(name.split()),
         library_name="transformers",
         pipeline_tag="text-classification" if classifier else "fill-mask",
         license=license,
         language=list(language) or None,
-        datasets=list(datasets) or None,
         tags=tags + ([kind] if kind else []),
-        eval_results=eval_results(report, scores) or None,
+        eval_results=[*_evaluation_results(report), *map(_glue_result, scores)] or None,
     )
-    return data.to_yaml()
+    corpus, recipe = report.get("data") or {}, json_types(public_recipe(report.get("recipe") or {}))
+    card = ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATE),
+        inline=inline,
+        table=table,
+        report=report,
+        name=name,
+        path=path,
+        license=license,
+        marks=marks,
+        mark=mark,
+        percent=(mark or "").removeprefix("finetune-"),
+        picture=picture,
+        classifier=classifier,
+        summary=_summary(report, classifier),
+        results=_results(report),
+        evaluated=bool((report.get("evaluation") or {}).get("blocks")),
+        has_report="shares" in report,
+        glue=[(s.task, s.metric, s.split, f"{100 * s.value:.1f}", str(s.seeds or "")) for s in scores],
+        seconds=_seconds_by_phase(report),
+        planned=_planned(report),
+        recipe=fence(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=1000).rstrip(), "yaml"),
+        environment=_environment(report),
+        sources=_sources(corpus),
+        corpus=_corpus(corpus),
+        block_size=corpus.get("block_size"),
+    )
+    return _sealed(f"{str(card).rstrip()}\n")
+
+
+def _sealed(text: str) -> str:
+    return text + _SEAL.format(sha256(text))
+
+
+def is_unedited(card: str) -> bool:
+    """Whether `card` is as `card_text` wrote it, so that it may be written anew."""
+    text = card.rpartition(_SEAL.partition("{")[0])[0]
+    return card.rstrip("\n") == _sealed(text).rstrip("\n")
+
+
+def _evaluation_results(report: Mapping[str, Any]) -> list[EvalResult]:
+    evaluation = report.get("evaluation") or {}
+    return [
+        EvalResult(
+            task_type="fill-mask",
+            task_name="Masked language modelling",
+            dataset_type="held-out",
+            dataset_name="Held-out blocks of the pre-training corpus",
+            dataset_split="validation",
+            metric_type=key,
+            metric_name=name,
+            metric_value=round(float(evaluation[key]), 5),
+        )
+        for key, _, name in _EVALUATION
+        if evaluation.get(key) is not None
+    ]
+
+
+def _glue_result(score: GlueScore) -> EvalResult:
+    """An entry for the data set `nyu-mll/glue`: SST-2 is its sst2, MNLI-mm the mismatched split of its mnli."""
+    config, split = score.task.lower().replace("-", "").replace("_", ""), score.split
+    if config.startswith("mnli"):
+        half = "mismatched" if config in ("mnlimm", "mnlimismatched") else "matched"
+        config, split = "mnli", split if split.endswith("matched") else f"{split}_{half}"
+    return EvalResult(
+        task_type="text-classification",
+        task_name="Fine-tuned on GLUE",
+        dataset_type="nyu-mll/glue",
+        dataset_name=f"GLUE {score.task}",
+        dataset_config=config,
+        dataset_split=split,
+        metric_type=score.metric,
+        metric_value=round(score.value, 5),
+    )
+
+
+def _summary(report: Mapping[str, Any], classifier: bool) -> str:
+    kind = f"A {inline(report.get('model_type') or 'Transformers')}"
+    if classifier:
+        return f"{kind} model, fine-tuned to classify text."
+    size, budget = report.get("parameters"), report.get("budget_seconds")
+    what = f"{kind} masked language model" + (f" with {size / 1e6:,.1f} million parameters" if size else "")
+    if not report.get("steps"):
+        return f"{what}."
+    how = f" in {format_duration(report.get('used_seconds') or 0)}"
+    how += f" of a wall-clock budget of {format_duration(budget)}" if budget and math.isfinite(budget) else ""
+    further = (report.get("recipe") or {}).get("model_name_or_path")
+    origin = "pre-trained further from existing weights" if further else "pre-trained from scratch"
+    return f"{what}, {origin}{how}: {report['steps']:,} steps, {report.get('tokens') or 0:,} token positions."
+
+
+def _results(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    evaluation = report.get("evaluation") or {}
+    rows = [(label, f"{evaluation[key]:.4f}") for key, label, _ in _EVALUATION if evaluation.get(key) is not None] or [
+        ("evaluation", "none was made")
+    ]
+    if evaluation.get("blocks"):
+        rows.append(("evaluated on", f"{evaluation['blocks']:,} blocks, {evaluation.get('tokens') or 0:,} tokens"))
+    if report.get("tokens_per_second"):
+        rows.append(("training tokens per second", f"{report['tokens_per_second']:,.0f}"))
+    if report.get("mfu"):
+        rows.append(("model FLOPs utilisation", f"{100 * report['mfu']:.1f} % of the measured matmul peak"))
+    return rows
+
+
+def _seconds_by_phase(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    seconds = report.get("shares") or {}
+    whole = sum(seconds.values()) or 1.0
+    return [(key.replace("_", " "), f"{value:,.1f}", f"{100 * value / whole:.1f}") for key, value in seconds.items()]
+
+
+def _planned(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What the plan of the run promised, and what the run did."""
+    return [
+        (name.replace("_", " "), f"{pair['planned']:,.1f}", f"{pair['did']:,.1f}")
+        for name, pair in (report.get("planned") or {}).items()
+        if isinstance(pair, Mapping) and pair.get("did") is not None
+    ]
+
+
+def _environment(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    hardware = report.get("hardware") or {}
+    gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in hardware.get("gpus") or []) or "none"
+    return [
+        ("CPU", f"{hardware.get('cpu', 'unknown')}, {hardware.get('cores', '?')} cores"),
+        ("GPUs", gpus),
+        ("processes", f"{report.get('world_size') or 1} ({report.get('engine') or 'plain'})"),
+        *((key.replace("_", "-"), str(value)) for key, value in (report.get("versions") or {}).items()),
+        ("commit of budget-trainer", str(report.get("git_commit") or "not a git checkout")),
+    ]
+
+
+def _sources(corpus: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The sources of `report.describe_data`; those beyond _SHOWN_SOURCES become one row."""
+    sources = list(corpus.get("sources") or [])
+    rest = sources[_SHOWN_SOURCES:]
+    if rest:
+        total = {key: sum(source.get(key) or 0 for source in rest) for key in ("documents", "text_bytes")}
+        sources = [*sources[:_SHOWN_SOURCES], {"name": f"{len(rest)} more", **total}]
+    return [
+        (
+            str(source["name"]),
+            str(source.get("kind", "")),
+            f"{source['documents']:,}" if source.get("documents") else "",
+            f"{source['text_bytes'] / 1e6:,.1f}" if source.get("text_bytes") else "",
+        )
+        for source in sources
+    ]
+
+
+def _corpus(corpus: Mapping[str, Any]) -> str:
+    units = (("documents", "documents"), ("tokens", "tokens"), ("rows", "blocks"))
+    counts = [f"{corpus[key]:,} {unit}" for key, unit in units if corpus.get(key)]
+    dropped: Counter[str] = Counter()
+    for source in corpus.get("sources") or []:
+        dropped.update(source.get("dropped") or {})
+    parts = []
+    if counts:
+        parts.append(f"Trained on {', '.join(counts)} ({inline(corpus.get('packing', ''))})")
+    if dropped:
+        parts.append(f"Left out: {', '.join(f'{count:,} {inline(reason)}' for reason, count in dropped.items())}")
+    if corpus.get("validation_text"):
+        parts.append(f"Held out: {inline(corpus['validation_text'])}")
+    elif corpus.get("validation_fraction"):
+        parts.append(f"Held out for the evaluation: {100 * corpus['validation_fraction']:g} % of the documents")
+    return ". ".join(parts)

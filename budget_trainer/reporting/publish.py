@@ -9,37 +9,68 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
-import queue
+import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.core.command import INTERRUPTED, Parser, run_command
+from huggingface_hub.utils import disable_progress_bars
+
+from budget_trainer.core.command import INTERRUPTED, Parser, exit_code, run_command
 from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.reporting import hub as hub_module
+from budget_trainer.core.jobs import VARIABLE, end_with_parent
+from budget_trainer.reporting.card import check_license
 from budget_trainer.reporting.hub import (
-    TIMEOUT_SECONDS,
-    Hub,
+    HubBusy,
     PushOptions,
     check_locally,
     default_name,
+    marked_models,
     prepare,
     push,
     redacted,
-    scores_there,
-    use_timeout,
 )
 
 log = logging.getLogger("publish")
-FINISH = "finish"  # said by a run that has ended, to its publisher
-LOOK_EVERY_SECONDS = 1.0
+PAUSE_SECONDS = (5.0, 30.0)  # before the second and the third attempt
+_LOOK_EVERY_SECONDS = 1.0
+_PUSH_FLAGS = ("hub_model_id", "hub_private_repo", "hub_strategy")
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: 0 when all of it is there, 2 for what a person has to correct, 1 where the Hub does not do it."""
+    end_with_parent()  # where a run has started this process
+    args = argparse.Namespace(hub_token=None, json=False)
+
+    def work() -> int:
+        try:
+            _parser().parse_args(argv, args)
+            account = _publish(args)
+        except (InputError, RunError) as error:  # a token in the wrong place is not shown
+            message = redacted(str(error), args.hub_token)
+            if not args.json:
+                raise type(error)(message) from None
+            if args.only_marked:
+                log.warning("%s; tried again at the end", message)
+            print(json.dumps({"error": message}))
+            return exit_code(error)
+        if account:
+            print(json.dumps({**account, "error": None}) if args.json else account["url"])
+        return 0
+
+    code = run_command(work)
+    if code == INTERRUPTED:
+        print("the same command goes on", file=sys.stderr, flush=True)
+    return code
+
+
+def _parser() -> Parser:
     parser = Parser("python -m budget_trainer.publish", __doc__)
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="the --output_dir of a run, or the folder of one model")
@@ -54,50 +85,42 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--glue_report", type=Path, metavar="DIR", help=f"{suite} on the Hub, which stay while the weights do")
     add("--overwrite", action="store_true", help="replace another model that is there")
     add("--dry_run", action="store_true", help="show what would be published; asks the network for nothing")
-    add("--follow", action="store_true", help=argparse.SUPPRESS)  # a run's publisher, see background_push
-    return parser.parse_args(argv)
+    # For BackgroundPush:
+    add("--json", action="store_true", help=argparse.SUPPRESS)  # print the account in place of the address
+    add("--only_marked", action="store_true", help=argparse.SUPPRESS)  # time-marked models
+    return parser
 
 
-@dataclass
-class Publisher:
-    """Brings `folder` to the Hub, once or again and again; `account` is what the report of a run says of it."""
-
-    folder: Path
-    options: PushOptions
-    hub_token: str | None = None
-    hub: Hub | None = None
-    account: dict[str, Any] = field(default_factory=dict)
-
-    def publish(self, only_marked: bool = False) -> None:
-        """Everything that is there now, or its time-marked models. InputError or RunError as `push`."""
-        check_locally(self.options.hub_model_id, self.hub_token)
-        repo_id = self.options.hub_model_id or default_name(self.folder)
-        prepare(self.folder, self.options, repo_id)  # whatever is wrong here is known before the Hub hears of it
-        if self.hub is None:
-            hub = Hub(self.hub_token)
-            owner = hub.sign_in()
-            whole = repo_id if "/" in repo_id else f"{owner}/{repo_id}"
-            check_locally(whole, self.hub_token)
-            hub.open(whole, self.options.hub_private_repo)
-            self.hub = hub
-            self.account |= {"repo_id": whole, "url": hub.url, "revisions": {}}
-        revisions = prepare(self.folder, self.options, self.hub.repo_id)
-        kept = [] if only_marked else scores_there(self.hub, revisions)
-        if kept:
-            revisions = prepare(self.folder, self.options, self.hub.repo_id, kept)
-        if only_marked:
-            revisions = [revision for revision in revisions if revision.name != hub_module.MAIN]
-        push(self.hub, revisions, overwrite=self.options.overwrite, told=self._told)
-
-    def _told(self, name: str, account: dict[str, Any]) -> None:
-        assert self.hub is not None
-        before = self.account["revisions"].get(name, {}).get("sent", 0)  # by an earlier push of this process
-        sent, unchanged = account["sent"] + before, max(0, account["unchanged"] - before)
-        self.account["revisions"][name] = {**account, "sent": sent, "unchanged": unchanged}
-        log.info("%s, %s: %d files sent, %d unchanged", self.hub.url, name, account["sent"], account["unchanged"])
+def _publish(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The account of the push; None of a dry run."""
+    private = args.hub_private_repo or None
+    options = PushOptions(args.hub_model_id, private, args.license, args.language, args.overwrite, args.glue_report)
+    if args.dry_run:
+        _show(args.folder, options)
+        return None
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
+    for noisy in (
+        "httpx",
+        "httpx2",
+        "httpcore",
+        "huggingface_hub",
+        "filelock",
+    ):  # their warnings name signed addresses
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    # The client asks again for uploads and listings only. What a first attempt has sent is not sent again, so that the whole
+    # push can be repeated, even where only the answer to a commit was lost.
+    for seconds in PAUSE_SECONDS:
+        try:
+            return push(args.folder, options, args.hub_token, only_marked=args.only_marked)
+        except HubBusy as error:
+            log.warning("%s; again in %.0f s", error, seconds)
+            time.sleep(seconds)
+    return push(args.folder, options, args.hub_token, only_marked=args.only_marked)
 
 
-def show(folder: Path, options: PushOptions) -> None:
+def _show(folder: Path, options: PushOptions) -> None:
     """Print what would be published, with sizes in bytes, and what would stay here."""
     repo_id = options.hub_model_id or default_name(folder)
     for revision in prepare(folder, options, repo_id):
@@ -109,96 +132,145 @@ def show(folder: Path, options: PushOptions) -> None:
             print(f"  not published: {', '.join(revision.left_out)}")
 
 
-def follow(publisher: Publisher) -> None:
-    """Beside a run: publish time-marked models as they appear, the rest when the run says FINISH on standard input.
+@dataclass(frozen=True)
+class Push:
+    """What a run was asked to push: `at_every_save` time-marked models go while it trains, else all at the end."""
 
-    Ends at once where the run does without a word. The account is one line of JSON on standard output.
+    options: PushOptions
+    at_every_save: bool
+
+
+def resolve_push(
+    folder: Path,
+    options: PushOptions,
+    *,
+    push_to_hub: bool,
+    hub_strategy: str,
+    explicit: Collection[str],
+    saves_models: bool,
+    main_process: bool,
+) -> Push | None:
+    """The push that the flags ask for. InputError where they contradict each other, or where it is known to fail.
+
+    `explicit` are the flags that somebody named; only the main process needs a token. The network is not asked: what only
+    the Hub knows is an error at the end of the run.
     """
-    os.nice(19)  # the run comes first
-    said: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_listen, args=(said,), daemon=True).start()
-    seen: list[Path] = []
-    ended = False
-    while not ended:
+    check_license(options.license)
+    if not push_to_hub:
+        if "push_to_hub" not in explicit:  # who says no to it says no to the flags that belong to it
+            for name in sorted({*explicit} & {*_PUSH_FLAGS}):
+                raise InputError(f"{name}: given without push_to_hub; add --push_to_hub, or leave it out")
+        return None
+    if hub_strategy not in ("every_save", "end"):
+        raise InputError(
+            f"hub_strategy: {hub_strategy!r} would upload training checkpoints, which stay here; choose every_save (each "
+            "time-marked model as soon as it is saved) or end"
+        )
+    if not saves_models:
+        raise InputError(
+            "push_to_hub: the run keeps no model; leave no_finetune_checkpoint_at_end out, or add finetune_time_markers"
+        )
+    if main_process:
         try:
-            ended = said.get(timeout=LOOK_EVERY_SECONDS) == FINISH
-        except queue.Empty:
-            pass
-        marked = hub_module.marked(publisher.folder)
-        if not ended and marked != seen:
-            seen = marked
-            _attempt(publisher, only_marked=True)
-    _attempt(publisher, only_marked=False)
-    print(json.dumps(publisher.account), flush=True)
+            check_locally(options.hub_model_id or default_name(folder))
+        except InputError as error:
+            raise InputError(f"{error}; or leave push_to_hub out and publish later") from None
+    return Push(options, hub_strategy == "every_save")
 
 
-def _listen(said: queue.Queue[str]) -> None:
-    for line in sys.stdin:
-        said.put(line.strip())
-        if line.strip() == FINISH:
-            return
-    os._exit(1)  # the run is gone; what was not sent is sent by the next one, or by hand
+class BackgroundPush:
+    """Publishes the folder of a run by processes of their own, at the lowest priority, which can neither stop nor delay it.
 
+    A failed push is an entry of the account that `finish` returns; nothing raises. The token goes through the environment,
+    never a command line. A process ends with the run that started it.
+    """
 
-def _attempt(publisher: Publisher, only_marked: bool) -> None:
-    """One push whose failure is an entry of the account: the run goes on, and the last push tries everything again."""
-    publisher.account["error"] = None
-    try:
-        publisher.publish(only_marked)
-    except (InputError, RunError) as error:
-        publisher.account["error"] = str(error)
-    except Exception as error:  # a defect here must not cost the account
-        publisher.account["error"] = f"{type(error).__name__}: {redacted(str(error), publisher.hub_token)}"
-    if publisher.account["error"] and only_marked:
-        log.warning("%s; tried again at the end", publisher.account["error"])
+    def __init__(self, folder: Path, options: PushOptions) -> None:
+        self.folder, self.options = folder, options
+        self._process: subprocess.Popen[str] | None = None
+        self._finishing = threading.Event()
+        self._watcher: threading.Thread | None = None
 
+    def start(self) -> None:
+        """Begin to push each time-marked model when it is complete, while the run goes on."""
+        self._watcher = threading.Thread(target=self._watch, name="push", daemon=True)
+        self._watcher.start()
 
-def _quiet() -> None:
-    """Our lines only: the client's warnings name signed addresses."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
-    for noisy in ("httpx", "httpx2", "httpcore", "huggingface_hub", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    def _watch(self) -> None:
+        pushed: list[Path] = []
+        while not self._finishing.wait(_LOOK_EVERY_SECONDS):
+            found = marked_models(self.folder)
+            if found != pushed and (self._process is None or self._process.poll() is not None):
+                pushed = found
+                try:
+                    self._process = self._publish("--only_marked")
+                except OSError as error:
+                    log.warning("the push cannot be started (%s); tried again at the end", error)
 
+    def finish(self, seconds: float = math.inf) -> dict[str, Any]:
+        """Push everything and wait for it, `seconds` at most; then one line in the log and the account.
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: 0 when all of it is there, 2 for what a person has to mend, 1 where the Hub does not do it."""
-    args: list[argparse.Namespace] = []
-
-    def work() -> None:
+        The account: that of `hub.push`, `error` (None where all is there), and with an error `repeat`, the command that
+        makes up for it.
+        """
+        log.info("waiting for the Hub%s", "" if math.isinf(seconds) else f", {seconds:.0f} s at most")
+        deadline = time.monotonic() + seconds
+        self._finishing.set()
+        if self._watcher is not None:
+            self._watcher.join()
         try:
-            args.append(_parse(argv))
-            _main(args[0])
-        except (InputError, RunError) as error:  # a token in the wrong place stays unsaid
-            raise type(error)(redacted(str(error), args[0].hub_token if args else None)) from None
+            if self._process is not None:
+                _wait(self._process, deadline)
+            self._process = self._publish()
+            _wait(self._process, deadline)
+            assert self._process.stdout is not None
+            account = dict(json.loads(self._process.stdout.read()))
+        except subprocess.TimeoutExpired:
+            account = {"error": "it was not there when the time of the job ended"}
+        except KeyboardInterrupt:
+            account = {"error": "interrupted"}
+        except (OSError, ValueError, TypeError) as error:
+            code = None if self._process is None else self._process.poll()
+            account = {"error": redacted(f"its process ended ({code}): {error}")}
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if account["error"] is not None:
+            account["repeat"] = self.options.command(self.folder)
+            log.warning(
+                "not pushed: %s; the model is in %s; repeat: %s", account["error"], self.folder, account["repeat"]
+            )
+        else:
+            log.info("pushed to %s: %s", account["url"], ", ".join(account["revisions"]))
+        return account
 
-    code = run_command(work)
-    if code == INTERRUPTED:
-        print("the same command goes on", file=sys.stderr, flush=True)
-    return code
+    def _publish(self, *flags: str) -> subprocess.Popen[str]:
+        overwrite = ["--overwrite"] if self.options.overwrite else []
+        root = str(Path(__file__).resolve().parents[2])
+        paths = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "budget_trainer.publish",
+                *self.options.words(self.folder),
+                *overwrite,
+                "--json",
+                *flags,
+            ],
+            env={**os.environ, "PYTHONPATH": paths, VARIABLE: "1"},
+            stdin=subprocess.PIPE,  # its end tells the process that this one is gone
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a Ctrl-C is for the run
+        )
+        os.setpriority(os.PRIO_PROCESS, process.pid, 19)
+        return process
 
 
-def _main(args: argparse.Namespace) -> None:
-    options = PushOptions(
-        args.hub_model_id,
-        args.hub_private_repo or None,
-        args.license,
-        args.language,
-        args.overwrite,
-        args.glue_report,
-    )
-    if args.dry_run:
-        show(args.folder, options)
-        return
-    _quiet()
-    use_timeout(TIMEOUT_SECONDS)
-    publisher = Publisher(args.folder, options, args.hub_token)
-    if args.follow:
-        follow(publisher)
-    else:
-        publisher.publish()
-        print(publisher.account["url"])
+def _wait(process: subprocess.Popen[str], deadline: float) -> None:
+    left = deadline - time.monotonic()
+    process.wait(None if math.isinf(left) else max(0.0, left))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,10 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_atomic
 from budget_trainer.core.plotting import png_figure
 
+REPORT, PICTURE = "run_report.json", "run_report.png"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed")
 MAX_POINTS = 2000
+_PRIVATE = re.compile(r"token|password|secret|api_key|_dir$|_file$")  # names of arguments that stay here
 COLOURS = {
     "setup": "#8d99ae",
     "compile": "#b08968",
@@ -226,9 +228,6 @@ def _draw_shares(axes: Any, report: dict[str, Any]) -> None:
     axes.set_xlabel("seconds")
 
 
-SHOWN_SOURCES = 20
-
-
 def describe_data(data_dir: Path) -> dict[str, Any]:
     """What `data_dir`/manifest.json says of the corpus, for the report: sources by name, without folders of this machine.
 
@@ -258,24 +257,29 @@ def source_name(path: str) -> str:
     return Path(path).name or path
 
 
-def rows(data: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Name, form, documents and megabytes of the sources that `describe_data` found; many become one row at the end."""
-    sources = list(data.get("sources") or [])
-    shown, rest = sources[:SHOWN_SOURCES], sources[SHOWN_SOURCES:]
-    if rest:
-        shown.append(
-            {
-                "name": f"{len(rest)} more",
-                "documents": sum(source.get("documents") or 0 for source in rest),
-                "text_bytes": sum(source.get("text_bytes") or 0 for source in rest),
-            }
-        )
-    return [
-        (
-            str(source["name"]),
-            str(source.get("kind", "")),
-            f"{source['documents']:,}" if source.get("documents") else "",
-            f"{source['text_bytes'] / 1e6:,.1f}" if source.get("text_bytes") else "",
-        )
-        for source in shown
-    ]
+def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a run that everybody may see: no secrets, folders and empty values; of a path its last part."""
+    shown = {key: value for key, value in recipe.items() if value is not None and not _PRIVATE.search(key)}
+    return dict(without_folders(shown))
+
+
+def public_report(report: Mapping[str, Any]) -> bytes:
+    """The run's report as it may lie beside the card, as JSON."""
+    shown = {key: value for key, value in report.items() if key != "hub"}
+    return public_json({**shown, "recipe": public_recipe(report.get("recipe") or {})})
+
+
+def public_json(content: Any) -> bytes:
+    """`content` as JSON, without the folders of this machine."""
+    return (json.dumps(without_folders(content), indent=2) + "\n").encode()
+
+
+def without_folders(value: Any) -> Any:
+    """`value` with the last part of every text in it that is an absolute path; paths within a sentence stay."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(inner) for inner in value]
+    if isinstance(value, Path) or (isinstance(value, str) and value.startswith(("/", "~/"))):
+        return Path(value).name
+    return value

@@ -21,8 +21,9 @@ import yaml
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.errors import RunError
 from budget_trainer.core.io import write_atomic
-from budget_trainer.core.markdown import Markup, fence, inline, public, table
+from budget_trainer.core.markdown import Markup, fence, inline, table
 from budget_trainer.core.plotting import png_figure
+from budget_trainer.reporting.report import public_recipe
 from budget_trainer.sweep.best_recipe import best_recipe_text
 from budget_trainer.sweep.results import (
     BEST,
@@ -179,7 +180,7 @@ def _space(record: SweepRecord) -> str:
         + (inline(record.recipe) if record.recipe else "none, the defaults of train\\_mlm.py")
         + "."
     )
-    fixed = public(record.fixed)
+    fixed = public_recipe(record.fixed)
     if fixed:
         text += (
             " Fixed beside it: "

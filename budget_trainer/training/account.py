@@ -13,9 +13,9 @@ from budget_trainer.config.recipe import Recipe
 from budget_trainer.core.io import write_json_atomic
 from budget_trainer.data.folder import BlockDataset
 from budget_trainer.model.build import parameter_count
-from budget_trainer.reporting.background_push import BackgroundPush
 from budget_trainer.reporting.card import write_model_card
 from budget_trainer.reporting.planned import compare_with_plan, comparison_line
+from budget_trainer.reporting.publish import BackgroundPush
 from budget_trainer.reporting.report import describe_data, draw_report, read_progress
 from budget_trainer.training import run_folder
 from budget_trainer.training.callbacks import FinetuneMarkers, ProgressLog
@@ -93,13 +93,12 @@ def write_results(recipe: Recipe, report: dict[str, Any], final: Path | None) ->
     output_dir = recipe.output_dir
     if recipe.plan is not None:
         report["planned"] = compare_with_plan(recipe.plan, report)
-    json_path, picture = output_dir / run_folder.REPORT, output_dir / "run_report.png"
-    write_json_atomic(json_path, report)
-    draw_report(report, read_progress(output_dir / run_folder.PROGRESS), picture)
+    write_json_atomic(output_dir / run_folder.REPORT, report)
+    draw_report(report, read_progress(output_dir / run_folder.PROGRESS), output_dir / "run_report.png")
     if final is not None:
         card = recipe.card
         language = (card.language or "").replace(",", " ").split()
-        write_model_card(final, report, run_report=json_path, picture=picture, license=card.license, language=language)
+        write_model_card(final, license=card.license, language=language)
     run_folder.end_evaluation(output_dir)
     _print_summary(report, output_dir)
 

@@ -23,7 +23,7 @@ from budget_trainer.data.folder import DataFolder
 from budget_trainer.model.build import load_pretrained
 from budget_trainer.model.flops import measure_peak_flops
 from budget_trainer.model.optimizers import build_optimizer
-from budget_trainer.reporting.background_push import BackgroundPush
+from budget_trainer.reporting.publish import BackgroundPush
 from budget_trainer.reporting.report import environment
 from budget_trainer.training import checkpoints, launch, parts, run_folder
 from budget_trainer.training.account import RunCallbacks, account, finish_push, used_seconds, write_results

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
 from budget_trainer.glue.push import scores
@@ -83,6 +83,7 @@ def test_scores_for_the_card():
 )
 def test_what_is_known_before_it_begins(finetune, capfd, monkeypatch, tmp_path, changes, expected):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert finetune(**changes)[0] == 2
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line.startswith(f"error: {expected}") and not (tmp_path / "out").exists()

@@ -206,7 +206,11 @@ class Hub:
         files = []
         for file in json.loads(body)["files"]:
             mode = "lfs" if file["path"].endswith((".safetensors", ".png")) else "regular"
-            files.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False})
+            listed = {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
+            if file["path"] in repo.commits[oid]:
+                stored = self.entry(repo, file["path"], repo.commits[oid][file["path"]])
+                listed["oid"] = stored.get("lfs", stored)["oid"]
+            files.append(listed)
         return 200, {"files": files}, {}
 
     def batch(self, repo, found, query, body):

@@ -4,12 +4,13 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 
+import psutil
 import pytest
 from huggingface_hub import constants
 
@@ -17,8 +18,8 @@ import train_mlm
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.config.parser import parse_recipe
 from budget_trainer.core.errors import InputError
-from budget_trainer.reporting.background_push import BackgroundPush
 from budget_trainer.reporting.hub import PushOptions, redacted
+from budget_trainer.reporting.publish import BackgroundPush
 from tests.conftest import ROOT, TINY, progress, report, run, train, wait_for, words
 from tests.hub.conftest import NATIVE, local
 from tests.hub.server import READ_TOKEN, TOKEN, Hub
@@ -69,6 +70,7 @@ def pushed(hub, data_dir, tmp_path_factory):
     return output_dir, done
 
 
+@pytest.mark.slow
 def test_a_slow_hub_does_not_change_when_the_training_ends(hub, pushed):
     output_dir, done = pushed
     account = report(output_dir)
@@ -85,6 +87,7 @@ def test_a_slow_hub_does_not_change_when_the_training_ends(hub, pushed):
     no_token_anywhere(done, output_dir)
 
 
+@pytest.mark.slow
 def test_all_of_it_is_there(hub, pushed):
     output_dir, done = pushed
     repo, account = hub.repos["ada/tiny"], report(output_dir)["hub"]
@@ -94,7 +97,7 @@ def test_all_of_it_is_there(hub, pushed):
     assert {name: repo.files()[name] for name in NATIVE} == local(output_dir / "final", *NATIVE)
     assert {name: repo.files("finetune-60")[name] for name in NATIVE} == local(output_dir / "finetune-60", *NATIVE)
     assert f"pushed to {hub.url}/ada/tiny: finetune-60, main" in done.stderr
-    assert len(repo.history["finetune-60"]) == 2, "one commit: the last push found nothing new"
+    assert len(repo.history["finetune-60"]) == 2, "one commit: the last push found the card as it was"
     card = repo.files()["README.md"].decode()
     for part in ("license: mit", "corpus.txt", "model-index", 'revision="finetune-60"'):
         assert part in card, part
@@ -102,6 +105,7 @@ def test_all_of_it_is_there(hub, pushed):
     assert "license: mit" in repo.files("finetune-60")["README.md"].decode()
 
 
+@pytest.mark.slow
 def test_the_card_loads_the_model_where_this_package_is_not(hub, pushed, tmp_path):
     """Its code runs as it stands, against the Hub, with nothing but Transformers."""
     card = tmp_path / "README.md"
@@ -115,6 +119,7 @@ def test_the_card_loads_the_model_where_this_package_is_not(hub, pushed, tmp_pat
     assert len(re.findall(r"^0\.\d{3} ", done.stdout, re.M)) == 5 and "torch.Size([2, 2])" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_push_that_is_refused_is_no_failure(hub, data_dir, tmp_path):
     """A read-only token is known to the Hub alone: the run ends well, says what to do, and that works."""
     output_dir = tmp_path / "refused"
@@ -144,6 +149,7 @@ def asked(monkeypatch, hub):
     hub.delay, hub.failing = 0.0, []
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_evaluation_is_pushed_as_well(asked, pushed, data_dir, tmp_path, monkeypatch):
     """The next job makes up for the evaluation, and then for the push."""
     output_dir = shutil.copytree(pushed[0], tmp_path / "tiny")
@@ -165,51 +171,59 @@ def test_a_run_that_was_killed_before_its_evaluation_is_pushed_as_well(asked, pu
     assert set(asked.repos["ada/later"].branches) == {"main", "finetune-60"}
 
 
+def publishers():
+    return [child for child in psutil.Process().children() if "budget_trainer.publish" in child.cmdline()]
+
+
 def test_waiting_has_an_end(asked, folder):
     asked.delay = 60.0
-    push = BackgroundPush(folder, PushOptions("ada/never"))
     begin = time.monotonic()
-    account = push.finish(3.0)
-    assert time.monotonic() - begin < 10
+    account = BackgroundPush(folder, PushOptions("ada/never")).finish(3.0)
+    assert time.monotonic() - begin < 10 and not publishers()
     assert account["error"] == "it was not there when the time of the job ended"
     assert account["repeat"] == f"python -m budget_trainer.publish {folder} --hub_model_id ada/never"
-    assert push._process is not None and push._process.poll() is not None
 
 
 def test_a_publisher_that_dies(asked, folder):
-    push = BackgroundPush(folder, PushOptions("ada/dead"))
-    push.start()
-    assert push._process is not None
-    push._process.kill()
-    push._process.wait()
-    assert push.finish()["error"].startswith("its process ended (-9)")
+    """It is at the lowest priority, has no token on its command line, and nothing that happens to it ends the run."""
+    asked.delay = 60.0
+
+    def kill():
+        wait_for(lambda: asked.requests and publishers())
+        (process,) = publishers()
+        seen.append((process.nice(), process.cmdline()))
+        process.kill()
+
+    seen = []
+    asked.requests.clear()
+    killer = threading.Thread(target=kill)
+    killer.start()
+    account = BackgroundPush(folder, PushOptions("ada/dead")).finish()
+    killer.join()
+    assert account["error"].startswith("its process ended (-9)")
+    assert seen[0][0] == 19 and TOKEN not in " ".join(seen[0][1])
+
+
+ORPHAN = """
+import sys, time
+from pathlib import Path
+from budget_trainer.reporting.hub import PushOptions
+from budget_trainer.reporting.publish import BackgroundPush
+BackgroundPush(Path(sys.argv[1]), PushOptions("ada/orphan")).start()
+time.sleep(100)
+"""
 
 
 def test_a_publisher_ends_with_its_run(asked, folder):
     """The run is killed: nobody stays behind, though a push is on its way."""
     asked.delay = 60.0
-    code = (
-        "import sys, time; from pathlib import Path; from budget_trainer.reporting.background_push import BackgroundPush\n"
-        "from budget_trainer.reporting.hub import PushOptions\n"
-        "push = BackgroundPush(Path(sys.argv[1]), PushOptions('ada/orphan')); push.start()\n"
-        "print(push._process.pid, flush=True); time.sleep(100)"
-    )
-    before = len(asked.requests)
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    publisher = int(process.stdout.readline())
-    wait_for(lambda: len(asked.requests) > before)
-    process.send_signal(signal.SIGKILL)
+    asked.requests.clear()
+    process = psutil.Popen([sys.executable, "-c", ORPHAN, str(folder)], cwd=ROOT)
+    wait_for(lambda: asked.requests)
+    (publisher,) = process.children()
+    process.kill()
     process.wait()
-
-    def gone():
-        try:
-            with open(f"/proc/{publisher}/stat") as stat:
-                return stat.read().rpartition(")")[2].split()[0] == "Z"
-        except FileNotFoundError:
-            return True
-
-    wait_for(gone, 20)
+    wait_for(lambda: not publisher.is_running() or publisher.status() == psutil.STATUS_ZOMBIE, 20)
 
 
 @pytest.mark.parametrize(
