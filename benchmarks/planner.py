@@ -82,7 +82,6 @@ def scan(order: dict[str, Any]) -> dict[int, list[float]]:
         Steps,
         blocks_per_second,
         micro_batches,
-        typical,
     )
 
     rates: dict[int, list[float]] = {}
@@ -96,9 +95,8 @@ def scan(order: dict[str, Any]) -> dict[int, list[float]]:
                     result = yield StepRequest(size, eager=not order["compiled"])
                     results.append(result)
                 if number and all(result.fits for result in results):
-                    step = typical([result.step for result in results[1:]])
-                    rate = blocks_per_second(step, size, order["total"]) * order["block_size"]
-                    rates.setdefault(size, []).append(rate)
+                    rate = blocks_per_second([result.step for result in results[1:]], size, order["total"])
+                    rates.setdefault(size, []).append(rate * order["block_size"])
 
     with tempfile.TemporaryDirectory() as folder:
         probe(order["words"], Path(folder), take_steps=every_size)

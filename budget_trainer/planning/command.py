@@ -115,7 +115,9 @@ def _run(args: argparse.Namespace) -> int:
     print(f"probing for up to {args.probe_seconds:g} s ...", file=sys.stderr, flush=True)
     deadline = begin + args.probe_seconds - min(PARENT_SECONDS, args.probe_seconds / 10)
     output_dir = (_settings(args.words) or {}).get("output_dir")
-    with tempfile.TemporaryDirectory(prefix="budget-plan-", dir=disk_of(output_dir) if output_dir else None) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="budget-plan-", dir=_disk_of(output_dir) if output_dir else None
+    ) as folder:
         report, failed = ask_probe(args.words, Path(folder), deadline)
     plan = make_plan(report, num_processes=args.num_processes, price_per_hour=args.price_per_hour, failed=failed)
     plan = replace(plan, probe_seconds=time.monotonic() - begin)
@@ -185,12 +187,12 @@ def _last_words(log: Path) -> str:
 def _settings(words: Sequence[str]) -> dict[str, str] | None:
     """The recipe's keys and the flags as text; None where the recipe cannot be read: the probe says what is wrong with it."""
     try:
-        return {**load(Path(words[0]).read_text(encoding="utf-8-sig")), **flags_given(words[1:])}
+        return {**load(Path(words[0]).read_text(encoding="utf-8-sig")), **_flags_given(words[1:])}
     except (OSError, ValueError, yaml.YAMLError):
         return None
 
 
-def disk_of(output_dir: str) -> str | None:
+def _disk_of(output_dir: str) -> str | None:
     """A folder that is there and can be written to, `output_dir` or one above it: saving is timed on the run's disk."""
     with contextlib.suppress(OSError, ValueError):
         path = Path(output_dir).resolve()
@@ -210,7 +212,7 @@ def _store(args: argparse.Namespace, plan: Plan) -> None:
     if args.write is not None:
         stored = _plan_file(args.write)
         values = {
-            **{name: value for name, value in flags_given(args.words[1:]).items() if name != "output_dir"},
+            **{name: value for name, value in _flags_given(args.words[1:]).items() if name != "output_dir"},
             "per_device_train_batch_size": plan.micro_batch,
             "gradient_accumulation_steps": plan.gradient_accumulation_steps,
             "plan": stored.name,
@@ -221,11 +223,11 @@ def _store(args: argparse.Namespace, plan: Plan) -> None:
         write_json_atomic(stored, vars(plan))
         write_atomic(args.write, text)
         print(f"recipe   {args.write} (its plan: {stored})")
-        profile = launch_profile(plan.device, plan.num_processes)
+        profile = _launch_profile(plan.device, plan.num_processes)
         print(f"run it   accelerate launch --config_file {profile} train_mlm.py {args.write} --output_dir out/run")
 
 
-def launch_profile(device: str, processes: int) -> str:
+def _launch_profile(device: str, processes: int) -> str:
     """The --config_file of so many processes on devices of this kind, and the number where the file has another."""
     one, several = ("single_gpu", "ddp") if device.startswith("cuda") else ("cpu", "cpu_2proc")
     if processes == 1:
@@ -233,7 +235,7 @@ def launch_profile(device: str, processes: int) -> str:
     return f"accelerate_configs/{several}.yaml --num_processes {processes}"
 
 
-def flags_given(words: Sequence[str]) -> dict[str, str]:
+def _flags_given(words: Sequence[str]) -> dict[str, str]:
     """Flags and their values as text, the last one of a flag counts; `--no_bf16` takes `--bf16` back, and `--bf16` that."""
     values: dict[str, str] = {}
     name = None

@@ -16,7 +16,7 @@ from typing import Any
 
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.planning.predict import Costs, RunSettings, predict
-from budget_trainer.planning.steps import Measurements, MicroStep, blocks_per_second, largest_that_fits, typical
+from budget_trainer.planning.steps import Measurements, MicroStep, blocks_per_second
 from budget_trainer.reporting.planned import FORMAT, machine
 
 FEWEST_TOKENS, MOST_TOKENS = 20.0, 200.0  # per parameter
@@ -144,7 +144,7 @@ def make_plan(
             f"num_processes: {num_processes} processes take {total * num_processes} blocks per step, "
             f"{report.data['path']} has {report.rows}; lower it or per_device_train_batch_size, or prepare more text"
         )
-    eager = typical(results.measured[micro_batch])
+    eager = results.typical(micro_batch)
     compiled = _compilation(report, eager)
     setup = _setup(report)
     steady = results.steady_state() if compiled["step"] else None
@@ -170,7 +170,7 @@ def make_plan(
         end_seconds=_finite(settings.end_seconds),
         prediction={name: value for name, value in vars(prediction).items() if name != "schedule"},
         passes_over_corpus=passes,
-        repeats=repeats(passes, report.dup_factor),
+        repeats=_repeats(passes, report.dup_factor),
         micro_batch=micro_batch,
         gradient_accumulation_steps=accumulation,
         total_batch=total * num_processes,
@@ -183,7 +183,7 @@ def make_plan(
         probe_failed=failed,
         largest_micro_batch={
             "tried": max(results.peaks),
-            "extrapolated": largest_that_fits(results.peaks, report.limit_bytes),
+            "extrapolated": results.largest_that_fits(report.limit_bytes),
         },
         memory_bytes=results.peaks.get(micro_batch),
         memory_limit_bytes=report.limit_bytes,
@@ -201,7 +201,7 @@ def make_plan(
         model_type=report.model_type,
         schedule=prediction.schedule,
         stages={name: list(value) for name, value in vars(stages).items()},
-        sizes=judge_sizes(report, prediction.tokens),
+        sizes=_judge_sizes(report, prediction.tokens),
         cost=None if price_per_hour is None else price_per_hour * billed / 3600,
         price_per_hour=price_per_hour,
     )
@@ -228,7 +228,7 @@ def _measured(report: ProbeReport) -> dict[int, dict[str, float | None]]:
     """Tokens/s and memory of each size, in steps of the whole batch."""
     rows = {}
     for size, steps in sorted(report.results.measured.items()):
-        rate = blocks_per_second(typical(steps), size, report.total_per_process, report.workers)
+        rate = blocks_per_second(steps, size, report.total_per_process, report.workers)
         rows[size] = {
             "tokens_per_second": rate * report.settings.block_size,
             "memory_bytes": report.results.peaks.get(size),
@@ -273,7 +273,7 @@ def _setup(report: ProbeReport) -> dict[str, float]:
     return seconds
 
 
-def repeats(passes: float, dup_factor: int | None) -> dict[str, str]:
+def _repeats(passes: float, dup_factor: int | None) -> dict[str, str]:
     """`level` (fine, note or warning) and `text` on so many passes over the corpus."""
     limit = WARN_PASSES if dup_factor is None else min(WARN_PASSES, NOTE_PASSES * dup_factor)
     if passes <= NOTE_PASSES:
@@ -290,7 +290,7 @@ def repeats(passes: float, dup_factor: int | None) -> dict[str, str]:
     return {"level": "warning", "text": f"more than {limit} passes: {known}; more text would help.{fixed}"}
 
 
-def judge_sizes(report: ProbeReport, tokens: float) -> list[dict[str, Any]]:
+def _judge_sizes(report: ProbeReport, tokens: float) -> list[dict[str, Any]]:
     """The recipe's own shape and the NEIGHBOURS standard ones below and above it, with the `tokens` that each would see.
 
     In the recipe's proportions: the body's parameters grow as layers x width^2, those of embeddings and head as the width.

@@ -46,15 +46,15 @@ class MicroStep(NamedTuple):
         return accumulation * (fetch + self.work) + self.rest
 
 
-def typical(steps: Sequence[MicroStep]) -> MicroStep:
+def _typical(steps: Sequence[MicroStep]) -> MicroStep:
     """The medians, part by part."""
     return MicroStep(*map(median, zip(*steps, strict=True)))
 
 
-def blocks_per_second(step: MicroStep, micro_batch: int, total: int | None, workers: int = 0) -> float:
-    """Blocks per second of steps of `total` blocks; of one micro-batch where that is open."""
+def blocks_per_second(steps: Sequence[MicroStep], micro_batch: int, total: int | None, workers: int = 0) -> float:
+    """Blocks per second of whole steps of `total` blocks, by the medians; of one micro-batch where the total is open."""
     accumulation = 1 if total is None else total // micro_batch
-    return micro_batch * accumulation / step.seconds(accumulation, workers)
+    return micro_batch * accumulation / _typical(steps).seconds(accumulation, workers)
 
 
 def micro_batches(total: int | None, allowed: Callable[[int], bool] = lambda accumulation: True) -> list[int]:
@@ -87,24 +87,6 @@ def ladder_sizes(allowed: Sequence[int], tried: int, marked: int = 0) -> list[in
     return kept
 
 
-def choose(measured: Mapping[int, Sequence[MicroStep]], total: int | None, workers: int = 0) -> int:
-    """The fastest micro-batch; of those within the noise of the measurement the smallest.
-
-    The noise is the spread of both medians, at least NOISE_FLOOR and at most NOISE_CEILING of the throughput.
-    """
-    rates = _rates(measured, total, workers)
-    best = max(rates, key=lambda size: rates[size])
-    for size in sorted(rates):
-        noise = min(max(_spread(measured[size]) + _spread(measured[best]), NOISE_FLOOR), NOISE_CEILING)
-        if rates[size] >= rates[best] * (1 - noise):
-            return size
-    return best
-
-
-def _rates(measured: Mapping[int, Sequence[MicroStep]], total: int | None, workers: int) -> dict[int, float]:
-    return {size: blocks_per_second(typical(steps), size, total, workers) for size, steps in measured.items()}
-
-
 def _spread(steps: Sequence[MicroStep]) -> float:
     """How sure the median of the steps is: half the distance of the quartiles over the median and the root of the count."""
     seconds = sorted(step.seconds(1) for step in steps)
@@ -112,26 +94,6 @@ def _spread(steps: Sequence[MicroStep]) -> float:
         return NOISE_CEILING
     quarter = len(seconds) // 4
     return (seconds[-1 - quarter] - seconds[quarter]) / 2 / median(seconds) / math.sqrt(len(seconds))
-
-
-def predicted_memory(peaks: Mapping[int, float], micro_batch: int) -> float:
-    """Memory at `micro_batch` by the line through the two largest sizes that were measured (same unit as `peaks`).
-
-    As if all of it grew with the batch where one size was measured, or the growth is hidden below a high-water mark.
-    """
-    low, high = sorted(peaks)[-2:] if len(peaks) > 1 else (None, max(peaks))
-    if low is None or peaks[high] <= peaks[low]:
-        return max(peaks.values()) * max(1.0, micro_batch / high)
-    return peaks[high] + (peaks[high] - peaks[low]) / (high - low) * (micro_batch - high)
-
-
-def largest_that_fits(peaks: Mapping[int, float], limit: float) -> int | None:
-    """The largest micro-batch below `limit` by the same line; None where memory did not grow between the two."""
-    sizes = sorted(peaks)[-2:]
-    if len(sizes) < 2 or peaks[sizes[1]] <= peaks[sizes[0]]:
-        return None
-    slope = (peaks[sizes[1]] - peaks[sizes[0]]) / (sizes[1] - sizes[0])
-    return max(sizes[1], int(sizes[1] + (limit - peaks[sizes[1]]) / slope))
 
 
 @dataclass(frozen=True)
@@ -172,11 +134,37 @@ class Measurements:
     compiling: float | None = None  # the first compiled step
     cached: float = 0.0  # of it, what the next process finds in the compiler's cache
 
+    def typical(self, micro_batch: int) -> MicroStep:
+        """The medians of the eager steps of this size, part by part."""
+        return _typical(self.measured[micro_batch])
+
+    def predicted_memory(self, micro_batch: int) -> float:
+        """Memory at `micro_batch` by the line through the peaks of the two largest sizes that were measured.
+
+        As if all of it grew with the batch where one size was measured, or the growth is hidden below a high-water mark.
+        """
+        largest = max(self.peaks)
+        slope = self._memory_per_block()
+        if slope is None:
+            return max(self.peaks.values()) * max(1.0, micro_batch / largest)
+        return self.peaks[largest] + slope * (micro_batch - largest)
+
+    def largest_that_fits(self, limit_bytes: float) -> int | None:
+        """The largest micro-batch below the limit by the same line; None where no growth was seen."""
+        largest, slope = max(self.peaks), self._memory_per_block()
+        return None if slope is None else max(largest, int(largest + (limit_bytes - self.peaks[largest]) / slope))
+
+    def _memory_per_block(self) -> float | None:
+        sizes = sorted(self.peaks)[-2:]
+        if len(sizes) < 2 or self.peaks[sizes[1]] <= self.peaks[sizes[0]]:
+            return None
+        return (self.peaks[sizes[1]] - self.peaks[sizes[0]]) / (sizes[1] - sizes[0])
+
     def compile_seconds(self) -> tuple[float, float] | None:
         """Of compiling as measured, and with what is in the cache now; None where it is not known."""
         if self.compiling is None or not self.steady:
             return None
-        cold = max(0.0, self.compiling - typical(self.steady).seconds(1))
+        cold = max(0.0, self.compiling - _typical(self.steady).seconds(1))
         return cold, max(0.0, cold - self.cached)
 
     def steady_state(self) -> dict[str, Any] | None:
@@ -197,7 +185,7 @@ class Measurements:
         known = len(speeds) > 1
         return {
             "step": MicroStep(*map(fmean, zip(*self.steady, strict=True)))._asdict(),
-            "typical": typical(self.steady)._asdict(),
+            "typical": _typical(self.steady)._asdict(),
             "seconds": whole,
             "slowest": min(speeds) if known else None,
             "fastest": max(speeds) if known else None,
@@ -253,7 +241,7 @@ class ProbeSteps:
         """
         found, slower = self.results, 0
         for size in self.sizes:
-            if found.measured and not self.gpu and predicted_memory(found.peaks, size) > self.limit_bytes:
+            if found.measured and not self.gpu and found.predicted_memory(size) > self.limit_bytes:
                 found.refused = size
                 break
             if found.measured and time.monotonic() + 2.5 * self._expected_seconds(size) > until:
@@ -262,7 +250,7 @@ class ProbeSteps:
             if not (yield from self._try(size)):
                 found.refused = size
                 break
-            rates = {tried: blocks_per_second(steps[-1], tried, self.total) for tried, steps in found.measured.items()}
+            rates = self._rates()
             slower = slower + 1 if rates[size] < 0.9 * max(rates.values()) else 0
             if slower == 2:
                 break
@@ -305,7 +293,7 @@ class ProbeSteps:
         Contenders are at most 4 sizes, within 30 % of the best of the ladder.
         """
         found = self.results
-        rates = _rates(found.measured, self.total, self.workers)
+        rates = self._rates()
         fast = sorted(rates, key=lambda size: -rates[size])[:4]
         sizes = sorted(size for size in fast if rates[size] >= 0.7 * max(rates.values()))
         for steps in found.measured.values():
@@ -330,7 +318,24 @@ class ProbeSteps:
             if rounds >= LEAST_ROUNDS and 2 * time.monotonic() - begin > until:
                 break
         found.measured = {size: found.measured[size] for size in sizes}
-        found.micro_batch = choose(found.measured, self.total, self.workers)
+        found.micro_batch = self.choose()
+
+    def choose(self) -> int:
+        """The fastest micro-batch; of those within the noise of the measurement the smallest.
+
+        The noise is the spread of both medians, at least NOISE_FLOOR and at most NOISE_CEILING of the throughput.
+        """
+        rates, measured = self._rates(), self.results.measured
+        best = max(rates, key=lambda size: rates[size])
+        for size in sorted(rates):
+            noise = min(max(_spread(measured[size]) + _spread(measured[best]), NOISE_FLOOR), NOISE_CEILING)
+            if rates[size] >= rates[best] * (1 - noise):
+                return size
+        return best
+
+    def _rates(self) -> dict[int, float]:
+        measured = self.results.measured.items()
+        return {size: blocks_per_second(steps, size, self.total, self.workers) for size, steps in measured}
 
     def stages(self, until: float) -> Steps:
         """The work of the stages' other shapes beside the first one's, in turns; what the time does not allow is noted."""
@@ -349,7 +354,7 @@ class ProbeSteps:
                     other.append(second)
                     if time.monotonic() > until:
                         break
-            self.results.relative[shape] = typical(other).work / typical(own).work
+            self.results.relative[shape] = _typical(other).work / _typical(own).work
 
     def compilation(self) -> Steps:
         """The first compiled step of the chosen size, which compiles."""

@@ -4,14 +4,17 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.planning.command import disk_of, flags_given, launch_profile, main
+from budget_trainer.planning import command as command_module
+from budget_trainer.planning.command import main
 from budget_trainer.reporting.planned import check_plan, read_plan
 from tests.conftest import TINY, alive, children, report, run, spawn, wait_for
+from tests.planning.test_predict import REPORT
 
 PLAN = [sys.executable, "-m", "budget_trainer.plan"]
 
@@ -29,7 +32,7 @@ def planned(data_dir, tmp_path_factory):
         "--total_training_time",
         "40s",
         "--probe_seconds",
-        40,
+        30,
     ]
     command += ["--write", folder / "new.yaml", "--json", folder / "plan.json", "--picture", folder / "plan.png"]
     done = run([*command, "--price_per_hour", 9, "--mlm_probability_curve", "0.3@0,0.15@0.5"])
@@ -46,11 +49,12 @@ def test_the_plan_says_what_people_decide_by(planned):
     assert plan["micro_batch"] * plan["gradient_accumulation_steps"] == 8 == plan["total_batch"]
     prediction = plan["prediction"]
     assert prediction["tokens"] == prediction["steps"] * 8 * 64 > 0
-    assert prediction["used_seconds"] <= 40 and plan["probe_seconds"] <= 92
+    assert prediction["used_seconds"] <= 40 and plan["probe_seconds"] <= 82
     assert (folder / "plan.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "new.plan.json").read_text()) == plan
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_as_it_is_and_the_report_has_planned_and_did(planned, tmp_path):
     folder, _ = planned
     assert "# the end" in (folder / "new.yaml").read_text()
@@ -166,21 +170,39 @@ def is_at_work(pid):
     return len(os.listdir(f"/proc/{pid}/task")) > 1
 
 
-def test_flags_become_lines_of_the_recipe():
-    words = ["--learning_rate", "1e-3", "--bf16", "--data_dir=d", "--seed", "-1"]
-    assert flags_given(words) == {"learning_rate": "1e-3", "bf16": "true", "data_dir": "d", "seed": "-1"}
-    words = ["--bf16", "--no_bf16", "--total-training-time=24h", "--bf16", "--mlm-probability-curve", "0.3@0,0.15@0.5"]
-    expected = {"total_training_time": "24h", "bf16": "true", "mlm_probability_curve": "0.3@0,0.15@0.5"}
-    assert flags_given(words) == expected
+@pytest.mark.parametrize(
+    ("device", "processes", "profile"),
+    [
+        ("cpu", 1, "cpu.yaml"),
+        ("cpu", 2, "cpu_2proc.yaml --num_processes 2"),
+        ("cuda:0", 1, "single_gpu.yaml"),
+        ("cuda:0", 2, "ddp.yaml --num_processes 2"),
+    ],
+)
+def test_what_is_stored_of_a_plan(device, processes, profile, tmp_path, monkeypatch, capsys):
+    """With a report as of a probe: flags become lines of the recipe, and the command that runs it fits the devices."""
+    asked = []
 
+    def ask(words, folder, deadline):
+        asked.append((words, folder))
+        return replace(REPORT, device=device, compile="no"), None
 
-def test_saving_is_timed_on_the_disk_of_the_run(tmp_path):
-    (tmp_path / "c").mkdir()
-    assert disk_of(str(tmp_path / "a" / "b")) == str(tmp_path) and disk_of(str(tmp_path / "c" / "d")) == str(
-        tmp_path / "c"
+    monkeypatch.setattr(command_module, "ask_probe", ask)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(f"output_dir: {tmp_path / 'a' / 'b'}\nbf16: true\n")
+    flags = (
+        "--bf16 --no_bf16 --total-training-time=24h --bf16 --mlm-probability-curve 0.3@0,0.15@0.5 --seed -1".split()
     )
-
-
-def test_the_command_of_several_processes_is_one_of_the_same_devices():
-    assert launch_profile("cpu", 2) == "accelerate_configs/cpu_2proc.yaml --num_processes 2"
-    assert launch_profile("cuda:0", 2) == "accelerate_configs/ddp.yaml --num_processes 2"
+    own = ["--write", "new.yaml", "--num_processes", str(processes)]
+    assert main(["r.yaml", *flags, "--data_dir=d", *own]) == 0
+    (words, folder), out = asked[0], capsys.readouterr().out
+    assert (
+        words == ["r.yaml", *flags, "--data_dir=d"] and folder.parent == tmp_path
+    )  # saving is timed on the run's disk
+    assert f"accelerate_configs/{profile} train_mlm.py new.yaml" in out
+    stored = yaml.load((tmp_path / "new.yaml").read_text(), Loader=yaml.BaseLoader)
+    expected = {"total_training_time": "24h", "bf16": "true", "mlm_probability_curve": "0.3@0,0.15@0.5", "seed": "-1"}
+    expected |= {"data_dir": "d", "per_device_train_batch_size": "8", "gradient_accumulation_steps": "2"}
+    assert stored == expected | {"output_dir": str(tmp_path / "a" / "b"), "plan": "new.plan.json"}
+    assert read_plan("new.plan.json", "new.yaml")["num_processes"] == processes
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")

@@ -11,7 +11,7 @@ from budget_trainer.budget.stages import EveryEpochs, EveryShare
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.planning import predict as predict_module
 from budget_trainer.planning.predict import Costs, RunSettings, predict
-from budget_trainer.planning.result import ProbeReport, make_plan, repeats
+from budget_trainer.planning.result import ProbeReport, make_plan
 from budget_trainer.planning.steps import Measurements, MicroStep
 from budget_trainer.planning.text import draw_plan, plan_text
 
@@ -223,7 +223,8 @@ def test_what_is_missing_in_a_plan_is_said():
     [(3, None, "fine"), (10, None, "note"), (50, None, "warning"), (10, 1, "warning"), (10, 10, "note")],
 )
 def test_repeats(passes, dup, level):
-    assert repeats(passes, dup)["level"] == level  # fixed masks wear out sooner
+    plan = plan_of(rows=int(87 * 16 / passes), dup_factor=dup)
+    assert plan.repeats["level"] == level  # fixed masks wear out sooner
 
 
 def test_model_sizes_stand_around_the_recipe_and_one_is_named():

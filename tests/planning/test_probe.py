@@ -22,11 +22,8 @@ from budget_trainer.planning.steps import (
     ProbeSteps,
     StepRequest,
     StepResult,
-    choose,
     ladder_sizes,
-    largest_that_fits,
     micro_batches,
-    predicted_memory,
 )
 from budget_trainer.training import run as run_module
 from tests.conftest import TINY
@@ -57,24 +54,29 @@ def test_the_sizes_of_the_ladder():
     assert ladder_sizes([48, 96], 32)[0] == 48 and ladder_sizes([1, 2], 1)[0] == 1
 
 
-def test_the_smaller_one_within_the_noise_is_chosen_and_the_batch_counts():
-    def steps(work, rest=0.0, noise=0.0):
-        return [MicroStep(0.0, work * (1 + noise * (number % 3 - 1)), rest) for number in range(9)]
-
-    assert choose({4: steps(0.4), 8: steps(0.79), 16: steps(1.58)}, 16) == 4  # 1.3 % slower
-    assert choose({4: steps(0.5), 8: steps(0.79), 16: steps(1.57)}, 16) == 8
-    # The optimizer comes once per step: alone, 4 would look much slower than 16.
-    assert choose({4: steps(0.4, rest=1.0), 16: steps(1.6, rest=1.0)}, 16) == 4
-    assert choose({4: steps(0.4, rest=1.0), 16: steps(1.6, rest=1.0)}, None) == 16
+@pytest.mark.parametrize(
+    ("work", "rest", "total", "chosen"),
+    [
+        ({4: 0.4, 8: 0.79, 16: 1.58}, 0.0, 16, 4),  # 1.3 % slower
+        ({4: 0.5, 8: 0.79, 16: 1.57}, 0.0, 16, 8),
+        # The optimizer comes once per step: alone, 4 would look much slower than 16.
+        ({4: 0.4, 16: 1.6}, 1.0, 16, 4),
+        ({4: 0.4, 16: 1.6}, 1.0, None, 16),
+    ],
+)
+def test_the_smaller_one_within_the_noise_is_chosen_and_the_batch_counts(work, rest, total, chosen):
+    measured = {size: [MicroStep(0.0, seconds, rest)] * 9 for size, seconds in work.items()}
+    assert ProbeSteps(Measurements(measured=measured), list(work), total).choose() == chosen
 
 
 def test_memory_is_extrapolated_along_a_line():
-    peaks = {1: 110.0, 2: 120.0, 4: 140.0}
-    assert predicted_memory(peaks, 8) == 180.0
-    assert largest_that_fits(peaks, 200.0) == 10
-    assert largest_that_fits({1: 100.0, 2: 100.0}, 200.0) is None
-    assert predicted_memory({4: 100.0}, 8) == 200.0
-    assert predicted_memory({2: 100.0, 4: 100.0}, 8) == 200.0  # no growth seen is no promise of none
+    found = Measurements(peaks={1: 110.0, 2: 120.0, 4: 140.0})
+    assert found.predicted_memory(8) == 180.0 and found.largest_that_fits(200.0) == 10
+    assert Measurements(peaks={1: 100.0, 2: 100.0}).largest_that_fits(200.0) is None
+    assert Measurements(peaks={4: 100.0}).predicted_memory(8) == 200.0
+    assert (
+        Measurements(peaks={2: 100.0, 4: 100.0}).predicted_memory(8) == 200.0
+    )  # no growth seen is no promise of none
 
 
 def test_the_high_water_mark_begins_anew():
