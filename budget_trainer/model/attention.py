@@ -1,9 +1,8 @@
-"""Attention of packed blocks: no token sees another document.
+"""Attention: masks of packed blocks (no token sees another document), and a faster forward for the library's modules.
 
 `document_ids` [B, L] say which document each token of a block belongs to; only whether neighbours and pairs are equal
-counts. Everything has static shapes, and nothing is read back from the device.
-
-One matrix product for query, key and value, and fused attention, in the library's own self-attention modules.
+counts. `FusedSelfAttention` joins query, key and value into one matrix product and attends by SDPA or a fused kernel.
+Everything has static shapes, and nothing is read back from the device.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.attention.varlen import varlen_attn
 
 from budget_trainer.model.cpu import dropout as few_bit_dropout
+from budget_trainer.model.patches import change_class, with_mixin
 
 PADDING = -1  # the document of padding
 
@@ -224,15 +224,8 @@ class FusedSelfAttention(_Base):
         return config is None or config._attn_implementation == "sdpa"
 
 
-@cache
-def fused_class(cls: Any) -> Any:
-    """Return the subclass of a self-attention module with `FusedSelfAttention`, under the same name."""
-    return type(cls.__name__, (FusedSelfAttention, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
-
-
 def fuse_attention(model: nn.Module) -> None:
-    """Give every BERT-like self-attention module of a model the faster forward: nothing is built twice or copied."""
+    """Give every BERT-like self-attention module of a model the forward of FusedSelfAttention."""
     for module in model.modules():
         if type(module).__name__.endswith("SelfAttention"):
-            kind: Any = type(module)  # mypy takes a class for unhashable where its instances define __hash__
-            module.__class__ = fused_class(kind)
+            change_class(module, with_mixin(FusedSelfAttention, type(module)))

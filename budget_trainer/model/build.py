@@ -1,7 +1,4 @@
-"""From a recipe's keys to a native Transformers config.
-
-From a recipe to a native Transformers masked language model, with sparse prediction (see `sparse`).
-"""
+"""From a recipe's keys to a native Transformers config and masked language model, with sparse prediction (see `sparse`)."""
 
 from __future__ import annotations
 
@@ -54,7 +51,7 @@ def build_config(
     model_config: Mapping[str, Any] | None = None,
     **recipe: Any,
 ) -> PretrainedConfig:
-    """Return the native config of a recipe; see `modeling.build_model` for the keys and errors."""
+    """Return the native config of a recipe; see `build_model` for the keys and errors."""
     model_type = ALIASES.get(model_type, model_type)
     if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_MASKED_LM_MAPPING:
         raise InputError(
@@ -67,7 +64,7 @@ def build_config(
     positions = max_position_embeddings + position_offset(model_type, special_ids["pad"])
     values: dict[str, Any] = {"vocab_size": vocab_size, "max_position_embeddings": positions}
     for key, value in recipe.items():
-        values |= native_values(key, value, known, model_type)
+        values |= _native_values(key, value, known, model_type)
     for name, keys in SPECIAL_NAMES.items():
         values |= {key: special_ids[name] for key in keys if key in known}
     for key in model_config or {}:
@@ -90,7 +87,7 @@ def _check_sizes(recipe: Mapping[str, Any]) -> None:
         raise InputError(f"num_attention_heads={heads} does not divide hidden_size={width}; change one of them")
 
 
-def native_values(key: str, value: Any, known: set[str], model_type: str) -> dict[str, Any]:
+def _native_values(key: str, value: Any, known: set[str], model_type: str) -> dict[str, Any]:
     """Return a recipe's key under the names that the config has; None keeps the library's default."""
     if value is None:
         return {}
@@ -150,7 +147,7 @@ def build_model(
     """Return a new model of a recipe, initialised by the stock class from the seed alone.
 
     Args:
-        model_type: one of `model_config.MODEL_TYPES`, or any type that AutoModelForMaskedLM knows.
+        model_type: one of MODEL_TYPES, or any type that AutoModelForMaskedLM knows.
         vocab_size: len(tokenizer); rows are added up to a multiple of `pad_vocab_to_multiple_of` and never predicted.
         special_ids: token ids named pad, unk, cls, sep and mask.
         max_position_embeddings: the longest block, in tokens; RoBERTa's offset is added here.
@@ -226,7 +223,7 @@ def load_pretrained(
         )
     known = {field.name for field in fields(config)}
     for key, value in config_values.items():
-        for name, native in native_values(key, value, known, config.model_type).items():
+        for name, native in _native_values(key, value, known, config.model_type).items():
             setattr(config, name, native)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -1,10 +1,8 @@
-"""Dropout on a CPU from 16 random bits per element.
+"""What a CPU needs: dropout from few random bits, and freed memory that stays with the process.
 
 PyTorch draws 24 bits or more for each element on one core: in a BERT of 4 layers 256 wide that was a quarter of the step.
 Here one draw of 64 bits decides four elements. The rate is rounded to a multiple of 2**-16 and the scale is that of the
 rounded rate, so expectations are exact in float32. Drawn from torch's generator: a resumed run goes on bit for bit.
-
-Freed memory stays with the process, for training on a CPU.
 
 glibc gives every large block back to the kernel when a tensor dies, and the next step pays for zeroed pages anew: on two
 cores that was 10 % of a step of a model 256 wide (README of the recipes). Blocks then come from one heap that only grows.
@@ -19,6 +17,8 @@ import sys
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from budget_trainer.model.patches import change_class
 
 LEVELS = 2**16
 
@@ -47,10 +47,10 @@ class FewBitDropout(nn.Dropout):
 
 
 def use_few_bit_dropout(model: nn.Module) -> None:
-    """Give every nn.Dropout of a model the faster forward; nothing is built twice, and states stay as they were."""
+    """Give every nn.Dropout of a model the faster forward."""
     for module in model.modules():
         if type(module) is nn.Dropout:
-            module.__class__ = FewBitDropout
+            change_class(module, FewBitDropout)
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h

@@ -9,7 +9,6 @@ encoder's matrix products in a model of 4 layers, 3 % in one of 24. Same modules
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb, eager_attention_forward
 
 from budget_trainer.model.attention import attend_by_head
+from budget_trainer.model.patches import change_class, with_mixin
 
 if TYPE_CHECKING:
     _Base = nn.Module
@@ -26,7 +26,7 @@ else:
     _Base = object
 
 
-class AtMaskedPositions(_Base):
+class _AtMaskedPositions(_Base):
     """Mixed into an encoder layer of the library: same modules, same state, and a forward for some positions."""
 
     at: Callable[..., Any]  # a function of _FORMS
@@ -42,7 +42,7 @@ class AtMaskedPositions(_Base):
         """Return states [B, S, H] at `masked_positions` [B, S] of [B, L, H]; without positions, the library's forward."""
         if masked_positions is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
-        return self.at(hidden_states, masked_positions, rows_at(attention_mask, masked_positions), **kwargs)
+        return self.at(hidden_states, masked_positions, _rows_at(attention_mask, masked_positions), **kwargs)
 
 
 def _bert_at(layer: Any, states: Tensor, positions: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
@@ -92,16 +92,9 @@ def last_layer(model: Any) -> Any:
 
 
 def use_last_layer(model: Any) -> None:
-    """Give the last layer the forward that takes `masked_positions`: nothing is built twice or copied."""
+    """Give the last layer the forward that takes `masked_positions`."""
     layer = last_layer(model)
-    kind: Any = type(layer)  # mypy takes a class for unhashable where its instances define __hash__
-    layer.__class__ = _form_of(_FORMS[model.config.model_type], kind)
-
-
-@cache
-def _form_of(at: Callable[..., Any], kind: Any) -> Any:
-    names = {"at": at, "__module__": kind.__module__, "__doc__": kind.__doc__}
-    return type(kind.__name__, (AtMaskedPositions, kind), names)
+    change_class(layer, with_mixin(_AtMaskedPositions, type(layer), _FORMS[model.config.model_type]))
 
 
 def positions_used(model: Any, share: float) -> dict[nn.Module, float]:
@@ -119,7 +112,7 @@ def gather_states(states: Tensor, positions: Tensor) -> Tensor:
     return flat.view(batch, -1, width)
 
 
-def rows_at(mask: Any, positions: Tensor) -> Any:
+def _rows_at(mask: Any, positions: Tensor) -> Any:
     """Return the rows of an attention mask [B, 1, L or 1, L] for queries at positions [B, S]: [B, 1, S or 1, L].
 
     None, and the masks of kernels (see `attention.build_mask`), as they are.

@@ -9,7 +9,6 @@ assembles the step adds the number of its pairs to every batch: `count_pairs`, w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,7 @@ from transformers import BertForPreTraining, MegatronBertForPreTraining, Pretrai
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.model.patches import with_mixin
 from budget_trainer.model.sparse import SparsePrediction, sparse_class
 from budget_trainer.model.types import PAIR_TYPES, check_pair_type
 
@@ -30,7 +30,7 @@ else:
     _Base = object
 
 
-class PairPrediction(_Base):
+class _PairPrediction(_Base):
     """Mixed into the sparse form of a class with both heads by `pair_class`."""
 
     last_layer_is_sparse = False  # the pooler reads [CLS], and both heads share one pass
@@ -139,11 +139,4 @@ def pair_class(config: PretrainedConfig) -> Any:
             f"type_vocab_size: {config.type_vocab_size} cannot tell the sentences of a pair apart; set it to 2, or leave "
             "add_nsp out"
         )
-    return _mixed(PAIR_CLASSES[config.model_type])
-
-
-@cache
-def _mixed(cls: type) -> type:
-    return type(
-        cls.__name__, (PairPrediction, sparse_class(cls)), {"__module__": cls.__module__, "__doc__": cls.__doc__}
-    )
+    return with_mixin(_PairPrediction, sparse_class(PAIR_CLASSES[config.model_type]))

@@ -1,11 +1,7 @@
-"""LAMB in plain PyTorch: layer-wise adaptive rates for large batches (You et al. 2020, arXiv 1904.00962, algorithm 2).
+"""Optimizers by name, with parameter groups by module type.
 
-The optimizers' names, and the checks of their options.
-
-Optimizers by name, with parameter groups by module type.
-
-Muon trains the hidden matrices and AdamW the rest, inside one `Optimizer`, so that a scheduler, Accelerate and a
-gradient scaler see nothing special.
+LAMB stands here in plain PyTorch (You et al. 2020, arXiv 1904.00962, algorithm 2). Muon trains the hidden matrices and AdamW
+the rest, inside one `Optimizer`, so that a scheduler, Accelerate and a gradient scaler see nothing special.
 """
 
 from __future__ import annotations

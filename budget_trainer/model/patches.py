@@ -4,9 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
+
+
+def with_mixin(mixin: Any, cls: Any, at: Any = None) -> Any:
+    """The subclass of the library's class `cls` whose methods of `mixin` come first, under the same name and module.
+
+    The name becomes `architectures` in config.json, and the library finds the module's source by `__module__`. `at` becomes
+    a class attribute of that name, where it is given.
+    """
+    return _subclass(mixin, cls, at)
+
+
+@cache  # one class for all layers of a kind
+def _subclass(mixin: Any, cls: Any, at: Any) -> Any:
+    names = {"__module__": cls.__module__, "__doc__": cls.__doc__, **({} if at is None else {"at": at})}
+    return type(cls.__name__, (mixin, cls), names)
+
+
+def change_class(module: torch.nn.Module, cls: Any) -> None:
+    """Give a module of the library the methods of a subclass of its own class.
+
+    The library offers no other way: megatron-bert does not dispatch its attention through AttentionInterface, and no layer
+    takes a forward from outside. Parameters, buffers, hooks and state stay as they are: nothing is built twice or copied.
+    """
+    module.__class__ = cls
 
 
 @contextmanager

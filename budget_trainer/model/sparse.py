@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +20,7 @@ from budget_trainer.model import attention
 from budget_trainer.model.attention import fuse_attention
 from budget_trainer.model.cross_entropy import linear_cross_entropy, logits_loss, loss_per_label
 from budget_trainer.model.last_layer import gather_states, has_form, may_attend, positions_used, use_last_layer
+from budget_trainer.model.patches import with_mixin
 
 
 def _bert_transform(model: Any, hidden: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class SparsePrediction(_Base):
         return MaskedLMOutput(loss=loss, logits=logits if return_logits or loss is None else None)
 
 
-class SparseMegatronBert(SparsePrediction):
+class _SparseMegatronBert(SparsePrediction):
     """megatron-bert with fused attention, also of packed documents; the library has only the eager one."""
 
     def encode(
@@ -241,9 +241,7 @@ def check_document_mask(model: Any) -> None:
         raise InputError(f"attn_implementation={how!r} cannot keep packed documents apart: use 'sdpa' or 'eager'")
 
 
-@cache
-def sparse_class(cls: type) -> type:
+def sparse_class(cls: Any) -> Any:
     """Return the subclass of a masked-LM class with sparse prediction, under the same name and config class."""
-    mixin = SparseMegatronBert if cls.config_class.model_type == "megatron-bert" else SparsePrediction  # type: ignore
-    # The name becomes `architectures` in config.json; the library finds the module's source by __module__.
-    return type(cls.__name__, (mixin, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    mixin = _SparseMegatronBert if cls.config_class.model_type == "megatron-bert" else SparsePrediction  # type: ignore
+    return with_mixin(mixin, cls)  # type: ignore[no-any-return]
