@@ -22,13 +22,14 @@ TESTED    := $(VENV)/.installed-test
 SOURCES   := setup.cfg pyproject.toml constraints.txt
 CODE      := budget_trainer data_prep train_mlm.py finetune_glue.py sweep.py
 
-.PHONY: help install quickstart docs test acceptance style quality
+.PHONY: help install quickstart docs test test-slow test-all acceptance style quality
 
 help:
 	@echo "make quickstart   pre-train on the docstrings of the installed packages and print five fill-mask examples"
 	@echo "                  BUDGET=$(BUDGET)  CONFIG=$(CONFIG)  OUT=$(OUT)"
 	@echo "                  LAUNCH='flags of accelerate launch'  ARGS='flags of train_mlm.py'"
-	@echo "make test         the tests (about 20 minutes on two cores)"
+	@echo "make test         the tests that a change waits for (under 10 minutes on two cores)"
+	@echo "make test-all     these and the slow ones (about 20 minutes)"
 	@echo "make acceptance   every promise measured, as a table in out/acceptance.md; CHECKS='budget resume' selects"
 	@echo "make docs         docs/api.md from the docstrings"
 	@echo "make install      only the virtual environment; TORCH_INDEX=URL takes torch from another package index"
@@ -68,8 +69,15 @@ quickstart: $(INSTALLED) $(DATA)/blocks/manifest.json
 	@echo "report   $(OUT)/run_report.json"
 	@echo "picture  $(OUT)/run_report.png"
 
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: $(TESTED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-slow: $(TESTED)
+	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 acceptance: $(TESTED)
 	$(BIN)/python tests/acceptance.py $(CHECKS)

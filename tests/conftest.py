@@ -34,6 +34,30 @@ TINY = {
 }
 
 
+# The order of the folders: those whose files take longest come first, so that two workers that each take the next file are
+# both busy to the end. Files of other folders take seconds.
+LONGEST_FIRST = (
+    "distributed",
+    "sweep",
+    "planning",
+    "glue",
+    "training",
+    "faults",
+    "hub",
+    "data_prep",
+    "migrate",
+    "model",
+)
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        folder = item.path.parent.name
+        return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=place)
+
+
 def words(options):
     return [part for key, value in options.items() for part in (f"--{key}", str(value))]
 

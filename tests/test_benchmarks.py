@@ -30,6 +30,7 @@ def throughput_run(tmp_path_factory):
     return json.loads((folder / "throughput.json").read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_throughput_writes_what_it_says(throughput_run):
     result, printed = throughput_run
     assert {"benchmark", "asked", "variants", "rounds", "versions", "hardware", "git_commit"} <= set(result)
@@ -177,6 +178,7 @@ def test_stretches_leave_out_warmup_and_waiting():
 # ---- scaling ----
 
 
+@pytest.mark.slow
 def test_scaling_goes_on_after_a_point_that_fails(tmp_path):
     command = [sys.executable, "benchmarks/scaling.py", "--sizes", "33x1", "32x1", "--batch_sizes", 4]
     done = run([*command, *TOY, "--launch", "cpu", "--output_dir", tmp_path, "--png"])

@@ -76,6 +76,7 @@ def slow_rank_1(launcher, done):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_two_processes_one_slowed_agree_and_keep_40_seconds(data_dir, tmp_path):
     out = tmp_path / "out"
     options = {**TINY, "data_dir": data_dir, "output_dir": out, "total_training_time": "40s", "disable_tqdm": True}
@@ -93,6 +94,7 @@ def test_two_processes_one_slowed_agree_and_keep_40_seconds(data_dir, tmp_path):
     assert check_budget(out, 40, 2, at_least=0.93)["engine"] == "ddp"
 
 
+@pytest.mark.slow
 def test_job_time_limit_ends_the_job_with_a_checkpoint_and_the_next_one_finishes(data_dir, tmp_path):
     out = tmp_path / "out"
     options = {**TINY, "data_dir": data_dir, "output_dir": out, "total_training_time": "60s", "disable_tqdm": True}

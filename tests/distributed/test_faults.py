@@ -32,6 +32,7 @@ def losses(folder, job=None):
     return [line for line in progress(folder) if "loss" in line and job in (None, line["job"])]
 
 
+@pytest.mark.slow
 def test_a_signal_on_one_rank_stops_both_with_one_checkpoint_that_resumes_alone(data_dir, tmp_path):
     """SIGTERM to rank 1 only; the next job is one process with twice the micro-batch: same data, same global batch."""
     out, whole = tmp_path / "out", tmp_path / "whole"
@@ -64,7 +65,7 @@ def test_a_signal_on_one_rank_stops_both_with_one_checkpoint_that_resumes_alone(
     assert refused.returncode != 0 and "global_batch_size=8, this run has 4" in refused.stderr
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_rank_is_named_and_the_run_resumes(rank, data_dir, tmp_path):
     out = tmp_path / "out"
     options = {**LONG, "data_dir": data_dir, "output_dir": out, "checkpoint_every": "1s"}
@@ -82,6 +83,7 @@ def test_a_killed_rank_is_named_and_the_run_resumes(rank, data_dir, tmp_path):
     assert not list(out.glob(".partial*"))
 
 
+@pytest.mark.slow
 def test_a_signal_during_set_up_leaves_at_once(data_dir, tmp_path):
     out = tmp_path / "out"
     launcher = start({**LONG, "data_dir": data_dir, "output_dir": out})
@@ -103,6 +105,7 @@ def handles_sigterm(pid):
     return bool(int(caught, 16) & (1 << (signal.SIGTERM - 1)))
 
 
+@pytest.mark.slow
 def test_a_nan_on_one_rank_is_answered_by_all_at_the_same_step(data_dir, tmp_path):
     out = tmp_path / "out"
     options = {**STEPS, "data_dir": data_dir, "output_dir": out, "max_steps": 12, "curve": "constant"}
@@ -134,6 +137,7 @@ def test_a_nan_on_one_rank_is_answered_by_all_at_the_same_step(data_dir, tmp_pat
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["late", "gone"])
 def test_a_message_without_an_answer_names_the_rank_in_bounded_time(how, tmp_path):
     config = ROOT / "accelerate_configs" / "cpu_2proc.yaml"
@@ -144,6 +148,7 @@ def test_a_message_without_an_answer_names_the_rank_in_bounded_time(how, tmp_pat
     assert float(seconds) < 13  # 4 s of the message and 5 s of the roll call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_under_zero_a_nan_goes_back_to_the_checkpoint_too(name, data_dir, tmp_path):
     pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
@@ -167,6 +172,7 @@ def test_under_zero_a_nan_goes_back_to_the_checkpoint_too(name, data_dir, tmp_pa
     assert all(tensor.isfinite().all() for tensor in load_file(out / "final" / "model.safetensors").values())
 
 
+@pytest.mark.slow
 def test_a_late_rank_and_a_clock_that_is_wrong_by_5_s_change_nothing_between_the_ranks(data_dir, tmp_path):
     out, troubles = tmp_path / "out", {"late": 0, "skew": 1}
     options = {**TINY, "data_dir": data_dir, "output_dir": out, "disable_tqdm": True, "total_training_time": "40s"}

@@ -14,6 +14,7 @@ from transformers import AutoModelForMaskedLM
 
 from tests.conftest import ROOT, TINY, progress, report, run, words
 
+pytestmark = pytest.mark.slow
 HERE = ROOT / "tests" / "distributed"
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",

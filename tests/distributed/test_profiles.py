@@ -31,7 +31,9 @@ def alone(data_dir, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ZERO)
+@pytest.mark.parametrize(
+    "name", [name if name == "zero2" else pytest.param(name, marks=pytest.mark.slow) for name in ZERO]
+)
 def test_zero_trains_as_one_process_does(name, data_dir, alone, tmp_path):
     pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
     out = tmp_path / "out"
@@ -51,6 +53,7 @@ def test_zero_trains_as_one_process_does(name, data_dir, alone, tmp_path):
     AutoModelForMaskedLM.from_pretrained(out / "final")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_zero_resumes_also_on_another_number_of_processes(name, data_dir, tmp_path):
     """Two processes begin; two, and one with twice the micro-batch, go on as the undisturbed run did."""
@@ -113,6 +116,7 @@ def test_fsdp_on_a_cpu_is_refused(data_dir, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("json_config", "message"),
     [
@@ -135,6 +139,7 @@ def test_a_deepspeed_json_that_says_what_the_recipe_says(json_config, message, d
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_torchrun_starts_two(data_dir, tmp_path):
     command = [
         "-m",

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT, TINY, progress, run
 
+pytestmark = pytest.mark.slow
 MODELS = ("bert", "megatron-bert", "modernbert")
 BATCHES = {"1x8": (1, 8), "8x1": (8, 1), "8x1-dense": (8, 1), "2 processes x 4": (4, 1), "2x2x2": (2, 2)}
 TOLERANCE = 1e-4

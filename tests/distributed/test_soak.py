@@ -3,9 +3,12 @@
 import json
 import sys
 
+import pytest
+
 from tests.conftest import TINY, run, words
 
 
+@pytest.mark.slow
 def test_three_kills_change_nothing(data_dir, tmp_path):
     flags = {**TINY, "per_device_train_batch_size": 4, "hidden_dropout_prob": 0.1, "validate_every": "1%"}
     flags |= {"total_training_time": "10m"}

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import TINY, progress, report, spawn, wait_for, words, write_cpu_form
 
+pytestmark = pytest.mark.slow
 ADDRESSES = ("10.77.13.1", "10.77.13.2")
 
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForMaskedLM
 from tests.conftest import ROOT, TINY, launch_form, progress, report, run, write_cpu_form
 
 pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
+pytestmark = pytest.mark.slow
 STEPS = 6
 # Relative to the weights. Muon's Newton-Schulz iteration runs in bf16, on gradients that were summed in another order.
 TOLERANCES = {"adam": 1e-6, "adamw": 1e-6, "muon": 1e-2}

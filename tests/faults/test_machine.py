@@ -75,7 +75,7 @@ def steps_of(output_dir):
     )
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stays(processes, disk, data_dir, tmp_path):
     out = disk / "out"
     options = {**LONG, "data_dir": data_dir, "output_dir": out, "logging_steps": 5}
@@ -104,6 +104,7 @@ def batch_for(processes):
     return {"per_device_train_batch_size": processes * TINY["per_device_train_batch_size"]}
 
 
+@pytest.mark.slow
 def test_where_two_checkpoints_fit_the_older_one_makes_room_and_the_final_model_has_its_own(disk, data_dir):
     """A disk full up to the two checkpoints that it holds: the run goes on, saves, and ends with its model."""
     out = disk / "out"
@@ -147,6 +148,7 @@ def damaged_copy(data_dir, folder):
     return copy, shard, kept
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_in_a_shard_is_found_before_the_first_step(data_dir, tmp_path, refused):
     copy, shard, kept = damaged_copy(data_dir, tmp_path)
     options = {**STEPS, "data_dir": copy, "output_dir": tmp_path / "out"}
@@ -177,6 +179,7 @@ def begun(data_dir, tmp_path):
     return {**options, "resume_from_checkpoint": "auto"}, out
 
 
+@pytest.mark.slow
 def test_shards_that_changed_between_two_jobs_are_refused(begun, corpus, tokenizer, refused):
     options, out = begun
     before = steps_of(out)
@@ -189,6 +192,7 @@ def test_shards_that_changed_between_two_jobs_are_refused(begun, corpus, tokeniz
     assert steps_of(out) == before and not (out / "final").exists()
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_is_not_one(begun, refused):
     """`auto` takes the one before; asked for by name it is refused."""
     options, out = begun
@@ -202,6 +206,7 @@ def test_a_truncated_checkpoint_is_not_one(begun, refused):
     assert [line["step"] for line in progress(out) if line["job"] == 2 and "loss" in line] == [older + 1, older + 2]
 
 
+@pytest.mark.slow
 def test_a_micro_batch_that_does_not_fit_into_memory(data_dir, tmp_path):
     """A real refusal of the allocator: 8 GB of address space, of which one activation would need more."""
     out = tmp_path / "out"
