@@ -81,20 +81,14 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if complete else None
 
 
-def complete_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint that somebody asked for; InputError where it is not complete."""
+def complete_manifest(folder: Path, *, checksums: bool = False) -> dict[str, Any]:
+    """The manifest of a checkpoint; InputError where it is not complete, or with `checksums` where a file has changed."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(
             f"resume_from_checkpoint: {folder} is not a complete checkpoint; give another one, or 'auto' for the newest"
         )
-    return manifest
-
-
-def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of `folder` after checking every file's checksum; InputError where anything is amiss."""
-    manifest = complete_manifest(folder)
-    for name, entry in manifest["files"].items():
+    for name, entry in manifest["files"].items() if checksums else ():
         if sha256(folder / name) != entry["sha256"]:
             raise InputError(
                 f"resume_from_checkpoint: {folder / name} does not match its checksum; delete {folder} and use an older one"
@@ -122,29 +116,28 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     return next(reversed(checkpoints(output_dir)), None)
 
 
-def rotate(output_dir: Path, limit: int | None) -> None:
-    """Keep the newest `limit` complete checkpoints (all where None); the last complete one always stays."""
+def rotate(output_dir: Path, limit: int | None, *, before_save: bool = False) -> None:
+    """Keep the newest `limit` complete checkpoints (all where None); the last complete one always stays.
+
+    `before_save` makes room for one more, but only where the disk has none for another like the newest.
+    """
     complete = checkpoints(output_dir)
-    for folder in complete[: -max(limit, 1)] if limit is not None else []:
+    if limit is None or not complete:
+        return
+    if before_save:
+        needed = sum(entry["bytes"] for entry in complete_manifest(complete[-1])["files"].values())
+        if shutil.disk_usage(output_dir).free >= 1.1 * needed:
+            return
+        limit -= 1
+    for folder in complete[: -max(limit, 1)]:
         retired = folder.with_name(f"{_PARTIAL}retired-{folder.name}")
         folder.rename(retired)  # first out of sight: a kill in the middle leaves no half checkpoint
         shutil.rmtree(retired, ignore_errors=True)
 
 
-def make_room(output_dir: Path, limit: int | None) -> None:
-    """Where the disk has no room for one more like the newest checkpoint, rotate before it is written, not after."""
-    last = newest_checkpoint(output_dir)
-    if limit is None or last is None:
-        return
-    needed = sum(entry["bytes"] for entry in complete_manifest(last)["files"].values())
-    if shutil.disk_usage(output_dir).free < 1.1 * needed:
-        rotate(output_dir, limit - 1)
-
-
 def discard(target: Path) -> None:
-    """Clear away what was written aside for `target`."""
-    for folder in target.parent.glob(f"{_PARTIAL}{target.name}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    """Delete what was written aside for `target`."""
+    remove_partial(target.parent, f"{target.name}*")
 
 
 def reserve_disk_space(output_dir: Path, size: int) -> None:
@@ -165,7 +158,7 @@ def release_disk_space(output_dir: Path) -> None:
     (output_dir / _ROOM).unlink(missing_ok=True)
 
 
-def remove_partial(output_dir: Path) -> None:
-    """Clear away what killed jobs left unfinished."""
-    for folder in output_dir.glob(f"{_PARTIAL}*"):
+def remove_partial(output_dir: Path, pattern: str = "*") -> None:
+    """Delete the folders that killed jobs have left unfinished."""
+    for folder in output_dir.glob(f"{_PARTIAL}{pattern}"):
         shutil.rmtree(folder, ignore_errors=True)

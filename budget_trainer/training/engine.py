@@ -32,12 +32,12 @@ def engine_name(run: TrainingArguments) -> str:
     stage = zero_stage(run.deepspeed_plugin)
     if stage is not None:
         return f"deepspeed-zero{stage}"
-    if asks_for_fsdp(run):
+    if _asks_for_fsdp(run):
         return "fsdp"
     return "ddp" if run.world_size > 1 else "single"
 
 
-def asks_for_fsdp(run: TrainingArguments) -> bool:
+def _asks_for_fsdp(run: TrainingArguments) -> bool:
     return bool(run.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
@@ -47,7 +47,7 @@ def resolve_engine_config(run: TrainingArguments) -> None:
     Clipping, accumulation, batch and precision may stand in a DeepSpeed JSON as `auto` or with the recipe's value. Under
     ZeRO-3 the weights are gathered on saving: without that a checkpoint holds empty tensors.
     """
-    if run.use_cpu and asks_for_fsdp(run):
+    if run.use_cpu and _asks_for_fsdp(run):
         raise InputError(
             "distributed_type: FSDP on a CPU silently trains as DDP; launch with accelerate_configs/cpu_2proc.yaml, or use "
             "fsdp.yaml on GPUs"

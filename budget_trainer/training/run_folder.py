@@ -70,7 +70,7 @@ def check_identity(identity: dict[str, Any], output_dir: Path, checkpoint: Path 
         if source is None:
             continue
         if source == checkpoint:
-            theirs = checkpoints.verify(source)["identity"]
+            theirs = checkpoints.complete_manifest(source, checksums=True)["identity"]
         else:
             theirs = _read_run(output_dir).get("identity")
             if theirs is None:

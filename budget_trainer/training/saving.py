@@ -147,7 +147,7 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
             "identity": self.identity,
         }
         if self.args.should_save:
-            checkpoints.make_room(run_dir, self.args.save_total_limit)
+            checkpoints.rotate(run_dir, self.args.save_total_limit, before_save=True)
         self.time_budget.checkpoint_seconds = self._write_aside(target, write, manifest)
         if self.args.should_save:
             checkpoints.rotate(run_dir, self.args.save_total_limit)
@@ -177,7 +177,7 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
             return None
         folder = run_dir / f"checkpoint-{int(step)}"
         with self.clock.phase("save"):
-            checkpoints.verify(folder)
+            checkpoints.complete_manifest(folder, checksums=True)
             self._load_weights(str(folder))
             self._load_optimizer_and_scheduler(str(folder))
             self._load_rng_state(str(folder))

@@ -232,6 +232,7 @@ def test_the_loss_of_a_line_is_that_of_its_good_steps(data_dir, tmp_path):
     assert lines[4]["loss"] == pytest.approx((alone[3] + alone[4]) / 2, rel=1e-5), "the first has a line of its own"
 
 
+@pytest.mark.slow
 def test_the_first_line_of_a_resumed_job_knows_nothing_of_older_bad_steps(data_dir, tmp_path):
     options = {**STEPS, "data_dir": data_dir, "learning_rate": 0, "embedding_learning_rate": 0, "max_steps": 12}
     manifest = json.loads((data_dir / "manifest.json").read_text())

@@ -88,68 +88,59 @@ def costs(monkeypatch):
     return table
 
 
-def test_what_does_not_pay_is_off(tmp_path, costs):
-    costs.update({BF16: Cost(2.0), FP32: Cost(1.0)})
-    recipe = recipe_of(tmp_path, bf16="true", auto_speed="true")
-    said = precision.resolve_compute_mode(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
-    assert not recipe.run.bf16 and recipe.run.mixed_precision == "no"
-    assert said == {"asked": {"bf16": True, "compile": "no"}, "settled": {"bf16": False, "compile": "no"}}
+def resolve(recipe, remaining=None, checkpoint=None):
+    remaining = recipe.seconds_left(0.0) if remaining is None else remaining
+    return precision.resolve_compute_mode(recipe, None, {}, remaining, checkpoint, ControlChannel())
 
 
-def test_without_auto_speed_the_recipe_decides(tmp_path, costs):
-    costs.update({BF16: Cost(2.0), FP32: Cost(1.0)})
-    recipe = recipe_of(tmp_path, bf16="true")
-    precision.resolve_compute_mode(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
-    assert recipe.run.bf16
+MEASURED = {FP32: Cost(1.0), BF16: Cost(2.0)}
+BF16_PAYS = {FP32: Cost(2.0), BF16: Cost(1.0)}
+AUTO, COMPILED = {"bf16": "true", "auto_speed": "true"}, {"torch_compile": "true"}
 
 
-@pytest.mark.parametrize(("budget", "compiled"), [("60s", False), ("3m", False), ("10m", True)])
-def test_compiling_too_dear_to_probe_follows_the_rule(tmp_path, costs, budget, compiled):
-    costs.update({BF16: Cost(1.0), FP32: Cost(2.0)})
-    recipe = recipe_of(tmp_path, bf16="true", torch_compile="true", auto_speed="true", total_training_time=budget)
-    precision.resolve_compute_mode(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
-    assert recipe.run.bf16 and recipe.run.torch_compile == compiled
+@pytest.mark.parametrize(
+    ("flags", "measured", "mode"),
+    [
+        (AUTO, MEASURED, FP32),  # what does not pay is off
+        ({"bf16": "true"}, MEASURED, BF16),  # without auto_speed the recipe decides
+        ({**AUTO, **COMPILED, "total_training_time": "60s"}, BF16_PAYS, BF16),  # too dear to probe: by rule
+        ({**AUTO, **COMPILED, "total_training_time": "3m"}, BF16_PAYS, BF16),
+        ({**AUTO, **COMPILED, "total_training_time": "10m"}, BF16_PAYS, WHOLE),
+        ({**AUTO, **COMPILED, "use_cpu": "true"}, MEASURED, FP32),  # float32 on a CPU is not compiled by rule
+        ({"auto_speed": "true", **COMPILED, "use_cpu": "true"}, {}, FP32),
+        (
+            {**AUTO, **COMPILED, "total_training_time": "1h"},
+            {**BF16_PAYS, REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)},
+            REGIONAL,
+        ),
+    ],
+)
+def test_the_mode_that_pays(tmp_path, costs, flags, measured, mode):
+    costs.update(measured)
+    recipe = recipe_of(tmp_path, **flags)
+    settled = resolve(recipe)["settled"]
+    assert (settled["bf16"], settled["compile"]) == (mode.bf16, mode.compile)
+    assert recipe.run.bf16 == mode.bf16 and recipe.run.torch_compile == (mode.compile != "no")
+    assert recipe.budget.regional_compile == (mode.compile == "regional")
+    assert mode.bf16 or recipe.run.mixed_precision == "no"
 
 
-@pytest.mark.parametrize("bf16", ["true", "false"])
-def test_float32_on_a_cpu_is_not_compiled_by_rule(tmp_path, costs, bf16):
-    """Neither where bf16 was slower nor where it was not asked for and nothing could be timed."""
-    costs.update({BF16: Cost(2.0), FP32: Cost(1.0)} if bf16 == "true" else {})
-    recipe = recipe_of(tmp_path, bf16=bf16, torch_compile="true", auto_speed="true", use_cpu="true")
-    precision.resolve_compute_mode(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
-    assert not recipe.run.bf16 and not recipe.run.torch_compile
-
-
-def test_a_long_budget_chooses_how_to_compile(tmp_path, costs):
-    costs.update({BF16: Cost(1.0), FP32: Cost(2.0), REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)})
-    recipe = recipe_of(tmp_path, bf16="true", torch_compile="true", auto_speed="true", total_training_time="1h")
-    precision.resolve_compute_mode(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
-    assert recipe.run.torch_compile and recipe.budget.regional_compile
-
-
-def test_a_resumed_job_keeps_what_was_settled(tmp_path, costs):
-    costs.update({BF16: Cost(1.0), FP32: Cost(2.0)})
-    remembered = {"asked": {"bf16": True, "compile": "no"}, "settled": {"bf16": False, "compile": "no"}}
+def test_a_resumed_job_keeps_what_was_resolved(tmp_path, costs):
+    costs.update(BF16_PAYS)
+    stored = {"asked": {"bf16": True, "compile": "no"}, "settled": {"bf16": False, "compile": "no"}}
     checkpoint = tmp_path / "checkpoint-1"
     checkpoint.mkdir()
-    (checkpoint / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": {"speed": remembered}}))
-    recipe = recipe_of(tmp_path, bf16="true", auto_speed="true")
-    assert (
-        precision.resolve_compute_mode(recipe, None, {}, recipe.seconds_left(0.0), checkpoint, ControlChannel())
-        == remembered
-    )
-    assert not recipe.run.bf16
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": {"speed": stored}}))
+    recipe = recipe_of(tmp_path, **AUTO)
+    assert resolve(recipe, checkpoint=checkpoint) == stored and not recipe.run.bf16
 
 
-def test_without_an_end_the_faster_way_is_taken(tmp_path, costs):
-    costs.update({BF16: Cost(2.0), FP32: Cost(1.0), REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)})
-    recipe = recipe_of(tmp_path, bf16="true", torch_compile="true", auto_speed="true")
-    precision.resolve_compute_mode(recipe, None, {}, math.inf, None, ControlChannel())
-    assert recipe.run.torch_compile and not recipe.budget.regional_compile
+def test_without_an_end_the_fastest_mode_is_taken(tmp_path, costs):
+    costs.update({**MEASURED, REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)})
+    assert resolve(recipe_of(tmp_path, **AUTO, **COMPILED), math.inf)["settled"]["compile"] == "whole"
 
 
 def test_no_compiler_no_compiling(tmp_path, costs, monkeypatch):
     monkeypatch.setattr(precision, "has_compiler", lambda: False)
-    recipe = recipe_of(tmp_path, torch_compile="true")
-    precision.resolve_compute_mode(recipe, None, {}, recipe.seconds_left(0.0), None, ControlChannel())
-    assert not recipe.run.torch_compile
+    recipe = recipe_of(tmp_path, **COMPILED)
+    assert resolve(recipe)["settled"]["compile"] == "no" and not recipe.run.torch_compile

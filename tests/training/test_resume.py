@@ -55,7 +55,7 @@ def kill_at(options, output_dir, step, number=signal.SIGKILL, code=-signal.SIGKI
     return error
 
 
-@pytest.mark.parametrize("optimizer_type", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer_type", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_kill_and_resume_is_bit_exact(options, optimizer_type, tmp_path):
     options = {**options, "optimizer_type": optimizer_type}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -85,7 +85,13 @@ def test_kill_and_resume_is_bit_exact(options, optimizer_type, tmp_path):
     assert sum(report(broken)["shares"].values()) == pytest.approx(report(broken)["used_seconds"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+SIGNALS = [
+    signal.SIGTERM,
+    *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGUSR1)),
+]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_leaves_a_checkpoint_and_exit_85(options, number, tmp_path):
     output_dir = tmp_path / "run"
     never = {**options, "num_epochs_between_checkpoints": -1}
@@ -136,10 +142,8 @@ def test_killed_in_the_last_evaluation_only_that_is_made_up_for(options, tmp_pat
     done = train({**options, "resume_from_checkpoint": "auto"})
     assert done.returncode == 0, done.stderr
     again = report(output_dir)
-    assert (
-        again["evaluation"] == pytest.approx(whole["evaluation"], rel=1e-5)
-        and (output_dir / "run_report.png").exists()
-    )
+    assert again["evaluation"] == pytest.approx(whole["evaluation"], rel=1e-5)
+    assert (output_dir / "run_report.png").exists()
     assert {**again, **due} == {**whole, **due}
     marked, final = (output_dir / name / "model.safetensors" for name in ("finetune-99.9", "final"))
     assert marked.read_bytes() == final.read_bytes()
