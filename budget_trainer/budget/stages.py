@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
 
 from budget_trainer.core.errors import InputError
 
@@ -132,34 +131,27 @@ def _parts(share: float, block_size: int) -> int:
     return parts.numerator
 
 
-class ValidationPlan(Protocol):
-    """`mark` numbers the validations that were due up to a point; a validation is due where it rises."""
-
-    def mark(self, last: int, share: float, samples: int) -> int:
-        """The newest mark after `last`, at this share of the budget and these samples consumed."""
-        ...
-
-    def seconds_between(self, total_seconds: float) -> float:
-        """The shortest time between two validations that the plan foresees in a budget of `total_seconds`."""
-        ...
-
-
 @dataclass(frozen=True)
 class EveryShare:
-    """Each time another `every` of the budget is used (`--validate_every 2%`)."""
+    """Validate each time another `every` of the budget is used (`--validate_every 2%`)."""
 
     every: float
 
     def mark(self, last: int, share: float, samples: int) -> int:
+        """The number of the newest validation due at this share of the budget and these samples; `last` is the one before.
+
+        A validation is due where the number rises.
+        """
         return int(share / self.every)
 
     def seconds_between(self, total_seconds: float) -> float:
+        """The shortest time between two validations in a budget of `total_seconds`."""
         return total_seconds * self.every
 
 
 @dataclass(frozen=True)
 class EveryEpochs:
-    """Every so many "epochs", one training shard per process each, more often at both ends of the budget.
+    """Validate every so many "epochs", one training shard per process each, more often at both ends of the budget.
 
     The original's `validation_epochs`, `_begin` and `_end` (run_pretraining.py:95): in the first `begin_proportion` of the
     budget every `begin` epochs, in the last `end_proportion` every `end`, else every `middle`. A mark is an epoch.
@@ -173,6 +165,7 @@ class EveryEpochs:
     samples_per_epoch: int
 
     def mark(self, last: int, share: float, samples: int) -> int:
+        """As `EveryShare.mark`."""
         period = self.middle
         if share < self.begin_proportion:
             period = self.begin
@@ -184,3 +177,6 @@ class EveryEpochs:
     def seconds_between(self, total_seconds: float) -> float:
         """Unknown before the first epoch was timed: 2 % of the budget, as often as anybody needs to look."""
         return 0.02 * total_seconds
+
+
+ValidationPlan = EveryShare | EveryEpochs

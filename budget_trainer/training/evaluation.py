@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from budget_trainer.core.errors import InputError
 
-RATE, MASKED, REPLACED = 0.15, 0.8, 0.9  # pinned: another value would be another evaluation
-WIDTH_STEP = 16  # batches are cut to a multiple of this many tokens
+_RATE, _MASKED, _REPLACED = 0.15, 0.8, 0.9  # pinned: another value would be another evaluation
+_WIDTH_STEP = 16  # batches are cut to a multiple of this many tokens
 
-Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
+_Forward = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits of ids [B, L], mask [B, L] and positions [B, S]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,6 @@ class PinnedEvaluation:
         reduce_sum: Callable[[Tensor], Tensor] | None = None,
         max_blocks: int | None = None,
         should_stop: Callable[[], bool] | None = None,
-        forward: Forward | None = None,
     ) -> dict[str, Any]:
         """Score the model on the first `max_blocks` blocks, of which each rank takes every world_size-th.
 
@@ -94,8 +93,6 @@ class PinnedEvaluation:
             model: a masked language model on `device`; its mode is left as it was, its compiled call is not used.
             reduce_sum: sums a float64 tensor [5] on the CPU over the ranks; called exactly once on every rank.
             should_stop: polled before each batch; True ends this rank's share early.
-            forward: computes logits [B * S, V] or [B, S, V] from ids [B, L], mask [B, L] and positions [B, S]. For
-                engines whose parameters are complete only inside their own call (FSDP); ranks call it equally often.
 
         Returns:
             loss (nats per selected token), perplexity, accuracy, bits_per_byte, tokens, blocks; and `complete`, False
@@ -113,7 +110,7 @@ class PinnedEvaluation:
                 for blocks, counted in self._batches(count, rank, world_size):
                     if should_stop is not None and should_stop():
                         break
-                    totals += self._score(blocks, counted, forward or _direct(inner), device)
+                    totals += self._score(blocks, counted, _direct(inner), device)
         finally:
             for module, training in modes:
                 module.training = training
@@ -144,19 +141,19 @@ class PinnedEvaluation:
             ids = torch.from_numpy(row[:size].copy())
             scores = torch.rand(size, generator=self._generator)
             scores[0] = scores[-1] = 2.0  # [CLS] and [SEP] come last
-            chosen = scores.argsort()[: max(1, round(RATE * (size - 2)))]
+            chosen = scores.argsort()[: max(1, round(_RATE * (size - 2)))]
             action = torch.rand(size, generator=self._generator)[chosen]
             noise = torch.randint(self.vocab_size, (size,), generator=self._generator)[chosen]
             labels, inputs = ids[chosen], ids.clone()
-            kept = torch.where(action < REPLACED, noise, labels)
-            inputs[chosen] = torch.where(action < MASKED, self.mask_id, kept)
+            kept = torch.where(action < _REPLACED, noise, labels)
+            inputs[chosen] = torch.where(action < _MASKED, self.mask_id, kept)
             nbytes = int(np.asarray(self._token_bytes[index], dtype=np.int64)[chosen.numpy()].sum())
             self._blocks.append(_Block(inputs, chosen, labels, nbytes))
 
-    def _score(self, blocks: list[_Block], counted: int, forward: Forward, device: torch.device | str) -> Tensor:
+    def _score(self, blocks: list[_Block], counted: int, forward: _Forward, device: torch.device | str) -> Tensor:
         """Return nats, hits, tokens, bytes and blocks of the first `counted` blocks of a batch: float64 [5]."""
         longest = max(len(block.inputs) for block in blocks)
-        width = min(-(-longest // WIDTH_STEP) * WIDTH_STEP, self._input_ids.shape[1])
+        width = min(-(-longest // _WIDTH_STEP) * _WIDTH_STEP, self._input_ids.shape[1])
         slots = max(len(block.positions) for block in blocks)
         ids = torch.full((len(blocks), width), self.pad_id)
         mask = torch.zeros((len(blocks), width), dtype=torch.long)  # not from the ids: a random token may be [PAD]
@@ -184,7 +181,7 @@ def _unwrap(model: Any) -> Any:
     return getattr(model, "_orig_mod", model)
 
 
-def _direct(model: Any) -> Forward:
+def _direct(model: Any) -> _Forward:
     """Return the forward of a plain model, past what Accelerate or torch.compile put around its call."""
     if hasattr(model, "masked_logits"):
         return model.masked_logits

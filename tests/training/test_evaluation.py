@@ -78,6 +78,18 @@ def test_equals_the_plain_computation(model_type):
     assert result["bits_per_byte"] == pytest.approx(nats / np.log(2) / size, abs=1e-5)
 
 
+class CountedCalls(torch.nn.Module):
+    """A model that counts its forward passes."""
+
+    def __init__(self, scored):
+        super().__init__()
+        self.scored, self.calls = scored, 0
+
+    def masked_logits(self, ids, mask, positions):
+        self.calls += 1
+        return self.scored.masked_logits(ids, mask, positions)
+
+
 @pytest.mark.parametrize("world_size", [2, 3, 60])
 def test_ranks_sum_to_one_rank(world_size):
     scored, shares, calls = model(), [], []
@@ -87,15 +99,10 @@ def test_ranks_sum_to_one_rank(world_size):
         return tensor
 
     for rank in range(world_size):
-        count = [0]
-
-        def forward(ids, mask, positions, count=count):
-            count[0] += 1
-            return scored.masked_logits(ids, mask, positions)
-
+        counted = CountedCalls(scored)
         pinned = evaluation(batch_size=4)
-        pinned.run(scored, device="cpu", rank=rank, world_size=world_size, reduce_sum=collect, forward=forward)
-        calls.append(count[0])
+        pinned.run(counted, device="cpu", rank=rank, world_size=world_size, reduce_sum=collect)
+        calls.append(counted.calls)
     assert len(set(calls)) == 1, "ranks made different numbers of forward passes"
     total = torch.stack(shares).sum(0)
     summed = evaluation().run(scored, device="cpu", reduce_sum=lambda tensor: total)
