@@ -40,8 +40,8 @@ class BadSteps:
 
     def __init__(self) -> None:
         self._last: bool | torch.Tensor = False
+        # Whether the newest step whose work is known to be done was bad: this one on a CPU, the one before on a GPU.
         self.finished: bool | torch.Tensor = False
-        """Whether the last step was bad whose work is known to be done: this one on a CPU, the one before on a GPU."""
 
     def judge(self, value: Any, model: torch.nn.Module, optimizer: Any) -> torch.Tensor:
         """Whether `value` of the step to be taken is not finite: bool []. The gradient norm is the same on all ranks."""
