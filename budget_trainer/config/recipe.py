@@ -32,7 +32,7 @@ from budget_trainer.model.optimizers import check_options
 from budget_trainer.model.types import check_pair_type, resolve_model_type
 from budget_trainer.reporting.hub import PushOptions
 from budget_trainer.reporting.planned import read_plan
-from budget_trainer.reporting.publish import Push, resolve_push
+from budget_trainer.reporting.publish import resolve_push
 
 EPOCHS = ("validation_epochs", "validation_epochs_begin", "validation_epochs_end")
 PROPORTIONS = ("validation_begin_proportion", "validation_end_proportion")
@@ -123,7 +123,7 @@ class Recipe:
         self.data_dir, self.output_dir = Path(self.data.data_dir), Path(str(self.run.output_dir))
         self._check()
         self.plan = read_plan(b.plan, self.path) if b.plan else None
-        self.push = self._settle_push()
+        self.push = self._resolve_push()
 
     @property
     def model_type(self) -> str:
@@ -179,7 +179,7 @@ class Recipe:
         schedule = self.schedule()
         make_curve(schedule["curve"], schedule["warmup_proportion"], **schedule["curve_options"])
 
-    def _settle_push(self) -> Push | None:
+    def _resolve_push(self) -> PushOptions | None:
         """How to push. Trainer is not told of it: it would push between two steps, and wait for it."""
         run, card = self.run, self.card
         asked, run.push_to_hub = run.push_to_hub, False

@@ -21,7 +21,7 @@ from budget_trainer.budget.clock import parse_duration
 from budget_trainer.config.arguments import CardArguments, RunArguments
 from budget_trainer.config.parser import is_null, recipe_words, split_recipe
 from budget_trainer.core.errors import InputError
-from budget_trainer.glue.push import settle
+from budget_trainer.glue.push import resolve_model_push
 from budget_trainer.glue.tasks import HUB_DATASET, Task, find_tasks
 
 
@@ -186,7 +186,7 @@ class Request:
                 "push_to_hub: a suite scores a model and keeps none; publish that one with its scores: python -m "
                 "budget_trainer.publish DIR --glue_report OUTPUT_DIR"
             )
-        self.push = settle(self.run, self.card, self.glue.save_model and self.run.do_train, self.explicit)
+        self.push = resolve_model_push(self.run, self.card, self.glue.save_model and self.run.do_train, self.explicit)
 
     @property
     def is_suite(self) -> bool:

@@ -13,10 +13,12 @@ from budget_trainer.glue.results import MODEL, read_result, write_result
 from budget_trainer.glue.tasks import TASKS
 from budget_trainer.reporting.card import GLUE_REPORT
 from budget_trainer.reporting.hub import PushOptions
-from budget_trainer.reporting.publish import BackgroundPush, Push, resolve_push
+from budget_trainer.reporting.publish import BackgroundPush, resolve_push
 
 
-def settle(run: RunArguments, card: CardArguments, keeps_model: bool, explicit: Collection[str]) -> Push | None:
+def resolve_model_push(
+    run: RunArguments, card: CardArguments, keeps_model: bool, explicit: Collection[str]
+) -> PushOptions | None:
     """How to push, None where that was not asked for. Trainer is not told of it: it would push while it trains.
 
     The repository has the name of output_dir where none was given. InputError as `resolve_push`.
@@ -37,7 +39,7 @@ def settle(run: RunArguments, card: CardArguments, keeps_model: bool, explicit: 
     )
 
 
-def publish(output_dir: Path, push: Push | None) -> None:
+def publish(output_dir: Path, push: PushOptions | None) -> None:
     """Push `model/` where that was asked for, and write into `result.json`, at `hub`, what came of it (main process).
 
     A push that fails changes nothing else. It waits for the Hub, outside of the budget.
@@ -47,7 +49,7 @@ def publish(output_dir: Path, push: Push | None) -> None:
         return
     model = output_dir / MODEL
     write_json_atomic(model / GLUE_REPORT, {"scores": scores(result)})
-    write_result(output_dir, {**result, "hub": BackgroundPush(model, push.options).finish()})
+    write_result(output_dir, {**result, "hub": BackgroundPush(model, push).finish()})
 
 
 def scores(result: dict[str, Any]) -> list[dict[str, Any]]:

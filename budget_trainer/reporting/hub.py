@@ -68,6 +68,7 @@ class PushOptions:
     language: str | None = None
     overwrite: bool = False
     glue_report: Path | None = None
+    at_every_save: bool = False  # of a run: each time-marked model goes as soon as it is saved, else all at the end
 
     def words(self, folder: Path) -> list[str]:
         """The arguments of `python -m budget_trainer.publish` for this push, but for --overwrite."""

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,9 @@ from huggingface_hub.utils import disable_progress_bars
 from budget_trainer.core.command import INTERRUPTED, Parser, exit_code, run_command
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.jobs import VARIABLE, end_with_parent
+from budget_trainer.reporting import hub
 from budget_trainer.reporting.card import check_license
-from budget_trainer.reporting.hub import (
-    HubBusy,
-    PushOptions,
-    check_locally,
-    default_name,
-    marked_models,
-    prepare,
-    push,
-    redacted,
-)
+from budget_trainer.reporting.hub import PushOptions
 
 log = logging.getLogger("publish")
 PAUSE_SECONDS = (5.0, 30.0)  # before the second and the third attempt
@@ -53,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _parser().parse_args(argv, args)
             account = _publish(args)
         except (InputError, RunError) as error:  # a token in the wrong place is not shown
-            message = redacted(str(error), args.hub_token)
+            message = hub.redacted(str(error), args.hub_token)
             if not args.json:
                 raise type(error)(message) from None
             if args.only_marked:
@@ -75,7 +67,12 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="the --output_dir of a run, or the folder of one model")
     add("--hub_model_id", help="user/name; without user the token's owner, without both the folder's name")
-    add("--hub_private_repo", action="store_true", help="make the repository private (a public one is refused)")
+    add(
+        "--hub_private_repo",
+        action="store_true",
+        default=None,
+        help="make the repository private (a public one is refused)",
+    )
     add("--hub_token", help="better in HF_TOKEN or by `hf auth login`: command lines are seen by others")
     add("--license", help="of the weights, as apache-2.0 (the recipe's; else the card says that it is unknown)")
     add("--language", help="of the text, as en or en,de")
@@ -93,8 +90,8 @@ def _parser() -> Parser:
 
 def _publish(args: argparse.Namespace) -> dict[str, Any] | None:
     """The account of the push; None of a dry run."""
-    private = args.hub_private_repo or None
-    options = PushOptions(args.hub_model_id, private, args.license, args.language, args.overwrite, args.glue_report)
+    given = {field.name: getattr(args, field.name) for field in fields(PushOptions) if hasattr(args, field.name)}
+    options = PushOptions(**given)
     if args.dry_run:
         _show(args.folder, options)
         return None
@@ -111,33 +108,27 @@ def _publish(args: argparse.Namespace) -> dict[str, Any] | None:
         disable_progress_bars()
     # The client asks again for uploads and listings only. What a first attempt has sent is not sent again, so that the whole
     # push can be repeated, even where only the answer to a commit was lost.
-    for seconds in PAUSE_SECONDS:
+    for seconds in (*PAUSE_SECONDS, None):
         try:
-            return push(args.folder, options, args.hub_token, only_marked=args.only_marked)
-        except HubBusy as error:
+            return hub.push(args.folder, options, args.hub_token, only_marked=args.only_marked)
+        except hub.HubBusy as error:
+            if seconds is None:
+                raise
             log.warning("%s; again in %.0f s", error, seconds)
             time.sleep(seconds)
-    return push(args.folder, options, args.hub_token, only_marked=args.only_marked)
+    raise AssertionError("unreachable")
 
 
 def _show(folder: Path, options: PushOptions) -> None:
     """Print what would be published, with sizes in bytes, and what would stay here."""
-    repo_id = options.hub_model_id or default_name(folder)
-    for revision in prepare(folder, options, repo_id):
+    repo_id = options.hub_model_id or hub.default_name(folder)
+    for revision in hub.prepare(folder, options, repo_id):
         print(f"{repo_id}, {revision.name}:")
         for name, content in sorted(revision.files.items()):
             size = len(content) if isinstance(content, bytes) else content.stat().st_size
             print(f"  {size:>14,}  {name}")
         if revision.left_out:
             print(f"  not published: {', '.join(revision.left_out)}")
-
-
-@dataclass(frozen=True)
-class Push:
-    """What a run was asked to push: `at_every_save` time-marked models go while it trains, else all at the end."""
-
-    options: PushOptions
-    at_every_save: bool
 
 
 def resolve_push(
@@ -149,8 +140,8 @@ def resolve_push(
     explicit: Collection[str],
     saves_models: bool,
     main_process: bool,
-) -> Push | None:
-    """The push that the flags ask for. InputError where they contradict each other, or where it is known to fail.
+) -> PushOptions | None:
+    """The push that the flags of a run ask for, or None. InputError where they contradict each other, or it is known to fail.
 
     `explicit` are the flags that somebody named; only the main process needs a token. The network is not asked: what only
     the Hub knows is an error at the end of the run.
@@ -172,10 +163,10 @@ def resolve_push(
         )
     if main_process:
         try:
-            check_locally(options.hub_model_id or default_name(folder))
+            hub.check_locally(options.hub_model_id or hub.default_name(folder))
         except InputError as error:
             raise InputError(f"{error}; or leave push_to_hub out and publish later") from None
-    return Push(options, hub_strategy == "every_save")
+    return replace(options, at_every_save=hub_strategy == "every_save")
 
 
 class BackgroundPush:
@@ -199,7 +190,7 @@ class BackgroundPush:
     def _watch(self) -> None:
         pushed: list[Path] = []
         while not self._finishing.wait(_LOOK_EVERY_SECONDS):
-            found = marked_models(self.folder)
+            found = hub.marked_models(self.folder)
             if found != pushed and (self._process is None or self._process.poll() is not None):
                 pushed = found
                 try:
@@ -231,7 +222,7 @@ class BackgroundPush:
             account = {"error": "interrupted"}
         except (OSError, ValueError, TypeError) as error:
             code = None if self._process is None else self._process.poll()
-            account = {"error": redacted(f"its process ended ({code}): {error}")}
+            account = {"error": hub.redacted(f"its process ended ({code}): {error}")}
         if self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -1,9 +1,6 @@
-"""The account of a run: what it ran on, what happened when, and where the budget went.
+"""The report of a run: what it ran on, what it trained on, its picture, and what of it may be published.
 
-`run_report.png` is drawn by `draw_report` from it and from the lines
-of `progress.jsonl`. A leaf; it imports matplotlib and torch only where they are used.
-
-What a model was trained on, in the words of its data folder's manifest. A leaf.
+`run_report.png` is drawn from `run_report.json` and the lines of `progress.jsonl`.
 """
 
 from __future__ import annotations
@@ -16,8 +13,11 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.errors import InputError
@@ -25,8 +25,8 @@ from budget_trainer.core.io import write_atomic
 from budget_trainer.core.plotting import png_figure
 
 REPORT, PICTURE = "run_report.json", "run_report.png"
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed")
-MAX_POINTS = 2000
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "deepspeed")
+_MAX_POINTS = 2000  # of a line in the picture
 _PRIVATE = re.compile(r"token|password|secret|api_key|_dir$|_file$")  # names of arguments that stay here
 COLOURS = {
     "setup": "#8d99ae",
@@ -42,7 +42,7 @@ COLOURS = {
 def environment() -> dict[str, Any]:
     """`versions` (of the packages that are there), `hardware` (memory in GiB) and `git_commit` (or None)."""
     versions = {"python": platform.python_version()}
-    for name in (*PACKAGES, "budget-trainer"):
+    for name in (*_PACKAGES, "budget-trainer"):
         try:
             versions[name.replace("-", "_")] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -51,24 +51,22 @@ def environment() -> dict[str, Any]:
 
 
 def _hardware() -> dict[str, Any]:
-    import torch
+    import torch  # here, because clock, curves and the Hub work without
 
     gpus = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         gpu = torch.cuda.get_device_properties(index)
         gpus.append({"name": gpu.name, "memory_gib": round(gpu.total_memory / 2**30, 1)})
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": _cpu_model(), "cores": cores, "memory_gib": round(memory, 1), "gpus": gpus}
+    memory = round(psutil.virtual_memory().total / 2**30, 1)
+    return {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_gib": memory, "gpus": gpus}
 
 
 def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"^model name\s*: *(.+)$", text, re.MULTILINE):
+            return found[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _git_commit() -> str | None:
@@ -76,15 +74,20 @@ def _git_commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    git = ["git", "-C", str(root)]
+    describe = [
+        "git",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--exclude=*",
+        "--dirty",
+    ]  # no tag's name
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        change = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-    if head.returncode != 0:
-        return None
-    return head.stdout.strip() + ("-dirty" if change.stdout.strip() else "")
 
 
 def read_progress(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -161,14 +164,14 @@ def _budget(report: dict[str, Any]) -> float | None:
 
 
 def _series(progress: Sequence[dict[str, Any]], key: str) -> tuple[Any, Any]:
-    """Seconds and values of the lines that have a number at `key`; beyond MAX_POINTS, means of equal runs of them."""
+    """Seconds and values of the lines that have a number at `key`; beyond _MAX_POINTS, means of equal runs of them."""
     import numpy as np
 
     pairs = [(line["elapsed_seconds"], line.get(key)) for line in progress]
     points = np.array(pairs, dtype=float).reshape(-1, 2)  # None becomes NaN
     points = points[np.isfinite(points).all(axis=1)]
-    if len(points) > MAX_POINTS:
-        points = np.stack([part.mean(axis=0) for part in np.array_split(points, MAX_POINTS)])
+    if len(points) > _MAX_POINTS:
+        points = np.stack([part.mean(axis=0) for part in np.array_split(points, _MAX_POINTS)])
     return points[:, 0], points[:, 1]
 
 

@@ -106,7 +106,7 @@ class PretrainingRun:
             write_results(self.recipe, report, final)
         self.channel.barrier()
         if self.is_main_process and self.recipe.push is not None:
-            push = BackgroundPush(self.output_dir, self.recipe.push.options)
+            push = BackgroundPush(self.output_dir, self.recipe.push)
             finish_push(push, self.output_dir, report, self.recipe.job_limit_seconds - self.clock.job_seconds())
         return DONE
 
@@ -246,7 +246,7 @@ class PretrainingRun:
         """The push to the Hub; it begins now where time-marked models go there while the training goes on."""
         if self.recipe.push is None or not self.is_main_process:
             return None
-        push = BackgroundPush(self.output_dir, self.recipe.push.options)
+        push = BackgroundPush(self.output_dir, self.recipe.push)
         if self.recipe.push.at_every_save and self.recipe.markers:
             push.start()
         return push

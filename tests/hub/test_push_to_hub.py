@@ -270,7 +270,7 @@ def test_a_name_and_a_token_are_enough_to_begin(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     given = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "total_training_time": "1h", "use_cpu": True}
     recipe = parse_recipe(words({**given, "push_to_hub": True, "hub_strategy": "end", "license": "cc-by-sa-4.0"}))
-    assert recipe.push is not None and not recipe.push.at_every_save and recipe.push.options.license == "cc-by-sa-4.0"
+    assert recipe.push is not None and not recipe.push.at_every_save and recipe.push.license == "cc-by-sa-4.0"
     assert not recipe.run.push_to_hub, "Trainer would push by itself"
     assert recipe.as_dict()["push_to_hub"] is True and TOKEN not in json.dumps(recipe.as_dict(), default=str)
     with pytest.raises(InputError, match=r"hub_model_id: 'a/b/c' is not a name on the Hub; write user/name"):
