@@ -50,7 +50,7 @@ def check(a: argparse.Namespace) -> None:
     """Refuse, before hours of fine-tuning, what could not be judged after them; tasks become lists of their names."""
     from budget_trainer.glue.data import check_data, load_task
     from budget_trainer.glue.model import load_tokenizer, resolve_model
-    from budget_trainer.glue.suite import read_grid
+    from budget_trainer.glue.plan import read_grid
     from budget_trainer.glue.tasks import find_tasks
 
     a.model_name_or_path = resolve_model(a.model_name_or_path).resolve()

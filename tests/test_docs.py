@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from budget_trainer.config.parser import parse_recipe
-from budget_trainer.glue.suite import read_grid
+from budget_trainer.glue.plan import read_grid
 from data_prep.data_recipe import read_data_recipe
 from docs import budget_picture, make_api
 from tests import documents

@@ -18,7 +18,7 @@ from budget_trainer.config.parser import KEYS, parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.glue.arguments import KEYS as GLUE_KEYS
 from budget_trainer.glue.arguments import REFUSED, RENAMED, parse_request
-from budget_trainer.glue.suite import read_grid
+from budget_trainer.glue.plan import read_grid
 from budget_trainer.migrate.flags import FLAGS
 from tests import documents
 from tests.conftest import ROOT

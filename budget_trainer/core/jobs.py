@@ -1,6 +1,6 @@
-"""A run that another process has started ends with it, however that ends. Standard library only.
+"""Runs as processes of their own, as many at a time as there are devices; they end with the process that started them.
 
-Runs as processes of their own: `accelerate launch SCRIPT ...` of a suite on GLUE or of a sweep.
+A suite on GLUE and a sweep start `accelerate launch SCRIPT ...` this way.
 """
 
 from __future__ import annotations
@@ -12,13 +12,29 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
+from budget_trainer.core.errors import StopAsked
 from budget_trainer.core.io import write_atomic
+from budget_trainer.core.stop_request import StopRequest, signal_name
 
-VARIABLE = "BUDGET_LIFELINE"  # set for a run whose standard input is a pipe that a suite or a sweep holds open
+VARIABLE = (
+    "BUDGET_LIFELINE"  # set for a run whose standard input is a pipe that the process which started it holds open
+)
+POLL_SECONDS = 0.1
+# Variables of the launcher that started this process.
+_LAUNCHERS = ("ACCELERATE_", "TORCHELASTIC_", "FSDP_", "GROUP_", "ROLE_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_")
+_PROFILE = """# One process, for one run; so that no profile of the user's decides.
+compute_environment: LOCAL_MACHINE
+distributed_type: 'NO'
+use_cpu: {cpu}
+num_machines: 1
+num_processes: 1
+mixed_precision: 'no'
+"""
 
 
 def end_with_parent() -> None:
@@ -40,19 +56,6 @@ def _wait() -> None:
     os._exit(85)
 
 
-GRACE_SECONDS = 20.0  # between the request to stop and the end by force
-# Variables of the launcher that started this process.
-LAUNCHERS = ("ACCELERATE_", "TORCHELASTIC_", "FSDP_", "GROUP_", "ROLE_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_")
-PROFILE = """# One process, for one run; so that no profile of the user's decides.
-compute_environment: LOCAL_MACHINE
-distributed_type: 'NO'
-use_cpu: {cpu}
-num_machines: 1
-num_processes: 1
-mixed_precision: 'no'
-"""
-
-
 def devices(use_cpu: bool) -> list[str | None]:
     """What runs can be put on at the same time: the visible GPUs as CUDA_VISIBLE_DEVICES takes them, or one CPU (None)."""
     if use_cpu:
@@ -66,100 +69,17 @@ def devices(use_cpu: bool) -> list[str | None]:
 
 
 def write_profile(path: Path, use_cpu: bool) -> Path:
-    """The launch configuration of every run."""
-    write_atomic(path, PROFILE.format(cpu=str(use_cpu).lower()))
+    """The launch configuration of runs with one process each."""
+    write_atomic(path, _PROFILE.format(cpu=str(use_cpu).lower()))
     return path
 
 
-def script_path(name: str) -> Path:
-    """The file of `train_mlm` or `finetune_glue`, without running its heavy part."""
-    found = importlib.util.find_spec(name)
-    assert found is not None and found.origin is not None, name
-    return Path(found.origin).resolve()
-
-
-def launcher(profile: Path) -> list[str]:
-    """The words of `accelerate launch` before a script, with a free port."""
+def launch_command(profile: Path, script: str, words: Sequence[str]) -> list[str]:
+    """`accelerate launch` of a script (`train_mlm`, `finetune_glue`) with its command line, on a free port."""
+    found = importlib.util.find_spec(script)  # its file, without running its heavy part
+    assert found is not None and found.origin is not None, script
     head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(profile)]
-    return [*head, "--main_process_port", "0"]
-
-
-class Child:
-    """A started run; its output goes to `log`. Its standard input is a pipe that ends with this process (see `lifeline`).
-
-    `script` is the name of one of the project's scripts; `device` the GPUs as CUDA_VISIBLE_DEVICES takes them, None for what
-    is there. The launcher keeps `held`, a file descriptor, open as long as it lives: a lock on it is the run's.
-    """
-
-    def __init__(
-        self,
-        script: str,
-        words: list[str],
-        profile: Path,
-        log: Path,
-        device: str | None,
-        held: int | None = None,
-        append: bool = False,
-    ) -> None:
-        command = [*launcher(profile), str(script_path(script)), *words]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
-        environment.pop("FORCE_COLOR", None)  # its output is a file
-        environment[VARIABLE] = "1"
-        if device is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = device
-        self.log, self.device, self.begin = log, device, time.monotonic()
-        self._log: IO[bytes] = open(log, "ab" if append else "wb")
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            pass_fds=() if held is None else (held,),
-            start_new_session=True,  # a signal to this process does not reach it by itself: the launcher would not hand it on
-        )
-
-    @property
-    def seconds(self) -> float:
-        """Since it was started."""
-        return time.monotonic() - self.begin
-
-    @property
-    def returncode(self) -> int | None:
-        """None while it runs."""
-        code = self.process.poll()
-        if code is not None:
-            self._close()
-        return code
-
-    def _close(self) -> None:
-        if self.process.stdin is not None:
-            with suppress(OSError):
-                self.process.stdin.close()
-        self._log.close()
-
-    def kill(self) -> None:
-        """End it at once, and what it was writing with it; its end of the pipe ends ranks outside of its process group."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self._close()
-
-    def stop(self) -> None:
-        """Ask the run and its launcher to stop, and end them where they do not within GRACE_SECONDS."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(GRACE_SECONDS)
-                break
-        with suppress(ProcessLookupError):  # the launcher may have gone before its script
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self._close()
-
-    def last_error(self) -> str:
-        """The line of its log that says why it failed."""
-        return last_error(self.log, self.process.returncode)
+    return [*head, "--main_process_port", "0", str(Path(found.origin).resolve()), *words]
 
 
 def last_error(log: Path, code: int | None) -> str:
@@ -169,3 +89,121 @@ def last_error(log: Path, code: int | None) -> str:
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     errors = errors or [line for line in lines if "Error" in line and "CalledProcessError" not in line]
     return (errors or lines or [f"it ended with code {code}"])[-1][:500]
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """How a process ended: by itself with `code`, or because `Job.watch` gave a `reason`; `error` is its log's last one."""
+
+    code: int
+    seconds: float
+    reason: str | None
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A process, what is asked about it while it runs, and what is done when it has ended.
+
+    `watch` gets the seconds since its start, again and again, and returns why the process has to be ended, or None. It is then
+    asked to stop, and killed after `grace_seconds`; 0 kills at once. `on_end` may return the job that follows on the device.
+    The output goes to `log`, behind what is there with `append`. The process keeps the file descriptor `inherited` open as long
+    as it lives: a lock on that is the process's.
+    """
+
+    command: Sequence[str]
+    log: Path
+    on_end: Callable[[JobEnd], Job | None]
+    watch: Callable[[float], str | None] = lambda seconds: None
+    append: bool = False
+    inherited: int | None = None
+    grace_seconds: float = 20.0
+
+
+def run_jobs(slots: Sequence[str | None], next_job: Callable[[], Job | None], stop: StopRequest) -> None:
+    """Keep one job on each of the `slots` (of CUDA_VISIBLE_DEVICES; None for what is there), until none runs and none is left.
+
+    `next_job` is asked wherever a slot is free; None means that there is none now. Raises StopAsked on a signal. Whatever is
+    raised, by `next_job`, `watch` and `on_end` too, all processes have ended before.
+    """
+    running: dict[int, _Process] = {}
+    try:
+        while True:
+            if stop.signal_number:
+                raise StopAsked(f"{signal_name(stop.signal_number)}; repeat the command to go on")
+            for slot, device in enumerate(slots):
+                if slot not in running:
+                    job = next_job()
+                    if job is None:
+                        break
+                    running[slot] = _Process(job, device)
+            if not running:
+                return
+            time.sleep(POLL_SECONDS)
+            for slot, process in list(running.items()):
+                end = process.look()
+                if end is not None:
+                    del running[slot]
+                    following = process.job.on_end(end)
+                    if following is not None:
+                        running[slot] = _Process(following, slots[slot])
+    finally:
+        _end(running.values())
+
+
+class _Process:
+    """A started job; its standard input is a pipe that ends with this process (see `end_with_parent`)."""
+
+    def __init__(self, job: Job, device: str | None) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHERS)}
+        environment.pop("FORCE_COLOR", None)  # its output is a file
+        environment[VARIABLE] = "1"
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        self.job, self.begin = job, time.monotonic()
+        with open(job.log, "ab" if job.append else "wb") as log:
+            self.popen = subprocess.Popen(
+                job.command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=() if job.inherited is None else (job.inherited,),
+                start_new_session=True,  # a signal to this process does not reach it: the launcher would not hand it on
+            )
+
+    def look(self) -> JobEnd | None:
+        """How it ended; None while it runs, and may go on to."""
+        reason, seconds = None, time.monotonic() - self.begin
+        if self.popen.poll() is None:
+            reason = self.job.watch(seconds)
+            if reason is None:
+                return None
+            _end([self])
+        self.close()
+        code = self.popen.returncode
+        return JobEnd(code, seconds, reason, last_error(self.job.log, code))
+
+    def send(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, number)
+
+    def close(self) -> None:
+        """Close the pipe: ranks outside of its process group, which no signal reached, end as well."""
+        assert self.popen.stdin is not None
+        with suppress(OSError):
+            self.popen.stdin.close()
+
+
+def _end(processes: Iterable[_Process]) -> None:
+    """Ask all to stop at the same time, and kill each that has not within its grace."""
+    begin, processes = time.monotonic(), list(processes)
+    for process in processes:
+        if process.job.grace_seconds:
+            process.send(signal.SIGTERM)
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.popen.wait(max(0.0, process.job.grace_seconds - (time.monotonic() - begin)))
+        process.send(signal.SIGKILL)  # the whole group: the launcher may have gone before its script
+        process.popen.wait()
+        process.close()

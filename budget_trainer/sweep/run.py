@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 import uuid
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from budget_trainer.budget.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import try_lock, write_atomic, write_json_atomic
-from budget_trainer.core.jobs import devices, write_profile
+from budget_trainer.core.jobs import devices, launch_command, write_profile
 from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.sweep import checks
@@ -64,11 +66,12 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
         with exclusive(spec):
             study = open_study(spec, open_storage(spec.storage), mine)
             place = _claim(spec, mine)
-            at_exit.enter_context(_keep_clock(spec.output_dir, clock))
+            _keep_clock(spec.output_dir, clock, at_exit)
             profile = spec.accelerate_config or write_profile(spec.output_dir / "launch.yaml", use_cpu)
-            base = _write_recipe(spec, recipe)
+            words = _write_recipe(spec, recipe)
         clock.enter("train")
-        runner = Runner(spec, study, clock, stop, slots, place, base, profile, on_cpu)
+        launch = partial(launch_command, profile)
+        runner = Runner(spec, study, clock, stop, slots, place, launch, words, on_cpu)
         try:
             runner.work()
         except (
@@ -134,22 +137,19 @@ def _claim(spec: SweepSpec, mine: dict[str, Any]) -> str:
     return str(content["place"])
 
 
-def _keep_clock(output_dir: Path, clock: BudgetClock) -> ExitStack:
-    """Go on with the sweep's clock, and write it once a second as long as this process lives.
+def _keep_clock(output_dir: Path, clock: BudgetClock, at_exit: ExitStack) -> None:
+    """Go on with the sweep's clock, and write it once a second until `at_exit`.
 
     Each process has a file of its own, the first that is free; they all show the sweep's time, so the largest counts.
     """
-    kept = ExitStack()
     before = [ClockFile.read(path) for path in output_dir.glob("clock-*.json")]
     clock.restore(max(before, key=lambda shares: sum(shares.values()), default={}))
-    for number in range(10_000):
-        lock = try_lock(output_dir / "locks" / f"clock-{number}")
-        if lock is not None:
-            kept.enter_context(lock)
+    for number in itertools.count():
+        if (lock := try_lock(output_dir / "locks" / f"clock-{number}")) is not None:
+            at_exit.enter_context(lock)
             break
-    kept.enter_context(clock_file := ClockFile(output_dir / f"clock-{number}.json", clock))
+    at_exit.enter_context(clock_file := ClockFile(output_dir / f"clock-{number}.json", clock))
     clock_file.start()
-    return kept
 
 
 def _write_recipe(spec: SweepSpec, recipe: dict[str, Any]) -> list[str]:

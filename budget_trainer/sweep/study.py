@@ -18,6 +18,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import FrozenTrial
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.sweep.spec import WHOLE, SweepSpec, combinations
@@ -101,17 +102,10 @@ def _drop_half_line(journal: Path) -> None:
     lock = JournalFileSymlinkLock(str(journal))  # as those who write
     lock.acquire()
     try:
-        with journal.open("r+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            size = min(end, 2**16)
-            while True:
-                file.seek(end - size)
-                kept = file.read(size).rfind(b"\n") + 1
-                if kept or size == end:
-                    break
-                size = min(end, 16 * size)
-            if kept < size:
-                file.truncate(end - size + kept)
+        content = journal.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(journal, whole)
     finally:
         lock.release()
 
@@ -241,11 +235,13 @@ def ask(spec: SweepSpec, study: optuna.Study) -> optuna.Trial:
     return study.ask({name: dimension.distribution() for name, dimension in spec.space.items()})
 
 
-def resume(spec: SweepSpec, study: optuna.Study, trial_id: int) -> optuna.Trial:
-    """A trial that lost its process, with the parameters it had; those that it had not yet are drawn."""
-    frozen = study._storage.get_trial(trial_id)
-    study.sampler = make_sampler(spec, frozen.number)
-    trial = optuna.Trial(study, trial_id)
+def resume(spec: SweepSpec, study: optuna.Study, lost: FrozenTrial) -> optuna.Trial:
+    """A trial that lost its process, with the parameters it had; those that it had not yet are drawn.
+
+    Optuna has no public way to take up a trial that is running in its storage.
+    """
+    study.sampler = make_sampler(spec, lost.number)
+    trial = optuna.Trial(study, lost._trial_id)
     for name, dimension in spec.space.items():
         trial._suggest(name, dimension.distribution())
     return trial

@@ -1,23 +1,19 @@
 """Which runs a suite has, what they are called, how time is divided, what is made of their scores: without a single run."""
 
 import json
+import sys
+import time
 
 import pytest
 
+from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.errors import InputError
-from budget_trainer.glue import suite
+from budget_trainer.core.stop_request import StopRequest
+from budget_trainer.glue import plan as plan_module
 from budget_trainer.glue.arguments import KEYS, parse_request
-from budget_trainer.glue.suite import (
-    PlannedRun,
-    free_seconds,
-    make_plan,
-    read_grid,
-    record,
-    run_key,
-    share,
-    task_entry,
-    whole,
-)
+from budget_trainer.glue.plan import PlannedRun, free_seconds, make_plan, read_grid, run_key, share
+from budget_trainer.glue.runs_file import record, task_entry, whole
+from budget_trainer.glue.suite import Runner
 from budget_trainer.glue.tasks import TASKS
 from tests.conftest import ROOT, words
 from tests.glue.conftest import SHORT
@@ -143,7 +139,7 @@ def test_another_model_data_or_time_another_name():
 
 def test_a_raised_results_version_makes_finished_runs_anew(monkeypatch):
     before = run_key(RUN, "m", "d", None, False)
-    monkeypatch.setattr(suite, "RESULTS_VERSION", suite.RESULTS_VERSION + 1)
+    monkeypatch.setattr(plan_module, "RESULTS_VERSION", plan_module.RESULTS_VERSION + 1)
     assert run_key(RUN, "m", "d", None, False) != before
 
 
@@ -246,63 +242,70 @@ def test_the_whole_file():
     assert content["covered"] == {"AX": "MNLI"} and content["absent"] == {"QNLI": "no file"}
 
 
-# ---- several devices, without processes ----
+# ---- several devices, with small commands as runs ----
 
 
-class FakeChild:
-    """A run that is over after some looks at it, and leaves a result that was said beforehand."""
+RUN_SCRIPT = """
+import json, os, sys, time
+words = sys.argv[2:]
+folder = words[words.index("--output_dir") + 1]
+device = os.environ["CUDA_VISIBLE_DEVICES"]
+begin = time.time()
+time.sleep(1.5 if device == "0" else 0.1)
+with open(os.path.join(sys.argv[1], "said"), "a") as said:
+    said.write(json.dumps([device, begin, time.time(), words[words.index("--total_training_time") + 1]]) + "\\n")
+result = {"format": 1, "headline": {"value": 0.5}, "metrics": {"dev": {"accuracy": 0.5}}, "official_rows": {"dev": True}}
+result |= {"best_epoch": 1.0, "steps": 5, "predictions": {}, "seconds": {"total": 0.1}}
+open(os.path.join(folder, "result.json"), "w").write(json.dumps(result))
+"""
 
-    running: dict = {}
-    most: int = 0
-    lines: list = []
 
-    def __init__(self, script, line, profile, log, device):
+def test_one_run_on_each_device_at_a_time(request_of, tmp_path):
+    def launch(script, line):
         assert script == "finetune_glue"
-        self.line, self.log, self.device, self.looks = line, log, device, -40 if device == "0" else 0
-        assert device not in self.running, "two runs on one device"
-        self.running[device] = self
-        FakeChild.most = max(FakeChild.most, len(self.running))
-        FakeChild.lines.append((device, line))
-        self.seconds = 12.0
+        return [sys.executable, "-c", RUN_SCRIPT, str(tmp_path), *line]
 
-    @property
-    def returncode(self):
-        self.looks += 1
-        if self.looks < 3:
-            return None
-        self.running.pop(self.device)
-        content = {**result(0.5), "format": 1, "headline": {"value": 0.5}, "predictions": {}}
-        (self.log.parent / "result.json").write_text(json.dumps(content))
-        return 0
+    def runner():
+        return Runner(
+            request, plan_of(request), BudgetClock(900.0), StopRequest(), (tmp_path, "digest"), ["0", "1"], launch
+        )
 
-    def stop(self):
-        self.running.pop(self.device, None)
+    def said():
+        return sorted(json.loads(line) for line in (tmp_path / "said").read_text().splitlines())
 
-
-def test_one_run_on_each_device_at_a_time(request_of, monkeypatch, tmp_path):
-    from budget_trainer.budget.clock import BudgetClock
-    from budget_trainer.core.stop_request import StopRequest
-    from budget_trainer.glue import suite as module
-
-    now = [0.0]
-    monkeypatch.setattr(module, "Child", FakeChild)
-    monkeypatch.setattr(module, "devices", lambda use_cpu: ["0", "1"])
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + 5.0))
     (tmp_path / "grid.yaml").write_text("grid: {learning_rate: [1e-3, 2e-3, 3e-3]}\n")
     flags = {"task_name": "RTE,CoLA", "grid": tmp_path / "grid.yaml", "learning_rate": None, "seeds": "7"}
     request = request_of(**flags, total_training_time="900s")
-    (tmp_path / "out").mkdir()
-    clock = BudgetClock(900.0, time_fn=lambda: now[0])
-    runner = module.Runner(request, plan_of(request), clock, StopRequest(), (tmp_path, "digest"))
-    runner.work()
-    assert len(FakeChild.lines) == 6 and FakeChild.most == 2
-    assert [device for device, _ in FakeChild.lines[:2]] == ["0", "1"]
-    times = [line[line.index("--total_training_time") + 1] for _, line in FakeChild.lines]
-    assert all(30 < float(text.removesuffix("s")) < 890 for text in times), times
-    content = runner.content({}, {})
+    first = runner()
+    first.work()
+    runs = said()
+    assert len(runs) == 6 and {device for device, *_ in runs} == {"0", "1"}
+    for device in "01":
+        times = [(begin, end) for name, begin, end, _ in runs if name == device]
+        assert all(end <= begin for (_, end), (begin, _) in zip(times, times[1:], strict=False)), "two on one device"
+    assert all(30 < float(seconds.removesuffix("s")) < 899 for *_, seconds in runs), runs
+    content = first.content({}, {})
     rates = [one["flags"]["learning_rate"] for one in content["tasks"]["CoLA"]["configurations"]]
     assert rates == ["1e-3", "2e-3", "3e-3"], "in the order of the grid, though the first has ended last"
     assert content["failed"] == 0
-    # what is finished is not begun again
-    module.Runner(request, plan_of(request), clock, StopRequest(), (tmp_path, "digest")).work()
-    assert len(FakeChild.lines) == 6
+    runner().work()
+    assert len(said()) == 6, "what is finished is not begun again"
+
+
+def test_runs_that_fail_are_noted_and_those_without_time_not_begun(request_of, tmp_path):
+    request = request_of(task_name="RTE,CoLA", seeds="7", total_training_time="900s")
+    late = [0.0]
+    clock = BudgetClock(900.0, time_fn=lambda: time.monotonic() + late[0])
+
+    def launch(script, line):
+        return [sys.executable, "-c", "print('error: no memory'); raise SystemExit(1)"]
+
+    runner = Runner(request, plan_of(request), clock, StopRequest(), (tmp_path, "digest"), [None], launch)
+    runner.work()
+    errors = [one["configurations"][0]["runs"][0]["error"] for one in runner.content({}, {})["tasks"].values()]
+    assert errors == ["no memory"] * 2 and runner.content({}, {})["failed"] == 2
+    late[0] = 898.0
+    again = Runner(request, plan_of(request), clock, StopRequest(), (tmp_path, "digest"), [None], launch)
+    again.work()
+    errors = [one["configurations"][0]["runs"][0]["error"] for one in again.content({}, {})["tasks"].values()]
+    assert errors == ["total_training_time is over; give more, or fewer runs"] * 2

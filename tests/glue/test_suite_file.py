@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.glue.plan import Plan, PlannedRun
 from budget_trainer.glue.report import report_suite
 from budget_trainer.glue.results import RUNS_FILE, read_suite, write_result
+from budget_trainer.glue.runs_file import record, whole
 from budget_trainer.glue.submission import check_submission
-from budget_trainer.glue.suite import Plan, PlannedRun, record, whole
 from budget_trainer.glue.tasks import TASKS
 from tests.glue.suites import write_predictions
 

@@ -1,99 +1,198 @@
-"""Which trials a process of a sweep takes, when it gives up, and a storage that a crash has left half written."""
+"""Which trials a process of a sweep takes, when it gives up, and a storage that a crash has left half written.
 
-from types import SimpleNamespace
+The trials are small commands in the place of trainings.
+"""
+
+import sys
 
 import optuna
 import pytest
 
-from budget_trainer.core.errors import RunError
+from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.core.errors import RunError, StopAsked
+from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.sweep.runner import ENDED, PLACE, Runner
-from budget_trainer.sweep.study import open_storage
+from budget_trainer.sweep.spec import Choices, Objective, SweepSpec
+from budget_trainer.sweep.study import make_pruner, open_storage
 from budget_trainer.sweep.trials import TrialLock
 
-
-def runner_of(folder, study=None, **trials):
-    """A runner of the study with these trials under way: name and whether it has made a step."""
-    (folder / "locks").mkdir()
-    runner = Runner.__new__(Runner)
-    objective = SimpleNamespace(task=None)
-    runner.spec = SimpleNamespace(output_dir=folder, storage=f"sqlite:///{folder}/study.db", objective=objective)
-    runner._seconds_left = lambda: 0.0  # total_time is over
-    runner.study, runner._place, runner._failures = study or optuna.create_study(), "here", []
-    runner._running = {
-        name: SimpleNamespace(run=SimpleNamespace(has_stepped=lambda stepped=stepped: stepped))
-        for name, stepped in trials.items()
-    }
-    return runner
+# What a trial does, by its seed; `{}` are its folder and the sweep's.
+EVALUATED = """import json, os; os.makedirs({0!r} + "/final", exist_ok=True)
+json.dump({{"evaluation": {{"bits_per_byte": 2.0}}, "used_seconds": 9}}, open({0!r} + "/run_report.json", "w"))"""
+STEPPED = """import json, os; os.makedirs({0!r}, exist_ok=True)
+line = {{"share": 0.5, "evaluation": {{"bits_per_byte": %s}}}}
+print(json.dumps(line), file=open({0!r} + "/progress.jsonl", "w"), flush=True)"""
+FAILS = "import os; print('error: rank %d: no memory' % os.getpid()); raise SystemExit(1)"
+SLEEPS = "import time; time.sleep(60)"
+WAITS = "import os, time\nwhile not os.path.exists({1!r} + '/trial-0005.log'): time.sleep(0.05)\ntime.sleep(0.3)"
+SCORED = """import json
+json.dump({{"format": 1, "predictions": {{}}, "headline": {{"value": 0.5}}}}, open({0!r} + "/result.json", "w"))"""
 
 
-def begun(study):
-    """A trial of this place whose process is gone."""
-    trial = study.ask({"x": optuna.distributions.FloatDistribution(0.0, 1.0)})
-    trial.set_user_attr(PLACE, "here")
-    return trial, study.get_trials()[-1]
+EVALUATION, GLUE = Objective(), Objective(task="CoLA")
 
 
-def test_a_trial_that_lost_its_process_is_taken_where_it_can_be_ended(tmp_path):
-    study = optuna.create_study()
-    runner, (trial, frozen) = runner_of(tmp_path, study), begun(study)
-    assert runner._orphan(frozen, fits=False) is None  # its training would be cut: it waits for more time
-    lock = runner._orphan(frozen, fits=True)
-    assert lock is not None and runner._orphan(frozen, fits=True) is None  # one takes it
+class Sweep:
+    """A sweep over six seeds; `does` has the code of each, `score` that of the fine-tuning."""
+
+    def __init__(self, folder, does=None, slots=1, seconds=1e6, score=SCORED, objective=EVALUATION, **changes):
+        self.folder, self.does, self.score, self.started = folder, does or {}, score, []
+        (folder / "locks").mkdir()
+        values = {
+            "name": "s",
+            "search": "grid",
+            "space": {"seed": Choices(tuple(range(6)))},
+            "fixed": {},
+            "recipe": None,
+            "objective": objective,
+            "total_seconds": 1e6,
+            "trial_seconds": 300.0,
+            "trials": None,
+            "parallel": None,
+            "accelerate_config": None,
+            "seed": 0,
+            "steps": (),
+            "output_dir": folder,
+            "storage": f"sqlite:///{folder}/study.db",
+            "keep_all_models": False,
+        }
+        self.spec = SweepSpec(**{**values, **changes})
+        self.study = optuna.create_study(direction=objective.direction, pruner=make_pruner(self.spec))
+        self.stop = StopRequest()
+        clock = BudgetClock(seconds + 4.9)  # 5 seconds are kept for the sweep's own end
+        self.runner = Runner(self.spec, self.study, clock, self.stop, [None] * slots, "here", self.launch)
+
+    def launch(self, script, words):
+        flags = dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word)
+        self.started.append(script)
+        if script == "finetune_glue":
+            code, out = self.score, words[words.index("--output_dir") + 1]
+        else:
+            code, out = self.does.get(int(flags["seed"]), EVALUATED), flags["output_dir"]
+        return [sys.executable, "-S", "-c", code.format(out, str(self.folder))]
+
+    def states(self):
+        return [trial.state.name for trial in self.study.get_trials()]
+
+    def lost(self, place="here"):
+        """A trial whose process is gone."""
+        trial = self.study.ask({"seed": optuna.distributions.CategoricalDistribution(tuple(range(6)))})
+        trial.set_user_attr(PLACE, place)
+        return trial
+
+
+@pytest.mark.parametrize(
+    ("objective", "seconds", "evaluated", "ended", "place", "state", "started"),
+    [
+        (EVALUATION, 60, False, None, "here", "RUNNING", []),  # its training would be cut: it waits for more time
+        (EVALUATION, 1e6, False, None, "here", "COMPLETE", ["train_mlm"]),
+        (EVALUATION, 1e6, False, None, "elsewhere", "RUNNING", []),
+        (EVALUATION, 0, True, None, "here", "COMPLETE", []),  # only the word is missing
+        (GLUE, 0, True, None, "here", "RUNNING", []),  # ... and a fine-tuning, for which there is time or not
+        (GLUE, 60, True, None, "here", "COMPLETE", ["finetune_glue"]),
+        (GLUE, 60, False, None, "here", "RUNNING", []),
+        (GLUE, 0, False, "pruned", "here", "PRUNED", []),
+        (EVALUATION, 0, False, "failed", "here", "FAIL", []),
+    ],
+)
+def test_a_trial_that_lost_its_process_is_taken_where_it_can_be_ended(
+    tmp_path, objective, seconds, evaluated, ended, place, state, started
+):
+    sweep = Sweep(tmp_path, seconds=seconds, objective=objective, trials=1)
+    trial = sweep.lost(place)
+    if ended is not None:
+        trial.set_user_attr(ENDED, ended)
+    if evaluated:
+        exec(EVALUATED.format(str(tmp_path / "trial-0000"), ""))
+    sweep.runner.work()
+    assert sweep.states() == [state] and sweep.started == started
+    assert TrialLock(tmp_path, 0).take()
+
+
+def test_a_trial_that_another_process_works_on_is_left_alone(tmp_path):
+    sweep = Sweep(tmp_path, trials=1)
+    sweep.lost()
+    lock = TrialLock(tmp_path, 0)
+    assert lock.take()
+    sweep.runner.work()
+    assert sweep.states() == ["RUNNING"] and not sweep.started
     lock.release()
-    folder = tmp_path / "trial-0000"
-    folder.mkdir()
-    (folder / "run_report.json").write_text('{"evaluation": {"loss": 2.0}}')
-    lock = runner._orphan(frozen, fits=False)  # only the word is missing
-    assert lock is not None
-    lock.release()
-    runner.spec.objective.task = "CoLA"  # ... and a fine-tuning, for which there is time or not
-    assert runner._orphan(frozen, fits=False) is None
-    runner._seconds_left = lambda: 1.0
-    lock = runner._orphan(frozen, fits=False)
-    assert lock is not None
-    lock.release()
-    (folder / "run_report.json").unlink()
-    assert runner._orphan(frozen, fits=False) is None
-    trial.set_user_attr(ENDED, "pruned")
-    assert runner._orphan(study.get_trials()[-1], fits=False) is not None
 
 
-def test_a_trial_that_ends_between_two_looks_is_nobodys(tmp_path):
-    study = optuna.create_study()
-    runner, (trial, frozen) = runner_of(tmp_path, study), begun(study)
-    study.tell(trial, 1.0)
-    assert runner._orphan(frozen, fits=True) is None and TrialLock(tmp_path, 0).take()
+def test_a_trial_that_ends_between_two_looks_is_nobodys(tmp_path, monkeypatch):
+    sweep = Sweep(tmp_path, trials=1)
+    trial = sweep.lost()
+    looks, now = [sweep.study.get_trials()], sweep.study.get_trials
+    monkeypatch.setattr(sweep.study, "get_trials", lambda **given: looks.pop() if looks else now(**given))
+    sweep.study.tell(trial, 1.0)
+    sweep.runner.work()
+    assert sweep.states() == ["COMPLETE"] and not sweep.started and TrialLock(tmp_path, 0).take()
 
 
-def failures(runner, *errors):
-    for error in errors:
-        runner._judge_failure(error)
+@pytest.mark.parametrize(
+    ("does", "slots", "changes", "failed"),
+    [
+        ({}, 1, {}, 0),
+        (dict.fromkeys(range(6), FAILS), 1, {"trials": 2}, None),  # too few to judge by
+        (dict.fromkeys(range(6), FAILS), 1, {}, 3),
+        ({**dict.fromkeys(range(6), FAILS), "other": 1}, 1, {}, None),
+        ({**dict.fromkeys(range(6), FAILS), "beside": STEPPED % 2.0 + "\n" + WAITS}, 2, {}, None),  # one trains
+        ({**dict.fromkeys(range(6), FAILS), "beside": SLEEPS}, 2, {}, 4),  # one may yet
+        ({}, 2, {"score": FAILS, "objective": GLUE}, 3),  # behind the trainings
+    ],
+)
+def test_the_same_failure_of_the_first_ones_ends_a_sweep(tmp_path, does, slots, changes, failed):
+    sweep = Sweep(tmp_path, does, slots, **changes)
+    first = _first_seed(sweep)
+    if "other" in does:
+        does[first] = "print('error: something else'); raise SystemExit(1)"
+    if "beside" in does:
+        does[first] = does["beside"]
+    if failed:
+        with pytest.raises(RunError, match=f"the first {failed} all failed in the same way"):
+            sweep.runner.work()
+    else:
+        sweep.runner.work()
+        assert len(sweep.started) == (sweep.spec.limit or 0)
+    assert all(TrialLock(tmp_path, number).take() for number in range(len(sweep.states())))
 
 
-def test_the_same_failure_of_the_first_ones_ends_a_sweep(tmp_path):
-    failures(runner_of(tmp_path), "rank 0: no", "rank 1: no")
-    (tmp_path / "b").mkdir()
-    with pytest.raises(RunError, match="the first 3 all failed in the same way"):
-        failures(runner_of(tmp_path / "b"), "rank 0: no", "rank 1: no", "rank 2: no")
-    (tmp_path / "c").mkdir()
-    failures(runner_of(tmp_path / "c"), "rank 0: no", "rank 1: no", "other")
+def _first_seed(sweep):
+    """The seed of the first point of the shuffled grid."""
+    from budget_trainer.sweep.study import ask
+
+    return ask(sweep.spec, optuna.create_study()).params["seed"]
 
 
-def test_trials_beside_the_failing_ones_are_not_lost(tmp_path):
-    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    failures(runner_of(tmp_path / "a", one=True, two=False), *["no memory"] * 9)  # one trains
-    runner = runner_of(tmp_path / "b", one=False, two=False)
-    failures(runner, *["no memory"] * 4)  # they may yet
-    with pytest.raises(RunError):
-        failures(runner, "no memory")
+def test_a_trial_that_is_worse_at_the_same_share_is_ended(tmp_path):
+    sweep = Sweep(tmp_path, search="successive_halving", steps=(500,), space={"seed": Choices((1, 2))})
+    # The larger of two is the middle, which comes first.
+    sweep.does.update({2: STEPPED % 1.0 + "\n" + EVALUATED, 1: STEPPED % 3.0 + "\n" + SLEEPS})
+    (tmp_path / "trial-0001" / "checkpoint-5").mkdir(parents=True)
+    sweep.runner.work()
+    assert sweep.states() == ["COMPLETE", "PRUNED"]
+    assert [trial.user_attrs[ENDED] for trial in sweep.study.get_trials()] == ["finished", "pruned"]
+    assert not (tmp_path / "trial-0001" / "checkpoint-5").exists() and (tmp_path / "trial-0001.log").exists()
+    assert (tmp_path / "trial-0000" / "final").exists(), "the best one's model is kept"
+    sweep.runner.report(final=True)
+    assert "trial-0001" in (tmp_path / "sweep_report.csv").read_text()
 
 
-def test_the_same_failure_behind_the_trainings_ends_a_sweep_too(tmp_path):
-    runner = runner_of(tmp_path, one=True)
-    runner._judge_failure("CoLA: no memory", scoring=True)
-    runner._judge_failure("CoLA: no memory", scoring=True)
-    with pytest.raises(RunError, match="the first 3 all failed"):
-        runner._judge_failure("CoLA: no memory", scoring=True)
+def test_a_signal_leaves_the_trials_to_the_next_process(tmp_path):
+    sweep = Sweep(tmp_path, dict.fromkeys(range(6), SLEEPS), slots=2)
+    launch = sweep.launch
+
+    def launch_and_stop(script, words):
+        sweep.stop.ask(15)
+        return launch(script, words)
+
+    sweep.runner = Runner(sweep.spec, sweep.study, BudgetClock(1e6), sweep.stop, [None, None], "here", launch_and_stop)
+    with pytest.raises(StopAsked, match="SIGTERM"):
+        sweep.runner.work()
+    assert set(sweep.states()) == {"RUNNING"}
+    sweep.does.clear()
+    Runner(sweep.spec, sweep.study, BudgetClock(1e6), StopRequest(), [None], "here", launch).work()
+    assert sweep.states() == ["COMPLETE"] * 6 and len(sweep.study.trials) == 6
 
 
 def test_a_journal_named_from_here_survives_a_killed_writer(tmp_path, monkeypatch):

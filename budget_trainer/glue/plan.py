@@ -1,0 +1,242 @@
+"""Which runs a suite has: their configurations and seeds (a grid in YAML), order, names, and parts of the time."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from budget_trainer.config.parser import read_recipe
+from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import sha256
+from budget_trainer.glue.arguments import ELSEWHERE, KEYS, REFUSED, Request, parse_request
+from budget_trainer.glue.data import TaskData, check_data, load_task
+from budget_trainer.glue.tasks import Task, find_task
+
+FROM_INTERMEDIATE = ("MRPC", "STS-B", "RTE")  # as in the paper
+RESULTS_VERSION = 1  # raise it with every change that moves the scores of a run: finished runs are then made anew
+_SECTIONS = ("seeds", "flags", "grid", "tasks")
+
+
+# ---- configurations and seeds ----
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`flags` of every run, `grid` of lists of which every combination is run, both also by task; values are text."""
+
+    seeds: list[int]
+    flags: dict[str, str] = field(default_factory=dict)
+    grid: dict[str, list[str]] = field(default_factory=dict)
+    tasks: dict[str, dict[str, dict]] = field(default_factory=dict)
+
+    def configurations(self, task: Task, own: dict[str, str]) -> list[dict[str, str]]:
+        """The configurations of a task, in the order of the file; `own` are the flags of the command line, which win."""
+        special = self.tasks.get(task.name, {})
+        flags = {**self.flags, **special.get("flags", {})}
+        lists = {name: values for name, values in special.get("grid", self.grid).items() if name not in own}
+        combinations = itertools.product(*lists.values())
+        return [{**flags, **dict(zip(lists, values, strict=True)), **own} for values in combinations]
+
+
+def read_grid(path: str | None, seeds: str | None, default_seed: int) -> Grid:
+    """The grid in a YAML file; without a file one configuration. `seeds` (`1,2,3`) wins over the file's.
+
+    InputError names the file, the key and the fix.
+    """
+    content: dict[str, Any] = read_recipe(Path(path)) if path is not None else {}
+    where = f"grid: {path}"
+    for key in content:
+        if key not in _SECTIONS:
+            raise InputError(f"{where}: {key!r} is unknown; it has {', '.join(_SECTIONS)}")
+    general = {key: _section(content, key, where) for key in ("flags", "grid")}
+    tasks: dict[str, dict[str, dict]] = {}
+    for name, special in (content.get("tasks") or {}).items():
+        task = find_task(name)
+        if not isinstance(special, dict) or not set(special) <= {"flags", "grid"}:
+            raise InputError(
+                f"{where}: tasks: {name} has to be a mapping of flags and grid; see recipes/glue/paper.yaml"
+            )
+        tasks[task.name] = {key: _section(special, key, where) for key in ("flags", *(set(special) & {"grid"}))}
+    given = seeds.split(",") if seeds is not None else content.get("seeds") or [str(default_seed)]
+    return Grid(_seeds(given), **general, tasks=tasks)
+
+
+def _section(content: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    """`flags`, with one value each, or `grid`, with a list of values each."""
+    mapping, lists = content.get(key) or {}, key == "grid"
+    if not isinstance(mapping, dict):
+        example = "[value, value]" if lists else "value"
+        raise InputError(f"{where}: {key} is not a mapping; write one `flag: {example}` per line")
+    for name, value in mapping.items():
+        if name not in KEYS or name in ELSEWHERE or name in REFUSED:
+            close = difflib.get_close_matches(name, sorted(KEYS - ELSEWHERE - set(REFUSED)), n=1)
+            fix = f"did you mean {close[0]}?" if close else "use a flag of finetune_glue.py that changes a run"
+            raise InputError(f"{where}: {name!r} cannot stand there; {fix}")
+        if lists and not (isinstance(value, list) and value and all(isinstance(one, str) for one in value)):
+            raise InputError(f"{where}: {name} is no list of values; write {name}: [a, b]")
+        if not lists and not isinstance(value, str):
+            raise InputError(f"{where}: {name} has several values; put it under grid")
+    return mapping
+
+
+def _seeds(given: Any) -> list[int]:
+    values = given if isinstance(given, list) else [given]
+    try:
+        seeds = [int(value) for value in values]
+    except (TypeError, ValueError):
+        seeds = [-1]
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds: {given!r} are not different whole numbers from 0 on; write 1,2,3,4,5")
+    return seeds
+
+
+# ---- the runs ----
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run before it has a folder: `base` is the task whose best model it starts from, None for the checkpoint itself."""
+
+    task: Task
+    configuration: int  # its place among the task's
+    flags: dict[str, str]
+    seed: int
+    base: str | None
+    weight: float  # of its part in the time of the suite
+
+    def words(self, model: str, output_dir: str) -> list[str]:
+        """Its command line, without data, seed and time."""
+        own = [f"--{name}={value}" for name, value in sorted(self.flags.items())]
+        return ["--task_name", self.task.name, "--model_name_or_path", model, "--output_dir", output_dir, *own]
+
+
+@dataclass
+class Plan:
+    """All runs in order, what is `absent` and why, and which tasks another one's model `covers` (AX: MNLI)."""
+
+    runs: list[PlannedRun] = field(default_factory=list)
+    data_digests: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    covered: dict[str, str] = field(default_factory=dict)
+    intermediate: str | None = None
+
+    def of(self, task_name: str | None) -> list[PlannedRun]:
+        return [run for run in self.runs if run.task.name == task_name]
+
+
+def make_plan(request: Request, grid: Grid) -> Plan:
+    """Load every task's data once, and list its runs: the intermediate task first, then from small to large.
+
+    Small ones first, because what they leave of their time goes to the larger ones. A task that cannot be trained here is
+    absent, with the reason; InputError for damaged data, where no task is left, and where the intermediate task cannot be.
+    """
+    plan, asked = Plan(), list(request.tasks)
+    if request.suite.intermediate_task is not None:
+        first = find_task(request.suite.intermediate_task)
+        plan.intermediate = first.name
+        asked += [first] if first not in asked else []
+    loaded: dict[str, TaskData] = {}
+    for task in asked:
+        if task.shared is not None:
+            continue
+        data = load_task(task, request.glue_dir, request.glue.dataset_name)
+        try:
+            check_data(data, do_train=True, do_eval=True, do_predict=False)
+        except InputError as reason:
+            plan.absent[task.name] = str(reason)
+            continue
+        loaded[task.name] = data
+    for task in asked:
+        if task.shared is not None:
+            _cover(plan, task, loaded.get(task.shared))
+    if plan.intermediate is not None and plan.intermediate not in loaded:
+        missing = plan.absent[plan.intermediate]
+        raise InputError(f"intermediate_task: {missing}; or leave it out, and all start from the checkpoint")
+    if not loaded:
+        raise InputError(f"task_name: no task can be run ({'; '.join(plan.absent.values())[:300]}); give their data")
+    for data in sorted(loaded.values(), key=lambda data: (data.task.name != plan.intermediate, _train_rows(data))):
+        plan.data_digests[data.task.name] = data.digest
+        plan.runs += _runs(data, grid, request, plan.intermediate)
+    return plan
+
+
+def _cover(plan: Plan, task: Task, owner: TaskData | None) -> None:
+    if owner is None:
+        plan.absent[task.name] = f"task_name: {task.name} is answered by the model of {task.shared}, which is not run"
+    elif task.test[0].name in owner.absent:
+        plan.absent[task.name] = f"do_predict: {task.name} has no data for it ({owner.absent[task.test[0].name]})"
+    else:
+        plan.covered[task.name] = owner.task.name
+
+
+def _train_rows(data: TaskData) -> int:
+    return len(data.splits["train"])
+
+
+def _runs(data: TaskData, grid: Grid, request: Request, intermediate: str | None) -> list[PlannedRun]:
+    task, rows = data.task, _train_rows(data)
+    base = intermediate if task.name in FROM_INTERMEDIATE and task.name != intermediate else None
+    found = []
+    for place, flags in enumerate(grid.configurations(task, request.own_flags())):
+        runs = [PlannedRun(task, place, flags, seed, base, 0.0) for seed in grid.seeds]
+        # Parsed as its process will, so that a mistake in a grid is seen before anything runs.
+        parsed = parse_request(runs[0].words(str(request.glue.model_name_or_path), str(request.output_dir)))
+        trained = min(rows, parsed.glue.max_train_samples or rows) * parsed.run.num_train_epochs
+        if parsed.run.max_steps > 0:
+            batch = parsed.run.per_device_train_batch_size * parsed.run.gradient_accumulation_steps
+            trained = parsed.run.max_steps * batch
+        others = sum(len(examples) for name, examples in data.splits.items() if name != "train")
+        # The root, so that a task of 2,500 rows does not get a hundredth of what MNLI gets; a forward pass is a third.
+        weight = math.sqrt(trained + others / 3)
+        found += [replace(run, weight=weight) for run in runs]
+    return found
+
+
+def run_key(
+    run: PlannedRun,
+    model_digest: str,
+    data_digest: str,
+    total_training_time: str | None,
+    keeps_model: bool,
+    device: str = "cpu",
+) -> str:
+    """What a run's folder is called: 16 hexadecimal digits of all that its content follows from."""
+    content = {
+        "task": run.task.name,
+        "seed": run.seed,
+        "flags": run.flags,
+        "model": model_digest,
+        "data": data_digest,
+        "total_training_time": total_training_time,
+        "keeps_model": keeps_model,
+        "results_version": RESULTS_VERSION,
+        "device": device,
+        "libraries": [version(name) for name in ("torch", "transformers")],
+    }
+    return sha256(json.dumps(content, sort_keys=True))[:16]
+
+
+# ---- the time ----
+
+
+def share(free_seconds: float, weights: Sequence[float], overhead: float) -> float:
+    """The seconds of the first of the runs that are left, start and end included.
+
+    Each run gets `overhead`, and of the rest a part by its weight; what a run leaves goes to those after it. With less than
+    the overhead for each, equal parts.
+    """
+    if free_seconds <= overhead * len(weights):
+        return free_seconds / len(weights)
+    return overhead + (free_seconds - overhead * len(weights)) * weights[0] / sum(weights)
+
+
+def free_seconds(remaining: float, running: Sequence[float], devices: int) -> float:
+    """Device-seconds for runs that have not begun: what is left on all devices, less what the running ones may use."""
+    return max(0.0, remaining * devices - sum(min(max(left, 0.0), remaining) for left in running))

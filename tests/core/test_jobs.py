@@ -1,0 +1,172 @@
+"""Jobs with small commands as processes: slots, ends, limits, stops."""
+
+import signal
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from budget_trainer.core.errors import StopAsked
+from budget_trainer.core.jobs import VARIABLE, Job, last_error, launch_command, run_jobs, write_profile
+from budget_trainer.core.stop_request import StopRequest
+
+
+def python(code):
+    return [sys.executable, "-S", "-c", code]
+
+
+SLEEP = python("import time; time.sleep(60)")
+# Answers no request to stop, and has a child of its own.
+STUBBORN = python(
+    "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    "subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)']); print('up', flush=True); time.sleep(60)"
+)
+
+
+def run(tmp_path, *jobs, slots=(None,), stop=None):
+    """Run jobs (their keywords, or a function of none that gives them); the ends in the order they came."""
+    ends, waiting = [], list(enumerate(jobs))
+
+    def next_job():
+        if not waiting:
+            return None
+        number, keywords = waiting.pop(0)
+        return Job(**{"log": tmp_path / f"{number}.log", "on_end": ends.append, **keywords})
+
+    run_jobs(slots, next_job, stop or StopRequest())
+    return ends
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "error"),
+    [
+        ("print('fine')", 0, "fine"),
+        ("pass", 0, "it ended with code 0"),
+        ("print('error: no room'); print('later'); raise SystemExit(3)", 3, "no room"),
+        ("import sys; print('x', file=sys.stderr); raise ValueError('bad')", 1, "ValueError: bad"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -9, "it ended with code -9"),
+    ],
+)
+def test_how_a_process_ended(tmp_path, code, exit_code, error):
+    (end,) = run(tmp_path, {"command": python(code)})
+    assert (end.code, end.error, end.reason) == (exit_code, error, None) and 0 < end.seconds < 30
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("error: a\nerror: b\nlast\n", "b"),
+        ("KeyError: 'x'\nCalledProcessError: y\n", "KeyError: 'x'"),
+        ("one\n\n  two  \n", "two"),
+        ("x" * 600, "x" * 500),
+        ("", "it ended with code 7"),
+    ],
+)
+def test_the_line_that_says_why(tmp_path, text, error):
+    (tmp_path / "log").write_text(text)
+    assert last_error(tmp_path / "log", 7) == error
+
+
+def test_one_job_on_each_device(tmp_path):
+    code = f"""
+import os, time
+device = os.environ["CUDA_VISIBLE_DEVICES"]
+os.close(os.open({str(tmp_path)!r} + "/busy" + device, os.O_CREAT | os.O_EXCL))
+time.sleep(0.2)
+os.unlink({str(tmp_path)!r} + "/busy" + device)
+print(device)
+"""
+    ends = run(tmp_path, *[{"command": python(code)}] * 5, slots=["0", "1"])
+    assert [end.code for end in ends] == [0] * 5, [end.error for end in ends]
+    assert {end.error for end in ends} == {"0", "1"}
+
+
+def test_environment_log_and_inherited_descriptor(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    (tmp_path / "log").write_text("before\n")
+    code = f"import os; print('RANK' in os.environ, 'ACCELERATE_USE_CPU' in os.environ, os.environ[{VARIABLE!r}]); "
+    with open(tmp_path / "lock", "w") as lock:
+        inherited = lock.fileno()
+        command = python(code + f"os.fstat({inherited}); print(os.get_inheritable({inherited}))")
+        run(tmp_path, {"command": command, "log": tmp_path / "log", "append": True, "inherited": inherited})
+    assert (tmp_path / "log").read_text() == "before\nFalse False 1\nTrue\n"
+    run(tmp_path, {"command": python("print('new')"), "log": tmp_path / "log"})
+    assert (tmp_path / "log").read_text() == "new\n"
+
+
+def test_a_job_may_follow_on_the_same_device(tmp_path):
+    ends = []
+    second = Job(command=python("print('second')"), log=tmp_path / "log", append=True, on_end=ends.append)
+
+    def follow(end):
+        ends.append(end)
+        return second
+
+    run(tmp_path, {"command": python("print('first')"), "log": tmp_path / "log", "on_end": follow})
+    assert [end.error for end in ends] == ["first", "second"]
+
+
+@pytest.mark.parametrize(("command", "grace"), [(SLEEP, 20.0), (SLEEP, 0.0), (STUBBORN, 0.3)])
+def test_a_job_is_ended_when_its_watch_says_so(tmp_path, command, grace):
+    def watch(seconds):
+        up = command is SLEEP or (tmp_path / "0.log").read_text()
+        return "it takes too long" if seconds > 0.3 and up else None
+
+    begin, mine = time.monotonic(), psutil.Process()
+    (end,) = run(tmp_path, {"command": command, "watch": watch, "grace_seconds": grace})
+    assert end.reason == "it takes too long" and time.monotonic() - begin < 15
+    assert end.code == (-signal.SIGTERM if command is SLEEP and grace else -signal.SIGKILL)
+    assert not [child for child in mine.children(recursive=True) if "sleep(60)" in " ".join(child.cmdline())]
+
+
+def test_a_signal_ends_all_jobs(tmp_path):
+    stop = StopRequest()
+    threading.Timer(0.5, stop.ask, [signal.SIGTERM]).start()
+    with pytest.raises(StopAsked, match="SIGTERM; repeat the command to go on"):
+        run(tmp_path, {"command": SLEEP}, {"command": SLEEP}, {"command": SLEEP}, slots=["0", "1"], stop=stop)
+    assert not psutil.Process().children() and not (tmp_path / "2.log").exists(), "none is begun any more"
+
+
+@pytest.mark.parametrize("where", ["watch", "on_end"])
+def test_an_error_of_the_caller_ends_the_other_jobs(tmp_path, where):
+    def broken(_):
+        raise ZeroDivisionError
+
+    jobs = [{"command": SLEEP}, {"command": python("pass") if where == "on_end" else SLEEP, where: broken}]
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, *jobs, slots=["0", "1"])
+    assert not psutil.Process().children()
+
+
+def test_a_job_ends_with_the_process_that_started_it(tmp_path):
+    """kill -9 of the parent: the pipe that it held open ends."""
+    child = "from budget_trainer.core.jobs import end_with_parent; end_with_parent(); print('up', flush=True); "
+    child += "import time; time.sleep(60)"
+    log = tmp_path / "log"
+    parent = f"""
+import sys
+from pathlib import Path
+from budget_trainer.core.jobs import Job, run_jobs
+from budget_trainer.core.stop_request import StopRequest
+jobs = [Job(command=[sys.executable, "-c", {child!r}], log=Path({str(log)!r}), on_end=print)]
+run_jobs([None], lambda: jobs.pop() if jobs else None, StopRequest())
+"""
+    process = psutil.Popen([sys.executable, "-c", parent])
+    deadline = time.monotonic() + 30
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (started,) = process.children()
+    process.kill()
+    process.wait()
+    started.wait(20)
+
+
+def test_the_command_of_a_launcher(tmp_path):
+    profile = write_profile(tmp_path / "launch.yaml", True)
+    assert "use_cpu: true\n" in profile.read_text()
+    command = launch_command(profile, "train_mlm", ["--a=1"])
+    assert command[0] == sys.executable and command[-2:] == [command[-2], "--a=1"]
+    assert command[-2].endswith("/train_mlm.py") and str(profile) in command
