@@ -88,6 +88,7 @@ def test_bad_input_is_refused_before_anything_starts(gain, tmp_path, changes, ex
     assert code == 2 and expected in error and not (tmp_path / "out").exists(), error
 
 
+@pytest.mark.slow
 def test_a_failing_suite_ends_the_other_one(gain, tmp_path):
     (tmp_path / "grid.yaml").write_text("seeds: [1, 2]\nflags: {max_seq_length: 32, num_train_epochs: 1000}\n")
     (tmp_path / "out" / "random_weights").mkdir(parents=True)
@@ -104,6 +105,7 @@ def running():
             yield path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
+@pytest.mark.slow
 def test_a_real_comparison_and_the_same_again_without_training(gain, tiny_model, tmp_path):
     def run():
         code, error = gain()

@@ -256,6 +256,7 @@ def test_two_processes_score_every_row_once(options, tmp_path):
     assert_model_predicts(tmp_path / "out", "dev", [row[3] for row in lines], [row[4] for row in lines])
 
 
+@pytest.mark.slow
 def test_zero2(options, tmp_path):
     pytest.importorskip("deepspeed")
     options |= {"num_train_epochs": 1, "task_name": "STS-B"}

@@ -71,6 +71,7 @@ def state(pid):
         return "Z"
 
 
+@pytest.mark.slow
 def test_a_suite_is_stopped_killed_and_ends_as_if_nothing_had_been(suite_options, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     suite_options["task_name"] = "RTE,QNLI,AX"
@@ -159,6 +160,7 @@ def test_an_intermediate_task_that_fails_takes_only_its_own_with_it(suite, tmp_p
     assert content["tasks"]["CoLA"]["headline"] is not None and (tmp_path / "out" / "glue_report.md").exists()
 
 
+@pytest.mark.slow
 def test_the_time_of_another_suite_is_not_charged(suite, tmp_path, capfd):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "suite.json").write_text(json.dumps({"protocol": {}, "model": {"sha256": "x"}}))
@@ -175,6 +177,7 @@ def test_the_time_of_another_suite_is_not_charged(suite, tmp_path, capfd):
     assert suite(**options)[0] == 2 and "is of another suite" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_suite_ends_inside_of_its_time(suite, tmp_path):
     begin = time.monotonic()
     code, content = suite(
@@ -217,6 +220,7 @@ def test_several_processes_and_two_suites_are_refused(suite, capfd, monkeypatch,
     assert "output_dir: another suite works in" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_scores_over_the_budget(suite, tiny_model, tmp_path, capfd):
     run = tmp_path / "pretrained"
     for name in ("finetune-25", "final"):
