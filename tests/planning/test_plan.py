@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import write_json_atomic
 from budget_trainer.planning import command as command_module
 from budget_trainer.planning.command import main
+from budget_trainer.planning.result import make_plan
 from budget_trainer.reporting.planned import check_plan, read_plan
 from tests.conftest import TINY, alive, children, report, run, spawn, wait_for
 from tests.planning.test_predict import REPORT
@@ -78,29 +80,29 @@ def test_a_plan_of_another_run_is_refused_before_anything_is_written(planned, tm
     assert done.stderr.strip().splitlines()[-1].startswith("error: plan: made for num_hidden_layers 2, this run has 3")
 
 
-def test_what_a_plan_is_compared_with(planned):
-    folder, _ = planned
-    plan = read_plan("new.plan.json", str(folder / "new.yaml"))
-    same = {"total_seconds": 40.0, "processes": 1, "data": plan["data"]["fingerprint"]}
-    check_plan(plan, plan["recipe"], **same)
-    endless = {**plan, "total_seconds": None}
-    check_plan(endless, plan["recipe"], **(same | {"total_seconds": math.inf}))
-    with pytest.raises(InputError, match="made for inf s, total_training_time is 40 s"):
-        check_plan(endless, plan["recipe"], **same)
-    for change, name in (({"total_seconds": 60.0}, "total_training_time"), ({"processes": 2}, "processes")):
-        with pytest.raises(InputError, match=name):
-            check_plan(plan, plan["recipe"], **(same | change))
-    with pytest.raises(InputError, match="data_dir holds other data"):
-        check_plan(plan, plan["recipe"], **(same | {"data": "other"}))
-
-
-def test_the_plan_beside_the_recipe_goes_before_that_of_the_current_folder(planned, tmp_path, monkeypatch):
-    folder, _ = planned
+def test_what_a_plan_is_compared_with(tmp_path, monkeypatch):
+    plan = vars(make_plan(REPORT, num_processes=1, price_per_hour=None))
+    (tmp_path / "beside").mkdir()
+    write_json_atomic(tmp_path / "beside" / "new.plan.json", plan)
+    write_json_atomic(tmp_path / "own.json", plan)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "new.plan.json").write_text("another recipe's")
-    assert read_plan("new.plan.json", str(folder / "new.yaml")) == read_plan(str(folder / "new.plan.json"))
-    (tmp_path / "own.json").write_text((folder / "new.plan.json").read_text())
-    assert read_plan("own.json", str(folder / "new.yaml"))["format"] == 1
+    plan = read_plan("new.plan.json", "beside/new.yaml")  # beside the recipe first, then in the current folder
+    assert plan == read_plan("own.json", "beside/new.yaml")
+    same = {"total_seconds": 100.0, "processes": 1, "data": plan["data"]["fingerprint"]}
+    recipe = plan["recipe"]
+    check_plan(plan, recipe, **same)
+    endless = {**plan, "total_seconds": None}
+    check_plan(endless, recipe, **(same | {"total_seconds": math.inf}))
+    with pytest.raises(InputError, match="made for inf s, total_training_time is 100 s"):
+        check_plan(endless, recipe, **same)
+    for change, text in (
+        ({"total_seconds": 60.0}, "total_training_time is 60 s"),
+        ({"processes": 2}, "this run has 2"),
+        ({"data": "other"}, "data_dir holds other data"),
+    ):
+        with pytest.raises(InputError, match=text):
+            check_plan(plan, recipe, **(same | change))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 7}', '{"format": 1, "prediction": {}}'])
