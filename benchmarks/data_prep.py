@@ -38,10 +38,9 @@ from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publis
 from budget_trainer.core.errors import InputError  # noqa: E402
 from budget_trainer.data.folder import DataFolder, ExactSampler  # noqa: E402
 from budget_trainer.data.masking import MaskingCollator  # noqa: E402
-from data_prep.documents import Source  # noqa: E402
-from data_prep.encoding import Encoder  # noqa: E402
+from data_prep.encoding import Encoder, load_tokenizer  # noqa: E402
+from data_prep.sources import Source  # noqa: E402
 from data_prep.split import split  # noqa: E402
-from data_prep.tokenizer import load_tokenizer  # noqa: E402
 
 FULL_MEGABYTES = {"text": 25_000, "xml": 95_000}  # English Wikipedia
 

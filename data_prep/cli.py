@@ -1,14 +1,21 @@
-"""What the stages' command lines share: one-line errors, and the flags that say what to read."""
+"""What the stages' command lines share: one-line errors, flags, and the folder that a stage makes."""
 
 import argparse
+import dataclasses
+import os
 import shlex
+import shutil
 import sys
+import typing
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from budget_trainer.core.command import Parser as CommandParser
 from budget_trainer.core.errors import InputError
-from data_prep.documents import KINDS, Source
+from budget_trainer.core.io import fresh_folder, publish_folder
+from data_prep.sources import KINDS, Source
 
 
 class Parser(CommandParser):
@@ -36,6 +43,56 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return value
+
+
+def refuse_occupied(output: Path, overwrite: bool, what: str, mark: str) -> None:
+    """InputError where `output` holds a `what` already (fix: overwrite), or something else that is not empty."""
+    occupied = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    if occupied and not (output / mark).is_file():
+        raise InputError(f"output_dir {output} exists and is no {what}; give another path")
+    if occupied and not overwrite:
+        raise InputError(f"output_dir {output} already holds a {what}; give another path or --overwrite")
+
+
+@contextmanager
+def output_folder(output: Path, overwrite: bool, what: str, mark: str) -> Iterator[Path]:
+    """Gives a new folder beside `output` that takes its place when the block ends well and vanishes when it does not.
+
+    `mark` is the file by which an existing output is recognised as `what`. InputError as `refuse_occupied`."""
+    refuse_occupied(output, overwrite, what, mark)
+    partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
+    try:
+        yield fresh_folder(partial)
+        publish_folder(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def flag(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that `add_flags` makes a flag of."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def add_flags(parser: argparse.ArgumentParser, options: type, names: Iterable[str] | None = None) -> None:
+    """A flag for each field of the dataclass `options` (those called `names`), with its default, type and help."""
+    kinds = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        if names is not None and field.name not in names:
+            continue
+        about: dict[str, Any] = {"default": field.default, "help": field.metadata["help"]}
+        if kinds[field.name] is bool:
+            about["action"] = argparse.BooleanOptionalAction
+        else:
+            kind = next(
+                kind for kind in typing.get_args(kinds[field.name]) or (kinds[field.name],) if kind is not None
+            )
+            about |= {"type": positive if kind is int else kind, "choices": field.metadata["choices"]}
+        parser.add_argument(f"--{field.name}", **about)
+
+
+def options_of(args: argparse.Namespace, options: type) -> Any:
+    """The dataclass `options` with the values of the flags that `add_flags` made."""
+    return options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(options)})
 
 
 def add_source_flags(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,11 @@ group, and disk space (and the mapped files that count as memory) by the part, w
 """
 
 import functools
+import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,6 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.encoding import I64, Encoder
-from data_prep.held_out import is_held_out
-from data_prep.sentences import split_sentences
 
 GROUP_CHARACTERS = 256 * 1024
 PART_BYTES = 128 * 1024**2
@@ -210,3 +210,33 @@ def _tokenise_groups(
     arrays = {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}
     arrays["ids"] = pa.LargeListArray.from_arrays(borders, np.concatenate(ids))  # without a Python object per token
     return pa.table(arrays, schema=schema)
+
+
+HASHED_WORDS = 200
+HELD_OUT_RULE = 2  # of `is_held_out`, raised with every change of what it answers; 1 hashed all words of a document
+
+
+def is_held_out(document: str, fraction: float) -> bool:
+    """Whether the document belongs to validation: a function of its words alone, so that it stays where it is as the
+    corpus grows, and copies that differ in case or spacing are never on both sides. Of a long document the first and the
+    last HASHED_WORDS words decide, so that it costs little and copies that differ in between are together too."""
+    words = document.split(None, HASHED_WORDS)
+    if len(words) > HASHED_WORDS:
+        words[-1:] = words[-1].rsplit(None, HASHED_WORDS)[-HASHED_WORDS:]
+    digest = hashlib.blake2b(" ".join(words).casefold().encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2.0**64
+
+
+_END = re.compile(r"[.!?\u2026][\"'\u201d\u2019\u00bb)\]]*(?=\s+[\"'\u201c\u2018\u00ab(\[]*(?P<next>\S))")
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences in order, each but the first with the white space before it: joined they are the text again.
+
+    The space belongs to the sentence because byte-level tokenizers write it into the word that follows."""
+    ends = [
+        match.end()
+        for match in _END.finditer(text)
+        if match["next"].isupper() or match["next"].isdigit() or match["next"].istitle()
+    ]
+    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)] if text else []

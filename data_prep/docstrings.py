@@ -6,18 +6,9 @@ Files are parsed, never imported or executed. One document is the prose of one m
 """
 
 import argparse
-import ast
 import contextlib
-import gc
-import hashlib
-import itertools
-import os
 import sys
-import sysconfig
 import time
-import warnings
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -26,95 +17,7 @@ from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import open_atomic
 from data_prep.cli import Parser, positive
-from data_prep.prose import paragraphs_of
-
-MIN_DOCUMENT_CHARACTERS = 200
-MAX_FILE_BYTES = 2_000_000  # larger ones are tables and generated code
-_SKIPPED = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
-_SKIPPED |= {"test", "tests"}  # a third of all code and hardly any prose
-_AHEAD = 256  # files parsed at a time: bounds what is computed in vain when the limit is reached
-
-
-def installed_roots() -> list[Path]:
-    """The package folders of the running interpreter, then its standard library."""
-    paths = (sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib"))
-    return [Path(path) for path in dict.fromkeys(paths) if path and Path(path).is_dir()]
-
-
-def read_docstrings(roots: Iterable[Path], num_proc: int = 1) -> Generator[str, None, None]:
-    """One document per module, in a fixed order: the packages take turns, so that a limit cuts all of them alike.
-    Every paragraph occurs once in the whole corpus."""
-    seen: set[bytes] = set()
-    for paragraphs in _parsed(_in_turns(roots), num_proc):
-        new = []
-        for paragraph in paragraphs:
-            key = hashlib.blake2b(paragraph.casefold().encode(), digest_size=8).digest()
-            if key not in seen:
-                seen.add(key)
-                new.append(paragraph)
-        document = " ".join(new)
-        if len(document) >= MIN_DOCUMENT_CHARACTERS:
-            yield document
-
-
-def prose_of_file(file: Path) -> list[str]:
-    """The English paragraphs of the file's docstrings; none for a file that Python cannot parse."""
-    try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            return []
-        source = file.read_bytes()
-        if b'"""' not in source and b"'''" not in source:
-            return []  # parsing is what takes the time
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-            tree = ast.parse(source)
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
-    return [paragraph for node in _documented(tree) for paragraph in paragraphs_of(ast.get_docstring(node) or "")]
-
-
-def _documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """What can have a docstring, in the order of the file. Looks into statements only: ast.walk, which also visits
-    every expression, takes longer than the parser."""
-    waiting: list[ast.AST] = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
-        inner = (getattr(node, name, ()) for name in ("body", "handlers", "orelse", "finalbody", "cases"))
-        waiting += reversed([child for children in inner if isinstance(children, list) for child in children])
-
-
-def _in_turns(roots: Iterable[Path]) -> Iterator[Path]:
-    """The first file of every package, then the second of every package, and so on."""
-    packages: dict[tuple[Path, str], list[Path]] = {}
-    for root in roots:
-        for entry in sorted(root.iterdir()):
-            if entry.is_dir() and entry.name not in _SKIPPED:
-                packages[root, entry.name] = _python_files(entry)
-            elif entry.suffix == ".py":  # single modules count as one package
-                packages.setdefault((root, ""), []).append(entry)
-    turns = itertools.zip_longest(*packages.values())
-    return (file for turn in turns for file in turn if file is not None)
-
-
-def _python_files(folder: Path) -> list[Path]:
-    found = []
-    for directory, names, files in os.walk(folder):
-        names[:] = sorted(name for name in names if name not in _SKIPPED and not name.startswith("."))
-        found += [Path(directory, file) for file in sorted(files) if file.endswith(".py")]
-    return found
-
-
-def _parsed(files: Iterator[Path], num_proc: int) -> Iterator[list[str]]:
-    """prose_of_file of every file, in order; reads ahead a little and stops reading when the caller stops."""
-    if num_proc == 1:
-        yield from map(prose_of_file, files)
-        return
-    # A syntax tree is many objects and no cycle: collecting cycles only costs time.
-    with ProcessPoolExecutor(num_proc, initializer=gc.disable) as pool:
-        while ahead := list(itertools.islice(files, _AHEAD)):
-            yield from pool.map(prose_of_file, ahead, chunksize=8)
+from data_prep.prose import installed_roots, read_docstrings
 
 
 def _write(args: argparse.Namespace) -> None:

@@ -1,29 +1,101 @@
-"""Text -> token ids, fast: BERT's tokenizers work word by word, and most words have been seen before."""
+"""Tokenizers: loading those of others, and text -> token ids, fast."""
 
 import functools
 import json
 import re
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from budget_trainer.core.errors import InputError
+
 I64 = NDArray[np.int64]
 
+_ROLES = ("pad", "cls", "sep", "mask")
 # Of BERT's parts each treats what stands between spaces and ASCII punctuation on its own; other tokenizers' may not.
 _WORDWISE = (("normalizer", "BertNormalizer"), ("pre_tokenizer", "BertPreTokenizer"), ("model", "WordPiece"))
 _WORDS = re.compile(r"[^ !-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]").findall
-MAX_WORDS = 500_000  # about 150 MB in each process
+_MAX_WORDS = 500_000  # about 150 MB in each process
+
+
+def load_tokenizer(name: str) -> Any:
+    """A fast tokenizer from a folder (save_pretrained's, or one with a single *tokenizer.json), a tokenizer.json, a
+    BERT vocab.txt, or a name on the Hub. No remote code. InputError: none there, or one without the special tokens
+    that masking needs."""
+    from transformers import AutoTokenizer
+
+    path = Path(name)
+    local = path.is_absolute() or name.startswith(".") or ("/" in name and path.parent.exists())
+    if local and not path.exists():
+        raise InputError(f"tokenizer {name!r}: no such file or folder; give one that exists or a Hub name")
+    try:
+        if path.is_dir() and not (path / "tokenizer_config.json").exists():
+            tokenizer = _from_file(_only_file(path))
+        elif path.is_file():
+            tokenizer = _from_file(path)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=path.is_dir(), trust_remote_code=False)
+    except InputError:
+        raise
+    except Exception as error:  # the libraries raise OSError, ValueError, KeyError and bare Exception here
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"tokenizer {name!r} cannot be loaded ({reason}); give a folder, a file or a Hub name"
+        ) from error
+    missing = [role for role in _ROLES if getattr(tokenizer, f"{role}_token_id") is None]
+    if missing or not tokenizer.is_fast:
+        wanted = f"has no {missing[0]} token" if missing else "is not a fast one"
+        raise InputError(f"tokenizer {name!r} {wanted}; give a fast tokenizer with pad, cls, sep and mask tokens")
+    return tokenizer
+
+
+def special_ids(tokenizer: Any) -> dict[str, int]:
+    """Token ids by role: pad, cls, sep, mask and, where there is one, unk."""
+    roles = {role: getattr(tokenizer, f"{role}_token_id") for role in ("pad", "unk", "cls", "sep", "mask")}
+    return {role: int(token_id) for role, token_id in roles.items() if token_id is not None}
+
+
+def _only_file(folder: Path) -> Path:
+    found = sorted(folder.glob("*tokenizer.json")) or sorted(folder.glob("*vocab.txt"))
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise InputError(
+            f"tokenizer {folder}: one *tokenizer.json or *vocab.txt is needed, found {names}; name the file"
+        )
+    return found[0]
+
+
+def _from_file(file: Path) -> Any:
+    from transformers import BertTokenizer, PreTrainedTokenizerFast
+
+    if file.suffix == ".txt":
+        entries = file.read_text(encoding="utf-8").split("\n")
+        vocab = {entry.rstrip("\r"): i for i, entry in enumerate(entries) if entry.strip()}
+        cased = any(entry != entry.lower() for entry in vocab if not entry.startswith("["))
+        print(f"{file}: a {'cased' if cased else 'lowercase'} vocabulary")
+        return BertTokenizer(vocab=vocab, do_lower_case=not cased, model_max_length=512)
+    backend = Tokenizer.from_file(str(file))
+    vocab = backend.get_vocab()
+    styles = (
+        {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
+        {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"},
+    )
+    style = max(styles, key=lambda names: sum(token in vocab for token in names.values()))
+    named = {f"{role}_token": token for role, token in style.items() if token in vocab}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **named)
 
 
 class Encoder:
     """Token ids of whole documents, without special tokens, truncation or padding: exactly those of the tokenizer.
 
-    For a BERT tokenizer the ids of every word are kept and looked up. That doubles the speed on 46 MB of Wikipedia
-    (9 million words, 0.3 million distinct ones) and gains more on larger corpora."""
+    BERT's tokenizers work word by word, and most words have been seen before: their ids are kept and looked up. That
+    doubles the speed on 46 MB of Wikipedia (9 million words, 0.3 million distinct ones) and gains more on larger corpora.
+    """
 
     def __init__(self, tokenizer_file: str) -> None:
         self.backend = load_backend(tokenizer_file)
@@ -37,7 +109,7 @@ class Encoder:
             # Also where somebody wrote out "[MASK]": that is one token, not three words.
             return [np.array(ids, np.int64) for ids in self._backend_ids(documents)]
         split = [_WORDS(document) for document in documents]
-        if len(self._words) > MAX_WORDS:
+        if len(self._words) > _MAX_WORDS:
             self._words.clear()
         new = [word for word in set(chain.from_iterable(split)) if word not in self._words]
         self._words.update(zip(new, map(tuple, self._backend_ids(new)), strict=True))

@@ -23,7 +23,7 @@ def _open_zstandard(stream: IO[bytes], mode: str) -> IO[bytes]:
 _OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open, ".zst": _open_zstandard}
 _ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz", ".txz")
 _BROKEN = (lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile, tarfile.TarError)
-RAW_BYTES = 128 * 1024  # read from the disk at once
+_RAW_BYTES = 128 * 1024  # read from the disk at once
 LINE_BYTES = 16 * 2**20  # a line of any length must not be held in memory whole
 _BOM = b"\xef\xbb\xbf"
 
@@ -47,40 +47,42 @@ def files_below(path: Path) -> list[Path]:
     return [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
 
 
-def members(path: Path, told: Callable[[int], object] = lambda size: None) -> Iterator[tuple[str, IO[bytes]]]:
+def members(path: Path, advance: Callable[[int], object] = lambda size: None) -> Iterator[tuple[str, IO[bytes]]]:
     """(name, decompressed stream) of a file, of the files below a folder in sorted order, or of a tar's files in
-    theirs. Each stream is valid until the next is asked for. Hidden files are left out. `told` learns how many bytes were
+    theirs. Each stream is valid until the next is asked for. Hidden files are left out. `advance` is given how many bytes were
     read from the disk."""
     if path.is_dir():
         for file in files_below(path):
-            yield from members(file, told)
+            yield from members(file, advance)
     elif is_archive(path.name):
         # A stream: one pass, bounded memory.
-        with naming_errors(str(path)), _told(path, told) as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
+        with naming_errors(str(path)), _open(path, advance) as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
             for entry in archive:
                 stream = archive.extractfile(entry) if entry.isfile() else None
                 if stream is not None and not Path(entry.name).name.startswith("."):
                     yield f"{path}:{entry.name}", _decompressed(entry.name, stream)
     elif path.is_file():
-        with _told(path, told) as stream:
+        with _open(path, advance) as stream:
             yield str(path), _decompressed(path.name, stream)
     else:
         raise InputError(f"input {path}: no such file or folder; give a path that exists")
 
 
-class _Telling(io.FileIO):
-    def __init__(self, path: Path, told: Callable[[int], object]) -> None:
+class _Counted(io.FileIO):
+    """A file that reports how many bytes are read from it."""
+
+    def __init__(self, path: Path, advance: Callable[[int], object]) -> None:
         super().__init__(path)
-        self._told = told
+        self._advance = advance
 
     def readinto(self, buffer: Any, /) -> int:
         size = super().readinto(buffer)
-        self._told(size)
+        self._advance(size)
         return size
 
 
-def _told(path: Path, told: Callable[[int], object]) -> IO[bytes]:
-    return io.BufferedReader(_Telling(path, told), RAW_BYTES)
+def _open(path: Path, advance: Callable[[int], object]) -> IO[bytes]:
+    return io.BufferedReader(_Counted(path, advance), _RAW_BYTES)
 
 
 def lines(name: str, stream: IO[bytes], errors: str = "strict") -> Iterator[str]:

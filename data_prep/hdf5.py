@@ -10,35 +10,33 @@ held out by hash (its neighbours of the same document may be trained on). Memory
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import sha256
-from data_prep.blocks import split_entry, write_validation
-from data_prep.cli import Parser, command_line, positive
-from data_prep.duplicates import digest_of_bytes, find_duplicates, is_duplicate
-from data_prep.held_out import is_held_out, validation_facts
-from data_prep.manifest import write_manifest, written_aside
-from data_prep.shards import ShardWriter
-from data_prep.tokenizer import load_tokenizer, special_ids
+from data_prep.block_folder import BlockFolder, BlockOptions
+from data_prep.cli import Parser, add_flags, command_line, output_folder
+from data_prep.corpus import is_held_out
+from data_prep.filters import digest_of_bytes, find_duplicates, is_duplicate
+from data_prep.next_sentence import SentencePairs
+from data_prep.shards import write_manifest
 
-NEEDED = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids")
-LABELS = "next_sentence_labels"
-ROWS = 4096  # at a time
+_NEEDED = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids")
+_LABELS = "next_sentence_labels"
+_ROWS = 4096  # at a time
+_FLAGS = ("num_shards", "validation_fraction", "validation_block_size", "max_validation_blocks")
 
 
-class Shards:
+class _Shards:
     """The files of one or several folders, all of one form. InputError: none, one that is damaged, or of another form."""
 
-    def __init__(self, paths: Iterable[str], special: dict[str, int], vocab_size: int) -> None:
+    def __init__(self, paths: Iterable[str]) -> None:
         found = [file for path in paths for file in _files(Path(path))]
         self.train = [file for file in found if not file.name.startswith("test")]
         self.test = [file for file in found if file.name.startswith("test")]
@@ -46,18 +44,21 @@ class Shards:
             raise InputError(
                 f"input {' '.join(paths)}: holds no .hdf5 file to train on; give the folder of the shards"
             )
-        self.special, self.vocab_size = special, vocab_size
         self.block_size, self.pairs = self._form(self.train[0])
+        self._names = (*_NEEDED, _LABELS) if self.pairs else _NEEDED
 
     def _form(self, file: Path) -> tuple[int, bool]:
         with _open(file) as data:
-            missing = [name for name in NEEDED if name not in data]
+            missing = [name for name in _NEEDED if name not in data]
             if missing:
                 raise InputError(f"input {file}: has no data set {missing[0]}; give shards of create_pretraining_data")
-            return int(data["input_ids"].shape[1]), LABELS in data
+            return int(data["input_ids"].shape[1]), _LABELS in data
 
-    def rows(self, files: Iterable[Path]) -> Iterator[dict[str, np.ndarray]]:
-        """input_ids [n, L] as they were before masking, and for pairs token_type_ids [n, L], next_sentence_label [n]."""
+    def rows(self, files: Iterable[Path], target: BlockFolder) -> Iterator[dict[str, np.ndarray]]:
+        """input_ids [n, L] as they were before masking, and for pairs token_type_ids [n, L], next_sentence_label [n].
+
+        InputError: ids that are not of the tokenizer of `target`.
+        """
         for file in files:
             form = self._form(file)
             if form != (self.block_size, self.pairs):
@@ -66,32 +67,31 @@ class Shards:
                     f"({self.block_size}); convert them apart"
                 )
             with _open(file) as data:
-                for start in range(0, len(data["input_ids"]), ROWS):
-                    yield self._restored(file, {name: data[name][start : start + ROWS] for name in self._names()})
+                for start in range(0, len(data["input_ids"]), _ROWS):
+                    part = {name: data[name][start : start + _ROWS] for name in self._names}
+                    ids = _unmasked(part, target, file)
+                    if self.pairs:
+                        types, labels = part["segment_ids"].astype(np.int64), part[_LABELS].reshape(-1)
+                        pairs = {"token_type_ids": types, "next_sentence_label": labels.astype(np.int64)}
+                        yield {"input_ids": ids, **pairs}
+                    else:
+                        yield {"input_ids": ids}
 
-    def _names(self) -> tuple[str, ...]:
-        return (*NEEDED, LABELS) if self.pairs else NEEDED
 
-    def _restored(self, file: Path, data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        ids = data["input_ids"].astype(np.int64)
-        row, slot = np.nonzero(data["masked_lm_ids"])  # 0 is padding, here and in the original's reader
-        ids[row, data["masked_lm_positions"][row, slot]] = data["masked_lm_ids"][row, slot]
-        ids[data["input_mask"] == 0] = self.special["pad"]
-        last = data["input_mask"].astype(bool).sum(1) - 1
-        fits = (ids[:, 0] == self.special["cls"]).all() and (
-            ids[np.arange(len(ids)), last] == self.special["sep"]
-        ).all()
-        if not fits or ids.min() < 0 or ids.max() >= self.vocab_size:
-            raise InputError(
-                f"tokenizer: its ids are not those of {file}; give the vocabulary that the shards were made with"
-            )
-        if not self.pairs:
-            return {"input_ids": ids}
-        return {
-            "input_ids": ids,
-            "token_type_ids": data["segment_ids"].astype(np.int64),
-            "next_sentence_label": data[LABELS].reshape(-1).astype(np.int64),
-        }
+def _unmasked(data: dict[str, np.ndarray], target: BlockFolder, file: Path) -> np.ndarray:
+    """The ids [n, L] before masking."""
+    special = target.special_ids
+    ids = data["input_ids"].astype(np.int64)
+    row, slot = np.nonzero(data["masked_lm_ids"])  # 0 is padding, here and in the original's reader
+    ids[row, data["masked_lm_positions"][row, slot]] = data["masked_lm_ids"][row, slot]
+    ids[data["input_mask"] == 0] = special["pad"]
+    last = data["input_mask"].astype(bool).sum(1) - 1
+    framed = (ids[:, 0] == special["cls"]).all() and (ids[np.arange(len(ids)), last] == special["sep"]).all()
+    if not framed or ids.min() < 0 or ids.max() >= len(target.tokenizer):
+        raise InputError(
+            f"tokenizer: its ids are not those of {file}; give the vocabulary that the shards were made with"
+        )
+    return ids
 
 
 def _files(path: Path) -> list[Path]:
@@ -117,80 +117,59 @@ def _open(file: Path) -> Any:
         ) from None
 
 
-def build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Write the data folder into the empty `folder`, all but manifest.json; returns the manifest's content."""
-    tokenizer = load_tokenizer(args.tokenizer)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    tokenizer_file = folder / "tokenizer" / "tokenizer.json"
-    special, dtype = special_ids(tokenizer), "uint16" if len(tokenizer) <= 2**16 else "uint32"
-    shards = Shards(args.input, special, len(tokenizer))
-    cache = folder / "cache"
-    cache.mkdir()
-    copies = None if args.keep_copies else _copies(shards, cache)
-    with (cache / "held_out.txt").open("w", encoding="utf-8") as held_out:
-        for rows in shards.rows(shards.test):
-            held_out.writelines(f"{text}\n" for text in _texts(tokenizer, rows["input_ids"]))
-        fraction = 0.0 if shards.test else args.validation_fraction
-        train = _write_train(args, folder, shards, copies, tokenizer, fraction, held_out, dtype)
-    args.validation_text = str(shards.test[0].parent) if shards.test else None
-    validation = write_validation(args, folder, cache / "held_out.txt", tokenizer_file, special, dtype)
-    shutil.rmtree(cache)
-    return {
-        "block_size": shards.block_size,
-        "validation_block_size": args.validation_block_size,
-        "packing": "nsp" if shards.pairs else "one_document",
-        "dtype": dtype,
-        "vocab_size": len(tokenizer),
-        "special_ids": special,
-        "tokenizer": {"folder": "tokenizer", "sha256": sha256(tokenizer_file)},
-        "validation": validation_facts(fraction, args.validation_text),
-        "splits": {"train": train, "validation": validation},
-        "sources": [{"path": path, "kind": "hdf5"} for path in args.input],
-    }
+def _build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Write the data folder into the empty `folder`, all but manifest.json; return the manifest's content."""
+    shards = _Shards(args.input)
+    options = BlockOptions(
+        block_size=shards.block_size,
+        packing="nsp" if shards.pairs else "one_document",
+        validation_text=str(shards.test[0].parent) if shards.test else None,
+        **{name: getattr(args, name) for name in _FLAGS},
+    )
+    target = BlockFolder(folder, args.tokenizer, options)
+    copies = None if args.keep_copies else _copies(shards, target)
+    held_out = target.cache / "held_out.txt"
+    with held_out.open("w", encoding="utf-8") as out:
+        for rows in shards.rows(shards.test, target):
+            out.writelines(f"{text}\n" for text in _texts(target.tokenizer, rows["input_ids"]))
+        train = _write_train(shards, copies, target, out)
+    if not train["rows"]:
+        raise InputError(f"input {' '.join(args.input)}: no block is left to train on; give more, or hold out less")
+    sources = [{"path": path, "kind": "hdf5"} for path in args.input]
+    return target.content(train, target.write_validation(held_out), sources)
 
 
-def _copies(shards: Shards, cache: Path) -> Path:
+def _copies(shards: _Shards, target: BlockFolder) -> Path:
     """Which rows to train on are later copies of another one: the same text, whatever was masked in it."""
-    digests = cache / "digests"
+    digests = target.cache / "digests"
     with digests.open("wb") as out:
-        for rows in tqdm(shards.rows(shards.train), desc="comparing", unit=f"x{ROWS} rows"):
+        for rows in tqdm(shards.rows(shards.train, target), desc="comparing", unit=f"x{_ROWS} rows"):
             whole = np.concatenate([column.reshape(len(column), -1) for column in rows.values()], axis=1)
             out.writelines(digest_of_bytes(row.tobytes()) for row in whole)
-    find_duplicates([digests], cache / "copies")
-    return cache / "copies"
+    find_duplicates([digests], target.cache / "copies")
+    return target.cache / "copies"
 
 
-def _write_train(
-    args: argparse.Namespace,
-    folder: Path,
-    shards: Shards,
-    copies: Path | None,
-    tokenizer: Any,
-    fraction: float,
-    held_out: Any,
-    dtype: str,
-) -> dict[str, Any]:
-    columns = {"input_ids": dtype}
-    columns |= {"token_type_ids": "uint8", "next_sentence_label": "uint8"} if shards.pairs else {}
-    writer = ShardWriter(folder, "train", args.num_shards, columns, shards.block_size, ("next_sentence_label",))
+def _write_train(shards: _Shards, copies: Path | None, target: BlockFolder, held_out: IO[str]) -> dict[str, Any]:
+    columns = SentencePairs.columns if shards.pairs else {}
+    writer = target.shard_writer(columns, SentencePairs.scalars)
+    fraction = target.options.held_out_fraction
     number = tokens = dropped = text_bytes = 0
-    for rows in tqdm(shards.rows(shards.train), desc="writing", unit=f"x{ROWS} rows"):
+    for rows in tqdm(shards.rows(shards.train, target), desc="writing", unit=f"x{_ROWS} rows"):
         ids = rows["input_ids"]
         first = [row for row in range(len(ids)) if copies is None or not is_duplicate(copies, number + row)]
         number, dropped = number + len(ids), dropped + len(ids) - len(first)
         train = []
-        for row, text in zip(first, _texts(tokenizer, ids[first]), strict=True):
+        for row, text in zip(first, _texts(target.tokenizer, ids[first]), strict=True):
             if fraction and is_held_out(text, fraction):
                 held_out.write(f"{text}\n")
             else:
                 train.append(row)
                 text_bytes += len(text.encode())
-        tokens += int((ids[train] != shards.special["pad"]).sum())
+        tokens += int((ids[train] != target.special_ids["pad"]).sum())
         writer.add(**{name: column[train] for name, column in rows.items()})
-    if not writer.rows:
-        raise InputError(f"input {' '.join(args.input)}: no block is left to train on; give more, or hold out less")
-    split = split_entry(writer.rows, tokens, writer.rows, text_bytes, writer.close())
-    return {"columns": list(columns), **split, "copies_dropped": dropped}
+    split = writer.close_split(tokens, writer.rows, text_bytes)
+    return {"columns": ["input_ids", *columns], **split, "copies_dropped": dropped}
 
 
 def _texts(tokenizer: Any, ids: np.ndarray) -> list[str]:
@@ -206,11 +185,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--input", nargs="+", required=True, help="folders of .hdf5 shards, or files")
     add("--tokenizer", required=True, help="what they were made with: folder, tokenizer.json, vocab.txt or Hub name")
     add("--output_dir", type=Path, required=True, help="the data folder to make")
-    add("--num_shards", type=positive, default=8, help="train files; they differ by at most one row")
+    add_flags(parser, BlockOptions, _FLAGS)
     add("--keep_copies", action="store_true", help="keep blocks that differ by their masks only (dupe_factor)")
-    add("--validation_fraction", type=float, default=0.01, help="share of the blocks held out where no test* file is")
-    add("--validation_block_size", type=positive, default=128, help="128 is the pinned evaluation's")
-    add("--max_validation_blocks", type=positive, default=2000, help="validation blocks beyond this are left out")
     add("--overwrite", action="store_true", help="replace an existing data folder")
     args = parser.parse_args(argv)
     if not 0 < args.validation_fraction < 1:
@@ -225,8 +201,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str] | None) -> None:
     args = _parse(argv)
-    with written_aside(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
-        content = build(args, folder)
+    with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
+        content = _build(args, folder)
         write_manifest(folder, content, command_line("hdf5", argv))
     train, validation = content["splits"]["train"], content["splits"]["validation"]
     print(

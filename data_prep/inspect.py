@@ -5,10 +5,14 @@
 With --output_dir the figures are written to inspect.json and the lengths drawn in inspect.png.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import json
 import sys
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +21,33 @@ from tqdm.auto import tqdm
 
 from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
-from budget_trainer.data.folder import DataFolder, Rows
-from data_prep.cli import Parser, command_line, positive
-from data_prep.counting import Counts
+from budget_trainer.core.plotting import png_figure
+from budget_trainer.data.folder import Rows
+from data_prep.cli import Parser, command_line, output_folder, positive
 from data_prep.encoding import load_backend
-from data_prep.folders import Layout, entries, open_folder, parts_of, refuse_overlap, verify
-from data_prep.inspect_output import draw, printed, sample_of
-from data_prep.manifest import written_aside
+from data_prep.folders import FinishedFolder, Layout, parts_of, refuse_overlap
 
-TOP_TOKENS = 20
+_TOP_TOKENS = 20
+_PERCENTILES = (5, 25, 50, 75, 95)
+_FRAME = ("pad", "cls", "sep")  # tokens that stand for no text
+_WIDTH = 110
+_MAX_BARS = 60
+_BAR, _LINE = "#3b6ea5", "#c2543d"
+_LABELS = ("B follows A", "B is from another document")
 
 
 def inspect(
-    folder: DataFolder, split: str, max_rows: int | None, samples: int, seed: int
-) -> tuple[dict[str, Any], Counts]:
-    """The figures of a split, as inspect.json has them, and the counts that they were taken from.
+    folder: FinishedFolder, split: str, max_rows: int | None, samples: int, seed: int
+) -> tuple[dict[str, Any], list[_Lengths]]:
+    """The figures of a split, as inspect.json has them, and the lengths that were counted.
 
     max_rows: look at so many evenly spaced rows; None: at all. samples: how many rows, drawn by `seed`, to show as text;
     they are numbered as in training, through the files. InputError: no rows, or files that cannot be read."""
-    files = entries(folder, split)
+    files = folder.split(split)["files"]
     if not files:
         raise InputError(f"split {split}: data folder {folder.path} has no {split} rows; give --split train")
-    layout, total = Layout.of(folder, split), int(folder.manifest["splits"][split]["rows"])
-    reader = Rows([folder.path / entry["name"] for entry in files], layout.lengths, total)
+    layout, total = folder.layout(split), int(folder.split(split)["rows"])
+    reader = folder.reader(split, layout)
     tokenizer = load_backend(str(folder.path / folder.manifest["tokenizer"]["folder"] / "tokenizer.json"))
     counts = _counted(folder, layout, reader, min(total, max_rows or total), total)
     chosen = np.sort(np.random.default_rng(seed).choice(total, min(samples, total), replace=False))
@@ -48,7 +56,7 @@ def inspect(
     for row in chosen.tolist():
         found = {name: values[0] for name, values in reader.take(np.array([row])).items()}
         file = files[int(np.searchsorted(ends, row, side="right"))]["name"]
-        shown.append({"row": row, "file": file, **sample_of(found, tokenizer, folder.special_ids)})
+        shown.append({"row": row, "file": file, **_sample(found, tokenizer, folder.special_ids)})
     figures = {
         **_facts(folder, split, layout),
         **_shares(folder, split, counts),
@@ -56,15 +64,15 @@ def inspect(
         "histograms": {name: lengths.seen() for name, lengths in counts.lengths.items()},
         "top_tokens": [
             {"id": token, "token": tokenizer.id_to_token(token), "count": count, "share": count / counts.text_tokens}
-            for token, count in counts.most_frequent(TOP_TOKENS)
+            for token, count in counts.most_frequent(_TOP_TOKENS)
         ],
         "samples": shown,
     }
-    return figures, counts
+    return figures, list(counts.lengths.values())
 
 
-def _counted(folder: DataFolder, layout: Layout, reader: Rows, number: int, total: int) -> Counts:
-    counts = Counts(layout.length, folder.vocab_size, folder.special_ids, tuple(layout.dtypes))
+def _counted(folder: FinishedFolder, layout: Layout, reader: Rows, number: int, total: int) -> _Counts:
+    counts = _Counts(layout.length, folder.vocab_size, folder.special_ids, tuple(layout.dtypes))
     with tqdm(desc="counting", total=number, unit=" rows", disable=None) as progress:
         for part in parts_of(number, layout.length):
             counts.add(reader.take(part * total // number))
@@ -72,10 +80,10 @@ def _counted(folder: DataFolder, layout: Layout, reader: Rows, number: int, tota
     return counts
 
 
-def _facts(folder: DataFolder, split: str, layout: Layout) -> dict[str, Any]:
+def _facts(folder: FinishedFolder, split: str, layout: Layout) -> dict[str, Any]:
     """What the manifest says of the folder and of the split."""
-    manifest, said = folder.manifest, folder.manifest["splits"][split]
-    rows = [entry["rows"] for entry in said["files"]]
+    manifest, entry = folder.manifest, folder.split(split)
+    rows = [file["rows"] for file in entry["files"]]
     return {
         "data_dir": str(folder.path),
         "split": split,
@@ -84,10 +92,10 @@ def _facts(folder: DataFolder, split: str, layout: Layout) -> dict[str, Any]:
         "vocab_size": folder.vocab_size,
         "dtype": manifest["dtype"],
         "columns": list(layout.dtypes),
-        **{name: said[name] for name in ("rows", "tokens", "documents", "text_bytes")},
+        **{name: entry[name] for name in ("rows", "tokens", "documents", "text_bytes")},
         "shards": len(rows),
         "rows_per_shard": {"min": min(rows), "max": max(rows)},
-        "file_bytes": sum(entry["bytes"] for entry in said["files"]),
+        "file_bytes": sum(file["bytes"] for file in entry["files"]),
         "validation_rows": manifest["splits"]["validation"]["rows"],
         "validation": manifest.get("validation"),
         "sources": manifest["sources"],
@@ -95,15 +103,15 @@ def _facts(folder: DataFolder, split: str, layout: Layout) -> dict[str, Any]:
     }
 
 
-def _shares(folder: DataFolder, split: str, counts: Counts) -> dict[str, Any]:
+def _shares(folder: FinishedFolder, split: str, counts: _Counts) -> dict[str, Any]:
     """What the counted rows say of the whole split; None for what cannot be said.
 
     Bytes and characters per token are of the documents' text, white space included, where every token counts once: not
     what was repeated to fill the last block, nor random second segments. The characters follow from the bytes and
     validation.txt. Validation leaves short pieces of its documents out, so it has no such figures."""
-    said, unknown = folder.manifest["splits"][split], folder.special_ids.get("unk")
-    own = counts.own_text_tokens * said["rows"] / counts.rows - said.get("filled", 0)
-    per_token = said["text_bytes"] / own if split == "train" and own > 0 else None
+    entry, unknown = folder.split(split), folder.special_ids.get("unk")
+    own = counts.own_text_tokens * entry["rows"] / counts.rows - entry.get("filled", 0)
+    per_token = entry["text_bytes"] / own if split == "train" and own > 0 else None
     ratio = _characters_per_byte(folder)
     return {
         "rows_counted": counts.rows,
@@ -116,13 +124,254 @@ def _shares(folder: DataFolder, split: str, counts: Counts) -> dict[str, Any]:
     }
 
 
-def _characters_per_byte(folder: DataFolder) -> float | None:
+def _characters_per_byte(folder: FinishedFolder) -> float | None:
     """Of the validation text; None where there is none."""
-    text = folder.manifest["splits"]["validation"].get("text")
+    text = folder.split("validation").get("text")
     if not text or not (folder.path / text["name"]).is_file():
         return None
     with (folder.path / text["name"]).open(encoding="utf-8", errors="replace", newline="\n") as lines:
         return sum(len(line) for line in lines) / max(1, int(text["bytes"]))
+
+
+class _Lengths:
+    """How often each whole number up to `longest` was seen: of `unit`, in each of `things`. counts [longest + 1]."""
+
+    def __init__(self, title: str, unit: str, things: str, longest: int) -> None:
+        self.title, self.unit, self.things = title, unit, things
+        self.counts = np.zeros(longest + 1, np.int64)
+
+    def add(self, values: np.ndarray) -> None:
+        """Counts the whole numbers `values`."""
+        self.counts += np.bincount(values.ravel(), minlength=len(self.counts))
+
+    def seen(self) -> dict[int, int]:
+        """Number -> how often, of those that were seen."""
+        return {int(value): int(self.counts[value]) for value in np.flatnonzero(self.counts)}
+
+    def summary(self) -> dict[str, float]:
+        """number (how many were counted), mean, min, p5, p25, median, p75, p95, max; number alone where it is 0.
+
+        A percentile is the smallest value that at least so many per cent do not exceed."""
+        number = int(self.counts.sum())
+        if not number:
+            return {"number": 0}
+        ranks = [-(-percent * number // 100) for percent in _PERCENTILES]
+        found = np.searchsorted(np.cumsum(self.counts), ranks).tolist()
+        names = ["median" if percent == 50 else f"p{percent}" for percent in _PERCENTILES]
+        values = np.flatnonzero(self.counts)
+        mean = float(self.counts @ np.arange(len(self.counts))) / number
+        middle = dict(zip(names, found, strict=True))
+        return {"number": number, "mean": mean, "min": int(values[0]), **middle, "max": int(values[-1])}
+
+
+class _Counts:
+    """Counts of rows of `length` positions that have `columns`.
+
+    rows; frequency [vocabulary] of the tokens; labels [2] of sentence pairs; own_text_tokens: tokens that stand for text,
+    but for random second segments, whose text is in other rows as well; lengths by name."""
+
+    def __init__(self, length: int, vocab_size: int, special_ids: Mapping[str, int], columns: Sequence[str]) -> None:
+        self.length = length
+        self.rows = self.own_text_tokens = 0
+        self.frequency = np.zeros(vocab_size, np.int64)
+        self.labels = np.zeros(2, np.int64)
+        self._pad, self._frame = special_ids["pad"], [special_ids[role] for role in _FRAME]
+        self.lengths = {
+            "tokens_per_block": _Lengths("Length of a block", "tokens, special ones included", "blocks", length)
+        }
+        text = "tokens of text"
+        if "document_ids" in columns:
+            self.lengths["documents_per_block"] = _Lengths("Documents in a block", "documents", "blocks", length)
+            self.lengths["tokens_per_piece"] = _Lengths("Piece of a document in a block", text, "pieces", length)
+        if "token_type_ids" in columns:
+            self.lengths["tokens_of_a"] = _Lengths("First segment of a pair (A)", text, "pairs", length)
+            self.lengths["tokens_of_b"] = _Lengths("Second segment of a pair (B)", text, "pairs", length)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self.frequency.sum() - self.frequency[self._pad])
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens that stand for text, unknown ones among them: at least 1, to divide by."""
+        return max(1, int(self.frequency.sum() - self.frequency[self._frame].sum()))
+
+    def most_frequent(self, number: int) -> list[tuple[int, int]]:
+        """(token id, how often) of the most frequent tokens that stand for text."""
+        text = self.frequency.copy()
+        text[self._frame] = 0
+        order = np.argsort(-text, kind="stable")[:number]
+        return [(int(token), int(text[token])) for token in order if text[token]]
+
+    def add(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Counts rows: int64 [n, L] per column, labels [n]. InputError: numbers that no data folder holds."""
+        ids = rows["input_ids"]
+        _check("input_ids", ids, len(self.frequency))
+        self.rows += len(ids)
+        self.frequency += np.bincount(ids.ravel(), minlength=len(self.frequency))
+        self.lengths["tokens_per_block"].add((ids != self._pad).sum(axis=1))
+        own = text = ~np.isin(ids, self._frame)
+        if "document_ids" in rows:
+            self._add_documents(rows["document_ids"], text)
+        if "token_type_ids" in rows:
+            own = self._add_pairs(rows["token_type_ids"], rows["next_sentence_label"], text)
+        self.own_text_tokens += int(own.sum())
+
+    def _add_documents(self, documents: np.ndarray, text: np.ndarray) -> None:
+        _check("document_ids", documents, self.length)
+        self.lengths["documents_per_block"].add(documents[:, -1] + 1)
+        piece = documents + np.arange(len(documents))[:, None] * self.length
+        sizes = np.bincount(piece[text])
+        self.lengths["tokens_per_piece"].add(sizes[sizes > 0])  # a document's last [SEP] alone is no piece
+
+    def _add_pairs(self, types: np.ndarray, labels: np.ndarray, text: np.ndarray) -> np.ndarray:
+        """Returns which tokens [n, L] are the row's own text."""
+        _check("token_type_ids", types, 2)
+        _check("next_sentence_label", labels, 2)
+        second = types == 1
+        self.lengths["tokens_of_a"].add((text & ~second).sum(axis=1))
+        self.lengths["tokens_of_b"].add((text & second).sum(axis=1))
+        self.labels += np.bincount(labels, minlength=2)
+        return text & ~(second & (labels == 1)[:, None])
+
+
+def _check(column: str, values: np.ndarray, end: int) -> None:
+    if values.size and values.max() >= end:
+        raise InputError(
+            f"column {column} holds {values.max()}, but {end - 1} is the largest that can be; find the damaged file with "
+            "--verify and copy it again"
+        )
+
+
+def _sample(row: Mapping[str, np.ndarray], tokenizer: Any, special_ids: Mapping[str, int]) -> dict[str, Any]:
+    """One row (its columns [L], a label []) as text: tokens (without padding), label of a pair, and parts (documents,
+    segments A and B, or all) with their text."""
+    ids = row["input_ids"]
+    if "document_ids" in row:
+        documents = row["document_ids"]
+        parts = [(f"document {d + 1}", documents == d) for d in range(int(documents[-1]) + 1)]
+    elif "token_type_ids" in row:
+        parts = [(name, row["token_type_ids"] == number) for number, name in enumerate("AB")]
+    else:
+        parts = [("text", np.ones(len(ids), bool))]
+    text = ~np.isin(ids, [special_ids[role] for role in _FRAME])
+    shown = []
+    for name, inside in parts:
+        own = ids[text & inside].tolist()
+        shown.append({"name": name, "tokens": len(own), "text": tokenizer.decode(own, skip_special_tokens=False)})
+    label = int(row["next_sentence_label"]) if "next_sentence_label" in row else None
+    return {"tokens": int((ids != special_ids["pad"]).sum()), "label": label, "parts": shown}
+
+
+def _printed(figures: Mapping[str, Any], lengths: Sequence[_Lengths]) -> str:
+    """All figures for the terminal."""
+    sections = ["\n".join(_fact_lines(figures)), "\n".join(_length_table(figures, lengths)), _tokens(figures)]
+    return "\n\n".join([*sections, *(_sample_lines(sample) for sample in figures["samples"])])
+
+
+def _fact_lines(figures: Mapping[str, Any]) -> list[str]:
+    shards, counted = figures["rows_per_shard"], figures["rows_counted"]
+    spread = f"{shards['min']:,}" if shards["min"] == shards["max"] else f"{shards['min']:,} to {shards['max']:,}"
+    every = "all" if counted == figures["rows"] else f"{counted:,} evenly spaced"
+    facts = {
+        "packing": f"{figures['packing']}, columns {', '.join(figures['columns'])}",
+        "vocabulary": f"{figures['vocab_size']:,} tokens, stored as {figures['dtype']}",
+        "rows": f"{figures['rows']:,} blocks of {figures['block_size']} positions",
+        "shards": f"{figures['shards']:,} of {spread} rows, {figures['file_bytes'] / 1e6:,.1f} MB",
+        "tokens": f"{figures['tokens']:,}, [CLS] and [SEP] included",
+        "documents": f"{figures['documents']:,} with {figures['text_bytes']:,} bytes of text",
+        "validation": f"{figures['validation_rows']:,} blocks{_held_out(figures['validation'])}",
+        "made by": figures["made_by"],
+        "counted here": f"{every} rows",
+        "padding": f"{figures['padding_share']:.2%} of the positions",
+    }
+    if figures["bytes_per_token"]:
+        facts["bytes per token"] = (
+            f"{figures['bytes_per_token']:.2f} ({figures['tokens_per_byte']:.3f} tokens per byte)"
+        )
+    if figures["characters_per_token"]:
+        facts["characters"] = f"{figures['characters_per_token']:.2f} per token, judging by validation.txt"
+    if figures["unknown_rate"] is not None:
+        facts["unknown tokens"] = f"{figures['unknown_rate']:.4%} of the tokens of text"
+    if figures["random_pairs_share"] is not None:
+        facts["random pairs"] = f"{figures['random_pairs_share']:.2%}"
+    return [f"{figures['data_dir']}, {figures['split']}", *(f"  {name:<16}{value}" for name, value in facts.items())]
+
+
+def _held_out(validation: Mapping[str, Any] | None) -> str:
+    if validation is None:
+        return ""
+    if validation["text"]:
+        return f" of {validation['text']}"
+    return f", held out: {validation['fraction']:.4g} of the documents"
+
+
+def _length_table(figures: Mapping[str, Any], lengths: Sequence[_Lengths]) -> list[str]:
+    names = ("min", "p5", "p25", "median", "p75", "p95", "max")
+    lines = [f"{'lengths':<61}{'mean':>9}" + "".join(f"{name:>8}" for name in names)]
+    for what, summary in zip(lengths, figures["lengths"].values(), strict=True):
+        values = "".join(f"{summary[name]:>8,}" for name in names) if summary["number"] else "  none"
+        mean = f"{summary['mean']:>9,.1f}" if summary["number"] else ""
+        lines.append(f"  {f'{what.title} ({what.unit})':<59}{mean}{values}")
+    return lines
+
+
+def _tokens(figures: Mapping[str, Any]) -> str:
+    cells = [f"{entry['token']:<14} {entry['share']:>6.2%}" for entry in figures["top_tokens"]]
+    lines = ["   ".join(cells[start : start + 4]) for start in range(0, len(cells), 4)]
+    return "\n  ".join(["most frequent tokens, share of the tokens of text", *lines])
+
+
+def _sample_lines(sample: Mapping[str, Any]) -> str:
+    label = "" if sample["label"] is None else f", label {sample['label']}: {_LABELS[sample['label']]}"
+    lines = [f"row {sample['row']:,} ({sample['file']}), {sample['tokens']} tokens{label}"]
+    for part in sample["parts"]:
+        text = part["text"] if part["tokens"] else "(its closing [SEP] only)"
+        head = f"  {part['name']} | "
+        lines.append(textwrap.fill(text, _WIDTH, initial_indent=head, subsequent_indent=" " * (len(head) - 2) + "| "))
+    return "\n".join(lines)
+
+
+def _draw(figures: Mapping[str, Any], lengths: Sequence[_Lengths], file: Path) -> None:
+    """Writes a PNG with one histogram for each kind of length; one that is the same everywhere is said in words."""
+    drawn = [kind for kind in lengths if len(kind.seen()) > 1] or [lengths[0]]
+    counted, rows = figures["rows_counted"], figures["rows"]
+    which = f"all {rows:,}" if counted == rows else f"{counted:,} of {rows:,}"
+    facts = f"{which} blocks of {figures['block_size']} positions"
+    if lengths[0] not in drawn:
+        facts += f", each with {next(iter(lengths[0].seen()))} tokens"
+    name = textwrap.shorten(Path(figures["data_dir"]).resolve().name, 40 * len(drawn), placeholder="...")
+    with png_figure(2.5 + 4.5 * len(drawn), 5) as (figure, png):
+        figure.suptitle(f"{name} ({figures['split']}, packing: {figures['packing']})\n{facts}", fontsize=12)
+        for axes, kind in zip(np.ravel(figure.subplots(1, len(drawn), squeeze=False)), drawn, strict=True):
+            _histogram(axes, kind)
+    file.write_bytes(png.getvalue())
+
+
+def _histogram(axes: Any, kind: _Lengths) -> None:
+    """Bars that end at the largest length, so that full blocks are not in a bar of their own by chance."""
+    seen, summary = kind.seen(), kind.summary()
+    low, high = min(seen), max(seen)
+    width = -(-(high - low + 1) // _MAX_BARS)
+    edges = high + 0.5 - width * np.arange(-(-(high - low + 1) // width), -1, -1)
+    shares = np.array(list(seen.values())) * 100 / summary["number"]
+    axes.hist(list(seen), bins=edges, weights=shares, color=_BAR, rwidth=0.9)
+    axes.axvline(summary["median"], color=_LINE, linestyle="--", linewidth=1.5, label=f"median {summary['median']}")
+    steep = len(seen) > 8 and shares.max() > 50  # one bar would hide the others
+    if steep:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_title(kind.title, loc="left", fontsize=11)
+    axes.set_xlabel(kind.unit)
+    bars = f" in bars {width} wide" if width > 1 else ""
+    axes.set_ylabel(f"% of the {kind.things}{bars}{', logarithmic' if steep else ''}")
+    axes.locator_params(axis="x", integer=True)
+    axes.legend(frameon=False)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -154,17 +403,16 @@ def _main(argv: list[str] | None) -> None:
         target = None
         if args.output_dir is not None:
             refuse_overlap(args.output_dir, [args.data_dir])
-            target = stack.enter_context(written_aside(args.output_dir, args.overwrite, "inspection", "inspect.json"))
-        folder = open_folder(args.data_dir)
+            target = stack.enter_context(output_folder(args.output_dir, args.overwrite, "inspection", "inspect.json"))
+        folder = FinishedFolder.open(args.data_dir)
         if args.verify:
-            print(f"{args.data_dir}: all {verify(folder)} files match their checksums")
-        figures, counts = inspect(folder, args.split, args.max_rows, args.samples, args.seed)
-        lengths = list(counts.lengths.values())
+            print(f"{args.data_dir}: all {folder.check_all()} files match their checksums")
+        figures, lengths = inspect(folder, args.split, args.max_rows, args.samples, args.seed)
         if target is not None:
             content = json.dumps({**figures, "command": command_line("inspect", argv)}, indent=2, ensure_ascii=False)
             (target / "inspect.json").write_text(content + "\n", encoding="utf-8")
-            draw(figures, lengths, target / "inspect.png")
-    print(printed(figures, lengths))
+            _draw(figures, lengths, target / "inspect.png")
+    print(_printed(figures, lengths))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,6 @@
-"""MediaWiki `pages-articles` dumps -> documents: one per article, its title first.
+"""MediaWiki export XML (schema 0.3 to 0.11) as a stream of pages; a page is all that is held in memory."""
 
-The main process reads the XML; chunks of pages are converted by `num_proc` processes and come back in order, so that the
-result does not depend on their number. A few chunks are under way at a time, whatever the size of the dump.
-"""
-
+import codecs
 import itertools
 import os
 import re
@@ -13,14 +10,215 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
+from typing import IO, NoReturn
+from xml.parsers import expat
 
 from budget_trainer.core.errors import InputError
-from data_prep.disambiguation import is_disambiguation
-from data_prep.dump_xml import Page, Site, read_pages
-from data_prep.files import members, plain_name
+from data_prep.files import members, naming_errors, plain_name
 from data_prep.wikitext import converter
+from data_prep.wikitext_cuts import cut_extensions
+
+# MediaWiki saves no page of more than 2 MiB; the text of a longer one is not kept.
+MAX_PAGE_CHARACTERS = 10_000_000
+_MAX_TOKEN_BYTES = 16 * 1024**2  # one tag or comment; expat holds it until its end
+_CHUNK_BYTES = 256 * 1024
+# What every wiki understands, whatever its language; -2 Media, 6 File, 14 Category. The rest is for dumps without <ns>.
+_NAMES = {-2: ["media"], 6: ["file", "image"], 14: ["category"], 1: ["talk"], 2: ["user"], 3: ["user talk"]}
+_NAMES |= {4: ["wikipedia", "project"], 8: ["mediawiki"], 10: ["template"], 12: ["help"], 100: ["portal"]}
+_NAMES |= {828: ["module"], 118: ["draft"]}
+_INVISIBLE = (-2, 6, 14)
+# Elements whose text is read, with their parents: <text> of other slots (below <content>) is not wikitext.
+_READ = {("page", "title"), ("page", "ns"), ("revision", "model"), ("revision", "text"), ("namespaces", "namespace")}
+
+
+@dataclass
+class Page:
+    """`text`: wikitext of the last revision in the dump, empty where `too_large`. `namespace`: 0 for articles."""
+
+    title: str = ""
+    namespace: int | None = None
+    text: str = ""
+    redirect: bool = False
+    model: str = "wikitext"
+    too_large: bool = False
+
+
+@dataclass
+class Site:
+    """What the dump says about its wiki. `names`: lower-case namespace names and aliases by number."""
+
+    names: dict[int, list[str]] = field(default_factory=lambda: {key: list(names) for key, names in _NAMES.items()})
+
+    def invisible(self) -> tuple[str, ...]:
+        """Prefixes of links that show no text: files and categories."""
+        return tuple(sorted(name for key in _INVISIBLE for name in self.names[key]))
+
+    def namespace_of(self, title: str) -> int:
+        """By the title's prefix, for dumps older than <ns>."""
+        prefix = title.partition(":")[0].strip().lower() if ":" in title else ""
+        return next((key for key, names in self.names.items() if prefix in names), 0)
+
+
+class _Reader:
+    """expat's handlers; complete pages wait in `pages`."""
+
+    def __init__(self, name: str, site: Site, encoding: str | None) -> None:
+        self.name = name
+        self.site = site
+        self.pages: list[Page] = []
+        self._page = Page()
+        self._path: list[str] = []
+        self._pieces: list[str] = []
+        self._size = 0
+        self._key = 0
+        self.parser = parser = expat.ParserCreate(encoding)
+        parser.buffer_text = True
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.StartDoctypeDeclHandler = self._refuse_declaration
+        parser.EntityDeclHandler = self._refuse_declaration
+
+    def feed(self, data: bytes, last: bool = False) -> None:
+        """InputError, naming line and column, for what is not XML."""
+        try:
+            self.parser.Parse(data, last)
+        except expat.ExpatError as error:
+            raise InputError(
+                f"input {self.name}: broken XML at line {error.lineno}, column {error.offset} "
+                f"({expat.errors.messages[error.code]}); fetch the file again"
+            ) from error
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        path = self._path
+        if not path and name != "mediawiki":
+            self._refuse(f"the root element is <{name}>", "give a MediaWiki dump, <mediawiki>")
+        parent = path[-1] if path else ""
+        path.append(name)
+        if name == "page":
+            self._page = Page()
+        elif name == "redirect" and parent == "page":
+            self._page.redirect = True
+        elif (parent, name) in _READ:
+            if name == "namespace":
+                self._key = self._number(attributes.get("key", ""), "namespace key")
+            self._pieces, self._size = [], 0
+            self.parser.CharacterDataHandler = self._characters
+
+    def _characters(self, text: str) -> None:
+        self._size += len(text)
+        if self._size <= MAX_PAGE_CHARACTERS:
+            self._pieces.append(text)
+        else:
+            self._pieces = []
+
+    def _end(self, name: str) -> None:
+        self._path.pop()
+        if name == "page":
+            self._close_page()
+        elif self._path and (self._path[-1], name) in _READ:
+            self.parser.CharacterDataHandler = None
+            self._take(name, "".join(self._pieces))
+            self._pieces = []
+
+    def _take(self, name: str, text: str) -> None:
+        page = self._page
+        if name == "text":
+            page.text, page.too_large = text, self._size > MAX_PAGE_CHARACTERS
+        elif name == "title":
+            page.title = " ".join(text.split())
+        elif name == "ns":
+            page.namespace = self._number(text, "<ns>")
+        elif name == "model":
+            page.model = text.strip()
+        elif text:
+            self.site.names.setdefault(self._key, []).append(text.strip().lower())
+
+    def _close_page(self) -> None:
+        page = self._page
+        if page.namespace is None:
+            page.namespace = self.site.namespace_of(page.title)
+        self.pages.append(page)
+        self._page = Page()
+
+    def _number(self, text: str, what: str) -> int:
+        try:
+            return int(text)
+        except ValueError:
+            self._refuse(f"{what} {text[:40]!r} is not a number", "fetch the file again")
+
+    def _refuse_declaration(self, *_: object) -> None:
+        self._refuse("a DOCTYPE or entity declaration, which no MediaWiki dump has", "give the dump as published")
+
+    def _refuse(self, what: str, fix: str) -> NoReturn:
+        at = f"line {self.parser.CurrentLineNumber}, column {self.parser.CurrentColumnNumber}"
+        raise InputError(f"input {self.name}: {what} ({at}); {fix}")
+
+
+def read_pages(name: str, stream: IO[bytes], site: Site, errors: str = "strict") -> Iterator[Page]:
+    """The pages in order; `site` is filled before the first. errors="replace" makes U+FFFD of bytes that are not UTF-8.
+    InputError: broken or cut off XML or compression, a DOCTYPE, markup of more than 16 MiB in one piece."""
+    replace = errors == "replace"
+    reader = _Reader(name, site, "utf-8" if replace else None)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    fed = 0
+    with naming_errors(name):
+        while chunk := stream.read(_CHUNK_BYTES):
+            chunk = decoder.decode(chunk).encode() if replace else chunk
+            reader.feed(chunk)
+            fed += len(chunk)
+            if fed - reader.parser.CurrentByteIndex > _MAX_TOKEN_BYTES:
+                raise InputError(
+                    f"input {name}: one tag or comment of more than {_MAX_TOKEN_BYTES} bytes from byte "
+                    f"{reader.parser.CurrentByteIndex}; fetch the file again"
+                )
+            yield from reader.pages
+            reader.pages.clear()
+        reader.feed(b"", last=True)
+    yield from reader.pages
+
+
+# Templates that mark such a page, lower-case. Lists of people by name ({{surname}}) are articles.
+_TEMPLATES = frozenset(
+    """dab disamb disam dmbox hndis geodis numberdis letterdis mathdab mathdis callsigndis schooldis hospitaldis roaddis
+    shipdis portaldis placedis tvshowdis biodis mil-unit-dis taxondis begriffsklärung bks homonymie homonymes paronymie
+    desambiguación desambiguacion desambiguação disambigua dp doorverwijspagina неоднозначность багатозначність
+    ujednoznacznienie aimai 曖昧さ回避 人名の曖昧さ回避 消歧义 消歧義 消歧义页 消歧義頁 동음이의 توضيح ابهام‌زدایی förgrening
+    gren flertydig peker täsmennyssivu rozcestník egyért dezambiguizare disambiguasi αποσαφήνιση פירושונים desambiguació
+    argipen razločitev пояснение""".split()
+) | {"định hướng", "trang định hướng", "anlam ayrımı", "višeznačna odrednica"}
+_TEMPLATE = re.compile(r"\{\{([^{}|<\[\n]{2,120}+)(?:\||\}\}|\n)")
+_NAME = re.compile(r"(?:.+[ -])?disambig(?:uation)?(?: page)?(?:[ -]cleanup)?")  # not "disambiguation needed"
+_TITLE = re.compile(
+    r"\((?:disambiguation|định hướng|begriffsklärung|homonymie|desambiguación|desambiguação|disambigua|doorverwijspagina"
+    r"|значения|значення|ujednoznacznienie|曖昧さ回避|消歧[义義]|동음이의|توضيح|ابهام‌زدایی|olika betydelser|flertydig"
+    r"|rozcestník|egyértelműsítő lap|anlam ayrımı|dezambiguizare|disambiguasi|αποσαφήνιση|desambiguació)\)$",
+    re.IGNORECASE,
+)
+
+
+def is_disambiguation(title: str, wikitext: str) -> bool:
+    """By a template, the magic word __DISAMBIG__ or the end of the title."""
+    return bool(_TITLE.search(title)) or (_is_marked(wikitext) and _is_marked(cut_extensions(wikitext)[0]))
+
+
+def _is_marked(wikitext: str) -> bool:
+    if "__DISAMBIG__" in wikitext:
+        return True
+    for found in _TEMPLATE.finditer(wikitext):
+        namespace, _, name = found[1].rpartition(":")
+        name = name.replace("_", " ").strip().lower()
+        if (name in _TEMPLATES or _NAME.fullmatch(name)) and not _is_function(namespace):
+            return True
+    return False
+
+
+def _is_function(prefix: str) -> bool:
+    """{{DEFAULTSORT:...}}, {{#if:...}}"""
+    return prefix.isupper() or prefix.startswith("#")
+
 
 CHUNK_CHARACTERS = 512 * 1024
 _PAGE_OVERHEAD = 200  # so that a chunk of empty pages ends, too
@@ -31,12 +229,14 @@ _Converted = list[tuple[str | None, list[str]]]
 
 
 def read_articles(
-    path: Path, errors: str, num_proc: int, dropped: dict[str, int], told: Callable[[int], object]
+    path: Path, errors: str, num_proc: int, dropped: dict[str, int], advance: Callable[[int], object]
 ) -> Iterator[list[str]]:
     """[title, paragraph, ...] of every article in a dump or a folder of them. Counts in `dropped`, by reason, the pages
     that are none: other_namespace, redirect, disambiguation, not_wikitext (another content model), too_large (more than
-    10 million characters), empty (no prose). `told` as in `members`. InputError: damaged input, a process that was killed."""
-    pages = _articles(path, errors, dropped, told)
+    10 million characters), empty (no prose). `advance` as in `members`.
+
+    InputError: damaged input, a process that was killed."""
+    pages = _articles(path, errors, dropped, advance)
     for reason, document in itertools.chain.from_iterable(_converted(_chunks(pages), path, num_proc)):
         if reason is None:
             yield document
@@ -45,9 +245,9 @@ def read_articles(
 
 
 def _articles(
-    path: Path, errors: str, dropped: dict[str, int], told: Callable[[int], object]
+    path: Path, errors: str, dropped: dict[str, int], advance: Callable[[int], object]
 ) -> Iterator[tuple[Site, Page]]:
-    for name, stream in members(path, told):
+    for name, stream in members(path, advance):
         if name != str(path) and not _DUMP_NAME.search(plain_name(name)):  # an index or checksums beside the dumps
             continue
         site = Site()

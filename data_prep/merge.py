@@ -18,10 +18,9 @@ from typing import Any
 from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
-from budget_trainer.data.folder import DataFolder
-from data_prep.cli import Parser, command_line, positive
-from data_prep.folders import copy_files, copy_tokenizer, deal, entries, facts_of, open_folder, refuse_overlap, verify
-from data_prep.manifest import write_manifest, written_aside
+from data_prep.cli import Parser, command_line, output_folder, positive
+from data_prep.folders import FinishedFolder, deal, facts_of, refuse_overlap
+from data_prep.shards import write_manifest
 
 _SAME = ("block_size", "validation_block_size", "packing", "dtype", "vocab_size", "special_ids")
 
@@ -32,16 +31,17 @@ def merge(inputs: Sequence[Path], output: Path, num_shards: int | None) -> dict[
 
     InputError: no data folder, one given twice, folders that do not go together, a file that is damaged or missing, more
     shards than rows."""
-    folders = [open_folder(path) for path in inputs]
+    folders = [FinishedFolder.open(path) for path in inputs]
     for first, second in itertools.combinations(folders, 2):
         _check_distinct(first, second)
     for other in folders[1:]:
         _check_alike(folders[0], other)
     for folder in folders:
-        verify(folder)
-    copy_tokenizer(folders[0], output)
-    train = _summed([folder.manifest["splits"]["train"] for folder in folders])
-    train["files"] = deal(folders, "train", output, num_shards or sum(len(entries(it, "train")) for it in folders))
+        folder.check_all()
+    folders[0].copy_tokenizer(output)
+    train = _summed([folder.split("train") for folder in folders])
+    shards = num_shards or sum(len(folder.split("train")["files"]) for folder in folders)
+    train["files"] = deal(folders, "train", output, shards)
     return {
         **facts_of(folders),
         "splits": {"train": train, "validation": _validation(folders, output)},
@@ -49,12 +49,12 @@ def merge(inputs: Sequence[Path], output: Path, num_shards: int | None) -> dict[
     }
 
 
-def _check_distinct(first: DataFolder, second: DataFolder) -> None:
+def _check_distinct(first: FinishedFolder, second: FinishedFolder) -> None:
     if first.path.resolve() == second.path.resolve() or first.fingerprint == second.fingerprint:
         raise InputError(f"input {first.path} and {second.path} hold the same training rows; give each folder once")
 
 
-def _check_alike(first: DataFolder, other: DataFolder) -> None:
+def _check_alike(first: FinishedFolder, other: FinishedFolder) -> None:
     """InputError names the first field in which the folders differ, with both values."""
     fields = [(name, first.manifest[name], other.manifest[name]) for name in _SAME]
     fields.insert(0, ("tokenizer", first.manifest["tokenizer"]["sha256"], other.manifest["tokenizer"]["sha256"]))
@@ -68,14 +68,8 @@ def _check_alike(first: DataFolder, other: DataFolder) -> None:
     _check_held_out(first, other)
 
 
-def _check_held_out(first: DataFolder, other: DataFolder) -> None:
+def _check_held_out(first: FinishedFolder, other: FinishedFolder) -> None:
     """Neither folder may train on what the other is validated on: one fraction for both, or one and the same text."""
-    for folder in (first, other):
-        if "validation" not in folder.manifest:
-            raise InputError(
-                f"input {folder.path}: the manifest has no field validation, so it is not known what was held out; make "
-                "the folder anew with data_prep.blocks"
-            )
     wanted, found = first.manifest["validation"], other.manifest["validation"]
     if wanted["fraction"] != found["fraction"]:
         raise InputError(
@@ -83,7 +77,7 @@ def _check_held_out(first: DataFolder, other: DataFolder) -> None:
             f"{wanted['fraction']}: one would train on documents that the other is validated on; make one of them anew "
             "with the other's --validation_fraction"
         )
-    rules = [manifest.get("rule", 1) for manifest in (wanted, found)]  # older folders do not say it
+    rules = wanted["rule"], found["rule"]
     if wanted["fraction"] and rules[0] != rules[1]:
         older = (first, other)[rules[1] < rules[0]]
         raise InputError(
@@ -97,17 +91,17 @@ def _check_held_out(first: DataFolder, other: DataFolder) -> None:
         )
 
 
-def _same_validation(first: DataFolder, other: DataFolder) -> bool:
-    one, two = (folder.manifest["splits"]["validation"] for folder in (first, other))
+def _same_validation(first: FinishedFolder, other: FinishedFolder) -> bool:
+    one, two = (folder.split("validation") for folder in (first, other))
     checksums = [[entry["sha256"] for entry in split["files"]] for split in (one, two)]
     return bool(one.get("text")) and checksums[0] == checksums[1] and one["text"] == two.get("text")
 
 
-def _validation(folders: Sequence[DataFolder], output: Path) -> dict[str, Any]:
+def _validation(folders: Sequence[FinishedFolder], output: Path) -> dict[str, Any]:
     """The validation of all folders, in order; a --validation_text that they share is taken once."""
-    splits = [folder.manifest["splits"]["validation"] for folder in folders]
+    splits = [folder.split("validation") for folder in folders]
     if folders[0].manifest["validation"]["text"]:
-        copy_files(folders[0], "validation", output)
+        folders[0].copy_files("validation", output)
         return dict(splits[0])
     merged = _summed(splits)
     if not merged["rows"]:
@@ -156,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str] | None) -> None:
     args = _parse(argv)
     refuse_overlap(args.output_dir, args.input)
-    with written_aside(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
+    with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
         content = merge(args.input, folder, args.num_shards)
         write_manifest(folder, content, command_line("merge", argv))
     train, validation = content["splits"]["train"], content["splits"]["validation"]

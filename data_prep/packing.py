@@ -1,83 +1,181 @@
-"""Tokens -> blocks, with numpy only. A block is [CLS] body [SEP], L positions, body L - 2.
+"""Packings: token ids of groups of documents -> the rows of training and validation.
 
-`packed` joins the documents with [SEP] and cuts full bodies, the last one filled up with the corpus's first tokens: a
-block without padding needs no attention mask. `one_document` never crosses a document's border and pads the shorter last
-piece. Neither loses a token. Rows come as int64 [n, L].
+A row is [CLS] body [SEP]: L positions, a body of L - 2. `packed` joins the documents with [SEP] and cuts full bodies, the last
+one filled up with the corpus's first tokens: a block without padding needs no attention mask. `one_document` never crosses a
+document's border and pads the shorter last piece; `sentences` also ends at the border of a sentence. Sentence pairs are in
+`next_sentence`. No packing loses a token. Rows come as int64 [n, L].
 """
 
+import hashlib
+import struct
+from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-MIN_VALIDATION_TOKENS = 16  # a shorter piece is left out by the pinned evaluation
+from data_prep.corpus import TokenGroup
+
+_MIN_VALIDATION_TOKENS = 16  # a shorter piece is left out by the pinned evaluation
 
 
-class PackedBlocks:
-    """Packs a stream of groups; what does not fill a block is carried over to the next group."""
+class Packer(ABC):
+    """Turns groups, in order, into the columns of the training rows.
 
-    def __init__(self, block_size: int, special_ids: dict[str, int]) -> None:
-        self._length, self._special = block_size, special_ids
+    Class attributes:
+        columns: name -> dtype of each column besides input_ids.
+        scalars: the columns with one value per row.
+        by_sentence: whether the groups must come with the lengths of their sentences.
+    """
+
+    columns: dict[str, str] = {}
+    scalars: tuple[str, ...] = ()
+    by_sentence = False
+
+    def __init__(self, block_size: int, special_ids: dict[str, int], short_seq_prob: float = 0.0) -> None:
+        self.block_size, self.special_ids, self.short_seq_prob = block_size, special_ids, short_seq_prob
+
+    @abstractmethod
+    def add(self, group: TokenGroup) -> dict[str, np.ndarray]:
+        """Return the rows that are complete with this group: int64 [n, L] per column, [n] per scalar one."""
+
+    def finish(self) -> dict[str, np.ndarray]:
+        """Return the rows that are left."""
+        return {"input_ids": np.zeros((0, self.block_size), np.int64)}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the manifest says of the training split besides its counts. filled: tokens that were repeated."""
+        return {"filled": 0}
+
+
+class PackedBlocks(Packer):
+    """Documents joined with [SEP] in blocks without padding; what does not fill one is carried over to the next group."""
+
+    columns = {"document_ids": "uint16"}
+
+    def __init__(self, block_size: int, special_ids: dict[str, int], short_seq_prob: float = 0.0) -> None:
+        super().__init__(block_size, special_ids, short_seq_prob)
         self._ids = np.zeros(0, np.int64)
         self._documents = np.zeros(0, np.int64)  # number of the document each carried token belongs to
         self._next = 0
         self._first = np.zeros(0, np.int64)  # the corpus's first tokens, to fill the last block
-        self.filled = 0  # how many of them it took
+        self._filled = 0  # how many of them it took
 
-    def add(self, ids: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """ids [sum(lengths)], lengths [documents] -> the blocks now full: (input_ids, document_ids), each [n, L]."""
+    def add(self, group: TokenGroup) -> dict[str, np.ndarray]:
+        """Return the blocks that are now full: input_ids and document_ids [n, L]."""
+        ids, lengths = group.ids, group.lengths
         numbers = np.arange(self._next, self._next + len(lengths))
         self._next += len(lengths)
         # Every document is followed by one [SEP], so its tokens move by one place per document before it.
-        stream = np.full(len(ids) + len(lengths), self._special["sep"], np.int64)
+        stream = np.full(len(ids) + len(lengths), self.special_ids["sep"], np.int64)
         stream[np.arange(len(ids)) + np.repeat(np.arange(len(lengths)), lengths)] = ids
-        self._first = np.concatenate([self._first, stream[: self._length - 2 - len(self._first)]])
+        body = self.block_size - 2
+        self._first = np.concatenate([self._first, stream[: body - len(self._first)]])
         self._ids = np.concatenate([self._ids, stream])
         self._documents = np.concatenate([self._documents, np.repeat(numbers, lengths + 1)])
-        body = self._length - 2
         full = len(self._ids) // body * body
         rows = self._rows(self._ids[:full].reshape(-1, body), self._documents[:full].reshape(-1, body))
         self._ids, self._documents = self._ids[full:].copy(), self._documents[full:].copy()
         return rows
 
-    def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """The last block: [1, L], or [0, L] where nothing is left. Filled up with the corpus's first tokens as one more
-        document; a corpus of less than a block is repeated."""
-        body = self._length - 2
+    def finish(self) -> dict[str, np.ndarray]:
+        """Return the last block: [1, L], or [0, L] where nothing is left.
+
+        It is filled up with the corpus's first tokens as one more document; a corpus of less than a block is repeated.
+        """
+        body = self.block_size - 2
         if len(self._ids) <= 1:  # at most the [SEP] of a document that ended with its block, which has its own
             empty = np.zeros((0, body), np.int64)
             return self._rows(empty, empty)
-        self.filled = body - len(self._ids)
-        ids = np.concatenate([self._ids, np.resize(self._first, self.filled)])
-        documents = np.concatenate([self._documents, np.full(self.filled, self._next)])
+        self._filled = body - len(self._ids)
+        ids = np.concatenate([self._ids, np.resize(self._first, self._filled)])
+        documents = np.concatenate([self._documents, np.full(self._filled, self._next)])
         return self._rows(ids[None], documents[None])
 
-    def _rows(self, bodies: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def facts(self) -> dict[str, Any]:
+        """See `Packer`."""
+        return {"filled": self._filled}
+
+    def _rows(self, bodies: np.ndarray, documents: np.ndarray) -> dict[str, np.ndarray]:
         # [CLS] belongs to the first document of its block, the closing [SEP] to the last.
         ends = ((0, 0), (1, 1))
-        ids = np.pad(bodies, ends, constant_values=self._special["sep"])
-        ids[:, 0] = self._special["cls"]
-        if not len(ids):
-            return ids, ids
-        return ids, np.pad(documents - documents[:, :1], ends, mode="edge")
+        ids = np.pad(bodies, ends, constant_values=self.special_ids["sep"])
+        ids[:, 0] = self.special_ids["cls"]
+        inside = np.pad(documents - documents[:, :1], ends, mode="edge") if len(ids) else ids
+        return {"input_ids": ids, "document_ids": inside}
 
 
-def one_document_rows(
-    ids: np.ndarray, lengths: np.ndarray, block_size: int, special_ids: dict[str, int]
-) -> np.ndarray:
-    """ids [sum(lengths)], lengths [documents] (each at least 1) -> input_ids [n, L], in document order."""
-    body = block_size - 2
-    blocks = -(-lengths // body)  # rounded up
-    first_block = np.cumsum(blocks) - blocks
-    position = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # of a token in its document
-    row = np.repeat(first_block, lengths) + position // body
-    rows = np.full((int(blocks.sum()), block_size), special_ids["pad"], np.int64)
-    rows[row, 1 + position % body] = ids
-    rows[:, 0] = special_ids["cls"]
-    sizes = np.bincount(row, minlength=len(rows))
-    rows[np.arange(len(rows)), 1 + sizes] = special_ids["sep"]
-    return rows
+class OneDocument(Packer):
+    """Blocks that do not cross the border of a document."""
+
+    def add(self, group: TokenGroup) -> dict[str, np.ndarray]:
+        """See `Packer`."""
+        return {"input_ids": self._rows(group.ids, group.lengths)}
+
+    def _rows(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """ids [sum(lengths)], lengths (each at least 1) of what no row may cross -> input_ids [n, L], in order."""
+        body = self.block_size - 2
+        blocks = -(-lengths // body)  # rounded up
+        first_block = np.cumsum(blocks) - blocks
+        position = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # of a token in its document
+        row = np.repeat(first_block, lengths) + position // body
+        rows = np.full((int(blocks.sum()), self.block_size), self.special_ids["pad"], np.int64)
+        rows[row, 1 + position % body] = ids
+        rows[:, 0] = self.special_ids["cls"]
+        sizes = np.bincount(row, minlength=len(rows))
+        rows[np.arange(len(rows)), 1 + sizes] = self.special_ids["sep"]
+        return rows
+
+
+class WholeSentences(OneDocument):
+    """Blocks of as many whole sentences of one document as fit, the paper's way. A sentence longer than a block is cut.
+
+    A share `short_seq_prob` of the blocks has a random length to fill instead (but holds a sentence at least), as in BERT's
+    preparation: fine-tuning sees short inputs. Which ones is a hash of the block's number: the same for any number of
+    processes.
+    """
+
+    by_sentence = True
+
+    def __init__(self, block_size: int, special_ids: dict[str, int], short_seq_prob: float = 0.0) -> None:
+        super().__init__(block_size, special_ids, short_seq_prob)
+        self._sentences_cut = 0
+        self._number = 0  # of blocks so far
+
+    def add(self, group: TokenGroup) -> dict[str, np.ndarray]:
+        """See `Packer`."""
+        ends = np.cumsum(group.sentences).tolist()
+        sizes, start = [], 0
+        for border in np.cumsum(group.lengths).tolist():
+            while start < border:
+                end = min(self._end(ends, start), border)
+                sizes.append(end - start)
+                start = end
+        return {"input_ids": self._rows(group.ids, np.array(sizes, np.int64))}
+
+    def facts(self) -> dict[str, Any]:
+        """See `Packer`. sentences_cut: how many were longer than a block."""
+        return {"filled": 0, "short_seq_prob": self.short_seq_prob, "sentences_cut": self._sentences_cut}
+
+    def _end(self, ends: list[int], start: int) -> int:
+        """Where the block that begins at `start` ends; `ends` are the rising ends of all sentences."""
+        body = self.block_size - 2
+        behind = bisect_right(ends, start)
+        fitting = bisect_right(ends, start + self._room(body), lo=behind)
+        end = ends[max(fitting - 1, behind)]
+        if end - start <= body:
+            return end
+        self._sentences_cut += 1
+        return start + body
+
+    def _room(self, body: int) -> int:
+        self._number += 1
+        digest = hashlib.blake2b(f"short {self._number}".encode(), digest_size=16).digest()
+        chance, length = struct.unpack("<2Q", digest)
+        return 2 + length % (body - 1) if chance < self.short_seq_prob * 2.0**64 else body
 
 
 @dataclass
@@ -107,7 +205,7 @@ def validation_rows(
         ids, bytes_of_text = encoding.ids, token_bytes(text, encoding.offsets)
         for start in range(0, len(ids), body):
             piece = ids[start : start + body]
-            if len(piece) < MIN_VALIDATION_TOKENS:
+            if len(piece) < _MIN_VALIDATION_TOKENS:
                 continue
             total += 1
             if total > limit:

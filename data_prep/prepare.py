@@ -24,9 +24,13 @@ line wins over the file, whose keys are:
 
 from __future__ import annotations
 
+import itertools
+import json
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +39,14 @@ from tqdm.auto import tqdm
 from budget_trainer import __version__
 from budget_trainer.core.command import exit_codes_text, program, run_command
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import try_lock
-from data_prep import blocks
-from data_prep.cli import command_line
-from data_prep.corpus import TokenGroup
-from data_prep.data_recipe import OUTPUT, DataRecipe, read_data_recipe
-from data_prep.duplicates import find_duplicates
-from data_prep.manifest import write_manifest, written_aside
-from data_prep.pieces import Piece, TokenPieces, open_stage, read_pieces
-from data_prep.processing import Removed, Selection
+from budget_trainer.core.io import fresh_folder, fsync, try_lock, write_json_atomic
+from data_prep.block_folder import BlockFolder
+from data_prep.cli import command_line, output_folder
+from data_prep.corpus import TokenGroup, read_part, read_tokens, tokenise_part, write_part
+from data_prep.filters import Removed, Selection, digest_of, find_duplicates
+from data_prep.recipe import OUTPUT, DataRecipe, read_data_recipe
+from data_prep.shards import write_manifest
+from data_prep.sources import Source
 from data_prep.tokenizer_training import train_tokenizer
 
 
@@ -73,37 +76,192 @@ def prepare(recipe: DataRecipe, command: str) -> Path:
 def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
     """Everything from the sources to the data folder; returns the manifest's content."""
     print("1/4 documents", flush=True)
-    pieces = read_pieces(recipe, open_stage(work / "documents", recipe.key("documents")))
+    pieces = _read_pieces(recipe, _open_stage(work / "documents", recipe.key("documents")))
     print("2/4 duplicates" + ("" if recipe.deduplicate else ": kept"), flush=True)
     duplicates = _duplicates(pieces, work) if recipe.deduplicate else None
     print("3/4 tokenizer", flush=True)
-    recipe.args.tokenizer = _tokenizer(recipe, pieces, work)
+    tokenizer = _tokenizer(recipe, pieces, work)
     print("4/4 blocks", flush=True)
-    tokens = open_stage(work / "tokens", recipe.key("tokens"))
+    tokens = _open_stage(work / "tokens", recipe.key("tokens"))
     removed = Removed()
     for piece in pieces:
         removed.merge(piece.removed)
 
-    def groups(tokenizer_file: Path, dtype: str, sentences: bool) -> Iterator[TokenGroup]:
-        share, num_proc = blocks.held_out_share(recipe.args), recipe.args.num_proc
-        stage = TokenPieces(tokens, tokenizer_file, dtype, sentences, share, num_proc)
+    def groups(target: BlockFolder) -> Iterator[TokenGroup]:
         for piece in tqdm(pieces, desc="pieces", unit="piece"):
             select = Selection(duplicates, piece.first, recipe.language, recipe.max_tokens_per_character)
-            for group in stage.groups(piece, select):
+            for group in _tokenised(piece, tokens, target, select):
                 removed.merge(group.removed)
                 yield group
 
-    with written_aside(recipe.output_dir, recipe.args.overwrite, *OUTPUT) as folder:
-        cache = folder / "cache"
-        cache.mkdir()
-        content = blocks.write_folder(recipe.args, folder, cache, groups, _sources(recipe, pieces))
-        shutil.rmtree(cache)
+    with output_folder(recipe.output_dir, recipe.overwrite, *OUTPUT) as folder:
+        target = BlockFolder(folder, tokenizer, recipe.blocks)
+        validation = _validation_source(recipe, target.cache)
+        content = target.write(groups(target), _sources(recipe, pieces), validation)
         content |= {"removed": removed.by, "recipe": recipe.key("blocks")}
         write_manifest(folder, content, command)
     return content
 
 
-def _duplicates(pieces: list[Piece], work: Path) -> Path:
+def _validation_source(recipe: DataRecipe, cache: Path) -> Source | None:
+    path = recipe.blocks.validation_text
+    if not path:
+        return None
+    source = Source(path, cache_dir=cache, num_proc=recipe.blocks.num_proc)
+    print(f"{path}: read as {source.kind}")
+    return source
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some documents of one source, up to `piece_megabytes`.
+
+    `read` counts them as they came, `documents` those that were kept; `first` is the number of the first one among all
+    that were kept; `last` says that the source ends here, and has what its reader left out of it, by reason, in `dropped`.
+    """
+
+    folder: Path
+    source: int
+    number: int
+    first: int
+    read: int = 0
+    documents: int = 0
+    text_bytes: int = 0
+    last: bool = False
+    removed: dict[str, Any] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"source-{self.source:03d}-piece-{self.number:05d}"
+
+    @property
+    def file(self) -> Path:
+        return self.folder / f"{self.name}.arrow"
+
+    @property
+    def digests(self) -> Path:
+        return self.folder / f"{self.name}.digests"
+
+
+def _open_stage(folder: Path, key: dict[str, Any]) -> Path:
+    """The folder of a stage, emptied where what it holds was made by another `key`."""
+    mark = folder / "stage.json"
+    try:
+        same = json.loads(mark.read_text(encoding="utf-8")) == key
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        fresh_folder(folder)
+        write_json_atomic(mark, key)
+    return folder
+
+
+def _read_pieces(recipe: DataRecipe, folder: Path) -> list[_Piece]:
+    """The pieces of all sources in order; those that are not in `folder` yet are made."""
+    pieces: list[_Piece] = []
+    for number, source in enumerate(recipe.sources):
+        done = list(_finished(folder, number, sum(piece.documents for piece in pieces)))
+        pieces += done
+        if not done or not done[-1].last:
+            first = sum(piece.documents for piece in pieces)
+            skip = sum(piece.read for piece in done)
+            pieces += _make(recipe, source, folder, number, len(done), first, skip)
+    return pieces
+
+
+def _finished(folder: Path, source: int, first: int) -> Iterator[_Piece]:
+    for number in itertools.count():
+        piece = _Piece(folder, source, number, first)
+        try:
+            account = json.loads((folder / f"{piece.name}.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        yield replace(piece, **account)
+        first += account["documents"]
+
+
+def _make(
+    recipe: DataRecipe, source: Source, folder: Path, number: int, piece: int, first: int, skip: int
+) -> Iterator[_Piece]:
+    """Read a source from document `skip` on, and write one piece after the other."""
+    cache = folder / "cache"
+    cache.mkdir(exist_ok=True)
+    source.cache_dir, size = cache, 1e6 * recipe.piece_megabytes
+    with closing(source.documents()) as documents:
+        counted = _Counted(recipe, source, itertools.islice(documents, skip, None))
+        while True:
+            made = _write(counted, _Piece(folder, number, piece, first), size)
+            yield made
+            if made.last:
+                break
+            first, piece = first + made.documents, piece + 1
+    shutil.rmtree(cache)
+
+
+class _Counted:
+    """Those of a source's `documents` that are kept, with an account of those since `start`."""
+
+    def __init__(self, recipe: DataRecipe, source: Source, documents: Iterator[str]) -> None:
+        self.source, self._kept = source, recipe.lengths.keep(self._counting(documents), self._remove)
+        self.start()
+
+    def start(self) -> None:
+        self.read = self.text_bytes = 0
+        self.removed = Removed()
+
+    def _remove(self, name: str, document: str) -> None:
+        self.removed.add(name, document)
+
+    def _counting(self, documents: Iterator[str]) -> Iterator[str]:
+        for document in documents:
+            self.read += 1
+            yield document
+
+    def into(self, digests: Any) -> Iterator[str]:
+        """The documents, each with its digest written to the open file `digests`."""
+        for document in self._kept:
+            self.text_bytes += len(document.encode())
+            digests.write(digest_of(document))
+            yield document
+
+
+def _write(counted: _Counted, piece: _Piece, piece_bytes: float) -> _Piece:
+    counted.start()
+    aside = piece.file.with_suffix(".writing")
+    with piece.digests.open("wb") as digests:
+        documents, last = write_part(counted.into(digests), aside, piece_bytes)
+    fsync(piece.digests)
+    fsync(aside)
+    aside.rename(piece.file)
+    account: dict[str, Any] = {"read": counted.read, "documents": documents, "text_bytes": counted.text_bytes}
+    account |= {"last": last, "removed": counted.removed.by}
+    account["dropped"] = dict(counted.source.dropped) if account["last"] else {}
+    write_json_atomic(piece.folder / f"{piece.name}.json", account)
+    return replace(piece, **account)
+
+
+def _tokenised(piece: _Piece, folder: Path, target: BlockFolder, select: Selection) -> Iterator[TokenGroup]:
+    """The groups of one piece, tokenised into files of `folder` where that is not done yet."""
+    if not piece.documents:
+        return
+    mark = folder / f"{piece.name}.json"
+    try:
+        names = json.loads(mark.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        for stale in folder.glob(f"{piece.name}.*"):
+            stale.unlink()
+        options = target.options
+        how = (target.tokenizer_file, target.dtype, options.held_out_fraction, options.num_proc, options.by_sentence)
+        files = tokenise_part(piece.file, *how, select, folder / piece.file.name)
+        for file in files:
+            fsync(file)
+        names = [file.name for file in files]
+        write_json_atomic(mark, names)
+    yield from read_tokens([folder / name for name in names])
+
+
+def _duplicates(pieces: list[_Piece], work: Path) -> Path:
     """Which documents are later copies; made anew with the documents."""
     target = work / "documents" / "duplicates"
     if not target.exists():
@@ -111,15 +269,15 @@ def _duplicates(pieces: list[Piece], work: Path) -> Path:
     return target
 
 
-def _tokenizer(recipe: DataRecipe, pieces: list[Piece], work: Path) -> str:
+def _tokenizer(recipe: DataRecipe, pieces: list[_Piece], work: Path) -> str:
     """The folder of the trained tokenizer, or the name of the one that was asked for."""
     options = recipe.tokenizer
     if isinstance(options, str):
         return options
-    stage = open_stage(work / "tokenizer", recipe.key("tokenizer"))
+    stage = _open_stage(work / "tokenizer", recipe.key("tokenizer"))
     target = stage / "trained"
     if not target.exists():
-        with written_aside(target, True, "tokenizer", "tokenizer.json") as folder:
+        with output_folder(target, True, "tokenizer", "tokenizer.json") as folder:
             text = stage / "sample.txt"
             _write_sample(pieces, text, 1e6 * options.max_megabytes)
             train_tokenizer(text, options).save_pretrained(folder)
@@ -127,18 +285,18 @@ def _tokenizer(recipe: DataRecipe, pieces: list[Piece], work: Path) -> str:
     return str(target)
 
 
-def _write_sample(pieces: list[Piece], file: Path, max_bytes: float) -> None:
+def _write_sample(pieces: list[_Piece], file: Path, max_bytes: float) -> None:
     """Groups spread evenly over the corpus, so that its last source is in the vocabulary too."""
     size = sum(piece.text_bytes for piece in pieces)
     share = min(1.0, max_bytes / max(1, size))
-    groups = (group for piece in pieces for group in piece.groups())
+    groups = (group for piece in pieces for group in read_part(piece.file))
     with file.open("wb") as out:
         for number, group in enumerate(groups):
             if int((number + 1) * share) > int(number * share):
                 out.writelines(document.encode() + b"\n" for document in group)
 
 
-def _sources(recipe: DataRecipe, pieces: list[Piece]) -> list[dict[str, Any]]:
+def _sources(recipe: DataRecipe, pieces: list[_Piece]) -> list[dict[str, Any]]:
     """The manifest's account of each source: documents and bytes as read."""
     sources = []
     for number, source in enumerate(recipe.sources):

@@ -1,8 +1,23 @@
-"""Which parts of a docstring are English sentences, and those parts without their markup."""
+"""English prose out of the docstrings of Python packages. Files are parsed, never imported or executed."""
 
+import ast
+import gc
+import hashlib
 import inspect
+import itertools
+import os
 import re
+import sysconfig
+import warnings
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
+_MIN_DOCUMENT_CHARACTERS = 200
+_MAX_FILE_BYTES = 2_000_000  # larger ones are tables and generated code
+_SKIPPED = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
+_SKIPPED |= {"test", "tests"}  # a third of all code and hardly any prose
+_AHEAD = 256  # files parsed at a time: bounds what is computed in vain when the limit is reached
 # A sixth of running English is made of these; signatures, tables and lists of values have hardly any.
 _FUNCTION_WORDS = frozenset(
     "a about after all also an and any are as at be because been before but by can could do does each either else for "
@@ -10,10 +25,10 @@ _FUNCTION_WORDS = frozenset(
     "should so some such than that the their them then there these they this those to under until up use used uses "
     "using was we were what when where which while will with without would you your".split()
 )
-MIN_WORDS = 8
-MIN_LETTERS = 0.75  # share of ASCII letters among the characters that are not spaces
-MIN_FUNCTION_WORDS = 0.2
-MAX_MEAN_WORD = 9.0  # letters: longer ones are identifiers
+_MIN_WORDS = 8
+_MIN_LETTERS = 0.75  # share of ASCII letters among the characters that are not spaces
+_MIN_FUNCTION_WORDS = 0.2
+_MAX_MEAN_WORD = 9.0  # letters: longer ones are identifiers
 
 _MARKUP = (
     (re.compile(r"\[([^\[\]]+)\]\((?:[^()]*)\)"), r"\1"),  # [text](link)
@@ -31,6 +46,88 @@ _RULE = re.compile(r"^[\s=~^\"'#*+_.:|`-]{3,}$")  # underlines, rules, table bor
 _FIELD = re.compile(r"^(?::[\w ,*.~\[\]|]+:|@\w+|\.\.\s|\*{0,2}\w+\*{0,2}\s*(?:\([^)]*\))?\s*:(?:\s|$)|\w+ ?:\s*$)")
 _SECTION = re.compile(r"^[A-Z][\w ]{0,30}:?$")
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
+
+
+def installed_roots() -> list[Path]:
+    """The package folders of the running interpreter, then its standard library."""
+    paths = (sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib"))
+    return [Path(path) for path in dict.fromkeys(paths) if path and Path(path).is_dir()]
+
+
+def read_docstrings(roots: Iterable[Path], num_proc: int = 1) -> Generator[str, None, None]:
+    """One document per module, in a fixed order: the packages take turns, so that a limit cuts all of them alike.
+    Every paragraph occurs once in the whole corpus."""
+    seen: set[bytes] = set()
+    for paragraphs in _parsed(_in_turns(roots), num_proc):
+        new = []
+        for paragraph in paragraphs:
+            key = hashlib.blake2b(paragraph.casefold().encode(), digest_size=8).digest()
+            if key not in seen:
+                seen.add(key)
+                new.append(paragraph)
+        document = " ".join(new)
+        if len(document) >= _MIN_DOCUMENT_CHARACTERS:
+            yield document
+
+
+def prose_of_file(file: Path) -> list[str]:
+    """The English paragraphs of the file's docstrings; none for a file that Python cannot parse."""
+    try:
+        if file.stat().st_size > _MAX_FILE_BYTES:
+            return []
+        source = file.read_bytes()
+        if b'"""' not in source and b"'''" not in source:
+            return []  # parsing is what takes the time
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            tree = ast.parse(source)
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    return [paragraph for node in _documented(tree) for paragraph in paragraphs_of(ast.get_docstring(node) or "")]
+
+
+def _documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """What can have a docstring, in the order of the file. Looks into statements only: ast.walk, which also visits
+    every expression, takes longer than the parser."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+        inner = (getattr(node, name, ()) for name in ("body", "handlers", "orelse", "finalbody", "cases"))
+        waiting += reversed([child for children in inner if isinstance(children, list) for child in children])
+
+
+def _in_turns(roots: Iterable[Path]) -> Iterator[Path]:
+    """The first file of every package, then the second of every package, and so on."""
+    packages: dict[tuple[Path, str], list[Path]] = {}
+    for root in roots:
+        for entry in sorted(root.iterdir()):
+            if entry.is_dir() and entry.name not in _SKIPPED:
+                packages[root, entry.name] = _python_files(entry)
+            elif entry.suffix == ".py":  # single modules count as one package
+                packages.setdefault((root, ""), []).append(entry)
+    turns = itertools.zip_longest(*packages.values())
+    return (file for turn in turns for file in turn if file is not None)
+
+
+def _python_files(folder: Path) -> list[Path]:
+    found = []
+    for directory, names, files in os.walk(folder):
+        names[:] = sorted(name for name in names if name not in _SKIPPED and not name.startswith("."))
+        found += [Path(directory, file) for file in sorted(files) if file.endswith(".py")]
+    return found
+
+
+def _parsed(files: Iterator[Path], num_proc: int) -> Iterator[list[str]]:
+    """prose_of_file of every file, in order; reads ahead a little and stops reading when the caller stops."""
+    if num_proc == 1:
+        yield from map(prose_of_file, files)
+        return
+    # A syntax tree is many objects and no cycle: collecting cycles only costs time.
+    with ProcessPoolExecutor(num_proc, initializer=gc.disable) as pool:
+        while ahead := list(itertools.islice(files, _AHEAD)):
+            yield from pool.map(prose_of_file, ahead, chunksize=8)
 
 
 def paragraphs_of(docstring: str) -> list[str]:
@@ -68,13 +165,13 @@ def is_english(text: str) -> bool:
     """Whether the text reads like English sentences: enough words, mostly letters, a share of function words as in
     prose, words of ordinary length, no control characters."""
     words = _WORD.findall(text)
-    if len(words) < MIN_WORDS or not text[0].isalpha() or not text.isprintable():
+    if len(words) < _MIN_WORDS or not text[0].isalpha() or not text.isprintable():
         return False
     letters = sum(map(len, words))
     return (
-        letters >= MIN_LETTERS * len(text.replace(" ", ""))
-        and letters <= MAX_MEAN_WORD * len(words)
-        and sum(word.lower() in _FUNCTION_WORDS for word in words) >= MIN_FUNCTION_WORDS * len(words)
+        letters >= _MIN_LETTERS * len(text.replace(" ", ""))
+        and letters <= _MAX_MEAN_WORD * len(words)
+        and sum(word.lower() in _FUNCTION_WORDS for word in words) >= _MIN_FUNCTION_WORDS * len(words)
     )
 
 

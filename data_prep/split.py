@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from budget_trainer.core.command import run_command
-from data_prep.cli import Parser, command_line, positive
-from data_prep.folders import copy_files, copy_tokenizer, deal, facts_of, open_folder, refuse_overlap, verify
-from data_prep.manifest import write_manifest, written_aside
+from data_prep.cli import Parser, command_line, output_folder, positive
+from data_prep.folders import FinishedFolder, deal, facts_of, refuse_overlap
+from data_prep.shards import write_manifest
 
 
 def split(source: Path, output: Path, num_shards: int) -> dict[str, Any]:
     """Writes the rows of the data folder `source` in `num_shards` shards, validation and tokenizer into the empty folder
     `output`, all but manifest.json, and returns the manifest's content. InputError: no data folder, a file that is damaged
     or missing, more shards than rows."""
-    folder = open_folder(source)
-    verify(folder)
-    copy_tokenizer(folder, output)
-    copy_files(folder, "validation", output)
+    folder = FinishedFolder.open(source)
+    folder.check_all()
+    folder.copy_tokenizer(output)
+    folder.copy_files("validation", output)
     content = facts_of([folder])
     splits = content["splits"]
     train = {**splits["train"], "files": deal([folder], "train", output, num_shards)}
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str] | None) -> None:
     args = _parse(argv)
     refuse_overlap(args.output_dir, [args.input])
-    with written_aside(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
+    with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
         content = split(args.input, folder, args.num_shards)
         write_manifest(folder, content, command_line("split", argv))
     train = content["splits"]["train"]

@@ -1,7 +1,12 @@
 """Trains a tokenizer on a text file: BERT's WordPiece, RoBERTa's byte-level BPE, or Unigram as SentencePiece has it."""
 
+import collections
 import json
+import re
+import tempfile
 import unicodedata
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,7 @@ from tokenizers import (
 )
 
 from budget_trainer.core.errors import InputError
-from data_prep.training_text import alphabet_of, characters_of, text_to_learn
+from data_prep.cli import flag
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TYPES = ("wordpiece", "bpe", "unigram")
@@ -29,16 +34,22 @@ _MASK = AddedToken("[MASK]", lstrip=True, normalized=False, special=True)
 
 
 @dataclass(frozen=True)
-class TokenizerToTrain:
+class TokenizerOptions:
     """What to train. lowercase takes accents away too, as BERT does. limit_alphabet: characters that get an entry, what
     holds a rarer one becomes [UNK]; None: a 32nd of the vocabulary, 100 to 1000. bpe knows every byte and has no limit.
     max_megabytes: of text. InputError: a value that cannot be."""
 
-    vocab_size: int = 32_768
-    tokenizer_type: str = "wordpiece"
-    lowercase: bool = True
-    limit_alphabet: int | None = None
-    max_megabytes: int = 300
+    vocab_size: int = flag(32_768, "entries, special tokens included")
+    tokenizer_type: str = flag(
+        "wordpiece",
+        "wordpiece is BERT's, bpe (of bytes) RoBERTa's and ModernBERT's, unigram ALBERT's and XLM-R's",
+        choices=TYPES,
+    )
+    lowercase: bool = flag(True, "--no-lowercase for a cased model")
+    limit_alphabet: int | None = flag(
+        None, "characters with an entry (default: a 32nd of the vocabulary; bpe: all bytes)"
+    )
+    max_megabytes: int = flag(300, "text to read: more changes a vocabulary little")
 
     def __post_init__(self) -> None:
         if self.tokenizer_type not in TYPES:
@@ -56,7 +67,7 @@ class TokenizerToTrain:
             raise InputError(f"limit_alphabet {self.limit_alphabet}: bpe has all bytes as its alphabet; leave it out")
 
 
-def train_tokenizer(file: Path, options: TokenizerToTrain) -> Any:
+def train_tokenizer(file: Path, options: TokenizerOptions) -> Any:
     """A fast tokenizer with at most `vocab_size` entries, the special tokens first, whose model_max_length is 512.
 
     file: UTF-8 text, one document per line. Too few words give a smaller vocabulary. The same text always gives the
@@ -76,7 +87,7 @@ def _train_wordpiece(file: Path, vocab_size: int, lowercase: bool, limit: int) -
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    alphabet = alphabet_of(file, backend.normalizer, limit)
+    alphabet = _alphabet_of(file, backend.normalizer, limit)
     # The trainer numbers characters in the order of a hash table that differs from run to run, and breaks ties between
     # pairs by these numbers. "Special" tokens are numbered first, in the order given: that makes it reproducible.
     numbered = [*SPECIAL_TOKENS, *alphabet, *(f"##{character}" for character in alphabet if _continues(character))]
@@ -121,7 +132,7 @@ def _train_unigram(file: Path, vocab_size: int, lowercase: bool, limit: int) -> 
     backend.normalizer = normalizers.Sequence([*form, *spaces])
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     backend.decoder = decoders.Metaspace(prepend_scheme="first")
-    alphabet = alphabet_of(file, normalizers.Sequence(form), limit)
+    alphabet = _alphabet_of(file, normalizers.Sequence(form), limit)
     trainer = trainers.UnigramTrainer(
         vocab_size=vocab_size,
         special_tokens=[*SPECIAL_TOKENS[:-1], _MASK],
@@ -133,7 +144,7 @@ def _train_unigram(file: Path, vocab_size: int, lowercase: bool, limit: int) -> 
     # The trainer gives every character that it meets an entry: it must not meet the rare ones.
     rare = {
         ord(character): " "
-        for character in characters_of(file)
+        for character in _characters_of(file)
         if not known.issuperset(normalizers.Sequence(form).normalize_str(character))
     }
     with text_to_learn(file, rare) as text:
@@ -177,3 +188,69 @@ def _wrapped(backend: Tokenizer, *post_processors: Any) -> Any:
 def _continues(character: str) -> bool:
     """Whether BERT's pre-tokenizer can leave the character inside a word: it sets punctuation and ideographs apart."""
     return character.isalnum() or not (character.isascii() or unicodedata.category(character).startswith("P"))
+
+
+# Bytes of different words. On 29 MB of text without spaces BPE took 100 times as much memory, Unigram 40: under 2 GiB.
+_MAX_DISTINCT_BYTES = 16e6
+_WORDS = re.compile(r"\w+").findall
+
+
+@contextmanager
+def text_to_learn(
+    file: Path, spaces_for: Mapping[int, str] | None = None, max_distinct: float = _MAX_DISTINCT_BYTES
+) -> Iterator[Path]:
+    """A file with the documents, to be read at once by the trainer's threads: `file` itself, or one that is deleted in the
+    end, with code points replaced by `spaces_for` and, where there are too many different words, a share of the documents,
+    spread evenly.
+
+    That is for text without spaces, where nearly every run of letters is different from all others."""
+    share = 1.0
+    if file.stat().st_size > max_distinct:
+        distinct = _distinct_bytes(file)
+        share = min(1.0, max_distinct / distinct)
+    if share < 1:
+        print(f"{distinct / 1e6:.1f} MB of different words: learning from {share:.0%} of the documents, spread evenly")
+    if share == 1 and not spaces_for:
+        yield file
+        return
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        target = Path(folder) / "text"
+        with target.open("w", encoding="utf-8", newline="\n") as out:
+            for number, line in enumerate(_read(file)):
+                if int((number + 1) * share) > int(number * share):
+                    out.write(line.translate(spaces_for or {}) + "\n")
+        yield target
+
+
+def _characters_of(file: Path) -> "collections.Counter[str]":
+    """How often each character occurs."""
+    counts: collections.Counter[str] = collections.Counter()
+    for line in _read(file):
+        counts.update(line)
+    return counts
+
+
+def _alphabet_of(file: Path, normalizer: Any, limit: int) -> list[str]:
+    """The `limit` most frequent characters after normalisation, in the order of their code points."""
+    counts: collections.Counter[str] = collections.Counter()
+    for character, count in _characters_of(file).items():
+        for part in normalizer.normalize_str(character).replace(" ", ""):
+            counts[part] += count
+    return sorted(sorted(counts, key=lambda character: (-counts[character], character))[:limit])
+
+
+def _distinct_bytes(file: Path) -> int:
+    """UTF-8 bytes of the different runs of letters and digits; at least 1."""
+    seen: set[int] = set()  # hashes: a set of the words would take several times the memory
+    size = 0
+    for line in _read(file):
+        new = {hash(word): len(word.encode()) for word in _WORDS(line)}
+        size += sum(length for word, length in new.items() if word not in seen)
+        seen.update(new)
+    return max(1, size)
+
+
+def _read(file: Path) -> Iterator[str]:
+    with file.open(encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            yield line.removesuffix("\n")

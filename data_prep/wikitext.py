@@ -6,13 +6,19 @@ of sections that hold text, <nowiki> and inline code are kept.
 `mwparserfromhell` reads the links; brackets that do not match never reach it and are cleaned by patterns.
 """
 
+import contextlib
 import functools
+import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from data_prep.wikitext_cuts import CUT, cut_extensions, cut_nested
-from data_prep.wikitext_lines import LineText, finished, is_interlanguage
+import mwparserfromhell
+from mwparserfromhell import nodes
+from mwparserfromhell.parser import ParserError
+from mwparserfromhell.wikicode import Wikicode
+
+from data_prep.wikitext_cuts import CUT, LITERAL, LITERAL_END, cut_extensions, cut_nested
 
 _BLOCKS = "p|div|center|blockquote|poem|ul|ol|li|dl|dt|dd|tr|td|th|tbody|thead|caption|table|hr|h[1-6]|pre"
 _INLINE = (
@@ -62,7 +68,7 @@ class PlainText:
     """Converter for one wiki. `invisible`: lower-case prefixes (namespace names) of links that show nothing."""
 
     def __init__(self, invisible: tuple[str, ...]) -> None:
-        self._lines = LineText(invisible)
+        self._lines = _LineText(invisible)
 
     def paragraphs(self, wikitext: str) -> list[str]:
         """The page's paragraphs, list items and headings in order; none where it holds no prose."""
@@ -74,7 +80,7 @@ class PlainText:
             paragraph
             for section in _with_text(self._sections(text))
             for line in [section.heading, *section.paragraphs]
-            if (paragraph := finished(line, literals))
+            if (paragraph := _finished(line, literals))
         ]
 
     def _sections(self, text: str) -> Iterator[_Section]:
@@ -94,7 +100,7 @@ class PlainText:
     def _add(self, line: str, section: _Section, open_table: bool) -> None:
         bullet = _BULLET.match(line)
         text = line[bullet.end() :] if bullet else line
-        if not text or _is_table_row(text, open_table) or is_interlanguage(text):
+        if not text or _is_table_row(text, open_table) or _is_interlanguage(text):
             return
         plain = self._lines.plain(text)
         if _WORD.search(plain):
@@ -129,3 +135,137 @@ def _with_text(sections: Iterator[_Section]) -> list[_Section]:
             filled.append(section)
             level = section.level
     return filled[::-1]
+
+
+_MAX_PARSED = 20_000  # characters of a line; the parser's time may grow with their square
+_LESS = "\4"  # stands for < while a line is parsed
+_LINK_START = re.compile(r"\[\[|\[(?:https?:|ftps?:|mailto:|irc:|news:)?//", re.IGNORECASE)
+_LANGUAGE = re.compile(r"(?!(?:mw|wmf|doi|rfc)\b)(?:[a-z]{2,3}|simple)(?:-[a-z]+)*")  # not those of other sites
+_INTERLANGUAGE_LINE = re.compile(rf"(?:\s*\[\[\s*{_LANGUAGE.pattern}\s*:[^\[\]|]*\]\])+\s*")
+_MAGIC_WORD = re.compile(r"__[^\W\d_a-z]+(?:_[^\W\d_a-z]+)*__")
+_VARIANT = re.compile(
+    r"-\{(?:[^{}|]*+\|)?(?:[\w-]++:)?([^{};]*+)[^{}]*+\}-"
+)  # of Chinese and other scripts: the first
+_QUOTES = re.compile("'{2,}")
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});")
+_LITERAL = re.compile(rf"{LITERAL}(\d+){LITERAL_END}")
+_BRACKET_BEFORE_CUT = re.compile(rf"\([\s,;:]*{CUT}[\s,;:{CUT}]*(\))?")
+_MARKS_AROUND_CUT = re.compile(rf"([,;:])\s*{CUT}[\s,;:{CUT}]*([,;:)])")
+_CUTS = re.compile(rf" ?{CUT}[ {CUT}]*+([.,;:!?)])?")
+_SPACES = re.compile(r"[ \t\u00a0\u2002\u2003\u2009\r\n\f\v]{2,}|[\t\u00a0\u2002\u2003\u2009\r\n\f\v]")
+
+# For brackets that do not match.
+_CLOSED_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]]*)\]\]")
+_CLOSED_URL = re.compile(r"\[(?:https?:|ftps?:)?//[^\s\[\]]*+\s*+([^\[\]]*+)\]", re.IGNORECASE)
+_LEFT = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|\|-|</?ref", re.IGNORECASE)
+_OPEN_REF = re.compile(r"</?ref[^<>]*>?", re.IGNORECASE)
+_OPEN_TEMPLATE = re.compile(r"\{\{.*")
+_OPEN_LABEL = re.compile(r"\[\[[^\[\]|]*\|")
+_MARKS = re.compile(r"\}\}+|\[\[+|\]\]+|\|\}")
+_BRACKETS = re.compile(r"[\[\]{}|]")
+
+
+class _LineText:
+    """Converter for one wiki. `invisible`: lower-case prefixes (namespace names) of links that show nothing."""
+
+    def __init__(self, invisible: tuple[str, ...]) -> None:
+        names = "|".join(re.escape(name).replace(r"\ ", "[ _]+") for name in invisible)
+        self.invisible = re.compile(rf"[\s_]*(?:{names})[\s_]*:", re.IGNORECASE)
+        self._open_file = re.compile(rf"\[\[{self.invisible.pattern}.*", re.IGNORECASE)
+
+    def plain(self, line: str) -> str:
+        """The line without markup; what was cut and the numbers of literals are still in it."""
+        if "[" in line and _LINK_START.search(line):
+            line = self._with_labels(line)
+        if "''" in line:
+            line = _without_quotes(line)
+        if "__" in line:
+            line = _MAGIC_WORD.sub("", line)
+        if "-{" in line:
+            line = _VARIANT.sub(r"\1", line)
+        for _ in range(3):  # what is taken out may bring other marks together
+            if not _LEFT.search(line):
+                return line
+            line = self._without_rest(line)
+        return _BRACKETS.sub("", line) if _LEFT.search(line) else line
+
+    def _with_labels(self, line: str) -> str:
+        """With the labels of links in their place. The parser sees no tags: what is left of them is text."""
+        balanced = line.count("[") == line.count("]") and line.count("[[") == line.count("]]")
+        if balanced and len(line) < _MAX_PARSED:
+            with contextlib.suppress(ParserError):
+                code = mwparserfromhell.parse(line.replace("<", _LESS), skip_style_tags=True)
+                return self._shown(code).replace(_LESS, "<")
+        line = self._open_file.sub(CUT, line)
+        for _ in range(5):  # innermost first
+            shorter = _CLOSED_LINK.sub(r"\1", line)
+            if shorter == line:
+                break
+            line = shorter
+        return _CLOSED_URL.sub(r"\1", line)
+
+    def _shown(self, code: Wikicode) -> str:
+        pieces = []
+        for node in code.nodes:
+            if isinstance(node, nodes.Text):
+                pieces.append(node.value)
+            elif isinstance(node, nodes.Wikilink):
+                pieces.append(self._label(node))
+            elif isinstance(node, nodes.ExternalLink):
+                label = self._shown(node.title) if node.title is not None else ""
+                pieces.append(label if node.brackets else str(node.url))
+            elif isinstance(node, nodes.HTMLEntity):
+                pieces.append(str(node))
+            elif isinstance(node, nodes.Heading):  # signs of equality around the line
+                pieces.append(self._shown(node.title))
+            elif isinstance(node, nodes.Tag) and node.contents is not None:
+                pieces.append(self._shown(node.contents))
+        return "".join(pieces)
+
+    def _label(self, link: nodes.Wikilink) -> str:
+        title = str(link.title).strip()
+        if self.invisible.match(title):
+            return CUT
+        if link.text is not None and (label := self._shown(link.text)).strip():
+            return label
+        prefix, colon, _ = title.partition(":")
+        if colon and _LANGUAGE.fullmatch(prefix.strip()):
+            return CUT
+        return title.removeprefix(":")
+
+    def _without_rest(self, line: str) -> str:
+        """Without what is open or closed twice: a file or template to the end of its line, else the marks alone."""
+        line = _OPEN_REF.sub("", self._open_file.sub(CUT, line))
+        line = _OPEN_LABEL.sub("", _OPEN_TEMPLATE.sub(CUT, line))
+        line = _MARKS.sub("", line)
+        return re.sub(r"\{+\|+", "{", re.sub(r"\|+-+", "-", line))
+
+
+def _is_interlanguage(line: str) -> bool:
+    """Whether a line is nothing but links to the page in other languages."""
+    return "[[" in line and _INTERLANGUAGE_LINE.fullmatch(line) is not None
+
+
+def _finished(line: str, literals: list[str]) -> str:
+    """The line with its literals and characters for entities; brackets and spaces around what was cut are tidied."""
+    if CUT in line:
+        line = _BRACKET_BEFORE_CUT.sub(lambda found: CUT if found[1] else "(", _SPACES.sub(" ", line))
+        line = _MARKS_AROUND_CUT.sub(lambda found: ")" if found[2] == ")" else found[1], line)
+        line = _CUTS.sub(lambda found: found[1] or " ", line)
+    if LITERAL in line:
+        line = _LITERAL.sub(lambda found: literals[int(found[1])], line)
+    if "&" in line:
+        line = _ENTITY.sub(lambda found: html.unescape(found[0]), line)
+    return _SPACES.sub(" ", line).strip()
+
+
+def _without_quotes(line: str) -> str:
+    """Bold and italics. Where both are left open, one ''' is an apostrophe and two quotes: l'''Iliade''."""
+    runs = list(_QUOTES.finditer(line))
+    threes = [found for found in runs if len(found[0]) == 3]
+    if len(threes) % 2 and sum(len(found[0]) in (2, 5) for found in runs) % 2:
+        at = next((run.end() for run in threes if run.start() and line[run.start() - 1].isalnum()), None)
+        if at is not None:
+            line = f"{line[: at - 3]}\4{line[at:]}"
+    line = _QUOTES.sub(lambda run: "'" if len(run[0]) == 4 else "", line)
+    return line.replace("\4", "'")

@@ -10,7 +10,7 @@ import yaml
 
 from budget_trainer.config.parser import parse_recipe
 from budget_trainer.glue.plan import read_grid
-from data_prep.data_recipe import read_data_recipe
+from data_prep.recipe import read_data_recipe
 from docs import budget_picture, make_api
 from tests import documents
 from tests.conftest import ROOT

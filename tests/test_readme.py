@@ -3,7 +3,7 @@
 import re
 
 from budget_trainer.config.parser import KEYS
-from data_prep.data_recipe import SOURCE_KEYS
+from data_prep.recipe import SOURCE_KEYS
 from tests import documents
 from tests.conftest import ROOT
 

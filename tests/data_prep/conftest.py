@@ -4,7 +4,7 @@ import pytest
 
 from budget_trainer.data.folder import DataFolder
 from data_prep import blocks
-from data_prep.documents import read_documents
+from data_prep.sources import read_documents
 from tests.conftest import words
 
 

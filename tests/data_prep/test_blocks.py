@@ -13,9 +13,8 @@ from transformers import AutoTokenizer
 from budget_trainer.core.io import sha256
 from budget_trainer.data.folder import DataFolder
 from data_prep import blocks
-from data_prep.corpus import text_parts, tokenise
-from data_prep.documents import read_documents
-from data_prep.held_out import HASHED_WORDS, is_held_out
+from data_prep.corpus import HASHED_WORDS, is_held_out, text_parts, tokenise
+from data_prep.sources import read_documents
 from tests.conftest import ROOT
 
 
@@ -292,9 +291,9 @@ def test_several_inputs_and_the_manifest(build, corpus, tmp_path):
         ({"input": "short.txt", "validation_fraction": "0.01"}, "validation_fraction 0.01 gives no validation block"),
         ({"validation_text": "short.txt"}, "validation_text short.txt gives no validation block"),
         ({"validation_text": "nothing.txt"}, "input nothing.txt: no such file"),
-        ({"validation_fraction": "1.5"}, "--validation_fraction 1.5"),
-        ({"block_size": "15"}, "--block_size 15: give 16 to 8192"),
-        ({"block_size": "10000"}, "--block_size 10000"),
+        ({"validation_fraction": "1.5"}, "validation_fraction 1.5"),
+        ({"block_size": "15"}, "block_size 15: give 16 to 8192"),
+        ({"block_size": "10000"}, "block_size 10000"),
         ({"num_shards": "0"}, "--num_shards"),
         ({"packing": "loose"}, "--packing"),
         (

@@ -2,8 +2,7 @@
 
 import pytest
 
-from data_prep.books import book_lines
-from data_prep.documents import read_documents
+from data_prep.sources import _book_lines, read_documents
 from tests.conftest import SHARED_DATA
 
 HEADER = """The Project Gutenberg EBook of A Tale, by A. Nobody
@@ -52,12 +51,12 @@ LICENCE = "\nUpdated editions will replace the previous one.\n\nSection 1. Gener
     ],
 )
 def test_the_book_stays_and_nothing_else(text):
-    assert list(book_lines(text.split("\n"))) == WANTED
+    assert list(_book_lines(text.split("\n"))) == WANTED
 
 
 def test_a_mark_far_behind_the_head_is_the_books_own():
     lines = ["A line."] * 2000 + ["*** START OF THE PROJECT GUTENBERG EBOOK ***", "Another."]
-    assert list(book_lines(lines)) == lines
+    assert list(_book_lines(lines)) == lines
 
 
 def test_read_as_one_document(tmp_path):

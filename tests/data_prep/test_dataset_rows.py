@@ -15,7 +15,7 @@ import yaml
 from benchmarks import prepare_kills
 from budget_trainer.core.errors import InputError
 from data_prep import prepare
-from data_prep.documents import Source, read_documents
+from data_prep.sources import Source, read_documents
 from tests.conftest import run
 
 # What `datatrove` writes beside the text of a document differs from file to file, in names and in types.

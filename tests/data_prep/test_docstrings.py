@@ -6,8 +6,7 @@ import textwrap
 import pytest
 
 from data_prep import docstrings
-from data_prep.docstrings import prose_of_file, read_docstrings
-from data_prep.prose import is_english, paragraphs_of
+from data_prep.prose import is_english, paragraphs_of, prose_of_file, read_docstrings
 
 SENTENCE = "This is the sentence number {} of the module, which is long enough to be kept as it is in the corpus."
 NUMBERS = "zero one two three four five six seven eight nine ten eleven".split()

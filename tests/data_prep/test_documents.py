@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from budget_trainer.core.errors import InputError
-from data_prep.documents import MAX_DOCUMENT_CHARACTERS, Source, read_documents
 from data_prep.files import files_below, lines, members
+from data_prep.sources import MAX_DOCUMENT_CHARACTERS, Source, read_documents
 from tests.conftest import ROOT, SHARED_DATA
 
 LONG = (
@@ -179,10 +179,10 @@ def test_a_cut_off_archive_is_refused(tmp_path, name):
 
 
 def test_a_document_without_end_is_cut():
-    from data_prep.documents import paragraphs_to_documents
+    from data_prep.sources import _split_at_blank_lines
 
     lines = ["x" * 1000] * (MAX_DOCUMENT_CHARACTERS // 1000 * 5 // 2)
-    sizes = [len(document) for document in paragraphs_to_documents(lines)]
+    sizes = [len(document) for document in _split_at_blank_lines(lines)]
     assert len(sizes) == 3 and sum(sizes) == 1001 * len(lines) - 3
 
 
@@ -231,7 +231,7 @@ def test_a_line_of_any_length_comes_in_pieces(tmp_path, monkeypatch, words):
 def test_200_megabytes_in_one_line_take_little_memory(tmp_path):
     code = """
 import resource, sys
-from data_prep.documents import read_documents
+from data_prep.sources import read_documents
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 size = sum(len(document) + 1 for document in read_documents(sys.argv[1], "text"))
 print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from data_prep.dump_xml import Site, read_pages
-from data_prep.mediawiki import read_articles
+from data_prep.mediawiki import Site, read_articles, read_pages
 from data_prep.wikitext import converter
 from tests.conftest import SHARED_DATA
 

@@ -10,9 +10,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from data_prep import inspect
-from data_prep.counting import Lengths
-from data_prep.documents import read_documents
-from data_prep.held_out import is_held_out
+from data_prep.corpus import is_held_out
+from data_prep.sources import read_documents
 from tests.data_prep.conftest import error_of, flip
 
 
@@ -236,10 +235,3 @@ def test_mistakes_are_one_line(prepared, tmp_path, capsys):
     ]:
         assert message in error_of(inspect.main, argv, capsys)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["copy", "full"]
-
-
-def test_lengths_of_nothing():
-    assert Lengths("", "", "", 8).summary() == {"number": 0}
-    some = Lengths("", "", "", 8)
-    some.add(np.array([3, 3, 8]))
-    assert some.seen() == {3: 2, 8: 1} and some.summary()["median"] == 3 and some.summary()["p95"] == 8

@@ -16,10 +16,9 @@ from xml.sax.saxutils import escape
 import pytest
 
 from budget_trainer.core.errors import InputError
-from data_prep import blocks, dump_xml, mediawiki
-from data_prep.disambiguation import is_disambiguation
-from data_prep.documents import Source
-from data_prep.dump_xml import Site, read_pages
+from data_prep import blocks, mediawiki
+from data_prep.mediawiki import Site, is_disambiguation, read_pages
+from data_prep.sources import Source
 from data_prep.wikitext import converter
 from tests.conftest import SHARED_DATA, alive, children, spawn, wait_for
 
@@ -212,7 +211,7 @@ def test_bytes_that_are_not_utf8_can_be_replaced(read):
 
 
 def test_a_huge_page_is_counted_and_not_kept(read, monkeypatch):
-    monkeypatch.setattr(dump_xml, "MAX_PAGE_CHARACTERS", 10_000)
+    monkeypatch.setattr(mediawiki, "MAX_PAGE_CHARACTERS", 10_000)
     documents, dropped = read(dump(page("Huge", "word " * 200_000), page("A", PROSE)))
     assert documents == [f"A {PROSE}"] and dropped == {"too_large": 1}
 
@@ -273,7 +272,7 @@ def test_the_result_does_not_depend_on_the_processes(read, monkeypatch):
 
 
 def test_chunks_of_empty_pages_end():
-    pages = [(Site(), dump_xml.Page("A", 0)) for _ in range(10_000)]
+    pages = [(Site(), mediawiki.Page("A", 0)) for _ in range(10_000)]
     sizes = [len(chunk) for _, chunk in mediawiki._chunks(pages)]
     assert sum(sizes) == 10_000 and max(sizes) < 5_000
 
@@ -298,7 +297,7 @@ def test_a_killed_process_is_an_error(tmp_path, monkeypatch):
 def test_processes_end_with_the_one_that_started_them(tmp_path):
     (tmp_path / "dump.xml").write_text(many(400))
     code = (
-        "import sys, time\nfrom data_prep import mediawiki\nfrom data_prep.documents import Source\n"
+        "import sys, time\nfrom data_prep import mediawiki\nfrom data_prep.sources import Source\n"
         "mediawiki.CHUNK_CHARACTERS = 1000\ndocuments = Source(sys.argv[1], num_proc=2).documents()\n"
         "next(documents)\nprint('ready', flush=True)\ntime.sleep(100)"
     )

@@ -12,7 +12,7 @@ import pytest
 
 from budget_trainer.data.folder import DataFolder
 from data_prep import inspect, merge, shards, split
-from data_prep.documents import read_documents
+from data_prep.sources import read_documents
 from tests.conftest import words
 from tests.data_prep.conftest import error_of, flip
 
@@ -224,27 +224,24 @@ def test_folders_that_do_not_go_together(prepared, corpus, other_corpus, tokeniz
 
 
 def with_rule(folder, path, rule):
-    """A copy of the folder whose manifest has another rule of what is held out; None is that of one made before rules."""
+    """A copy of the folder whose manifest has another rule of what is held out."""
     shutil.copytree(folder.path, path)
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["validation"].pop("rule")
-    manifest["validation"] |= {} if rule is None else {"rule": rule}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(path, validation={**folder.manifest["validation"], "rule": rule})
     return DataFolder.open(path)
 
 
 def test_folders_that_were_split_by_another_rule(prepared, other_corpus, tmp_path, capsys):
     one, two = prepared(), prepared(input=other_corpus)
-    old, older = with_rule(two, tmp_path / "old", None), with_rule(one, tmp_path / "older", 1)
+    old, older = with_rule(two, tmp_path / "old", 1), with_rule(one, tmp_path / "older", 1)
     for pair, rules in (([one, old], (1, 2)), ([old, one], (2, 1))):
         argv = ["--input", *(folder.path for folder in pair), "--output_dir", tmp_path / "out"]
         line = error_of(merge.main, argv, capsys)
         assert f"validation rule is {rules[0]}, that of {pair[0].path} is {rules[1]}: one would train on" in line
         assert f"make {old.path} anew with data_prep" in line and not (tmp_path / "out").exists()
     merged = run_merge([older, old], tmp_path / "both").manifest
-    assert merged["validation"].get("rule", 1) == 1, "which is still known of what they became"
+    assert merged["validation"]["rule"] == 1, "which is still known of what they became"
     nothing = [prepared(validation_fraction=0), prepared(validation_fraction=0, input=other_corpus)]
-    run_merge([nothing[0], with_rule(nothing[1], tmp_path / "nothing", None)], tmp_path / "none")
+    run_merge([nothing[0], with_rule(nothing[1], tmp_path / "nothing", 1)], tmp_path / "none")
     assert inspect.main([str(old.path)]) == 0
 
 
@@ -257,9 +254,7 @@ def test_different_validation_texts_and_manifests_that_do_not_say(prepared, corp
     assert "validation text is None" in error_of(merge.main, [*argv[:2], nothing.path, *argv[3:]], capsys)
     old = DataFolder.open(shutil.copytree(nothing.path, tmp_path / "old"))
     (old.path / "manifest.json").write_text(json.dumps({k: v for k, v in old.manifest.items() if k != "validation"}))
-    assert f"input {old.path}: the manifest has no field validation" in error_of(
-        merge.main, [*argv[:2], old.path, *argv[3:]], capsys
-    )
+    assert "manifest.json has no field 'validation'" in error_of(merge.main, [*argv[:2], old.path, *argv[3:]], capsys)
 
 
 @pytest.fixture

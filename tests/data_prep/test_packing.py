@@ -1,53 +1,62 @@
-"""Blocks from tokens: nothing lost, nothing crosses a border that it must not cross."""
+"""Blocks from tokens: nothing lost, nothing crosses a border that it must not cross, the same for any grouping."""
 
 import numpy as np
 import pytest
 
-from data_prep.packing import PackedBlocks, one_document_rows
+from budget_trainer.core.errors import InputError
+from data_prep.corpus import TokenGroup, split_sentences
+from data_prep.next_sentence import FOLLOWS, RANDOM, RESERVOIR, SentencePairs
+from data_prep.packing import OneDocument, PackedBlocks, WholeSentences
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
-GROUPS = ([7, 1, 14, 13], [30], [14, 14, 1], [2])  # lengths of documents; the body of a block is 14
+GROUPS = ([[7], [1], [14], [13]], [[30]], [[14], [14], [1]], [[2]])  # documents; the body of a block of 16 is 14
+FLAT = ([document for documents in GROUPS for document in documents],)
 
 
-def _tokens(groups):
-    """Ids 10, 11, ... so that each token tells its place."""
+def groups_of(groups):
+    """Groups of documents that are lists of sentence lengths; ids 10, 11, ... so that each token tells its place."""
     start = 10
-    for lengths in groups:
-        yield np.arange(start, start + sum(lengths)), np.array(lengths, np.int64)
-        start += sum(lengths)
+    for documents in groups:
+        lengths = np.array([sum(document) for document in documents], np.int64)
+        sentences = np.array([length for document in documents for length in document], np.int64)
+        yield TokenGroup(np.arange(start, start + lengths.sum()), lengths, 0, [], sentences, {})
+        start += int(lengths.sum())
 
 
-def _packed(groups, length=16):
-    blocks = PackedBlocks(length, SPECIAL)
-    parts = [blocks.add(ids, lengths) for ids, lengths in _tokens(groups)] + [blocks.finish()]
-    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+def rows_of(packer, groups):
+    parts = [packer.add(group) for group in groups_of(groups)] + [packer.finish()]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def packed(groups, length=16):
+    return tuple(rows_of(PackedBlocks(length, SPECIAL), groups).values())
 
 
 def test_packed_blocks_are_full_and_hold_every_token_in_order():
-    ids, _ = _packed(GROUPS)
+    ids, _ = packed(GROUPS)
     assert (ids[:, 0] == SPECIAL["cls"]).all()
     assert (ids[:, -1] == SPECIAL["sep"]).all() and (ids != SPECIAL["pad"]).all()
     tokens = ids[ids >= 10].tolist()
-    total = sum(map(sum, GROUPS))
+    total = sum(map(sum, FLAT[0]))
     assert tokens[:total] == list(range(10, 10 + total))
     assert tokens[total:] == list(range(10, 10 + len(tokens) - total))  # the last block is filled from the beginning
 
 
 @pytest.mark.parametrize("length, expected", [(14, 1), (13, 1), (3, 1), (15, 2)])
 def test_the_last_block_is_full(length, expected):
-    blocks = PackedBlocks(16, SPECIAL)
-    first, _ = blocks.add(np.arange(10, 10 + length), np.array([length]))
-    last, documents = blocks.finish()
-    rows = np.concatenate([first, last])
+    packer = PackedBlocks(16, SPECIAL)
+    (group,) = groups_of([[[length]]])
+    first, last = packer.add(group)["input_ids"], packer.finish()
+    rows = np.concatenate([first, last["input_ids"]])
     assert len(rows) == expected and (rows != SPECIAL["pad"]).all()
-    assert len(last) == 0 or set(documents[0]) == ({0, 1} if blocks.filled else {0})
+    assert len(last["input_ids"]) == 0 or set(last["document_ids"][0]) == ({0, 1} if packer.facts()["filled"] else {0})
 
 
 def test_packed_bodies_are_the_documents_joined_by_sep():
-    ids, _ = _packed(GROUPS)
+    ids, _ = packed(GROUPS)
     stream = ids[:, 1:-1].ravel().tolist()
     documents, start = [], 10
-    for size in (n for lengths in GROUPS for n in lengths):
+    for (size,) in FLAT[0]:
         documents += [*range(start, start + size), SPECIAL["sep"]]
         start += size
     assert stream[: len(documents)] == documents
@@ -55,7 +64,7 @@ def test_packed_bodies_are_the_documents_joined_by_sep():
 
 
 def test_document_ids_count_the_documents_of_a_block():
-    ids, documents = _packed(GROUPS)
+    ids, documents = packed(GROUPS)
     assert (documents[:, 0] == 0).all() and (documents[:, 1] == 0).all()
     for row, numbers in zip(ids, documents, strict=True):
         steps = np.diff(numbers)
@@ -67,23 +76,20 @@ def test_document_ids_count_the_documents_of_a_block():
 
 
 def test_packing_does_not_depend_on_the_groups():
-    flat = ([n for lengths in GROUPS for n in lengths],)
-    single = tuple([n] for lengths in GROUPS for n in lengths)
-    for groups in (flat, single):
-        for got, expected in zip(_packed(groups), _packed(GROUPS), strict=True):
+    for groups in (FLAT, tuple([document] for document in FLAT[0])):
+        for got, expected in zip(packed(groups), packed(GROUPS), strict=True):
             assert (got == expected).all()
 
 
 def test_packed_last_block_exactly_full_and_empty_input():
-    assert _packed(([14],))[0].tolist() == [[2, *range(10, 24), 3]]
-    assert _packed(([],))[0].shape == (0, 16)
+    assert packed([[[14]]])[0].tolist() == [[2, *range(10, 24), 3]]
+    assert packed([[]])[0].shape == (0, 16)
 
 
-@pytest.mark.parametrize("lengths", [[1], [14], [15], [28, 29, 1, 14, 3]])
+@pytest.mark.parametrize("lengths", [[], [1], [14], [15], [28, 29, 1, 14, 3]])
 def test_one_document_blocks_lose_nothing_and_cross_no_border(lengths):
-    ((ids, sizes),) = _tokens((lengths,))
-    rows = one_document_rows(ids, sizes, 16, SPECIAL)
-    assert rows[rows >= 10].tolist() == ids.tolist()
+    rows = rows_of(OneDocument(16, SPECIAL), [[[length] for length in lengths]])["input_ids"]
+    assert rows[rows >= 10].tolist() == list(range(10, 10 + sum(lengths)))
     document_of = np.repeat(np.arange(len(lengths)), lengths)
     for row in rows:
         body = row[row >= 10]
@@ -92,5 +98,181 @@ def test_one_document_blocks_lose_nothing_and_cross_no_border(lengths):
     assert len(rows) == sum(-(-n // 14) for n in lengths)
 
 
-def test_one_document_without_documents():
-    assert one_document_rows(np.zeros(0, int), np.zeros(0, int), 16, SPECIAL).shape == (0, 16)
+# ---- whole sentences
+
+
+def sizes_of(packer, documents):
+    return [int((row >= 10).sum()) for row in rows_of(packer, [documents])["input_ids"]]
+
+
+def test_whole_sentences_and_what_is_cut():
+    packer = WholeSentences(12, SPECIAL)
+    assert sizes_of(packer, [[4, 5, 8, 5], [3], [10]]) == [9, 8, 5, 3, 10] and packer.facts()["sentences_cut"] == 0
+    packer = WholeSentences(12, SPECIAL)
+    assert sizes_of(packer, [[3, 25, 2], [5]]) == [3, 10, 10, 7, 5] and packer.facts()["sentences_cut"] == 2
+
+
+@pytest.mark.parametrize("short", [0.0, 0.3])
+def test_sentences_lose_nothing_whatever_the_groups(short):
+    chance = np.random.default_rng(0)
+    documents = [chance.integers(1, 40, chance.integers(1, 12)).tolist() for _ in range(200)]
+    whole = rows_of(WholeSentences(32, SPECIAL, short), [documents])["input_ids"]
+    parts = rows_of(WholeSentences(32, SPECIAL, short), [documents[:50], documents[50:51], documents[51:]])
+    assert (whole == parts["input_ids"]).all()
+    bodies = [row[row >= 10] for row in whole]
+    assert np.concatenate(bodies).tolist() == list(range(10, 10 + sum(map(sum, documents))))
+    assert all(row[0] == 2 and row[len(body) + 1] == 3 for row, body in zip(whole, bodies, strict=True))
+    borders = np.cumsum([sum(document) for document in documents])
+    ends = set(np.cumsum([length for document in documents for length in document]).tolist())
+    at = np.cumsum([len(body) for body in bodies]).tolist()
+    assert set(borders.tolist()) <= set(at), "no block crosses a document"
+    longer = sum(length > 30 for document in documents for length in document)
+    assert longer and len([end for end in at if end not in ends]) <= longer
+    sizes = np.array([len(body) for body in bodies])
+    assert (sizes < 15).mean() > (0.2 if short else 0.0) and sizes.max() == 30
+
+
+def test_half_as_many_short_blocks_as_asked_for_would_be_noticed():
+    sizes = np.array(sizes_of(WholeSentences(128, SPECIAL, 0.1), [[1] * 500_000]))
+    assert 0.09 < (sizes < 126).mean() < 0.11
+    assert 40 < sizes[sizes < 126].mean() < 90
+
+
+@pytest.mark.parametrize(
+    "text, count",
+    [
+        ("", 0),
+        ("No end", 1),
+        ("One. Two. Three.", 3),
+        ("One! Two? Three\u2026 Four... Five?! Six.", 6),
+        ("It costs 3.5 pounds. 20 were sold.", 2),
+        ("See e.g. this one, i.e. that.", 1),
+        ('He said "Go." "No." (She left.) Then he went.', 4),
+        ("\u201cOne.\u201d \u201cTwo.\u201d \u00abTrois.\u00bb \u00c9t\u00e9.", 4),
+        ("One.Two is not split.", 1),
+        ("One.\u00a0Two is.", 2),
+        ("Spaces.   Many  of them.  ", 2),
+        ("all lower case. no capitals. none", 1),
+    ],
+)
+def test_sentences(text, count):
+    sentences = split_sentences(text)
+    assert len(sentences) == count
+    assert "".join(sentences) == text
+    assert all(sentence.strip() for sentence in sentences)
+
+
+# ---- sentence pairs
+
+LENGTH = 32
+ROOM = LENGTH - 3
+
+
+def corpus(documents=300, seed=0, longest=8):
+    """Sentence lengths of each document; token ids count on from 10, so that each tells its place."""
+    random = np.random.default_rng(seed)
+    return [random.integers(1, longest + 1, random.integers(1, 20)).tolist() for _ in range(documents)]
+
+
+def pairs_of(texts, per_group=40):
+    pairs = SentencePairs(LENGTH, SPECIAL)
+    return pairs, rows_of(pairs, [texts[first : first + per_group] for first in range(0, len(texts), per_group)])
+
+
+def segments(rows):
+    """(A, B, label) of each row, after checking its form."""
+    for ids, types, label in zip(rows["input_ids"], rows["token_type_ids"], rows["next_sentence_label"], strict=True):
+        middle, end = np.flatnonzero(ids == SPECIAL["sep"])
+        assert ids[0] == SPECIAL["cls"] and (ids[end + 1 :] == SPECIAL["pad"]).all()
+        assert (ids[: end + 1] != SPECIAL["pad"]).all()
+        assert types.tolist() == [0] * (middle + 1) + [1] * (end - middle) + [0] * (LENGTH - 1 - end)
+        first, second = ids[1:middle].tolist(), ids[middle + 1 : end].tolist()
+        assert first and second and label in (FOLLOWS, RANDOM)
+        yield first, second, int(label)
+
+
+def places(texts):
+    """Document number of each token, and which tokens end a sentence, with tokens counted from 10."""
+    document = [-1] * 10 + [number for number, sentences in enumerate(texts) for _ in range(sum(sentences))]
+    ends = set(np.cumsum([n for sentences in texts for n in sentences]) + 9)
+    return document, ends
+
+
+def test_no_pair_loses_anything_and_b_follows_or_is_of_another_document():
+    texts = corpus()
+    document, ends = places(texts)
+    pairs, rows = pairs_of(texts)
+    seen: list[int] = []
+    for first, second, label in segments(rows):
+        for segment in (first, second):
+            assert segment == list(range(segment[0], segment[0] + len(segment)))
+            assert segment[-1] in ends and (segment[0] - 1 in ends or segment[0] == 10), "part of a sentence"
+            assert len({document[token] for token in segment}) == 1
+        if label == FOLLOWS:
+            assert second[0] == first[-1] + 1 and document[second[0]] == document[first[0]]
+            seen += first + second
+        else:
+            assert document[second[0]] != document[first[0]]
+            seen += first
+    assert seen == list(range(10, 10 + sum(map(sum, texts))))
+    follows, random = np.bincount(rows["next_sentence_label"]).tolist()
+    assert pairs.facts()["pairs"] == {"follows": follows, "random": random}
+
+
+def test_half_of_the_pairs_are_random_and_most_are_full():
+    _, rows = pairs_of(corpus(2000), per_group=100)
+    n = len(rows["next_sentence_label"])
+    assert n > 5000 and abs(rows["next_sentence_label"].mean() - 0.5) < 0.02  # 3 standard deviations
+    used = (rows["input_ids"] != SPECIAL["pad"]).sum(axis=1) - 3
+    assert used.max() == ROOM and 0.4 < (used >= ROOM - 8).mean() < 0.95
+    # The random segments come from many documents and from their middles.
+    document, _ = places(corpus(2000))
+    partners = [document[second[0]] for _, second, label in segments(rows) if label == RANDOM]
+    assert len(set(partners)) > 1000
+    # Lengths say little about the label.
+    for name, value in (("A", 0), ("B", 1)):
+        sizes = [[], []]
+        for *both, label in segments(rows):
+            sizes[label].append(len(both[value]))
+        assert abs(np.mean(sizes[0]) - np.mean(sizes[1])) < 0.25 * np.mean(sizes[0]), name
+
+
+def test_short_documents_make_up_for_partners_that_must_be_random():
+    _, rows = pairs_of([[5, 5]] * 1000 + [[7]] * 50)
+    assert abs(rows["next_sentence_label"].mean() - 0.5) < 0.03
+
+
+def test_long_sentences_are_cut_and_fit():
+    texts = [[200], [3, 70, 2], [29, 1], [14, 14, 15]] * 5
+    _, rows = pairs_of(texts, per_group=3)
+    seen = [i for first, second, label in segments(rows) for i in (first + second if label == FOLLOWS else first)]
+    assert seen == list(range(10, 10 + sum(map(sum, texts))))
+
+
+def test_the_same_rows_twice_and_other_partners_in_other_groups_only():
+    texts = corpus(100)
+    one, again, other = pairs_of(texts)[1], pairs_of(texts)[1], pairs_of(texts, per_group=7)[1]
+    for name in one:
+        assert (one[name] == again[name]).all()
+    assert (one["next_sentence_label"] == other["next_sentence_label"]).all()  # a hash of the pair's number
+
+
+def test_a_group_of_one_document_takes_partners_of_earlier_groups():
+    texts = corpus(150, longest=20)
+    pairs, rows = pairs_of(texts, per_group=1)
+    document, _ = places(texts)
+    distances = [document[f[0]] - document[s[0]] for f, s, label in segments(rows) if label == RANDOM]
+    # The first document waits for the second; after that partners come from before.
+    assert {1} < {d for d in distances if d > 0} and max(distances) <= RESERVOIR and min(distances) == -1
+    assert len(pairs._reservoir) == RESERVOIR and max(len(d.ids) for d in pairs._reservoir) <= 4 * ROOM
+    assert all(d.ids.base is None for d in pairs._reservoir), "a view would keep its group in memory"
+
+
+def test_groups_without_documents():
+    assert rows_of(SentencePairs(LENGTH, SPECIAL), [[]])["input_ids"].shape == (0, LENGTH)
+
+
+@pytest.mark.parametrize("texts, message", [([[5, 5, 5]], "one document only"), ([[5]] * 9, "no document has two")])
+def test_a_corpus_without_pairs_is_refused(texts, message):
+    with pytest.raises(InputError, match=f"packing nsp: .*{message}"):
+        pairs_of(texts)

@@ -13,7 +13,8 @@ from benchmarks import prepare_kills
 from benchmarks.prepare_kills import made
 from budget_trainer.data.folder import DataFolder
 from data_prep import blocks, prepare
-from data_prep.documents import read_documents
+from data_prep.corpus import read_part
+from data_prep.sources import read_documents
 from tests.conftest import ROOT
 from tests.data_prep.conftest import error_of, flip
 
@@ -85,7 +86,7 @@ def test_other_blocks_begin_at_the_kept_tokens(recipe, tmp_path):
 def test_tokens_that_were_split_by_another_rule_are_made_anew(recipe, tmp_path, monkeypatch):
     path = recipe()
     with monkeypatch.context() as before:
-        before.setattr("data_prep.data_recipe.HELD_OUT_RULE", 1)
+        before.setattr("data_prep.recipe.HELD_OUT_RULE", 1)
         assert prepare.main([str(path), "--keep_work", "true"]) == 0
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "out.work").rglob("*.arrow")}
     assert prepare.main([str(path)]) == 2, "this recipe makes something else"
@@ -141,10 +142,8 @@ def test_every_filter_says_what_it_took(recipe, tmp_path, capsys):
     assert manifest["sources"][0]["documents"] == len(documents)
     out = capsys.readouterr().out
     assert "removed by duplicates: 2 documents" in out and "    Short." in out
-    from data_prep.pieces import Piece
-
-    piece = Piece(tmp_path / "out.work" / "documents", 0, 0, 0)
-    kept = [document for group in piece.groups() for document in group]
+    piece = tmp_path / "out.work" / "documents" / "source-000-piece-00000.arrow"
+    kept = [document for group in read_part(piece) for document in group]
     assert any(document.startswith("Softhyphen and caf\u00e9 and a bell. This") for document in kept)
 
 
@@ -186,7 +185,7 @@ def test_the_benchmark_of_kills_refuses(recipe, tmp_path, capsys):
     for flags, message in (
         (["--kills", "0"], "kills: 0 is below 1"),
         (["--output_dir", str(tmp_path)], "is not empty"),
-        (["--recipe", str(recipe(block_size=4))], "recipe: data_prep.prepare ended with 2 (error: --block_size 4"),
+        (["--recipe", str(recipe(block_size=4))], "recipe: data_prep.prepare ended with 2 (error: block_size 4"),
     ):
         flags = flags if "--output_dir" in flags else [*flags, "--output_dir", str(tmp_path / "kills")]
         assert message in error_of(prepare_kills.main, flags, capsys)
@@ -225,18 +224,15 @@ def test_the_benchmark_of_kills_refuses(recipe, tmp_path, capsys):
         ({"min_characters": 0}, "min_characters: 0 is below 1"),
         ({"min_characters": 9, "max_characters": 5}, "max_characters: 5 is below min_characters 9"),
         ({"max_tokens_per_character": -1}, "max_tokens_per_character: -1 is not above 0"),
-        ({"block_size": 4}, "--block_size 4: give 16 to 8192"),
+        ({"block_size": 4}, "block_size 4: give 16 to 8192"),
         ({"deduplicate": "sometimes"}, "deduplicate: 'sometimes' is not a bool"),
         ({"min_characters": 10**9}, "no text is left to train on"),
     ],
 )
 def test_bad_recipes_end_in_one_line(changes, message, recipe, tmp_path, capsys):
-    try:
-        code = prepare.main([str(recipe(**changes))])
-    except SystemExit as exit:  # argparse of data_prep.blocks
-        code = exit.code
+    assert prepare.main([str(recipe(**changes))]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert code == 2 and error.startswith("error: ") and message in error
+    assert error.startswith("error: ") and message in error
     assert not (tmp_path / "out").exists()
 
 

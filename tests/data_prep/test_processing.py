@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 
 from budget_trainer.core.errors import InputError
-from data_prep import duplicates
-from data_prep.duplicates import digest_of, find_duplicates, is_duplicate
-from data_prep.processing import SAMPLES, Lengths, Removed, check_language, clean, language_of
+from data_prep import filters
+from data_prep.filters import (
+    SAMPLES,
+    Lengths,
+    Removed,
+    check_language,
+    clean,
+    digest_of,
+    find_duplicates,
+    is_duplicate,
+    language_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,8 +54,8 @@ def test_lengths_and_samples():
 @pytest.mark.parametrize("bucket", [4_000_000, 7])
 def test_every_later_copy_is_found_and_no_other(tmp_path, monkeypatch, bucket):
     """Also with many buckets and digests read in pieces; files may be empty."""
-    monkeypatch.setattr(duplicates, "BUCKET_DIGESTS", bucket)
-    monkeypatch.setattr(duplicates, "_READ", 10)
+    monkeypatch.setattr(filters, "BUCKET_DIGESTS", bucket)
+    monkeypatch.setattr(filters, "READ_DIGESTS", 10)
     chance = random.Random(0)
     documents = [f"Document {chance.randrange(60)} of a kind" for _ in range(301)]
     expected = [document in documents[:number] for number, document in enumerate(documents)]

@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from data_prep import blocks
-from data_prep.documents import read_documents
-from data_prep.held_out import is_held_out
+from data_prep.corpus import is_held_out
+from data_prep.sources import read_documents
 from data_prep.tokenizer import main as train_tokenizer
 from tests.conftest import SHARED_DATA, words
 

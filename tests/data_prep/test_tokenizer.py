@@ -8,10 +8,9 @@ from transformers import AutoTokenizer
 
 from budget_trainer.core.errors import InputError
 from data_prep import tokenizer as stage
-from data_prep.documents import read_documents
-from data_prep.encoding import Encoder
-from data_prep.tokenizer import load_tokenizer, special_ids
-from data_prep.tokenizer_training import SPECIAL_TOKENS, TokenizerToTrain, train_tokenizer
+from data_prep.encoding import Encoder, load_tokenizer, special_ids
+from data_prep.sources import read_documents
+from data_prep.tokenizer_training import SPECIAL_TOKENS, TokenizerOptions, train_tokenizer
 from tests.conftest import SHARED_DATA
 
 TEXT = "The quick brown Fox jumps over the lazy dog. Caf\u00e9 na\u00efve \u00dcber 1234 (that) is \u2014 isn't it?"
@@ -33,8 +32,8 @@ def test_trained_tokenizer_loads_as_stock_bert(tokenizer, corpus, monkeypatch):
 def test_case_is_kept_when_asked_for(tmp_path):
     file = tmp_path / "paris.txt"
     file.write_text("Paris is not paris\n" * 3)
-    assert "paris" in train_tokenizer(file, TokenizerToTrain(100)).tokenize("Paris")
-    cased = train_tokenizer(file, TokenizerToTrain(100, lowercase=False))
+    assert "paris" in train_tokenizer(file, TokenizerOptions(100)).tokenize("Paris")
+    cased = train_tokenizer(file, TokenizerOptions(100, lowercase=False))
     assert cased.tokenize("Paris") == ["Paris"] and cased.tokenize("paris") == ["paris"]
 
 
@@ -45,7 +44,7 @@ def test_small_corpus_says_so_and_alphabet_is_limited(tmp_path, capsys):
     assert "--vocab_size 8192: the corpus has no more" in capsys.readouterr().out
     assert sorted(file.name for file in out.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
     (tmp_path / "few.txt").write_text("abcabcabc xyz\n" * 3)
-    few = train_tokenizer(tmp_path / "few.txt", TokenizerToTrain(100, limit_alphabet=3))
+    few = train_tokenizer(tmp_path / "few.txt", TokenizerOptions(100, limit_alphabet=3))
     assert few.tokenize("xyz") == ["[UNK]"]
 
 

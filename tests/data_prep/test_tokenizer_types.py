@@ -9,17 +9,14 @@ from transformers import AutoTokenizer
 
 from budget_trainer.data.whole_words import continues_word
 from budget_trainer.fill_mask import fill_mask
-from data_prep.counting import parts_of_row
-from data_prep.documents import read_documents
-from data_prep.encoding import Encoder
-from data_prep.held_out import is_held_out
-from data_prep.inspect_output import sample_of
+from data_prep.corpus import is_held_out, split_sentences
+from data_prep.encoding import Encoder, load_tokenizer, special_ids
+from data_prep.folders import FinishedFolder
+from data_prep.inspect import inspect
 from data_prep.packing import token_bytes
-from data_prep.sentences import split_sentences
-from data_prep.tokenizer import load_tokenizer, special_ids
+from data_prep.sources import read_documents
 from data_prep.tokenizer import main as train
-from data_prep.tokenizer_training import SPECIAL_TOKENS, TYPES, TokenizerToTrain, train_tokenizer
-from data_prep.training_text import text_to_learn
+from data_prep.tokenizer_training import SPECIAL_TOKENS, TYPES, TokenizerOptions, text_to_learn, train_tokenizer
 from tests.conftest import TINY, report, words
 from tests.conftest import train as train_model
 
@@ -48,7 +45,7 @@ def trained(corpus, tmp_path_factory):
     def folder(kind, lowercase=True):
         if (kind, lowercase) not in made:
             made[kind, lowercase] = tmp_path_factory.mktemp("trained") / kind
-            options = TokenizerToTrain(500, kind, lowercase)
+            options = TokenizerOptions(500, kind, lowercase)
             train_tokenizer(text, options).save_pretrained(made[kind, lowercase])
         return made[kind, lowercase]
 
@@ -113,7 +110,7 @@ def test_only_what_has_rare_characters_is_unknown(trained):
 def test_the_alphabet_of_unigram_is_limited(tmp_path, limit):
     file = tmp_path / "text.txt"
     file.write_text("".join(f"{chr(0x4E00 + i)}word {chr(0x4E00 + i)} some {'x' * i}\n" for i in range(100)))
-    options = TokenizerToTrain(200, "unigram", limit_alphabet=limit)
+    options = TokenizerOptions(200, "unigram", limit_alphabet=limit)
     vocab = train_tokenizer(file, options).get_vocab()
     assert len({character for piece in set(vocab) - set(SPECIAL_TOKENS) for character in piece} - {"\u2581"}) == limit
 
@@ -174,11 +171,12 @@ def test_blocks_hold_the_text(folder_of, trained, corpus, kind, packing):
     found, ends = [], []
     for number in range(total):
         row = {name: values[number] for name, values in rows.items()}
-        parts = parts_of_row(row, folder.special_ids)
+        text = ~np.isin(row["input_ids"], [folder.special_ids[role] for role in ("pad", "cls", "sep")])
+        part_of = row.get("document_ids", row.get("token_type_ids", np.zeros_like(row["input_ids"])))
         if packing == "nsp" and row["next_sentence_label"] == 1:
-            parts = parts[:1]
-        ends.append(len(parts))
-        found += [token for _, ids in parts for token in ids.tolist()]
+            text &= part_of == 0
+        ends.append(int(part_of[text].max()) + 1)
+        found += row["input_ids"][text].tolist()
     wanted = list(itertools.chain(*expected))
     assert found[: len(wanted)] == wanted and found[len(wanted) :] == wanted[: len(found) - len(wanted)]
     assert max(ends) == {"packed": max(ends), "nsp": 2}.get(packing, 1) and (packing != "packed" or max(ends) > 1)
@@ -189,14 +187,11 @@ def test_blocks_hold_the_text(folder_of, trained, corpus, kind, packing):
 
 @pytest.mark.parametrize("kind", NEW)
 def test_inspect_shows_the_text(folder_of, corpus, trained, kind):
-    folder = folder_of(kind, "packed")
+    folder = FinishedFolder.open(folder_of(kind, "packed").path)
     backend = AutoTokenizer.from_pretrained(trained(kind)).backend_tokenizer
-    rows = take(folder, 10)
     text = "\n".join(backend.normalizer.normalize_str(document) for document in read_documents(corpus))
-    for number in range(10):
-        row = {name: values[number] for name, values in rows.items()}
-        parts = sample_of(row, backend, folder.special_ids)["parts"]
-        assert parts and all(part["text"] in text for part in parts)
+    for sample in inspect(folder, "train", None, 10, 0)[0]["samples"]:
+        assert sample["parts"] and all(part["text"] in text for part in sample["parts"])
 
 
 @pytest.mark.parametrize("kind", NEW)

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from data_prep.dump_xml import Site, read_pages
+from data_prep.corpus import split_sentences
 from data_prep.files import lines, members
-from data_prep.mediawiki import read_articles
-from data_prep.sentences import split_sentences
+from data_prep.mediawiki import Site, read_articles, read_pages
 from tests.conftest import SHARED_DATA
 
 pytestmark = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no shared data")

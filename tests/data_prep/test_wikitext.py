@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from data_prep.disambiguation import is_disambiguation
-from data_prep.dump_xml import Site
+from data_prep.mediawiki import Site, is_disambiguation
 from data_prep.wikitext import converter
 
 PROSE = "A sentence of some words about the subject of the page."

@@ -13,7 +13,7 @@ from budget_trainer.migrate import main
 from budget_trainer.migrate.reading import read_command
 from budget_trainer.migrate.recipe import convert
 from data_prep import hdf5
-from data_prep.documents import read_documents
+from data_prep.sources import read_documents
 from tests.conftest import ROOT, progress, report, run, words
 
 PUBLISHED = r"""

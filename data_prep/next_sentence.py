@@ -11,10 +11,13 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from budget_trainer.core.errors import InputError
+from data_prep.corpus import TokenGroup
+from data_prep.packing import Packer
 
 RESERVOIR = 64  # documents of earlier groups that random segments may come from
 FOLLOWS, RANDOM = 0, 1  # next_sentence_label, as in BertForPreTraining
@@ -50,52 +53,57 @@ class _Draws:
         return cls(*struct.unpack("<6Q", hashlib.blake2b(f"nsp {pair}".encode(), digest_size=48).digest()))
 
 
-class SentencePairs:
+class SentencePairs(Packer):
     """Makes pairs of a stream of groups, in order: the same for any number of processes. Memory is that of one group and
-    of a piece of each of `RESERVOIR` documents before it."""
+    of a piece of each of `RESERVOIR` documents before it.
+
+    A share `short_seq_prob` of the pairs is cut to a random length, as in BERT: see `WholeSentences`.
+    """
+
+    columns = {"token_type_ids": "uint8", "next_sentence_label": "uint8"}
+    scalars = ("next_sentence_label",)
+    by_sentence = True
 
     def __init__(self, block_size: int, special_ids: dict[str, int], short_seq_prob: float = 0.1) -> None:
-        self.short_seq_prob = short_seq_prob  # of a pair to be cut to a random length, as in BERT: see `Cuts`
-        self._length, self._special = block_size, special_ids
+        super().__init__(block_size, special_ids, short_seq_prob)
         self._room = block_size - 3  # for A and B
         self._longest = self._room // 2  # sentence
         self._reservoir: list[_Document] = []
         self._waiting: list[_Document] = []  # the first documents, as long as there is only one
         self._owed = 0  # pairs that had to be random and are not yet made up for; each is half a pair too many
-        self._counts = [0, 0]
+        self._counts = [0, 0]  # pairs made so far, by label
 
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Pairs made so far: (B really follows, B is random)."""
-        return self._counts[FOLLOWS], self._counts[RANDOM]
-
-    def add(self, ids: np.ndarray, lengths: np.ndarray, sentences: np.ndarray) -> dict[str, np.ndarray]:
-        """ids [sum(lengths)]; lengths [documents] and sentences, both in tokens, at least 1 and in the same order.
-
-        Returns input_ids and token_type_ids int64 [n, L] and next_sentence_label int64 [n]."""
-        documents = self._waiting + list(self._documents(ids, lengths, sentences))
+    def add(self, group: TokenGroup) -> dict[str, np.ndarray]:
+        """Return input_ids and token_type_ids int64 [n, L] and next_sentence_label int64 [n]."""
+        documents = self._waiting + list(self._documents(group.ids, group.lengths, group.sentences))
         pool = self._reservoir + documents
         if len(pool) < 2:
             self._waiting = documents
-            return self.stacked([])
+            return self._stacked([])
         self._waiting = []
         first = len(self._reservoir)
         rows = [row for own in range(first, len(pool)) for row in self._rows(own, pool)]
         self._reservoir = [self._piece(document) for document in pool[-RESERVOIR:]]
-        return self.stacked(rows)
+        return self._stacked(rows)
 
-    def check(self) -> None:
-        """InputError: a corpus of one document, or whose documents are single sentences."""
+    def finish(self) -> dict[str, np.ndarray]:
+        """No row is left. InputError: a corpus of one document, or whose documents are single sentences."""
         if self._waiting:
             raise InputError("packing nsp: the corpus has one document only, so no random partner; give two or more")
         if sum(self._counts) and not self._counts[FOLLOWS]:
             raise InputError(
                 "packing nsp: no document has two sentences, so nothing follows; give longer documents, or --packing packed"
             )
+        return self._stacked([])
 
-    def stacked(self, rows: list[tuple[np.ndarray, np.ndarray, int]]) -> dict[str, np.ndarray]:
+    def facts(self) -> dict[str, Any]:
+        """See `Packer`. pairs: how many second segments really follow, and how many are random."""
+        pairs = {"follows": self._counts[FOLLOWS], "random": self._counts[RANDOM]}
+        return {"filled": 0, "short_seq_prob": self.short_seq_prob, "pairs": pairs}
+
+    def _stacked(self, rows: list[tuple[np.ndarray, np.ndarray, int]]) -> dict[str, np.ndarray]:
         """The columns of these rows."""
-        shape = (len(rows), self._length)
+        shape = (len(rows), self.block_size)
         return {
             "input_ids": np.array([ids for ids, _, _ in rows], np.int64).reshape(shape),
             "token_type_ids": np.array([types for _, types, _ in rows], np.int64).reshape(shape),
@@ -152,11 +160,11 @@ class SentencePairs:
         return label
 
     def _row(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.full(self._length, self._special["pad"], np.int64)
-        types = np.zeros(self._length, np.int64)
+        ids = np.full(self.block_size, self.special_ids["pad"], np.int64)
+        types = np.zeros(self.block_size, np.int64)
         middle = 1 + len(first)
         end = middle + 1 + len(second)
-        ids[0], ids[middle], ids[end] = self._special["cls"], self._special["sep"], self._special["sep"]
+        ids[0], ids[middle], ids[end] = self.special_ids["cls"], self.special_ids["sep"], self.special_ids["sep"]
         ids[1:middle], ids[middle + 1 : end] = first, second
         types[middle + 1 : end + 1] = 1
         return ids, types

@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import json_types
-from data_prep import blocks
-from data_prep.documents import KINDS, Source
-from data_prep.held_out import HELD_OUT_RULE
-from data_prep.manifest import refuse_occupied
-from data_prep.packers import BY_SENTENCE
-from data_prep.processing import Lengths, check_language
-from data_prep.tokenizer_training import TokenizerToTrain
+from data_prep.block_folder import BlockOptions
+from data_prep.cli import refuse_occupied
+from data_prep.corpus import HELD_OUT_RULE
+from data_prep.filters import Lengths, check_language
+from data_prep.sources import KINDS, Source
+from data_prep.tokenizer_training import TokenizerOptions
 
-FORMAT = 2  # raise it when the same recipe comes to give other blocks
-BLOCK_FLAGS: tuple[str, ...] = ("block_size", "packing", "num_shards", "num_proc", "overwrite", "validation_fraction")
-BLOCK_FLAGS += ("short_seq_prob", "validation_text", "validation_block_size", "max_validation_blocks")
-OWN_KEYS: tuple[str, ...] = ("output_dir", "sources", "tokenizer", "min_characters", "max_characters", "language")
-OWN_KEYS += ("max_tokens_per_character", "deduplicate", "piece_megabytes", "keep_work")
+_FORMAT = 2  # raise it when the same recipe comes to give other blocks
 SOURCE_KEYS = ("input", "kind", "errors", "dataset_config", "dataset_split", "text_column", "max_documents")
-OUTPUT = ("data folder", "manifest.json")  # as `written_aside` wants it
-SOURCE_FIELDS = ("path", *SOURCE_KEYS[1:])
-NO_RESULT = ("num_proc", "overwrite")  # they change nothing in the data
+OUTPUT = ("data folder", "manifest.json")  # as `output_folder` wants it
+_BLOCK_KEYS = tuple(entry.name for entry in fields(BlockOptions))
+_OWN_KEYS: tuple[str, ...] = (
+    "output_dir",
+    "sources",
+    "tokenizer",
+    "min_characters",
+    "max_characters",
+    "language",
+    "overwrite",
+)
+_OWN_KEYS += ("max_tokens_per_character", "deduplicate", "piece_megabytes", "keep_work")
 
 
 @dataclass
 class DataRecipe:
-    """What is to be made from what. `args` are those of data_prep.blocks."""
+    """What is to be made from what."""
 
     output_dir: Path
     sources: list[Source]
-    tokenizer: str | TokenizerToTrain
-    args: argparse.Namespace
+    tokenizer: str | TokenizerOptions
+    blocks: BlockOptions
+    overwrite: bool = False
     lengths: Lengths = field(default_factory=Lengths)
     language: str | None = None
     max_tokens_per_character: float | None = None
@@ -50,34 +54,29 @@ class DataRecipe:
 
     def key(self, stage: str) -> dict[str, Any]:
         """What the result of a stage depends on; each holds that of the stages before it."""
-        documents = {
-            "format": FORMAT,
-            "sources": [
-                {**{name: getattr(s, name) for name in SOURCE_FIELDS}, "files": _state(s.path)} for s in self.sources
-            ],
-            "lengths": asdict(self.lengths),
-        }
+        names = ("path", *SOURCE_KEYS[1:])
+        sources = [{**{name: getattr(s, name) for name in names}, "files": _state(s.path)} for s in self.sources]
+        key = {"format": _FORMAT, "sources": sources, "lengths": asdict(self.lengths)}
         if stage == "documents":
-            return json_types(documents)
-        tokenizer = self.tokenizer if isinstance(self.tokenizer, str) else asdict(self.tokenizer)
-        trained = {**documents, "tokenizer": tokenizer}
+            return json_types(key)
         if isinstance(self.tokenizer, str):
-            trained["tokenizer_files"] = _state(self.tokenizer)
+            key |= {"tokenizer": self.tokenizer, "tokenizer_files": _state(self.tokenizer)}
+        else:
+            key |= {"tokenizer": asdict(self.tokenizer)}
         if stage == "tokenizer":
-            return json_types(trained)
-        tokens = {
-            **trained,
+            return json_types(key)
+        key |= {
             "deduplicate": self.deduplicate,
             "language": self.language,
             "max_tokens_per_character": self.max_tokens_per_character,
-            "held_out": [blocks.held_out_share(self.args), HELD_OUT_RULE],
-            "sentences": self.args.packing in BY_SENTENCE,
+            "held_out": [self.blocks.held_out_fraction, HELD_OUT_RULE],
+            "sentences": self.blocks.by_sentence,
         }
         if stage == "tokens":
-            return json_types(tokens)
-        flags = {name: getattr(self.args, name) for name in BLOCK_FLAGS if name not in NO_RESULT}
-        texts = _state(self.args.validation_text) if self.args.validation_text else None
-        return json_types({**tokens, "blocks": flags, "validation_files": texts})
+            return json_types(key)
+        options = {name: value for name, value in asdict(self.blocks).items() if name != "num_proc"}  # no result
+        text = self.blocks.validation_text
+        return json_types({**key, "blocks": options, "validation_files": _state(text) if text else None})
 
     def is_done(self) -> bool:
         """Whether the output was made by this recipe from these files."""
@@ -90,7 +89,7 @@ class DataRecipe:
     def check_output(self) -> None:
         """InputError where the output is something that must not be replaced, before any work is done for it."""
         refuse_occupied(self.output_dir, True, *OUTPUT)
-        if (self.output_dir / "manifest.json").exists() and not self.args.overwrite:
+        if (self.output_dir / "manifest.json").exists() and not self.overwrite:
             raise InputError(
                 f"output_dir {self.output_dir} holds something else than this recipe makes; give another path or "
                 "--overwrite true"
@@ -115,23 +114,23 @@ def read_data_recipe(file: Path, words: Sequence[str] = ()) -> DataRecipe:
     if not isinstance(given, dict):
         raise InputError(f"recipe {file}: holds no keys; see recipes/data/ for examples")
     given |= _overrides(words)
-    _check_names(f"recipe {file}", given, (*OWN_KEYS, *BLOCK_FLAGS))
+    _check_names(f"recipe {file}", given, (*_OWN_KEYS, *_BLOCK_KEYS))
     for name in ("output_dir", "sources", "tokenizer"):
         if not given.get(name):
             raise InputError(f"recipe {file}: {name} is missing; give it")
-    sources = _sources(given["sources"], max(1, _typed(given, "num_proc", int, None) or 2))
+    blocks = _filled(BlockOptions, {name: value for name, value in given.items() if name in _BLOCK_KEYS})
     language = _typed(given, "language", str, None)
     if language is not None:
         check_language(language)
-    limit = _positive(given, "max_tokens_per_character", None)
     return DataRecipe(
         output_dir=Path(str(given["output_dir"])),
-        sources=sources,
+        sources=_sources(given["sources"], blocks.num_proc),
         tokenizer=_tokenizer(given["tokenizer"]),
-        args=_block_args(given, sources),
+        blocks=blocks,
+        overwrite=_typed(given, "overwrite", bool, False),
         lengths=_lengths(given),
         language=language,
-        max_tokens_per_character=limit,
+        max_tokens_per_character=_positive(given, "max_tokens_per_character", None),
         deduplicate=_typed(given, "deduplicate", bool, True),
         piece_megabytes=_positive(given, "piece_megabytes", 128.0),
         keep_work=_typed(given, "keep_work", bool, False),
@@ -162,14 +161,24 @@ def _check_names(where: str, given: dict[str, Any], known: Sequence[str]) -> Non
             raise InputError(f"{where}: the key {name!r} is unknown; {hint}")
 
 
-def _typed(given: dict[str, Any], name: str, kind: type, default: Any) -> Any:
+def _typed(given: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
     value = given.get(name, default)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    if kind is float and not isinstance(value, bool):
+        try:
+            value = None if value is None else float(value)  # YAML has 1e-1 as a string, and 1 as an int
+        except (TypeError, ValueError):
+            pass
     if value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
         return value
     hint = " (YAML reads some words as true or false: put quotes around them)" if isinstance(value, bool) else ""
     raise InputError(f"{name}: {value!r} is not a {kind.__name__}{hint}")
+
+
+def _filled(options: type, given: Mapping[str, Any]) -> Any:
+    """The dataclass `options` with the values that are given, each of its field's type; null leaves the default."""
+    hints = get_type_hints(options)
+    kinds = {name: (get_args(hints[name]) or (hints[name],))[0] for name in given}
+    return options(**{name: _typed(given, name, kinds[name], None) for name in given if given[name] is not None})
 
 
 def _positive(given: dict[str, Any], name: str, default: float | None) -> Any:
@@ -211,28 +220,13 @@ def _sources(given: Any, num_proc: int) -> list[Source]:
     return sources
 
 
-def _tokenizer(given: Any) -> str | TokenizerToTrain:
+def _tokenizer(given: Any) -> str | TokenizerOptions:
     if isinstance(given, str):
         return given
     if not isinstance(given, dict):
         raise InputError(f"tokenizer: {given!r} is neither a name nor a mapping such as {{vocab_size: 32768}}")
-    _check_names("tokenizer", given, tuple(TokenizerToTrain.__dataclass_fields__))
-    kinds = {"tokenizer_type": str, "lowercase": bool}
-    options = {name: _typed(given, name, kinds.get(name, int), None) for name in given if given[name] is not None}
+    _check_names("tokenizer", given, tuple(entry.name for entry in fields(TokenizerOptions)))
     try:
-        return TokenizerToTrain(**options)
+        return _filled(TokenizerOptions, given)
     except InputError as error:
         raise InputError(f"tokenizer: {error}") from None
-
-
-def _block_args(given: dict[str, Any], sources: Sequence[Source]) -> argparse.Namespace:
-    """The flags of data_prep.blocks by its own parser, whose checks hold here too."""
-    words = ["--input", *(source.path for source in sources), "--output_dir", str(given["output_dir"])]
-    words += ["--tokenizer", "made in a stage before"]
-    for name in BLOCK_FLAGS:
-        value = given.get(name)
-        if name == "overwrite":
-            words += ["--overwrite"] if _typed(given, name, bool, False) else []
-        elif value is not None:
-            words += [f"--{name}", str(value)]
-    return blocks.parse(words)

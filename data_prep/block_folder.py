@@ -1,0 +1,239 @@
+"""Groups of token ids -> a data folder: blocks of training and validation, the tokenizer, the content of the manifest."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import sha256
+from data_prep.cli import flag
+from data_prep.corpus import HELD_OUT_RULE, TokenGroup
+from data_prep.encoding import load_backend, load_tokenizer, special_ids
+from data_prep.next_sentence import SentencePairs
+from data_prep.packing import OneDocument, PackedBlocks, Packer, WholeSentences, validation_rows
+from data_prep.shards import ShardWriter
+from data_prep.sources import Source
+
+PACKERS: dict[str, type[Packer]] = {
+    "packed": PackedBlocks,
+    "one_document": OneDocument,
+    "sentences": WholeSentences,
+    "nsp": SentencePairs,
+}
+_HELD_OUT = "validation.txt"  # the text of the validation blocks, so that any other model can be scored on it
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """How text becomes blocks: the flags of `data_prep.blocks`, and keys of a recipe for `data_prep.prepare`.
+
+    Raises InputError for a value out of its range.
+    """
+
+    block_size: int = flag(128, "token positions of a block, [CLS] and [SEP] included")
+    packing: str = flag(
+        "packed",
+        "several documents in a block, one only, one's whole sentences, or pairs for next-sentence prediction",
+        choices=tuple(PACKERS),
+    )
+    short_seq_prob: float = flag(0.1, "share of blocks cut short (packing sentences and nsp), as BERT's")
+    num_shards: int = flag(8, "train files; they differ by at most one row")
+    num_proc: int = flag(2, "processes that read dumps and tokenise; the result does not depend on it")
+    validation_fraction: float = flag(0.01, "share of documents held out, by hash of their text")
+    validation_text: str | None = flag(None, "corpus to validate on instead; then all of --input is for training")
+    validation_block_size: int = flag(128, "128 is the pinned evaluation's")
+    max_validation_blocks: int = flag(2000, "validation blocks beyond this are left out")
+
+    def __post_init__(self) -> None:
+        if self.packing not in PACKERS:
+            raise InputError(f"packing: {self.packing!r} is unknown; choose of {', '.join(PACKERS)}")
+        for name in ("block_size", "validation_block_size"):
+            if not 16 <= getattr(self, name) <= 8192:
+                raise InputError(f"{name} {getattr(self, name)}: give 16 to 8192")
+        for name in ("num_shards", "num_proc", "max_validation_blocks"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)}: give 1 or more")
+        if not 0 <= self.short_seq_prob <= 1:
+            raise InputError(f"short_seq_prob {self.short_seq_prob}: give a share of 0 to 1")
+        if not 0 <= self.validation_fraction < 1:
+            raise InputError(
+                f"validation_fraction {self.validation_fraction}: give a share of at least 0 and less than 1"
+            )
+
+    @property
+    def held_out_fraction(self) -> float:
+        """The share of the corpus' documents that goes to validation."""
+        return 0.0 if self.validation_text else self.validation_fraction
+
+    @property
+    def by_sentence(self) -> bool:
+        """Whether documents must be tokenised sentence by sentence."""
+        return PACKERS[self.packing].by_sentence
+
+
+class BlockFolder:
+    """A data folder in the making, in an empty `folder`; all but manifest.json, whose content `write` returns.
+
+    Attributes:
+        tokenizer, tokenizer_file: the one called `tokenizer` (see `load_tokenizer`), and its copy in the folder.
+        special_ids: token ids by role.
+        dtype: of stored token ids, uint16 or uint32.
+        cache: a folder for what is not kept; `content` deletes it.
+    """
+
+    def __init__(self, folder: Path, tokenizer: str, options: BlockOptions) -> None:
+        self.options = options
+        self.tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        self.tokenizer_file = folder / "tokenizer" / "tokenizer.json"
+        self.special_ids = special_ids(self.tokenizer)
+        self.dtype = "uint16" if len(self.tokenizer) <= 2**16 else "uint32"
+        self.cache = folder / "cache"
+        self.cache.mkdir()
+        self._folder = folder
+
+    def write(
+        self, groups: Iterable[TokenGroup], sources: list[dict[str, Any]], validation: Source | None = None
+    ) -> dict[str, Any]:
+        """Write the blocks of `groups`, and of `validation` where the options name a text to validate on.
+
+        Args:
+            groups: made with this folder's tokenizer_file and dtype, and the options' held_out_fraction and by_sentence.
+            sources: the manifest's entries of what the groups are made from; read when the groups are at their end.
+
+        Raises:
+            InputError: nothing is left to train on, or to validate on.
+        """
+        held_out = self.cache / "held_out.txt"
+        train = self._write_train(_set_aside(groups, held_out), sources)
+        if validation is not None:
+            write_lines(counted([validation], sources), held_out)
+        return self.content(train, self.write_validation(held_out), sources)
+
+    def content(
+        self, train: dict[str, Any], validation: dict[str, Any], sources: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Delete the cache; return the manifest's content, given what it says of the splits and of the sources."""
+        shutil.rmtree(self.cache)
+        options = self.options
+        return {
+            "block_size": options.block_size,
+            "validation_block_size": options.validation_block_size,
+            "packing": options.packing,
+            "dtype": self.dtype,
+            "vocab_size": len(self.tokenizer),
+            "special_ids": self.special_ids,
+            "tokenizer": {"folder": "tokenizer", "sha256": sha256(self.tokenizer_file)},
+            # How documents were held out: folders that are merged must agree in it.
+            "validation": {
+                "fraction": options.held_out_fraction,
+                "text": options.validation_text,
+                "rule": HELD_OUT_RULE,
+            },
+            "splits": {"train": train, "validation": validation},
+            "sources": sources,
+        }
+
+    def shard_writer(self, columns: dict[str, str], scalars: tuple[str, ...]) -> ShardWriter:
+        """The writer of the training rows, with `columns` besides input_ids."""
+        options = self.options
+        columns = {"input_ids": self.dtype, **columns}
+        return ShardWriter(self._folder, "train", options.num_shards, columns, options.block_size, scalars)
+
+    def _write_train(self, groups: Iterable[TokenGroup], sources: list[dict[str, Any]]) -> dict[str, Any]:
+        options = self.options
+        packer = PACKERS[options.packing](options.block_size, self.special_ids, options.short_seq_prob)
+        writer = self.shard_writer(packer.columns, packer.scalars)
+        documents = text_bytes = tokens = 0
+
+        def write(rows: dict[str, np.ndarray]) -> None:
+            nonlocal tokens
+            tokens += int((rows["input_ids"] != self.special_ids["pad"]).sum())
+            writer.add(**rows)
+
+        for group in groups:
+            documents, text_bytes = documents + len(group.lengths), text_bytes + group.train_bytes
+            write(packer.add(group))
+        write(packer.finish())
+        if not writer.rows:
+            paths = " ".join(source["path"] for source in sources)
+            raise InputError(f"input {paths}: no text is left to train on; give more documents or less validation")
+        split = writer.close_split(tokens, documents, text_bytes)
+        return {"columns": ["input_ids", *packer.columns], **split, **packer.facts()}
+
+    def write_validation(self, held_out: Path) -> dict[str, Any]:
+        """Write the first blocks of the documents in `held_out`, one a line, as the pinned evaluation would cut them, and
+        their text; return what the manifest says of them."""
+        options = self.options
+        columns = {"input_ids": self.dtype, "token_bytes": "uint16"}
+        writer = ShardWriter(self._folder, "validation", 1, columns, options.validation_block_size)
+        if not options.validation_text and not options.validation_fraction:
+            return writer.close_split(0, 0, 0)
+        blocks = validation_rows(
+            _read_lines(held_out),
+            load_backend(str(self.tokenizer_file)),
+            options.validation_block_size,
+            self.special_ids,
+            options.max_validation_blocks,
+        )
+        if not len(blocks.input_ids):
+            given = f"validation_fraction {options.validation_fraction}"
+            if options.validation_text:
+                given = f"validation_text {options.validation_text}"
+            raise InputError(
+                f"{given} gives no validation block of 16 tokens or more; raise it or give --validation_text"
+            )
+        writer.add(input_ids=blocks.input_ids, token_bytes=blocks.token_bytes)
+        file = self._folder / _HELD_OUT
+        used = itertools.islice(_read_lines(held_out), blocks.documents)
+        documents, text_bytes = write_lines((f"{text}\n" for text in used), file)
+        text_bytes -= documents  # the blank lines
+        tokens = int((blocks.input_ids != self.special_ids["pad"]).sum())
+        split = writer.close_split(tokens, documents, text_bytes)
+        text = {"name": _HELD_OUT, "bytes": file.stat().st_size, "sha256": sha256(file)}
+        return {**split, "documents_held_out": blocks.documents_seen, "rows_cut": blocks.cut, "text": text}
+
+
+def counted(sources: Iterable[Source], entries: list[dict[str, Any]]) -> Iterator[str]:
+    """The documents of all sources; appends one entry per source to `entries`, for the manifest."""
+    for source in sources:
+        entry: dict[str, Any] = {"path": source.path, "kind": source.kind, "documents": 0, "text_bytes": 0}
+        entries.append(entry)
+        for document in source.documents():
+            entry["documents"] += 1
+            entry["text_bytes"] += len(document.encode())
+            yield document
+        if source.dropped:
+            entry["dropped"] = dict(source.dropped)
+
+
+def _set_aside(groups: Iterable[TokenGroup], file: Path) -> Iterator[TokenGroup]:
+    """Passes the groups on and writes their held-out documents to `file`, one line each."""
+    with file.open("w", encoding="utf-8", newline="\n") as out:
+        for group in groups:
+            out.writelines(f"{document}\n" for document in group.held_out)
+            yield group
+
+
+def write_lines(documents: Iterable[str], file: Path) -> tuple[int, int]:
+    """Write one document per line; return (documents, UTF-8 bytes without the line ends)."""
+    count = size = 0
+    with file.open("wb") as out:
+        for document in documents:
+            size += out.write(document.encode())
+            out.write(b"\n")
+            count += 1
+    return count, size
+
+
+def _read_lines(file: Path) -> Iterator[str]:
+    with file.open(encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            yield line.removesuffix("\n")

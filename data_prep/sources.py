@@ -1,0 +1,297 @@
+"""Readers: every kind of corpus becomes a stream of documents, one line of text each.
+
+A document is a str without line breaks: its paragraphs stripped and joined by one space. That is the form of the
+pinned evaluation, so that held-out blocks made here equal those it makes from the same text.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from budget_trainer.core.errors import InputError
+from data_prep.files import files_below, is_archive, lines, members, plain_name
+from data_prep.prose import installed_roots, read_docstrings
+
+KINDS = ("auto", "text", "books", "wikiextractor", "mediawiki", "docstrings", "dataset", "jsonl")
+# A document is held in memory while it is tokenised; a longer one (a dump without blank lines) is cut at a line end.
+MAX_DOCUMENT_CHARACTERS = 4_000_000
+_DATASET_SUFFIXES = (".parquet", ".arrow", ".csv", ".tsv", ".jsonl", ".json")
+_RANK_NAME = re.compile(r"\d+\.jsonl")  # as datatrove names its files, which need not have the same columns
+_TEXT_NAME = re.compile(r"\.txt$|^wiki_\d+$")
+_XML_HEAD = re.compile(r"\s*<(?:\?xml|!DOCTYPE|!--|mediawiki\b)")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass
+class Source:
+    """Where documents come from. `path`: a file, folder, archive, `datasets` name, or for docstrings "installed" (this
+    interpreter's packages) or a folder of Python files. kind "auto" is replaced by the kind found. `cache_dir` takes
+    what the `datasets` library must keep on disk. `num_proc`: processes that convert the pages of a MediaWiki dump; the
+    documents do not depend on it. `max_documents`: it ends behind so many. `dropped`: pages of a dump that the last
+    reading left out, by reason. InputError: nothing there, or a kind that it cannot be."""
+
+    path: str
+    kind: str = "auto"
+    errors: str = "strict"
+    dataset_config: str | None = None
+    dataset_split: str = "train"
+    text_column: str = "text"
+    cache_dir: Path | None = None
+    num_proc: int = 1
+    max_documents: int | None = None
+    dropped: dict[str, int] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"kind {self.kind!r} is unknown; give one of {', '.join(KINDS)}")
+        if self.kind == "auto":
+            self.kind = _find_kind(self.path)
+
+    def documents(self) -> Generator[str, None, None]:
+        """The documents in order, with a bar of what was read; InputError if there is not one."""
+        empty = True
+        self.dropped.clear()
+        # Averaged over the whole reading: in between, others work with what was read.
+        with tqdm(desc=Path(self.path).name, total=self._bytes(), unit="B", unit_scale=True, smoothing=0) as bar:
+            for document in itertools.islice(self._read(bar.update), self.max_documents):
+                empty = False
+                if bar.total is None:
+                    bar.update(len(document))
+                yield document
+        if empty:
+            raise InputError(f"input {self.path}: no text found when read as {self.kind}; check the file or --kind")
+
+    def _bytes(self) -> int | None:
+        """How much there is to read from the disk; None where that cannot be known."""
+        if self.kind in ("dataset", "docstrings"):
+            return None
+        return sum(file.stat().st_size for file in files_below(Path(self.path)) if file.is_file())
+
+    def _read(self, advance: Callable[[int], object]) -> Iterator[str]:
+        """The documents; `advance` is given the bytes that were read from the disk."""
+        if self.kind == "docstrings":
+            return read_docstrings(installed_roots() if self.path == "installed" else [Path(self.path)])
+        return (document for text in self._texts(advance) for document in _split_at_blank_lines(text))
+
+    def _texts(self, advance: Callable[[int], object]) -> Iterator[Iterable[str]]:
+        """The lines of each file, or of each article or row where these are apart."""
+        path = Path(self.path)
+        if self.kind == "dataset":
+            where = (self.path, self.dataset_config, self.dataset_split, self.text_column, self.cache_dir)
+            yield from map(_lines_of_text, _dataset_rows(*where))
+        elif self.kind == "mediawiki":
+            from data_prep.mediawiki import read_articles  # late: only this kind needs the parser
+
+            yield from read_articles(path, self.errors, self.num_proc, self.dropped, advance)
+        else:
+            for name, stream in members(path, advance):
+                content, plain = lines(name, stream, self.errors), plain_name(name)
+                if self.kind == "text":
+                    yield content
+                elif self.kind == "wikiextractor":
+                    yield from _wikiextractor_articles(name, content)
+                elif self.kind == "books" and plain.endswith(".txt"):  # not an index or a licence beside the books
+                    yield _book_lines(content)
+                elif self.kind == "jsonl" and plain.endswith(".jsonl"):  # not statistics or logs beside the texts
+                    yield from _json_line_texts(name, content, self.text_column)
+
+
+def read_documents(path: str | Path, kind: str = "auto", **options: Any) -> Iterator[str]:
+    """Streams the documents at `path`; `options` are the other fields of `Source`."""
+    return Source(str(path), kind, **options).documents()
+
+
+def _split_at_blank_lines(paragraphs: Iterable[str]) -> Iterator[str]:
+    """Splits at blank lines, strips the lines in between and joins each group with spaces."""
+    document: list[str] = []
+    size = 0
+    for paragraph in paragraphs:
+        paragraph = paragraph.strip()
+        if paragraph and size < MAX_DOCUMENT_CHARACTERS:
+            document.append(paragraph)
+            size += len(paragraph)
+        elif document:
+            yield " ".join(document)
+            document = [paragraph] if paragraph else []
+            size = len(paragraph)
+    if document:
+        yield " ".join(document)
+
+
+def _find_kind(path: str) -> str:
+    """The kind of corpus at `path`, from names first and then from the first 200 lines; InputError if undecidable."""
+    here = Path(path)
+    if not here.exists():
+        if path == "installed":
+            return "docstrings"
+        if _HUB_NAME.fullmatch(path) and not here.parent.exists():
+            return "dataset"
+        raise InputError(f"input {path}: no such file or folder; give a path that exists")
+    texts: list[str] = []
+    others: list[str] = []
+    data: set[str] = set()
+    for name, stream in members(here):
+        plain = plain_name(name)
+        if plain.endswith(_DATASET_SUFFIXES):
+            data.add("jsonl" if _RANK_NAME.fullmatch(plain) else "dataset")
+            continue
+        head = [line for line, _ in zip(lines(name, stream, "replace"), range(200), strict=False)]
+        if _is_dump("\n".join(head)):  # what lies beside it is its index
+            return "mediawiki"
+        (texts if _TEXT_NAME.search(plain) else others).append(_kind_of_lines(head))
+        if len(texts) == 3:
+            break
+    if not texts and data:  # beside texts, a table is their index
+        return data.pop() if len(data) == 1 else "dataset"
+    kinds = texts or others
+    if not kinds:
+        raise InputError(f"input {path}: the folder holds no files; give one with text")
+    many = here.is_dir() or is_archive(here.name)
+    return max(kinds, key=kinds.count) if many or kinds[0] != "books" else "text"
+
+
+def _is_dump(head: str) -> bool:
+    """Whether a file that begins like this is a MediaWiki dump, or claims to be one behind a DOCTYPE."""
+    return _XML_HEAD.match(head) is not None and "<mediawiki" in head
+
+
+def _kind_of_lines(head: list[str]) -> str:
+    """wikiextractor by its marks; text (title, then one long line per paragraph, blank line between documents) against
+    books (blank lines between paragraphs, or hard-wrapped lines) by whether most groups of lines hold a long line that
+    follows another line."""
+    first = next((line.strip() for line in head if line.strip()), "")
+    if first.startswith("<doc ") or (first.startswith("{") and '"text"' in first):
+        return "wikiextractor"
+    groups = [group.split("\n") for group in re.split(r"\n\s*\n", "\n".join(head).strip())]
+    titled = sum(any(len(line) > 100 for line in group[1:]) for group in groups)
+    return "text" if 2 * titled >= len(groups) else "books"
+
+
+def _wikiextractor_articles(name: str, lines: Iterable[str]) -> Iterator[list[str]]:
+    """The paragraphs of each article: <doc ...> paragraphs </doc>, or one JSON object with "text" per line; both may stand in
+    one folder. InputError naming the line that is neither."""
+    article: list[str] | None = None  # the paragraphs since <doc>
+    for number, line in enumerate(lines, 1):
+        if line.startswith("<doc "):
+            article = []
+        elif line.strip() == "</doc>" and article is not None:
+            yield article
+            article = None
+        elif article is not None:
+            if line.strip():
+                article.append(line)
+        elif line.startswith("{"):
+            yield _paragraphs_of_object(name, number, line, "text", "extract anew")
+        elif line.strip():
+            raise InputError(f"input {name}: line {number} stands outside <doc>...</doc>; check the file or --kind")
+    if article is not None:
+        raise InputError(f"input {name}: the last <doc> is not closed (cut off?); extract or fetch it again")
+
+
+def _json_line_texts(name: str, lines: Iterable[str], column: str) -> Iterator[list[str]]:
+    """The paragraphs of each object's text; what stands beside it may differ from line to line, in names and types."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield _paragraphs_of_object(name, number, line, column, "check the file or text_column")
+
+
+def _paragraphs_of_object(name: str, number: int, line: str, column: str, fix: str) -> list[str]:
+    try:
+        return _lines_of_text(json.loads(line)[column] or "")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f'input {name}: line {number} is not a JSON object with "{column}"; {fix}') from error
+
+
+def _lines_of_text(text: str) -> list[str]:
+    """The lines that are not blank, in characters that UTF-8 can hold (JSON may hold half a surrogate pair)."""
+    text = text.encode("utf-8", "replace").decode().replace("\r\n", "\n").replace("\r", "\n")
+    return [line for line in text.split("\n") if line.strip()]
+
+
+_HEAD_LINES = 1000  # a header ends in these; older small print takes 300
+_HEAD_ENDS = re.compile(
+    r"\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG|\*END ?\*? ?THE SMALL PRINT|\*\*\* ?START: FULL LICENSE",
+    re.IGNORECASE,
+)
+_BOOK_ENDS = re.compile(
+    r"\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG|(?:This is the )?End of (?:the |this )?Project Gutenberg(?:'s|\u2019s)? ",
+    re.IGNORECASE,
+)
+_CREDIT = re.compile(
+    r"(?:E-text |Etext |This (?:e-?text|ebook) was )?(?:Produced|Prepared|Transcribed) by ", re.IGNORECASE
+)
+
+
+def _book_lines(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of a book that are not blank, without header and licence where it carries Gutenberg's marks.
+
+    A header is cut to the last of its marks in the first _HEAD_LINES lines, with the credits ("Produced by ...") behind it; the
+    licence from the mark of the book's end on. A book without marks comes through whole.
+    """
+    lines = iter(lines)
+    head = list(itertools.islice(lines, _HEAD_LINES))
+    marks = [number for number, line in enumerate(head) if _HEAD_ENDS.match(line.strip())]
+    if marks:
+        head = _without_credits(head[marks[-1] + 1 :])
+    for line in itertools.chain(head, lines):
+        if _BOOK_ENDS.match(line.strip()):
+            return
+        if line.strip():
+            yield line
+
+
+def _without_credits(lines: list[str]) -> list[str]:
+    """Without the first paragraph, where it says who made the electronic text."""
+    first = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
+    if first < len(lines) and _CREDIT.match(lines[first].strip()):
+        blank = (number for number, line in enumerate(lines[first:], first) if not line.strip())
+        return lines[next(blank, len(lines)) :]
+    return lines
+
+
+def _dataset_rows(path: str, config: str | None, split: str, column: str, cache_dir: Path | None) -> Iterator[str]:
+    """The texts in `column`, "" where a row has none; streamed. InputError naming what cannot be reached or is not there."""
+    import datasets  # late: a second of import
+
+    try:
+        for row in _open_rows(path, config, split, column, cache_dir):
+            if column not in row:
+                raise InputError(f"text_column {column!r} is not in {path}; it has {sorted(row)}")
+            text = row[column]
+            if not isinstance(text, str | None):
+                raise InputError(
+                    f"text_column {column!r} of {path} holds {type(text).__name__}, no text; name another"
+                )
+            yield text or ""
+    except InputError:
+        raise
+    except (ValueError, TypeError, OSError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        hint = " (pip install zstandard)" if "zstd" in reason else ""
+        raise InputError(
+            f"input {path}: the dataset (config {config}, split {split}) cannot be read: {reason[:300]}{hint}; check "
+            "input, dataset_config and dataset_split"
+        ) from error
+
+
+def _open_rows(path: str, config: str | None, split: str, column: str, cache_dir: Path | None) -> Any:
+    import datasets
+
+    if (Path(path) / "state.json").exists():  # written by save_to_disk
+        return datasets.load_from_disk(path)
+    builder = datasets.load_dataset_builder(path, config, cache_dir=None if cache_dir is None else str(cache_dir))
+    rows = builder.as_streaming_dataset(split=split)
+    # Of Parquet only the text is fetched; and files whose other columns differ in type, as datatrove's "metadata" may,
+    # could not be read together.
+    if getattr(builder.config, "columns", "") is None and column in (rows.features or ()):
+        builder.config.columns = [column]
+        rows = builder.as_streaming_dataset(split=split)
+    return rows
