@@ -43,9 +43,9 @@ label_smoothing_factor""".split()
 
 
 class GlueRun:
-    """One run: its methods, called in this order by every rank, are its story.
+    """One run. Every rank calls its methods, in this order.
 
-    Nothing is written before `claim_folder`; `result.json` is written last and says that the run is finished. All of them
+    Nothing is written before `claim_folder`; `result.json` is written last and says that the run is finished. The methods
     raise InputError or RunError, and StopAsked on all ranks where a signal has come to any of them.
     """
 
@@ -98,7 +98,7 @@ class GlueRun:
         """The splits that there are, with the task each belongs to (AX among MNLI's)."""
         return [(split, owner) for split, owner in splits_of(self.task) if split.name in self.data.splits]
 
-    def _tests(self) -> list[str]:
+    def _test_splits(self) -> list[str]:
         return [split.name for split, _ in self._splits() if split.is_test]
 
     def _encoded(self, split: str) -> Rows:
@@ -174,7 +174,7 @@ class GlueRun:
         probed = min(len(rows), _PROBE_BATCHES * self.predictor.batch_size * self.args.world_size)
         per_row = _UNEVEN * (clock.elapsed_seconds() - begin) / probed
         budget.evaluate_seconds = per_row * sum(len(split) for split in self.dev.values())
-        tested = sum(len(self.data.splits[name]) for name in self._tests()) if self.args.do_predict else 0
+        tested = sum(len(self.data.splits[name]) for name in self._test_splits()) if self.args.do_predict else 0
         budget.save_seconds = (
             2 * budget.save_allowance(save) + budget.evaluate_seconds + per_row * tested + _FIXED_SECONDS
         )
@@ -202,7 +202,9 @@ class GlueRun:
         self.logits = dict(self.trainer.best_logits)
         if self.args.do_predict:
             with self.clock.phase("evaluate"):
-                self.logits |= {name: self.predictor.logits(self.model, self._encoded(name)) for name in self._tests()}
+                self.logits |= {
+                    name: self.predictor.logits(self.model, self._encoded(name)) for name in self._test_splits()
+                }
 
     def write_result(self) -> None:
         """Write the predictions and, last, `result.json` (main process); the budget ends here."""
@@ -217,9 +219,8 @@ class GlueRun:
                     shutil.rmtree(self.output_dir / MODEL, ignore_errors=True)
             self.clock.stop()
             write_result(self.output_dir, self._result(paths))
-            if self.trainer.headline is not None:
-                words = (self.task.name, self.task.headline, self.trainer.headline, self.output_dir / RESULT)
-                log.info("%s: %s %.4f on dev; %s", *words)
+            if (value := self.trainer.headline) is not None:
+                log.info("%s: %s %.4f on dev; %s", self.task.name, self.task.headline, value, self.output_dir / RESULT)
         self.agreement.channel.barrier()
 
     def _write_predictions(self, split: str, task: Task) -> str:
