@@ -17,9 +17,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import json_types, sha256
+from budget_trainer.core.io import sha256
 from budget_trainer.core.markdown import fence, inline, table
-from budget_trainer.reporting.report import PICTURE, REPORT, public_recipe, public_report, without_folders
+from budget_trainer.reporting.report import PICTURE, REPORT, public_report
 
 GLUE_REPORT = "glue_report.json"
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -124,7 +124,7 @@ def card_text(
         InputError: `license` cannot be an identifier.
     """
     check_license(license)
-    report, license = without_folders(report), license or "unknown"
+    report, license = json.loads(public_report(report)), license or "unknown"
     kind = " ".join(str(report.get("model_type") or "").split())
     tags = ["time-budget"] if classifier else ["masked-lm", "pretraining", "time-budget"]
     data = ModelCardData(
@@ -136,7 +136,7 @@ def card_text(
         tags=tags + ([kind] if kind else []),
         eval_results=[*_evaluation_results(report), *map(_glue_result, scores)] or None,
     )
-    corpus, recipe = report.get("data") or {}, json_types(public_recipe(report.get("recipe") or {}))
+    corpus, recipe = report.get("data") or {}, report.get("recipe") or {}
     card = ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import sha256
 from budget_trainer.reporting.card import GLUE_REPORT, GlueScore, card_text, is_unedited, parse_glue_scores
-from budget_trainer.reporting.report import PICTURE, REPORT, public_json, public_report
+from budget_trainer.reporting.report import PICTURE, REPORT, public_report
 
 log = logging.getLogger(__name__)
 MAIN, FINAL, CARD = "main", "final", "README.md"
@@ -70,6 +70,11 @@ class PushOptions:
     glue_report: Path | None = None
     at_every_save: bool = False  # of a run: each time-marked model goes as soon as it is saved, else all at the end
 
+    def name(self, folder: Path) -> str:
+        """The repository's: as it was given, or that of the run's folder or the model's."""
+        whole = folder.resolve()
+        return self.hub_model_id or (whole.parent.name if whole.name == FINAL else whole.name)
+
     def words(self, folder: Path) -> list[str]:
         """The arguments of `python -m budget_trainer.publish` for this push, but for --overwrite."""
         words = [str(folder)]
@@ -83,7 +88,7 @@ class PushOptions:
 
 
 @dataclass(frozen=True)
-class Revision:
+class _Revision:
     """One branch of the repository: `files` by their name there, on disk or as bytes; `left_out` stays here."""
 
     name: str
@@ -114,13 +119,7 @@ def marked_models(folder: Path) -> list[Path]:
     return [path for match, path in sorted(found, key=lambda pair: float(pair[0][1]))]
 
 
-def default_name(folder: Path) -> str:
-    """The name of the run's folder, or the model's."""
-    whole = folder.resolve()
-    return whole.parent.name if whole.name == FINAL else whole.name
-
-
-def read_revisions(folder: Path) -> list[Revision]:
+def _read_revisions(folder: Path) -> list[_Revision]:
     """What `folder` holds: of a run the time-marked models under their names, then the finished one as `main`.
 
     The cards come later, see `prepare`. InputError for a folder that holds no model, or one that may not be published.
@@ -134,7 +133,7 @@ def read_revisions(folder: Path) -> list[Revision]:
     return revisions + ([_read_model(final, MAIN)] if final.is_dir() else [])
 
 
-def _read_model(folder: Path, name: str) -> Revision:
+def _read_model(folder: Path, name: str) -> _Revision:
     try:
         config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         reason = "" if "model_type" in config else "config.json names no model_type"
@@ -165,7 +164,7 @@ def _read_model(folder: Path, name: str) -> Revision:
             f"publish: {folder} has no tokenizer ({_TOKENIZERS[0]}, {_TOKENIZERS[1]}, ...); save it there with "
             "tokenizer.save_pretrained"
         )
-    return Revision(name, files, config, left_out)
+    return _Revision(name, files, config, left_out)
 
 
 def _check_weights(folder: Path, weights: Sequence[str], left_out: Sequence[str]) -> None:
@@ -192,13 +191,14 @@ def _check_weights(folder: Path, weights: Sequence[str], left_out: Sequence[str]
             )
 
 
-def prepare(folder: Path, options: PushOptions, repo_id: str, hub_scores: Sequence[GlueScore] = ()) -> list[Revision]:
+def prepare(folder: Path, options: PushOptions, repo_id: str, hub_scores: Sequence[GlueScore] = ()) -> list[_Revision]:
     """What is to be on the Hub: the revisions of `folder` with their cards and reports, `main` last.
 
-    A card that a person has edited stays as it is; InputError where a licence or language is asked for beside it, and as
-    `read_revisions`. `hub_scores` are the card's where no suite is given and none lies in the folder.
+    `hub_scores` are the card's where no suite is given and none lies in the folder. InputError for a folder that holds no
+    model, or one that may not be published, and where a licence or language is asked for beside a card that a person has
+    edited: that stays as it is.
     """
-    revisions = read_revisions(folder)
+    revisions = _read_revisions(folder)
     report = _read_json(folder / REPORT) if (folder / REPORT).exists() else {}
     scored = options.glue_report or folder
     if (scored / GLUE_REPORT).is_file():
@@ -228,10 +228,11 @@ def prepare(folder: Path, options: PushOptions, repo_id: str, hub_scores: Sequen
             picture=PICTURE in files,
             classifier=str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification"),
         )
-        for name, public in ((REPORT, public_report), (GLUE_REPORT, public_json)):
+        for name in (REPORT, GLUE_REPORT):
             path = files.get(name)
             if isinstance(path, Path):
-                files[name] = public(_read_json(path))
+                content = _read_json(path)
+                files[name] = public_report(content if isinstance(content, dict) else {"scores": content})
         own = files.get(CARD)
         if not isinstance(own, Path) or is_unedited(_read_text(own)):
             files[CARD] = card.encode()
@@ -282,7 +283,7 @@ def push(
     Returns the account: `repo_id`, `url`, and `revisions` (name -> the commit that it is now, and what became of its card).
     Raises InputError for what a person has to correct, HubBusy or RunError where the Hub does not do it.
     """
-    repo_id = options.hub_model_id or default_name(folder)
+    repo_id = options.name(folder)
     check_locally(repo_id, hub_token)
     (*_, last) = prepare(folder, options, repo_id)  # whatever is wrong here is known before the Hub hears of it
     session = get_session()
@@ -316,7 +317,7 @@ def push(
     return account
 
 
-def _update(api: HfApi, repo_id: str, revision: Revision, overwrite: bool) -> dict[str, Any]:
+def _update(api: HfApi, repo_id: str, revision: _Revision, overwrite: bool) -> dict[str, Any]:
     """Bring one branch to its state here, in one commit. InputError where another model is there, unless `overwrite`."""
     name, files = revision.name, dict(revision.files)
     if name != MAIN and name not in {branch.name for branch in api.list_repo_refs(repo_id).branches}:
@@ -358,7 +359,7 @@ def _download(api: HfApi, repo_id: str, revision: str, name: str) -> str:
         return _read_text(Path(api.hf_hub_download(repo_id, name, revision=revision, local_dir=folder)))
 
 
-def _other_model(revision: Revision, there: dict[str, str | None]) -> str | None:
+def _other_model(revision: _Revision, there: dict[str, str | None]) -> str | None:
     """The file by which the repository holds another model than ours: weights that differ. None where it does not."""
     ours = {name: sha256(file) for name, file in revision.files.items() if name.endswith(".safetensors")}
     theirs = [name for name in there if name.endswith(_WEIGHTS)]

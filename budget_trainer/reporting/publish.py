@@ -121,7 +121,7 @@ def _publish(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def _show(folder: Path, options: PushOptions) -> None:
     """Print what would be published, with sizes in bytes, and what would stay here."""
-    repo_id = options.hub_model_id or hub.default_name(folder)
+    repo_id = options.name(folder)
     for revision in hub.prepare(folder, options, repo_id):
         print(f"{repo_id}, {revision.name}:")
         for name, content in sorted(revision.files.items()):
@@ -163,7 +163,7 @@ def resolve_push(
         )
     if main_process:
         try:
-            hub.check_locally(options.hub_model_id or hub.default_name(folder))
+            hub.check_locally(options.name(folder))
         except InputError as error:
             raise InputError(f"{error}; or leave push_to_hub out and publish later") from None
     return replace(options, at_every_save=hub_strategy == "every_save")

@@ -263,26 +263,23 @@ def source_name(path: str) -> str:
 def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a run that everybody may see: no secrets, folders and empty values; of a path its last part."""
     shown = {key: value for key, value in recipe.items() if value is not None and not _PRIVATE.search(key)}
-    return dict(without_folders(shown))
+    return dict(_without_folders(shown))
 
 
 def public_report(report: Mapping[str, Any]) -> bytes:
-    """The run's report as it may lie beside the card, as JSON."""
+    """A run's or a suite's report as everybody may see it, as JSON: without secrets, and folders of this machine."""
     shown = {key: value for key, value in report.items() if key != "hub"}
-    return public_json({**shown, "recipe": public_recipe(report.get("recipe") or {})})
+    if "recipe" in report:
+        shown["recipe"] = public_recipe(report["recipe"] or {})
+    return (json.dumps(_without_folders(shown), indent=2) + "\n").encode()
 
 
-def public_json(content: Any) -> bytes:
-    """`content` as JSON, without the folders of this machine."""
-    return (json.dumps(without_folders(content), indent=2) + "\n").encode()
-
-
-def without_folders(value: Any) -> Any:
+def _without_folders(value: Any) -> Any:
     """`value` with the last part of every text in it that is an absolute path; paths within a sentence stay."""
     if isinstance(value, Mapping):
-        return {key: without_folders(inner) for key, inner in value.items()}
+        return {key: _without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [without_folders(inner) for inner in value]
+        return [_without_folders(inner) for inner in value]
     if isinstance(value, Path) or (isinstance(value, str) and value.startswith(("/", "~/"))):
         return Path(value).name
     return value

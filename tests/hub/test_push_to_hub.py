@@ -56,13 +56,9 @@ def pushed(hub, data_dir, tmp_path_factory):
     """A run beside a Hub that is slow and fails now and then: its output folder, and what it said."""
     output_dir = tmp_path_factory.mktemp("pushed") / "tiny"
     options = {**TINY, "data_dir": data_dir, "output_dir": output_dir, "total_training_time": f"{BUDGET}s"}
-    options |= {
-        "finetune_time_markers": "0.6",
-        "push_to_hub": "true",
-        "hub_model_id": "tiny",
-        "hub_private_repo": "true",
-    }
-    options |= {"license": "mit", "language": "en", "disable_tqdm": True, "report_to": "tensorboard"}
+    options |= {"finetune_time_markers": "0.6", "push_to_hub": "true", "hub_model_id": "tiny"}
+    options |= {"hub_private_repo": "true", "license": "mit", "language": "en"}
+    options |= {"disable_tqdm": True, "report_to": "tensorboard"}
     hub.delay, hub.failing = 0.7, [["commit/finetune-60", 1, 500], ["refs", 1, 503]]
     done = train(options, env=hub.environment())
     hub.delay, hub.failing = 0.0, []
@@ -157,12 +153,8 @@ def test_a_run_that_was_killed_before_its_evaluation_is_pushed_as_well(asked, pu
     del account["hub"]
     (output_dir / "run_report.json").write_text(json.dumps({**account, "evaluation": None}))
     options = {**TINY, "data_dir": data_dir, "output_dir": output_dir, "total_training_time": f"{BUDGET}s"}
-    options |= {
-        "push_to_hub": "true",
-        "hub_model_id": "ada/later",
-        "resume_from_checkpoint": "auto",
-        "job_time_limit": "1h",
-    }
+    options |= {"push_to_hub": "true", "hub_model_id": "ada/later", "job_time_limit": "1h"}
+    options |= {"resume_from_checkpoint": "auto"}
     monkeypatch.setattr(train_mlm, "CLOCK", BudgetClock())
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tensorboard"))
     assert train_mlm.main(words(options)) == 0
@@ -226,25 +218,20 @@ def test_a_publisher_ends_with_its_run(asked, folder):
     wait_for(lambda: not publisher.is_running() or publisher.status() == psutil.STATUS_ZOMBIE, 20)
 
 
+def given(folder):
+    return {"data_dir": folder, "output_dir": folder / "out", "total_training_time": "1h", "use_cpu": True}
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (
-            {"push_to_hub": True},
-            "hub_token: there is none; log in with `hf auth login`, or set HF_TOKEN to a token with",
-        ),
+        ({"push_to_hub": True}, "hub_token: there is none; log in with `hf auth login`, or set HF_TOKEN to a token"),
         ({"hub_model_id": "ada/x"}, "hub_model_id: given without push_to_hub; add --push_to_hub, or leave it out"),
-        (
-            {"push_to_hub": True, "hub_strategy": "checkpoint"},
-            "hub_strategy: 'checkpoint' would upload training checkpoints",
-        ),
+        ({"push_to_hub": True, "hub_strategy": "checkpoint"}, "hub_strategy: 'checkpoint' would upload training"),
         ({"push_to_hub": True, "finetune_checkpoint_at_end": False}, "push_to_hub: the run keeps no model; leave no_"),
         ({"learning_rate": "1e-3 hf_SomethingSecret"}, "command line: argument --learning_rate"),
         ({"license": "GPL, mostly"}, "license: 'GPL, mostly' is no identifier; use one such as apache-2.0"),
-        (
-            {"hub_token": "hf_SomethingSecret"},
-            "hub_token: not used here (command line); log in with `hf auth login` or set",
-        ),
+        ({"hub_token": "hf_SomethingSecret"}, "hub_token: not used here (command line); log in with `hf auth login`"),
     ],
 )
 def test_what_is_known_before_the_budget_begins(tmp_path, monkeypatch, flags, expected):
@@ -252,15 +239,8 @@ def test_what_is_known_before_the_budget_begins(tmp_path, monkeypatch, flags, ex
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    given = {
-        "data_dir": tmp_path,
-        "output_dir": tmp_path / "out",
-        "total_training_time": "1h",
-        "use_cpu": True,
-        **flags,
-    }
     with pytest.raises(InputError) as refused:
-        parse_recipe(words(given))
+        parse_recipe(words({**given(tmp_path), **flags}))
     assert str(refused.value).startswith(expected)
     assert "hf_" not in redacted(str(refused.value)), "as the scripts say it"
 
@@ -268,16 +248,13 @@ def test_what_is_known_before_the_budget_begins(tmp_path, monkeypatch, flags, ex
 def test_a_name_and_a_token_are_enough_to_begin(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    given = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "total_training_time": "1h", "use_cpu": True}
-    recipe = parse_recipe(words({**given, "push_to_hub": True, "hub_strategy": "end", "license": "cc-by-sa-4.0"}))
+    recipe = parse_recipe(
+        words({**given(tmp_path), "push_to_hub": True, "hub_strategy": "end", "license": "cc-by-sa-4.0"})
+    )
     assert recipe.push is not None and not recipe.push.at_every_save and recipe.push.license == "cc-by-sa-4.0"
     assert not recipe.run.push_to_hub, "Trainer would push by itself"
     assert recipe.as_dict()["push_to_hub"] is True and TOKEN not in json.dumps(recipe.as_dict(), default=str)
     with pytest.raises(InputError, match=r"hub_model_id: 'a/b/c' is not a name on the Hub; write user/name"):
-        parse_recipe(words({**given, "push_to_hub": True, "hub_model_id": "a/b/c"}))
-
-
-def test_a_no_to_pushing_is_a_no_to_what_belongs_to_it(tmp_path):
-    """A recipe that names its repository can be tried, planned or searched without pushing."""
-    given = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "total_training_time": "1h", "use_cpu": True}
-    assert parse_recipe(words({**given, "hub_model_id": "ada/x", "push_to_hub": False})).push is None
+        parse_recipe(words({**given(tmp_path), "push_to_hub": True, "hub_model_id": "a/b/c"}))
+    # A recipe that names its repository can be tried, planned or searched without pushing.
+    assert parse_recipe(words({**given(tmp_path), "hub_model_id": "ada/x", "push_to_hub": False})).push is None

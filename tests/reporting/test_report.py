@@ -148,11 +148,9 @@ DATA |= {"rows": 99, "packing": "packed", "validation_fraction": 0.01, "block_si
         (
             report(data=DATA),
             [
-                *(
-                    "| part-0.txt | text | 10 | 2.0 |",
-                    "| 10 more |  | 100 | 20.0 |",
-                    "trained on blocks of 128 tokens",
-                ),
+                "| part-0.txt | text | 10 | 2.0 |",
+                "| 10 more |  | 100 | 20.0 |",
+                "trained on blocks of 128 tokens",
                 "Trained on 300 documents, 1,000,000 tokens, 99 blocks (packed). Left out: 3 redirect. Held out for",
             ],
             [],
