@@ -41,18 +41,7 @@ from budget_trainer.reporting.report import REPORT
 
 MARKDOWN = "glue_over_budget.md"
 _FORMAT = 1
-_COLOURS = (
-    "#1f6f8b",
-    "#d1495b",
-    "#edae49",
-    "#66a182",
-    "#7b5ea7",
-    "#b08968",
-    "#3d8bfd",
-    "#e07a5f",
-    "#8d99ae",
-    "#5a9a3c",
-)
+_COLOURS = "#1f6f8b #d1495b #edae49 #66a182 #7b5ea7 #b08968 #3d8bfd #e07a5f #8d99ae #5a9a3c".split()
 
 
 @dataclass(frozen=True)
@@ -110,19 +99,16 @@ def _minutes_of(folder: Path) -> float:
     return min(used, float(marker.group(1)) / 100 * parse_duration(total, "total_training_time", "h")) / 60
 
 
-def report_over_budget(suites: Sequence[tuple[str | Path, str | Path]], output_dir: str | Path) -> dict[str, Any]:
-    """Write the three files from `(checkpoint, its glue_runs.json)` pairs; returns what the JSON holds.
+def report_over_budget(suites: Sequence[tuple[Checkpoint, Path]], output_dir: Path) -> dict[str, Any]:
+    """Write the three files from pairs of a checkpoint and its `glue_runs.json`; returns what the JSON holds.
 
-    InputError where there is no pair, a checkpoint has no time, or a suite cannot be read; RunError or OSError where the disk
-    takes no more.
+    InputError where there is no pair or a suite cannot be read; OSError where the disk takes no more.
     """
-    pairs = [(Checkpoint(Path(path), _minutes_of(Path(path))), read_suite(Path(runs))) for path, runs in suites]
-    report = summarize(pairs)
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(folder / "glue_over_budget.json", report)
-    write_atomic(folder / MARKDOWN, _markdown(report))
-    write_atomic(folder / "glue_over_budget.png", _draw(report))
+    report = summarize([(checkpoint, read_suite(runs)) for checkpoint, runs in suites])
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(output_dir / "glue_over_budget.json", report)
+    write_atomic(output_dir / MARKDOWN, _markdown(report))
+    write_atomic(output_dir / "glue_over_budget.png", _draw(report))
     return report
 
 
@@ -206,7 +192,7 @@ def _cell(point: Mapping[str, Any] | None) -> str:
 def _draw(report: Mapping[str, Any]) -> bytes:
     """Scores against minutes of pre-training: a line for each task with its bars, and the mean in black."""
     minutes = [checkpoint["minutes"] for checkpoint in report["checkpoints"]]
-    lines, found = report["lines"], report["mean"]
+    found = report["mean"]
     title = f"GLUE over the budget of {report['run']}\nmedian over seeds, bars from the lowest to the highest"
     if found is not None:
         title += f"\nmean of {', '.join(found['columns'])}"
@@ -214,18 +200,18 @@ def _draw(report: Mapping[str, Any]) -> bytes:
         title += f"\nnot on all of the official dev rows: {', '.join(report['partial'])}"
     with png_figure(11, 6.5) as (figure, png):
         axes = figure.subplots()
-        drawn = []  # the last value, the handle and its words
-        for number, (name, points) in enumerate(lines.items()):
+        drawn = []  # the last score, what a legend shows and its words
+        for number, (name, scores) in enumerate(report["lines"].items()):
             dash = "--" if name.endswith("-mm") else "-"  # lies on its twin
-            handle = _draw_line(axes, minutes, points, _COLOURS[number % len(_COLOURS)], linestyle=dash, linewidth=1.6)
-            drawn.append((_last(points), handle, f"{name}, {METRIC_NAMES[report['metrics'][name]]}"))
+            colour = _COLOURS[number % len(_COLOURS)]
+            last, handle = _draw_line(axes, minutes, scores, colour, linestyle=dash, linewidth=1.6)
+            drawn.append((last, handle, f"{name}, {METRIC_NAMES[report['metrics'][name]]}"))
         drawn.sort(key=lambda entry: -entry[0])
         if found is not None:
-            handle = _draw_line(axes, minutes, found["points"], "black", zorder=3, linewidth=3.2)
-            drawn.insert(0, (_last(found["points"]), handle, "mean"))
+            drawn.insert(0, (*_draw_line(axes, minutes, found["points"], "black", zorder=3, linewidth=3.2), "mean"))
         figure.legend(
             [handle for _, handle, _ in drawn],
-            [f"{100 * last:.1f}  {words}" for last, _, words in drawn],
+            [f"{points(last)}  {words}" for last, _, words in drawn],
             title="last score",
             alignment="left",
             loc="outside right center",
@@ -238,18 +224,14 @@ def _draw(report: Mapping[str, Any]) -> bytes:
     return png.getvalue()
 
 
-def _last(points: Sequence[Mapping[str, Any] | None]) -> float:
-    return next((point["median"] for point in reversed(points) if point is not None), -1.0)
-
-
 def _draw_line(
-    axes: Any, minutes: Sequence[float], points: Sequence[Mapping[str, Any] | None], colour: str, **style: Any
-) -> Any:
-    """A line through the checkpoints that have the score, with a bar for its range; returns what a legend shows."""
-    there = [(minute, point) for minute, point in zip(minutes, points, strict=True) if point is not None]
-    middle = [100 * point["median"] for _, point in there]
-    below = [100 * (point["median"] - point["min"]) for _, point in there]
-    above = [100 * (point["max"] - point["median"]) for _, point in there]
-    times = [minute for minute, _ in there]
+    axes: Any, minutes: Sequence[float], scores: Sequence[Mapping[str, Any] | None], colour: str, **style: Any
+) -> tuple[float, Any]:
+    """Draw a line through the checkpoints that have the score, with a bar for its range; returns its last score and handle."""
+    times = [minute for minute, score in zip(minutes, scores, strict=True) if score is not None]
+    there = [score for score in scores if score is not None]
+    middle = [100 * score["median"] for score in there]
+    below = [100 * (score["median"] - score["min"]) for score in there]
+    above = [100 * (score["max"] - score["median"]) for score in there]
     style |= {"elinewidth": 1.0, "capsize": 2.5, "marker": "o", "markersize": 4}
-    return axes.errorbar(times, middle, yerr=[below, above], color=colour, **style)
+    return there[-1]["median"], axes.errorbar(times, middle, yerr=[below, above], color=colour, **style)

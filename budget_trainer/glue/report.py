@@ -34,7 +34,6 @@ from budget_trainer.glue.results import (
 )
 from budget_trainer.glue.submission import Submission, write_submission
 from budget_trainer.glue.tasks import TASKS
-from budget_trainer.reporting.report import source_name
 
 _FORMAT = 1
 _TEST_TEXT = (
@@ -180,7 +179,7 @@ def _markdown(report: Mapping[str, Any]) -> str:
     """The whole file."""
     sections = [
         "# GLUE",
-        f"Model: {inline(source_name(report['model']))}. All scores of ours are on the **dev** sets, in points of 100: the "
+        f"Model: {inline(report['model'])}. All scores of ours are on the **dev** sets, in points of 100: the "
         "median over the seeds of the best configuration, with the lowest and the highest seed.",
         table(("task", "metric", "median", "min to max", "seeds", "other metrics"), _own_rows(report)),
         _mean_text(report),
@@ -375,7 +374,7 @@ def _draw_published(axes: Any, names: Sequence[str], row: Mapping[str, Any], num
 
 def _title(report: Mapping[str, Any]) -> str:
     found = report["mean"]
-    lines = [f"GLUE dev scores of {source_name(report['model'])}"]
+    lines = [f"GLUE dev scores of {report['model']}"]
     if found is not None:
         lines.append(f"mean of {', '.join(found['columns'])}: {100 * found['median']:.1f}")
     if any(not column["comparable"] for column in report["columns"].values()):

@@ -338,7 +338,7 @@ def run_checkpoints(request: Request, clock: BudgetClock, stop: StopRequest) -> 
         own.total_seconds = math.inf if seconds is None else seconds / len(found)
         asked = request.of_checkpoint(checkpoint.path, share)
         code = max(code, run_suite(asked, own, stop))
-        suites.append((checkpoint.path, asked.output_dir / RUNS_FILE))
+        suites.append((checkpoint, asked.output_dir / RUNS_FILE))
     report_over_budget(suites, request.output_dir)
     print(f"scores against minutes of pre-training in {request.output_dir / MARKDOWN}, .json and .png", flush=True)
     return code
