@@ -15,6 +15,7 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import train_mlm  # noqa: E402
 from budget_trainer.budget.channel import exit_without_teardown  # noqa: E402
+from budget_trainer.core.command import DONE, RESUMABLE  # noqa: E402
 from budget_trainer.training import engine  # noqa: E402
 
 make_state, gather = AcceleratorState.__init__, accelerate.Accelerator.get_state_dict
@@ -36,6 +37,6 @@ AcceleratorState.__init__ = as_on_gpus
 accelerate.Accelerator.get_state_dict = gathered
 engine.resolve_engine_config = lambda run: None
 code = train_mlm.main(sys.argv[1:])
-if code in (0, train_mlm.RESUMABLE):
+if code in (DONE, RESUMABLE):
     exit_without_teardown(code)
 sys.exit(code)
