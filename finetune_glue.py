@@ -19,10 +19,8 @@ from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 
 from budget_trainer.core import jobs  # noqa: E402
-from budget_trainer.core.command import DONE  # noqa: E402
-from budget_trainer.core.errors import RunError  # noqa: E402
+from budget_trainer.core.command import DONE, exit_process, run_script  # noqa: E402
 from budget_trainer.core.stop_request import StopRequest  # noqa: E402
-from budget_trainer.training.script import exit_process, run_script  # noqa: E402
 
 
 def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
@@ -52,25 +50,18 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) 
     return DONE
 
 
-def _as_repeated(error: Exception) -> Exception:
-    """The error in the words of a run on GLUE, where there is nothing to resume: the command is repeated."""
-    from budget_trainer.training.checkpoints import disk_failure
+def answer(words: Sequence[str]) -> str:
+    """What `--help` or `--print_config` asks for."""
+    from budget_trainer.config import help
+    from budget_trainer.glue import arguments
 
-    reason = disk_failure(error) if isinstance(error, OSError) else None
-    if isinstance(error, OSError) and reason is not None:
-        return RunError(f"{error.filename or 'a file'}: {reason}; mend that, then repeat the command")
-    if not isinstance(error, RunError):
-        return error
-    text = str(error)
-    for advice in ("go on with --resume_from_checkpoint auto", "resume with --resume_from_checkpoint auto"):
-        text = text.replace(advice, "repeat the command")
-    return type(error)(text)
+    return help.answer(words, arguments.PARSER, arguments.parse_request)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`finetune`, with every end in one line and an exit code of `command.EXIT_CODES`."""
     jobs.end_with_parent()
-    return run_script("finetune_glue", finetune, argv, _as_repeated)
+    return run_script(finetune, argv, answer)
 
 
 def command() -> None:

@@ -16,52 +16,39 @@ CLOCK = BudgetClock()  # total_time counts from here
 import logging  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
+from contextlib import ExitStack  # noqa: E402
 
-from budget_trainer.core.command import RESUMABLE, run_command  # noqa: E402
-from budget_trainer.core.errors import InputError, StopAsked  # noqa: E402
+from budget_trainer.core.command import DONE, run_script  # noqa: E402
+from budget_trainer.core.errors import InputError  # noqa: E402
 from budget_trainer.core.stop_request import StopRequest  # noqa: E402
 
-log = logging.getLogger("sweep")
 
-
-def sweep(argv: Sequence[str] | None, stop: StopRequest) -> int:
+def sweep(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
     """What was asked for. Returns the exit code: 0 done, 1 no trial finished."""
     from budget_trainer.sweep.arguments import parse_arguments
 
-    request = parse_arguments(argv)
-    if request.dry_run:
-        for line in request.lines():
-            print(line)
-        return 0
-    spec = request.spec()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
-    from budget_trainer.sweep.run import run_sweep
+    try:
+        request = parse_arguments(argv)
+        if request.dry_run:
+            for line in request.lines():
+                print(line)
+            return DONE
+        spec = request.spec()
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True
+        )
+        from budget_trainer.sweep.run import run_sweep
 
-    return run_sweep(spec, CLOCK, stop)
+        return run_sweep(spec, CLOCK, stop)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "optuna":
+            raise
+        raise InputError("optuna: not installed, and a sweep needs it; pip install 'budget-trainer[sweep]'") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`sweep`, with its end in one line: 85 where a signal stopped it, 2 for bad input, 1 for what could not go on."""
-    stop = StopRequest()
-
-    def work() -> int:
-        try:
-            return sweep(argv, stop)
-        except StopAsked as asked:
-            log.info("stopped: %s", asked)
-            return RESUMABLE
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != "optuna":
-                raise
-            raise InputError(
-                "optuna: not installed, and a sweep needs it; pip install 'budget-trainer[sweep]'"
-            ) from None
-
-    stop.listen()  # a second SIGINT ends at once
-    try:
-        return run_command(work)
-    finally:
-        stop.restore()
+    """`sweep`, with every end in one line and an exit code of `command.EXIT_CODES`."""
+    return run_script(sweep, argv)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,14 @@ from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 
 from budget_trainer.core import jobs  # noqa: E402
+from budget_trainer.core.command import exit_process, run_script  # noqa: E402
+from budget_trainer.core.errors import RESUME  # noqa: E402
 from budget_trainer.core.stop_request import StopRequest  # noqa: E402
-from budget_trainer.training.script import exit_process, run_script  # noqa: E402
 
 
 def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
     """One run, or one job of it. Returns the exit code: 0 finished, 85 to be resumed."""
-    from budget_trainer.config.parser import parse_recipe
+    from budget_trainer.config.recipe import parse_recipe
     from budget_trainer.training.run import PretrainingRun
 
     recipe = parse_recipe(argv)
@@ -37,10 +38,17 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     return run.finish()
 
 
+def answer(words: Sequence[str]) -> str:
+    """What `--help` or `--print_config` asks for."""
+    from budget_trainer.config import arguments, help, recipe
+
+    return help.answer(words, arguments.PARSER, recipe.parse_recipe)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """`train`, with every end in one line and an exit code of `command.EXIT_CODES`."""
     jobs.end_with_parent()
-    return run_script("train_mlm", train, argv)
+    return run_script(train, argv, answer, again=RESUME)
 
 
 def command() -> None:

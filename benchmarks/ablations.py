@@ -51,7 +51,7 @@ def check(variants: Mapping[str, Changes], recipes: Sequence[str]) -> None:
         return
     if len(recipes) != 1:
         raise InputError(f"recipes: {len(recipes)} given, and variants are of one; give one recipe with --ablate")
-    from budget_trainer.config.parser import KEYS
+    from budget_trainer.config.arguments import KEYS
 
     for name, changes in variants.items():
         if name == Path(recipes[0]).stem or name.startswith("stock "):

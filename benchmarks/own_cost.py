@@ -76,7 +76,8 @@ def timed_run(folder: Path) -> None:
 
     import train_mlm  # it starts the clock
     from budget_trainer.budget.callback import TimeBudgetCallback
-    from budget_trainer.budget.channel import Agreement, exit_without_teardown
+    from budget_trainer.budget.channel import Agreement
+    from budget_trainer.core.command import exit_process
     from budget_trainer.training.recovery import Guard
     from budget_trainer.training.trainer import TimeBudgetTrainer
 
@@ -98,7 +99,7 @@ def timed_run(folder: Path) -> None:
     Guard.on_step_end = last_of_the_step  # type: ignore[method-assign]
     code = train_mlm.main(sys.argv[1:])
     (folder / f"rank-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(timers.rows))
-    exit_without_teardown(code)
+    exit_process(code)
 
 
 def shares(ranks: list[list[dict[str, float]]]) -> dict[str, Any]:

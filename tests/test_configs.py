@@ -9,8 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from benchmarks import ablations
-from budget_trainer.config.parser import parse_recipe
-from budget_trainer.config.recipe import Recipe
+from budget_trainer.config.recipe import Recipe, parse_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from budget_trainer.config.parser import parse_recipe
+from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.glue.plan import read_grid
 from data_prep.recipe import read_data_recipe
 from docs import budget_picture, make_api

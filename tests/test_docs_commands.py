@@ -13,8 +13,8 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
-from budget_trainer.config.arguments import REPLACED
-from budget_trainer.config.parser import KEYS, parse_recipe
+from budget_trainer.config.arguments import KEYS, REPLACED
+from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.glue.arguments import KEYS as GLUE_KEYS
 from budget_trainer.glue.arguments import REFUSED, RENAMED, parse_request
@@ -151,9 +151,10 @@ def check_entry(entry, words, monkeypatch):
 
 def parse_alone(module, function, words, monkeypatch):
     """The module's own parsing: its `_parse` or `parse`, which check values too, or its main function up to there."""
+    home = inspect.getmodule(getattr(module, function))
     for name in ("_parse", "parse"):
-        if hasattr(module, name):
-            getattr(module, name)(words)
+        if hasattr(home, name):
+            getattr(home, name)(words)
             return
     taken = argparse.ArgumentParser.parse_args
 

@@ -1,8 +1,10 @@
 """Imports point one way, and every flag is read."""
 
 import ast
+import importlib
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -58,29 +60,14 @@ def test_lazy_names_exist():
         budget_trainer.nonesuch  # noqa: B018
 
 
-def test_every_flag_is_read():
+@pytest.mark.parametrize(("group", "package"), [("config.arguments", ""), ("glue.arguments", "glue.")])
+def test_every_flag_is_read(group, package):
     """A flag nobody reads is a defect: each of ours is used outside of its declaration."""
-    from dataclasses import fields
-
-    from budget_trainer.config import arguments
-
-    text = "".join(path.read_text() for name, path in MODULES.items() if name != "config.arguments")
-    text += (ROOT / "train_mlm.py").read_text()
-    for group in arguments.GROUPS[:-1]:
-        for field in fields(group):
-            assert f".{field.name}" in text or f'"{field.name}"' in text, field.name
-
-
-def test_every_flag_of_finetune_glue_is_read():
-    from dataclasses import fields
-
-    from budget_trainer.glue import arguments
-
-    text = "".join(path.read_text() for name, path in MODULES.items() if name.startswith("glue."))
-    text += (ROOT / "finetune_glue.py").read_text()
-    for group in arguments.GROUPS[:-1]:
-        for field in fields(group):
-            assert f".{field.name}" in text or f'"{field.name}"' in text, field.name
+    arguments = importlib.import_module(f"budget_trainer.{group}")
+    homes = [path for name, path in MODULES.items() if name.startswith(package) and name != "config.arguments"]
+    text = "".join(path.read_text() for path in [*homes, ROOT / "train_mlm.py", ROOT / "finetune_glue.py"])
+    for flag in (flag for group in arguments.GROUPS[:-1] for flag in group.__dataclass_fields__):
+        assert f".{flag}" in text or f'"{flag}"' in text or f"    {flag}: " in text, flag
 
 
 # TrainingArguments that Trainer, Accelerate or this project read in such a run.
@@ -98,8 +85,6 @@ use_liger_kernel use_cache place_model_on_device push_to_hub hub_model_id hub_st
 
 
 def test_every_flag_of_training_arguments_is_read_or_refused():
-    from dataclasses import fields
-
     from budget_trainer.config.arguments import REPLACED, RunArguments
 
     names = {field.name for field in fields(RunArguments) if field.init}

@@ -6,7 +6,7 @@ from torch import nn
 
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.scheduler import get_time_budget_schedule
-from budget_trainer.config.parser import parse_recipe
+from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.build import build_model, output_bias
 from budget_trainer.model.optimizers import build_optimizer

@@ -2,7 +2,7 @@
 
 import re
 
-from budget_trainer.config.parser import KEYS
+from budget_trainer.config.arguments import KEYS
 from data_prep.recipe import SOURCE_KEYS
 from tests import documents
 from tests.conftest import ROOT

@@ -6,14 +6,11 @@ and the flags that any rank may raise.
 
 from __future__ import annotations
 
-import atexit
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -90,7 +87,7 @@ class ControlChannel:
     def lost(self, error: BaseException) -> LostRank:
         """What to raise when a collective has failed with `error`. The ranks that are left call it together."""
         reason = " ".join(str(error).split())[:160]
-        return LostRank(f"{self.roll_call()} ({reason}); resume with --resume_from_checkpoint auto")
+        return LostRank(f"{self.roll_call()} ({reason})", resumable=True)
 
     def roll_call(self) -> str:
         """Name the ranks that do not answer, after 5 s at most. Every rank whose collective failed calls it.
@@ -141,21 +138,6 @@ def is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         isinstance(error, getattr(dist, "DistError", ())) or any(word in text for word in _BROKEN)
     )
-
-
-def exit_without_teardown(code: int) -> NoReturn:
-    """End the process with `code`, after the last message among the ranks.
-
-    With process groups open the interpreter's clean-up is skipped but for the functions of atexit: a rank whose
-    communication threads live while modules are taken down can abort, and the launcher takes that for a failure (seen
-    with DDP and DeepSpeed over gloo, also after destroy_process_group).
-    """
-    if dist.is_available() and dist.is_initialized():
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
 
 
 _RANK = 1000  # a stop travels as its signal's number + _RANK x the rank

@@ -1,136 +1,237 @@
 """Every flag of train_mlm.py: the paper's names for budget things, Hugging Face's for its own.
 
-Flags of TrainingArguments that would go unread here, or undo a promise, with what to do instead.
+All that is known of a flag stands here, in its field (`parser.Flag` says what there is): a new flag is a field, and the code
+that reads it. Last: the flags of TrainingArguments that would go unread here, or undo a promise, with what to do instead.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from transformers import TrainingArguments
 
+from budget_trainer.budget.curves import CURVES
+from budget_trainer.config.parser import FlagParser, flag
 from budget_trainer.core.errors import InputError
+from budget_trainer.model.engine_optimizers import IMPLEMENTATIONS
+from budget_trainer.model.optimizers import OPTIMIZERS
 
+# Topics of the help, in its order.
+BUDGET, DATA, MODEL, MASKING = "Budget", "Data and output", "Model", "Masking objective"
+SCHEDULE, PRECISION = "Optimizer and schedule", "Speed and precision"
+WATCH, GUARD = "Validation, logging and saving", "When the loss goes wrong"
+DISTRIBUTED, HUB = "Distributed", "Hub"
+TOPICS = (BUDGET, DATA, MODEL, MASKING, SCHEDULE, PRECISION, WATCH, GUARD, DISTRIBUTED, HUB)
 
-def _flag(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+_budget, _data, _model, _masking, _schedule, _precision, _watch, _guard = (
+    partial(flag, topic=topic) for topic in (BUDGET, DATA, MODEL, MASKING, SCHEDULE, PRECISION, WATCH, GUARD)
+)
+_SHARE: dict[str, Any] = {"unit": "SHARE", "min": 0, "max": 1}
+_BELOW_1: dict[str, Any] = {"unit": "SHARE", "min": 0, "below": 1}
 
 
 @dataclass
 class ModelArguments:
     """The architecture; every type saves a native Transformers checkpoint."""
 
-    model_type: str = _flag(
-        "bert-mlm", "bert-mlm (the paper's pre-LN BERT, saved as megatron-bert), bert, modernbert, ..."
+    model_type: str = _model(
+        "bert-mlm",
+        "bert-mlm (the paper's pre-LN BERT, saved as megatron-bert), bert, modernbert, ...",
+        unit="NAME",
+        speed=True,
     )
-    model_name_or_path: str | None = _flag(None, "Continue from these weights instead of training from scratch.")
-    encoder_ln_mode: str | None = _flag(None, "pre-ln or post-ln; None is the model type's own (bert-mlm: pre-ln).")
-    layernorm_embedding: bool | None = _flag(None, "A norm behind the embeddings; None is the model type's own.")
-    layer_norm_type: str | None = _flag(
-        None, "pytorch, apex (NVIDIA's fused kernel, on a GPU) or rms_norm; None is the model type's own."
+    model_name_or_path: str | None = _model(
+        None, "Continue from these weights instead of training from scratch.", unit="DIR", speed=True
     )
-    add_nsp: bool = _flag(False, "Next-sentence prediction too, on data of sentence pairs (bert, megatron-bert).")
-    hidden_size: int = _flag(1024, "Width.")
-    num_hidden_layers: int = _flag(24, "Depth.")
-    num_attention_heads: int = _flag(16, "Attention heads; they divide hidden_size.")
-    intermediate_size: int = _flag(4096, "Width inside of the feed-forward blocks.")
-    hidden_act: str | None = _flag(None, "Activation; None is the model type's own.")
-    hidden_dropout_prob: float = _flag(0.1, "Dropout of the hidden states.")
-    attention_probs_dropout_prob: float = _flag(0.1, "Dropout of the attention weights.")
-    max_position_embeddings: int = _flag(512, "Longest input in tokens.")
-    type_vocab_size: int | None = _flag(None, "Token types; None is the model type's own.")
-    initializer_range: float = _flag(0.02, "Standard deviation of the initial weights.")
-    model_config: str | None = _flag(None, "More keys of the native config, as JSON (in a recipe: a mapping).")
-    sparse_mask_prediction: bool = _flag(True, "Project only masked positions onto the vocabulary.")
-    sparse_last_layer: bool = _flag(True, "Compute the last layer at masked positions only, where the type allows.")
-    cross_entropy: str = _flag("chunked", "chunked: never holds all logits at once; full: one tensor of logits.")
-    embedding_init: str = _flag("normal", "normal, or cooccurrence: from the corpus, paid for out of the budget.")
-    embedding_init_std: float = _flag(0.03, "cooccurrence: standard deviation of the embeddings.")
-    offset_heads: str | None = _flag(
-        None, "Relative positions that the first layer's heads attend to at first, as -1,1,-2,2."
+    encoder_ln_mode: str | None = _model(
+        None,
+        "pre-ln or post-ln; None is the model type's own (bert-mlm: pre-ln).",
+        unit="NAME",
+        choices=("pre-ln", "post-ln"),
+        speed=True,
     )
-    unigram_bias: bool = _flag(True, "Start the output bias at the log frequencies of the tokens.")
+    layernorm_embedding: bool | None = _model(
+        None, "A norm behind the embeddings; None is the model type's own.", speed=True
+    )
+    layer_norm_type: str | None = _model(
+        None,
+        "pytorch, apex (NVIDIA's fused kernel, on a GPU) or rms_norm; None is the model type's own.",
+        choices=("pytorch", "apex", "rms_norm"),
+        speed=True,
+    )
+    add_nsp: bool = _masking(
+        False, "Next-sentence prediction too, on data of sentence pairs (bert, megatron-bert).", speed=True
+    )
+    hidden_size: int = _model(1024, "Width.", min=1, speed=True)
+    num_hidden_layers: int = _model(24, "Depth.", min=1, speed=True)
+    num_attention_heads: int = _model(16, "Attention heads; they divide hidden_size.", min=1, speed=True)
+    intermediate_size: int = _model(4096, "Width inside of the feed-forward blocks.", min=1, speed=True)
+    hidden_act: str | None = _model(None, "Activation; None is the model type's own.", unit="NAME", speed=True)
+    hidden_dropout_prob: float = _model(0.1, "Dropout of the hidden states.", **_SHARE, speed=True)
+    attention_probs_dropout_prob: float = _model(0.1, "Dropout of the attention weights.", **_SHARE, speed=True)
+    max_position_embeddings: int = _model(512, "Longest input in tokens.", unit="TOKENS", min=1, speed=True)
+    type_vocab_size: int | None = _model(None, "Token types; None is the model type's own.", min=1)
+    initializer_range: float = _model(0.02, "Standard deviation of the initial weights.", min=0)
+    model_config: str | None = _model(
+        None, "More keys of the native config, as JSON (in a recipe: a mapping).", unit="JSON", speed=True
+    )
+    sparse_mask_prediction: bool = _precision(True, "Project only masked positions onto the vocabulary.", speed=True)
+    sparse_last_layer: bool = _precision(
+        True, "Compute the last layer at masked positions only, where the type allows.", speed=True
+    )
+    cross_entropy: str = _precision(
+        "chunked",
+        "chunked: never holds all logits at once; full: one tensor of logits.",
+        choices=("chunked", "full"),
+        speed=True,
+    )
+    embedding_init: str = _model(
+        "normal",
+        "normal, or cooccurrence: from the corpus, paid for out of the budget.",
+        choices=("normal", "cooccurrence"),
+        speed=True,
+    )
+    embedding_init_std: float = _model(0.03, "cooccurrence: standard deviation of the embeddings.", min=0)
+    offset_heads: str | None = _model(
+        None, "Relative positions that the first layer's heads attend to at first, as -1,1,-2,2.", unit="TOKENS"
+    )
+    unigram_bias: bool = _model(True, "Start the output bias at the log frequencies of the tokens.")
 
 
 @dataclass
 class DataArguments:
     """The corpus, as data_prep wrote it, and the masking."""
 
-    data_dir: str | None = _flag(None, "Folder made by `python -m data_prep.blocks`.")
-    mlm_probability: float = _flag(0.15, "Share of the tokens to predict.")
-    mask_replace_prob: float = _flag(0.8, "Share of these shown as [MASK].")
-    random_replace_prob: float = _flag(0.1, "Share of these shown as a random token; the rest stays.")
-    max_predictions_per_seq: int | None = _flag(None, "Prediction slots per block; None: what mlm_probability needs.")
-    dup_factor: int | None = _flag(None, "This many fixed maskings of each block; None: fresh masks in every epoch.")
-    whole_word_mask: bool = _flag(False, "Mask whole words: all tokens of a word or none.")
-    twin_probability: float = _flag(
-        0.0, "Share of the blocks that hold a passage twice: teaches to compare texts, for tasks on sentence pairs."
+    data_dir: str | None = _data(None, "Folder made by `python -m data_prep.blocks`.", unit="DIR")
+    mlm_probability: float = _masking(
+        0.15, "Share of the tokens to predict.", unit="SHARE", above=0, max=1, speed=True
     )
-    document_mask: bool = _flag(False, "No attention across the documents of a block (packing packed).")
+    mask_replace_prob: float = _masking(0.8, "Share of these shown as [MASK].", **_SHARE)
+    random_replace_prob: float = _masking(0.1, "Share of these shown as a random token; the rest stays.", **_SHARE)
+    max_predictions_per_seq: int | None = _masking(
+        None, "Prediction slots per block; None: what mlm_probability needs.", unit="TOKENS", min=1, speed=True
+    )
+    dup_factor: int | None = _masking(
+        None, "This many fixed maskings of each block; None: fresh masks in every epoch.", min=1
+    )
+    whole_word_mask: bool = _masking(False, "Mask whole words: all tokens of a word or none.", speed=True)
+    twin_probability: float = _masking(
+        0.0,
+        "Share of the blocks that hold a passage twice: teaches to compare texts, for tasks on sentence pairs.",
+        **_SHARE,
+        speed=True,
+    )
+    document_mask: bool = _masking(False, "No attention across the documents of a block (packing packed).", speed=True)
 
 
 @dataclass
 class OptimizerArguments:
     """The optimizer; learning_rate, weight_decay and adam_* are TrainingArguments'."""
 
-    optimizer_type: str = _flag("adamw", "adam, adamw, adafactor, lamb or muon.")
-    optimizer_impl: str = _flag(
+    optimizer_type: str = _schedule("adamw", "adam, adamw, adafactor, lamb or muon.", choices=OPTIMIZERS, speed=True)
+    optimizer_impl: str = _schedule(
         "auto",
         "auto: plain PyTorch, fused where the device can, and DeepSpeed's muon under ZeRO; torch: never DeepSpeed's; "
         "apex (adam, adamw, lamb) or deepspeed (lamb): their kernels, on an NVIDIA GPU.",
+        choices=IMPLEMENTATIONS,
+        speed=True,
     )
-    muon_learning_rate: float | None = _flag(None, "Muon's own rate for hidden matrices; None: learning_rate.")
-    muon_momentum: float = _flag(0.95, "Muon's momentum.")
-    muon_weight_decay: float | None = _flag(None, "Muon's own weight decay; None: weight_decay.")
-    embedding_learning_rate: float | None = _flag(None, "Own rate of the embeddings; None: learning_rate.")
-    bias_correction: bool | None = _flag(None, "lamb: correct the moments for their start at zero; None: false.")
-    max_coeff: float | None = _flag(None, "lamb: upper bound of the trust ratio (0.3).")
-    min_coeff: float | None = _flag(None, "lamb: lower bound of the trust ratio (0.01).")
+    muon_learning_rate: float | None = _schedule(
+        None, "Muon's own rate for hidden matrices; None: learning_rate.", unit="RATE", min=0
+    )
+    muon_momentum: float = _schedule(0.95, "Muon's momentum.", **_BELOW_1)
+    muon_weight_decay: float | None = _schedule(None, "Muon's own weight decay; None: weight_decay.", min=0)
+    embedding_learning_rate: float | None = _schedule(
+        None, "Own rate of the embeddings; None: learning_rate.", unit="RATE", min=0
+    )
+    bias_correction: bool | None = _schedule(None, "lamb: correct the moments for their start at zero; None: false.")
+    max_coeff: float | None = _schedule(None, "lamb: upper bound of the trust ratio (0.3).", min=0)
+    min_coeff: float | None = _schedule(None, "lamb: lower bound of the trust ratio (0.01).", min=0)
 
 
 @dataclass
 class BudgetArguments:
     """Time: what may be used, the learning-rate curve over it, what is saved when. Durations: 24h, 90m, 1h30m, 45s."""
 
-    total_training_time: str | None = _flag(
-        None, "The budget over all jobs, final model included; a bare number is hours."
+    total_training_time: str | None = _budget(
+        None, "The budget over all jobs, final model included; a bare number is hours.", unit="TIME", bare="h"
     )
-    early_exit_time_marker: str | None = _flag(None, "Finish here, on the curve of total_training_time; bare: hours.")
-    job_time_limit: str | None = _flag(None, "End this job in time with a checkpoint for the next one to go on.")
-    lr_schedule: str = _flag("time", "time, step, or constant_step: step with num_warmup_steps of warmup.")
-    curve: str = _flag(
-        "linear", "linear, exp, cosine, constant, inverse_sqrt, one_cycle (with warmup_proportion 0) or wsd."
+    early_exit_time_marker: str | None = _budget(
+        None,
+        "Finish here, on the curve of total_training_time; a bare number is hours.",
+        unit="TIME",
+        bare="h",
+        speed=True,
     )
-    warmup_proportion: float = _flag(0.06, "Share of the schedule to warm up in.")
-    num_warmup_steps: int = _flag(1000, "Warmup of constant_step, in steps.")
-    decay_rate: float | None = _flag(None, "exp: multiply by this (0.01) ...")
-    decay_step: float | None = _flag(None, "exp: ... once every this share of the schedule (1.0), or this many steps.")
-    decay_proportion: float | None = _flag(None, "wsd: share of the schedule to decay in (0.4).")
-    decay_shape: str | None = _flag(None, "wsd: sqrt (1 - sqrt) or linear.")
-    finetune_time_markers: str | None = _flag(None, "Shares of the budget at which to keep the model, as 0.5,0.9.")
-    finetune_checkpoint_at_end: bool = _flag(True, "Write final/ at the end.")
-    checkpoint_every: str | None = _flag(None, "Training checkpoint each time this much of the budget is used.")
-    num_epochs_between_checkpoints: int | None = _flag(None, "... or after this many shards per process; -1: never.")
-    mlm_probability_curve: str | None = _flag(
+    job_time_limit: str | None = _budget(
+        None, "End this job in time with a checkpoint for the next one to go on.", unit="TIME"
+    )
+    lr_schedule: str = _schedule(
+        "time",
+        "time, step, or constant_step: step with num_warmup_steps of warmup.",
+        choices=("time", "step", "constant_step"),
+        speed=True,
+    )
+    curve: str = _schedule(
+        "linear", "What the rate follows; one_cycle goes with warmup_proportion 0.", choices=tuple(CURVES), speed=True
+    )
+    warmup_proportion: float = _schedule(0.06, "Share of the schedule to warm up in.", **_BELOW_1, speed=True)
+    num_warmup_steps: int = _schedule(1000, "Warmup of constant_step, in steps.", unit="STEPS", min=0)
+    decay_rate: float | None = _schedule(None, "exp: multiply by this (0.01) ...", unit="SHARE", above=0)
+    decay_step: float | None = _schedule(
+        None,
+        "exp: ... once every this share of the schedule (1.0), or this many steps.",
+        unit="SHARE|STEPS",
+        above=0,
+    )
+    decay_proportion: float | None = _schedule(
+        None, "wsd: share of the schedule to decay in (0.4).", unit="SHARE", above=0
+    )
+    decay_shape: str | None = _schedule(None, "wsd: sqrt (1 - sqrt) or linear.", choices=("sqrt", "linear"))
+    finetune_time_markers: str | None = _watch(
+        None, "Shares of the budget at which to keep the model, as 0.5,0.9.", unit="SHARES", speed=True
+    )
+    finetune_checkpoint_at_end: bool = _watch(True, "Write final/ at the end.", speed=True)
+    checkpoint_every: str | None = _watch(
+        None, "Training checkpoint each time this much of the budget is used.", unit="TIME"
+    )
+    num_epochs_between_checkpoints: int | None = _watch(
+        None, "... or after this many shards per process.", unit="SHARDS", min=1, special={-1: "never"}, speed=True
+    )
+    mlm_probability_curve: str | None = _masking(
         None,
         "Masking rate in at most 4 stages of the schedule, value@share: 0.3@0,0.15@0.6; replaces mlm_probability.",
+        unit="STAGES",
+        speed=True,
     )
-    batch_size_curve: str | None = _flag(None, "Share of gradient_accumulation_steps in stages: 0.25@0,0.5@0.1,1@0.3.")
-    sequence_length_curve: str | None = _flag(
-        None, "Share of the block length in stages: 0.25@0,1@0.2 cuts each block into 4 parts at first."
+    batch_size_curve: str | None = _schedule(
+        None,
+        "Share of gradient_accumulation_steps in stages: 0.25@0,0.5@0.1,1@0.3.",
+        unit="STAGES",
+        speed=True,
     )
-    auto_speed: bool = _flag(
+    sequence_length_curve: str | None = _schedule(
+        None,
+        "Share of the block length in stages: 0.25@0,1@0.2 cuts each block into 4 parts at first.",
+        unit="STAGES",
+        speed=True,
+    )
+    auto_speed: bool = _precision(
         False,
         "Measure whether bf16 and torch_compile, where asked for, pay in this budget; else they are switched off.",
+        speed=True,
     )
-    regional_compile: bool = _flag(False, "torch_compile layer by layer: a fraction of the compile time.")
-    plan: str | None = _flag(
-        None, "What budget_trainer.plan predicted (--json FILE): the report sets it beside the run."
+    regional_compile: bool = _precision(
+        False, "torch_compile layer by layer: a fraction of the compile time.", speed=True
+    )
+    plan: str | None = _watch(
+        None, "What budget_trainer.plan predicted (--json FILE): the report sets it beside the run.", unit="FILE"
     )
 
 
@@ -138,31 +239,60 @@ class BudgetArguments:
 class WatchArguments:
     """Validation during training, and what is done when the loss goes wrong."""
 
-    validate_every: str | None = _flag(None, "Validate each time this share of the budget is used, as 10%%.")
-    validation_epochs: int | None = _flag(
-        None, "Or: validate after this many shards per process (10), and more often at the begin and the end ..."
+    validate_every: str | None = _watch(
+        None, "Validate each time this share of the budget is used, as 10%.", unit="SHARE%", speed=True
     )
-    validation_epochs_begin: int | None = _flag(None, "... every this many (1) ...")
-    validation_begin_proportion: float | None = _flag(None, "... in the first this share of the budget (0.1) ...")
-    validation_epochs_end: int | None = _flag(None, "... and every this many (1) ...")
-    validation_end_proportion: float | None = _flag(None, "... in the last this share of the budget (0.1).")
-    early_stop_time: str | None = _flag(None, "End the run where after this much of the budget (bare: minutes) ...")
-    early_stop_eval_loss: float | None = _flag(None, "... a validation loss is above this.")
-    max_bad_steps: int = _flag(
-        3, "Steps in a row with a loss or gradient that is not finite (they have no effect): then a roll-back."
+    validation_epochs: int | None = _watch(
+        None,
+        "Or: validate after this many shards per process (10), and more often at the begin and the end ...",
+        unit="SHARDS",
+        min=1,
+        speed=True,
     )
-    max_roll_backs: int = _flag(3, "Returns to the last checkpoint before the run ends with an error.")
-    roll_back_lr_factor: float = _flag(0.5, "Each return multiplies the learning rates by this.")
-    scale_cnt_limit: int = _flag(100, "fp16: end after this many steps at the lowest loss scale.")
-    loss_spike: float = _flag(1.0, "Report a logged loss this many nats above the lines before.")
+    validation_epochs_begin: int | None = _watch(None, "... every this many (1) ...", unit="SHARDS", min=1, speed=True)
+    validation_begin_proportion: float | None = _watch(
+        None, "... in the first this share of the budget (0.1) ...", **_SHARE, speed=True
+    )
+    validation_epochs_end: int | None = _watch(
+        None, "... and every this many (1) ...", unit="SHARDS", min=1, speed=True
+    )
+    validation_end_proportion: float | None = _watch(
+        None, "... in the last this share of the budget (0.1).", **_SHARE, speed=True
+    )
+    early_stop_time: str | None = _budget(
+        None, "End the run where after this much of the budget (a bare number: minutes) ...", unit="TIME", bare="m"
+    )
+    early_stop_eval_loss: float | None = _budget(None, "... a validation loss is above this.", unit="NATS")
+    max_bad_steps: int = _guard(
+        3,
+        "Steps in a row with a loss or gradient that is not finite (they have no effect): then a roll-back.",
+        unit="STEPS",
+        min=1,
+    )
+    max_roll_backs: int = _guard(3, "Returns to the last checkpoint before the run ends with an error.", min=0)
+    roll_back_lr_factor: float = _guard(
+        0.5, "Each return multiplies the learning rates by this.", unit="SHARE", above=0, max=1
+    )
+    scale_cnt_limit: int = _guard(
+        100, "fp16: end after this many steps at the lowest loss scale.", unit="STEPS", min=1
+    )
+    loss_spike: float = _guard(
+        1.0, "Report a logged loss this many nats above the lines before.", unit="NATS", above=0
+    )
 
 
 @dataclass
 class CardArguments:
     """What the model card cannot know by itself. The Hub's flags (push_to_hub, hub_*) are TrainingArguments'."""
 
-    license: str | None = _flag(None, "Of the weights, as apache-2.0; None: the card says that it is unknown.")
-    language: str | None = _flag(None, "Of the text, as en or en,de.")
+    license: str | None = flag(
+        None,
+        "Of the weights, as apache-2.0; None: the card says that it is unknown.",
+        topic=HUB,
+        unit="NAME",
+        computes=False,
+    )
+    language: str | None = flag(None, "Of the text, as en or en,de.", topic=HUB, unit="CODES", computes=False)
 
 
 def launched_on_cpu() -> bool:
@@ -175,27 +305,102 @@ def launched_on_cpu() -> bool:
     return asked or not torch.accelerator.is_available()
 
 
+def _of(topic: str, *names: str, **units: str) -> dict[str, dict[str, Any]]:
+    plain: dict[str, dict[str, Any]] = {name: {"topic": topic} for name in names}
+    return plain | {name: {"topic": topic, "unit": unit} for name, unit in units.items()}
+
+
+def _inherited() -> dict[str, dict[str, Any]]:
+    """What is known of fields as TrainingArguments declares them; help where its own is about other scripts."""
+    found = {
+        **_of(BUDGET, max_steps="STEPS", num_train_epochs="EPOCHS"),
+        **_of(DATA, "seed", "data_seed", "full_determinism", "dataloader_num_workers", "dataloader_pin_memory"),
+        **_of(DATA, "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_in_order"),
+        **_of(DATA, output_dir="DIR", resume_from_checkpoint="auto|DIR", dataloader_multiprocessing_context="NAME"),
+        **_of(DATA, "do_train", "do_eval", "do_predict"),
+        **_of(SCHEDULE, learning_rate="RATE", per_device_train_batch_size="ROWS", adam_beta1="SHARE"),
+        **_of(SCHEDULE, "weight_decay", "adam_epsilon", "max_grad_norm", "gradient_accumulation_steps"),
+        **_of(SCHEDULE, "lr_scheduler_type", "optim", "optim_args", adam_beta2="SHARE", lr_scheduler_kwargs="JSON"),
+        **_of(SCHEDULE, warmup_steps="STEPS|SHARE", label_smoothing_factor="SHARE", train_sampling_strategy="NAME"),
+        **_of(PRECISION, "bf16", "fp16", "bf16_dtype", "tf32", "torch_compile", "activation_checkpointing"),
+        **_of(PRECISION, torch_compile_backend="NAME", torch_compile_mode="NAME"),
+        **_of(PRECISION, activation_checkpointing_kwargs="JSON"),
+        **_of(WATCH, "save_total_limit", "logging_strategy", "logging_first_step", "disable_tqdm", "log_level"),
+        **_of(WATCH, "log_level_replica", "log_on_each_node", "run_name", logging_steps="STEPS", report_to="NAME"),
+        **_of(WATCH, "eval_strategy", "eval_on_start", eval_steps="STEPS", eval_delay="EPOCHS|STEPS"),
+        **_of(WATCH, per_device_eval_batch_size="ROWS"),
+        **_of(GUARD, "logging_nan_inf_filter"),
+        **_of(DISTRIBUTED, "use_cpu", "average_tokens_across_devices", "ddp_find_unused_parameters", "local_rank"),
+        **_of(DISTRIBUTED, "ddp_broadcast_buffers", "ddp_static_graph", deepspeed="FILE", fsdp="TEXT"),
+        **_of(DISTRIBUTED, fsdp_config="FILE", accelerator_config="FILE", parallelism_config="JSON"),
+        **_of(DISTRIBUTED, ddp_backend="NAME", ddp_timeout="SECONDS", ddp_bucket_cap_mb="MEGABYTES"),
+        **_of(HUB, "push_to_hub", "hub_private_repo", "hub_strategy", hub_model_id="USER/NAME"),
+        "gradient_checkpointing": {},
+    }
+    words = {
+        "max_steps": "Optimizer steps at most; -1: as many as the time or the epochs allow.",
+        "output_dir": "Folder of this run; it must not hold another one.",
+        "resume_from_checkpoint": "auto: go on from the newest complete checkpoint of output_dir, or begin where there "
+        "is none; or a checkpoint's folder.",
+        "gradient_accumulation_steps": "Micro-batches per step; a step has micro-batch x this x processes rows.",
+        "push_to_hub": "Publish what the run keeps, without delaying it.",
+        "hub_model_id": "The repository; without USER the token's owner, without the flag the name of output_dir.",
+        "hub_strategy": "every_save: each time-marked model as it is saved; end: all of it behind the run.",
+        "hub_private_repo": "Make it a private one.",
+        "do_train": "Train; of do_train, do_eval and do_predict all three where none is named.",
+        "do_eval": "Score the dev splits.",
+        "do_predict": "Predict the test splits.",
+    }
+    for name, text in words.items():
+        found[name]["help"] = text
+    for name in (
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "logging_steps",
+    ):
+        found[name]["min"] = 1
+    for name in ("learning_rate", "weight_decay", "adam_epsilon", "adam_beta1", "adam_beta2"):
+        found[name] |= {"min": 0, **({"below": 1} if "beta" in name else {})}
+    for name in (
+        *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16", "use_cpu"),
+        *("torch_compile", "max_grad_norm", "dataloader_num_workers", "gradient_checkpointing"),
+    ):
+        found[name]["speed"] = True
+    for name in (
+        *("output_dir", "seed", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo"),
+        *("do_train", "do_eval", "do_predict", "disable_tqdm", "use_cpu"),
+    ):
+        found[name]["computes"] = False
+    return found
+
+
 @dataclass
 class RunArguments(TrainingArguments):
-    """Hugging Face's TrainingArguments with the defaults of this project."""
+    """Hugging Face's TrainingArguments with the defaults of this project, for the machine that it is made on.
 
-    per_device_train_batch_size: int = _flag(32, "Micro-batch per process.")
-    learning_rate: float = _flag(1e-3, "Peak learning rate.")
-    weight_decay: float = _flag(0.01, "Weight decay (decoupled but for adam).")
-    adam_beta2: float = _flag(0.98, "Second-moment decay.")
-    adam_epsilon: float = _flag(1e-6, "Adam's epsilon.")
-    max_grad_norm: float = _flag(1.0, "Gradient clipping; 0 switches it off.")
-    logging_steps: float = _flag(20, "Steps between log lines.")
-    logging_first_step: bool = _flag(True, "A line for the first step: a short run has something to show.")
-    logging_nan_inf_filter: bool = _flag(False, "Left off: it waits for the device at every micro-step and hides NaN.")
-    save_strategy: str = _flag("no", "Left alone: checkpoint_every says when to save.")
-    save_total_limit: int | None = _flag(2, "Newest training checkpoints to keep.")
-    ignore_data_skip: bool = _flag(True, "Left on: the sampler knows its position.")
-    ddp_find_unused_parameters: bool | None = _flag(False, "Left off: every parameter is used.")
-    dataloader_num_workers: int = _flag(-1, "Loader processes; -1: 2 beside an accelerator, 0 where the CPU trains.")
-    remove_unused_columns: bool = _flag(False, "Left off: the collator takes whole batches.")
-    report_to: str | None = _flag("tensorboard", "Trackers: tensorboard, wandb, ..., or none.")
-    seed: int = _flag(42, "Seed of weights, order, masks and dropout.")
+    With several processes on a CPU it opens their process group, and TrainingArguments looks for the device.
+    """
+
+    known: ClassVar[dict[str, dict[str, Any]]] = _inherited()
+
+    per_device_train_batch_size: int = flag(32, "Micro-batch per process.")
+    learning_rate: float = flag(1e-3, "Peak learning rate.")
+    weight_decay: float = flag(0.01, "Weight decay (decoupled but for adam).")
+    adam_beta2: float = flag(0.98, "Second-moment decay.")
+    adam_epsilon: float = flag(1e-6, "Adam's epsilon.")
+    max_grad_norm: float = flag(1.0, "Gradient clipping; 0 switches it off.")
+    logging_steps: float = flag(20, "Steps between log lines.")
+    logging_first_step: bool = flag(True, "A line for the first step: a short run has something to show.")
+    logging_nan_inf_filter: bool = flag(False, "Left off: it waits for the device at every micro-step and hides NaN.")
+    save_strategy: str = flag("no", "Left alone: checkpoint_every says when to save.")
+    save_total_limit: int | None = flag(2, "Newest training checkpoints to keep.")
+    ignore_data_skip: bool = flag(True, "Left on: the sampler knows its position.")
+    ddp_find_unused_parameters: bool | None = flag(False, "Left off: every parameter is used.")
+    dataloader_num_workers: int = flag(-1, "Loader processes; -1: 2 beside an accelerator, 0 where the CPU trains.")
+    remove_unused_columns: bool = flag(False, "Left off: the collator takes whole batches.")
+    report_to: str | None = flag("tensorboard", "Trackers: tensorboard, wandb, ..., or none.")
+    seed: int = flag(42, "Seed of weights, order, masks and dropout.")
 
     def __post_init__(self) -> None:
         if launched_on_cpu():
@@ -206,8 +411,8 @@ class RunArguments(TrainingArguments):
             self.dataloader_num_workers = 0 if self.use_cpu else 2
         if self.accelerator_config is None and not self.use_cpu:
             self.accelerator_config = {"non_blocking": True}  # copies to the device do not stop the host
-        if self.output_dir is None:
-            raise InputError("output_dir: missing; add --output_dir with a folder for this run")
+        if self.report_to is None:
+            self.report_to = "none"
         if self.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
             # TrainingArguments hands its ddp_timeout to accelerators only: on a CPU a lost peer would be waited for 30 min.
             dist.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))
@@ -277,3 +482,12 @@ REPLACED = {
     "hub_always_push": "pushes run beside the training and never wait for each other; " + _LEAVE,
     "hub_revision": "the finished model is main, time-marked ones are branches of their names; " + _LEAVE,
 }
+
+_ABOUT = "Pre-train a masked language model inside a wall-clock budget."
+_EXAMPLES = """\
+  accelerate launch --config_file accelerate_configs/cpu.yaml train_mlm.py recipes/quickstart.yaml \\
+      --data_dir data/blocks --output_dir out/run --total_training_time 10m
+  {program} recipes/quickstart.yaml --data_dir data/blocks --output_dir out/run --print_config > run.yaml
+"""
+PARSER = FlagParser("train_mlm", GROUPS, TOPICS, REPLACED, about=_ABOUT, examples=_EXAMPLES)
+KEYS = PARSER.flags.keys()

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from budget_trainer.config.parser import opposite
+
 WIDTH = 118  # of comments
 
 
@@ -49,11 +51,6 @@ def scalar(value: Any) -> str:
     text = str(value)
     plain = re.fullmatch(r"[\w./+-][\w./+,%-]*", text, re.ASCII)
     return text if plain or not isinstance(value, str) else json.dumps(text, ensure_ascii=False)
-
-
-def opposite(name: str) -> str:
-    """`no_bf16` of `bf16`, and the other way round."""
-    return name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"
 
 
 def _read_back(value: Any) -> Any:

@@ -1,45 +1,311 @@
-"""A recipe: a flat YAML file whose keys are flags, read as the words of a command line.
+"""One reader for recipes and command lines: what was written becomes values of dataclass fields.
 
-Recipe first, command line wins, unknown key is an error.
+A recipe is a flat YAML file whose keys are flags. Recipe first, the command line wins, an unknown key is an error. All that is
+known of a flag (unit, range, choices, topic of the help) stands in the metadata of its dataclass field, made by `flag`;
+conversion, checks, help and `--print_config` read it from there. No torch: a command answers before that is imported.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import re
+import math
 import sys
-from collections.abc import Collection, Sequence
-from dataclasses import fields
+import types
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
 
-from budget_trainer.config.arguments import GROUPS, REPLACED
-from budget_trainer.config.recipe import Recipe
+from budget_trainer.budget.clock import parse_duration
 from budget_trainer.core.errors import InputError
 
 NULLS = ("null", "~", "None", "")
+_TRUE, _FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
+_UNITS = {"bool": "BOOL", "int": "N", "float": "NUMBER", "text": "TEXT", "list": "TEXT..."}
+_NUMBERS = {"int": "whole number", "float": "number"}
+
+
+def flag(default: Any, help: str, **known: Any) -> Any:
+    """A dataclass field that is a flag of a command line; `known` are attributes of `Flag`, from `unit` on."""
+    metadata = {"help": help, **known}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag and all that is known of it.
+
+    `kind` is bool, int, float, text or list. A value has to be one of `choices`, or between the bounds, or a key of
+    `special`, which says what that means. TIME without a unit is in `bare`; None refuses it.
+    """
+
+    name: str
+    kind: str
+    optional: bool
+    default: Any
+    help: str = ""
+    unit: str = ""
+    topic: str | None = None  # of the help; None: among the others
+    choices: tuple[str, ...] = ()
+    min: float | None = None
+    max: float | None = None
+    above: float | None = None
+    below: float | None = None
+    special: Mapping[int, str] = field(default_factory=dict)
+    bare: str | None = None
+    speed: bool = False  # it changes how many tokens a budget buys: a plan belongs to its value
+    computes: bool = True  # else it says where and in which company a run happens, not what it computes
+
+    @classmethod
+    def of_field(cls, declared: Any, hint: Any, more: Mapping[str, Any]) -> Flag:
+        """The flag that a dataclass field is; `more` adds to its metadata."""
+        parts = set(get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,))
+        optional = type(None) in parts
+        parts.discard(type(None))
+        origins = {get_origin(part) or part for part in parts}
+        kind = next((kind for kind in (bool, int, float, list) if origins == {kind}), None)
+        kind = bool if origins == {bool, str} else kind  # as HfArgumentParser takes it
+        enums = [part for part in parts if isinstance(part, type) and issubclass(part, Enum)]
+        default = declared.default
+        if default is MISSING:
+            default = declared.default_factory() if declared.default_factory is not MISSING else []
+        own = {"choices": tuple(str(entry.value) for entry in enums[0])} if enums else {}
+        known: dict[str, Any] = {**own, **declared.metadata, **more}
+        name = kind.__name__ if kind else "text"
+        known.setdefault("unit", "NAME" if known.get("choices") else "JSON" if dict in origins else _UNITS[name])
+        own_keys = {entry.name for entry in fields(cls)}  # TrainingArguments' metadata has words for argparse too
+        return cls(declared.name, name, optional, default, **{key: known[key] for key in known.keys() & own_keys})
+
+    def convert(self, words: Sequence[str]) -> Any:
+        """The value of what was written behind the flag. Raises InputError where it is none, or out of range."""
+        if self.kind == "list":
+            if not words:
+                raise InputError(f"{self.name}: given without a value; give one or more")
+            return list(words)
+        if len(words) != 1 and not (self.kind == "bool" and not words):
+            what = f"{' '.join(words)!r} is not one value" if words else "given without a value"
+            raise InputError(f"{self.name}: {what}; give one")
+        text = words[0] if words else "true"
+        if self.kind == "bool":
+            return _is_true(self.name, text)
+        if self.kind in _NUMBERS:
+            try:
+                value = int(text) if self.kind == "int" else float(text)
+            except ValueError:
+                raise InputError(f"{self.name}: {text!r} is not a {_NUMBERS[self.kind]}; give one") from None
+            self._check_range(value)
+            return value
+        if self.choices and text not in self.choices:
+            raise InputError(f"{self.name}: {text!r} is unknown; choose {_either(self.choices)}")
+        if self.unit == "TIME":
+            self.seconds(text)
+        return text
+
+    def seconds(self, text: str | None) -> float:
+        """A duration in seconds; infinite where there is none."""
+        return math.inf if text is None else parse_duration(text, self.name, self.bare)
+
+    def _check_range(self, value: float) -> None:
+        low = self.min if self.above is None else self.above
+        high = self.max if self.below is None else self.below
+        above = low is None or (value >= low if self.above is None else value > low)
+        below = high is None or (value <= high if self.below is None else value < high)
+        if (above and below) or value in self.special:  # a nan is neither above nor below
+            return
+        words = [] if low is None else [f"from {low:g} on" if self.above is None else f"above {low:g}"]
+        words += [] if high is None else [f"up to {high:g}" if self.below is None else f"below {high:g}"]
+        also = "".join(f", or {number} for {meaning}" for number, meaning in self.special.items())
+        number = _NUMBERS[self.kind]
+        raise InputError(f"{self.name}: {value:g} is out of range; give a {number} {' and '.join(words)}{also}")
+
+
+def _is_true(name: str, text: str) -> bool:
+    if text.lower() not in (*_TRUE, *_FALSE):
+        raise InputError(f"{name}: {text!r} is not true or false; give one of them")
+    return text.lower() in _TRUE
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a recipe or a command line says of a flag: its words, none where it is null, and where they stand."""
+
+    words: tuple[str, ...] | None
+    where: str
+
+    @property
+    def text(self) -> str:
+        """The words as one; `true` for a flag alone."""
+        return " ".join(self.words) if self.words else "true"
+
+
+class Values(types.SimpleNamespace):
+    """The values of the flags of one group, which stay as they are."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{name}: parsed values stay as they are")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What was asked for: the groups with their values, the recipe's path, and what was written of each flag."""
+
+    groups: tuple[Any, ...]
+    path: str | None
+    written: dict[str, Written]
+
+    @property
+    def explicit(self) -> dict[str, str]:
+        """The flags that somebody gave a value, as text; a null names nothing."""
+        return {name: entry.text for name, entry in self.written.items() if entry.words is not None}
+
+
+@dataclass(frozen=True)
+class FlagParser:
+    """The flags of a script, from the dataclasses in `groups`.
+
+    `refused` are flags that are not used here, with what to do instead; `harmless` values of them are let through.
+    `renamed` are older names of flags, with today's, and their values in today's words where those changed too.
+    """
+
+    script: str
+    groups: tuple[type, ...]
+    topics: tuple[str, ...]  # of the help, in its order
+    refused: Mapping[str, str] = field(default_factory=dict)
+    harmless: Mapping[str, str] = field(default_factory=dict)
+    renamed: Mapping[str, tuple[str, Mapping[bool, str]]] = field(default_factory=dict)
+    about: str = ""
+    examples: str = ""
+
+    @cached_property
+    def flags(self) -> dict[str, Flag]:
+        """Every flag by its name, those too that are refused."""
+        found: dict[str, Flag] = {}
+        for group in self.groups:
+            hints, more = get_type_hints(group), getattr(group, "known", {})
+            declared: Iterable[Any] = fields(group)
+            found |= {f.name: Flag.of_field(f, hints[f.name], more.get(f.name, {})) for f in declared if f.init}
+        return found
+
+    def parse(self, argv: Sequence[str] | None = None) -> Parsed:
+        """Read `[recipe.yaml] --flag value ...`. Nothing is started or written.
+
+        Raises:
+            InputError: the recipe cannot be read; a flag is unknown (all of them in one line) or not used here; a value
+                is none of its flag's.
+        """
+        path, recipe, words = split_recipe(sys.argv[1:] if argv is None else argv)
+        entries: list[tuple[str, tuple[str, ...] | None, str]]
+        entries = [(key, as_words(value), f"recipe {path}") for key, value in recipe.items()]
+        entries += [(key, tuple(given), "command line") for key, given in _split(words)]
+        return self._parsed(path, entries)
+
+    def _parsed(self, path: str | None, entries: list[tuple[str, tuple[str, ...] | None, str]]) -> Parsed:
+        unknown = [(key, where) for key, _, where in entries if self._flag_of(key) is None]
+        if unknown:
+            raise self.unknown(unknown)
+        written: dict[str, Written] = {}
+        for key, words, where in entries:
+            name, switched = self._flag_of(key) or (key, {})
+            words = None if words is not None and len(words) == 1 and words[0] in NULLS else words
+            if switched and words is not None:
+                words = (switched[_is_true(key, words[0] if words else "true")],)
+            if name in self.refused and (words is None or words != (self.harmless.get(name),)):
+                raise InputError(f"{name}: not used here ({where}); {self.refused[name]}")
+            written.pop(name, None)
+            written[name] = Written(words, where)
+        values = {name: self._value(name, written) for name in self.flags}
+        # A group that does something when it is made (TrainingArguments looks for devices) stays plain values.
+        groups = tuple(
+            (Values if hasattr(group, "__post_init__") else group)(
+                **{f.name: values[f.name] for f in fields(group) if f.init}
+            )
+            for group in self.groups
+        )
+        return Parsed(groups, path, written)
+
+    def knows(self, key: str) -> bool:
+        """Whether a key of a recipe is a flag, also one that is not used here, an older name, or `no_` of a switch."""
+        return self._flag_of(key) is not None
+
+    def unknown(self, keys: Sequence[tuple[str, str]]) -> InputError:
+        """The error for keys that are no flags, each with where it stands."""
+        return unknown_keys(keys, self.flags, f"see {self.script}.py --help for all flags")
+
+    def _flag_of(self, key: str) -> tuple[str, Mapping[bool, str]] | None:
+        """The flag that a key names (itself, today's name of an older one, `x` of `no_x`), and its value by the key's."""
+        if key in self.flags:
+            return key, {}
+        if key in self.renamed:
+            return self.renamed[key]
+        positive = key.removeprefix("no_")
+        known = positive in self.flags and self.flags[positive].kind == "bool"
+        return (positive, {True: "false", False: "true"}) if known else None
+
+    def _value(self, name: str, written: Mapping[str, Written]) -> Any:
+        known, entry = self.flags[name], written.get(name)
+        if entry is None or (entry.words is None and not known.optional):
+            return list(known.default) if isinstance(known.default, list) else known.default
+        return None if entry.words is None else known.convert(entry.words)
+
+
+def unknown_keys(unknown: Sequence[tuple[str, str]], known: Collection[str], otherwise: str) -> InputError:
+    """The error for all unknown keys at once, given with where they stand: each with the nearest known name, or `otherwise`."""
+    advice = {}
+    for key, where in unknown:
+        close = difflib.get_close_matches(key, known, n=1)
+        advice[key] = (where, f"did you mean {close[0]}?" if close else otherwise)
+    if len(advice) == 1:
+        ((key, (where, fix)),) = advice.items()
+        return InputError(f"{key}: unknown key ({where}); {fix}")
+    each = "; ".join(f"{key} ({where}): {fix}" for key, (where, fix) in advice.items())
+    return InputError(f"{', '.join(advice)}: unknown keys; {each}")
 
 
 def split_recipe(argv: Sequence[str]) -> tuple[str | None, dict[str, Any], list[str]]:
     """The path of the recipe that a command line begins with (None: there is none), its content, the other words."""
-    words = _join_negative(argv)
+    words = list(argv)
     path = words.pop(0) if words and not words[0].startswith("-") else None
     return path, read_recipe(Path(path)) if path is not None else {}, words
 
 
-def _join_negative(argv: Sequence[str]) -> list[str]:
-    """`--flag -5m` as `--flag=-5m`: argparse takes the value for a flag."""
-    words: list[str] = []
-    for word in argv:
-        if words and words[-1].startswith("--") and "=" not in words[-1] and re.match(r"-[\d.]", word):
-            words[-1] += f"={word}"
+def _split(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each flag of a command line with the words behind it; `--total-training-time` is `total_training_time`."""
+    found: list[tuple[str, list[str]]] = []
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.removeprefix("--").partition("=")
+            found.append((name.replace("-", "_"), [value] if equals else []))
+        elif found:
+            found[-1][1].append(word)
         else:
-            words.append(word)
-    return words
+            raise InputError(f"command line: {word!r} belongs to no flag; write --flag value")
+    return found
+
+
+def written_flags(words: Sequence[str]) -> dict[str, str]:
+    """The flags of a command line as lines of a recipe; the last one counts, also of `--bf16` and `--no_bf16`."""
+    found: dict[str, str] = {}
+    for name, given in _split(words):
+        found.pop(name, None)
+        found.pop(opposite(name), None)
+        found[name] = " ".join(given) if given else "true"
+    return found
+
+
+def opposite(name: str) -> str:
+    """`no_bf16` of `bf16`, and the other way round."""
+    return name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -55,37 +321,24 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return content
 
 
-def flag_of(key: str, keys: Collection[str]) -> str:
-    """The flag that a key names: `no_<flag>` is the flag itself, unless it has that name."""
-    return key if key in keys else key.removeprefix("no_")
-
-
-def is_null(value: Any) -> bool:
-    """Whether a value of a recipe unsets its flag."""
-    return isinstance(value, str) and value in NULLS
-
-
-def recipe_words(given: dict[str, Any], keys: Collection[str]) -> list[str]:
-    """A recipe as command-line words, so that there is one conversion and the last one wins. A null has none."""
-    return [word for key, value in given.items() for word in as_words(key, value, keys)]
-
-
-def as_words(key: str, value: Any, keys: Collection[str]) -> list[str]:
-    """A line of a recipe as command-line words."""
+def as_words(value: Any) -> tuple[str, ...]:
+    """The value of a recipe's line as the words of a command line; a mapping is JSON."""
     if isinstance(value, dict):
-        return [f"--{key}", json.dumps(yaml_typed(value))]
-    if isinstance(value, list):
-        return [f"--{key}", *map(str, value)]
-    if is_null(value):
-        return []
-    flag = flag_of(key, keys)
-    if flag != key and flag in keys:  # no_<flag>: true
-        return [f"--{flag}={value.lower() in ('false', 'no', '0')}"]
-    return [f"--{key}={value}"]
+        return (json.dumps(yaml_typed(value)),)
+    return tuple(map(str, value)) if isinstance(value, list) else (str(value),)
+
+
+def recipe_words(given: Mapping[str, Any]) -> list[str]:
+    """A recipe as a command line."""
+    return [
+        word
+        for key, value in given.items()
+        for word in ([f"--{key}", *as_words(value)] if isinstance(value, list) else [f"--{key}={as_words(value)[0]}"])
+    ]
 
 
 def yaml_typed(value: Any) -> Any:
-    """Scalars inside of a mapping, which argparse does not see, as YAML 1.2 reads them."""
+    """Scalars of a mapping as YAML 1.2 reads them."""
     if isinstance(value, dict):
         return {key: yaml_typed(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -96,57 +349,3 @@ def yaml_typed(value: Any) -> Any:
         except ValueError:
             continue
     return value
-
-
-KEYS = {f.name for group in GROUPS for f in fields(group) if f.init}
-
-
-class _Parser(HfArgumentParser):
-    """argparse that answers in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"command line: {message}; see train_mlm.py --help")
-
-
-def make_parser() -> HfArgumentParser:
-    """The parser of every flag, those too that are refused."""
-    groups_of_flags: Any = GROUPS
-    return _Parser(groups_of_flags, allow_abbrev=False, prog="train_mlm.py [recipe.yaml]")
-
-
-def parse_recipe(argv: Sequence[str] | None = None) -> Recipe:
-    """The run that `[recipe.yaml] --flag value ...` describes. Raises InputError for anything it cannot read."""
-    path, given, words = split_recipe(sys.argv[1:] if argv is None else argv)
-    _check_keys(given, f"recipe {path}")
-    named = [word.split("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")]
-    _check_keys(dict.fromkeys(named), "command line")
-    flags = {flag_of(name, KEYS) for name in named}
-    parser = make_parser()
-    try:
-        groups = parser.parse_args_into_dataclasses(
-            args=[*recipe_words(given, KEYS), *words], look_for_args_file=False
-        )
-    except (ValueError, TypeError, ImportError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"arguments: {' '.join(str(error).split())}; correct the recipe or the command line"
-        ) from error
-    for key, value in given.items():
-        if is_null(value) and key not in flags and parser.get_default(key) is not None:
-            owner = next(group for group in groups if hasattr(group, key))
-            setattr(owner, key, None)
-    model, data, optimizer, budget, watch, card, run = groups
-    from_recipe = {flag_of(key, KEYS) for key, value in given.items() if not is_null(value)}  # null names nothing
-    return Recipe(model, data, optimizer, budget, watch, card, run, path, frozenset({*from_recipe, *flags}))
-
-
-def _check_keys(given: dict[str, Any], where: str) -> None:
-    for key in given:
-        name = flag_of(key, KEYS)
-        if name in REPLACED:
-            raise InputError(f"{key}: not used here ({where}); {REPLACED[name]}")
-        if name not in KEYS:
-            close = difflib.get_close_matches(key, KEYS, n=1)
-            fix = f"did you mean {close[0]}?" if close else "see train_mlm.py --help for all flags"
-            raise InputError(f"{key}: unknown key ({where}); {fix}")

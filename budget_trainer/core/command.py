@@ -1,4 +1,4 @@
-"""What all commands share: exit codes, the line of an error, colour on a terminal only, and the name in a usage line.
+"""How every command begins and ends: signals, exit codes, the line of an error, colour on a terminal, the usage line's name.
 
 Standard library only: no command waits for torch before it has said what is wrong.
 """
@@ -6,16 +6,21 @@ Standard library only: no command waits for torch before it has said what is wro
 from __future__ import annotations
 
 import argparse
+import atexit
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, NoReturn
 
 from budget_trainer import __version__
-from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.errors import RESUME, InputError, LostRank, RunError, StopAsked
 from budget_trainer.core.io import DISK_ERRNOS
+from budget_trainer.core.stop_request import StopRequest
 
 DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 85, 130, 141
 EXIT_CODES = {
@@ -26,6 +31,8 @@ EXIT_CODES = {
     INTERRUPTED: "Ctrl-C; in a training and in GLUE the second one, the first asks for a stop in good order (85)",
     PIPE_CLOSED: "whoever read the output has closed the pipe, as `| head` does",
 }
+QUESTIONS = ("--help", "-h", "--print_config", "--print-config")  # answered without a run
+_SECRET = re.compile(r"(?:hf|api_org|hf_oauth|hf_jwt)_[A-Za-z0-9_.-]{6,}")
 _MODULE = re.compile(r"(budget_trainer|data_prep)\.[\w.]+")
 
 
@@ -43,10 +50,19 @@ def with_bold_headings(text: str, stream: IO[str]) -> str:
     return re.sub(r"(?m)^(\S.*:)$", "\033[1m\\1\033[0m", text) if wants_colour(stream) else text
 
 
+def redacted(text: str, token: str | None = None) -> str:
+    """`text` as one line without `token`, without what looks like one, and without the signed parts of addresses."""
+    if token:
+        text = text.replace(token, "<token>")
+    text = _SECRET.sub("<token>", text)
+    text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", text)
+    return " ".join(text.split())
+
+
 def say_error(message: str) -> None:
-    """`error: ...` in one line on stderr."""
+    """`error: ...` in one line on stderr; a token in the wrong place stays unsaid."""
     word = "\033[31merror:\033[0m" if wants_colour(sys.stderr) else "error:"
-    print(f"{word} {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"{word} {redacted(message)}", file=sys.stderr, flush=True)
 
 
 def program(default: str) -> str:
@@ -97,10 +113,10 @@ def exit_code(error: BaseException) -> int:
     return BAD_INPUT if isinstance(error, InputError) else FAILED
 
 
-def run_command(work: Callable[[], int | None]) -> int:
+def run_command(work: Callable[[], int | None], again: str = RESUME) -> int:
     """The exit code of `work`, whose errors end in one line: see EXIT_CODES.
 
-    `work` returns its own exit code, or None for 0.
+    `work` returns its own exit code, or None for 0. `again` says how a run that can be gone on with goes on.
     """
     try:
         try:
@@ -113,11 +129,75 @@ def run_command(work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED
+    except StopAsked as asked:
+        logging.getLogger("budget_trainer").info("stopped: %s", asked)
+        return RESUMABLE
     except (InputError, RunError, OSError) as error:
         reason, code = str(error), exit_code(error)
+        if isinstance(error, RunError):
+            reason = error.line(again)
+        elif code == FAILED and isinstance(error, OSError):
+            cause = f"{error.filename or 'a file'}: {error.strerror}"
+            reason = RunError(cause, fix="mend that", resumable=True).line(again)
+        others = os.environ.get("RANK", "0") != "0" and not isinstance(error, LostRank)
     # Only now the error lets go of what was being read, and its progress bar ends: the reason is the last line.
+    if others:
+        time.sleep(
+            3
+        )  # rank 0 speaks for all, unless it has not met the error: then the launcher has not ended this one
     say_error(reason)
     return code
+
+
+def run_script(
+    work: Callable[[Sequence[str] | None, StopRequest, ExitStack], int],
+    argv: Sequence[str] | None = None,
+    answer: Callable[[Sequence[str]], str] | None = None,
+    again: str = "repeat the command",
+) -> int:
+    """`run_command` of `work(argv, stop, at_exit)`: signals ask `stop` until `at_exit` is closed, as it is at the end.
+
+    They do so before the heavy imports; a second SIGINT ends at once. `--version`, and with `answer` QUESTIONS, are
+    answered by one process, without a run: nothing is started or written.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    asks = any(word in QUESTIONS for word in words)
+
+    def respond() -> None:
+        text = answer(words) if answer is not None and asks else f"budget-trainer {__version__}\n"
+        if os.environ.get("RANK", "0") == "0":
+            print(text, end="")
+
+    def begin() -> int:
+        stop = StopRequest()
+        with ExitStack() as at_exit:
+            stop.listen()
+            at_exit.callback(stop.restore)
+            try:
+                return work(argv, stop, at_exit)
+            except OSError as error:
+                if error.errno not in DISK_ERRNOS:  # nothing that a run foresees: where it came from is worth knowing
+                    logging.getLogger("budget_trainer").warning("an error of the system", exc_info=True)
+                raise
+
+    return run_command(respond if answer is not None and (asks or "--version" in words) else begin, again)
+
+
+def exit_process(code: int) -> NoReturn:
+    """End the process with `code`, when all ranks have nothing more to say to each other.
+
+    With process groups open, without the interpreter's clean-up but for the functions of atexit: a rank whose
+    communication threads live while modules are taken down can abort, and the launcher takes that for a failure (seen
+    with DDP and DeepSpeed over gloo, also after destroy_process_group).
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if code in (DONE, RESUMABLE, INTERRUPTED) and distributed and distributed.is_available():
+        if distributed.is_initialized():
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    sys.exit(code)
 
 
 def close_quietly() -> None:

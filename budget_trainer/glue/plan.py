@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import math
@@ -12,10 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.config.parser import read_recipe
+from budget_trainer.config.parser import read_recipe, unknown_keys
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
-from budget_trainer.glue.arguments import ELSEWHERE, KEYS, REFUSED, Request, parse_request
+from budget_trainer.glue.arguments import COMPUTING, PARSER, Request, parse_request
 from budget_trainer.glue.data import TaskData, check_data, load_task
 from budget_trainer.glue.tasks import Task, find_task
 
@@ -55,6 +54,10 @@ def read_grid(path: str | None, seeds: str | None, default_seed: int) -> Grid:
     for key in content:
         if key not in _SECTIONS:
             raise InputError(f"{where}: {key!r} is unknown; it has {', '.join(_SECTIONS)}")
+    parts = [part for part in (content, *(content.get("tasks") or {}).values()) if isinstance(part, dict)]
+    mappings = [part[key] for part in parts for key in ("flags", "grid") if isinstance(part.get(key), dict)]
+    if unknown := [(name, where) for mapping in mappings for name in mapping if name not in PARSER.flags]:
+        raise unknown_keys(unknown, sorted(COMPUTING), "use a flag of finetune_glue.py that changes a run")
     general = {key: _section(content, key, where) for key in ("flags", "grid")}
     tasks: dict[str, dict[str, dict]] = {}
     for name, special in (content.get("tasks") or {}).items():
@@ -75,10 +78,8 @@ def _section(content: dict[str, Any], key: str, where: str) -> dict[str, Any]:
         example = "[value, value]" if lists else "value"
         raise InputError(f"{where}: {key} is not a mapping; write one `flag: {example}` per line")
     for name, value in mapping.items():
-        if name not in KEYS or name in ELSEWHERE or name in REFUSED:
-            close = difflib.get_close_matches(name, sorted(KEYS - ELSEWHERE - set(REFUSED)), n=1)
-            fix = f"did you mean {close[0]}?" if close else "use a flag of finetune_glue.py that changes a run"
-            raise InputError(f"{where}: {name!r} cannot stand there; {fix}")
+        if name not in COMPUTING:
+            raise InputError(f"{where}: {name!r} cannot stand there; use a flag that changes what a run computes")
         if lists and not (isinstance(value, list) and value and all(isinstance(one, str) for one in value)):
             raise InputError(f"{where}: {name} is no list of values; write {name}: [a, b]")
         if not lists and not isinstance(value, str):
@@ -188,10 +189,10 @@ def _runs(data: TaskData, grid: Grid, request: Request, intermediate: str | None
         runs = [PlannedRun(task, place, flags, seed, base, 0.0) for seed in grid.seeds]
         # Parsed as its process will, so that a mistake in a grid is seen before anything runs.
         parsed = parse_request(runs[0].words(str(request.glue.model_name_or_path), str(request.output_dir)))
-        trained = min(rows, parsed.glue.max_train_samples or rows) * parsed.run.num_train_epochs
-        if parsed.run.max_steps > 0:
-            batch = parsed.run.per_device_train_batch_size * parsed.run.gradient_accumulation_steps
-            trained = parsed.run.max_steps * batch
+        trained = min(rows, parsed.glue.max_train_samples or rows) * parsed.training.num_train_epochs
+        if parsed.training.max_steps > 0:
+            batch = parsed.training.per_device_train_batch_size * parsed.training.gradient_accumulation_steps
+            trained = parsed.training.max_steps * batch
         others = sum(len(examples) for name, examples in data.splits.items() if name != "train")
         # The root, so that a task of 2,500 rows does not get a hundredth of what MNLI gets; a forward pass is a third.
         weight = math.sqrt(trained + others / 3)

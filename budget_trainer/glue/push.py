@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.config.arguments import CardArguments, RunArguments
+from budget_trainer.config.arguments import CardArguments
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_json_atomic
 from budget_trainer.glue.results import MODEL, read_result, write_result
@@ -17,25 +18,24 @@ from budget_trainer.reporting.publish import BackgroundPush, resolve_push
 
 
 def resolve_model_push(
-    run: RunArguments, card: CardArguments, keeps_model: bool, explicit: Collection[str]
+    training: Any, card: CardArguments, keeps_model: bool, explicit: Collection[str]
 ) -> PushOptions | None:
-    """How to push, None where that was not asked for. Trainer is not told of it: it would push while it trains.
+    """How to push, None where that was not asked for; `training` are the values of the flags of TrainingArguments.
 
     The repository has the name of output_dir where none was given. InputError as `resolve_push`.
     """
-    wanted, run.push_to_hub = bool(run.push_to_hub), False
-    if wanted and not keeps_model:
+    if training.push_to_hub and not keeps_model:
         raise InputError("push_to_hub: the run keeps no model; let it train (do_train), with save_model true")
-    folder = Path(str(run.output_dir))
-    name = run.hub_model_id or folder.resolve().name
+    folder = Path(training.output_dir)
+    name = training.hub_model_id or folder.resolve().name
     return resolve_push(
         folder,
-        PushOptions(name, run.hub_private_repo, card.license, card.language),
-        push_to_hub=wanted,
+        PushOptions(name, training.hub_private_repo, card.license, card.language),
+        push_to_hub=training.push_to_hub,
         hub_strategy="end",
         explicit=explicit,
         saves_models=True,
-        main_process=run.process_index == 0,
+        main_process=os.environ.get("RANK", "0") == "0",
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from budget_trainer.budget.clock import UNITS, format_duration
 from budget_trainer.config.arguments import GROUPS
 from budget_trainer.config.edit import WIDTH, scalar
-from budget_trainer.config.parser import parse_recipe
+from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.migrate.flags import DIFFERENCES, FLAGS, NO_LIMIT, ORIGINAL_GROUPS, Flag, Given
 from budget_trainer.migrate.reading import Launch

@@ -25,9 +25,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
-from budget_trainer.config.edit import edited, load, opposite
+from budget_trainer.config.edit import edited
+from budget_trainer.config.parser import read_recipe, written_flags
 from budget_trainer.core.command import BAD_INPUT, Parser, run_command
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import write_atomic, write_json_atomic
@@ -64,7 +63,7 @@ def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what no probe is needed for; nothing was started or written."""
+    """Refuse what no probe is needed for, and read what the run is to be, as text; nothing was started or written."""
     if args.recipe is None:
         raise InputError("recipe: missing; give the YAML file of a recipe first, as recipes/quickstart.yaml")
     if not args.recipe.is_file():
@@ -90,8 +89,8 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"{path}: its folder is not there; make it first")
         if not os.access(path.parent, os.W_OK) or path.is_dir():
             raise InputError(f"{path}: cannot be written; choose another place")
-    settings = _settings(args.words)
-    if settings is not None and not {"total_training_time", "max_steps"} & settings.keys():
+    args.settings = {**read_recipe(args.recipe), **written_flags(args.words[1:])}
+    if not {"total_training_time", "max_steps"} & args.settings.keys():
         raise InputError("total_training_time: missing; add --total_training_time 24h")
 
 
@@ -114,7 +113,7 @@ def _run(args: argparse.Namespace) -> int:
 
     print(f"probing for up to {args.probe_seconds:g} s ...", file=sys.stderr, flush=True)
     deadline = begin + args.probe_seconds - min(PARENT_SECONDS, args.probe_seconds / 10)
-    output_dir = (_settings(args.words) or {}).get("output_dir")
+    output_dir = args.settings.get("output_dir")
     with tempfile.TemporaryDirectory(
         prefix="budget-plan-", dir=_disk_of(output_dir) if output_dir else None
     ) as folder:
@@ -184,14 +183,6 @@ def _last_words(log: Path) -> str:
     return "its last words: " + " | ".join(lines[-LINES_OF_LOG:]) if lines else "it printed nothing"
 
 
-def _settings(words: Sequence[str]) -> dict[str, str] | None:
-    """The recipe's keys and the flags as text; None where the recipe cannot be read: the probe says what is wrong with it."""
-    try:
-        return {**load(Path(words[0]).read_text(encoding="utf-8-sig")), **_flags_given(words[1:])}
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-
-
 def _disk_of(output_dir: str) -> str | None:
     """A folder that is there and can be written to, `output_dir` or one above it: saving is timed on the run's disk."""
     with contextlib.suppress(OSError, ValueError):
@@ -212,7 +203,7 @@ def _store(args: argparse.Namespace, plan: Plan) -> None:
     if args.write is not None:
         stored = _plan_file(args.write)
         values = {
-            **{name: value for name, value in _flags_given(args.words[1:]).items() if name != "output_dir"},
+            **{name: value for name, value in written_flags(args.words[1:]).items() if name != "output_dir"},
             "per_device_train_batch_size": plan.micro_batch,
             "gradient_accumulation_steps": plan.gradient_accumulation_steps,
             "plan": stored.name,
@@ -233,23 +224,6 @@ def _launch_profile(device: str, processes: int) -> str:
     if processes == 1:
         return f"accelerate_configs/{one}.yaml"
     return f"accelerate_configs/{several}.yaml --num_processes {processes}"
-
-
-def _flags_given(words: Sequence[str]) -> dict[str, str]:
-    """Flags and their values as text, the last one of a flag counts; `--no_bf16` takes `--bf16` back, and `--bf16` that."""
-    values: dict[str, str] = {}
-    name = None
-    for word in words:
-        if word.startswith("--"):
-            flag, equals, value = word.removeprefix("--").partition("=")
-            name, bare = flag.replace("-", "_"), not equals
-            values.pop(name, None)
-            values.pop(opposite(name), None)
-            values[name] = "true" if bare else value
-        elif name is not None:
-            values[name] = word if bare else f"{values[name]} {word}"
-            bare = False
-    return values
 
 
 def main(argv: Sequence[str] | None = None) -> int:

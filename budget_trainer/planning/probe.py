@@ -30,7 +30,7 @@ import torch
 from transformers import PrinterCallback
 
 from budget_trainer.budget.stages import make_stages
-from budget_trainer.config.parser import parse_recipe
+from budget_trainer.config.recipe import parse_recipe, speed_settings
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import write_atomic
 from budget_trainer.core.stop_request import StopRequest
@@ -46,7 +46,6 @@ from budget_trainer.planning.measure import (
 from budget_trainer.planning.predict import RunSettings
 from budget_trainer.planning.result import ERROR_FILE, REPORT_FILE, ProbeReport
 from budget_trainer.planning.steps import NO_ROOM, ProbeSteps, Steps, ladder_sizes, micro_batches
-from budget_trainer.reporting.planned import compared
 from budget_trainer.reporting.report import environment
 from budget_trainer.training import parts
 from budget_trainer.training.callbacks import (
@@ -226,7 +225,7 @@ def _first_report(run: PretrainingRun, asked: dict[str, Any]) -> ProbeReport:
     batch_asked = {"per_device_train_batch_size", "gradient_accumulation_steps"} & recipe.explicit
     return ProbeReport(
         settings=settings,
-        recipe=compared(asked),
+        recipe=speed_settings(asked),
         data={"path": str(data.path), "fingerprint": data.fingerprint},
         rows=int(data.manifest["splits"]["train"]["rows"]),
         hardware=environment()["hardware"],

@@ -26,6 +26,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_session, set_client_factory, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from budget_trainer.core.command import redacted
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import sha256
 from budget_trainer.reporting.card import GLUE_REPORT, GlueScore, card_text, is_unedited, parse_glue_scores
@@ -99,15 +100,6 @@ class _Revision:
 
 class HubBusy(RunError):
     """The Hub is out of reach, silent or busy: the same push may succeed later."""
-
-
-def redacted(text: str, token: str | None = None) -> str:
-    """`text` as one line without `token`, without what looks like one, and without the signed parts of addresses."""
-    if token:
-        text = text.replace(token, "<token>")
-    text = re.sub(r"(?:hf|api_org|hf_oauth|hf_jwt)_[A-Za-z0-9_.-]{6,}", "<token>", text)
-    text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", text)
-    return " ".join(text.split())
 
 
 # ---- the folder ----

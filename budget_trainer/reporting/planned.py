@@ -24,21 +24,6 @@ QUANTITIES = (
     "evaluate_seconds",
     "save_seconds",
 )
-# What changes the number of tokens that a budget buys.
-COMPARED = """model_type model_name_or_path encoder_ln_mode layernorm_embedding layer_norm_type add_nsp hidden_size
-num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob attention_probs_dropout_prob
-max_position_embeddings model_config sparse_mask_prediction sparse_last_layer cross_entropy embedding_init
-mlm_probability max_predictions_per_seq whole_word_mask twin_probability document_mask optimizer_type optimizer_impl
-lr_schedule max_steps curve warmup_proportion finetune_time_markers finetune_checkpoint_at_end
-num_epochs_between_checkpoints early_exit_time_marker mlm_probability_curve batch_size_curve sequence_length_curve
-auto_speed regional_compile validate_every validation_epochs validation_epochs_begin validation_begin_proportion
-validation_epochs_end validation_end_proportion per_device_train_batch_size gradient_accumulation_steps bf16 fp16
-use_cpu torch_compile max_grad_norm dataloader_num_workers gradient_checkpointing""".split()
-
-
-def compared(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `Recipe.as_dict()` that a plan depends on, in the types of JSON."""
-    return {name: json.loads(json.dumps(recipe.get(name), default=str)) for name in COMPARED}
 
 
 def machine(hardware: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,11 +60,14 @@ def read_plan(path: str, recipe_path: str | None = None) -> dict[str, Any]:
 
 
 def check_plan(
-    plan: Mapping[str, Any], recipe: Mapping[str, Any], *, total_seconds: float, processes: int, data: str
+    plan: Mapping[str, Any], settings: Mapping[str, Any], *, total_seconds: float, processes: int, data: str
 ) -> None:
-    """Refuse a plan that was made for something else; `data` is the folder's fingerprint."""
-    own, fix = compared(recipe), "plan again, or leave --plan out"
-    for name, value in own.items():
+    """Refuse a plan that was made for something else.
+
+    `settings` are the flags that a plan depends on (`config.recipe.speed_settings`), `data` is the folder's fingerprint.
+    """
+    fix = "plan again, or leave --plan out"
+    for name, value in settings.items():
         planned = plan["recipe"].get(name)
         if planned != value:
             raise InputError(f"plan: made for {name} {planned!r}, this run has {value!r}; {fix}")

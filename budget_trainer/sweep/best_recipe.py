@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 
 from budget_trainer.budget.clock import format_duration
+from budget_trainer.config.arguments import KEYS
 from budget_trainer.config.edit import WIDTH, edited, load, scalar
-from budget_trainer.config.parser import KEYS
 from budget_trainer.sweep.results import SweepRecord, TrialRecord, finished, short, value
 
 RECIPE_COPY = "recipe.yaml"  # in the sweep's folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from budget_trainer.config.arguments import REPLACED
-from budget_trainer.config.parser import KEYS, parse_recipe, read_recipe, recipe_words
+from budget_trainer.config.arguments import PARSER
+from budget_trainer.config.parser import read_recipe, recipe_words
+from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.migrate.flags import FLAGS
 from budget_trainer.sweep.spec import SweepSpec, combinations, grid_size, pruning_words, said_by_sweep
@@ -29,29 +29,28 @@ def check_words(spec: SweepSpec, on_cpu: bool = False) -> Path:
     recipe = base_recipe(spec)
     _check_names([*spec.space, *spec.fixed], "sweep file")
     _check_names([*recipe], f"recipe {spec.recipe}")
-    base = recipe_words(recipe, KEYS)
+    base = recipe_words(recipe)
     own = [f"--output_dir={spec.output_dir}", f"--total_training_time={spec.trial_seconds}s", "--use_cpu=true"]
     own += ["--push_to_hub=false", *([] if on_cpu else ["--fp16=false", "--tf32=false"])]
     own += pruning_words(spec.steps)
-    data_dirs = {parse_recipe([*base, *spec.words(parameters), *own]).data_dir for parameters in _probes(spec)}
+    recipes = [parse_recipe([*base, *spec.words(parameters), *own]) for parameters in _probes(spec)]
+    _ = recipes[0].run  # TrainingArguments checks what it is given: of one trial, since it looks for devices each time
+    data_dirs = {recipe.data_dir for recipe in recipes}
     if len(data_dirs) > 1:
         raise InputError("data_dir: losses on different data do not compare; put one data_dir under fixed")
     return data_dirs.pop()
 
 
 def _check_names(names: list[str], where: str) -> None:
-    """Refuse a flag that train_mlm.py does not know: with what has its place, or the nearest name."""
-    for name in names:
-        known = name if name in KEYS else name.removeprefix("no_")
-        if known in KEYS or known in REPLACED:  # the latter are refused by train_mlm.py itself, with a reason
-            continue
+    """Refuse the flags that train_mlm.py does not know, each with the nearest name, or what has its place here."""
+    unknown = [(name, where) for name in names if not PARSER.knows(name)]
+    for name, _ in unknown:
         if name in FLAGS:
             flag = FLAGS[name]
             fix = f"write {flag.key}" if flag.key else f"take it out: {flag.text}"
             raise InputError(f"{name}: a flag of the original ({where}); {fix}")
-        close = difflib.get_close_matches(name, KEYS, n=1)
-        fix = f"did you mean {close[0]}?" if close else "see train_mlm.py --help for all flags"
-        raise InputError(f"{name}: unknown to train_mlm.py ({where}); {fix}")
+    if unknown:
+        raise PARSER.unknown(unknown)
 
 
 def _probes(spec: SweepSpec) -> Iterator[dict[str, Any]]:

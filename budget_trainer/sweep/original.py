@@ -6,7 +6,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.config.parser import KEYS, NULLS
+from budget_trainer.config.arguments import KEYS
+from budget_trainer.config.parser import NULLS
 from budget_trainer.core.errors import InputError
 from budget_trainer.migrate.flags import FLAGS, Given
 from budget_trainer.migrate.reading import SweepFile, read_launcher

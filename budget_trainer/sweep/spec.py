@@ -20,8 +20,7 @@ from typing import Any
 import yaml
 
 from budget_trainer.budget.clock import format_duration, parse_duration
-from budget_trainer.config import parser
-from budget_trainer.config.parser import NULLS, read_recipe, recipe_words, yaml_typed
+from budget_trainer.config.parser import NULLS, read_recipe, recipe_words, unknown_keys, yaml_typed
 from budget_trainer.config.recipe import EPOCHS, PROPORTIONS, parse_share
 from budget_trainer.core.errors import InputError
 
@@ -326,17 +325,14 @@ class SweepSpec:
     def words(self, parameters: dict[str, Any]) -> list[str]:
         """The flags of a trial that are not the sweep's own."""
         searched = [as_flag(name, value) for name, value in parameters.items()]
-        return [*searched, *recipe_words(self.fixed, parser.KEYS)]
+        return [*searched, *recipe_words(self.fixed)]
 
 
 def read_spec(path: Path, flags: dict[str, str], dry_run: bool) -> SweepSpec:
     """The sweep of a file in this project's form. Raises InputError for anything that contradicts itself."""
     content: dict[str, Any] = {**read_recipe(path), **flags}
-    for key in content:
-        if key not in KEYS:
-            close = difflib.get_close_matches(key, KEYS, n=1)
-            fix = f"did you mean {close[0]}?" if close else "flags of train_mlm.py stand under fixed or parameters"
-            raise InputError(f"{key}: unknown key (sweep file {path}); {fix}")
+    if unknown := [(key, f"sweep file {path}") for key in content if key not in KEYS]:
+        raise unknown_keys(unknown, KEYS, "flags of train_mlm.py stand under fixed or parameters")
     content = {key: value for key, value in content.items() if value not in NULLS or key == "parameters"}
     if content.get("script", "train_mlm.py") != "train_mlm.py":
         raise InputError(f"script: {content['script']!r} cannot be searched; leave it out: trials run train_mlm.py")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from pathlib import Path
 
 from transformers import TrainingArguments
@@ -12,13 +11,9 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging as hf_logging
 
 from budget_trainer.budget.channel import Agreement
-from budget_trainer.core import command
-from budget_trainer.core.errors import InputError, LostRank, RunError, StopAsked
-from budget_trainer.core.stop_request import StopRequest
+from budget_trainer.core.errors import InputError, StopAsked
 from budget_trainer.model.cpu import keep_freed_memory
-from budget_trainer.reporting.hub import redacted
 from budget_trainer.training import run_folder
-from budget_trainer.training.checkpoints import disk_failure
 
 
 def prepare(run: TrainingArguments) -> None:
@@ -85,22 +80,3 @@ def raise_if_stop_requested(agreement: Agreement, output_dir: Path, during: str)
     if agreement.channel.rank == 0:
         run_folder.mark_resumable(output_dir, "stop_requested")
     raise StopAsked(f"{agreement.stop_asked_by} during {during}, before the first step")
-
-
-def report_error(error: Exception, stop: StopRequest) -> None:
-    """Print the error in one line on stderr; an OSError that is not about a disk is raised again.
-
-    Every rank prints which ranks it has lost. Any other error is printed by rank 0, and by the others only where the
-    launcher has not ended them after 3 s: rank 0 may not have met it.
-    """
-    if isinstance(error, OSError):
-        reason = disk_failure(error)
-        if reason is None:
-            raise error
-        error = RunError(
-            f"{error.filename or 'a file'}: {reason}; mend that, then go on with --resume_from_checkpoint auto"
-        )
-    if os.environ.get("RANK", "0") != "0" and not isinstance(error, LostRank):
-        stop.restore()
-        time.sleep(3)
-    command.say_error(redacted(str(error)))  # never a token that was given in the wrong place

@@ -10,7 +10,7 @@ import torch
 
 from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.config.arguments import ADAM_FLAGS, RunArguments
-from budget_trainer.config.recipe import Recipe, parse_offsets
+from budget_trainer.config.recipe import Recipe, parse_offsets, speed_settings
 from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import BlockDataset, DataFolder
 from budget_trainer.data.masking import MaskingCollator
@@ -61,7 +61,7 @@ def check_data(recipe: Recipe, args: RunArguments, data: DataFolder, blocks: Blo
     for _, parts in recipe.stages(data.block_size).sequence_parts:  # refuses curves that these blocks cannot follow
         check_twins(recipe.data.twin_probability, data.block_size // int(parts))
     if recipe.plan is not None:
-        settings, seconds = recipe.as_dict(), recipe.total_seconds
+        settings, seconds = speed_settings(recipe.as_dict()), recipe.total_seconds
         check_plan(recipe.plan, settings, total_seconds=seconds, processes=args.world_size, data=data.fingerprint)
 
 
@@ -249,13 +249,8 @@ def optimizer_options(recipe: Recipe, args: RunArguments) -> dict[str, Any]:
             max_coeff=MAX_COEFF if o.max_coeff is None else o.max_coeff,
             min_coeff=MIN_COEFF if o.min_coeff is None else o.min_coeff,
         )
-    own = "muon_learning_rate muon_momentum muon_weight_decay embedding_learning_rate bias_correction max_coeff min_coeff"
-    return {
-        **{name: getattr(args, name) for name in ADAM_FLAGS},
-        **{name: getattr(o, name) for name in own.split()},
-        "optimizer_impl": o.optimizer_impl,
-        "zero_stage": stage,
-    }
+    own = {name: value for name, value in vars(o).items() if name != "optimizer_type"}
+    return {**{name: getattr(args, name) for name in ADAM_FLAGS}, **own, "zero_stage": stage}
 
 
 def let_zero_keep_optimizer(recipe: Recipe, args: RunArguments) -> None:

@@ -204,5 +204,7 @@ def explain_out_of_memory(run: TrainingArguments) -> Iterator[None]:
         wanted = f" ({asked.group(1)} more were asked for)" if asked else ""
         raise RunError(
             f"per_device_train_batch_size: {size} does not fit into the memory of rank {run.process_index}'s "
-            f"{run.device.type}{wanted}; {smaller}, then go on with --resume_from_checkpoint auto"
+            f"{run.device.type}{wanted}",
+            fix=smaller,
+            resumable=True,
         ) from error

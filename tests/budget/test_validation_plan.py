@@ -8,7 +8,7 @@ from transformers import TrainerControl, TrainerState
 from budget_trainer.budget.callback import Reading, TimeBudgetCallback
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.stages import EveryEpochs, EveryShare
-from budget_trainer.config.parser import parse_recipe
+from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.training.callbacks import ValidationCadence
 from tests.conftest import words
@@ -82,16 +82,16 @@ def test_the_flags_make_the_plan(tmp_path):
 BAD = [
     ({"validate_every": "2%", "validation_epochs": 3}, "validation_epochs: 3 beside validate_every 2%; leave one out"),
     ({"validation_begin_proportion": 0.2}, "validation_begin_proportion: 0.2 belongs to validation_epochs"),
-    ({"validation_epochs": 0}, "validation_epochs: 0 is below 1"),
-    ({"validation_epochs": 1, "validation_end_proportion": 1.5}, "validation_end_proportion: 1.5 is not in"),
+    ({"validation_epochs": 0}, "validation_epochs: 0 is out of range"),
+    ({"validation_epochs": 1, "validation_end_proportion": 1.5}, "validation_end_proportion: 1.5 is out of range"),
     ({"early_stop_time": "10m"}, "early_stop_time: 10m without early_stop_eval_loss"),
     ({"early_stop_eval_loss": 6}, "early_stop_eval_loss: 6.0 without early_stop_time"),
     ({"early_stop_time": 180, "early_stop_eval_loss": 6}, "early_stop_eval_loss: 6, and nothing validates"),
-    ({"max_bad_steps": 0}, "max_bad_steps: 0 is below 1"),
-    ({"max_roll_backs": -1}, "max_roll_backs: -1 is below 0"),
-    ({"roll_back_lr_factor": 2}, "roll_back_lr_factor: 2 is not in"),
-    ({"loss_spike": 0}, "loss_spike: 0 is not above 0"),
-    ({"scale_cnt_limit": 0}, "scale_cnt_limit: 0 is below 1"),
+    ({"max_bad_steps": 0}, "max_bad_steps: 0 is out of range"),
+    ({"max_roll_backs": -1}, "max_roll_backs: -1 is out of range"),
+    ({"roll_back_lr_factor": 2}, "roll_back_lr_factor: 2 is out of range"),
+    ({"loss_spike": 0}, "loss_spike: 0 is out of range"),
+    ({"scale_cnt_limit": 0}, "scale_cnt_limit: 0 is out of range"),
 ]
 
 

@@ -204,13 +204,13 @@ def test_a_second_interrupt_ends_with_130():
             sys.executable,
             "-c",
             "import os, signal, time\n"
-            "from budget_trainer.training.script import exit_process, run_script\n"
+            "from budget_trainer.core.command import exit_process, run_script\n"
             "def work(argv, stop, at_exit):\n"
             "    os.kill(os.getpid(), signal.SIGINT)\n"
             "    assert stop.signal_number == signal.SIGINT\n"
             "    os.kill(os.getpid(), signal.SIGINT)\n"
             "    time.sleep(60)\n"
-            "exit_process(run_script('train_mlm', work, []))\n",
+            "exit_process(run_script(work, []))\n",
         ]
     )
     assert done.returncode == 130 and done.stderr == "interrupted\n", done.stderr

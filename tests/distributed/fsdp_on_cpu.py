@@ -14,7 +14,7 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import train_mlm  # noqa: E402
-from budget_trainer.budget.channel import exit_without_teardown  # noqa: E402
+from budget_trainer.core.command import exit_process  # noqa: E402
 from budget_trainer.core.command import DONE, RESUMABLE  # noqa: E402
 from budget_trainer.training import engine  # noqa: E402
 
@@ -38,5 +38,5 @@ accelerate.Accelerator.get_state_dict = gathered
 engine.resolve_engine_config = lambda run: None
 code = train_mlm.main(sys.argv[1:])
 if code in (DONE, RESUMABLE):
-    exit_without_teardown(code)
+    exit_process(code)
 sys.exit(code)

@@ -4,8 +4,8 @@ import json
 import sys
 
 import train_mlm
-from budget_trainer.budget.channel import exit_without_teardown
 from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.core.command import exit_process
 from tests.conftest import words
 
 for options in json.loads(sys.argv[1]):
@@ -13,4 +13,4 @@ for options in json.loads(sys.argv[1]):
     code = train_mlm.main(words(options))
     if code:
         sys.exit(code)
-exit_without_teardown(0)
+exit_process(0)

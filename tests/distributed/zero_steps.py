@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from budget_trainer.budget.channel import exit_without_teardown
+from budget_trainer.core.command import exit_process
 from budget_trainer.model.optimizers import build_optimizer
 
 LEARNING_RATE, STEPS = 0.02, 12
@@ -91,4 +91,4 @@ if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # a rank whose peer leaves while it still works may abort
-    exit_without_teardown(0)
+    exit_process(0)

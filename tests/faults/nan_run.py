@@ -6,7 +6,7 @@ import os
 import sys
 
 import train_mlm
-from budget_trainer.budget.channel import exit_without_teardown
+from budget_trainer.core.command import exit_process
 from budget_trainer.training.trainer import TimeBudgetTrainer
 
 BAD = json.loads(sys.argv[1]).get(os.environ.get("RANK", "0"), [])
@@ -20,4 +20,4 @@ def poisoned(self, *args, **kwargs):
 
 TimeBudgetTrainer.compute_loss = poisoned
 code = train_mlm.main(sys.argv[2:])
-exit_without_teardown(code) if code == 0 else sys.exit(code)
+exit_process(code)

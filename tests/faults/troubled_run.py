@@ -10,7 +10,7 @@ import sys
 import time
 
 import train_mlm
-from budget_trainer.budget.channel import exit_without_teardown
+from budget_trainer.core.command import exit_process
 from budget_trainer.training.trainer import TimeBudgetTrainer
 
 TROUBLES = json.loads(sys.argv[1])
@@ -34,4 +34,4 @@ TimeBudgetTrainer.compute_loss = late
 code = train_mlm.main(sys.argv[2:])
 if TROUBLES.get("late") == RANK:
     print("late before the steps", naps, file=sys.stderr, flush=True)
-exit_without_teardown(code) if code == 0 else sys.exit(code)
+exit_process(code)

@@ -31,7 +31,7 @@ def request_of(options):
 
 
 def plan_of(request):
-    return make_plan(request, read_grid(request.suite.grid, request.suite.seeds, request.run.seed))
+    return make_plan(request, read_grid(request.suite.grid, request.suite.seeds, request.training.seed))
 
 
 def names(plan):
@@ -67,7 +67,7 @@ def test_the_command_line_wins_over_the_grid(tmp_path):
     ("text", "expected"),
     [
         ("seed: [1]", "'seed' is unknown; it has seeds, flags, grid, tasks"),
-        ("flags: {learning_rat: 1}", "'learning_rat' cannot stand there; did you mean learning_rate?"),
+        ("flags: {learning_rat: 1}", "learning_rat: unknown key (grid: "),
         ("flags: {seed: 1}", "'seed' cannot stand there"),
         ("flags: {learning_rate: [1, 2]}", "learning_rate has several values; put it under grid"),
         ("flags: 3", "flags is not a mapping; write"),
@@ -91,7 +91,7 @@ def test_a_grid_that_is_none(tmp_path, text, expected):
 def test_a_value_of_a_grid_is_checked_before_anything_runs(request_of, tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text("grid: {learning_rate: [1e-5, fast]}\n")
-    with pytest.raises(InputError, match="command line: argument --learning_rate"):
+    with pytest.raises(InputError, match="learning_rate: 'fast' is not a number"):
         plan_of(request_of(grid=path, learning_rate=None))
 
 

@@ -235,7 +235,7 @@ def test_without_the_extra_help_and_mistakes_are_answered_all_the_same(options):
     assert done.stdout.endswith("\n[0, 0, 2, 2, 2]\n") and "Traceback" not in done.stderr, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     missing = "error: evaluate: not installed, GLUE's metrics need it; pip install 'budget-trainer[glue]'"
-    assert "argument --eval_steps" in lines[0] and lines[1:] == [missing, missing]
+    assert "eval_steps: " in lines[0] and lines[1:] == [missing, missing]
 
 
 def test_first_rows_only(finetune):
@@ -287,12 +287,15 @@ def test_a_signal_ends_it_without_a_result(options, tmp_path):
         ({"model_name_or_path": None}, "model_name_or_path: missing; add"),
         ({"max_seq_lenght": 12}, "max_seq_lenght: unknown key (command line); did you mean max_seq_length?"),
         ({"max_seq_length": 128}, "max_seq_length: 128 is beyond the 64 tokens of"),
-        ({"max_seq_length": 2}, "max_seq_length: 2 is too small; give 128"),
-        ({"max_train_samples": 0}, "max_train_samples: 0 is too small; give 1000"),
-        ({"early_stopping_patience": 0}, "early_stopping_patience: 0 is no number of evaluations; give 1"),
+        ({"max_seq_length": 2}, "max_seq_length: 2 is out of range; give a whole number from 8 on"),
+        ({"max_train_samples": 0}, "max_train_samples: 0 is out of range; give"),
+        (
+            {"early_stopping_patience": 0},
+            "early_stopping_patience: 0 is out of range; give a whole number from 1 on, or -1 for never",
+        ),
         ({"save_steps": 100}, "save_steps: not used here (command line); the best model by"),
         ({"fp16": "true"}, "fp16: True needs a GPU; use --bf16 true"),
-        ({"learning_rate": "fast"}, "command line: argument --learning_rate"),
+        ({"learning_rate": "fast"}, "learning_rate: 'fast' is not a number"),
         ({"num_train_epochs": 0}, "num_train_epochs: 0 is not above 0; give"),
         ({"total_training_time": "soon"}, "total_training_time: 'soon' is not a duration; write it as"),
         ({"total_training_time": "0.2s"}, "total_training_time: 0.2s is spent before the first step (set-up and the"),
@@ -303,7 +306,7 @@ def test_a_signal_ends_it_without_a_result(options, tmp_path):
         ({"glue_dir": "/nowhere"}, "glue_dir: /nowhere is not a folder; give one"),
         ({"task_name": "QNLI"}, "do_train: QNLI has no data for it (QNLI/train.tsv is not in"),
         ({"task_name": "AX"}, "task_name: AX has nothing to train on; use MNLI"),
-        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: 0 is below 1; give"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: 0 is out of range; give"),
         ({"report_to": "nobody"}, "report_to: 'nobody' cannot be used"),
     ],
 )

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 import train_mlm
 from budget_trainer.budget.clock import BudgetClock
-from budget_trainer.config.parser import parse_recipe
+from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.reporting.hub import PushOptions, redacted
 from budget_trainer.reporting.publish import BackgroundPush
@@ -229,7 +229,7 @@ def given(folder):
         ({"hub_model_id": "ada/x"}, "hub_model_id: given without push_to_hub; add --push_to_hub, or leave it out"),
         ({"push_to_hub": True, "hub_strategy": "checkpoint"}, "hub_strategy: 'checkpoint' would upload training"),
         ({"push_to_hub": True, "finetune_checkpoint_at_end": False}, "push_to_hub: the run keeps no model; leave no_"),
-        ({"learning_rate": "1e-3 hf_SomethingSecret"}, "command line: argument --learning_rate"),
+        ({"learning_rate": "1e-3 hf_SomethingSecret"}, "learning_rate: '1e-3 hf_SomethingSecret' is not a number"),
         ({"license": "GPL, mostly"}, "license: 'GPL, mostly' is no identifier; use one such as apache-2.0"),
         ({"hub_token": "hf_SomethingSecret"}, "hub_token: not used here (command line); log in with `hf auth login`"),
     ],

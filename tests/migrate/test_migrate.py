@@ -8,8 +8,9 @@ from dataclasses import fields
 import pytest
 
 from budget_trainer.config.arguments import GROUPS as OURS
-from budget_trainer.config.arguments import REPLACED
-from budget_trainer.config.parser import KEYS, parse_recipe, read_recipe
+from budget_trainer.config.arguments import KEYS, REPLACED
+from budget_trainer.config.parser import read_recipe
+from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.migrate import main
 from budget_trainer.migrate.flags import FLAGS, ORIGINAL_GROUPS
@@ -290,15 +291,15 @@ def test_layouts_of_the_original_are_native_models_with_a_valid_config(flags, na
         ("--lr_schedule constant_step --max_steps 1000", "num_warmup_steps: 1000 is not below max_steps 1000; low"),
         ("--max_steps 0", "max_steps: 0 is below 1; give a whole number from 1 on"),
         ("--train_batch_size 100", "train_batch_size: 100 is not 32 (train_micro_batch_size_per_gpu) x 2 processes"),
-        ("--train_micro_batch_size_per_gpu 0", "per_device_train_batch_size: 0 is below 1; give"),
-        ("--train_batch_size 0", "gradient_accumulation_steps: 0 is below 1; give"),
+        ("--train_micro_batch_size_per_gpu 0", "per_device_train_batch_size: 0 is out of range; give"),
+        ("--train_batch_size 0", "gradient_accumulation_steps: 0 is out of range; give"),
         ("--total_training_time 0", "total_training_time: '0s' is not above zero; write it as"),
         ("--total_training_time -1", "total_training_time: "),
         ("--finetune_time_markers half", "finetune_time_markers: 'half' is not a share of the budget; write it as"),
         ("--curve exp --decay_step 0", "decay_rate: 0.99 every 0 hours over 22.56 cannot decay; give positive"),
         ("--encoder_ln_mode post-ln --layer_norm_type rms_norm", "a native class of this layout, there is none; use"),
-        ("--adam_beta2 1.5", "adam_beta2: 1.5 is not in [0, 1); give a share such as 0.9"),
-        ("--warmup_proportion 2", "warmup_proportion: 2.0 is beyond the budget; give a share"),
+        ("--adam_beta2 1.5", "adam_beta2: 1.5 is out of range"),
+        ("--warmup_proportion 2", "warmup_proportion: 2 is out of range; give"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(flags, message):

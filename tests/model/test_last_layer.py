@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoModelForMaskedLM
 
-from budget_trainer.config.parser import parse_recipe
+from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.model import attention
 from budget_trainer.model.cpu import FewBitDropout

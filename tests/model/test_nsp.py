@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from budget_trainer import TimeBudgetTrainer
-from budget_trainer.config.parser import parse_recipe
+from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.build import build_model, load_pretrained, set_output_bias
 from budget_trainer.model.next_sentence import count_pairs

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import sweep
-from budget_trainer.config.parser import parse_recipe
+from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.sweep.arguments import parse_arguments
 from budget_trainer.sweep.run import make_slots
@@ -274,14 +274,14 @@ BAD = [
     (parameters(), "parameters: nothing to search"),
     (
         parameters(lerning_rate=[1, 2]),
-        "lerning_rate: unknown to train_mlm.py (sweep file); did you mean learning_rate?",
+        "lerning_rate: unknown key (sweep file); did you mean learning_rate?",
     ),
     (parameters(lr=[1, 2]), "lr: a flag of the original (sweep file); write learning_rate"),
     (parameters(fp16_backend=["ds", "apex"]), "fp16_backend: a flag of the original (sweep file); take it out: "),
     (parameters(num_train_epochs=[1, 2]), "num_train_epochs: not used here"),
     (parameters(learning_rate=[]), "learning_rate: an empty list leaves nothing to try"),
     (parameters(learning_rate=["1e-3", "0.001"]), "learning_rate: 0.001 stands twice"),
-    (parameters(learning_rate=["fast", 1]), "command line: argument --learning_rate/--learning-rate: invalid float"),
+    (parameters(learning_rate=["fast", 1]), "learning_rate: 'fast' is not a number; give one"),
     (parameters(learning_rate=3), "learning_rate: '3' is one value; put it under fixed"),
     (parameters(learning_rate={"low": 1, "high": 0.1}), "learning_rate: low 1 is above high 0.1"),
     (parameters(learning_rate={"low": 0, "high": 1, "log": True}), "learning_rate: low 0 is not above 0, and log"),
@@ -298,7 +298,7 @@ BAD = [
     (parameters(data_dir=["a", "b"]), "data_dir: both under fixed and under parameters"),
     ({"search": "grid"}, "learning_rate: a range without step, and a grid needs points"),
     ({"fixed": {"data_dir": "d", "output_dir": "o"}}, "output_dir: not a flag of trials"),
-    ({"fixed": {"data_dir": "d", "curv": "wsd"}}, "curv: unknown to train_mlm.py (sweep file); did you mean curve?"),
+    ({"fixed": {"data_dir": "d", "curv": "wsd"}}, "curv: unknown key (sweep file); did you mean curve?"),
     ({"fixed": {}}, "data_dir: missing"),
     ({"total_time": "40s"}, "total_time: 40s is smaller than one trial (time_per_trial 45s"),
     ({"total_time": 600}, "total_time: '600' has no unit"),

@@ -9,7 +9,8 @@ import optuna
 import pytest
 import yaml
 
-from budget_trainer.config.parser import parse_recipe, read_recipe
+from budget_trainer.config.parser import read_recipe
+from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import RunError
 from budget_trainer.sweep.best_recipe import best_recipe_text
 from budget_trainer.sweep.report import csv_text, write_report

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from budget_trainer.budget.channel import ControlChannel
-from budget_trainer.config.parser import parse_recipe
+from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.model.build import build_model
 from budget_trainer.training import precision
 from budget_trainer.training.precision import ComputeMode, Cost, most_steps, probe
