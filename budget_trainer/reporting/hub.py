@@ -250,20 +250,18 @@ def _read_json(path: Path) -> Any:
 # ---- the Hub ----
 
 
-def check_locally(hub_model_id: str | None, hub_token: str | None = None) -> None:
+def check_locally(repo_id: str, hub_token: str | None = None) -> None:
     """InputError for what is known to fail without asking the Hub: no token, offline, a name that cannot be one."""
     # With HF_OIDC_RESOURCE the client gets a token from the Hub: it is asked only when something is sent.
     if not (hub_token or os.environ.get("HF_OIDC_RESOURCE") or get_token()):
         raise InputError(f"hub_token: there is none; {_LOG_IN}")
     if constants.HF_HUB_OFFLINE:
         raise InputError("HF_HUB_OFFLINE: set, so the Hub is not asked for anything; unset it to publish")
-    if hub_model_id is None:
-        return
     try:
-        validate_repo_id(hub_model_id)
+        validate_repo_id(repo_id)
     except ValueError:
         raise InputError(
-            f"hub_model_id: {hub_model_id!r} is not a name on the Hub; write user/name, in letters, digits, '-', '_' and '.'"
+            f"hub_model_id: {repo_id!r} is not a name on the Hub; write user/name, in letters, digits, '-', '_' and '.'"
         ) from None
 
 
