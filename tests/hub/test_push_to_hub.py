@@ -20,6 +20,7 @@ from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.reporting.hub import PushOptions, redacted
 from budget_trainer.reporting.publish import BackgroundPush
+from budget_trainer.training import run_folder
 from tests.conftest import ROOT, TINY, progress, report, run, train, wait_for, words
 from tests.hub.conftest import NATIVE, local
 from tests.hub.server import READ_TOKEN, TOKEN, Hub
@@ -152,6 +153,7 @@ def test_a_run_that_was_killed_before_its_evaluation_is_pushed_as_well(asked, pu
     account = report(output_dir)
     del account["hub"]
     (output_dir / "run_report.json").write_text(json.dumps({**account, "evaluation": None}))
+    run_folder.begin_evaluation(output_dir)
     options = {**TINY, "data_dir": data_dir, "output_dir": output_dir, "total_training_time": f"{BUDGET}s"}
     options |= {"push_to_hub": "true", "hub_model_id": "ada/later", "job_time_limit": "1h"}
     options |= {"resume_from_checkpoint": "auto"}
