@@ -18,7 +18,7 @@ from budget_trainer.glue.arguments import COMPUTING, PARSER, Request, parse_requ
 from budget_trainer.glue.data import TaskData, check_data, load_task
 from budget_trainer.glue.tasks import Task, find_task
 
-FROM_INTERMEDIATE = ("MRPC", "STS-B", "RTE")  # as in the paper
+_FROM_INTERMEDIATE = ("MRPC", "STS-B", "RTE")  # as in the paper
 RESULTS_VERSION = 1  # raise it with every change that moves the scores of a run: finished runs are then made anew
 _SECTIONS = ("seeds", "flags", "grid", "tasks")
 
@@ -183,7 +183,7 @@ def _train_rows(data: TaskData) -> int:
 
 def _runs(data: TaskData, grid: Grid, request: Request, intermediate: str | None) -> list[PlannedRun]:
     task, rows = data.task, _train_rows(data)
-    base = intermediate if task.name in FROM_INTERMEDIATE and task.name != intermediate else None
+    base = intermediate if task.name in _FROM_INTERMEDIATE and task.name != intermediate else None
     found = []
     for place, flags in enumerate(grid.configurations(task, request.own_flags())):
         runs = [PlannedRun(task, place, flags, seed, base, 0.0) for seed in grid.seeds]

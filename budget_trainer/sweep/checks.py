@@ -17,7 +17,7 @@ from budget_trainer.migrate.flags import FLAGS
 from budget_trainer.sweep.spec import SweepSpec, combinations, grid_size, pruning_words, said_by_sweep
 from budget_trainer.training import run_folder
 
-MOST_POINTS = 300  # of a grid that are all parsed (about 2 ms each); of larger ones each value once
+_PARSED_POINTS = 300  # of a grid that are all parsed (about 2 ms each); of larger ones each value once
 FOREIGN = (run_folder.RUN, "suite.json", run_folder.FINAL)  # of another kind of folder
 
 
@@ -54,9 +54,9 @@ def _check_names(names: list[str], where: str) -> None:
 
 
 def _probes(spec: SweepSpec) -> Iterator[dict[str, Any]]:
-    """Every point of a grid of up to MOST_POINTS; else each value, or both ends of a range, beside the others' first."""
+    """Every point of a grid of up to _PARSED_POINTS; else each value, or both ends of a range, beside the others' first."""
     size = grid_size(spec.space)
-    if size is not None and size <= MOST_POINTS:
+    if size is not None and size <= _PARSED_POINTS:
         yield from combinations(spec.space)
         return
     probes = {name: dimension.probes() for name, dimension in spec.space.items()}

@@ -193,11 +193,11 @@ class MiddleFirst(GridSampler):
     def __init__(self, search_space: Mapping[str, Sequence[Any]], seed: int | None = None) -> None:
         super().__init__(search_space, seed=seed)
         grids, names = self._all_grids, self._param_names
-        place = grids.index(tuple(middle(search_space[name]) for name in names))
+        place = grids.index(tuple(_middle(search_space[name]) for name in names))
         grids[0], grids[place] = grids[place], grids[0]
 
 
-def middle(values: Sequence[Any]) -> Any:
+def _middle(values: Sequence[Any]) -> Any:
     """Of numbers the one in their middle, by size; of anything else what is named first."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return sorted(values)[len(values) // 2]
@@ -209,7 +209,7 @@ def startup_trials(spec: SweepSpec) -> int:
     return min(10, max(3, (spec.trials or 30) // 3))
 
 
-def seed_of(spec: SweepSpec, number: int) -> int:
+def _seed_of(spec: SweepSpec, number: int) -> int:
     """The seed of what proposes trial `number`."""
     return int.from_bytes(hashlib.sha256(f"{spec.seed}:{number}".encode()).digest()[:4], "big")
 
@@ -223,7 +223,7 @@ def make_sampler(spec: SweepSpec, number: int) -> BaseSampler:
     if spec.search == "grid" or spec.exhaustive:  # one seed: it is what a point's number means
         grid = MiddleFirst if spec.exhaustive else GridSampler
         return grid({name: d.points() or [] for name, d in spec.space.items()}, seed=spec.seed)
-    seed = seed_of(spec, number)
+    seed = _seed_of(spec, number)
     if spec.search == "tpe":
         return TPESampler(n_startup_trials=startup_trials(spec), constant_liar=True, seed=seed)
     return RandomSampler(seed=seed)
@@ -261,6 +261,6 @@ def proposals(spec: SweepSpec, count: int) -> list[dict[str, Any]]:
     distributions = {name: dimension.distribution() for name, dimension in spec.space.items()}
     found = []
     for number in range(count):
-        study.sampler = RandomSampler(seed=seed_of(spec, number))
+        study.sampler = RandomSampler(seed=_seed_of(spec, number))
         found.append(dict(study.ask(distributions).params))
     return found
