@@ -36,8 +36,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish  # noqa: E402
 from budget_trainer.core.errors import InputError  # noqa: E402
-from budget_trainer.data.folder import DataFolder, ExactSampler  # noqa: E402
+from budget_trainer.data.folder import DataFolder  # noqa: E402
 from budget_trainer.data.masking import MaskingCollator  # noqa: E402
+from budget_trainer.data.order import ExactSampler  # noqa: E402
 from data_prep.encoding import Encoder, load_tokenizer  # noqa: E402
 from data_prep.sources import Source  # noqa: E402
 from data_prep.split import split  # noqa: E402

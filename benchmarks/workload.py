@@ -13,8 +13,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.data.folder import BlockDataset, DataFolder
+from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.masking import prediction_slots
+from budget_trainer.data.order import BlockDataset
+from budget_trainer.data.rows import Rows as RowReader
 
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 ROWS = 16_384  # of made text
@@ -109,7 +111,7 @@ class Text:
         if self.folder is not None:
             self.blocks, self.special_ids = self.folder.train(seed=0), self.folder.special_ids
         else:
-            self.blocks = BlockDataset([Path(path)], ROWS, {"input_ids": workload.block_size}, seed=0)
+            self.blocks = BlockDataset(RowReader([Path(path)], {"input_ids": workload.block_size}, ROWS), seed=0)
             self.special_ids = SPECIAL_IDS
 
     def tokenizer(self) -> Any:

@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
-from budget_trainer.data.folder import DataFolder, Rows
+from budget_trainer.data.folder import DataFolder
+from budget_trainer.data.rows import Rows
 from data_prep.shards import ShardWriter
 
 PART_VALUES = 2**20  # token positions that are read at a time: 8 MB of each column

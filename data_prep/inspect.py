@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.plotting import png_figure
-from budget_trainer.data.folder import Rows
+from budget_trainer.data.rows import Rows
 from data_prep.cli import Parser, command_line, output_folder, positive
 from data_prep.encoding import load_backend
 from data_prep.folders import FinishedFolder, Layout, parts_of, refuse_overlap

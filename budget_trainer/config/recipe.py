@@ -26,7 +26,7 @@ from budget_trainer.config.arguments import (
     WatchArguments,
 )
 from budget_trainer.core.errors import InputError
-from budget_trainer.data.repeated_passages import SMALLEST_PIECE, check_twins
+from budget_trainer.data.repeated_passages import SMALLEST_PIECE, check_repeated_passages
 from budget_trainer.model.optimizers import check_options
 from budget_trainer.model.types import check_pair_type, resolve_model_type
 from budget_trainer.reporting.hub import PushOptions
@@ -182,7 +182,7 @@ class Recipe:
                 )
         if m.model_type == "bert-mlm-nsp" and "add_nsp" in self.explicit and not m.add_nsp:
             raise InputError("add_nsp: false contradicts model_type bert-mlm-nsp; use model_type bert-mlm")
-        check_twins(twins, SMALLEST_PIECE)  # the blocks are not known yet
+        check_repeated_passages(twins, SMALLEST_PIECE)  # the blocks are not known yet
         if self.add_nsp and twins:
             raise InputError(
                 f"twin_probability: {twins} beside next-sentence prediction, whose pairs it would overwrite; leave one of "

@@ -1,20 +1,9 @@
-"""Counter-based hashing: 64 random bits for each place where something is decided, without any state.
+"""Dynamic masking as a pure function of (seed, epoch, row, position).
 
-The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), modulo 2**64 on numpy arrays. The masks of a run that
-is resumed must not change with a new version of this package: the values are pinned by tests.
-
-Which tokens of a block are predicted: those with the smallest scores, alone or in whole words (numpy only).
-
-Scores are uint64 [N, M], different within each row, whose bits under `place_mask` are the position in the row.
-
-What MaskingCollator's arguments must be: each function raises InputError with field, value and fix.
-
-A collated batch that goes from a loader's worker to the training process as bytes where it is small.
-
-Dynamic masking as a pure function of (seed, epoch, row, position).
-
-Every random decision is a counter-based hash of the place where it is taken (`hashing`), so a block gets the same mask
-whatever the number of ranks, workers or restarts, and nothing has to be saved to resume. No loop over rows.
+Every random decision is a hash of the place where it is taken: 64 bits by the finaliser of SplitMix64 (Steele, Lea and Flood,
+OOPSLA 2014), modulo 2**64 on numpy arrays. So a block gets the same mask whatever the number of ranks, workers or restarts, and
+nothing has to be saved to resume. The values are pinned by tests: the masks of a run that is resumed must not change with a
+new version of this package. No loop over rows.
 """
 
 from __future__ import annotations
@@ -28,180 +17,23 @@ import torch
 from numpy.typing import NDArray
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.data.repeated_passages import PIECES, check_twins, twins
+from budget_trainer.data.repeated_passages import PIECES, check_repeated_passages, repeat_passages
+from budget_trainer.data.whole_words import choose_words, word_table
 
+I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
+Batch = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: the increment of SplitMix64
 _MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
-
-
-def mix64(x: U64) -> U64:
-    """Return a bijective scrambling of uint64 values of any shape (the output function of SplitMix64)."""
-    x = x ^ (x >> np.uint64(30))  # the only copy: the rest works in place
-    x *= _MULTIPLY_1
-    x ^= x >> np.uint64(27)
-    x *= _MULTIPLY_2
-    x ^= x >> np.uint64(31)
-    return x
-
-
-def hash64(key: U64, counter: U64) -> U64:
-    """Return 64 hash bits for each broadcast pair of key and counter."""
-    return mix64(mix64(key) + (counter + np.uint64(1)) * _GOLDEN)
-
-
-def uniform(bits: U64) -> NDArray[np.float64]:
-    """Turn 64 hash bits into a float64 in [0, 1), from their upper 53."""
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-I64 = NDArray[np.int64]
-
-_STARTS, _CONTINUES, _SPECIAL = 0, 1, 2
+_TOP = np.uint64(1 << 63)
+# One constant per decision, so that which token is chosen says nothing about what happens to it.
+_STREAM_CHOICE, _STREAM_ACTION, _STREAM_TOKEN = np.uint64(1), np.uint64(2), np.uint64(3)
+_STREAM_REPEATED, _STREAM_PIECES, _STREAM_TURN = np.uint64(4), np.uint64(5), np.uint64(6)
 _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
-
-
-def smallest(score: U64, place_mask: np.uint64, wanted: NDArray[Any], slots: int) -> tuple[I64, NDArray[np.bool_]]:
-    """Return the positions [N, slots] of the `wanted` [N] smallest scores [N, M], rising, 0 if unused; and the used."""
-    length = score.shape[1]
-    kept = min(slots, length)
-    if kept < length:
-        score = np.partition(score, kept - 1, axis=1)[:, :kept]
-    if (wanted < kept).any():  # in full blocks all of them are taken
-        score = np.sort(score, axis=1)
-    positions = (score & place_mask).astype(np.int64)
-    positions = np.pad(positions, ((0, 0), (0, slots - kept)))
-    used = np.arange(slots) < wanted[:, None]
-    positions = np.sort(np.where(used, positions, length), axis=1)  # used slots come first
-    return np.where(used, positions, 0), used
-
-
-def slots_of(chosen: NDArray[np.bool_], slots: int) -> tuple[I64, NDArray[np.bool_]]:
-    """Return the positions [N, slots] of the chosen tokens [N, M], rising, 0 in unused slots; and which are used."""
-    counts = np.count_nonzero(chosen, axis=1)
-    used = np.arange(slots) < counts[:, None]
-    positions = np.zeros(used.shape, np.int64)
-    positions[used] = np.nonzero(chosen)[1]  # both go row by row
-    return positions, used
-
-
-def word_table(continues: NDArray[Any], special_ids: list[int], vocab_size: int) -> NDArray[np.int8]:
-    """Return int8 [vocab_size] for `choose_words` from the bool array of `continues_word`.
-
-    Raises:
-        InputError: `continues` is not one-dimensional with an entry per token.
-    """
-    continues = np.asarray(continues)
-    if continues.shape != (vocab_size,):
-        raise InputError(
-            f"whole_words: shape {continues.shape} for a vocabulary of {vocab_size}; give one bool per token "
-            "(continues_word(tokenizer))"
-        )
-    table = np.where(continues.astype(bool), _CONTINUES, _STARTS).astype(np.int8)
-    table[special_ids] = _SPECIAL
-    return table
-
-
-def choose_words(
-    kinds: NDArray[np.int8],
-    candidate: NDArray[np.bool_],
-    score: NDArray[np.uint64],
-    place_mask: np.uint64,
-    wanted: NDArray[np.int64],
-) -> NDArray[np.bool_]:
-    """Choose whole words, lowest score of the first token first, each that still fits into `wanted` tokens.
-
-    A word that does not fit is passed over, as in BERT's create_pretraining_data.py; where none fits, nothing is chosen.
-
-    Args:
-        kinds: [N, M] entries of `word_table` for the tokens.
-        candidate: [N, M] tokens that may be chosen; the others are in no word.
-        score: [N, M] different in each row; the bits under `place_mask` are the position.
-        wanted: [N] the most tokens to choose in each row.
-
-    Returns:
-        bool [N, M], the chosen tokens.
-    """
-    rows, length = kinds.shape
-    if not rows:
-        return candidate
-    # A word also begins where the token before is special, or in no word at all.
-    broken = np.ones((rows, length), bool)
-    broken[:, 1:] = (kinds[:, :-1] == _SPECIAL) | ~candidate[:, :-1]
-    start = candidate & (broken | (kinds != _CONTINUES))
-    place = np.arange(length)
-    first = np.maximum.accumulate(np.where(start, place, 0), axis=1)  # of the word that each token is in
-    flat = (first + np.arange(rows)[:, None] * length)[candidate]
-    sizes = np.bincount(flat, minlength=rows * length).reshape(rows, length)
-    order = np.sort(np.where(start, score, _LAST), axis=1)
-    words = start.sum(axis=1)
-    left = wanted.astype(np.int64)
-    chosen = np.zeros((rows, length), bool)
-    every = np.arange(rows)
-    for rank in range(int(words.max())):  # over the words, all rows at once; few more than are chosen
-        word = (order[:, rank] & place_mask).astype(np.int64) % length  # beyond a row's last word: any, not taken
-        size = sizes[every, word]
-        taken = (size <= left) & (rank < words)
-        chosen[every[taken], word[taken]] = True
-        left -= np.where(taken, size, 0)
-        if not left.any():
-            break
-    return np.take_along_axis(chosen, first, axis=1) & candidate
-
-
-SMALLEST_BODY = 8  # tokens between [CLS] and [SEP] of a part of a block
-
-
-def check_special_ids(special_ids: Mapping[str, int], vocab_size: int) -> None:
-    """The five special tokens are there, inside of the vocabulary, and not all of it."""
-    for name in ("pad", "unk", "cls", "sep", "mask"):
-        if name not in special_ids:
-            raise InputError(f"special_ids={dict(special_ids)} lacks {name!r}: give pad, unk, cls, sep and mask")
-        if not 0 <= special_ids[name] < vocab_size:
-            raise InputError(f"special_ids[{name!r}]={special_ids[name]} is outside the vocabulary of {vocab_size}")
-    if vocab_size <= len(set(special_ids.values())):
-        raise InputError(f"vocab_size={vocab_size} holds special tokens only: use a larger tokenizer")
-
-
-def check_rates(mlm_probability: float, mask_replace_prob: float, random_replace_prob: float) -> None:
-    """Shares are between 0 and 1, also together."""
-    if not 0 < mlm_probability <= 1:
-        raise InputError(f"mlm_probability={mlm_probability} must be above 0 and at most 1, such as 0.15")
-    for name, value in (("mask_replace_prob", mask_replace_prob), ("random_replace_prob", random_replace_prob)):
-        if not 0 <= value <= 1:
-            raise InputError(f"{name}={value} must be between 0 and 1")
-    if mask_replace_prob + random_replace_prob > 1 + 1e-9:
-        raise InputError(
-            f"mask_replace_prob={mask_replace_prob} and random_replace_prob={random_replace_prob} exceed 1 together: "
-            "lower one of them"
-        )
-
-
-def check_counts(block_size: int, max_predictions_per_seq: int | None, dup_factor: int | None) -> None:
-    """Sizes that are whole numbers are large enough."""
-    if block_size < 3:
-        raise InputError(f"block_size={block_size} leaves no token between [CLS] and [SEP]: use 3 or more")
-    if max_predictions_per_seq is not None and max_predictions_per_seq < 1:
-        raise InputError(f"max_predictions_per_seq={max_predictions_per_seq} must be 1 or more, such as 20")
-    if dup_factor is not None and dup_factor < 1:
-        raise InputError(f"dup_factor={dup_factor} must be 1 or more; leave it out for fresh masks in every epoch")
-
-
-def check_parts(sequence_parts: int, block_size: int) -> None:
-    """The parts divide the block and leave a body."""
-    if sequence_parts == 1:
-        return
-    if sequence_parts < 1 or block_size % sequence_parts:
-        raise InputError(f"sequence_parts={sequence_parts} does not divide block_size={block_size}: use 1, 2 or 4")
-    if block_size // sequence_parts - 2 < SMALLEST_BODY:
-        raise InputError(
-            f"sequence_parts={sequence_parts} leaves {block_size // sequence_parts - 2} tokens between [CLS] and [SEP] in "
-            f"parts of block_size={block_size}: use fewer parts, for {SMALLEST_BODY} tokens or more"
-        )
-
-
+_IGNORED_LABEL = -100  # the label that torch's cross entropy leaves out by default
+_SMALLEST_BODY = 8  # tokens between [CLS] and [SEP] of a part of a block
 # torch hands each tensor over in shared memory of its own, which costs a connection each: 0.3 to 0.5 ms, as much as it
 # takes to mask 32 blocks of 128. Below this size a pipe is faster.
 PIPE_BYTES = 2**20
@@ -218,16 +50,6 @@ class MaskedBatch(dict[str, torch.Tensor]):
 
 def _from_arrays(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-IGNORED_LABEL = -100  # the label that torch's cross entropy leaves out by default
-
-_TOP = np.uint64(1 << 63)
-# One constant per decision, so that which token is chosen says nothing about what happens to it.
-_STREAM_CHOICE, _STREAM_ACTION, _STREAM_TOKEN = np.uint64(1), np.uint64(2), np.uint64(3)
-_STREAM_TWIN, _STREAM_PIECES, _STREAM_TURN = np.uint64(4), np.uint64(5), np.uint64(6)
-
-Batch = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 class Realised(NamedTuple):
@@ -247,7 +69,7 @@ class MaskingCollator:
     """Turn rows of token ids into a masked-language-modelling batch with a fixed number of prediction slots.
 
     Of the n tokens of a block that are not [CLS], [SEP] or padding, `min(S, max(1, round(mlm_probability * n)))` are
-    chosen, those with the smallest hash. A chosen token becomes [MASK] with probability `mask_replace_prob`, a uniform
+    chosen, those with the _smallest hash. A chosen token becomes [MASK] with probability `mask_replace_prob`, a uniform
     random ordinary token with `random_replace_prob`, and else stays.
 
     Args:
@@ -256,7 +78,7 @@ class MaskingCollator:
         vocab_size: len(tokenizer); random tokens are drawn below it, never a special one.
         mlm_probability: the share of tokens to predict, in (0, 1].
         mask_replace_prob, random_replace_prob: 0.8 and 0.1 as in BERT, 1 and 0 for all-[MASK]; together at most 1.
-        max_predictions_per_seq: S, the slots of a block (20 in the paper). By default `prediction_slots`, the smallest
+        max_predictions_per_seq: S, the slots of a block (20 in the paper). By default `prediction_slots`, the _smallest
             number that never cuts a choice short: 19 for blocks of 128 at 15 %.
         block_size: L, tokens in a block, [CLS] and [SEP] included.
         dup_factor: with N, the epoch counts modulo N: N fixed maskings of each block, as the original's data held;
@@ -267,7 +89,7 @@ class MaskingCollator:
             first token, as many as fit into the wanted number of tokens; where none fits, none is predicted.
         sequence_parts: P. A block is cut into P blocks of L / P tokens, each with its own [CLS] and [SEP], which overwrite
             the tokens at its ends. S is that of the part: `prediction_slots`, or max_predictions_per_seq / P rounded up.
-        twin_probability: the share of these blocks, in [0, 1], that hold passages twice (`twins`).
+        twin_probability: the share of these blocks, in [0, 1], that hold passages twice (`repeat_passages`).
 
     Raises:
         InputError: an argument is out of its range.
@@ -290,9 +112,9 @@ class MaskingCollator:
         sequence_parts: int = 1,
         twin_probability: float = 0.0,
     ) -> None:
-        check_special_ids(special_ids, vocab_size)
-        check_rates(mlm_probability, mask_replace_prob, random_replace_prob)
-        check_counts(block_size, max_predictions_per_seq, dup_factor)
+        _check_special_ids(special_ids, vocab_size)
+        _check_rates(mlm_probability, mask_replace_prob, random_replace_prob)
+        _check_counts(block_size, max_predictions_per_seq, dup_factor)
         self.seed = seed
         self.mask_replace_prob = mask_replace_prob
         self.random_replace_prob = random_replace_prob
@@ -322,9 +144,9 @@ class MaskingCollator:
         return other
 
     def _set_stage(self, mlm_probability: float, sequence_parts: int) -> None:
-        check_rates(mlm_probability, self.mask_replace_prob, self.random_replace_prob)
-        check_parts(sequence_parts, self.block_size)
-        check_twins(self.twin_probability, self.block_size // sequence_parts)
+        _check_rates(mlm_probability, self.mask_replace_prob, self.random_replace_prob)
+        _check_parts(sequence_parts, self.block_size)
+        check_repeated_passages(self.twin_probability, self.block_size // sequence_parts)
         self.mlm_probability, self.sequence_parts = mlm_probability, sequence_parts
         if self.max_predictions_per_seq is None:
             self.slots = prediction_slots(mlm_probability, self.block_size // sequence_parts)
@@ -357,7 +179,7 @@ class MaskingCollator:
         out = self._passed_on(rows, ids.shape)
         ids = self._cut_ids(ids)
         if self.twin_probability:
-            self._write_twins(ids, keys, out)
+            self._repeat_passages(ids, keys, out)
         positions, used = self._choose(ids, keys)
         originals = np.take_along_axis(ids, positions, axis=1)
         if self.has_padding:
@@ -365,13 +187,13 @@ class MaskingCollator:
         # Only used slots write: an unused one points at position 0, which may hold a token that is to stay.
         r, s = np.nonzero(used)
         ids[r, positions[r, s]] = self._replace(originals, positions, keys, ids.shape[1])[r, s]
-        out |= {"input_ids": ids, "masked_positions": positions, "labels": np.where(used, originals, IGNORED_LABEL)}
+        out |= {"input_ids": ids, "masked_positions": positions, "labels": np.where(used, originals, _IGNORED_LABEL)}
         return MaskedBatch((name, torch.from_numpy(array)) for name, array in out.items())
 
     def realised(self, batch: Mapping[str, Any]) -> Realised:
         """Count what masking did to a collated batch (CPU tensors or arrays; exact: corruption keeps specials apart)."""
         ids, labels = np.asarray(batch["input_ids"]), np.asarray(batch["labels"])
-        used = labels != IGNORED_LABEL
+        used = labels != _IGNORED_LABEL
         shown = np.take_along_axis(ids, np.asarray(batch["masked_positions"]), axis=1)
         masked = np.count_nonzero(used & (shown == self.mask_id))
         return Realised(int(np.count_nonzero(used)), int(np.count_nonzero(self._candidates(ids))), int(masked))
@@ -415,19 +237,19 @@ class MaskingCollator:
             out["next_sentence_label"] = np.array(rows["next_sentence_label"], dtype=np.int64)
         return out
 
-    def _write_twins(self, ids: I64, keys: U64, out: dict[str, NDArray[Any]]) -> None:
+    def _repeat_passages(self, ids: I64, keys: U64, out: dict[str, NDArray[Any]]) -> None:
         """Let a share of the blocks [N, M] hold passages twice, and say so in `document_ids`; in place."""
         if "token_type_ids" in out or "next_sentence_label" in out:
             raise InputError(
                 f"twin_probability: {self.twin_probability} beside sentence pairs; use 0, or data without pairs"
             )
-        own = hash64(keys ^ _STREAM_TWIN, np.arange(self.sequence_parts, dtype=np.uint64)).reshape(-1)
+        own = hash64(keys ^ _STREAM_REPEATED, np.arange(self.sequence_parts, dtype=np.uint64)).reshape(-1)
         rows = np.flatnonzero(uniform(own) < self.twin_probability)
         chosen, own = ids[rows], own[rows, None]
         draw = hash64(own ^ _STREAM_PIECES, np.zeros(1, dtype=np.uint64))[:, 0]
         turns = hash64(own ^ _STREAM_TURN, np.arange(max(PIECES), dtype=np.uint64))
         special = self.pad_id, self.cls_id, self.sep_id
-        ids[rows], piece, written = twins(chosen, self._candidates(chosen), draw, turns, *special)
+        ids[rows], piece, written = repeat_passages(chosen, self._candidates(chosen), draw, turns, *special)
         if "document_ids" in out:
             documents = out["document_ids"][rows]  # stays apart where a piece is as it was
             apart = np.where(written, piece, max(PIECES) * (1 + documents) + piece)
@@ -452,9 +274,9 @@ class MaskingCollator:
         score &= ~place_mask
         score |= np.arange(length, dtype=np.uint64)
         if self._words is not None:
-            return slots_of(choose_words(self._words[ids], candidate, score, place_mask, wanted), self.slots)
+            return _slots_of(choose_words(self._words[ids], candidate, score, place_mask, wanted), self.slots)
         score[~candidate] |= _TOP
-        return smallest(score, place_mask, wanted, self.slots)
+        return _smallest(score, place_mask, wanted, self.slots)
 
     def _replace(self, originals: I64, positions: I64, keys: U64, length: int) -> I64:
         """Return what stands in the input at the chosen positions [N, S] of parts of `length` tokens."""
@@ -471,8 +293,109 @@ class MaskingCollator:
         return np.where(action < self.mask_replace_prob, self.mask_id, kept)
 
 
+# ---- hashing
+
+
+def _mix64(x: U64) -> U64:
+    """Return a bijective scrambling of uint64 values of any shape (the output function of SplitMix64)."""
+    x = x ^ (x >> np.uint64(30))  # the only copy: the rest works in place
+    x *= _MULTIPLY_1
+    x ^= x >> np.uint64(27)
+    x *= _MULTIPLY_2
+    x ^= x >> np.uint64(31)
+    return x
+
+
+def hash64(key: U64, counter: U64) -> U64:
+    """Return 64 hash bits for each broadcast pair of key and counter."""
+    return _mix64(_mix64(key) + (counter + np.uint64(1)) * _GOLDEN)
+
+
+def uniform(bits: U64) -> NDArray[np.float64]:
+    """Turn 64 hash bits into a float64 in [0, 1), from their upper 53."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+# ---- slots
+
+
+def _smallest(score: U64, place_mask: np.uint64, wanted: NDArray[Any], slots: int) -> tuple[I64, NDArray[np.bool_]]:
+    """Return the positions [N, slots] of the `wanted` [N] _smallest scores [N, M], rising, 0 if unused; and the used."""
+    length = score.shape[1]
+    kept = min(slots, length)
+    if kept < length:
+        score = np.partition(score, kept - 1, axis=1)[:, :kept]
+    if (wanted < kept).any():  # in full blocks all of them are taken
+        score = np.sort(score, axis=1)
+    positions = (score & place_mask).astype(np.int64)
+    positions = np.pad(positions, ((0, 0), (0, slots - kept)))
+    used = np.arange(slots) < wanted[:, None]
+    positions = np.sort(np.where(used, positions, length), axis=1)  # used slots come first
+    return np.where(used, positions, 0), used
+
+
+def _slots_of(chosen: NDArray[np.bool_], slots: int) -> tuple[I64, NDArray[np.bool_]]:
+    """Return the positions [N, slots] of the chosen tokens [N, M], rising, 0 in unused slots; and which are used."""
+    counts = np.count_nonzero(chosen, axis=1)
+    used = np.arange(slots) < counts[:, None]
+    positions = np.zeros(used.shape, np.int64)
+    positions[used] = np.nonzero(chosen)[1]  # both go row by row
+    return positions, used
+
+
 def _stack(batch: Batch) -> Mapping[str, Any]:
     """Return the batch as a mapping of arrays, stacking a list of samples."""
     if isinstance(batch, Mapping):
         return batch
     return {name: np.stack([np.asarray(sample[name]) for sample in batch]) for name in batch[0]}
+
+
+# ---- what the collator's arguments must be
+
+
+def _check_special_ids(special_ids: Mapping[str, int], vocab_size: int) -> None:
+    """The five special tokens are there, inside of the vocabulary, and not all of it."""
+    for name in ("pad", "unk", "cls", "sep", "mask"):
+        if name not in special_ids:
+            raise InputError(f"special_ids={dict(special_ids)} lacks {name!r}: give pad, unk, cls, sep and mask")
+        if not 0 <= special_ids[name] < vocab_size:
+            raise InputError(f"special_ids[{name!r}]={special_ids[name]} is outside the vocabulary of {vocab_size}")
+    if vocab_size <= len(set(special_ids.values())):
+        raise InputError(f"vocab_size={vocab_size} holds special tokens only: use a larger tokenizer")
+
+
+def _check_rates(mlm_probability: float, mask_replace_prob: float, random_replace_prob: float) -> None:
+    """Shares are between 0 and 1, also together."""
+    if not 0 < mlm_probability <= 1:
+        raise InputError(f"mlm_probability={mlm_probability} must be above 0 and at most 1, such as 0.15")
+    for name, value in (("mask_replace_prob", mask_replace_prob), ("random_replace_prob", random_replace_prob)):
+        if not 0 <= value <= 1:
+            raise InputError(f"{name}={value} must be between 0 and 1")
+    if mask_replace_prob + random_replace_prob > 1 + 1e-9:
+        raise InputError(
+            f"mask_replace_prob={mask_replace_prob} and random_replace_prob={random_replace_prob} exceed 1 together: "
+            "lower one of them"
+        )
+
+
+def _check_counts(block_size: int, max_predictions_per_seq: int | None, dup_factor: int | None) -> None:
+    """Sizes that are whole numbers are large enough."""
+    if block_size < 3:
+        raise InputError(f"block_size={block_size} leaves no token between [CLS] and [SEP]: use 3 or more")
+    if max_predictions_per_seq is not None and max_predictions_per_seq < 1:
+        raise InputError(f"max_predictions_per_seq={max_predictions_per_seq} must be 1 or more, such as 20")
+    if dup_factor is not None and dup_factor < 1:
+        raise InputError(f"dup_factor={dup_factor} must be 1 or more; leave it out for fresh masks in every epoch")
+
+
+def _check_parts(sequence_parts: int, block_size: int) -> None:
+    """The parts divide the block and leave a body."""
+    if sequence_parts == 1:
+        return
+    if sequence_parts < 1 or block_size % sequence_parts:
+        raise InputError(f"sequence_parts={sequence_parts} does not divide block_size={block_size}: use 1, 2 or 4")
+    if block_size // sequence_parts - 2 < _SMALLEST_BODY:
+        raise InputError(
+            f"sequence_parts={sequence_parts} leaves {block_size // sequence_parts - 2} tokens between [CLS] and [SEP] in "
+            f"parts of block_size={block_size}: use fewer parts, for {_SMALLEST_BODY} tokens or more"
+        )

@@ -20,7 +20,7 @@ SMALLEST_COPY = 4  # tokens of a
 PIECES = (1, 2, 4)  # passages of a block, drawn evenly from the counts that divide it and leave room
 
 
-def check_twins(twin_probability: float, length: int) -> None:
+def check_repeated_passages(twin_probability: float, length: int) -> None:
     """A share, and blocks (or parts of them) of `length` tokens with room for a passage twice."""
     if not 0 <= twin_probability <= 1:
         raise InputError(f"twin_probability: {twin_probability} is not a share; give one between 0 and 1, such as 0.3")
@@ -31,10 +31,10 @@ def check_twins(twin_probability: float, length: int) -> None:
         )
 
 
-def twins(
+def repeat_passages(
     ids: I64, ordinary: NDArray[np.bool_], draw: U64, turns: U64, pad_id: int, cls_id: int, sep_id: int
 ) -> tuple[I64, I64, NDArray[np.bool_]]:
-    """Return the twins [K, L] of rows, the number [K, L] of each token's piece, and whether that piece was written [K, L].
+    """Return the rows [K, L] with passages twice, the number [K, L] of each token's piece, and whether it was written [K, L].
 
     A row is cut into one, two or four pieces; of each, as many of its own tokens as fit are written twice, the second time
     beginning elsewhere. Lengths stay: padding is where it was. A piece with too few tokens is left as it is.

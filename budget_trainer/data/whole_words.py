@@ -1,4 +1,4 @@
-"""Whole-word masking: which tokens of a tokenizer go on with the word before them."""
+"""Whole-word masking: which tokens of a tokenizer go on with the word before them, and which words are chosen."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from budget_trainer.core.errors import InputError
 # What a byte-level BPE writes for space, newline, tab and carriage return at the start of a token.
 _BYTE_LEVEL_MARKS = ("\u0120", "\u010a", "\u0109", "\u010d")
 _METASPACE = "\u2581"
+_STARTS, _CONTINUES, _SPECIAL = 0, 1, 2  # kinds of tokens
+_LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 def continues_word(tokenizer: Any) -> NDArray[np.bool_]:
@@ -43,6 +45,70 @@ def continues_word(tokenizer: Any) -> NDArray[np.bool_]:
     special = {*tokenizer.all_special_ids, *(token["id"] for token in content.get("added_tokens", []))}
     continues[sorted(i for i in special if i < len(continues))] = False
     return continues
+
+
+def word_table(continues: NDArray[Any], special_ids: list[int], vocab_size: int) -> NDArray[np.int8]:
+    """Return int8 [vocab_size] for `choose_words` from the bool array of `continues_word`.
+
+    Raises:
+        InputError: `continues` is not one-dimensional with an entry per token.
+    """
+    continues = np.asarray(continues)
+    if continues.shape != (vocab_size,):
+        raise InputError(
+            f"whole_words: shape {continues.shape} for a vocabulary of {vocab_size}; give one bool per token "
+            "(continues_word(tokenizer))"
+        )
+    table = np.where(continues.astype(bool), _CONTINUES, _STARTS).astype(np.int8)
+    table[special_ids] = _SPECIAL
+    return table
+
+
+def choose_words(
+    kinds: NDArray[np.int8],
+    candidate: NDArray[np.bool_],
+    score: NDArray[np.uint64],
+    place_mask: np.uint64,
+    wanted: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Choose whole words, lowest score of the first token first, each that still fits into `wanted` tokens.
+
+    A word that does not fit is passed over, as in BERT's create_pretraining_data.py; where none fits, nothing is chosen.
+
+    Args:
+        kinds: [N, M] entries of `word_table` for the tokens.
+        candidate: [N, M] tokens that may be chosen; the others are in no word.
+        score: [N, M] different in each row; the bits under `place_mask` are the position.
+        wanted: [N] the most tokens to choose in each row.
+
+    Returns:
+        bool [N, M], the chosen tokens.
+    """
+    rows, length = kinds.shape
+    if not rows:
+        return candidate
+    # A word also begins where the token before is special, or in no word at all.
+    broken = np.ones((rows, length), bool)
+    broken[:, 1:] = (kinds[:, :-1] == _SPECIAL) | ~candidate[:, :-1]
+    start = candidate & (broken | (kinds != _CONTINUES))
+    place = np.arange(length)
+    first = np.maximum.accumulate(np.where(start, place, 0), axis=1)  # of the word that each token is in
+    flat = (first + np.arange(rows)[:, None] * length)[candidate]
+    sizes = np.bincount(flat, minlength=rows * length).reshape(rows, length)
+    order = np.sort(np.where(start, score, _LAST), axis=1)
+    words = start.sum(axis=1)
+    left = wanted.astype(np.int64)
+    chosen = np.zeros((rows, length), bool)
+    every = np.arange(rows)
+    for rank in range(int(words.max())):  # over the words, all rows at once; few more than are chosen
+        word = (order[:, rank] & place_mask).astype(np.int64) % length  # beyond a row's last word: any, not taken
+        size = sizes[every, word]
+        taken = (size <= left) & (rank < words)
+        chosen[every[taken], word[taken]] = True
+        left -= np.where(taken, size, 0)
+        if not left.any():
+            break
+    return np.take_along_axis(chosen, first, axis=1) & candidate
 
 
 def _word_start_marks(content: dict[str, Any]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.config.recipe import Recipe
 from budget_trainer.core.io import write_json_atomic
-from budget_trainer.data.folder import BlockDataset
+from budget_trainer.data.order import BlockDataset
 from budget_trainer.model.build import parameter_count
 from budget_trainer.reporting.card import write_model_card
 from budget_trainer.reporting.planned import compare_with_plan, comparison_line

@@ -12,9 +12,10 @@ from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.config.arguments import ADAM_FLAGS, RunArguments
 from budget_trainer.config.recipe import Recipe, parse_offsets, speed_settings
 from budget_trainer.core.errors import InputError
-from budget_trainer.data.folder import BlockDataset, DataFolder
+from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.masking import MaskingCollator
-from budget_trainer.data.repeated_passages import check_twins
+from budget_trainer.data.order import BlockDataset
+from budget_trainer.data.repeated_passages import check_repeated_passages
 from budget_trainer.data.whole_words import continues_word
 from budget_trainer.model.build import build_model, check_positions, load_pretrained, set_output_bias
 from budget_trainer.model.cpu import use_few_bit_dropout
@@ -59,7 +60,7 @@ def check_data(recipe: Recipe, args: RunArguments, data: DataFolder, blocks: Blo
             f"(training {data.block_size}, validation {data.manifest['validation_block_size']}); raise it to {longest}"
         )
     for _, parts in recipe.stages(data.block_size).sequence_parts:  # refuses curves that these blocks cannot follow
-        check_twins(recipe.data.twin_probability, data.block_size // int(parts))
+        check_repeated_passages(recipe.data.twin_probability, data.block_size // int(parts))
     if recipe.plan is not None:
         settings, seconds = speed_settings(recipe.as_dict()), recipe.total_seconds
         check_plan(recipe.plan, settings, total_seconds=seconds, processes=args.world_size, data=data.fingerprint)

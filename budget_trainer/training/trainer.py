@@ -17,7 +17,7 @@ from budget_trainer.budget.callback import store_state, stored_state
 from budget_trainer.budget.channel import is_lost_connection
 from budget_trainer.budget.stages import Stage, Stages
 from budget_trainer.core.errors import RunError
-from budget_trainer.data.folder import BlockDataset, ExactSampler
+from budget_trainer.data.order import BlockDataset, ExactSampler
 from budget_trainer.model.flops import model_flops_per_token
 from budget_trainer.model.next_sentence import count_pairs
 from budget_trainer.model.patches import sharded_by_layer

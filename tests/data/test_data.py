@@ -11,7 +11,9 @@ import torch
 import train_mlm
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.errors import InputError
-from budget_trainer.data.folder import BlockDataset, DataFolder, ExactSampler, Rows, permute
+from budget_trainer.data.folder import DataFolder
+from budget_trainer.data.order import BlockDataset, ExactSampler, permute
+from budget_trainer.data.rows import Rows
 from data_prep.shards import ShardWriter
 
 
@@ -105,8 +107,9 @@ def table(tmp_path_factory):
     rows = {name: random.integers(0, 200, (n, length)) for name in types}
     rows["input_ids"] += 2**20
     rows["next_sentence_label"] = random.integers(0, 2, n)
-    writer = ShardWriter(folder, "train", 3, types, length, scalars=("next_sentence_label",))
-    writer._batch_rows = 77
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_prep.shards.BATCH_BYTES", 77 * length * 4)  # rows of the largest column
+        writer = ShardWriter(folder, "train", 3, types, length, scalars=("next_sentence_label",))
     for start in range(0, n, 130):
         writer.add(**{name: values[start : start + 130] for name, values in rows.items()})
     files = [folder / entry["name"] for entry in writer.close()]
@@ -166,19 +169,9 @@ def test_columns_that_a_folder_does_not_have(data):
 def _with_packing(copy, packing, columns):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["packing"] = packing
-    manifest["splits"]["train"].pop("columns")
-    if columns:
-        manifest["splits"]["train"]["columns"] = columns
+    manifest["splits"]["train"]["columns"] = columns
     (copy / "manifest.json").write_text(json.dumps(manifest))
     return DataFolder.open(copy)
-
-
-def test_folders_without_a_list_of_columns(copy):
-    assert _with_packing(copy, "packed", None).train_columns == ("input_ids", "document_ids")
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["packing"] = "one_document"
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    assert DataFolder.open(copy).train_columns == ("input_ids",)
 
 
 def test_columns_for_what_is_trained(data, copy):
@@ -222,7 +215,7 @@ def _numpy_batch(batch):
 def test_the_order_does_not_depend_on_how_much_of_it_is_found_at_once(data, stretch, monkeypatch):
     numbers = np.random.default_rng(0).integers(0, 5 * data.train(seed=4).rows, 100)
     alone = [data.train(seed=4)[int(number)]["row"] for number in numbers]
-    monkeypatch.setattr("budget_trainer.data.folder.STRETCH", stretch)
+    monkeypatch.setattr("budget_trainer.data.order.STRETCH", stretch)
     together = data.train(seed=4)
     assert together.__getitems__(numbers)["row"].tolist() == alone
     assert [together[int(number)]["row"] for number in numbers] == alone  # back and forth

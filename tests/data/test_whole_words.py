@@ -8,8 +8,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
-from budget_trainer.data.masking import MaskingCollator, choose_words, hash64, prediction_slots, word_table
-from budget_trainer.data.whole_words import continues_word
+from budget_trainer.data.masking import MaskingCollator, hash64, prediction_slots
+from budget_trainer.data.whole_words import choose_words, continues_word, word_table
 from budget_trainer.training.parts import make_collator
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}

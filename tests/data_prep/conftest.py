@@ -1,9 +1,11 @@
 """Finished data folders for the tools that work on them."""
 
+import numpy as np
 import pytest
 
 from budget_trainer.data.folder import DataFolder
 from data_prep import blocks
+from data_prep.folders import FinishedFolder
 from data_prep.sources import read_documents
 from tests.conftest import words
 
@@ -33,6 +35,13 @@ def prepared(corpus, tokenizer, tmp_path_factory):
         return DataFolder.open(made[key])
 
     return prepare
+
+
+def all_rows(folder):
+    """The train rows, all columns, as training numbers them."""
+    finished = FinishedFolder.open(folder.path)
+    reader = finished.reader("train", finished.layout("train"))
+    return reader.take(np.arange(len(reader)))
 
 
 def error_of(main, argv, capsys, code=2):

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from data_prep import inspect
 from data_prep.corpus import is_held_out
 from data_prep.sources import read_documents
-from tests.data_prep.conftest import error_of, flip
+from tests.data_prep.conftest import all_rows, error_of, flip
 
 
 @pytest.fixture
@@ -29,13 +29,6 @@ def look(tmp_path, capsys):
         return capsys.readouterr().out, json.loads((output / "inspect.json").read_text())
 
     return run
-
-
-def all_rows(folder):
-    """The train rows as training numbers them."""
-    total = folder.manifest["splits"]["train"]["rows"]
-    dataset = folder.train(0, folder.train_columns)
-    return dataset._reader.take(np.arange(total))
 
 
 def trained_on(corpus, tokenizer):
@@ -210,7 +203,7 @@ def test_verify_names_the_first_damaged_file(prepared, tmp_path, capsys):
 def test_numbers_that_cannot_be_are_refused_without_verify(prepared, tmp_path, capsys):
     copy = shutil.copytree(prepared().path, tmp_path / "copy")
     file = copy / "train-00000-of-00003.arrow"
-    row = prepared().train(0)._reader.take(np.array([0]))["input_ids"][0].astype(np.uint16)
+    row = all_rows(prepared())["input_ids"][0].astype(np.uint16)
     content = file.read_bytes()
     assert content.count(row.tobytes()) == 1
     row_now = row.copy()

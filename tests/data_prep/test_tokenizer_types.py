@@ -19,6 +19,7 @@ from data_prep.tokenizer import main as train
 from data_prep.tokenizer_training import SPECIAL_TOKENS, TYPES, TokenizerOptions, text_to_learn, train_tokenizer
 from tests.conftest import TINY, report, words
 from tests.conftest import train as train_model
+from tests.data_prep.conftest import all_rows
 
 NEW = ("bpe", "unigram")
 ENGLISH = (
@@ -153,11 +154,6 @@ def test_sentences_joined_are_the_document(trained, kind):
     assert len(split_sentences(ENGLISH)) == 4
 
 
-def take(folder, number):
-    """The columns of the first rows, through the files."""
-    return folder.train(0, folder.train_columns)._reader.take(np.arange(number))
-
-
 @pytest.mark.parametrize("packing", ["packed", "one_document", "sentences", "nsp"])
 @pytest.mark.parametrize("kind", NEW)
 def test_blocks_hold_the_text(folder_of, trained, corpus, kind, packing):
@@ -167,7 +163,7 @@ def test_blocks_hold_the_text(folder_of, trained, corpus, kind, packing):
     total = folder.manifest["splits"]["train"]["rows"]
     sizes = [entry["rows"] for entry in folder.manifest["splits"]["train"]["files"]]
     order = [sum(sizes[: k % 3]) + k // 3 for k in range(total)]  # rows are dealt to the 3 files like cards
-    rows = {name: values[order] for name, values in take(folder, total).items()}
+    rows = {name: values[order] for name, values in all_rows(folder).items()}
     found, ends = [], []
     for number in range(total):
         row = {name: values[number] for name, values in rows.items()}

@@ -10,7 +10,7 @@ from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.masking import hash64
-from budget_trainer.data.repeated_passages import SMALLEST_COPY, twins
+from budget_trainer.data.repeated_passages import SMALLEST_COPY, repeat_passages
 from budget_trainer.training.parts import make_collator
 from tests.conftest import TINY, words
 from tests.data.test_objective import SPECIAL, VOCAB, batch, collator, same, take
@@ -30,7 +30,7 @@ def made(ids):
     """All of them as twins: ids and passages."""
     ordinary = (ids != PAD) & (ids != CLS) & (ids != SEP)
     bits = hash64(np.arange(len(ids), dtype=np.uint64)[:, None], np.arange(5, dtype=np.uint64))
-    return twins(ids, ordinary, bits[:, 0], bits[:, 1:], PAD, CLS, SEP)
+    return repeat_passages(ids, ordinary, bits[:, 0], bits[:, 1:], PAD, CLS, SEP)
 
 
 def copies(piece):
