@@ -205,9 +205,7 @@ class _GlueCallback(TrainerCallback):
     def __init__(self, trainer: GlueTrainer, patience: int) -> None:
         self.trainer, self.patience = trainer, patience
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         control.should_save = False
         budget = self.trainer.time_budget
         # All ranks have the same reading; the time of the last evaluation is reserved.
@@ -216,9 +214,7 @@ class _GlueCallback(TrainerCallback):
 
     on_epoch_end = on_train_end = on_step_end
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         budget = self.trainer.time_budget
         if 0 < self.patience <= self.trainer.evaluations_since_best and budget.stop_reason is None:
             budget.stop_reason = "early_stopping"
