@@ -127,9 +127,12 @@ def _tsv(task: Task, split: Split, predictions: Sequence[float]) -> bytes:
 
 
 def _word(task: Task, value: float) -> str:
-    if task.regression:
-        return f"{min(5.0, max(0.0, value)):.3f}"
-    return task.labels[int(value)] if task.submission_words else str(int(value))
+    return f"{min(5.0, max(0.0, value)):.3f}" if task.regression else _words(task)[int(value)]
+
+
+def _words(task: Task) -> tuple[str, ...]:
+    """The leaderboard's words for the classes of a task, in the order of their numbers."""
+    return task.labels if task.submission_words else tuple(str(number) for number in range(len(task.labels)))
 
 
 def _zip_bytes(contents: dict[str, bytes]) -> bytes:
@@ -253,5 +256,4 @@ def _wanted(task: Task, prediction: str) -> str | None:
     if task.regression:
         right = re.fullmatch(r"\d+(\.\d+)?", prediction, re.ASCII) is not None and float(prediction) <= 5
         return None if right else "write a number from 0 to 5"
-    words = task.labels if task.submission_words else tuple(str(number) for number in range(len(task.labels)))
-    return None if prediction in words else f"write {' or '.join(words)}"
+    return None if prediction in _words(task) else f"write {' or '.join(_words(task))}"
