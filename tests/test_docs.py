@@ -11,7 +11,7 @@ import yaml
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.glue.plan import read_grid
 from data_prep.recipe import read_data_recipe
-from docs import budget_picture, make_api
+from docs import budget_picture, make_api, make_architecture
 from tests import documents
 from tests.conftest import ROOT
 from tests.documents import PAGES, name_of
@@ -130,7 +130,24 @@ def test_the_reference_has_every_public_name():
         assert hasattr(budget_trainer, name)
 
 
-# ---- the picture ----
+# ---- the packages ----
+
+
+def test_the_picture_of_the_packages_is_what_the_imports_say():
+    assert make_architecture.PICTURE.read_text() == make_architecture.svg(), "python docs/make_architecture.py --write"
+
+
+def test_the_page_of_the_packages_names_modules_that_exist():
+    """In `docs/architecture.md` and `docs/internals.md`: `package/module.py`, or a path from the top."""
+    for name in ("architecture.md", "internals.md"):
+        for code in documents.inline_code(ROOT / "docs" / name):
+            if re.fullmatch(r"[\w/]+/\w+\.py", code):
+                assert (ROOT / "budget_trainer" / code).exists() or (ROOT / code).exists(), f"{name}: {code}"
+    listed = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "architecture.md").read_text(), re.M))
+    assert listed == {path.parent.name for path in (ROOT / "budget_trainer").glob("*/__init__.py")}
+
+
+# ---- the picture of a budget ----
 
 
 def test_the_picture_holds_every_second_of_both_jobs(tmp_path):

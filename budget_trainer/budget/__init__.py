@@ -1,4 +1,5 @@
-"""The budget and what follows from it: clock, curves, stages, the control message, scheduler, callback, mixin.
+"""The clock, curves, stages, the control message, scheduler, callback, mixin.
 
-This is what a plug-in user needs; clock and curves need the standard library only.
+What a plug-in user needs. Clock and curves need the standard library only, scheduler and channel torch, callback and mixin
+Transformers.
 """

@@ -1,1 +1,4 @@
-"""Every flag of train_mlm.py, the parser of recipes and command lines, and the checked recipe that comes of them."""
+"""Every flag with all that is known of it, the parser, recipes, help.
+
+Parsing is pure: it starts no process group and writes nothing. What it gives is a frozen Recipe.
+"""

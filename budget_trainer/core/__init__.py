@@ -1,1 +1,4 @@
-"""What every other package stands on: errors, files, commands, child processes. Imports nothing of ours."""
+"""Errors, files, how commands begin and end, child processes.
+
+What every other package stands on; imports nothing of ours.
+"""

@@ -1,1 +1,4 @@
-"""Fine-tuning on GLUE: the tasks, their data and metrics, one run, and the suite of all runs."""
+"""Fine-tuning on GLUE: one run, a suite of runs, reports, leaderboard files.
+
+Used by `finetune_glue.py`; a suite starts a process of it for each run.
+"""

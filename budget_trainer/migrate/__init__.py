@@ -1,4 +1,4 @@
-"""From a command line or a sweep file of the original academic-budget-bert to a recipe of train_mlm.py.
+"""Commands and sweep files of academic-budget-bert as recipes of train_mlm.py.
 
     python -m budget_trainer.migrate 'deepspeed run_pretraining.py --model_type bert-mlm ...'
     python -m budget_trainer.migrate --output recipe.yaml --num_processes 4 deepspeed run_pretraining.py --fp16 ...

@@ -1,1 +1,4 @@
-"""Native Transformers models with sparse prediction and fast attention, losses, initial weights and optimizers."""
+"""Native models, sparse prediction, attention, loss, first weights, optimizers.
+
+What is saved loads with stock Transformers: the library's classes, names and weights, with another forward underneath.
+"""

@@ -1,1 +1,4 @@
-"""What is told of a finished run: the account, its picture, the model card, the Hub. Needs no torch."""
+"""The report of a run, its picture, the model card, the Hub.
+
+Works on dictionaries and files, so that a publisher beside a training needs no torch.
+"""

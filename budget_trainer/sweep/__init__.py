@@ -1,1 +1,4 @@
-"""Searching for the best recipe under a total time: `sweep.py`, built on Optuna."""
+"""The search for the best recipe under a total time.
+
+Used by `sweep.py`. Optuna asks and tells; each trial is a process of `train_mlm.py`.
+"""

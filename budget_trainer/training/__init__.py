@@ -1,1 +1,4 @@
-"""One pre-training run: its parts, its Trainer, callbacks, saving and recovery, evaluation, precision, engines."""
+"""One pre-training run: its Trainer, callbacks, saving, recovery, engines.
+
+`run.PretrainingRun` is the story; the other modules are its parts.
+"""
