@@ -36,7 +36,7 @@ _SHARE: dict[str, Any] = {"unit": "SHARE", "min": 0, "max": 1}
 _BELOW_1: dict[str, Any] = {"unit": "SHARE", "min": 0, "below": 1}
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelArguments:
     """The architecture; every type saves a native Transformers checkpoint."""
 
@@ -104,7 +104,7 @@ class ModelArguments:
     unigram_bias: bool = _model(True, "Start the output bias at the log frequencies of the tokens.")
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataArguments:
     """The corpus, as data_prep wrote it, and the masking."""
 
@@ -130,7 +130,7 @@ class DataArguments:
     document_mask: bool = _masking(False, "No attention across the documents of a block (packing packed).", speed=True)
 
 
-@dataclass
+@dataclass(frozen=True)
 class OptimizerArguments:
     """The optimizer; learning_rate, weight_decay and adam_* are TrainingArguments'."""
 
@@ -155,7 +155,7 @@ class OptimizerArguments:
     min_coeff: float | None = _schedule(None, "lamb: lower bound of the trust ratio (0.01).", min=0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class BudgetArguments:
     """Time: what may be used, the learning-rate curve over it, what is saved when. Durations: 24h, 90m, 1h30m, 45s."""
 
@@ -235,7 +235,7 @@ class BudgetArguments:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class WatchArguments:
     """Validation during training, and what is done when the loss goes wrong."""
 
@@ -281,7 +281,7 @@ class WatchArguments:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class CardArguments:
     """What the model card cannot know by itself. The Hub's flags (push_to_hub, hub_*) are TrainingArguments'."""
 

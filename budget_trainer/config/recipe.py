@@ -7,9 +7,10 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainingArguments
 
 from budget_trainer.budget.curves import make_curve
 from budget_trainer.budget.stages import EveryEpochs, EveryShare, Stages, ValidationPlan, make_stages
@@ -62,7 +63,7 @@ def parse_share(value: str, name: str) -> float:
     return share
 
 
-@dataclass
+@dataclass(frozen=True)
 class Recipe:
     """All flags of a run, checked against each other. `training` has the values of RunArguments' flags as they were asked for.
 
@@ -110,9 +111,8 @@ class Recipe:
         object.__setattr__(self, "plan", read_plan(b.plan, self.path) if b.plan else None)
         object.__setattr__(self, "push", self._push())
 
-    @cached_property
-    def run(self) -> RunArguments:
-        """The TrainingArguments of this process, made once: it opens the process group and looks for the device."""
+    def training_arguments(self) -> RunArguments:
+        """TrainingArguments for this process: making them opens the process group and looks for the device."""
         return RunArguments(**{**vars(self.training), "push_to_hub": False})  # Trainer would push between two steps
 
     @property
@@ -290,13 +290,13 @@ class Recipe:
         kind = "time" if b.lr_schedule == "time" else "step"
         return {"schedule": kind, "curve": b.curve, "warmup_proportion": warmup, "curve_options": options}
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self, args: TrainingArguments) -> dict[str, Any]:
         """Every flag that is read, with its value, for the report and the card; secrets left out.
 
-        Those of TrainingArguments are what came of them in this process.
+        `args` says what came of the flags of TrainingArguments in this process.
         """
         groups = (self.model, self.data, self.optimizer, self.budget, self.watch, self.card)
-        everything = {name: value for group in groups for name, value in vars(group).items()} | self.run.to_dict()
+        everything = {name: value for group in groups for name, value in vars(group).items()} | args.to_dict()
         read = [name for name in PARSER.flags if name not in REPLACED and "token" not in name and name in everything]
         asked = {name: everything[name] for name in read}
         return {"recipe": self.path, **asked, "push_to_hub": self.training.push_to_hub}

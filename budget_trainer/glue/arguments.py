@@ -23,7 +23,7 @@ _task, _elsewhere = partial(flag, topic=_TASK), partial(flag, topic=_TASK, compu
 _suite, _watch = (partial(flag, topic=topic, computes=False) for topic in (_SUITE, WATCH))
 
 
-@dataclass
+@dataclass(frozen=True)
 class GlueArguments:
     """The task, its data and the model."""
 
@@ -73,7 +73,7 @@ class GlueArguments:
     project_name: str | None = _watch(None, "Project of the run in Weights & Biases (report_to wandb).")
 
 
-@dataclass
+@dataclass(frozen=True)
 class SuiteArguments:
     """Several runs: tasks x configurations x seeds. Any of these, or several tasks, makes a suite."""
 

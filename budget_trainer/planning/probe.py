@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,12 @@ def probe(
     """
     times = _SetupTimes()
     recipe = parse_recipe([*words, f"--output_dir={folder}/run", *OVERRIDES])
-    asked = recipe.as_dict()  # set-up resolves some of it
-    trackers: Any = [name for name in recipe.run.report_to or [] if name == "tensorboard"]  # others would show it
-    recipe.run.report_to = trackers
     os.environ["TENSORBOARD_LOGGING_DIR"] = f"{folder}/tensorboard"
     run = PretrainingRun(recipe, CLOCK, StopRequest(), ExitStack())
     args, gpu = run.args, run.args.device.type == "cuda"
+    asked = recipe.as_dict(args)  # set-up resolves some of it
+    trackers: Any = [name for name in args.report_to or [] if name == "tensorboard"]  # others would show it
+    args.report_to = trackers
     if engine_name(args) != "single":
         raise InputError(
             f"plan: it works with one process and no engine ({engine_name(args)}); give --num_processes N"
@@ -118,7 +119,8 @@ def probe(
     send(report)
     _check_weights_fit(run)
     counts = recipe.model.embedding_init == "cooccurrence" and recipe.model.model_name_or_path is None
-    recipe.model.embedding_init = "normal" if counts else recipe.model.embedding_init
+    if counts:
+        run.recipe = recipe = replace(recipe, model=replace(recipe.model, embedding_init="normal"))
     times.mark(None)
 
     run.make_model()
@@ -141,7 +143,7 @@ def probe(
         report.layers, report.width = recipe.model.num_hidden_layers, recipe.model.hidden_size
     report.bf16 = bool(args.bf16)
     if args.torch_compile:
-        report.compile = "regional" if recipe.budget.regional_compile else "whole"
+        report.compile = "regional" if run.recipe.budget.regional_compile else "whole"
     report.setup = dict(times.seconds)
     send(report)
 

@@ -34,7 +34,9 @@ def check_words(spec: SweepSpec, on_cpu: bool = False) -> Path:
     own += ["--push_to_hub=false", *([] if on_cpu else ["--fp16=false", "--tf32=false"])]
     own += pruning_words(spec.steps)
     recipes = [parse_recipe([*base, *spec.words(parameters), *own]) for parameters in _probes(spec)]
-    _ = recipes[0].run  # TrainingArguments checks what it is given: of one trial, since it looks for devices each time
+    recipes[
+        0
+    ].training_arguments()  # TrainingArguments checks what it is given: of one trial, since it looks for devices each time
     data_dirs = {recipe.data_dir for recipe in recipes}
     if len(data_dirs) > 1:
         raise InputError("data_dir: losses on different data do not compare; put one data_dir under fixed")

@@ -73,7 +73,7 @@ def account(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Recipe)
         "jobs": progress.job,
         "parameters": parameter_count(model),
         "model_type": model.config.model_type,
-        "recipe": recipe.as_dict(),
+        "recipe": recipe.as_dict(trainer.args),
         "data": _data(recipe.data_dir),
         "ranks": trainer.channel.gather(mine),
     }

@@ -62,7 +62,7 @@ def check_data(recipe: Recipe, args: RunArguments, data: DataFolder, blocks: Blo
     for _, parts in recipe.stages(data.block_size).sequence_parts:  # refuses curves that these blocks cannot follow
         check_repeated_passages(recipe.data.twin_probability, data.block_size // int(parts))
     if recipe.plan is not None:
-        settings, seconds = speed_settings(recipe.as_dict()), recipe.total_seconds
+        settings, seconds = speed_settings(recipe.as_dict(args)), recipe.total_seconds
         check_plan(recipe.plan, settings, total_seconds=seconds, processes=args.world_size, data=data.fingerprint)
 
 
@@ -206,7 +206,7 @@ def make_collator(recipe: Recipe, data: DataFolder) -> MaskingCollator:
     d, train = recipe.data, data.manifest["splits"]["train"]
     first = recipe.stages(data.block_size).at(0.0)
     return MaskingCollator(
-        seed=recipe.run.seed,
+        seed=recipe.training.seed,
         special_ids=data.special_ids,
         vocab_size=data.vocab_size,
         block_size=data.block_size,

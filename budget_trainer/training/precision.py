@@ -21,6 +21,7 @@ import torch
 from accelerate.utils import compile_regions
 
 from budget_trainer.budget.channel import ControlChannel
+from budget_trainer.config.arguments import RunArguments
 from budget_trainer.config.recipe import Recipe
 from budget_trainer.training.engine import engine_name
 from budget_trainer.training.recovery import explain_out_of_memory
@@ -62,20 +63,20 @@ class Cost:
 
 def resolve_compute_mode(
     recipe: Recipe,
+    run: RunArguments,
     model: Any,
     batch: Mapping[str, torch.Tensor],
     remaining_seconds: float,
     checkpoint: Path | None,
     channel: ControlChannel,
 ) -> dict[str, Any]:
-    """Resolve `bf16`, `torch_compile` and `regional_compile` of the recipe; returns what a checkpoint remembers.
+    """Resolve `bf16` and `torch_compile` of the arguments `run`; returns what a checkpoint remembers.
 
     torch.compile needs a C++ compiler, and weights that are there (not ZeRO-3's); else training is eager. With
     `auto_speed` both have to pay: a probe of at most 3 % of what is left measures bf16 against fp32 and, where that
     buys enough time, compiling against not; rank 0's measurement counts. A resumed job takes what its checkpoint
     remembers. `batch` is a collated micro-batch, `remaining_seconds` what this job may still use.
     """
-    run = recipe.run
     compiles = ("regional" if recipe.budget.regional_compile else "whole") if run.torch_compile else "no"
     asked = mode = ComputeMode(bool(run.bf16), compiles)
     if mode.compile != "no" and run.torch_compile_backend == "inductor" and not has_compiler():
@@ -90,7 +91,7 @@ def resolve_compute_mode(
             kept = ComputeMode(**stored["settled"])
             mode = kept if mode.compile != "no" else kept.eager
         else:
-            mode = _cheapest(mode, recipe, model, batch, remaining_seconds)
+            mode = _cheapest(mode, run, model, batch, remaining_seconds)
             (bf16, kind), _ = channel.agree([float(mode.bf16), float(_COMPILE.index(mode.compile))])
             mode = ComputeMode(bool(bf16), _COMPILE[int(kind)])
     # The arguments say what was resolved, before Trainer reads them.
@@ -98,7 +99,6 @@ def resolve_compute_mode(
         run.bf16, run.mixed_precision = False, "no"
     if run.torch_compile and mode.compile == "no":
         run.torch_compile, run.torch_compile_backend, run.torch_compile_mode = False, None, None
-    recipe.budget.regional_compile = mode.compile == "regional"
     return {"asked": asdict(asked), "settled": asdict(mode)}
 
 
@@ -120,10 +120,9 @@ def cpu_has_bf16() -> bool:
 
 
 def _cheapest(
-    mode: ComputeMode, recipe: Recipe, model: Any, batch: Mapping[str, torch.Tensor], remaining: float
+    mode: ComputeMode, run: RunArguments, model: Any, batch: Mapping[str, torch.Tensor], remaining: float
 ) -> ComputeMode:
     """What of `mode` pays: by rule where the budget is short or an engine places the model, else by probe."""
-    run = recipe.run
     on_cpu = run.device.type == "cpu"
     if mode.bf16 and on_cpu and not cpu_has_bf16():
         log.info("bf16: off, this CPU has no instructions for it")

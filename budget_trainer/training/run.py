@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class PretrainingRun:
     def __init__(self, recipe: Recipe, clock: BudgetClock, stop: StopRequest, at_exit: ExitStack) -> None:
         """Open the process group and the control channel; log only from the main process."""
         self.recipe, self.clock, self.at_exit = recipe, clock, at_exit
-        self.args, self.output_dir = recipe.run, recipe.output_dir
+        self.args, self.output_dir = recipe.training_arguments(), recipe.output_dir
         clock.total_seconds = recipe.total_seconds
         launch.prepare(self.args)
         self.channel = ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout))
@@ -157,8 +158,10 @@ class PretrainingRun:
         """Precision and compilation, before Trainer is built: its Accelerator fixes both."""
         batch = self.collator(self.blocks.__getitems__(range(micro_batch)))
         self.compute_mode = resolve_compute_mode(
-            self.recipe, self.model, batch, seconds_left, self.checkpoint, self.channel
+            self.recipe, self.args, self.model, batch, seconds_left, self.checkpoint, self.channel
         )
+        regional = self.compute_mode["settled"]["compile"] == "regional"
+        self.recipe = replace(self.recipe, budget=replace(self.recipe.budget, regional_compile=regional))
 
     # ---- the Trainer ----
 

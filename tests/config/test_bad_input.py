@@ -257,7 +257,7 @@ def test_apex_lamb_says_how_to_lift_the_default_bounds(tmp_path, monkeypatch):
     words = ["--optimizer_type", "lamb", "--optimizer_impl", "apex", "--total_training_time", "10m"]
     recipe = parse_recipe([*words, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
     with pytest.raises(InputError, match=r"trust ratio to \[0.01, 0.3\]; give max_coeff inf and min_coeff 0"):
-        parts.optimizer_options(recipe, recipe.run)
+        parts.optimizer_options(recipe, recipe.training_arguments())
 
 
 def test_null_in_a_recipe_names_nothing(tmp_path):

@@ -254,8 +254,9 @@ def test_a_name_and_a_token_are_enough_to_begin(tmp_path, monkeypatch):
         words({**given(tmp_path), "push_to_hub": True, "hub_strategy": "end", "license": "cc-by-sa-4.0"})
     )
     assert recipe.push is not None and not recipe.push.at_every_save and recipe.push.license == "cc-by-sa-4.0"
-    assert not recipe.run.push_to_hub, "Trainer would push by itself"
-    assert recipe.as_dict()["push_to_hub"] is True and TOKEN not in json.dumps(recipe.as_dict(), default=str)
+    args = recipe.training_arguments()
+    assert not args.push_to_hub, "Trainer would push by itself"
+    assert recipe.as_dict(args)["push_to_hub"] is True and TOKEN not in json.dumps(recipe.as_dict(args), default=str)
     with pytest.raises(InputError, match=r"hub_model_id: 'a/b/c' is not a name on the Hub; write user/name"):
         parse_recipe(words({**given(tmp_path), "push_to_hub": True, "hub_model_id": "a/b/c"}))
     # A recipe that names its repository can be tried, planned or searched without pushing.

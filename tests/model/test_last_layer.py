@@ -143,7 +143,7 @@ def made(data_dir, folder, **flags):
     }
     recipe = parse_recipe(words({**base, "report_to": "none", **flags}))
     data = DataFolder.open(recipe.data_dir)
-    return parts.make_model(recipe, recipe.run, data)
+    return parts.make_model(recipe, recipe.training_arguments(), data)
 
 
 def test_a_run_s_model_is_made_so(data_dir, tmp_path):

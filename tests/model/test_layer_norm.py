@@ -128,9 +128,10 @@ def test_it_is_nvidias_and_needs_a_gpu(apex, monkeypatch):
 def test_the_flag(apex, data_dir, tmp_path, monkeypatch, layer_norm_type):
     options = {**TINY, "model_type": "bert-mlm", "layer_norm_type": layer_norm_type, "data_dir": data_dir}
     recipe = parse_recipe(words({**options, "output_dir": tmp_path / "out", "total_training_time": "30s"}))
-    monkeypatch.setattr(type(recipe.run), "device", torch.device("cuda"))
+    args = recipe.training_arguments()
+    monkeypatch.setattr(type(args), "device", torch.device("cuda"))
     data = DataFolder.open(data_dir)
-    model = parts.make_model(recipe, recipe.run, data)
+    model = parts.make_model(recipe, args, data)
     assert model.config.model_type == "megatron-bert"
     assert any(type(module) is FusedLayerNorm for module in model.modules()) is (layer_norm_type == "apex")
 

@@ -272,5 +272,5 @@ def test_a_run_cannot_go_on_with_another_objective(tmp_path):
     for add_nsp in (True, False):
         flags = {**TINY, "model_type": "bert", "add_nsp": add_nsp, "data_dir": "d", "output_dir": tmp_path}
         recipe = parse_recipe(words({**flags, "total_training_time": "30s"}))
-        found.append(parts.run_identity(tiny("bert", add_nsp=add_nsp), data, recipe, recipe.run))
+        found.append(parts.run_identity(tiny("bert", add_nsp=add_nsp), data, recipe, recipe.training_arguments()))
     assert {key for key in found[0] if found[0][key] != found[1][key]} == {"add_nsp"}

@@ -112,7 +112,7 @@ def test_the_originals_flags_become_ours_in_its_order(answer):
         assert (
             recipe.watch.validation_epochs == 10 and str(recipe.data_dir) == "blocks" and recipe.total_seconds == 86400
         )
-        found.append((recipe.run.gradient_accumulation_steps, recipe.run.learning_rate))
+        found.append((recipe.training.gradient_accumulation_steps, recipe.training.learning_rate))
     assert found == [(128, 1e-3), (128, 2e-3), (256, 1e-3), (256, 2e-3)]
 
 

@@ -288,9 +288,9 @@ def test_best_recipe_is_one(tmp_path, base):
     write_report(record, study_of(sweep(space=space)), tmp_path)
     path = tmp_path / "best_recipe.yaml"
     recipe = parse_recipe([str(path), *run_flags(tmp_path)])
-    assert recipe.run.learning_rate == 0.0012345678901234
+    assert recipe.training.learning_rate == 0.0012345678901234
     assert (recipe.budget.warmup_proportion, recipe.model.model_type) == (0.1, "bert")
-    assert recipe.model.num_hidden_layers == 4 and recipe.run.bf16 is False
+    assert recipe.model.num_hidden_layers == 4 and recipe.training.bf16 is False
     before = read_recipe(ROOT / "recipes" / base) if base else {}
     after = read_recipe(path)
     assert "seed" not in after

@@ -90,7 +90,8 @@ def costs(monkeypatch):
 
 def resolve(recipe, remaining=None, checkpoint=None):
     remaining = recipe.seconds_left(0.0) if remaining is None else remaining
-    return precision.resolve_compute_mode(recipe, None, {}, remaining, checkpoint, ControlChannel())
+    args = recipe.training_arguments()
+    return precision.resolve_compute_mode(recipe, args, None, {}, remaining, checkpoint, ControlChannel()), args
 
 
 MEASURED = {FP32: Cost(1.0), BF16: Cost(2.0)}
@@ -118,11 +119,11 @@ AUTO, COMPILED = {"bf16": "true", "auto_speed": "true"}, {"torch_compile": "true
 def test_the_mode_that_pays(tmp_path, costs, flags, measured, mode):
     costs.update(measured)
     recipe = recipe_of(tmp_path, **flags)
-    settled = resolve(recipe)["settled"]
+    resolved, args = resolve(recipe)
+    settled = resolved["settled"]
     assert (settled["bf16"], settled["compile"]) == (mode.bf16, mode.compile)
-    assert recipe.run.bf16 == mode.bf16 and recipe.run.torch_compile == (mode.compile != "no")
-    assert recipe.budget.regional_compile == (mode.compile == "regional")
-    assert mode.bf16 or recipe.run.mixed_precision == "no"
+    assert args.bf16 == mode.bf16 and args.torch_compile == (mode.compile != "no")
+    assert mode.bf16 or args.mixed_precision == "no"
 
 
 def test_a_resumed_job_keeps_what_was_resolved(tmp_path, costs):
@@ -132,15 +133,17 @@ def test_a_resumed_job_keeps_what_was_resolved(tmp_path, costs):
     checkpoint.mkdir()
     (checkpoint / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": {"speed": stored}}))
     recipe = recipe_of(tmp_path, **AUTO)
-    assert resolve(recipe, checkpoint=checkpoint) == stored and not recipe.run.bf16
+    resolved, args = resolve(recipe, checkpoint=checkpoint)
+    assert resolved == stored and not args.bf16
 
 
 def test_without_an_end_the_fastest_mode_is_taken(tmp_path, costs):
     costs.update({**MEASURED, REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)})
-    assert resolve(recipe_of(tmp_path, **AUTO, **COMPILED), math.inf)["settled"]["compile"] == "whole"
+    assert resolve(recipe_of(tmp_path, **AUTO, **COMPILED), math.inf)[0]["settled"]["compile"] == "whole"
 
 
 def test_no_compiler_no_compiling(tmp_path, costs, monkeypatch):
     monkeypatch.setattr(precision, "has_compiler", lambda: False)
     recipe = recipe_of(tmp_path, **COMPILED)
-    assert resolve(recipe)["settled"]["compile"] == "no" and not recipe.run.torch_compile
+    resolved, args = resolve(recipe)
+    assert resolved["settled"]["compile"] == "no" and not args.torch_compile
