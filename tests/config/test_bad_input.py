@@ -201,8 +201,8 @@ def test_help_and_the_other_spellings(capfd, tmp_path):
     recipe.write_text("save_total_limit: null\nno_finetune_checkpoint_at_end: true\nlearning_rate: 1e-3\n")
     flags = ["--data_dir", "d", "--output_dir", str(tmp_path / "o"), "--total-training-time", "24"]
     parsed = parse_recipe([str(recipe), *flags])
-    assert parsed.run.save_total_limit is None and parsed.budget.finetune_checkpoint_at_end is False
-    assert parsed.total_seconds == 24 * 3600 and parsed.run.learning_rate == 1e-3
+    assert parsed.training.save_total_limit is None and parsed.budget.finetune_checkpoint_at_end is False
+    assert parsed.total_seconds == 24 * 3600 and parsed.training.learning_rate == 1e-3
 
 
 def test_data_folder(refuse, data_dir, tmp_path):
