@@ -135,7 +135,9 @@ def test_a_recipe_has_its_row_and_its_command(path: Path) -> None:
 
 def test_the_papers_batch_is_the_same_on_one_gpu_and_on_eight(tmp_path: Path) -> None:
     eight, one = (parsed(ROOT / "recipes" / f"{name}.yaml", tmp_path) for name in ("izsak2021", "izsak2021_1gpu"))
-    batch = [run.per_device_train_batch_size * run.gradient_accumulation_steps for run in (eight.training, one.training)]
+    batch = [
+        run.per_device_train_batch_size * run.gradient_accumulation_steps for run in (eight.training, one.training)
+    ]
     assert [8 * batch[0], batch[1]] == [4096, 4096]
     same = {name: (value, flags_of(one)[name]) for name, value in flags_of(eight).items()}
     assert {name for name, (a, b) in same.items() if a != b} == {"recipe", "gradient_accumulation_steps"}
