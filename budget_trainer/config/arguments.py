@@ -29,8 +29,10 @@ WATCH, GUARD = "Validation, logging and saving", "When the loss goes wrong"
 DISTRIBUTED, HUB = "Distributed", "Hub"
 TOPICS = (BUDGET, DATA, MODEL, MASKING, SCHEDULE, PRECISION, WATCH, GUARD, DISTRIBUTED, HUB)
 
-_budget, _data, _model, _masking, _schedule, _precision, _watch, _guard = (
-    partial(flag, topic=topic) for topic in (BUDGET, DATA, MODEL, MASKING, SCHEDULE, PRECISION, WATCH, GUARD)
+_budget, _data, _schedule, _guard = (partial(flag, topic=topic) for topic in (BUDGET, DATA, SCHEDULE, GUARD))
+# Most flags of these change how many tokens a budget buys.
+_model, _masking, _precision, _watch = (
+    partial(flag, topic=topic, speed=True) for topic in (MODEL, MASKING, PRECISION, WATCH)
 )
 _SHARE: dict[str, Any] = {"unit": "SHARE", "min": 0, "max": 1}
 _BELOW_1: dict[str, Any] = {"unit": "SHARE", "min": 0, "below": 1}
@@ -41,67 +43,57 @@ class ModelArguments:
     """The architecture; every type saves a native Transformers checkpoint."""
 
     model_type: str = _model(
-        "bert-mlm",
-        "bert-mlm (the paper's pre-LN BERT, saved as megatron-bert), bert, modernbert, ...",
-        unit="NAME",
-        speed=True,
+        "bert-mlm", "bert-mlm (the paper's pre-LN BERT, saved as megatron-bert), bert, modernbert, ...", unit="NAME"
     )
     model_name_or_path: str | None = _model(
-        None, "Continue from these weights instead of training from scratch.", unit="DIR", speed=True
+        None, "Continue from these weights instead of training from scratch.", unit="DIR"
     )
     encoder_ln_mode: str | None = _model(
         None,
         "pre-ln or post-ln; None is the model type's own (bert-mlm: pre-ln).",
         unit="NAME",
         choices=("pre-ln", "post-ln"),
-        speed=True,
     )
-    layernorm_embedding: bool | None = _model(
-        None, "A norm behind the embeddings; None is the model type's own.", speed=True
-    )
+    layernorm_embedding: bool | None = _model(None, "A norm behind the embeddings; None is the model type's own.")
     layer_norm_type: str | None = _model(
         None,
         "pytorch, apex (NVIDIA's fused kernel, on a GPU) or rms_norm; None is the model type's own.",
         choices=("pytorch", "apex", "rms_norm"),
-        speed=True,
     )
-    add_nsp: bool = _masking(
-        False, "Next-sentence prediction too, on data of sentence pairs (bert, megatron-bert).", speed=True
-    )
-    hidden_size: int = _model(1024, "Width.", min=1, speed=True)
-    num_hidden_layers: int = _model(24, "Depth.", min=1, speed=True)
-    num_attention_heads: int = _model(16, "Attention heads; they divide hidden_size.", min=1, speed=True)
-    intermediate_size: int = _model(4096, "Width inside of the feed-forward blocks.", min=1, speed=True)
-    hidden_act: str | None = _model(None, "Activation; None is the model type's own.", unit="NAME", speed=True)
-    hidden_dropout_prob: float = _model(0.1, "Dropout of the hidden states.", **_SHARE, speed=True)
-    attention_probs_dropout_prob: float = _model(0.1, "Dropout of the attention weights.", **_SHARE, speed=True)
-    max_position_embeddings: int = _model(512, "Longest input in tokens.", unit="TOKENS", min=1, speed=True)
-    type_vocab_size: int | None = _model(None, "Token types; None is the model type's own.", min=1)
-    initializer_range: float = _model(0.02, "Standard deviation of the initial weights.", min=0)
+    add_nsp: bool = _masking(False, "Next-sentence prediction too, on data of sentence pairs (bert, megatron-bert).")
+    hidden_size: int = _model(1024, "Width.", min=1)
+    num_hidden_layers: int = _model(24, "Depth.", min=1)
+    num_attention_heads: int = _model(16, "Attention heads; they divide hidden_size.", min=1)
+    intermediate_size: int = _model(4096, "Width inside of the feed-forward blocks.", min=1)
+    hidden_act: str | None = _model(None, "Activation; None is the model type's own.", unit="NAME")
+    hidden_dropout_prob: float = _model(0.1, "Dropout of the hidden states.", **_SHARE)
+    attention_probs_dropout_prob: float = _model(0.1, "Dropout of the attention weights.", **_SHARE)
+    max_position_embeddings: int = _model(512, "Longest input in tokens.", unit="TOKENS", min=1)
+    type_vocab_size: int | None = _model(None, "Token types; None is the model type's own.", min=1, speed=False)
+    initializer_range: float = _model(0.02, "Standard deviation of the initial weights.", min=0, speed=False)
     model_config: str | None = _model(
-        None, "More keys of the native config, as JSON (in a recipe: a mapping).", unit="JSON", speed=True
+        None, "More keys of the native config, as JSON (in a recipe: a mapping).", unit="JSON"
     )
-    sparse_mask_prediction: bool = _precision(True, "Project only masked positions onto the vocabulary.", speed=True)
+    sparse_mask_prediction: bool = _precision(True, "Project only masked positions onto the vocabulary.")
     sparse_last_layer: bool = _precision(
-        True, "Compute the last layer at masked positions only, where the type allows.", speed=True
+        True, "Compute the last layer at masked positions only, where the type allows."
     )
     cross_entropy: str = _precision(
-        "chunked",
-        "chunked: never holds all logits at once; full: one tensor of logits.",
-        choices=("chunked", "full"),
-        speed=True,
+        "chunked", "chunked: never holds all logits at once; full: one tensor of logits.", choices=("chunked", "full")
     )
     embedding_init: str = _model(
         "normal",
         "normal, or cooccurrence: from the corpus, paid for out of the budget.",
         choices=("normal", "cooccurrence"),
-        speed=True,
     )
-    embedding_init_std: float = _model(0.03, "cooccurrence: standard deviation of the embeddings.", min=0)
+    embedding_init_std: float = _model(0.03, "cooccurrence: standard deviation of the embeddings.", min=0, speed=False)
     offset_heads: str | None = _model(
-        None, "Relative positions that the first layer's heads attend to at first, as -1,1,-2,2.", unit="TOKENS"
+        None,
+        "Relative positions that the first layer's heads attend to at first, as -1,1,-2,2.",
+        unit="TOKENS",
+        speed=False,
     )
-    unigram_bias: bool = _model(True, "Start the output bias at the log frequencies of the tokens.")
+    unigram_bias: bool = _model(True, "Start the output bias at the log frequencies of the tokens.", speed=False)
 
 
 @dataclass(frozen=True)
@@ -109,25 +101,24 @@ class DataArguments:
     """The corpus, as data_prep wrote it, and the masking."""
 
     data_dir: str | None = _data(None, "Folder made by `python -m data_prep.blocks`.", unit="DIR")
-    mlm_probability: float = _masking(
-        0.15, "Share of the tokens to predict.", unit="SHARE", above=0, max=1, speed=True
+    mlm_probability: float = _masking(0.15, "Share of the tokens to predict.", unit="SHARE", above=0, max=1)
+    mask_replace_prob: float = _masking(0.8, "Share of these shown as [MASK].", **_SHARE, speed=False)
+    random_replace_prob: float = _masking(
+        0.1, "Share of these shown as a random token; the rest stays.", **_SHARE, speed=False
     )
-    mask_replace_prob: float = _masking(0.8, "Share of these shown as [MASK].", **_SHARE)
-    random_replace_prob: float = _masking(0.1, "Share of these shown as a random token; the rest stays.", **_SHARE)
     max_predictions_per_seq: int | None = _masking(
-        None, "Prediction slots per block; None: what mlm_probability needs.", unit="TOKENS", min=1, speed=True
+        None, "Prediction slots per block; None: what mlm_probability needs.", unit="TOKENS", min=1
     )
     dup_factor: int | None = _masking(
-        None, "This many fixed maskings of each block; None: fresh masks in every epoch.", min=1
+        None, "This many fixed maskings of each block; None: fresh masks in every epoch.", min=1, speed=False
     )
-    whole_word_mask: bool = _masking(False, "Mask whole words: all tokens of a word or none.", speed=True)
+    whole_word_mask: bool = _masking(False, "Mask whole words: all tokens of a word or none.")
     twin_probability: float = _masking(
         0.0,
         "Share of the blocks that hold a passage twice: teaches to compare texts, for tasks on sentence pairs.",
         **_SHARE,
-        speed=True,
     )
-    document_mask: bool = _masking(False, "No attention across the documents of a block (packing packed).", speed=True)
+    document_mask: bool = _masking(False, "No attention across the documents of a block (packing packed).")
 
 
 @dataclass(frozen=True)
@@ -185,36 +176,29 @@ class BudgetArguments:
     num_warmup_steps: int = _schedule(1000, "Warmup of constant_step, in steps.", unit="STEPS", min=0)
     decay_rate: float | None = _schedule(None, "exp: multiply by this (0.01) ...", unit="SHARE", above=0)
     decay_step: float | None = _schedule(
-        None,
-        "exp: ... once every this share of the schedule (1.0), or this many steps.",
-        unit="SHARE|STEPS",
-        above=0,
+        None, "exp: ... once every this share of the schedule (1.0), or this many steps.", unit="SHARE|STEPS", above=0
     )
     decay_proportion: float | None = _schedule(
         None, "wsd: share of the schedule to decay in (0.4).", unit="SHARE", above=0
     )
     decay_shape: str | None = _schedule(None, "wsd: sqrt (1 - sqrt) or linear.", choices=("sqrt", "linear"))
     finetune_time_markers: str | None = _watch(
-        None, "Shares of the budget at which to keep the model, as 0.5,0.9.", unit="SHARES", speed=True
+        None, "Shares of the budget at which to keep the model, as 0.5,0.9.", unit="SHARES"
     )
-    finetune_checkpoint_at_end: bool = _watch(True, "Write final/ at the end.", speed=True)
+    finetune_checkpoint_at_end: bool = _watch(True, "Write final/ at the end.")
     checkpoint_every: str | None = _watch(
-        None, "Training checkpoint each time this much of the budget is used.", unit="TIME"
+        None, "Training checkpoint each time this much of the budget is used.", unit="TIME", speed=False
     )
     num_epochs_between_checkpoints: int | None = _watch(
-        None, "... or after this many shards per process.", unit="SHARDS", min=1, special={-1: "never"}, speed=True
+        None, "... or after this many shards per process.", unit="SHARDS", min=1, special={-1: "never"}
     )
     mlm_probability_curve: str | None = _masking(
         None,
         "Masking rate in at most 4 stages of the schedule, value@share: 0.3@0,0.15@0.6; replaces mlm_probability.",
         unit="STAGES",
-        speed=True,
     )
     batch_size_curve: str | None = _schedule(
-        None,
-        "Share of gradient_accumulation_steps in stages: 0.25@0,0.5@0.1,1@0.3.",
-        unit="STAGES",
-        speed=True,
+        None, "Share of gradient_accumulation_steps in stages: 0.25@0,0.5@0.1,1@0.3.", unit="STAGES", speed=True
     )
     sequence_length_curve: str | None = _schedule(
         None,
@@ -225,13 +209,13 @@ class BudgetArguments:
     auto_speed: bool = _precision(
         False,
         "Measure whether bf16 and torch_compile, where asked for, pay in this budget; else they are switched off.",
-        speed=True,
     )
-    regional_compile: bool = _precision(
-        False, "torch_compile layer by layer: a fraction of the compile time.", speed=True
-    )
+    regional_compile: bool = _precision(False, "torch_compile layer by layer: a fraction of the compile time.")
     plan: str | None = _watch(
-        None, "What budget_trainer.plan predicted (--json FILE): the report sets it beside the run.", unit="FILE"
+        None,
+        "What budget_trainer.plan predicted (--json FILE): the report sets it beside the run.",
+        unit="FILE",
+        speed=False,
     )
 
 
@@ -240,25 +224,20 @@ class WatchArguments:
     """Validation during training, and what is done when the loss goes wrong."""
 
     validate_every: str | None = _watch(
-        None, "Validate each time this share of the budget is used, as 10%.", unit="SHARE%", speed=True
+        None, "Validate each time this share of the budget is used, as 10%.", unit="SHARE%"
     )
     validation_epochs: int | None = _watch(
         None,
         "Or: validate after this many shards per process (10), and more often at the begin and the end ...",
         unit="SHARDS",
         min=1,
-        speed=True,
     )
-    validation_epochs_begin: int | None = _watch(None, "... every this many (1) ...", unit="SHARDS", min=1, speed=True)
+    validation_epochs_begin: int | None = _watch(None, "... every this many (1) ...", unit="SHARDS", min=1)
     validation_begin_proportion: float | None = _watch(
-        None, "... in the first this share of the budget (0.1) ...", **_SHARE, speed=True
+        None, "... in the first this share of the budget (0.1) ...", **_SHARE
     )
-    validation_epochs_end: int | None = _watch(
-        None, "... and every this many (1) ...", unit="SHARDS", min=1, speed=True
-    )
-    validation_end_proportion: float | None = _watch(
-        None, "... in the last this share of the budget (0.1).", **_SHARE, speed=True
-    )
+    validation_epochs_end: int | None = _watch(None, "... and every this many (1) ...", unit="SHARDS", min=1)
+    validation_end_proportion: float | None = _watch(None, "... in the last this share of the budget (0.1).", **_SHARE)
     early_stop_time: str | None = _budget(
         None, "End the run where after this much of the budget (a bare number: minutes) ...", unit="TIME", bare="m"
     )
