@@ -180,6 +180,7 @@ def recipe(corpus, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_processes_and_kills_change_nothing(recipe, tmp_path):
     kills = tmp_path / "kills"
     flags = ["--recipe", str(recipe), "--kills", "2", "--output_dir", str(kills), "--", "--num_proc", "2"]

@@ -11,6 +11,7 @@ import yaml
 
 from benchmarks import prepare_kills
 from benchmarks.prepare_kills import made
+from budget_trainer.core.io import try_lock
 from budget_trainer.data.folder import DataFolder
 from data_prep import blocks, prepare
 from data_prep.corpus import read_part
@@ -147,6 +148,7 @@ def test_every_filter_says_what_it_took(recipe, tmp_path, capsys):
     assert any(document.startswith("Softhyphen and caf\u00e9 and a bell. This") for document in kept)
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(recipe, corpus, tmp_path):
     """kill -9 of the whole process group at random moments, with two processes that tokenise: the benchmark, four times."""
     path = recipe(num_proc=2, tokenizer={"vocab_size": 300}, sources=[str(corpus), str(corpus)])
@@ -237,11 +239,8 @@ def test_bad_recipes_end_in_one_line(changes, message, recipe, tmp_path, capsys)
 
 
 def test_two_at_a_time_are_refused(recipe, tmp_path, capsys):
-    import fcntl
-
     (tmp_path / "out.work").mkdir()
-    with (tmp_path / "out.work" / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with try_lock(tmp_path / "out.work" / ".lock"):
         assert prepare.main([str(recipe())]) == 2
     assert "another process works in" in capsys.readouterr().err
 

@@ -52,6 +52,7 @@ def check_unknown(backend, text, names, offsets):
             assert known.isdisjoint(unknown)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "kind, documents, alphabet", [("wordpiece", None, 1000), ("bpe", 1500, None), ("unigram", 1500, 400)]

@@ -220,7 +220,7 @@ def test_a_text_of_too_many_words_is_thinned(tmp_path, capsys, lines, limit, exp
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, packing, options",
     [

@@ -178,11 +178,10 @@ def test_a_cut_off_archive_is_refused(tmp_path, name):
         _read(whole, "text")
 
 
-def test_a_document_without_end_is_cut():
-    from data_prep.sources import _split_at_blank_lines
-
+def test_a_document_without_end_is_cut(tmp_path):
     lines = ["x" * 1000] * (MAX_DOCUMENT_CHARACTERS // 1000 * 5 // 2)
-    sizes = [len(document) for document in _split_at_blank_lines(lines)]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    sizes = [len(document) for document in _read(tmp_path / "a.txt", "text")]
     assert len(sizes) == 3 and sum(sizes) == 1001 * len(lines) - 3
 
 
@@ -192,7 +191,7 @@ def test_a_document_without_end_is_cut():
     [
         ("wiki2018_00.txt.xz", "text", None),
         ("books_08.tar.xz", "books", 3),
-        ("books_hardwrapped.tar.xz", "books", 12),
+        ("books_hardwrapped.tar.xz", "books", None),
         ("wikiextractor_sample.tar.xz", "wikiextractor", 154),
     ],
 )
@@ -244,3 +243,72 @@ print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     )
     size, kib = map(int, done.stdout.split())
     assert size == (tmp_path / "line.txt").stat().st_size and kib < 200 * 1024
+
+
+# ---- books: hard-wrapped, with a BOM and CRLF, inside Gutenberg's header and licence
+
+HEADER = """The Project Gutenberg EBook of A Tale, by A. Nobody
+
+This eBook is for the use of anyone anywhere at no cost.
+
+Title: A Tale
+"""
+SMALL_PRINT = """**The Project Gutenberg Etext of A Tale**
+
+***START**THE SMALL PRINT!**FOR PUBLIC DOMAIN ETEXTS**START***
+Why is this "Small Print!" statement here?
+"""
+BOOK = """A TALE
+
+CHAPTER I
+
+It was a dark and stormy night; the rain fell in
+torrents, except at occasional intervals.
+
+* * *
+
+CHAPTER II
+
+"The END of it," she said, "is where we began."
+"""
+WANTED = [line for line in BOOK.split("\n") if line.strip()]
+LICENCE = "\nUpdated editions will replace the previous one.\n\nSection 1. General Terms of Use\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOOK,
+        f"{HEADER}\n*** START OF THIS PROJECT GUTENBERG EBOOK A TALE ***\n\n\n{BOOK}",
+        f"{HEADER}\n*** START OF THE PROJECT GUTENBERG EBOOK A TALE ***\n{BOOK}\n"
+        f"*** END OF THE PROJECT GUTENBERG EBOOK A TALE ***\n{LICENCE}",
+        f"{HEADER}\n***START OF THE PROJECT GUTENBERG EBOOK A TALE***\n\n\nE-text prepared by A. Hand\nand others\n\n"
+        f"\n{BOOK}\n\n"
+        f"***END OF THE PROJECT GUTENBERG EBOOK A TALE***\n{LICENCE}",
+        f"{HEADER}\n*** START OF THIS PROJECT GUTENBERG EBOOK A TALE ***\n\nProduced by A. Hand\n\n{BOOK}\n\n\n"
+        f"End of the Project Gutenberg EBook of A Tale, by A. Nobody\n\n*** END OF THIS PROJECT GUTENBERG EBOOK ***\n{LICENCE}",
+        f"{SMALL_PRINT}\n*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*\n\n{BOOK}\n"
+        "End of Project Gutenberg's A Tale, by A. Nobody\n",
+        f"{SMALL_PRINT}\n*END THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.02.11.02*END*\n\n{BOOK}",
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_book_stays_and_nothing_else(tmp_path, text, end):
+    (tmp_path / "tale.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", end).encode())
+    assert list(read_documents(tmp_path, "books")) == [" ".join(WANTED)]
+
+
+def test_a_mark_far_behind_the_head_is_the_books_own(tmp_path):
+    lines = ["A line."] * 2000 + ["*** START OF THE PROJECT GUTENBERG EBOOK ***", "Another."]
+    (tmp_path / "tale.txt").write_text("\n".join(lines))
+    assert list(read_documents(tmp_path, "books")) == [" ".join(lines)]
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no shared data")
+def test_hard_wrapped_novels_lose_no_word():
+    path = SHARED_DATA / "books_hardwrapped.tar.xz"
+    with tarfile.open(path) as archive:
+        names = [member for member in archive.getmembers() if member.name.endswith(".txt")]
+        raw = [archive.extractfile(member).read().decode("utf-8-sig").split() for member in names]
+    documents = list(read_documents(path, "books"))
+    assert len(documents) == 12 and [document.split() for document in documents] == raw
