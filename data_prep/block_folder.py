@@ -114,7 +114,7 @@ class BlockFolder:
         held_out = self.cache / "held_out.txt"
         train = self._write_train(_set_aside(groups, held_out), sources)
         if validation is not None:
-            write_lines(counted([validation], sources), held_out)
+            _write_lines(counted([validation], sources), held_out)
         return self.content(train, self.write_validation(held_out), sources)
 
     def content(
@@ -193,7 +193,7 @@ class BlockFolder:
         writer.add(input_ids=blocks.input_ids, token_bytes=blocks.token_bytes)
         file = self._folder / _HELD_OUT
         used = itertools.islice(_read_lines(held_out), blocks.documents)
-        documents, text_bytes = write_lines((f"{text}\n" for text in used), file)
+        documents, text_bytes = _write_lines((f"{text}\n" for text in used), file)
         text_bytes -= documents  # the blank lines
         tokens = int((blocks.input_ids != self.special_ids["pad"]).sum())
         split = writer.close_split(tokens, documents, text_bytes)
@@ -222,7 +222,7 @@ def _set_aside(groups: Iterable[TokenGroup], file: Path) -> Iterator[TokenGroup]
             yield group
 
 
-def write_lines(documents: Iterable[str], file: Path) -> tuple[int, int]:
+def _write_lines(documents: Iterable[str], file: Path) -> tuple[int, int]:
     """Write one document per line; return (documents, UTF-8 bytes without the line ends)."""
     count = size = 0
     with file.open("wb") as out:

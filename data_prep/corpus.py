@@ -3,6 +3,10 @@
 A group is some documents, about 256 kB of text; a part is some groups, about 128 MB. Their borders depend on the text
 alone, so whatever is made from the groups in order is the same for any number of processes. Memory is bounded by the
 group, and disk space (and the mapped files that count as memory) by the part, whatever the size of the corpus.
+
+Which documents are held out for validation is a function of their words. A sentence ends at `.`, `!`, `?` or an ellipsis, with
+any closing quotes and brackets after it, where white space and then a capital letter or a digit follow, opening quotes and
+brackets before it or not. "e.g. this" stays together, "Dr. Who" does not, and a script without capitals is not split.
 """
 
 import functools

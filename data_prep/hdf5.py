@@ -23,7 +23,7 @@ from budget_trainer.core.errors import InputError
 from data_prep.block_folder import BlockFolder, BlockOptions
 from data_prep.cli import Parser, add_flags, command_line, output_folder
 from data_prep.corpus import is_held_out
-from data_prep.filters import digest_of_bytes, find_duplicates, is_duplicate
+from data_prep.filters import digest_of, find_duplicates, is_duplicate
 from data_prep.next_sentence import SentencePairs
 from data_prep.shards import write_manifest
 
@@ -145,7 +145,7 @@ def _copies(shards: _Shards, target: BlockFolder) -> Path:
     with digests.open("wb") as out:
         for rows in tqdm(shards.rows(shards.train, target), desc="comparing", unit=f"x{_ROWS} rows"):
             whole = np.concatenate([column.reshape(len(column), -1) for column in rows.values()], axis=1)
-            out.writelines(digest_of_bytes(row.tobytes()) for row in whole)
+            out.writelines(digest_of(row.tobytes()) for row in whole)
     find_duplicates([digests], target.cache / "copies")
     return target.cache / "copies"
 

@@ -1,4 +1,9 @@
-"""MediaWiki export XML (schema 0.3 to 0.11) as a stream of pages; a page is all that is held in memory."""
+"""MediaWiki `pages-articles` dumps -> documents: one per article, its title first.
+
+The main process reads the XML (schema 0.3 to 0.11) as a stream of pages; chunks of pages are converted by `num_proc` processes
+and come back in order, so that the result does not depend on their number. A few chunks are under way at a time, whatever the
+size of the dump.
+"""
 
 import codecs
 import itertools

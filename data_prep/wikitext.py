@@ -64,7 +64,7 @@ class _Section:
         return self.only_links or (self.only_list and self.heading.lower() in _REFERENCE_HEADINGS)
 
 
-class PlainText:
+class _PlainText:
     """Converter for one wiki. `invisible`: lower-case prefixes (namespace names) of links that show nothing."""
 
     def __init__(self, invisible: tuple[str, ...]) -> None:
@@ -108,9 +108,9 @@ class PlainText:
 
 
 @functools.cache
-def converter(invisible: tuple[str, ...]) -> PlainText:
+def converter(invisible: tuple[str, ...]) -> _PlainText:
     """One per process and wiki."""
-    return PlainText(invisible)
+    return _PlainText(invisible)
 
 
 def _is_table_row(line: str, open_table: bool) -> bool:
