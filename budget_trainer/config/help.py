@@ -40,7 +40,7 @@ def answer(words: Sequence[str], parser: FlagParser, check: Callable[[Sequence[s
         return help_text(parser)
     rest = [word for word in words if word not in QUESTIONS]
     check(rest)
-    return config_text(parser, parser.parse(rest))
+    return _config_text(parser, parser.parse(rest))
 
 
 def topics(parser: FlagParser) -> dict[str, list[Flag]]:
@@ -106,7 +106,7 @@ def _default_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def config_text(parser: FlagParser, parsed: Parsed) -> str:
+def _config_text(parser: FlagParser, parsed: Parsed) -> str:
     """What was asked for as a recipe that gives the same run.
 
     Named flags come first, as they were written and with where each is from; they are what YAML reads. The others are

@@ -137,7 +137,7 @@ def _either(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Written:
+class _Written:
     """What a recipe or a command line says of a flag: its words, none where it is null, and where they stand."""
 
     words: tuple[str, ...] | None
@@ -162,7 +162,7 @@ class Parsed:
 
     groups: tuple[Any, ...]
     path: str | None
-    written: dict[str, Written]
+    written: dict[str, _Written]
 
     @property
     def explicit(self) -> dict[str, str]:
@@ -204,9 +204,9 @@ class FlagParser:
             InputError: the recipe cannot be read; a flag is unknown (all of them in one line) or not used here; a value
                 is none of its flag's.
         """
-        path, recipe, words = split_recipe(sys.argv[1:] if argv is None else argv)
+        path, recipe, words = _split_recipe(sys.argv[1:] if argv is None else argv)
         entries: list[tuple[str, tuple[str, ...] | None, str]]
-        entries = [(key, as_words(value), f"recipe {path}") for key, value in recipe.items()]
+        entries = [(key, _as_words(value), f"recipe {path}") for key, value in recipe.items()]
         entries += [(key, tuple(given), "command line") for key, given in _split(words)]
         return self._parsed(path, entries)
 
@@ -214,7 +214,7 @@ class FlagParser:
         unknown = [(key, where) for key, _, where in entries if self._flag_of(key) is None]
         if unknown:
             raise self.unknown(unknown)
-        written: dict[str, Written] = {}
+        written: dict[str, _Written] = {}
         for key, words, where in entries:
             name, switched = self._flag_of(key) or (key, {})
             words = None if words is not None and len(words) == 1 and words[0] in NULLS else words
@@ -223,7 +223,7 @@ class FlagParser:
             if name in self.refused and (words is None or words != (self.harmless.get(name),)):
                 raise InputError(f"{name}: not used here ({where}); {self.refused[name]}")
             written.pop(name, None)
-            written[name] = Written(words, where)
+            written[name] = _Written(words, where)
         values = {name: self._value(name, written) for name in self.flags}
         # A group that does something when it is made (TrainingArguments looks for devices) stays plain values.
         groups = tuple(
@@ -252,7 +252,7 @@ class FlagParser:
         known = positive in self.flags and self.flags[positive].kind == "bool"
         return (positive, {True: "false", False: "true"}) if known else None
 
-    def _value(self, name: str, written: Mapping[str, Written]) -> Any:
+    def _value(self, name: str, written: Mapping[str, _Written]) -> Any:
         known, entry = self.flags[name], written.get(name)
         if entry is None or (entry.words is None and not known.optional):
             return list(known.default) if isinstance(known.default, list) else known.default
@@ -272,7 +272,7 @@ def unknown_keys(unknown: Sequence[tuple[str, str]], known: Collection[str], oth
     return InputError(f"{', '.join(advice)}: unknown keys; {each}")
 
 
-def split_recipe(argv: Sequence[str]) -> tuple[str | None, dict[str, Any], list[str]]:
+def _split_recipe(argv: Sequence[str]) -> tuple[str | None, dict[str, Any], list[str]]:
     """The path of the recipe that a command line begins with (None: there is none), its content, the other words."""
     words = list(argv)
     path = words.pop(0) if words and not words[0].startswith("-") else None
@@ -321,7 +321,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return content
 
 
-def as_words(value: Any) -> tuple[str, ...]:
+def _as_words(value: Any) -> tuple[str, ...]:
     """The value of a recipe's line as the words of a command line; a mapping is JSON."""
     if isinstance(value, dict):
         return (json.dumps(yaml_typed(value)),)
@@ -333,7 +333,9 @@ def recipe_words(given: Mapping[str, Any]) -> list[str]:
     return [
         word
         for key, value in given.items()
-        for word in ([f"--{key}", *as_words(value)] if isinstance(value, list) else [f"--{key}={as_words(value)[0]}"])
+        for word in (
+            [f"--{key}", *_as_words(value)] if isinstance(value, list) else [f"--{key}={_as_words(value)[0]}"]
+        )
     ]
 
 

@@ -36,7 +36,7 @@ _SECRET = re.compile(r"(?:hf|api_org|hf_oauth|hf_jwt)_[A-Za-z0-9_.-]{6,}")
 _MODULE = re.compile(r"(budget_trainer|data_prep)\.[\w.]+")
 
 
-def wants_colour(stream: IO[str]) -> bool:
+def _wants_colour(stream: IO[str]) -> bool:
     """Whether `stream` is to be coloured: on a terminal; NO_COLOR and TERM=dumb say no, FORCE_COLOR says yes."""
     if os.environ.get("NO_COLOR"):
         return False
@@ -47,7 +47,7 @@ def wants_colour(stream: IO[str]) -> bool:
 
 def with_bold_headings(text: str, stream: IO[str]) -> str:
     """`text` with its lines that end in a colon and begin at the margin in bold, where `stream` is coloured."""
-    return re.sub(r"(?m)^(\S.*:)$", "\033[1m\\1\033[0m", text) if wants_colour(stream) else text
+    return re.sub(r"(?m)^(\S.*:)$", "\033[1m\\1\033[0m", text) if _wants_colour(stream) else text
 
 
 def redacted(text: str, token: str | None = None) -> str:
@@ -59,9 +59,9 @@ def redacted(text: str, token: str | None = None) -> str:
     return " ".join(text.split())
 
 
-def say_error(message: str) -> None:
+def _say_error(message: str) -> None:
     """`error: ...` in one line on stderr; a token in the wrong place stays unsaid."""
-    word = "\033[31merror:\033[0m" if wants_colour(sys.stderr) else "error:"
+    word = "\033[31merror:\033[0m" if _wants_colour(sys.stderr) else "error:"
     print(f"{word} {redacted(message)}", file=sys.stderr, flush=True)
 
 
@@ -124,7 +124,7 @@ def run_command(work: Callable[[], int | None], again: str = RESUME) -> int:
         finally:
             sys.stdout.flush()  # here, not in the interpreter's last moments: the reader may be gone
     except BrokenPipeError:
-        close_quietly()
+        _close_quietly()
         return PIPE_CLOSED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
@@ -145,7 +145,7 @@ def run_command(work: Callable[[], int | None], again: str = RESUME) -> int:
         time.sleep(
             3
         )  # rank 0 speaks for all, unless it has not met the error: then the launcher has not ended this one
-    say_error(reason)
+    _say_error(reason)
     return code
 
 
@@ -200,7 +200,7 @@ def exit_process(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def close_quietly() -> None:
+def _close_quietly() -> None:
     """Behind a BrokenPipeError: what is still in the buffer of stdout goes nowhere, and nobody complains of it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())

@@ -39,7 +39,7 @@ _SMALLEST_BODY = 8  # tokens between [CLS] and [SEP] of a part of a block
 PIPE_BYTES = 2**20
 
 
-class MaskedBatch(dict[str, torch.Tensor]):
+class _MaskedBatch(dict[str, torch.Tensor]):
     """What `MaskingCollator` returns. Another process that receives it gets a plain dict of the same tensors."""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -52,7 +52,7 @@ def _from_arrays(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-class Realised(NamedTuple):
+class _Realised(NamedTuple):
     """What masking did to one batch, in tokens: the rate is predicted / candidates, [MASK]'s share masked / predicted."""
 
     predicted: int
@@ -153,7 +153,7 @@ class MaskingCollator:
         else:
             self.slots = -(-self.max_predictions_per_seq // sequence_parts)
 
-    def __call__(self, batch: Batch) -> MaskedBatch:
+    def __call__(self, batch: Batch) -> _MaskedBatch:
         """Mask one batch.
 
         Args:
@@ -188,15 +188,15 @@ class MaskingCollator:
         r, s = np.nonzero(used)
         ids[r, positions[r, s]] = self._replace(originals, positions, keys, ids.shape[1])[r, s]
         out |= {"input_ids": ids, "masked_positions": positions, "labels": np.where(used, originals, _IGNORED_LABEL)}
-        return MaskedBatch((name, torch.from_numpy(array)) for name, array in out.items())
+        return _MaskedBatch((name, torch.from_numpy(array)) for name, array in out.items())
 
-    def realised(self, batch: Mapping[str, Any]) -> Realised:
+    def realised(self, batch: Mapping[str, Any]) -> _Realised:
         """Count what masking did to a collated batch (CPU tensors or arrays; exact: corruption keeps specials apart)."""
         ids, labels = np.asarray(batch["input_ids"]), np.asarray(batch["labels"])
         used = labels != _IGNORED_LABEL
         shown = np.take_along_axis(ids, np.asarray(batch["masked_positions"]), axis=1)
         masked = np.count_nonzero(used & (shown == self.mask_id))
-        return Realised(int(np.count_nonzero(used)), int(np.count_nonzero(self._candidates(ids))), int(masked))
+        return _Realised(int(np.count_nonzero(used)), int(np.count_nonzero(self._candidates(ids))), int(masked))
 
     def _row_keys(self, epoch: NDArray[Any], row: NDArray[Any]) -> U64:
         """Return the key [B, 1] of each block's masking in its epoch."""

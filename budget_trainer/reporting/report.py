@@ -243,17 +243,17 @@ def describe_data(data_dir: Path) -> dict[str, Any]:
     described |= {name: manifest.get(name) for name in ("block_size", "packing", "vocab_size", "created")}
     described |= {"validation_rows": validation.get("rows"), "validation_fraction": held_out.get("fraction")}
     if held_out.get("text"):
-        described["validation_text"] = source_name(held_out["text"])
+        described["validation_text"] = _source_name(held_out["text"])
     described["sources"] = [_source(source) for source in manifest.get("sources") or []]
     return {key: value for key, value in described.items() if value is not None}
 
 
 def _source(source: Mapping[str, Any]) -> dict[str, Any]:
     counts = {name: source[name] for name in ("kind", "documents", "text_bytes", "dropped") if source.get(name)}
-    return {"name": source_name(str(source.get("path", "?"))), **counts}
+    return {"name": _source_name(str(source.get("path", "?"))), **counts}
 
 
-def source_name(path: str) -> str:
+def _source_name(path: str) -> str:
     """`owner/name` of the Hub as it is, of a path its last part."""
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path) and not Path(path).exists():
         return path
