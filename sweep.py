@@ -13,37 +13,26 @@ from budget_trainer.budget.clock import BudgetClock
 
 CLOCK = BudgetClock()  # total_time counts from here
 
-import logging  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 
 from budget_trainer.core.command import DONE, run_script  # noqa: E402
-from budget_trainer.core.errors import InputError  # noqa: E402
 from budget_trainer.core.stop_request import StopRequest  # noqa: E402
 
 
 def sweep(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
-    """What was asked for. Returns the exit code: 0 done, 1 no trial finished."""
-    from budget_trainer.sweep.arguments import parse_arguments
+    """Run the trials, or print their commands. Returns the exit code: 0 done, 1 no trial finished."""
+    from budget_trainer.sweep.command import parse_request
 
-    try:
-        request = parse_arguments(argv)
-        if request.dry_run:
-            for line in request.lines():
-                print(line)
-            return DONE
-        spec = request.spec()
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True
-        )
-        from budget_trainer.sweep.run import run_sweep
+    request = parse_request(argv)
+    if request.dry_run:
+        request.print_commands()
+        return DONE
+    spec = request.spec()
+    from budget_trainer.sweep.run import run_sweep
 
-        return run_sweep(spec, CLOCK, stop)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "optuna":
-            raise
-        raise InputError("optuna: not installed, and a sweep needs it; pip install 'budget-trainer[sweep]'") from None
+    return run_sweep(spec, CLOCK, stop)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,9 +1,4 @@
-"""`sweep_report.md`: what was searched, every trial in order, what the time went into, and what to do next.
-
-`sweep_report.png`: all trials over their share of the time, and what the objective depends on.
-
-`sweep_report.csv`, `.md`, `.png` and `best_recipe.yaml`: what came of a sweep, for tables, for people, for the next run.
-"""
+"""`sweep_report.csv`, `.md`, `.png` and `best_recipe.yaml`: what came of a sweep, for tables, for people, for the next run."""
 
 from __future__ import annotations
 
@@ -11,12 +6,14 @@ import csv
 import io
 import math
 import shlex
+import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import yaml
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.errors import RunError
@@ -24,80 +21,127 @@ from budget_trainer.core.io import write_atomic
 from budget_trainer.core.markdown import Markup, fence, inline, table
 from budget_trainer.core.plotting import png_figure
 from budget_trainer.reporting.report import public_recipe
-from budget_trainer.sweep.best_recipe import best_recipe_text
 from budget_trainer.sweep.results import (
-    BEST,
-    MEANING,
-    METHOD,
-    Searched,
-    Spread,
+    BEST_SHARE,
+    IMPORTANCE_METHOD,
     SweepRecord,
     TrialRecord,
-    finished,
-    has_value,
+    best_recipe_text,
     importance,
-    number,
-    ranked,
-    reached,
-    searched,
-    seconds_by_state,
-    short,
-    sign,
-    spread,
-    value,
 )
+from budget_trainer.sweep.spec import format_value, numbers_of
 
-SHOWN = 100  # trials; the CSV has all
-NEW_SEEDS = (101, 102)
+_Searched = CategoricalDistribution | FloatDistribution | IntDistribution
+_CSV, _MARKDOWN, _PICTURE, _BEST_RECIPE = "sweep_report.csv", "sweep_report.md", "sweep_report.png", "best_recipe.yaml"
+_SHOWN = 100  # trials; the CSV has all
+_NEW_SEEDS = (101, 102)
+_NEAR = 0.05  # of a range, on its own scale: a best value so close to an end says that the range may be too narrow
+_ORDERED = 3  # of fewer choices one always is an end
+_STATES = {
+    "finished": "reached the end of its time",
+    "pruned": "stopped early, behind others at the same share of its time",
+    "time": "ended because the sweep's total time was up",
+    "failed": "ended with an error, or without a value",
+    "running": "was under way when this was written",
+}
 
 
-def markdown(
-    record: SweepRecord, shares: Mapping[str, float], why_not: str | None, output_dir: Path, best_file: str
-) -> str:
-    """The whole file. `shares` is each parameter's importance, `why_not` the reason where there is none."""
-    found = spread(record)
+def write_report(record: SweepRecord, study: optuna.Study) -> list[Path]:
+    """Write the files into the sweep's folder, each whole or not at all; returns those that were written.
+
+    `study` gives the distributions of the parameters, by the numbers of the trials. Without a finished trial there is no
+    `best_recipe.yaml`.
+
+    Raises:
+        OSError: a file cannot be written.
+        RunError: the base recipe cannot be read any more; the other files are then written.
+    """
+    shares, why_not = importance(record, study)
+    contents: dict[str, str | bytes] = {
+        _CSV: csv_text(record),
+        _MARKDOWN: _markdown(record, shares, why_not),
+        _PICTURE: _draw(record, shares),
+    }
+    unreadable: RunError | None = None
+    try:
+        recipe = best_recipe_text(record)
+        contents |= {} if recipe is None else {_BEST_RECIPE: recipe}
+    except RunError as error:
+        unreadable = error
+    for name, content in contents.items():
+        write_atomic(record.spec.output_dir / name, content)
+    if unreadable is not None:
+        raise unreadable
+    return [record.spec.output_dir / name for name in contents]
+
+
+# ---- sweep_report.csv ----
+
+
+def csv_text(record: SweepRecord) -> str:
+    """One row per trial, best first. Empty where a trial has no value; `rank` counts those with an objective."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    own = ["rank", "trial", "state", record.spec.objective.name]
+    columns = [name if name not in own else f"parameter {name}" for name in record.spec.space]
+    writer.writerow([*own, *columns, "share_reached", "last_value", "seconds", "folder", "error"])
+    for rank, trial in enumerate(record.ranked, start=1):
+        head = [rank if trial.has_value else "", trial.number, trial.state]
+        final = "" if trial.objective is None or trial.state != "finished" else trial.objective
+        given = [trial.parameters.get(name, "") for name in record.spec.space]
+        given = [str(value).lower() if isinstance(value, bool) else value for value in given]
+        share, last = trial.last or ("", "")
+        tail = [share, last, round(trial.seconds, 1), trial.folder, " ".join((trial.error or "").split())]
+        writer.writerow([*head, final, *given, *tail])
+    return stream.getvalue()
+
+
+# ---- sweep_report.md ----
+
+
+def _markdown(record: SweepRecord, shares: Mapping[str, float], why_not: str | None) -> str:
+    """What was searched, every trial in order, what the time went into, and what to do next."""
     sections = [
-        f"# Sweep {inline(record.name)}",
+        f"# Sweep {inline(record.spec.name)}",
         _summary(record),
-        _best(record, found),
-        "![Loss over time of all trials, and what the objective depends on](sweep_report.png)",
-        "\n\n".join(_edges(record, found)),
+        _best(record),
+        f"![Loss over time of all trials, and what the objective depends on]({_PICTURE})",
+        _edges(record),
         "## Trials\n\n" + _trials(record),
         "## Where the time went\n\n" + _time(record),
         "## What mattered\n\n" + _importance(shares, why_not),
         "## What was searched\n\n" + _space(record),
         _failures(record),
-        _next(record, found, output_dir, best_file),
+        _next(record),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _summary(record: SweepRecord) -> str:
-    total = "" if record.total_seconds is None else f" of {format_duration(record.total_seconds)}"
-    per_trial = format_duration(record.time_per_trial_seconds)
+    spec, count = record.spec, len(record.trials)
+    total = "" if math.isinf(spec.total_seconds) else f" of {format_duration(spec.total_seconds)}"
     return (
-        f"Search: {inline(record.search)}, {record.direction} **{inline(record.objective)}**; {len(record.trials)} "
-        f"{'trial' if len(record.trials) == 1 else 'trials'} of {per_trial} each, "
-        f"{format_duration(record.used_seconds)}{total} used."
+        f"Search: {spec.search}, {spec.objective.direction} **{inline(spec.objective.name)}**; {_plural(count, 'trial')} of "
+        f"{format_duration(spec.trial_seconds)} each, {format_duration(record.used_seconds)}{total} used."
     )
 
 
-def _best(record: SweepRecord, found: Spread | None) -> str:
-    if found is None:
+def _plural(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
+
+
+def _best(record: SweepRecord) -> str:
+    if not record.finished:
         return "No trial has finished with a value yet: there is no best one, and no recipe was written."
-    count = len(finished(record))
-    rows: list[tuple[Any, ...]] = [
-        ("best", _figure(value(found.best)), "", found.best.number, _parameters(found.best)),
-    ]
+    best, worst, count = record.finished[0], record.finished[-1], len(record.finished)
+    rows: list[tuple[Any, ...]] = [("best", _figure(best.value), "", best.number, _parameters(best))]
     if count > 1:
-        rows.append(("median", _figure(found.median), _apart(found, found.median), "", f"of {count} finished trials"))
-        worst = value(found.worst)
-        rows.append(("worst", _figure(worst), _apart(found, worst), found.worst.number, _parameters(found.worst)))
-    return table(("", inline(record.objective), "from the best", "trial", "parameters"), rows)
-
-
-def _apart(found: Spread, other: float) -> str:
-    return f"{other - value(found.best):+.4g}"
+        middle = statistics.median(trial.value for trial in record.finished)
+        rows += [
+            ("median", _figure(middle), f"{middle - best.value:+.4g}", "", f"of {count} finished trials"),
+            ("worst", _figure(worst.value), f"{worst.value - best.value:+.4g}", worst.number, _parameters(worst)),
+        ]
+    return table(("", inline(record.spec.objective.name), "from the best", "trial", "parameters"), rows)
 
 
 def _figure(number: float | None) -> str:
@@ -105,57 +149,69 @@ def _figure(number: float | None) -> str:
 
 
 def _parameters(trial: TrialRecord) -> str:
-    return ", ".join(f"{name} {short(given)}" for name, given in trial.parameters.items())
+    return ", ".join(f"{name} {format_value(given)}" for name, given in trial.parameters.items())
 
 
-def _edges(record: SweepRecord, found: Spread | None) -> list[str]:
+def _edges(record: SweepRecord) -> str:
     """A hint for each parameter whose best value lies at an end of what was searched."""
-    if found is None:
-        return []
-    hints = []
-    for parameter in searched(record.space):
-        given = found.best.parameters.get(parameter.name)
-        end = parameter.end(given)
-        if end is not None:
-            hints.append(
-                f"**Widen the range:** the best {inline(parameter.name)}, {inline(short(given))}, lies at the {end} end of "
-                f"what was searched ({inline(parameter.words)}). A better one may lie beyond it."
-            )
-    return hints
+    best = record.finished[0].parameters if record.finished else {}
+    ends = [(name, _end(record.spec.space[name], given)) for name, given in best.items()]
+    return "\n\n".join(
+        f"**Widen the range:** the best {inline(name)}, {inline(format_value(best[name]))}, lies at the {end} end of what was "
+        f"searched ({inline(_words(record.spec.space[name]))}). A better one may lie beyond it."
+        for name, end in ends
+        if end is not None
+    )
 
 
-def _names(record: SweepRecord) -> list[str]:
-    """The parameters, those of the space first; a trial may have others (of an older state of the file)."""
-    return list(dict.fromkeys([*record.space, *(name for trial in record.trials for name in trial.parameters)]))
+def _end(searched: _Searched, value: Any) -> str | None:
+    """`lower` or `upper` where `value` lies at that end: within 5 % of a range, or the last of three choices or more."""
+    numbers = numbers_of(searched)
+    if len(set(numbers)) < 2:
+        return None
+    low, high = min(numbers), max(numbers)
+    if isinstance(searched, CategoricalDistribution):
+        return None if len(numbers) < _ORDERED else {low: "lower", high: "upper"}.get(value)
+    if searched.log:
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    share = (value - low) / (high - low)
+    return "lower" if share < _NEAR else "upper" if share > 1 - _NEAR else None
+
+
+def _words(searched: _Searched) -> str:
+    """What was searched, for people."""
+    if isinstance(searched, CategoricalDistribution):
+        return "one of " + ", ".join(map(format_value, searched.choices))
+    steps = f", in steps of {format_value(searched.step)}" if searched.step not in (None, 1) else ""
+    scale = ", on a logarithmic scale" if searched.log else steps
+    return f"{format_value(searched.low)} to {format_value(searched.high)}{scale}"
 
 
 def _trials(record: SweepRecord) -> str:
     if not record.trials:
         return "None was started."
-    names, rows = _names(record), []
-    for place, trial in enumerate(ranked(record)[:SHOWN], start=1):
-        number = Markup(f"**{trial.number}**") if place == 1 and has_value(trial) else trial.number
-        share = reached(trial)
-        last = trial.curve[-1][1] if trial.curve else None
+    names, rows = [*record.spec.space], []
+    for place, trial in enumerate(record.ranked[:_SHOWN]):
+        number = Markup(f"**{trial.number}**") if place == 0 and trial.has_value else trial.number
+        share, last = trial.last or (None, None)
         ended = trial.state if share is None or trial.state == "finished" else f"{trial.state} at {100 * share:.0f} %"
-        given = [short(trial.parameters[name]) if name in trial.parameters else "" for name in names]
+        given = [format_value(trial.parameters.get(name, "")) for name in names]
         final = _figure(trial.objective) if trial.state == "finished" else ""
         rows.append((number, *given, final, _figure(last), ended, format_duration(trial.seconds)))
-    text = table(("trial", *map(inline, [*names, record.objective]), "last value on the way", "state", "time"), rows)
-    if len(record.trials) > SHOWN:
-        text += f"\n\nThe first {SHOWN} of {len(record.trials)}; `sweep_report.csv` has all."
-    return text
+    head = ("trial", *map(inline, [*names, record.spec.objective.name]), "last value on the way", "state", "time")
+    more = f"\n\nThe first {_SHOWN} of {len(record.trials)}; `{_CSV}` has all." if len(record.trials) > _SHOWN else ""
+    return table(head, rows) + more
 
 
 def _time(record: SweepRecord) -> str:
-    states = seconds_by_state(record.trials)
-    if not states:
+    if not record.trials:
         return "No trial was started."
-    whole = sum(seconds for _, seconds in states.values()) or 1.0
-    rows = [
-        (state, count, format_duration(seconds), f"{100 * seconds / whole:.0f} %", MEANING[state])
-        for state, (count, seconds) in states.items()
-    ]
+    whole, rows = sum(trial.seconds for trial in record.trials) or 1.0, []
+    for state, meaning in _STATES.items():
+        seconds = [trial.seconds for trial in record.trials if trial.state == state]
+        if seconds:
+            share = f"{100 * sum(seconds) / whole:.0f} %"
+            rows.append((state, len(seconds), format_duration(sum(seconds)), share, meaning))
     return table(("state", "trials", "time", "share", ""), rows) + (
         "\n\nTimes are of whole trials, launch and evaluation included; where trials run beside each other they add up to more "
         "than the sweep took."
@@ -166,124 +222,96 @@ def _importance(shares: Mapping[str, float], why_not: str | None) -> str:
     if not shares:
         return f"Importance of the parameters: {inline(why_not)}."
     rows = [(name, f"{100 * share:.0f} %") for name, share in shares.items()]
-    return (
-        table(("parameter", "importance"), rows)
-        + f"\n\nBy {METHOD} (Optuna): how differently the best trials (at most {100 * BEST:.0f} %) are spread over a parameter "
-        "than all trials are. Pruned trials count as worse than every finished one. With few trials this is a hint."
+    return table(("parameter", "importance"), rows) + (
+        f"\n\nBy {IMPORTANCE_METHOD} (Optuna): how differently the best trials (at most {100 * BEST_SHARE:.0f} %) are spread "
+        "over a parameter than all trials are. Pruned trials count as worse than every finished one. With few trials this is a "
+        "hint."
     )
 
 
 def _space(record: SweepRecord) -> str:
-    text = table(("parameter", "searched"), [(p.name, p.words) for p in searched(record.space)])
-    text += (
-        "\n\nBase recipe: "
-        + (inline(record.recipe) if record.recipe else "none, the defaults of train\\_mlm.py")
-        + "."
-    )
-    fixed = public_recipe(record.fixed)
-    if fixed:
-        text += (
-            " Fixed beside it: "
-            + ", ".join(f"{inline(key)} {inline(short(given))}" for key, given in fixed.items())
-            + "."
-        )
+    spec = record.spec
+    text = table(("parameter", "searched"), [(name, _words(searched)) for name, searched in spec.space.items()])
+    text += f"\n\nBase recipe: {inline(spec.recipe or 'none, the defaults of train_mlm.py')}."
+    if fixed := public_recipe(spec.fixed):
+        pairs = (f"{inline(key)} {inline(format_value(given))}" for key, given in fixed.items())
+        text += f" Fixed beside it: {', '.join(pairs)}."
     return text
 
 
 def _failures(record: SweepRecord) -> str:
-    failed = [trial for trial in ranked(record) if trial.state == "failed"]
-    nameless = [trial for trial in record.trials if trial.state == "finished" and not has_value(trial)]
-    lines = [
-        f"- trial {t.number} ({inline(_parameters(t))}): {inline(t.error or 'no message')}; its log is {inline(t.folder)}.log"
-        for t in failed
-    ]
-    lines += [
-        f"- trial {t.number} ({inline(_parameters(t))}): finished, but its {inline(record.objective)} is no number"
-        for t in nameless
-    ]
+    lines = []
+    for trial in record.ranked:
+        about = f"- trial {trial.number} ({inline(_parameters(trial))}):"
+        if trial.state == "failed":
+            lines.append(f"{about} {inline(trial.error or 'no message')}; its log is {inline(trial.folder)}.log")
+        elif trial.state == "finished" and not trial.has_value:
+            lines.append(f"{about} finished, but its {inline(record.spec.objective.name)} is no number")
     return "## Failed\n\n" + "\n".join(lines) if lines else ""
 
 
-def _next(record: SweepRecord, found: Spread | None, output_dir: Path, best_file: str) -> str:
-    if found is None:
+def _next(record: SweepRecord) -> str:
+    if not record.finished:
         return ""
-    recipe = str(output_dir / best_file)
-    data = str(record.fixed.get("data_dir") or "DATA_DIR")
-    budget = format_duration(record.time_per_trial_seconds)
-    head = ["accelerate", "launch", "train_mlm.py", recipe, "--data_dir", data]
-    again = [
-        [
-            *head,
-            "--output_dir",
-            str(output_dir / f"again-{seed}"),
-            "--total_training_time",
-            budget,
-            "--seed",
-            str(seed),
-        ]
-        for seed in NEW_SEEDS
-    ]
-    commands = "\n".join(shlex.join(command) for command in again)
+    spec, budget = record.spec, format_duration(record.spec.trial_seconds)
+    head = ["accelerate", "launch", "train_mlm.py", str(spec.output_dir / _BEST_RECIPE)]
+    head += ["--data_dir", str(spec.fixed.get("data_dir") or "DATA_DIR"), "--total_training_time", budget]
+    again = [[*head, "--output_dir", str(spec.output_dir / f"again-{n}"), "--seed", str(n)] for n in _NEW_SEEDS]
+    behind = ""
+    if len(record.finished) > 1:  # which is what the differences of seeds would have to be smaller than
+        first, second = record.finished[:2]
+        behind = f", and the second best is {abs(second.value - first.value):.4g} behind"
     return (
         "## Next\n\n"
-        f"`{best_file}` is the best trial as a recipe; it was found at {budget} per trial.\n\n"
-        f"**The differences may be noise.** Each trial ran once, with one seed{_close(record)}. To see how far seeds alone "
-        f"move the {inline(record.objective)}, train the best again with others (and the launch configuration of the sweep, "
-        "`--config_file`), and compare their `run_report.json` with the table above:\n\n" + fence(commands, "bash")
+        f"`{_BEST_RECIPE}` is the best trial as a recipe; it was found at {budget} per trial.\n\n"
+        f"**The differences may be noise.** Each trial ran once, with one seed{behind}. To see how far seeds alone move the "
+        f"{inline(spec.objective.name)}, train the best again with others (and the launch configuration of the sweep, "
+        "`--config_file`), and compare their `run_report.json` with the table above:\n\n"
+        + fence("\n".join(map(shlex.join, again)), "bash")
     )
 
 
-def _close(record: SweepRecord) -> str:
-    """How far the second is behind, which is what seeds would have to be smaller than."""
-    ends = finished(record)
-    if len(ends) < 2:
-        return ""
-    behind = sign(record) * (value(ends[1]) - value(ends[0]))
-    return f", and the second best is {behind:.4g} behind"
+# ---- sweep_report.png ----
 
-
-BEST_COLOUR, ENDED, PALE, FAILED, GREY = "#1f6f8b", "#8fb8c6", "#c3cad2", "#d1495b", "#6b7480"
-LOOKS: dict[str, dict[str, Any]] = {  # by state: what the lines and their ends look like
-    "finished": {"color": ENDED, "linewidth": 1.4, "zorder": 3},
-    "pruned": {"color": PALE, "linewidth": 1.3, "zorder": 2},
-    "time": {"color": PALE, "linewidth": 1.3, "linestyle": "--", "zorder": 2},
-    "running": {"color": PALE, "linewidth": 1.3, "linestyle": ":", "zorder": 2},
-    "failed": {"color": FAILED, "linewidth": 1.2, "zorder": 2},
+_BEST_COLOUR, _ENDED, _PALE, _FAILED, _GREY = "#1f6f8b", "#8fb8c6", "#c3cad2", "#d1495b", "#6b7480"
+_LOOKS: dict[str, dict[str, Any]] = {  # by state: what the lines and their ends look like
+    "finished": {"color": _ENDED, "linewidth": 1.4, "zorder": 3},
+    "pruned": {"color": _PALE, "linewidth": 1.3, "zorder": 2},
+    "time": {"color": _PALE, "linewidth": 1.3, "linestyle": "--", "zorder": 2},
+    "running": {"color": _PALE, "linewidth": 1.3, "linestyle": ":", "zorder": 2},
+    "failed": {"color": _FAILED, "linewidth": 1.2, "zorder": 2},
 }
-NAMES = {"time": "ended by the total time", "running": "under way"}
-BARS = 12  # parameters at most
-TICKS = 8  # choices at most that are all named on the axis
-OUTSIDE = 2.0  # times the spread of the middle half: values that are further away than this are cut off
+_LABELS = {"time": "ended by the total time", "running": "under way"}
+_BARS = 12  # parameters at most
+_TICKS = 8  # choices at most that are all named on the axis
+_OUTSIDE = 2.0  # times the spread of the middle half: values that are further away than this are cut off
 
 
-def draw(record: SweepRecord, shares: Mapping[str, float], why_not: str | None) -> bytes:
-    """The picture as PNG. `shares` is each parameter's importance. Equal records give equal bytes."""
+def _draw(record: SweepRecord, shares: Mapping[str, float]) -> bytes:
+    """All trials over their share of the time, and what the objective depends on, as PNG. Equal records give equal bytes."""
+    varied = [name for name, searched in record.spec.space.items() if not searched.single()]
     with png_figure(13, 5.6) as (figure, png):
         left, right = figure.subplots(1, 2, width_ratios=(1.1, 1.0))
         figure.suptitle(_title(record), fontsize=12, x=0.02, ha="left")
         _draw_curves(left, record)
-        varied = [parameter for parameter in searched(record.space) if parameter.varies]
         if len(varied) > 1 and shares:
             _draw_importance(right, shares)
         elif varied:
             _draw_parameter(right, record, varied[0], len(varied) > 1)
         else:
-            _nothing(right, "nothing but one value was searched")
+            _write_only(right, "nothing but one value was searched")
     return png.getvalue()
 
 
 def _title(record: SweepRecord) -> str:
-    found, count = spread(record), len(record.trials)
-    first = f"sweep {record.name}: {record.search}, {count} trial{'' if count == 1 else 's'} of "
-    first += format_duration(record.time_per_trial_seconds)
-    if found is None:
-        return _cut(first) + "\nno trial has finished with a value"
-    given = ", ".join(f"{name} {short(chosen)}" for name, chosen in found.best.parameters.items())
-    return (
-        _cut(first)
-        + "\n"
-        + _cut(f"best {record.objective} {value(found.best):.4g}: trial {found.best.number}, {given}")
-    )
+    spec = record.spec
+    trials = f"{_plural(len(record.trials), 'trial')} of {format_duration(spec.trial_seconds)}"
+    first = _cut(f"sweep {spec.name}: {spec.search}, {trials}")
+    if not record.finished:
+        return f"{first}\nno trial has finished with a value"
+    best = record.finished[0]
+    text = f"best {spec.objective.name} {best.value:.4g}: trial {best.number}, {_parameters(best)}"
+    return f"{first}\n{_cut(text)}"
 
 
 def _cut(text: str, width: int = 130) -> str:
@@ -292,36 +320,29 @@ def _cut(text: str, width: int = 130) -> str:
 
 
 def _draw_curves(axes: Any, record: SweepRecord) -> None:
-    found = spread(record)
-    best = None if found is None else found.best
-    seen: set[str] = set()
+    best = record.finished[0] if record.finished else None
+    named: set[str] = set()
     for trial in record.trials:
         points = [(100 * share, height) for share, height in trial.curve if math.isfinite(height)]
-        if not points or trial is best:
+        if not points:
             continue
-        state = "failed" if trial.state == "finished" and not has_value(trial) else trial.state
-        label = None if state in seen else NAMES.get(state, state)
-        seen.add(state)
-        end: dict[str, Any] = {}
-        if state != "finished":
-            end = {
-                "marker": "x",
-                "markevery": [-1],
-                "markersize": 5,
-                "markeredgecolor": FAILED if state == "failed" else GREY,
-            }
+        state = "failed" if trial.state == "finished" and not trial.has_value else trial.state
+        look, label = _LOOKS[state], _LABELS.get(state, state)
+        if trial is best:
+            look = {"color": _BEST_COLOUR, "linewidth": 2.8, "marker": "o", "markersize": 4.5, "zorder": 5}
+            label = f"best: trial {best.number}"
+        elif state != "finished":
+            edge = _FAILED if state == "failed" else _GREY
+            look = {**look, "marker": "x", "markevery": [-1], "markersize": 5, "markeredgecolor": edge}
         elif len(points) == 1:
-            end = {"marker": "o", "markersize": 4}
-        axes.plot(*zip(*points, strict=True), label=label, **LOOKS[state], **end)
-    if best is not None and best.curve:
-        points = [(100 * share, height) for share, height in best.curve if math.isfinite(height)]
-        label = f"best: trial {best.number}"
-        axes.plot(
-            *zip(*points, strict=True), "o-", color=BEST_COLOUR, linewidth=2.8, markersize=4.5, zorder=5, label=label
-        )
-    axes.set_title(f"{_metric(record)} over each trial's time", loc="left")
+            look = {**look, "marker": "o", "markersize": 4}
+        axes.plot(*zip(*points, strict=True), label=None if label in named else label, **look)
+        named.add(label)
+    # On the way to a score of GLUE, trials are compared by bits per byte.
+    metric = "loss (nats per predicted token)" if record.spec.objective.metric == "loss" else "bits per byte"
+    axes.set_title(f"{metric} over each trial's time", loc="left")
     if not axes.lines:
-        _nothing(axes, "no trial was looked at on its way")
+        _write_only(axes, "no trial was looked at on its way")
         return
     axes.set_xlim(0, 102)
     axes.set_xlabel("share of the trial's time (%)")
@@ -329,88 +350,79 @@ def _draw_curves(axes: Any, record: SweepRecord) -> None:
     axes.legend(frameon=False, fontsize=9, loc="upper right")
 
 
-def _metric(record: SweepRecord) -> str:
-    """Of a score of GLUE, trials are compared by the bits per byte on the way."""
-    return "loss (nats per predicted token)" if record.objective == "loss" else "bits per byte"
-
-
-def _cut_heights(axes: Any, by_trial: Sequence[Sequence[float]], direction: float) -> None:
-    """Limits that hold most values, and all of the better ones (the lower, where `direction` is 1).
+def _cut_heights(axes: Any, by_trial: Sequence[Sequence[float]], sign: float) -> None:
+    """Limits that hold most values, and all of the better ones (the lower, where `sign` is 1).
 
     One diverged trial must not flatten all others. The picture says what lies outside.
     """
     heights = sorted(height for of_one in by_trial for height in of_one if math.isfinite(height))
     low, high = (heights[round(share * (len(heights) - 1))] for share in (0.25, 0.75))
-    room = OUTSIDE * (high - low) if len(heights) > 4 else math.inf
-    lowest, highest = (-math.inf, high + room) if direction > 0 else (low - room, math.inf)
+    room = _OUTSIDE * (high - low) if len(heights) > 4 else math.inf
+    lowest, highest = (-math.inf, high + room) if sign > 0 else (low - room, math.inf)
     shown = [height for height in heights if lowest <= height <= highest]
     bottom, top = shown[0], shown[-1]
     margin = 0.08 * (top - bottom) or 0.05 * abs(top) or 0.05
     axes.set_ylim(bottom - margin, top + margin)
     outside = sum(any(not bottom <= height <= top for height in of_one) for of_one in by_trial)
     if outside:
-        text = f"{outside} trial{'' if outside == 1 else 's'} outside of the picture"
-        axes.text(0.01, 0.02, text, transform=axes.transAxes, color=FAILED, fontsize=9)
+        text = f"{_plural(outside, 'trial')} outside of the picture"
+        axes.text(0.01, 0.02, text, transform=axes.transAxes, color=_FAILED, fontsize=9)
 
 
-def _draw_parameter(axes: Any, record: SweepRecord, parameter: Searched, one_of_several: bool) -> None:
+def _draw_parameter(axes: Any, record: SweepRecord, name: str, one_of_several: bool) -> None:
     """The objective of every finished trial over the parameter; at the border where others were tried."""
-    axes.set_title(f"{_cut(record.objective, 30)} over {_cut(parameter.name, 40)}", loc="left")
-    place = _places(axes, parameter)
-    ends = [trial for trial in finished(record) if parameter.name in trial.parameters]
-    at = [place(trial.parameters[parameter.name]) for trial in ends]
+    spec, ends = record.spec, record.finished
+    sign = spec.objective.sign
+    axes.set_title(f"{_cut(spec.objective.name, 30)} over {_cut(name, 40)}", loc="left")
+    place = _scale(axes, spec.space[name])
     if not ends:
-        _nothing(axes, "no trial has finished with a value")
+        _write_only(axes, "no trial has finished with a value")
         return
-    axes.plot(at, [value(trial) for trial in ends], "o", color=ENDED, markersize=7, label="finished", zorder=3)
-    axes.plot(
-        at[0], value(ends[0]), "o", color=BEST_COLOUR, markersize=10, label=f"best: trial {ends[0].number}", zorder=4
-    )
-    others = [trial for trial in record.trials if not has_value(trial) and parameter.name in trial.parameters]
-    top = 0.03 if sign(record) < 0 else 0.97
+    at = [place(trial.parameters[name]) for trial in ends]
+    axes.plot(at, [trial.value for trial in ends], "o", color=_ENDED, markersize=7, label="finished", zorder=3)
+    best = f"best: trial {ends[0].number}"
+    axes.plot(at[0], ends[0].value, "o", color=_BEST_COLOUR, markersize=10, label=best, zorder=4)
+    others = [trial for trial in record.trials if not trial.has_value and name in trial.parameters]
     for states, colour, label in (
-        (("pruned", "time", "running"), GREY, "no final value (pruned or cut)"),
-        (("failed", "finished"), FAILED, "failed"),
+        (("pruned", "time", "running"), _GREY, "no final value (pruned or cut)"),
+        (("failed", "finished"), _FAILED, "failed"),
     ):
-        tried = [place(trial.parameters[parameter.name]) for trial in others if trial.state in states]
+        tried = [place(trial.parameters[name]) for trial in others if trial.state in states]
+        look = {"color": colour, "markersize": 11, "markeredgewidth": 1.6, "label": label}
         if tried:
-            transform = axes.get_xaxis_transform()
-            heights = [top] * len(tried)
-            axes.plot(
-                tried, heights, "|", color=colour, markersize=11, markeredgewidth=1.6, transform=transform, label=label
-            )
-    _cut_heights(axes, [[value(trial)] for trial in ends], sign(record))
-    bottom, upper = axes.get_ylim()
-    room = 0.1 * (upper - bottom) if others else 0.0
-    axes.set_ylim(bottom - (room if sign(record) < 0 else 0), upper + (room if sign(record) > 0 else 0))
-    axes.set_xlabel(
-        _cut(parameter.name, 60) + (" (one of several; too few trials for importances)" if one_of_several else "")
-    )
+            heights = [0.97 if sign > 0 else 0.03] * len(tried)
+            axes.plot(tried, heights, "|", transform=axes.get_xaxis_transform(), **look)
+    _cut_heights(axes, [[trial.value] for trial in ends], sign)
+    bottom, top = axes.get_ylim()
+    room = 0.1 * (top - bottom) if others else 0.0  # on the side of the worse values
+    axes.set_ylim((bottom, top + room) if sign > 0 else (bottom - room, top))
+    axes.set_xlabel(_cut(name, 60) + (" (one of several; too few trials for importances)" if one_of_several else ""))
     axes.legend(frameon=True, facecolor="white", edgecolor="none", framealpha=0.8, fontsize=9, loc="best")
 
 
-def _places(axes: Any, parameter: Searched) -> Any:
+def _scale(axes: Any, searched: _Searched) -> Callable[[Any], float]:
     """Set the horizontal axis; returns where a value lies on it. Words stand beside each other in their order."""
-    numbers = parameter.numbers() or []
-    if len(set(numbers)) < 2:
-        words = [short(choice) for choice in parameter.choices]
+    choices = searched.choices if isinstance(searched, CategoricalDistribution) else ()
+    numbers = numbers_of(searched)
+    if not numbers:
+        words = [format_value(choice) for choice in choices]
         axes.set_xticks(range(len(words)), ["\n".join(textwrap.wrap(_cut(word, 40), 14)) or " " for word in words])
         axes.set_xlim(-0.5, len(words) - 0.5)
-        return lambda given: words.index(short(given)) if short(given) in words else math.nan
+        return lambda given: words.index(format_value(given))
     low, high = min(numbers), max(numbers)
     wide = low > 0 and high / low >= 8
-    if parameter.log or (parameter.choices and wide):
+    if wide if isinstance(searched, CategoricalDistribution) else searched.log:
         axes.set_xscale("log")
         axes.set_xlim(low * (low / high) ** 0.04, high * (high / low) ** 0.04)
-        _log_ticks(axes, low, high)
+        _set_log_ticks(axes, low, high)
     else:
         axes.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
-    if 0 < len(parameter.choices) <= TICKS:
-        axes.set_xticks(numbers, [short(choice) for choice in parameter.choices])
-    return lambda given: math.nan if number(given) is None else number(given)
+    if 0 < len(choices) <= _TICKS:
+        axes.set_xticks(numbers, [format_value(choice) for choice in choices])
+    return float
 
 
-def _log_ticks(axes: Any, low: float, high: float) -> None:
+def _set_log_ticks(axes: Any, low: float, high: float) -> None:
     """1, 2, 5 of each decade (1 alone over many decades), written as one types them: `2e-3`, `500`."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
@@ -423,10 +435,10 @@ def _log_ticks(axes: Any, low: float, high: float) -> None:
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(lambda tick, _: _written(tick))
+    axes.xaxis.set_major_formatter(lambda tick, _: _tick_text(tick))
 
 
-def _written(tick: float) -> str:
+def _tick_text(tick: float) -> str:
     if 0.1 <= tick < 1e5:
         return f"{tick:,.6g}"
     digits, _, exponent = f"{tick:.2e}".partition("e")
@@ -434,9 +446,9 @@ def _written(tick: float) -> str:
 
 
 def _draw_importance(axes: Any, shares: Mapping[str, float]) -> None:
-    names = list(shares)[:BARS]
+    names = list(shares)[:_BARS]
     percent = [100 * shares[name] for name in names]
-    axes.barh(range(len(names)), percent, color=BEST_COLOUR, height=0.6)
+    axes.barh(range(len(names)), percent, color=_BEST_COLOUR, height=0.6)
     for row, width in enumerate(percent):
         axes.text(width + 1.5, row, f"{width:.0f} %", va="center", fontsize=9)
     axes.set_yticks(range(len(names)), [_cut(name, 34) for name in names])
@@ -444,72 +456,11 @@ def _draw_importance(axes: Any, shares: Mapping[str, float]) -> None:
     axes.set_xlim(0, max(percent) * 1.18)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("share of the importance (%, by PED-ANOVA)")
+    axes.set_xlabel(f"share of the importance (%, by {IMPORTANCE_METHOD})")
     axes.set_title("which parameter made the difference", loc="left")
 
 
-def _nothing(axes: Any, text: str) -> None:
+def _write_only(axes: Any, text: str) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=GREY)
-
-
-if TYPE_CHECKING:
-    import optuna
-
-CSV, MARKDOWN, PICTURE, BEST_RECIPE = "sweep_report.csv", "sweep_report.md", "sweep_report.png", "best_recipe.yaml"
-
-
-def write_report(record: SweepRecord, study: optuna.Study, output_dir: Path) -> list[Path]:
-    """Write the files into `output_dir`, each whole or not at all; returns those that were written.
-
-    `study` gives the distributions of the parameters, by the numbers of the trials. Without a finished trial there is no
-    `best_recipe.yaml`.
-
-    Raises:
-        OSError: a file cannot be written.
-        RunError: the base recipe cannot be read any more; the other files are then written.
-    """
-    shares, why_not = importance(record, study)
-    contents = {
-        CSV: csv_text(record).encode(),
-        MARKDOWN: markdown(record, shares, why_not, output_dir, BEST_RECIPE).encode(),
-        PICTURE: draw(record, shares, why_not),
-    }
-    unreadable: Exception | None = None
-    try:
-        recipe = best_recipe_text(record, output_dir)
-        contents |= {} if recipe is None else {BEST_RECIPE: recipe.encode()}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        unreadable = error
-    for name, content in contents.items():
-        write_atomic(output_dir / name, content)
-    if unreadable is not None:
-        said = " ".join(str(unreadable).split())
-        raise RunError(
-            f"recipe: {record.recipe} cannot be read any more ({said}), so there is no {BEST_RECIPE}; put it back"
-        ) from unreadable
-    return [output_dir / name for name in contents]
-
-
-def csv_text(record: SweepRecord) -> str:
-    """One row per trial, best first. Empty where a trial has no value; `rank` counts those with an objective."""
-    names = list(dict.fromkeys([*record.space, *(name for trial in record.trials for name in trial.parameters)]))
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    own = ["rank", "trial", "state", record.objective]
-    columns = [name if name not in own else f"parameter {name}" for name in names]
-    writer.writerow([*own, *columns, "share_reached", "last_value", "seconds", "folder", "error"])
-    for rank, trial in enumerate(ranked(record), start=1):
-        head = [rank if has_value(trial) else "", trial.number, trial.state]
-        final = "" if trial.objective is None or trial.state != "finished" else trial.objective
-        given = [_cell(trial.parameters.get(name, "")) for name in names]
-        last = trial.curve[-1][1] if trial.curve else ""
-        share = reached(trial)
-        tail = ["" if share is None else share, last, round(trial.seconds, 1), trial.folder]
-        writer.writerow([*head, final, *given, *tail, " ".join((trial.error or "").split())])
-    return stream.getvalue()
-
-
-def _cell(value: object) -> object:
-    return str(value).lower() if isinstance(value, bool) else value
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=_GREY)

@@ -23,7 +23,7 @@ from budget_trainer.core.io import try_lock, write_atomic, write_json_atomic
 from budget_trainer.core.jobs import devices, launch_command, write_profile
 from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.data.folder import DataFolder
-from budget_trainer.sweep import checks
+from budget_trainer.sweep.command import check_start, read_profile
 from budget_trainer.sweep.runner import Runner
 from budget_trainer.sweep.spec import SweepSpec
 from budget_trainer.sweep.study import (
@@ -37,7 +37,7 @@ from budget_trainer.sweep.study import (
 )
 
 log = logging.getLogger(__name__)
-SWEEP_FILE = "sweep.json"  # whose folder this is, from the beginning on
+_SWEEP_FILE = "sweep.json"  # whose folder this is, from the beginning on
 
 
 def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
@@ -46,17 +46,16 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
     Raises InputError before anything is written or started where something is wrong; StopAsked on a signal, after the
     trials' processes have ended: the same command goes on. What was used of `total_time` is kept over restarts.
     """
+    form = "%(asctime)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", force=True)
     use_cpu, processes = (devices(False) == [None], 1)
     if spec.accelerate_config is not None:
-        use_cpu, processes = checks.read_profile(spec.accelerate_config)
+        use_cpu, processes = read_profile(spec.accelerate_config)
     slots = make_slots(spec, use_cpu, processes)
     on_cpu = use_cpu or devices(False) == [None]
-    checks.check_folder(spec)
-    data = DataFolder.open(checks.check_words(spec, on_cpu))
-    if spec.objective.task is not None:
-        checks.check_glue(spec)
+    data = DataFolder.open(check_start(spec, on_cpu))
     check_storage(spec.storage, spec.output_dir)
-    recipe = checks.base_recipe(spec)
+    recipe = spec.base_recipe()
     mine = identity(spec, recipe, data.fingerprint)
     _check_sweep_file(spec, mine)
 
@@ -116,7 +115,7 @@ def _check_sweep_file(spec: SweepSpec, mine: dict[str, Any]) -> None:
 
 
 def _read_sweep_file(spec: SweepSpec) -> dict[str, Any]:
-    path = spec.output_dir / SWEEP_FILE
+    path = spec.output_dir / _SWEEP_FILE
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -133,7 +132,7 @@ def _claim(spec: SweepSpec, mine: dict[str, Any]) -> str:
         _check_sweep_file(spec, mine)
         return str(theirs["place"])
     content = {"place": uuid.uuid4().hex, "name": spec.name, "storage": shown(spec.storage), "identity": mine}
-    write_json_atomic(spec.output_dir / SWEEP_FILE, content)
+    write_json_atomic(spec.output_dir / _SWEEP_FILE, content)
     return str(content["place"])
 
 

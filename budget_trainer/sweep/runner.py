@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import shutil
 import time
@@ -20,7 +19,7 @@ from budget_trainer.core.errors import RunError
 from budget_trainer.core.jobs import Job, JobEnd, run_jobs
 from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.sweep.results import SweepRecord, TrialRecord
-from budget_trainer.sweep.spec import FIRST_OVERHEAD, WHOLE, SweepSpec, pruning_words
+from budget_trainer.sweep.spec import FIRST_OVERHEAD, WHOLE, SweepSpec
 from budget_trainer.sweep.study import ask, exclusive, resume, storage_file, tell
 from budget_trainer.sweep.trials import TrialFolder, TrialLock
 
@@ -192,8 +191,7 @@ class Runner:
         log.info("trial %d: %s", trial.number, ", ".join(f"{k}={v}" for k, v in trial.params.items()))
         if folder.evaluation() is not None:
             return self._after_training(running)
-        words = [*self._recipe, *spec.words(trial.params), f"--output_dir={folder.path}"]
-        words += [f"--total_training_time={spec.trial_seconds}s", *pruning_words(spec.steps)]
+        words = [*self._recipe, *spec.words(trial.params, folder.path)]
         if folder.awaits_evaluation():
             words += ["--resume_from_checkpoint", "auto"]
         else:
@@ -235,7 +233,7 @@ class Runner:
         known = self._frozen(trial.number).intermediate_values if values else {}
         for step, value in values:
             if step not in known:  # reported by an earlier process
-                trial.report(self.spec.objective.reported(value), step)
+                trial.report(self.spec.objective.sign * value, step)
             if trial.should_prune():
                 text = f"at {step / 10:g} % of its time: {self.spec.objective.metric} {value:.4f}"
                 return _Outcome("pruned", text)
@@ -320,7 +318,7 @@ class Runner:
             return
         trials = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         mine = [trial for trial in trials if trial.user_attrs.get(PLACE) == self._place and trial.value is not None]
-        sign = 1.0 if self.spec.objective.direction == "minimize" else -1.0
+        sign = self.spec.objective.sign
         for trial in sorted(mine, key=lambda trial: sign * float(trial.value or 0.0))[1:]:
             TrialFolder(self.spec, trial.number).remove_models()
 
@@ -333,7 +331,7 @@ class Runner:
             from budget_trainer.sweep.report import write_report
 
             record = sweep_record(self.spec, self.study, self.clock.elapsed_seconds())
-            return write_report(record, self.study, self.spec.output_dir)
+            return write_report(record, self.study)
         except Exception as error:  # of drawing, of a full disk: no reason to lose trials
             log.warning("the report could not be written: %s", " ".join(str(error).split())[:300])
             return []
@@ -345,26 +343,14 @@ class Runner:
 def sweep_record(spec: SweepSpec, study: optuna.Study, used_seconds: float) -> SweepRecord:
     """All trials by number; what waits to be run is not one yet."""
     trials = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
-    return SweepRecord(
-        name=spec.name,
-        objective=spec.objective.name,
-        direction=spec.objective.direction,
-        search=spec.search,
-        space={name: dimension.as_yaml() for name, dimension in spec.space.items()},
-        fixed=dict(spec.fixed),
-        recipe=None if spec.recipe is None else str(spec.recipe),
-        time_per_trial_seconds=spec.trial_seconds,
-        total_seconds=None if math.isinf(spec.total_seconds) else spec.total_seconds,
-        used_seconds=used_seconds,
-        trials=tuple(_trial_record(spec, trial) for trial in trials),
-    )
+    return SweepRecord(spec, used_seconds, tuple(_trial_record(spec, trial) for trial in trials))
 
 
 def _trial_record(spec: SweepSpec, trial: FrozenTrial) -> TrialRecord:
-    """A trial as it stands. Its curve is what lies on disk, else what Optuna was told; the final evaluation ends it."""
+    """A trial as it stands. Its curve is what lies on disk, else what was reported to Optuna; the final evaluation ends it."""
     folder, finished = TrialFolder(spec, trial.number), trial.state == TrialState.COMPLETE
-    sign, told = spec.objective.reported(1.0), sorted(trial.intermediate_values.items())
-    curve = folder.curve() or [(step / WHOLE, sign * value) for step, value in told]
+    reported, sign = sorted(trial.intermediate_values.items()), spec.objective.sign
+    curve = folder.curve() or [(step / WHOLE, sign * value) for step, value in reported]
     if finished and spec.objective.task is None and trial.value is not None:
         curve = [*curve, (1.0, trial.value)]
     attributes: dict[str, Any] = trial.user_attrs

@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 from filelock import FileLock
+from optuna.distributions import distribution_to_json
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
@@ -21,11 +22,11 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.sweep.spec import WHOLE, SweepSpec, combinations
+from budget_trainer.sweep.spec import WHOLE, SweepSpec, grid_points
 
 log = logging.getLogger(__name__)
 IDENTITY = "budget_trainer_sweep"  # user attribute of a study: what it searches
-BUSY_SECONDS = 60  # how long SQLite waits for another process
+_BUSY_SECONDS = 60  # how long SQLite waits for another process
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
@@ -87,7 +88,7 @@ def open_storage(url: str) -> BaseStorage:
             file = file.absolute()  # the lock is a link to it: a relative one would point elsewhere
             _drop_half_line(file)
             return JournalStorage(JournalFileBackend(str(file)))
-        arguments = {"connect_args": {"timeout": BUSY_SECONDS}} if file is not None else None
+        arguments = {"connect_args": {"timeout": _BUSY_SECONDS}} if file is not None else None
         return RDBStorage(url, engine_kwargs=arguments)
     except Exception as error:  # of SQLAlchemy, its drivers, alembic and JSON: a storage that cannot be used
         reason = " ".join(str(error).split())[:200]
@@ -123,7 +124,7 @@ def identity(spec: SweepSpec, recipe: dict[str, Any], fingerprint: str) -> dict[
     """What makes it another sweep where it changes: total_time, trials and machines may."""
     return {
         "search": spec.search,
-        "parameters": {name: dimension.as_yaml() for name, dimension in spec.space.items()},
+        "parameters": {name: json.loads(distribution_to_json(searched)) for name, searched in spec.space.items()},
         "fixed": {name: value for name, value in spec.fixed.items() if name != "data_dir"},
         "recipe": {name: value for name, value in recipe.items() if name != "data_dir"},
         "data_dir": fingerprint,
@@ -164,7 +165,7 @@ def open_study(spec: SweepSpec, storage: BaseStorage, mine: dict[str, Any]) -> o
         direction=direction,
         load_if_exists=True,
         sampler=RandomSampler(),
-        pruner=make_pruner(spec),
+        pruner=_make_pruner(spec),
     )
     theirs = study.user_attrs.get(IDENTITY)
     if theirs is None and not study.get_trials(deepcopy=False):
@@ -174,7 +175,7 @@ def open_study(spec: SweepSpec, storage: BaseStorage, mine: dict[str, Any]) -> o
     return study
 
 
-def make_pruner(spec: SweepSpec) -> BasePruner:
+def _make_pruner(spec: SweepSpec) -> BasePruner:
     """By the pinned evaluation at the same share of time; resources are thousandths of a trial's budget."""
     if not spec.steps:
         return NopPruner()
@@ -185,7 +186,7 @@ def make_pruner(spec: SweepSpec) -> BasePruner:
     return MedianPruner(n_startup_trials=3, n_min_trials=3)
 
 
-class MiddleFirst(GridSampler):
+class _MiddleFirst(GridSampler):
     """A shuffled grid that begins with its middle. The first trial of a halving search has nobody to be compared with and
     runs to its end, and the next ones only have to be better than it: an extreme value there costs a whole trial, and more.
     """
@@ -204,7 +205,7 @@ def _middle(values: Sequence[Any]) -> Any:
     return values[0]
 
 
-def startup_trials(spec: SweepSpec) -> int:
+def _startup_trials(spec: SweepSpec) -> int:
     """How many trials of tpe are drawn at random before it begins to learn: a third, 3 to 10."""
     return min(10, max(3, (spec.trials or 30) // 3))
 
@@ -214,25 +215,25 @@ def _seed_of(spec: SweepSpec, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{spec.seed}:{number}".encode()).digest()[:4], "big")
 
 
-def make_sampler(spec: SweepSpec, number: int) -> BaseSampler:
+def _make_sampler(spec: SweepSpec, number: int) -> BaseSampler:
     """What proposes trial `number`: a function of the seed, the number and the results so far.
 
     A new one for each trial: after a restart, and in a second process, one that was seeded once would repeat itself. A grid
     is gone through in an order that the seed shuffles: the first points are from all over it.
     """
     if spec.search == "grid" or spec.exhaustive:  # one seed: it is what a point's number means
-        grid = MiddleFirst if spec.exhaustive else GridSampler
-        return grid({name: d.points() or [] for name, d in spec.space.items()}, seed=spec.seed)
+        grid = _MiddleFirst if spec.exhaustive else GridSampler
+        return grid({name: grid_points(searched) for name, searched in spec.space.items()}, seed=spec.seed)
     seed = _seed_of(spec, number)
     if spec.search == "tpe":
-        return TPESampler(n_startup_trials=startup_trials(spec), constant_liar=True, seed=seed)
+        return TPESampler(n_startup_trials=_startup_trials(spec), constant_liar=True, seed=seed)
     return RandomSampler(seed=seed)
 
 
 def ask(spec: SweepSpec, study: optuna.Study) -> optuna.Trial:
     """The next trial, all its parameters drawn. Call it under `exclusive`."""
-    study.sampler = make_sampler(spec, len(study.get_trials(deepcopy=False)))
-    return study.ask({name: dimension.distribution() for name, dimension in spec.space.items()})
+    study.sampler = _make_sampler(spec, len(study.get_trials(deepcopy=False)))
+    return study.ask({**spec.space})
 
 
 def resume(spec: SweepSpec, study: optuna.Study, lost: FrozenTrial) -> optuna.Trial:
@@ -240,10 +241,10 @@ def resume(spec: SweepSpec, study: optuna.Study, lost: FrozenTrial) -> optuna.Tr
 
     Optuna has no public way to take up a trial that is running in its storage.
     """
-    study.sampler = make_sampler(spec, lost.number)
+    study.sampler = _make_sampler(spec, lost.number)
     trial = optuna.Trial(study, lost._trial_id)
-    for name, dimension in spec.space.items():
-        trial._suggest(name, dimension.distribution())
+    for name, searched in spec.space.items():
+        trial._suggest(name, searched)
     return trial
 
 
@@ -253,14 +254,11 @@ def tell(study: optuna.Study, trial: optuna.Trial, value: float | None, state: A
     study.tell(trial, value, state=state)
 
 
-def proposals(spec: SweepSpec, count: int) -> list[dict[str, Any]]:
-    """The first trials as they come without results: what `--dry_run` prints. A grid in the order of the file."""
-    if spec.search == "grid" or spec.exhaustive:
-        return [parameters for parameters, _ in zip(combinations(spec.space), range(count), strict=False)]
+def first_proposals(spec: SweepSpec, count: int) -> tuple[list[dict[str, Any]], int]:
+    """The first trials of a search that is no grid, as they come without results, and how many of them do not depend on any."""
     study = optuna.create_study()
-    distributions = {name: dimension.distribution() for name, dimension in spec.space.items()}
     found = []
     for number in range(count):
         study.sampler = RandomSampler(seed=_seed_of(spec, number))
-        found.append(dict(study.ask(distributions).params))
-    return found
+        found.append(dict(study.ask({**spec.space}).params))
+    return found, min(count, _startup_trials(spec)) if spec.search == "tpe" else count

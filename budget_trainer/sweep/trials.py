@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.sweep.spec import WHOLE, Objective, SweepSpec, validate_every
+from budget_trainer.sweep.spec import WHOLE, Objective, SweepSpec
 from budget_trainer.training import run_folder
 
 _KEPT_FOLDERS = ("tensorboard", "glue")
@@ -56,7 +56,7 @@ class TrialFolder:
         self.glue = self.path / "glue"
         self.model = self.path / run_folder.FINAL
         self._progress = self.path / run_folder.PROGRESS
-        self._objective, self._steps = spec.objective, spec.steps
+        self._spec = spec
         self._read_to = 0  # bytes of progress.jsonl
         self._reported: set[int] = set()
 
@@ -103,10 +103,10 @@ class TrialFolder:
         whole = text[: text.rfind(b"\n") + 1]
         self._read_to += len(whole)
         found = []
-        for share, value in evaluations(whole.decode("utf-8", "replace").splitlines(), self._objective):
-            due = [step for step in self._steps if share * WHOLE >= step - 0.5]
+        for share, value in _evaluations(whole.decode("utf-8", "replace").splitlines(), self._spec.objective):
+            due = [step for step in self._spec.steps if share * WHOLE >= step - 0.5]
             # A late one, because the one that was due had no room, compares with none of the others'.
-            if due and due[-1] not in self._reported and share * WHOLE < due[-1] + validate_every(self._steps):
+            if due and due[-1] not in self._reported and share * WHOLE < due[-1] + self._spec.validate_every:
                 self._reported.add(due[-1])
                 found.append((due[-1], value))
         return found
@@ -114,7 +114,7 @@ class TrialFolder:
     def curve(self) -> list[tuple[float, float]]:
         """All pinned evaluations on the way as (share of the budget, metric)."""
         try:
-            return evaluations(self._progress.read_text(encoding="utf-8").splitlines(), self._objective)
+            return _evaluations(self._progress.read_text(encoding="utf-8").splitlines(), self._spec.objective)
         except OSError:
             return []
 
@@ -128,7 +128,7 @@ class TrialFolder:
         shutil.rmtree(self.glue / "model", ignore_errors=True)
 
 
-def evaluations(lines: list[str], objective: Objective) -> list[tuple[float, float]]:
+def _evaluations(lines: list[str], objective: Objective) -> list[tuple[float, float]]:
     """(share, metric) of the pinned evaluations among lines of progress.jsonl."""
     found = []
     for line in lines:

@@ -22,10 +22,10 @@ def commands():
 
 @pytest.mark.parametrize("text", FILES)
 def test_sweep_file(text, tmp_path):
-    from budget_trainer.sweep.arguments import parse_arguments
+    from budget_trainer.sweep.command import parse_request
 
     (tmp_path / "given.yaml").write_text(text)
-    request = parse_arguments([str(tmp_path / "given.yaml"), "--job_name", "rates"])
+    request = parse_request([str(tmp_path / "given.yaml"), "--job_name", "rates"])
     assert request.spec().space
 
 
@@ -35,13 +35,13 @@ def test_there_are_files_of_both_forms():
 
 @pytest.mark.parametrize("words", [*commands()], ids=" ".join)
 def test_command(words, tmp_path, monkeypatch):
-    from budget_trainer.sweep.arguments import parse_arguments
+    from budget_trainer.sweep.command import parse_request
 
     monkeypatch.chdir(tmp_path)
     files = {"original.yaml": next(text for text in FILES if "hyperparameters" in text), "rates.yaml": FILES[0]}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    request = parse_arguments(words)
+    request = parse_request(words)
     assert request.dry_run or request.spec().output_dir
 
 

@@ -12,8 +12,8 @@ from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.errors import RunError, StopAsked
 from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.sweep.runner import ENDED, PLACE, Runner
-from budget_trainer.sweep.spec import Choices, Objective, SweepSpec
-from budget_trainer.sweep.study import make_pruner, open_storage
+from budget_trainer.sweep.spec import Objective, SweepSpec
+from budget_trainer.sweep.study import open_storage, open_study
 from budget_trainer.sweep.trials import TrialLock
 
 # What a trial does, by its seed; `{}` are its folder and the sweep's.
@@ -41,7 +41,7 @@ class Sweep:
         values = {
             "name": "s",
             "search": "grid",
-            "space": {"seed": Choices(tuple(range(6)))},
+            "space": {"seed": optuna.distributions.CategoricalDistribution(range(6))},
             "fixed": {},
             "recipe": None,
             "objective": objective,
@@ -57,7 +57,7 @@ class Sweep:
             "keep_all_models": False,
         }
         self.spec = SweepSpec(**{**values, **changes})
-        self.study = optuna.create_study(direction=objective.direction, pruner=make_pruner(self.spec))
+        self.study = open_study(self.spec, optuna.storages.InMemoryStorage(), {})
         self.stop = StopRequest()
         clock = BudgetClock(seconds + 4.9)  # 5 seconds are kept for the sweep's own end
         self.runner = Runner(self.spec, self.study, clock, self.stop, [None] * slots, "here", self.launch)
@@ -165,7 +165,12 @@ def _first_seed(sweep):
 
 
 def test_a_trial_that_is_worse_at_the_same_share_is_ended(tmp_path):
-    sweep = Sweep(tmp_path, search="successive_halving", steps=(500,), space={"seed": Choices((1, 2))})
+    sweep = Sweep(
+        tmp_path,
+        search="successive_halving",
+        steps=(500,),
+        space={"seed": optuna.distributions.CategoricalDistribution((1, 2))},
+    )
     # The larger of two is the middle, which comes first.
     sweep.does.update({2: STEPPED % 1.0 + "\n" + EVALUATED, 1: STEPPED % 3.0 + "\n" + SLEEPS})
     (tmp_path / "trial-0001" / "checkpoint-5").mkdir(parents=True)

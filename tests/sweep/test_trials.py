@@ -15,7 +15,7 @@ import yaml
 import sweep
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.stop_request import StopRequest
-from budget_trainer.sweep.arguments import parse_arguments
+from budget_trainer.sweep.command import parse_request
 from budget_trainer.sweep.run import run_sweep
 from budget_trainer.sweep.runner import sweep_record
 from budget_trainer.sweep.study import IDENTITY, open_storage
@@ -48,7 +48,7 @@ def here(monkeypatch, capsys):
 
 def record(folder):
     """What the study holds now."""
-    spec = parse_arguments([str(folder / "sweep.yaml")]).spec()
+    spec = parse_request([str(folder / "sweep.yaml")]).spec()
     return sweep_record(spec, optuna.load_study(study_name=spec.name, storage=open_storage(spec.storage)), 0.0)
 
 
@@ -209,7 +209,7 @@ def test_total_time_ends_what_cannot_be_finished(data_dir, tmp_path):
     write(
         tmp_path, fixed={"data_dir": str(data_dir)}, parameters={"seed": [1, 2]}, base={**TINY, "disable_tqdm": True}
     )
-    spec = parse_arguments([str(tmp_path / "sweep.yaml")]).spec()
+    spec = parse_request([str(tmp_path / "sweep.yaml")]).spec()
     late = [0.0]
     clock = BudgetClock(time_fn=lambda: time.monotonic() + late[0])
 

@@ -8,15 +8,15 @@ import sys
 import optuna
 import pytest
 import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import sweep
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
-from budget_trainer.sweep.arguments import parse_arguments
+from budget_trainer.sweep.command import parse_request
 from budget_trainer.sweep.run import make_slots
-from budget_trainer.sweep.spec import Choices, Range, combinations, grid_size, pruning_words, read_space
-from budget_trainer.sweep.study import ask, make_pruner, make_sampler, open_study, startup_trials, tell
-from budget_trainer.sweep.trials import evaluations
+from budget_trainer.sweep.study import ask, open_study, tell
+from budget_trainer.sweep.trials import TrialFolder
 from tests.conftest import ROOT, TINY
 
 # The example of the original's README.
@@ -72,15 +72,14 @@ def answer(tmp_path, capsys):
 def spec_of(tmp_path, content, *argv):
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return parse_arguments([str(path), "--output_dir", str(tmp_path / "out"), *argv]).spec()
+    return parse_request([str(path), "--output_dir", str(tmp_path / "out"), *argv]).spec()
+
+
+def study_of(spec):
+    return open_study(spec, optuna.storages.InMemoryStorage(), {})
 
 
 # ---- the original's form ----
-
-
-def test_another_search_of_the_originals_file_is_refused_in_a_dry_run_too(answer):
-    code, lines, error = answer(README, "--dry_run", "--search_type", "nonsense")
-    assert code == 2 and not lines and error.startswith("error: search: 'nonsense' is not one of the original's")
 
 
 def test_the_originals_example_gives_its_four_commands(answer):
@@ -131,6 +130,7 @@ def test_the_originals_form_with_our_flags(answer):
     ("argv", "message"),
     [
         (["--search_type", "tpe"], "search: 'tpe' is not one of the original's"),
+        (["--search_type", "nonsense", "--dry_run"], "search: 'nonsense' is not one of the original's"),
         (["--init_cmd", "deepspeed train_mlm.py"], "init_cmd: trials are started by accelerate launch"),
         (
             ["--dry_run", "--init_cmd", "deepspeed run_pretraining.py"],
@@ -146,18 +146,24 @@ def test_what_the_originals_form_cannot_have(answer, argv, message):
 # ---- ours ----
 
 
-def test_values_are_what_was_written():
-    space = read_space(
-        {"learning_rate": {"low": "1e-4", "high": "1e-2", "log": "true"}, "a": ["1e-4", "24h", "true", "8"]}
-    )
-    assert space["learning_rate"] == Range(1e-4, 1e-2, None, True, False)
-    assert space["a"] == Choices((1e-4, "24h", True, 8))
-    space = read_space(
-        {"n": {"low": "8", "high": "32", "step": "8"}, "x": {"low": "0.1", "high": "0.4", "step": "0.1"}}
-    )
-    assert space["n"].points() == [8, 16, 24, 32] and space["x"].points() == [0.1, 0.2, 0.3, 0.4]
-    assert grid_size(space) == 16 and next(combinations(space)) == {"n": 8, "x": 0.1}
-    assert read_space({"n": {"low": "1", "high": "3"}})["n"].points() == [1, 2, 3]
+def test_values_are_what_was_written(tmp_path):
+    space = {"rate": {"low": "1e-4", "high": "1e-2", "log": "true"}, "list": ["1e-4", "24h", "true", "8"]}
+    space |= {"n": {"low": "8", "high": "32", "step": "8"}, "x": {"low": "0.1", "high": "0.4", "step": "0.1"}}
+    spec = spec_of(tmp_path, {**OURS, "parameters": {**space, "whole": {"low": "0", "high": "2000000000"}}})
+    assert spec.space == {
+        "rate": FloatDistribution(1e-4, 1e-2, log=True),
+        "list": CategoricalDistribution((1e-4, "24h", True, 8)),
+        "n": IntDistribution(8, 32, step=8),
+        "x": FloatDistribution(0.1, 0.4, step=0.1),
+        "whole": IntDistribution(0, 2_000_000_000),
+    }
+    assert spec.grid_size is None and spec.limit == 12 and not spec.exhaustive
+    del space["rate"]
+    spec = spec_of(tmp_path, {**OURS, "search": "grid", "trials": None, "parameters": space})
+    points = list(spec.combinations())
+    assert len(points) == spec.grid_size == spec.limit == 64
+    assert [point["x"] for point in points[:4]] == [0.1, 0.2, 0.3, 0.4]
+    assert points[-1] == {"list": 8, "n": 32, "x": 0.4}
 
 
 def test_a_dry_run_prints_what_the_sweep_will_try(answer, tmp_path):
@@ -165,21 +171,17 @@ def test_a_dry_run_prints_what_the_sweep_will_try(answer, tmp_path):
     assert code == 0 and not error and len(lines) == 12 == len(set(lines))
     assert answer(OURS, "--dry_run")[1] == lines != answer(OURS, "--dry_run", "--seed", 1)[1]
     spec = spec_of(tmp_path, OURS)
-    told = [word for line in lines for word in shlex.split(line) if word.startswith("--validate_every=")]
-    assert spec.steps and told == pruning_words(spec.steps) * 12  # as the trials are told
-    study = open_study(spec, optuna.storages.InMemoryStorage(), {})
-    for line in lines[:4]:
-        trial = ask(spec, study)
-        shown = dict(word.removeprefix("--").split("=") for word in shlex.split(line)[3:])
-        assert {name: str(value) for name, value in trial.params.items()} == {
-            name: shown[name] for name in trial.params
-        }
-        tell(study, trial, 1.0, optuna.trial.TrialState.COMPLETE)
+    study, trials = study_of(spec), []
+    for number, line in enumerate(lines):
+        trials.append(ask(spec, study))
+        words = spec.words(trials[-1].params, tmp_path / "out" / f"trial-{number:04d}")
+        assert shlex.split(line)[3:] == words and "--validate_every=0.25" in words
+        tell(study, trials[-1], 1.0, optuna.trial.TrialState.COMPLETE)
     code, lines, error = answer({**OURS, "search": "tpe"}, "--dry_run")
     assert code == 0 and error.startswith("note: tpe draws the first 4 as shown")
     spec = spec_of(tmp_path, {**OURS, "search": "tpe"})
-    study = open_study(spec, optuna.storages.InMemoryStorage(), {})
-    for line in lines[: startup_trials(spec)]:
+    study = study_of(spec)
+    for line in lines[:4]:
         trial = ask(spec, study)
         assert all(f"--{name}={value}" in line for name, value in trial.params.items())
         tell(study, trial, 1.0, optuna.trial.TrialState.COMPLETE)
@@ -195,32 +197,40 @@ def test_a_grid_has_every_point_once_whoever_asks(tmp_path):
     }
     spec = spec_of(tmp_path, content)
     assert spec.limit == 6
-    study = open_study(spec, optuna.storages.InMemoryStorage(), {})
+    study = study_of(spec)
     trials = [ask(spec, study) for _ in range(3)]
     tell(study, trials[1], None, optuna.trial.TrialState.FAIL)
     trials += [ask(spec, study) for _ in range(3)]
     assert len({tuple(trial.params.values()) for trial in trials}) == 6
 
 
-def test_searches_are_optunas(tmp_path):
-    def parts(**changes):
-        spec = spec_of(tmp_path, {**OURS, **changes})
-        return spec, type(make_sampler(spec, 0)).__name__, make_pruner(spec)
+FEW = {"seed": [1, 2, 3]}
 
-    spec, sampler, pruner = parts()
-    assert (sampler, type(pruner).__name__, spec.steps) == ("RandomSampler", "MedianPruner", (250, 500))
-    assert parts(search="tpe")[1] == "TPESampler" and type(parts(prune_at=[])[2]).__name__ == "NopPruner"
-    spec, sampler, pruner = parts(search="successive_halving")
-    assert (sampler, type(pruner).__name__, spec.steps) == (
-        "RandomSampler",
-        "SuccessiveHalvingPruner",
-        (125, 250, 500),
-    )
-    spec, sampler, pruner = parts(search="hyperband")
-    assert (type(pruner).__name__, spec.steps, spec.reduction_factor) == ("HyperbandPruner", (111, 333), 3)
-    few = {"search": "successive_halving", "parameters": {"seed": [1, 2, 3]}}
-    assert parts(**few)[1] == "MiddleFirst"  # all may be tried: none twice
-    assert parts(search="grid", parameters={"seed": [1, 2, 3]})[1] == "GridSampler"
+
+@pytest.mark.parametrize(
+    ("changes", "sampler", "pruner", "steps"),
+    [
+        ({}, "RandomSampler", "MedianPruner", (250, 500)),
+        ({"search": "tpe"}, "TPESampler", "MedianPruner", (250, 500)),
+        ({"prune_at": []}, "RandomSampler", "NopPruner", ()),
+        ({"search": "successive_halving"}, "RandomSampler", "SuccessiveHalvingPruner", (125, 250, 500)),
+        ({"search": "hyperband"}, "RandomSampler", "HyperbandPruner", (111, 333)),
+        (
+            {"search": "successive_halving", "parameters": FEW},
+            "_MiddleFirst",
+            "SuccessiveHalvingPruner",
+            (125, 250, 500),
+        ),
+        ({"search": "grid", "parameters": FEW}, "GridSampler", "NopPruner", ()),
+    ],
+)
+def test_searches_are_optunas(tmp_path, changes, sampler, pruner, steps):
+    spec = spec_of(tmp_path, {**OURS, **changes})
+    study = study_of(spec)
+    ask(spec, study)
+    assert (type(study.sampler).__name__, type(study.pruner).__name__, spec.steps) == (sampler, pruner, steps)
+    if changes.get("search") == "hyperband":
+        assert spec.reduction_factor == 3
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -247,20 +257,20 @@ def test_more_or_fewer_trials_do_not_change_what_a_halving_search_tries(tmp_path
 def test_a_grid_that_no_list_holds(tmp_path):
     wide = {**OURS, "parameters": {"seed": {"low": 0, "high": 2_000_000_000}}}
     spec = spec_of(tmp_path, {**wide, "search": "successive_halving"})
-    assert type(make_sampler(spec, 0)).__name__ == "RandomSampler" and spec.limit == 12
+    study = study_of(spec)
+    ask(spec, study)
+    assert type(study.sampler).__name__ == "RandomSampler" and spec.limit == 12
     with pytest.raises(InputError, match="search: a grid of 2,000,000,001 points, more than 10,000"):
         spec_of(tmp_path, {**wide, "search": "grid"})
 
 
-def test_evaluations_are_read_from_progress(tmp_path):
-    from budget_trainer.sweep.spec import Objective
-
-    lines = [
-        '{"share": 0.26, "evaluation": {"loss": 2.0, "bits_per_byte": 1.5}}',
-        '{"share": 0.3, "loss": 1}',
-        '{"sha',
-    ]
-    assert evaluations(lines, Objective()) == [(0.26, 1.5)] and evaluations(lines, Objective("loss")) == [(0.26, 2.0)]
+@pytest.mark.parametrize(("objective", "value"), [("bits_per_byte", 1.5), ("loss", 2.0)])
+def test_evaluations_are_read_from_progress(tmp_path, objective, value):
+    folder = TrialFolder(spec_of(tmp_path, {**OURS, "objective": objective}), 0)
+    folder.path.mkdir(parents=True)
+    line = '{"share": 0.26, "evaluation": {"loss": 2.0, "bits_per_byte": 1.5}}'
+    (folder.path / "progress.jsonl").write_text(f'{line}\n{{"share": 0.3, "loss": 1}}\n{{"sha')
+    assert folder.curve() == [(0.26, value)]
 
 
 def parameters(**given):
@@ -268,8 +278,7 @@ def parameters(**given):
 
 
 BAD = [
-    ({"search": "grd"}, "search: 'grd' is unknown; did you mean grid?"),
-    ({"search": "bayes"}, "search: 'bayes' is unknown; choose grid, random, tpe, successive_halving or hyperband"),
+    ({"search": "grd"}, "search: 'grd' is unknown; choose grid, random, tpe, successive_halving or hyperband"),
     ({"trails": 3}, "trails: unknown key (sweep file"),
     (parameters(), "parameters: nothing to search"),
     (
@@ -279,13 +288,16 @@ BAD = [
     (parameters(lr=[1, 2]), "lr: a flag of the original (sweep file); write learning_rate"),
     (parameters(fp16_backend=["ds", "apex"]), "fp16_backend: a flag of the original (sweep file); take it out: "),
     (parameters(num_train_epochs=[1, 2]), "num_train_epochs: not used here"),
-    (parameters(learning_rate=[]), "learning_rate: an empty list leaves nothing to try"),
+    (parameters(curve={"choices": []}), "curve: an empty list leaves nothing to try"),
     (parameters(learning_rate=["1e-3", "0.001"]), "learning_rate: 0.001 stands twice"),
     (parameters(learning_rate=["fast", 1]), "learning_rate: 'fast' is not a number; give one"),
     (parameters(learning_rate=3), "learning_rate: '3' is one value; put it under fixed"),
     (parameters(learning_rate={"low": 1, "high": 0.1}), "learning_rate: low 1 is above high 0.1"),
     (parameters(learning_rate={"low": 0, "high": 1, "log": True}), "learning_rate: low 0 is not above 0, and log"),
-    (parameters(learning_rate={"low": 0, "hihg": 1}), "learning_rate: 'hihg' is unknown; did you mean high?"),
+    (
+        parameters(learning_rate={"low": 0, "hihg": 1}),
+        "hihg: unknown key (parameters.learning_rate); did you mean high?",
+    ),
     (
         parameters(seed={"low": 1, "high": 8, "step": 3}),
         "seed: high 8 is not low plus a multiple of step; write high: 7",
@@ -304,8 +316,8 @@ BAD = [
     ({"total_time": 600}, "total_time: '600' has no unit"),
     ({"time_per_trial": None}, "time_per_trial: missing"),
     ({"trials": None, "total_time": None}, "trials: missing, and total_time too"),
-    ({"trials": 0}, "trials: '0' is not a whole number from 1 on"),
-    ({"parallel_trials": "many"}, "parallel_trials: 'many' is not a whole number from 1 on; give one or auto"),
+    ({"trials": 0}, "trials: 0 is out of range; give a whole number from 1 on"),
+    ({"parallel_trials": "many"}, "parallel_trials: 'many' is not a whole number; give one"),
     ({"prune_at": [0.5, 0.25]}, "prune_at: ['0.5', '0.25'] are not rising shares below 1"),
     ({"prune_at": [0.25, 0.501]}, "prune_at: ['0.25', '0.501'] would need a validation every 0.1 % of a trial"),
     ({"search": "successive_halving", "prune_at": [0.2, 0.5]}, "prune_at: ['0.2', '0.5'] do not grow by one whole"),
@@ -368,23 +380,10 @@ def test_trials_do_not_import_optuna():
 
 
 def test_a_recipe_keeps_what_the_sweep_does_not_say(tmp_path):
-    from budget_trainer.sweep.checks import base_recipe
-
-    (tmp_path / "recipe.yaml").write_text(
-        yaml.safe_dump({**TINY, "validation_epochs": 3, "total_training_time": "1h"})
-    )
+    of_the_sweep = {"validation_epochs": 3, "total_training_time": "1h", "plan": "recipe.plan.json"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**TINY, **of_the_sweep}))
     spec = spec_of(tmp_path, {**OURS, "recipe": str(tmp_path / "recipe.yaml")})
-    assert base_recipe(spec) == {name: str(value) for name, value in TINY.items()}
-
-
-def test_an_empty_grid_cannot_be(tmp_path):
-    with pytest.raises(InputError, match="an empty list leaves nothing to try"):
-        read_space({"curve": {"choices": []}})
-
-
-def test_a_wide_range_of_whole_numbers_is_counted_not_listed(tmp_path):
-    spec = spec_of(tmp_path, {**OURS, "search": "random", "parameters": {"seed": {"low": 0, "high": 2_000_000_000}}})
-    assert grid_size(spec.space) == 2_000_000_001 and spec.limit == spec.trials and not spec.exhaustive
+    assert spec.base_recipe() == {name: str(value) for name, value in TINY.items()}
 
 
 @pytest.mark.parametrize("name", ["total_training_time", "output_dir"])
@@ -392,13 +391,6 @@ def test_what_the_sweep_says_is_not_searched_in_the_originals_form(answer, name)
     text = f"hyperparameters:\n  {name}: [1, 2]\n  lr: [1e-3]\ndefault_parameters:\n  fp16: false\n"
     code, _, error = answer(text, "--time_per_trial", "1h", "--output_dir", "out", "--data_dir", "d", "--dry_run")
     assert code == 2 and re.match(rf"error: ({name}|hyperparameters): ", error) and error.count("\n") == 1
-
-
-def test_a_planned_recipe_can_be_searched_from(tmp_path):
-    from budget_trainer.sweep.checks import base_recipe
-
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**TINY, "plan": "recipe.plan.json"}))
-    assert "plan" not in base_recipe(spec_of(tmp_path, {**OURS, "recipe": str(tmp_path / "recipe.yaml")}))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "sweeps").glob("*.yaml")), ids=lambda path: path.name)
