@@ -180,7 +180,8 @@ def _base_recipe(spec: SweepSpec) -> tuple[str, set[str]]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise RunError(
-            f"recipe: {spec.recipe} cannot be read any more ({reason}), so there is no best_recipe.yaml; put it back"
+            f"recipe: {spec.recipe} cannot be read any more ({reason}), so there is no best_recipe.yaml",
+            fix="put it back",
         ) from error
     if all(content.get(name) == given for name, given in theirs.items()):
         return text, content.keys() - theirs.keys()

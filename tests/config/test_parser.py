@@ -11,7 +11,7 @@ from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.glue.arguments import parse_request
 from budget_trainer.glue.plan import read_grid
-from budget_trainer.sweep.spec import read_spec
+from budget_trainer.sweep import command as sweep
 from tests.conftest import run
 
 
@@ -129,7 +129,7 @@ def test_unknown_keys_are_told_together(tmp_path):
         read_grid(str(tmp_path / "grid.yaml"), None, 1)
     (tmp_path / "sweep.yaml").write_text("serch: tpe\ntotal_tim: 1h\n")
     with pytest.raises(InputError, match=r"^serch, total_tim: unknown keys; .*mean search\?.*mean total_time\?"):
-        read_spec(tmp_path / "sweep.yaml", {}, dry_run=True)
+        sweep.parse_request([str(tmp_path / "sweep.yaml")]).spec()
 
 
 def test_parsing_does_nothing_else(tmp_path):
