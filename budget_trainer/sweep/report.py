@@ -25,7 +25,6 @@ from budget_trainer.sweep.results import (
     BEST_SHARE,
     IMPORTANCE_METHOD,
     SweepRecord,
-    TrialRecord,
     best_recipe_text,
     importance,
 )
@@ -134,22 +133,18 @@ def _best(record: SweepRecord) -> str:
     if not record.finished:
         return "No trial has finished with a value yet: there is no best one, and no recipe was written."
     best, worst, count = record.finished[0], record.finished[-1], len(record.finished)
-    rows: list[tuple[Any, ...]] = [("best", _figure(best.value), "", best.number, _parameters(best))]
+    rows: list[tuple[Any, ...]] = [("best", _figure(best.value), "", best.number, best.given)]
     if count > 1:
         middle = statistics.median(trial.value for trial in record.finished)
         rows += [
             ("median", _figure(middle), f"{middle - best.value:+.4g}", "", f"of {count} finished trials"),
-            ("worst", _figure(worst.value), f"{worst.value - best.value:+.4g}", worst.number, _parameters(worst)),
+            ("worst", _figure(worst.value), f"{worst.value - best.value:+.4g}", worst.number, worst.given),
         ]
     return table(("", inline(record.spec.objective.name), "from the best", "trial", "parameters"), rows)
 
 
 def _figure(number: float | None) -> str:
     return "" if number is None else f"{number:.4f}" if 0.1 <= abs(number) < 1e4 else f"{number:.5g}"
-
-
-def _parameters(trial: TrialRecord) -> str:
-    return ", ".join(f"{name} {format_value(given)}" for name, given in trial.parameters.items())
 
 
 def _edges(record: SweepRecord) -> str:
@@ -242,7 +237,7 @@ def _space(record: SweepRecord) -> str:
 def _failures(record: SweepRecord) -> str:
     lines = []
     for trial in record.ranked:
-        about = f"- trial {trial.number} ({inline(_parameters(trial))}):"
+        about = f"- trial {trial.number} ({inline(trial.given)}):"
         if trial.state == "failed":
             lines.append(f"{about} {inline(trial.error or 'no message')}; its log is {inline(trial.folder)}.log")
         elif trial.state == "finished" and not trial.has_value:
@@ -255,8 +250,9 @@ def _next(record: SweepRecord) -> str:
         return ""
     spec, budget = record.spec, format_duration(record.spec.trial_seconds)
     head = ["accelerate", "launch", "train_mlm.py", str(spec.output_dir / _BEST_RECIPE)]
-    head += ["--data_dir", str(spec.fixed.get("data_dir") or "DATA_DIR"), "--total_training_time", budget]
-    again = [[*head, "--output_dir", str(spec.output_dir / f"again-{n}"), "--seed", str(n)] for n in _NEW_SEEDS]
+    head += ["--data_dir", str(spec.fixed.get("data_dir") or "DATA_DIR"), "--output_dir"]
+    tail = ["--total_training_time", budget, "--seed"]
+    again = [[*head, str(spec.output_dir / f"again-{seed}"), *tail, str(seed)] for seed in _NEW_SEEDS]
     behind = ""
     if len(record.finished) > 1:  # which is what the differences of seeds would have to be smaller than
         first, second = record.finished[:2]
@@ -310,7 +306,7 @@ def _title(record: SweepRecord) -> str:
     if not record.finished:
         return f"{first}\nno trial has finished with a value"
     best = record.finished[0]
-    text = f"best {spec.objective.name} {best.value:.4g}: trial {best.number}, {_parameters(best)}"
+    text = f"best {spec.objective.name} {best.value:.4g}: trial {best.number}, {best.given}"
     return f"{first}\n{_cut(text)}"
 
 
@@ -322,7 +318,7 @@ def _cut(text: str, width: int = 130) -> str:
 def _draw_curves(axes: Any, record: SweepRecord) -> None:
     best = record.finished[0] if record.finished else None
     named: set[str] = set()
-    for trial in record.trials:
+    for trial in sorted(record.trials, key=lambda trial: trial is best):  # the best one above all others
         points = [(100 * share, height) for share, height in trial.curve if math.isfinite(height)]
         if not points:
             continue
@@ -427,12 +423,9 @@ def _set_log_ticks(axes: Any, low: float, high: float) -> None:
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
     steps = (1, 2, 5) if high / low < 2e3 else (1,)
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [float(f"{step}e{decade}") for decade in decades for step in steps]
+    ticks = [float(f"{step}e{decade}") for decade in range(-30, 30) for step in steps]
     ticks = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
-    if len(ticks) < 2:
-        ticks = [low, high]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_locator(FixedLocator(ticks if len(ticks) > 1 else [low, high]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(lambda tick, _: _tick_text(tick))

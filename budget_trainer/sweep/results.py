@@ -54,6 +54,11 @@ class TrialRecord:
         return self.objective
 
     @property
+    def given(self) -> str:
+        """Its parameters, for people."""
+        return ", ".join(f"{name} {format_value(value)}" for name, value in self.parameters.items())
+
+    @property
     def last(self) -> tuple[float, float] | None:
         """The share of its time at which it was last evaluated, and the value; None where it never was."""
         return self.curve[-1] if self.curve else None
@@ -116,8 +121,7 @@ def importance(record: SweepRecord, study: optuna.Study) -> tuple[dict[str, floa
             params = {name: trial.params[name] for name in varied}
             rank = sign * mine.value if mine.has_value else worse
             ranks.add_trial(optuna.trial.create_trial(params=params, distributions=varied, value=rank))
-    share = len(record.finished) / len(ranks.get_trials(deepcopy=False))
-    best = BEST_SHARE if share == 1.0 else min(BEST_SHARE, share)
+    best = min(BEST_SHARE, len(record.finished) / len(ours))
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
@@ -195,7 +199,7 @@ def _header(record: SweepRecord, left_out: list[str]) -> str:
         f"{spec.objective.name} {best.value:.5g}, to {spec.objective.direction}.",
         f"Found with {format_duration(spec.trial_seconds)} per trial; a longer run may want other values.",
         f"Base recipe: {f'{spec.recipe}, with its comments' if spec.recipe else 'none, the defaults of train_mlm.py'}.",
-        "Searched: " + ", ".join(f"{name} {format_value(given)}" for name, given in best.parameters.items()) + ".",
+        f"Searched: {best.given}.",
         "Run it with: train_mlm.py best_recipe.yaml --total_training_time ...",
     ]
     if left_out:

@@ -276,12 +276,10 @@ class SweepSpec:
         fixed = content.get("fixed", {})
         if not isinstance(fixed, dict):
             raise InputError("fixed: is not a mapping; write one `flag: value` per line")
-        for name, missing in (
-            ("time_per_trial", "the budget of a trial, as 30m"),
-            ("output_dir", "a folder for this sweep"),
-        ):
-            if getattr(keys, name) is None:
-                raise InputError(f"{name}: missing; add --{name} with {missing}")
+        if keys.time_per_trial is None:
+            raise InputError("time_per_trial: missing; add the budget of each trial, such as 30m")
+        if keys.output_dir is None:
+            raise InputError("output_dir: missing; add --output_dir with a folder for this sweep")
         output_dir = Path(keys.output_dir)
         config = None if keys.accelerate_config is None else Path(keys.accelerate_config)
         if config is not None and not config.is_file():
