@@ -268,7 +268,9 @@ def _check_trials(spec: SweepSpec, on_cpu: bool = False) -> Path:
     machine = ["--use_cpu=true", "--push_to_hub=false", *([] if on_cpu else ["--fp16=false", "--tf32=false"])]
     base = recipe_words(recipe)
     recipes = [parse_recipe([*base, *spec.words(given, spec.output_dir), *machine]) for given in _probes(spec)]
-    _ = recipes[0].run  # TrainingArguments checks what it is given: of one trial, since it looks for devices each time
+    recipes[
+        0
+    ].training_arguments()  # TrainingArguments checks its values; of one trial, since it looks for devices each time
     if len({recipe.data_dir for recipe in recipes}) > 1:
         raise InputError("data_dir: losses on different data do not compare; put one data_dir under fixed")
     return recipes[0].data_dir
