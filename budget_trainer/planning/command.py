@@ -21,22 +21,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from budget_trainer.config.edit import edited
 from budget_trainer.config.parser import read_recipe, written_flags
-from budget_trainer.core.command import BAD_INPUT, Parser, run_command
+from budget_trainer.core.command import Parser, run_command
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import write_atomic, write_json_atomic
 
 if TYPE_CHECKING:
-    from budget_trainer.planning.result import Plan, ProbeReport
+    from budget_trainer.planning.result import ProbeReport
 
-PROBE_SECONDS = 60.0
-PARENT_SECONDS = 1.0  # of the probe's time, for the prediction and the picture
-LINES_OF_LOG = 3
+_PROBE_SECONDS = 60.0
+_PARENT_SECONDS = 1.0  # of the probe's time, for the prediction and the picture
+_LINES_OF_LOG = 3
 
 
 def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,7 +43,7 @@ def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("python -m budget_trainer.plan", __doc__, argparse.RawDescriptionHelpFormatter)
     parser.epilog = "Every other flag is one of train_mlm.py (train_mlm.py --help) and part of the plan."
     parser.add_argument(
-        "--probe_seconds", type=float, default=PROBE_SECONDS, help="the probe's time in seconds, imports too (60)"
+        "--probe_seconds", type=float, default=_PROBE_SECONDS, help="the probe's time in seconds, imports too (60)"
     )
     parser.add_argument(
         "--num_processes", type=int, default=1, help="plan for so many devices like this one, speed times as much"
@@ -112,14 +111,14 @@ def _run(args: argparse.Namespace) -> int:
     from budget_trainer.planning.text import plan_text
 
     print(f"probing for up to {args.probe_seconds:g} s ...", file=sys.stderr, flush=True)
-    deadline = begin + args.probe_seconds - min(PARENT_SECONDS, args.probe_seconds / 10)
+    deadline = begin + args.probe_seconds - min(_PARENT_SECONDS, args.probe_seconds / 10)
     output_dir = args.settings.get("output_dir")
     with tempfile.TemporaryDirectory(
         prefix="budget-plan-", dir=_disk_of(output_dir) if output_dir else None
     ) as folder:
         report, failed = ask_probe(args.words, Path(folder), deadline)
     plan = make_plan(report, num_processes=args.num_processes, price_per_hour=args.price_per_hour, failed=failed)
-    plan = replace(plan, probe_seconds=time.monotonic() - begin)
+    plan["probe_seconds"] = time.monotonic() - begin
     print(plan_text(plan))
     _store(args, plan)
     return 0
@@ -133,7 +132,7 @@ def ask_probe(words: Sequence[str], folder: Path, deadline: float) -> tuple[Prob
     Raises:
         InputError, RunError: as the probe did; RunError where it died before that choice.
     """
-    from budget_trainer.planning.result import ERROR_FILE, REPORT_FILE
+    from budget_trainer.planning.result import REPORT_FILE
 
     command = [sys.executable, "-m", "budget_trainer.planning.probe", str(folder), str(deadline), *words]
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one: Trainer would spread over all of them
@@ -156,20 +155,17 @@ def ask_probe(words: Sequence[str], folder: Path, deadline: float) -> tuple[Prob
         with contextlib.suppress(ProcessLookupError):
             os.killpg(probe.pid, signal.SIGKILL)  # compilers have processes of their own
         probe.wait()
-    if (folder / ERROR_FILE).exists():
-        text = (folder / ERROR_FILE).read_text(encoding="utf-8")
-        raise InputError(text) if code == BAD_INPUT else RunError(text)
-    report: ProbeReport | None = None
-    if (folder / REPORT_FILE).exists():
-        report = pickle.loads(
-            (folder / REPORT_FILE).read_bytes()
-        )  # our own child's, in a folder that only this user can enter
+    message: ProbeReport | Exception | None = None
+    if (folder / REPORT_FILE).exists():  # our own child's, in a folder that only this user can enter
+        message = pickle.loads((folder / REPORT_FILE).read_bytes())
+    if isinstance(message, Exception):
+        raise message
     if code in (0, None):
-        return report, None
+        return message, None
     failed = f"it ended with {_reason(code)}; {_last_words(log)}"
-    if report is None or report.results.micro_batch is None:
+    if message is None or message.results.micro_batch is None:
         raise RunError(f"probe: {failed}")
-    return report, failed
+    return message, failed
 
 
 def _reason(code: int) -> str:
@@ -180,7 +176,7 @@ def _reason(code: int) -> str:
 
 def _last_words(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return "its last words: " + " | ".join(lines[-LINES_OF_LOG:]) if lines else "it printed nothing"
+    return "its last words: " + " | ".join(lines[-_LINES_OF_LOG:]) if lines else "it printed nothing"
 
 
 def _disk_of(output_dir: str) -> str | None:
@@ -191,30 +187,30 @@ def _disk_of(output_dir: str) -> str | None:
     return None
 
 
-def _store(args: argparse.Namespace, plan: Plan) -> None:
+def _store(args: argparse.Namespace, plan: dict[str, Any]) -> None:
     """Picture, JSON and recipe, and the command that runs it."""
     from budget_trainer.planning.text import draw_plan
 
     draw_plan(plan, args.picture)
     print(f"\npicture  {args.picture}")
     if args.json is not None:
-        write_json_atomic(args.json, vars(plan))
+        write_json_atomic(args.json, plan)
         print(f"plan     {args.json}")
     if args.write is not None:
         stored = _plan_file(args.write)
         values = {
             **{name: value for name, value in written_flags(args.words[1:]).items() if name != "output_dir"},
-            "per_device_train_batch_size": plan.micro_batch,
-            "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+            "per_device_train_batch_size": plan["micro_batch"],
+            "gradient_accumulation_steps": plan["gradient_accumulation_steps"],
             "plan": stored.name,
         }
-        head = f"# Filled in by budget_trainer.plan from {args.recipe.name}, {plan.made_at}; "
-        head += f"processes: {plan.num_processes}.\n"
+        head = f"# Filled in by budget_trainer.plan from {args.recipe.name}, {plan['made_at']}; "
+        head += f"processes: {plan['num_processes']}.\n"
         text = edited(args.recipe.read_text(encoding="utf-8-sig"), values, whose="the plan", head=head)
-        write_json_atomic(stored, vars(plan))
+        write_json_atomic(stored, plan)
         write_atomic(args.write, text)
         print(f"recipe   {args.write} (its plan: {stored})")
-        profile = _launch_profile(plan.device, plan.num_processes)
+        profile = _launch_profile(plan["device"], plan["num_processes"])
         print(f"run it   accelerate launch --config_file {profile} train_mlm.py {args.write} --output_dir out/run")
 
 

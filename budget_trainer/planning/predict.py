@@ -29,25 +29,24 @@ from budget_trainer.training.callbacks import CheckpointCadence, FinetuneMarkers
 from budget_trainer.training.trainer import TimeBudgetTrainer
 
 MOST_STRIDES = 10_000  # of a long run: 24 h of steps of 10 ms are 8.6 million steps, and a stride costs 0.03 ms
-POINTS = 400  # of the schedule's picture
+_POINTS = 400  # of the schedule's picture
 
 
 @dataclass(frozen=True)
 class Costs:
     """Measured seconds of what a run does, and its micro-batch. `setup` ends where the first step begins."""
 
-    setup: float
-    compile: float  # for new shapes; 0.0: not compiled
-    save: float  # the model
-    reserve: float  # kept free for the last save
-    checkpoint: float
-    evaluate: float  # a validation during training
-    rehearse: float  # of that, before training
-    micro_batch: int
-    step: MicroStep
-    relative: Mapping[tuple[float, int], float] = field(
-        default_factory=dict
-    )  # work at (masking rate, parts) to the first
+    setup: float = 0.0
+    compile: float = 0.0  # for new shapes; 0.0: not compiled
+    save: float = 0.0  # the model
+    reserve: float = 0.0  # kept free for the last save
+    checkpoint: float = 0.0
+    evaluate: float = 0.0  # a validation during training
+    rehearse: float = 0.0  # of that, before training
+    micro_batch: int = 1
+    step: MicroStep = MicroStep()
+    # By masking rate and parts of a block: the work relative to the first stage's.
+    relative: Mapping[tuple[float, int], float] = field(default_factory=dict)
     workers: int = 0
 
     def step_seconds(self, stage: Stage) -> float:
@@ -189,7 +188,7 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
     def train(self) -> None:
         steps = min((self.settings.end_seconds - self.now) / self.costs.step_seconds(self.stage), self.args.max_steps)
         longest = max(1, int(steps / MOST_STRIDES))
-        every, number = max(1, int(steps / longest / POINTS)), 0
+        every, number = max(1, int(steps / longest / _POINTS)), 0
         self.schedule_points: list[dict[str, float]] = []
         self.call("on_train_begin")
         while not self.control.should_training_stop:

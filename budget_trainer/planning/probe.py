@@ -2,8 +2,8 @@
 
     python -m budget_trainer.planning.probe FOLDER DEADLINE RECIPE [FLAGS]
 
-It writes what it knows so far to FOLDER/report.pickle whenever that has grown. DEADLINE is of time.monotonic(): there the
-parent ends it, and the last report counts. Set-up is that of `PretrainingRun`, timed in its parts.
+It writes what it knows so far to FOLDER/report.pickle whenever that has grown, or the error that ended it. DEADLINE is of
+time.monotonic(): there the parent ends it, and the last report counts. Set-up is that of `PretrainingRun`, timed in its parts.
 """
 
 # ruff: noqa: E402 - the clock starts before the heavy imports
@@ -30,45 +30,31 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
-from budget_trainer.budget.stages import make_stages
 from budget_trainer.config.recipe import parse_recipe, speed_settings
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import write_atomic
 from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.model.build import parameter_count
 from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
-from budget_trainer.planning.measure import (
-    ProbeTrainer,
-    free_bytes,
-    peak_bytes,
-    reset_peak,
-    return_freed,
-)
-from budget_trainer.planning.predict import RunSettings
-from budget_trainer.planning.result import ERROR_FILE, REPORT_FILE, ProbeReport
+from budget_trainer.planning.measure import ProbeTrainer, free_bytes, peak_bytes, reset_peak, return_freed
+from budget_trainer.planning.predict import Costs, RunSettings
+from budget_trainer.planning.result import REPORT_FILE, ProbeReport
 from budget_trainer.planning.steps import NO_ROOM, ProbeSteps, Steps, ladder_sizes, micro_batches
 from budget_trainer.reporting.report import environment
 from budget_trainer.training import parts
-from budget_trainer.training.callbacks import (
-    CheckpointCadence,
-    EarlyStop,
-    FinetuneMarkers,
-    ValidationCadence,
-)
+from budget_trainer.training.callbacks import CheckpointCadence, EarlyStop, FinetuneMarkers, ValidationCadence
 from budget_trainer.training.engine import engine_name
 from budget_trainer.training.recovery import is_out_of_memory
 from budget_trainer.training.run import ENDLESS_STEPS, PretrainingRun
 
-# What a probe does otherwise: nothing is shown, nothing goes to the Hub.
-OVERRIDES = ("--disable_tqdm=true", "--push_to_hub=false", "--plan=")
-COUNTED_TOKENS = 250_000  # for embedding_init cooccurrence: more are extrapolated ...
-COUNTING_GROWS = 0.44  # ... by this power: 4.1, 6.8 and 10.8 s of a core for 1, 3 and 9 million tokens, 256 wide
-VERIFY_SECONDS = 0.5  # of reading checksums, extrapolated to the run's
-HASHED_PER_SECOND = 1e9  # bytes, where not even one file was read in that time (see parts.VERIFY_SHARE)
-PRECISION_SECONDS = 40.0 / 0.03  # left in the eyes of the run's probe of precision: too short for it to compile
-STATE_BYTES = {"adafactor": 8, "muon": 12}  # of a parameter in float32, its gradient and states; Adam's: 16
-MEMORY_SHARE = 0.7  # of what is free, on a CPU
-FIRST_STEP_SECONDS, USUAL_MFU = 0.2, 0.3  # of the micro-batch in which precision is chosen, by this guess
+_COUNTED_TOKENS = 250_000  # for embedding_init cooccurrence: more are extrapolated ...
+_COUNTING_GROWS = 0.44  # ... by this power: 4.1, 6.8 and 10.8 s of a core for 1, 3 and 9 million tokens, 256 wide
+_VERIFY_SECONDS = 0.5  # of reading checksums, extrapolated to the run's
+_HASHED_PER_SECOND = 1e9  # bytes, where not even one file was read in that time (see parts.VERIFY_SHARE)
+_PRECISION_SECONDS = 40.0 / 0.03  # left in the eyes of the run's probe of precision: too short for it to compile
+_STATE_BYTES = {"adafactor": 8, "muon": 12}  # of a parameter in float32, its gradient and states; Adam's: 16
+_MEMORY_SHARE = 0.7  # of what is free, on a CPU
+_FIRST_STEP_SECONDS, _USUAL_MFU = 0.2, 0.3  # of the micro-batch in which precision is chosen, by this guess
 
 
 class _SetupTimes:
@@ -99,11 +85,15 @@ def probe(
         InputError, RunError: as the run itself would.
     """
     times = _SetupTimes()
-    recipe = parse_recipe([*words, f"--output_dir={folder}/run", *OVERRIDES])
+    quiet = [f"--output_dir={folder}/run", "--disable_tqdm=true", "--push_to_hub=false", "--plan="]
+    asked = recipe = parse_recipe([*words, *quiet])
+    counts = recipe.model.embedding_init == "cooccurrence" and recipe.model.model_name_or_path is None
+    if counts:  # timed on a part
+        recipe = replace(recipe, model=replace(recipe.model, embedding_init="normal"))
     os.environ["TENSORBOARD_LOGGING_DIR"] = f"{folder}/tensorboard"
     run = PretrainingRun(recipe, CLOCK, StopRequest(), ExitStack())
     args, gpu = run.args, run.args.device.type == "cuda"
-    asked = recipe.as_dict(args)  # set-up resolves some of it
+    flags = asked.as_dict(args)  # set-up resolves some of it
     trackers: Any = [name for name in args.report_to or [] if name == "tensorboard"]  # others would show it
     args.report_to = trackers
     if engine_name(args) != "single":
@@ -115,12 +105,9 @@ def probe(
     run.open_blocks()
     times.mark("data")
     times.seconds["checksums"] = _checksum_seconds(run)
-    report = _first_report(run, asked)
+    report = _first_report(run, flags)
     send(report)
     _check_weights_fit(run)
-    counts = recipe.model.embedding_init == "cooccurrence" and recipe.model.model_name_or_path is None
-    if counts:
-        run.recipe = recipe = replace(recipe, model=replace(recipe.model, embedding_init="normal"))
     times.mark(None)
 
     run.make_model()
@@ -129,11 +116,11 @@ def probe(
         times.seconds["counted embeddings"] = _counting_seconds(run)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     report.flops_per_token = model_flops_per_token(run.model, run.data.block_size, run.collator.slots)
-    blocks_per_second = USUAL_MFU * measure_peak_flops(args.device, dtype, 0.5) / report.flops_per_token
-    fitting = int(FIRST_STEP_SECONDS * blocks_per_second / run.data.block_size)
+    blocks_per_second = _USUAL_MFU * measure_peak_flops(args.device, dtype, 0.5) / report.flops_per_token
+    fitting = int(_FIRST_STEP_SECONDS * blocks_per_second / run.data.block_size)
     report.tried_blocks = max(1, min(args.per_device_train_batch_size, 32, fitting))
     times.mark(None)
-    run.choose_compute_mode(report.tried_blocks, min(recipe.seconds_left(0.0), PRECISION_SECONDS))
+    run.choose_compute_mode(report.tried_blocks, min(recipe.seconds_left(0.0), _PRECISION_SECONDS))
     times.mark("precision")
     report.parameters, report.model_type = parameter_count(run.model), run.model.config.model_type
     if recipe.model.model_name_or_path is None:
@@ -147,10 +134,9 @@ def probe(
     report.setup = dict(times.seconds)
     send(report)
 
-    total, workers = report.total_per_process, args.dataloader_num_workers
-    allowed = micro_batches(total, lambda accumulation: _follows(recipe, accumulation))
+    total, workers, collators = report.total_per_process, args.dataloader_num_workers, _stage_collators(run)
+    allowed = micro_batches(total, lambda accumulation: _follows(report.settings, accumulation))
     allowed = [size for size in allowed if total is not None or size <= run.blocks.rows]
-    collators = _stage_collators(run)
     args.max_steps, args.gradient_accumulation_steps, args.dataloader_num_workers = ENDLESS_STEPS, 1, 0
     run.optimizer_options = parts.optimizer_options(recipe, args)
     times.mark(None)
@@ -160,30 +146,29 @@ def probe(
     times.mark("trainer")
     run.rehearse(reserve_disk=False)
     rehearsed = CLOCK.seconds_by_phase()
-    report.save_seconds, report.rehearsal_seconds = rehearsed["save"], rehearsed["evaluate"]
-    report.reserve_seconds, report.checkpoint_seconds = budget.save_seconds, budget.checkpoint_seconds
-    report.evaluate_seconds = budget.evaluate_seconds
+    report.costs = Costs(
+        save=rehearsed["save"],
+        rehearse=rehearsed["evaluate"],
+        reserve=budget.save_seconds,
+        checkpoint=budget.checkpoint_seconds,
+        evaluate=budget.evaluate_seconds,
+        workers=workers,
+    )
     report.peak_flops = trainer.throughput.peak_flops
     times.mark(None)
     run.job = 1
     run.add_callbacks()
-    for kind in (
-        FinetuneMarkers,
-        CheckpointCadence,
-        ValidationCadence,
-        EarlyStop,
-    ):  # steps only, however long it takes
-        trainer.remove_callback(kind)
+    for kind in (FinetuneMarkers, CheckpointCadence, ValidationCadence, EarlyStop):
+        trainer.remove_callback(kind)  # steps only, however long it takes
     trainer.remove_callback(PrinterCallback)  # a run has its bar instead
     CLOCK.total_seconds = budget.early_exit_seconds = budget.job_limit_seconds = math.inf
     times.mark("trainer")
 
     return_freed()  # by the probe of precision
-    tried = (
-        0 if gpu or reset_peak() else report.tried_blocks
-    )  # else the mark is that probe's: below it no growth shows
+    # Where the high-water mark cannot be reset it is that probe's: below it no growth shows.
+    tried = 0 if gpu or reset_peak() else report.tried_blocks
     report.results.peaks = {} if gpu else {tried: peak_bytes()}
-    memory = torch.cuda.get_device_properties(0).total_memory if gpu else peak_bytes() + MEMORY_SHARE * free_bytes()
+    memory = torch.cuda.get_device_properties(0).total_memory if gpu else peak_bytes() + _MEMORY_SHARE * free_bytes()
     report.limit_bytes, started = float(memory), time.monotonic()
 
     def send_results() -> None:
@@ -206,8 +191,8 @@ def probe(
     send_results()
 
 
-def _first_report(run: PretrainingRun, asked: dict[str, Any]) -> ProbeReport:
-    """What the parent needs of recipe, data and machine."""
+def _first_report(run: PretrainingRun, flags: dict[str, Any]) -> ProbeReport:
+    """What the parent needs of recipe, data and machine; `flags` are the run's own."""
     recipe, data, args, epochs = run.recipe, run.data, run.args, run.recipe.budget.num_epochs_between_checkpoints
     curves = ("mlm_probability", "mlm_probability_curve", "batch_size_curve", "sequence_length_curve")
     settings = RunSettings(
@@ -216,7 +201,7 @@ def _first_report(run: PretrainingRun, asked: dict[str, Any]) -> ProbeReport:
         block_size=data.block_size,
         learning_rate=args.learning_rate,
         schedule=recipe.schedule(),
-        curves={name: asked[name] for name in curves},
+        curves={name: flags[name] for name in curves},
         max_steps=recipe.max_steps,
         checkpoint_seconds=recipe.checkpoint_seconds,
         checkpoint_samples=None if epochs in (None, -1) else epochs * run.samples_per_epoch,
@@ -227,12 +212,11 @@ def _first_report(run: PretrainingRun, asked: dict[str, Any]) -> ProbeReport:
     batch_asked = {"per_device_train_batch_size", "gradient_accumulation_steps"} & recipe.explicit
     return ProbeReport(
         settings=settings,
-        recipe=speed_settings(asked),
+        recipe=speed_settings(flags),
         data={"path": str(data.path), "fingerprint": data.fingerprint},
         rows=int(data.manifest["splits"]["train"]["rows"]),
         hardware=environment()["hardware"],
         device=str(args.device),
-        workers=args.dataloader_num_workers,
         total_per_process=args.per_device_train_batch_size * args.gradient_accumulation_steps if batch_asked else None,
         dup_factor=recipe.data.dup_factor,
         auto_speed=bool(recipe.budget.auto_speed),
@@ -242,21 +226,21 @@ def _first_report(run: PretrainingRun, asked: dict[str, Any]) -> ProbeReport:
 def _checksum_seconds(run: PretrainingRun) -> float:
     """Of the run's check of its data, by a part of it."""
     begin = time.monotonic()
-    share = run.data.verify(VERIFY_SECONDS)
+    share = run.data.verify(_VERIFY_SECONDS)
     spent = time.monotonic() - begin
     most = min(parts.VERIFY_SHARE * run.recipe.seconds_left(0.0), run.channel.timeout_seconds / 2)
     size = sum(int(file["bytes"]) for split in run.data.manifest["splits"].values() for file in split["files"])
-    return min(most, spent / share if share else size / HASHED_PER_SECOND)
+    return min(most, spent / share if share else size / _HASHED_PER_SECOND)
 
 
 def _counting_seconds(run: PretrainingRun) -> float:
     """Of counting as many tokens as this budget pays for, by a part of them."""
     wanted = parts.counted_tokens(run.recipe, run.data, run.blocks)
-    tokens = min(COUNTED_TOKENS, wanted)
+    tokens = min(_COUNTED_TOKENS, wanted)
     size = run.model.get_input_embeddings().weight.shape[1]
     begin = time.monotonic()
     parts.count_embeddings(run.recipe, run.args, run.data, run.blocks, size, tokens)
-    return (time.monotonic() - begin) * (wanted / tokens) ** COUNTING_GROWS
+    return (time.monotonic() - begin) * (wanted / tokens) ** _COUNTING_GROWS
 
 
 def _check_weights_fit(run: PretrainingRun) -> None:
@@ -268,17 +252,14 @@ def _check_weights_fit(run: PretrainingRun) -> None:
         return
     with torch.device("meta"):
         parameters = parameter_count(parts.make_model(run.recipe, run.args, run.data))
-    if parameters * STATE_BYTES.get(run.recipe.optimizer.optimizer_type, 16) > MEMORY_SHARE * free_bytes():
+    if parameters * _STATE_BYTES.get(run.recipe.optimizer.optimizer_type, 16) > _MEMORY_SHARE * free_bytes():
         raise RunError(NO_ROOM)
 
 
-def _follows(recipe: Any, accumulation: int) -> bool:
+def _follows(settings: RunSettings, accumulation: int) -> bool:
     """Whether the curve of the batch gives whole micro-batches at this accumulation."""
-    curve = recipe.budget.batch_size_curve
     try:
-        make_stages(
-            mlm_probability=0.15, gradient_accumulation_steps=accumulation, block_size=1024, batch_size_curve=curve
-        )
+        settings.stages(accumulation)
     except InputError:
         return False
     return True
@@ -289,9 +270,8 @@ def _stage_collators(run: PretrainingRun) -> dict[tuple[float, int], Any]:
     stages = run.recipe.stages(run.data.block_size)
     starts = {at for steps in (stages.mlm_probability, stages.sequence_parts) for at, _ in steps}
     shapes = [(stage.mlm_probability, stage.sequence_parts) for stage in map(stages.at, sorted(starts))]
-    made = {
-        (rate, pieces): run.collator.with_stage(mlm_probability=rate, sequence_parts=pieces) for rate, pieces in shapes
-    }
+    collator = run.collator
+    made = {shape: collator.with_stage(mlm_probability=shape[0], sequence_parts=shape[1]) for shape in shapes}
     if shapes[0][1] == 1:  # the run's own collator is of that one
         made.pop(shapes[0])
     return made
@@ -317,21 +297,19 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
-def _main(folder: Path, deadline: float, words: Sequence[str]) -> int:
+def _main(folder: Path, deadline: float, words: Sequence[str]) -> None:
     _end_with_parent()
 
-    def send(report: ProbeReport) -> None:
-        write_atomic(folder / REPORT_FILE, pickle.dumps(report), durable=False)
+    def send(message: ProbeReport | Exception) -> None:
+        write_atomic(folder / REPORT_FILE, pickle.dumps(message), durable=False)
 
     try:
         probe(words, folder, deadline, send)
-    except (InputError, RuntimeError) as caught:
-        error = planner_error(caught)
-        (folder / ERROR_FILE).write_text(str(error), encoding="utf-8")
-        return 2 if isinstance(error, InputError) else 1
+    except (InputError, RuntimeError) as error:
+        send(planner_error(error))
     sys.stdout.flush()
     os._exit(0)  # the parent waits: no time for taking modules down
 
 
 if __name__ == "__main__":
-    sys.exit(_main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
+    _main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])

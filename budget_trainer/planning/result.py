@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from budget_trainer.core.errors import InputError, RunError
@@ -21,12 +21,12 @@ from budget_trainer.reporting.planned import FORMAT, machine
 
 FEWEST_TOKENS, MOST_TOKENS = 20.0, 200.0  # per parameter
 # (layers, width): tiny to large, of Turc et al. 2019 (arXiv 1908.08962) and Devlin et al. 2018 (arXiv 1810.04805).
-SHAPES = ((2, 128), (4, 256), (4, 512), (8, 512), (12, 768), (24, 1024))
-NEIGHBOURS = 2  # shapes on either side of the recipe's
-NOTE_PASSES = 4  # repeats are almost as good as new text up to here for causal models (Muennighoff et al. 2023)
-WARN_PASSES = 40  # the most that is known of masked ones: BERT itself (Devlin et al. 2018, about 40 epochs)
-REPORT_FILE, ERROR_FILE = "report.pickle", "error.txt"  # by which the probe speaks to its parent
-COMPILE_PROBED_FROM_SECONDS = 1500.0  # precision.COMPILE_PROBE_SECONDS / precision.PROBE_SHARE
+_SHAPES = ((2, 128), (4, 256), (4, 512), (8, 512), (12, 768), (24, 1024))
+_NEIGHBOURS = 2  # shapes on either side of the recipe's
+_NOTE_PASSES = 4  # repeats are almost as good as new text up to here for causal models (Muennighoff et al. 2023)
+_WARN_PASSES = 40  # the most that is known of masked ones: BERT itself (Devlin et al. 2018, about 40 epochs)
+REPORT_FILE = "report.pickle"  # by which the probe speaks to its parent
+_COMPILE_PROBED_FROM_SECONDS = 1500.0  # precision._COMPILE_PROBE_SECONDS / precision._PROBE_SHARE
 
 
 @dataclass
@@ -39,7 +39,6 @@ class ProbeReport:
     rows: int  # training blocks
     hardware: Mapping[str, Any]
     device: str
-    workers: int
     total_per_process: int | None  # blocks of a step; None: the recipe leaves them open
     dup_factor: int | None
     auto_speed: bool
@@ -55,14 +54,9 @@ class ProbeReport:
     bf16: bool = False
     compile: str = "no"
     tried_blocks: int = 0  # of the micro-batch in which precision was chosen
-    # of set-up
+    # of the run
     setup: Mapping[str, float] = field(default_factory=dict)  # by what it goes into
-    save_seconds: float = 0.0
-    reserve_seconds: float = 0.0
-    checkpoint_seconds: float = 0.0
-    rehearsal_seconds: float = 0.0
-    evaluate_seconds: float = 0.0
-    # of the steps
+    costs: Costs = field(default_factory=Costs)  # of saves and validations; the rest follows from the steps
     results: Measurements = field(default_factory=Measurements)
     limit_bytes: float = 0.0
 
@@ -73,59 +67,12 @@ class ProbeReport:
         return "before the first step" if self.parameters else "while it was setting up"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do; the fields are the keys of its JSON. Seconds and bytes, None: unknown or without a limit."""
-
-    made_at: str
-    recipe: Mapping[str, Any]
-    data: Mapping[str, str]
-    machine: Mapping[str, Any]
-    device: str
-    num_processes: int
-    total_seconds: float | None
-    end_seconds: float | None
-    prediction: Mapping[str, float]
-    passes_over_corpus: float
-    repeats: Mapping[str, str]
-    micro_batch: int
-    gradient_accumulation_steps: int
-    total_batch: int  # over all processes
-    batch_asked: bool
-    measured: Mapping[int, Mapping[str, float | None]]
-    rounds: int
-    refused: int | None
-    cut_short: int | None
-    unmeasured_stages: Sequence[str]
-    probe_failed: str | None
-    largest_micro_batch: Mapping[str, int | None]
-    memory_bytes: float | None
-    memory_limit_bytes: float
-    speed: Mapping[str, Any]
-    compile: Mapping[str, Any]
-    setup: Mapping[str, float]
-    save_seconds_each: float
-    checkpoint_seconds_each: float
-    evaluate_seconds_each: float
-    steady: Mapping[str, Any] | None
-    step_seconds: float
-    mfu: float | None
-    peak_flops: float
-    parameters: int
-    model_type: str
-    schedule: Sequence[Mapping[str, float]]
-    stages: Mapping[str, Sequence]
-    sizes: Sequence[Mapping[str, Any]]
-    cost: float | None
-    price_per_hour: float | None
-    probe_seconds: float | None = None
-    format: int = FORMAT
-
-
 def make_plan(
     report: ProbeReport | None, *, num_processes: int, price_per_hour: float | None, failed: str | None = None
-) -> Plan:
-    """The plan for `num_processes` devices like the probe's; `failed` says how the probe died after its choice.
+) -> dict[str, Any]:
+    """The plan for `num_processes` devices like the probe's, as its JSON has it; `failed`: how the probe died after its choice.
+
+    Seconds and bytes; None is unknown, or without a limit.
 
     Raises:
         InputError: the budget does not carry the set-up, or the data does not fill a batch.
@@ -138,128 +85,97 @@ def make_plan(
         )
     results, settings, micro_batch = report.results, report.settings, report.results.micro_batch
     total = report.total_per_process or micro_batch
-    accumulation = total // micro_batch
-    if report.rows < total * num_processes:
+    accumulation, total_batch = total // micro_batch, total * num_processes
+    if report.rows < total_batch:
         raise InputError(
-            f"num_processes: {num_processes} processes take {total * num_processes} blocks per step, "
+            f"num_processes: {num_processes} processes take {total_batch} blocks per step, "
             f"{report.data['path']} has {report.rows}; lower it or per_device_train_batch_size, or prepare more text"
         )
-    eager = results.typical(micro_batch)
-    compiled = _compilation(report, eager)
-    setup = _setup(report)
-    steady = results.steady_state() if compiled["step"] else None
+    eager, workers = results.typical(micro_batch), report.costs.workers
+    compiled, setup = _compilation(report, eager), _setup(report)
     step = MicroStep(**compiled["step"]) if compiled["step"] else eager
-    prediction = predict(_costs(report, step, compiled["seconds"], setup), settings, accumulation, num_processes)
+    costs = replace(
+        report.costs,
+        setup=sum(setup.values()),
+        compile=compiled["seconds"],
+        micro_batch=micro_batch,
+        step=step,
+        relative=results.relative,
+    )
+    prediction = predict(costs, settings, accumulation, num_processes)
     working = prediction.train_seconds + prediction.compile_seconds
     flops = report.flops_per_token * prediction.tokens / num_processes / max(working, 1e-9)
     passes = prediction.samples / report.rows
     billed = settings.end_seconds if math.isfinite(settings.end_seconds) else prediction.used_seconds
-    stages = settings.stages(accumulation)
-    return Plan(
-        made_at=time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        recipe={
-            **report.recipe,
-            "per_device_train_batch_size": micro_batch,
-            "gradient_accumulation_steps": accumulation,
+    chosen = {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": accumulation}
+    return {
+        "format": FORMAT,
+        "made_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "recipe": {**report.recipe, **chosen},
+        **{name: getattr(report, name) for name in ("data", "device", "model_type", "parameters", "peak_flops")},
+        "machine": machine(report.hardware),
+        "num_processes": num_processes,
+        "total_seconds": _finite(settings.total_seconds),
+        "end_seconds": _finite(settings.end_seconds),
+        "prediction": {name: value for name, value in vars(prediction).items() if name != "schedule"},
+        "schedule": prediction.schedule,
+        "stages": {name: list(value) for name, value in vars(settings.stages(accumulation)).items()},
+        "passes_over_corpus": passes,
+        "repeats": _repeats(passes, report.dup_factor),
+        "micro_batch": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "total_batch": total_batch,  # over all processes
+        "batch_asked": report.total_per_process is not None,
+        "measured": {
+            size: {
+                "tokens_per_second": blocks_per_second(steps, size, report.total_per_process, workers)
+                * settings.block_size,
+                "memory_bytes": results.peaks.get(size),
+            }
+            for size, steps in sorted(results.measured.items())
         },
-        data=report.data,
-        machine=machine(report.hardware),
-        device=report.device,
-        num_processes=num_processes,
-        total_seconds=_finite(settings.total_seconds),
-        end_seconds=_finite(settings.end_seconds),
-        prediction={name: value for name, value in vars(prediction).items() if name != "schedule"},
-        passes_over_corpus=passes,
-        repeats=_repeats(passes, report.dup_factor),
-        micro_batch=micro_batch,
-        gradient_accumulation_steps=accumulation,
-        total_batch=total * num_processes,
-        batch_asked=report.total_per_process is not None,
-        measured=_measured(report),
-        rounds=min(len(steps) for steps in results.measured.values()),
-        refused=results.refused,
-        cut_short=results.cut_short,
-        unmeasured_stages=[f"{rate}@{parts}" for rate, parts in results.unmeasured],
-        probe_failed=failed,
-        largest_micro_batch={
+        "rounds": min(len(steps) for steps in results.measured.values()),
+        "refused": results.refused,
+        "cut_short": results.cut_short,
+        "unmeasured_stages": [f"{rate}@{parts}" for rate, parts in results.unmeasured],
+        "probe_failed": failed,
+        "largest_micro_batch": {
             "tried": max(results.peaks),
             "extrapolated": results.largest_that_fits(report.limit_bytes),
         },
-        memory_bytes=results.peaks.get(micro_batch),
-        memory_limit_bytes=report.limit_bytes,
-        speed={"bf16": report.bf16, "compile": compiled["kind"]},
-        compile=compiled,
-        setup=setup,
-        save_seconds_each=report.save_seconds,
-        checkpoint_seconds_each=report.checkpoint_seconds,
-        evaluate_seconds_each=report.evaluate_seconds,
-        steady=steady,
-        step_seconds=step.seconds(accumulation, report.workers),
-        mfu=flops / report.peak_flops if report.peak_flops else None,
-        peak_flops=report.peak_flops,
-        parameters=report.parameters,
-        model_type=report.model_type,
-        schedule=prediction.schedule,
-        stages={name: list(value) for name, value in vars(stages).items()},
-        sizes=_judge_sizes(report, prediction.tokens),
-        cost=None if price_per_hour is None else price_per_hour * billed / 3600,
-        price_per_hour=price_per_hour,
-    )
-
-
-def _costs(report: ProbeReport, step: MicroStep, compile_seconds: float, setup: Mapping[str, float]) -> Costs:
-    assert report.results.micro_batch is not None
-    return Costs(
-        setup=sum(setup.values()),
-        compile=compile_seconds,
-        save=report.save_seconds,
-        reserve=report.reserve_seconds,
-        checkpoint=report.checkpoint_seconds,
-        evaluate=report.evaluate_seconds,
-        rehearse=report.rehearsal_seconds,
-        micro_batch=report.results.micro_batch,
-        step=step,
-        relative=report.results.relative,
-        workers=report.workers,
-    )
-
-
-def _measured(report: ProbeReport) -> dict[int, dict[str, float | None]]:
-    """Tokens/s and memory of each size, in steps of the whole batch."""
-    rows = {}
-    for size, steps in sorted(report.results.measured.items()):
-        rate = blocks_per_second(steps, size, report.total_per_process, report.workers)
-        rows[size] = {
-            "tokens_per_second": rate * report.settings.block_size,
-            "memory_bytes": report.results.peaks.get(size),
-        }
-    return rows
+        "memory_bytes": results.peaks.get(micro_batch),
+        "memory_limit_bytes": report.limit_bytes,
+        "speed": {"bf16": report.bf16, "compile": compiled["kind"]},
+        "compile": compiled,
+        "setup": setup,
+        "save_seconds_each": costs.save,
+        "checkpoint_seconds_each": costs.checkpoint,
+        "evaluate_seconds_each": costs.evaluate,
+        "steady": results.steady_state() if compiled["step"] else None,
+        "step_seconds": step.seconds(accumulation, workers),
+        "mfu": flops / report.peak_flops if report.peak_flops else None,
+        "sizes": _judge_sizes(report, prediction.tokens),
+        "cost": None if price_per_hour is None else price_per_hour * billed / 3600,
+        "price_per_hour": price_per_hour,
+    }
 
 
 def _compilation(report: ProbeReport, eager: MicroStep) -> dict[str, Any]:
-    """`kind`, `seconds` that compiling will take the run, the steady `step` of that kind (None: not measured), `measured`.
-
-    A run after this probe finds in the cache what the probe has compiled: less than the probe took (`cold_seconds`).
-    """
-    steady, times = report.results.steady_state(), report.results.compile_seconds()
-    none = {"kind": "no", "seconds": 0.0, "step": None, "cold_seconds": None, "measured": True}
+    """`kind`, `seconds` that compiling will take the run, the steady `step` of that kind (None: not measured), `measured`."""
+    steady, seconds = report.results.steady_state(), report.results.compile_seconds()
     if report.compile == "no":
-        return {**none, "step": steady and steady["step"]}
-    if steady is None or times is None:
-        return {**none, "kind": report.compile, "measured": False}
-    cold, warm = times
-    step, left = MicroStep(**steady["typical"]), report.settings.end_seconds
-    gains = step.seconds(1) < eager.seconds(1)
-    if math.isfinite(left):
-        gains = (left - warm) / step.seconds(1) > left / eager.seconds(1)
-    if _run_times_compiling(report) and not gains:
-        return {**none, "cold_seconds": cold}  # the run's own probe will find that it does not pay
-    return {"kind": report.compile, "seconds": warm, "step": steady["step"], "cold_seconds": cold, "measured": True}
+        return {"kind": "no", "seconds": 0.0, "step": steady and steady["step"], "measured": True}
+    if steady is None or seconds is None:
+        return {"kind": report.compile, "seconds": 0.0, "step": None, "measured": False}
+    working = 1 - seconds / report.settings.end_seconds
+    if _run_times_compiling(report) and eager.seconds() * working <= MicroStep(**steady["typical"]).seconds():
+        return {"kind": "no", "seconds": 0.0, "step": None, "measured": True}  # the run's own probe will find the same
+    return {"kind": report.compile, "seconds": seconds, "step": steady["step"], "measured": True}
 
 
 def _run_times_compiling(report: ProbeReport) -> bool:
     """Whether the budget is long enough for the run to time compiling itself (`precision`)."""
-    return report.auto_speed and report.settings.end_seconds >= COMPILE_PROBED_FROM_SECONDS
+    return report.auto_speed and report.settings.end_seconds >= _COMPILE_PROBED_FROM_SECONDS
 
 
 def _setup(report: ProbeReport) -> dict[str, float]:
@@ -268,15 +184,14 @@ def _setup(report: ProbeReport) -> dict[str, float]:
     if report.auto_speed and micro_batch is not None:
         seconds["precision"] *= micro_batch / report.tried_blocks
         if report.compile != "no" and _run_times_compiling(report):
-            times = report.results.compile_seconds()
-            seconds["compiling in the run's probe"] = 2 * times[1] if times else 0.0
+            seconds["compiling in the run's probe"] = 2 * (report.results.compile_seconds() or 0.0)
     return seconds
 
 
 def _repeats(passes: float, dup_factor: int | None) -> dict[str, str]:
     """`level` (fine, note or warning) and `text` on so many passes over the corpus."""
-    limit = WARN_PASSES if dup_factor is None else min(WARN_PASSES, NOTE_PASSES * dup_factor)
-    if passes <= NOTE_PASSES:
+    limit = _WARN_PASSES if dup_factor is None else min(_WARN_PASSES, _NOTE_PASSES * dup_factor)
+    if passes <= _NOTE_PASSES:
         return {"level": "fine", "text": "repeats of up to 4 passes cost almost nothing (Muennighoff et al. 2023)"}
     known = (
         "up to 4 passes are almost as good as new text, later ones less and less, for causal models (Muennighoff et al. "
@@ -291,32 +206,29 @@ def _repeats(passes: float, dup_factor: int | None) -> dict[str, str]:
 
 
 def _judge_sizes(report: ProbeReport, tokens: float) -> list[dict[str, Any]]:
-    """The recipe's own shape and the NEIGHBOURS standard ones below and above it, with the `tokens` that each would see.
+    """The recipe's own shape and the _NEIGHBOURS standard ones below and above it, with the `tokens` that each would see.
 
     In the recipe's proportions: the body's parameters grow as layers x width^2, those of embeddings and head as the width.
     Tokens by FLOPs, which grow as the parameters that a token passes: all of the body's, the head's where it is predicted.
     `suits` marks the size that the rule names.
     """
+    shape = (report.layers, report.width)
     own = report.layers * report.width**2
     if not own:
         return []
-    below = [shape for shape in SHAPES if shape[0] * shape[1] ** 2 < own][-NEIGHBOURS:]
-    above = [shape for shape in SHAPES if shape[0] * shape[1] ** 2 > own][:NEIGHBOURS]
+    below = [other for other in _SHAPES if other[0] * other[1] ** 2 < own][-_NEIGHBOURS:]
+    above = [other for other in _SHAPES if other[0] * other[1] ** 2 > own][:_NEIGHBOURS]
     own_rest = report.parameters - report.body_parameters
     passed = report.body_parameters + own_rest * report.predicted_share
     rows: list[dict[str, Any]] = []
-    for layers, width in [*below, (report.layers, report.width), *above]:
+    for layers, width in [*below, shape, *above]:
         body, rest = report.body_parameters * layers * width**2 / own, own_rest * width / report.width
         times = (body + rest * report.predicted_share) / passed
-        row: dict[str, Any] = {
-            "layers": layers,
-            "width": width,
-            "own": (layers, width) == (report.layers, report.width),
-        }
+        row: dict[str, Any] = {"layers": layers, "width": width, "own": (layers, width) == shape}
         row |= {"parameters": body + rest, "body_parameters": body, "flops_per_token": report.flops_per_token * times}
         rows.append({**row, "tokens": tokens / times, "tokens_per_parameter": tokens / times / body})
-    middle = math.log(FEWEST_TOKENS * MOST_TOKENS) / 2
-    nearest = min(rows, key=lambda row: abs(math.log(max(row["tokens_per_parameter"], 1e-9)) - middle))
+    middle = math.sqrt(FEWEST_TOKENS * MOST_TOKENS)
+    nearest = min(rows, key=lambda row: abs(math.log(max(row["tokens_per_parameter"], 1e-9) / middle)))
     return [{**row, "suits": row is nearest} for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""The plan that a run was promised (`--plan FILE` of train_mlm.py): read, compared with the run, put beside what it did.
+"""The plan of a run (`--plan FILE` of train_mlm.py): read, compared with the run, put beside what it did.
 
 A plan is the JSON that `budget_trainer.plan` writes. It belongs to a recipe and to data; where either differs it is refused. On
 another machine it is a guess: that is said, and stands in the report. Standard library only.
@@ -15,15 +15,8 @@ from typing import Any
 from budget_trainer.core.errors import InputError
 
 FORMAT = 1
-QUANTITIES = (
-    "tokens",
-    "steps",
-    "tokens_per_second",
-    "setup_seconds",
-    "compile_seconds",
-    "evaluate_seconds",
-    "save_seconds",
-)
+_PHASES = ("setup", "compile", "evaluate", "save")
+_QUANTITIES = ("tokens", "steps", "tokens_per_second", *(f"{phase}_seconds" for phase in _PHASES))
 
 
 def machine(hardware: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,18 +38,17 @@ def read_plan(path: str, recipe_path: str | None = None) -> dict[str, Any]:
             f"plan: {path} is not there; make it with `python -m budget_trainer.plan RECIPE --json FILE`, or leave it out"
         )
     try:
-        plan = json.loads(file.read_text(encoding="utf-8"))
+        plan = dict(json.loads(file.read_text(encoding="utf-8")))
         if plan["format"] != FORMAT:
-            raise InputError(f"plan: {file} has format {plan['format']!r}, this version reads {FORMAT}; plan again")
-        numbers = [float(plan["prediction"][name]) for name in QUANTITIES]
-        settings = (plan["recipe"], plan["machine"], plan["total_seconds"], plan["num_processes"], plan["data"])
-        if not all(map(math.isfinite, numbers)) or not isinstance(settings[0], dict):
+            raise ValueError(f"format {plan['format']!r}, this version reads {FORMAT}")
+        settings = [plan[key] for key in ("recipe", "machine", "total_seconds", "num_processes", "data")]
+        if not all(math.isfinite(plan["prediction"][name]) for name in _QUANTITIES) or not isinstance(
+            settings[0], dict
+        ):
             raise ValueError("a number is not finite")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"plan: {file} is not a plan ({error!r}); make it with budget_trainer.plan --json") from None
-    return dict(plan)
+    return plan
 
 
 def check_plan(
@@ -66,31 +58,28 @@ def check_plan(
 
     `settings` are the flags that a plan depends on (`config.recipe.speed_settings`), `data` is the folder's fingerprint.
     """
-    fix = "plan again, or leave --plan out"
-    for name, value in settings.items():
-        planned = plan["recipe"].get(name)
-        if planned != value:
-            raise InputError(f"plan: made for {name} {planned!r}, this run has {value!r}; {fix}")
     seconds = math.inf if plan["total_seconds"] is None else float(plan["total_seconds"])
-    if seconds != total_seconds and not abs(seconds - total_seconds) <= 0.5:
-        raise InputError(f"plan: made for {seconds:g} s, total_training_time is {total_seconds:g} s; {fix}")
-    if plan["num_processes"] != processes:
-        raise InputError(
-            f"plan: made for {plan['num_processes']} processes, this run has {processes}; "
-            "plan again with --num_processes, or leave --plan out"
-        )
-    if plan["data"]["fingerprint"] != data:
-        raise InputError(f"plan: made for the data of {plan['data']['path']}, data_dir holds other data; {fix}")
+    pairs = {name: (plan["recipe"].get(name), value) for name, value in settings.items()}
+    pairs["total_training_time in seconds"] = (
+        seconds,
+        seconds if abs(seconds - total_seconds) <= 0.5 else total_seconds,
+    )
+    pairs["num_processes"] = (plan["num_processes"], processes)
+    pairs["the data of data_dir"] = (plan["data"]["fingerprint"], data)
+    for name, (planned, asked) in pairs.items():
+        if planned != asked:
+            raise InputError(
+                f"plan: made for {name} {planned!r}, this run has {asked!r}; plan again, or leave --plan out"
+            )
 
 
 def compare_with_plan(plan: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
-    """`planned` for the run's report: each of QUANTITIES as planned and as it came, and whether the machine is the same."""
+    """`planned` for the run's report: each quantity as planned and as it came, and whether the machine is the same."""
     shares = report.get("shares") or {}
-    did = {name: report.get(name) for name in ("tokens", "steps", "tokens_per_second")}
-    did |= {f"{name}_seconds": shares.get(name) for name in ("setup", "compile", "evaluate", "save")}
+    did = {**report, **{f"{phase}_seconds": shares.get(phase) for phase in _PHASES}}
     return {
         "same_machine": plan["machine"] == machine(report.get("hardware") or {}),
-        **{name: {"planned": plan["prediction"][name], "did": did[name]} for name in QUANTITIES},
+        **{name: {"planned": plan["prediction"][name], "did": did.get(name)} for name in _QUANTITIES},
     }
 
 
