@@ -31,7 +31,7 @@ help:
 	@echo "make test         the tests that a change waits for (under 10 minutes on two cores)"
 	@echo "make test-all     these and the slow ones (about 20 minutes)"
 	@echo "make acceptance   every promise measured, as a table in out/acceptance.md; CHECKS='budget resume' selects"
-	@echo "make docs         docs/api.md from the docstrings"
+	@echo "make docs         docs/api.md from the docstrings, the picture of the packages from the imports"
 	@echo "make install      only the virtual environment; TORCH_INDEX=URL takes torch from another package index"
 	@echo "make style        format and fix what ruff can fix"
 	@echo "make quality      ruff and mypy, changing nothing"
@@ -84,6 +84,7 @@ acceptance: $(TESTED)
 
 docs:
 	$(PYTHON) docs/make_api.py --write
+	$(PYTHON) docs/make_architecture.py --write
 
 style: $(TESTED)
 	$(BIN)/ruff check --fix .
