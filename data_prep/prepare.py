@@ -334,9 +334,13 @@ def _main(argv: list[str] | None) -> None:
     if "--version" in words:
         print(f"budget-trainer {__version__}")
         return
+    prepare(_parse(words), command_line("prepare", argv))
+
+
+def _parse(words: list[str]) -> DataRecipe:
     if not words or words[0].startswith("-"):
         raise InputError("recipe: missing; give a YAML file, such as recipes/data/wikibooks.yaml, or see --help")
-    prepare(read_data_recipe(Path(words[0]), words[1:]), command_line("prepare", argv))
+    return read_data_recipe(Path(words[0]), words[1:])
 
 
 if __name__ == "__main__":
