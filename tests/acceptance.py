@@ -18,20 +18,30 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.data_prep import measure  # noqa: E402
 from benchmarks.watched import watch  # noqa: E402
 from budget_trainer.reporting.report import environment  # noqa: E402
 
 DATA = Path(os.environ.get("BUDGET_DATA", ROOT.parent / "shared" / "data"))
 BENCH = ROOT.parent / "shared" / "bench"
 OUT = ROOT / "out" / "acceptance"
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
 CONFIGS = {1: "accelerate_configs/cpu.yaml", 2: "accelerate_configs/cpu_2proc.yaml"}
+LOAD = """
+import sys
+for name in ("budget_trainer", "data_prep", "train_mlm"):
+    sys.modules[name] = None
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+AutoTokenizer.from_pretrained(sys.argv[1]), AutoModelForMaskedLM.from_pretrained(sys.argv[1])
+"""
+# Seconds, processes, and whether the second one is slowed.
+BUDGETS = [*((seconds, processes, False) for seconds in (30, 60, 180) for processes in (1, 2)), (60, 2, True)]
 
 
 @dataclass
@@ -48,12 +58,13 @@ class Failed(Exception):
     """A command that should have succeeded."""
 
 
-def sh(command: list[str], log: Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> float:
+def sh(command: list[Any], log: Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> float:
     """Run a command with its output in `log`; returns seconds. Raises Failed with the last line of the log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     with log.open("w") as file:
-        code = subprocess.run(command, cwd=cwd, env=env, stdout=file, stderr=subprocess.STDOUT).returncode
+        words = [str(word) for word in command]
+        code = subprocess.run(words, cwd=cwd, env=env, stdout=file, stderr=subprocess.STDOUT).returncode
     if code:
         raise Failed(f"exit code {code}: {last_line(log)} ({log})")
     return time.monotonic() - begin
@@ -73,22 +84,16 @@ def fresh(name: str) -> Path:
 
 def quickstart() -> Iterator[Line]:
     clone = fresh("quickstart") / "clone"
-    sh(["git", "clone", "--quiet", str(ROOT), str(clone)], OUT / "clone.log")
+    sh(["git", "clone", "--quiet", ROOT, clone], OUT / "clone.log")
     environ = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "MAKEFLAGS", "MFLAGS")}
     python = f"PYTHON={getattr(sys, '_base_executable', sys.executable)}"
     seconds = sh(["make", "quickstart", python], OUT / "quickstart.log", cwd=clone, env=environ)
     asked = "make quickstart from a fresh clone, installation included: exit 0 in under 600 s"
     yield Line("quickstart", asked, f"{seconds:.0f} s", seconds < 600)
-    said = (OUT / "quickstart.log").read_text(errors="replace").count("[MASK]")
-    yield Line("quickstart", "five fill-mask examples printed", f"{said} printed", said >= 5)
+    printed = (OUT / "quickstart.log").read_text(errors="replace").count("[MASK]")
+    yield Line("quickstart", "five fill-mask examples printed", f"{printed} printed", printed >= 5)
     model = clone / "out" / "quickstart" / "final"
-    code = (
-        "import sys\n"
-        "for name in ('budget_trainer', 'data_prep', 'train_mlm'): sys.modules[name] = None\n"
-        "from transformers import AutoModelForMaskedLM, AutoTokenizer\n"
-        "AutoTokenizer.from_pretrained(sys.argv[1]); AutoModelForMaskedLM.from_pretrained(sys.argv[1])\n"
-    )
-    sh([sys.executable, "-I", "-c", code, str(model)], OUT / "load.log", cwd=Path("/"))
+    sh([sys.executable, "-I", "-c", LOAD, model], OUT / "load.log", cwd=Path("/"))
     remote = "auto_map" in json.loads((model / "config.json").read_text())
     yield Line("quickstart", "the checkpoint loads where none of our code can be imported", "loaded", not remote)
 
@@ -98,12 +103,13 @@ def docstring_data() -> Path:
     data = OUT / "data"
     if not (data / "blocks" / "manifest.json").exists():
         shutil.rmtree(data, ignore_errors=True)
-        corpus, prep = str(data / "corpus.txt"), [sys.executable, "-m"]
-        sh([*prep, "data_prep.docstrings", "--output_file", corpus], OUT / "docstrings.log")
-        tokenizer = ["--vocab_size", "8192", "--output_dir", str(data / "tokenizer")]
-        sh([*prep, "data_prep.tokenizer", "--input", corpus, *tokenizer], OUT / "tokenizer.log")
-        blocks = ["--tokenizer", str(data / "tokenizer"), "--output_dir", str(data / "blocks")]
-        sh([*prep, "data_prep.blocks", "--input", corpus, *blocks], OUT / "blocks.log")
+        corpus, tokenizer, blocks = data / "corpus.txt", data / "tokenizer", data / "blocks"
+        for stage, flags in {
+            "docstrings": ["--output_file", corpus],
+            "tokenizer": ["--input", corpus, "--vocab_size", 8192, "--output_dir", tokenizer],
+            "blocks": ["--input", corpus, "--tokenizer", tokenizer, "--output_dir", blocks],
+        }.items():
+            sh([sys.executable, "-m", f"data_prep.{stage}", *flags], OUT / f"{stage}.log")
     return data / "blocks"
 
 
@@ -113,15 +119,9 @@ def timed_run(folder: Path, budget: int, processes: int, slowed: bool) -> tuple[
     The first number counts from the creation of the process that runs train_mlm.py (a little before its first line),
     the second from the launch (its own imports included).
     """
-    command = [
-        *LAUNCH,
-        CONFIGS[processes],
-        "train_mlm.py",
-        "recipes/quickstart.yaml",
-        "--data_dir",
-        str(docstring_data()),
-    ]
-    command += ["--output_dir", str(folder / "run"), "--total_training_time", f"{budget}s"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS[processes], "train_mlm.py"]
+    flags = ["--data_dir", str(docstring_data()), "--output_dir", str(folder / "run")]
+    command = [*launch, "recipes/quickstart.yaml", *flags, "--total_training_time", f"{budget}s"]
     bursts: list[int] = []
     slow = (lambda last: bursts.append(burst(last))) if slowed else None
     log, wanted = folder / "log.txt", folder / "run" / "final" / "config.json"
@@ -146,13 +146,8 @@ def burst(process: psutil.Process) -> int:
 
 
 def budget() -> Iterator[Line]:
-    for seconds, processes, slowed in [
-        *((seconds, processes, False) for seconds in (30, 60, 180) for processes in (1, 2)),
-        (60, 2, True),
-    ]:
-        name = (
-            f"budget {seconds} s, {processes} process{'es' if processes > 1 else ''}{', one slowed' if slowed else ''}"
-        )
+    for seconds, processes, slowed in BUDGETS:
+        name = f"budget {seconds} s, processes: {processes}{', one slowed' if slowed else ''}"
         least = 0.97 if seconds >= 180 else 0.95
         try:
             outside, launch, report = timed_run(fresh(name.replace(" ", "-")), seconds, processes, slowed)
@@ -174,15 +169,13 @@ def budget() -> Iterator[Line]:
 
 def pytest_line(name: str, path: str, asked: str) -> Line:
     """The outcome of one test file."""
-    if not (ROOT / path).exists():
-        return Line(name, asked, f"not measured: {path} is missing", None)
     log = OUT / f"{name}.log"
     try:
         seconds = sh([sys.executable, "-m", "pytest", "-q", path], log)
     except Failed as error:
         return Line(name, asked, str(error), False)
-    skipped = " skipped" in last_line(log)
-    return Line(name, asked, f"{last_line(log).strip('= ')} ({seconds:.0f} s)", None if skipped else True)
+    held = None if " skipped" in last_line(log) else True
+    return Line(name, asked, f"{last_line(log).strip('= ')} ({seconds:.0f} s)", held)
 
 
 def right_loss() -> Iterator[Line]:
@@ -192,7 +185,7 @@ def right_loss() -> Iterator[Line]:
 
 def resume() -> Iterator[Line]:
     asked = "kill -9 at step 40 of 60, resume from 30: same batches, masks, losses, weights, bit for bit"
-    yield pytest_line("resume", "tests/test_resume.py", asked)
+    yield pytest_line("resume", "tests/training/test_resume.py", asked)
 
 
 def missing(*paths: Path) -> str | None:
@@ -237,20 +230,12 @@ def data_prep() -> Iterator[Line]:
     folder = fresh("data_prep")
     command = [sys.executable, "-m", "data_prep.blocks", "--input", str(text), "--num_proc", "2"]
     command += ["--tokenizer", str(uncased(OUT / "vocab")), "--output_dir", str(folder / "blocks")]
-    begin, peak = time.monotonic(), 0
-    with (folder / "log.txt").open("w") as log:
-        child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        while child.poll() is None:
-            peak = max(peak, proportional_bytes(psutil.Process(child.pid)))
-            time.sleep(0.2)
-    seconds = time.monotonic() - begin
-    if child.returncode:
-        raise Failed(f"exit code {child.returncode}: {last_line(folder / 'log.txt')}")
+    seconds, peak_mib = measure(command, folder / "log.txt")
     manifest = json.loads((folder / "blocks" / "manifest.json").read_text())
     megabytes = sum(source["text_bytes"] for source in manifest["sources"]) / 1e6
     measured = f"{megabytes / seconds:.2f} MB/s ({megabytes:.1f} MB in {seconds:.1f} s)"
     yield Line("data_prep", speed, measured, megabytes / seconds >= 3)
-    yield Line("data_prep", memory, f"{peak / 2**30:.2f} GiB", peak < 2 * 2**30)
+    yield Line("data_prep", memory, f"{peak_mib / 1024:.2f} GiB", peak_mib < 2048)
 
 
 def glue() -> Iterator[Line]:
@@ -267,19 +252,12 @@ def glue() -> Iterator[Line]:
     command += ["--intermediate_task", "MNLI", "--grid", "recipes/glue/quick.yaml", "--total_training_time", "25m"]
     seconds = sh([*command, "--use_cpu", "true", "--output_dir", str(folder / "out")], folder / "log.txt")
     report = json.loads((folder / "out" / "glue_report.json").read_text())
-    check = [
-        sys.executable,
-        "-m",
-        "budget_trainer.glue.check_submission",
-        str(folder / "out" / "submission"),
-        "--partial",
-    ]
-    sh(check, folder / "check.txt")
+    check = [sys.executable, "-m", "budget_trainer.glue.check_submission", folder / "out" / "submission"]
+    sh([*check, "--partial"], folder / "check.txt")
     files = set(report["submission"]["files"])
     official = {f"{task}.tsv" for task in ("CoLA", "SST-2", "MRPC", "STS-B", "RTE", "WNLI", "AX")} <= files
-    measured = (
-        f"{seconds:.0f} s, {len(report['tasks'])} tasks, files {sorted(files)}, absent {sorted(report['absent'])}"
-    )
+    measured = f"{seconds:.0f} s, {len(report['tasks'])} tasks, files {sorted(files)}, absent "
+    measured += f"{sorted(report['absent'])}"
     yield Line("glue", asked, measured, seconds < 1800 and official and set(report["absent"]) == {"QNLI"})
 
 
@@ -289,22 +267,10 @@ def tiny_encoder(tokenizer_file: Path, folder: Path) -> Path:
 
     tokenizer = BertTokenizerFast(tokenizer_file=str(tokenizer_file))
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
-    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **sizes)).save_pretrained(
-        folder
-    )
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **sizes)
+    BertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def proportional_bytes(process: psutil.Process) -> int:
-    """Memory of a process and its children, pages they share counted once."""
-    total = 0
-    try:
-        for member in [process, *process.children(recursive=True)]:
-            total += member.memory_full_info().pss
-    except psutil.Error:
-        return 0
-    return total
 
 
 def test_time() -> Iterator[Line]:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -32,49 +33,46 @@ TINY = {
     "logging_steps": 1,
     "report_to": "none",
 }
+STEPS = {**TINY, "lr_schedule": "step", "max_steps": 20, "warmup_proportion": 0, "curve": "constant"}
+STEPS |= {"total_training_time": "10m", "disable_tqdm": True}
 
 
 # The order of the folders: those whose files take longest come first, so that two workers that each take the next file are
 # both busy to the end. Files of other folders take seconds.
-LONGEST_FIRST = (
-    "distributed",
-    "sweep",
-    "planning",
-    "glue",
-    "training",
-    "faults",
-    "hub",
-    "data_prep",
-    "migrate",
-    "model",
-)
+LONGEST_FIRST = "distributed sweep planning glue training faults hub data_prep migrate model".split()
 
 
 def pytest_collection_modifyitems(items):
-    def place(item):
-        folder = item.path.parent.name
-        return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
-
-    items.sort(key=place)
+    order = {folder: place for place, folder in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
 
 
 def words(options):
     return [part for key, value in options.items() for part in (f"--{key}", str(value))]
 
 
-def run(command, **options):
-    """Run a command of the project; its output is in the failure message."""
+def run(command, *, ok=False, **options):
+    """Run a command of the project to its end; with `ok` the test fails where the command does."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **options.pop("env", {})}
-    return subprocess.run(
-        [str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True, **options
-    )
+    command = [str(part) for part in command]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
+    assert not ok or done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return done
+
+
+def launcher(config, script="train_mlm.py", *rest):
+    """The words of `accelerate launch` with a file, or a configuration of accelerate_configs/ by its name."""
+    path = config if isinstance(config, Path) else ROOT / "accelerate_configs" / f"{config}.yaml"
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path, script, *rest]
+
+
+def on_cpus(processes):
+    return "cpu" if processes == 1 else "cpu_2proc"
 
 
 def launch(options, *, processes=1, script="train_mlm.py", **kwargs):
     """`accelerate launch` of a script with the flags in `options`."""
-    config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "cpu_2proc.yaml")
-    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, script]
-    return run([*head, *words(options)], **kwargs)
+    return run(launcher(on_cpus(processes), script, *words(options)), **kwargs)
 
 
 def write_cpu_form(name, folder, **changes):
@@ -86,17 +84,14 @@ def write_cpu_form(name, folder, **changes):
     return path
 
 
-def launch_form(config, options, script="train_mlm.py"):
+def launch_form(config, options, script="train_mlm.py", *rest, **kwargs):
     """`accelerate launch` with a configuration of `write_cpu_form`."""
-    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, script]
-    return run([*head, *words(options)], env={"DS_ACCELERATOR": "cpu"})
+    return run(launcher(config, script, *rest, *words(options)), env={"DS_ACCELERATOR": "cpu"}, **kwargs)
 
 
 def start(options, *, processes=2, script="train_mlm.py"):
     """The same without waiting for its end: the launcher's process, whose stderr is read with `communicate`."""
-    config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "cpu_2proc.yaml")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, script, *words(options)]
-    return spawn(command, stdout=subprocess.DEVNULL)
+    return spawn(launcher(on_cpus(processes), script, *words(options)), stdout=subprocess.DEVNULL)
 
 
 STARTED = []
@@ -125,28 +120,18 @@ def nothing_stays_behind():
 
 def children(pid):
     """Process ids below `pid`."""
-    found = []
-    for task in os.listdir("/proc"):
-        if task.isdigit():
-            try:
-                with open(f"/proc/{task}/stat") as stat:
-                    parent = int(stat.read().rpartition(")")[2].split()[1])
-            except (OSError, ValueError):
-                continue
-            if parent == pid:
-                found += [int(task), *children(int(task))]
-    return found
+    try:
+        return [process.pid for process in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def rank_pid(launcher_pid, rank):
     """The process of a rank below its launcher; None before it is there."""
     for pid in children(launcher_pid):
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as environ:
-                if f"\0RANK={rank}\0".encode() in b"\0" + environ.read():
-                    return pid
-        except OSError:
-            continue
+        with contextlib.suppress(psutil.Error):
+            if psutil.Process(pid).environ().get("RANK") == str(rank):
+                return pid
     return None
 
 
@@ -171,6 +156,17 @@ def progress(output_dir):
     return [json.loads(line) for line in (Path(output_dir) / "progress.jsonl").read_text().splitlines()]
 
 
+def losses(output_dir, job=None):
+    """The lines of `progress.jsonl` that have a loss, of one job or of all."""
+    return [line for line in progress(output_dir) if "loss" in line and job in (None, line["job"])]
+
+
+def batch_of_epoch(data_dir, steps):
+    """The rows per step with which half of the training rows, one of two ranks' share, is an epoch of `steps` steps."""
+    manifest = json.loads((data_dir / "manifest.json").read_text())
+    return -(-(manifest["splits"]["train"]["rows"] // 2) // steps)
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A text of 400 documents in a made-up language with structure: short, but not empty for a model."""
@@ -193,10 +189,8 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
-    done = run(
-        [sys.executable, "-m", "data_prep.tokenizer", "--input", corpus, "--vocab_size", 500, "--output_dir", folder]
-    )
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "data_prep.tokenizer", "--input", corpus, "--vocab_size", 500]
+    run([*command, "--output_dir", folder], ok=True)
     return folder
 
 
@@ -206,15 +200,13 @@ def data_dir(corpus, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "blocks"
     command = [sys.executable, "-m", "data_prep.blocks", "--input", corpus, "--tokenizer", tokenizer]
     command += ["--output_dir", folder, "--block_size", 64, "--num_shards", 2, "--num_proc", 1]
-    done = run([*command, "--validation_fraction", 0.1])
-    assert done.returncode == 0, done.stderr
+    run([*command, "--validation_fraction", 0.1], ok=True)
     return folder
 
 
 def alive(pid):
     """Whether a process is there, and no zombie."""
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False

@@ -11,7 +11,7 @@ from benchmarks import ablations, quality_at_budget, scaling, throughput
 from benchmarks.measured import PHASES, Gauge, Stretches, shares
 from benchmarks.workload import ROWS, Text, Workload, fit, write_zipf
 from budget_trainer.core.errors import InputError
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, run, words
 
 TOY = ["--vocab_size", 200, "--seq_length", 32, "--steps", 2, "--warmup_steps", 1, "--peak_seconds", 0.02]
 TOY += ["--no_compile", "--heads", 2, "--intermediate_size", 64]
@@ -20,19 +20,12 @@ TOY += ["--no_compile", "--heads", 2, "--intermediate_size", 64]
 # ---- throughput ----
 
 
-@pytest.fixture(scope="module")
-def throughput_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("throughput")
-    command = [sys.executable, "benchmarks/throughput.py", "--variants", "ours,stock", "--output_dir", folder]
-    command += [*TOY, "--rounds", 2, "--hidden_size", 32, "--layers", 1, "--batch_size", 4, "--use_cpu"]
-    done = run(command)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return json.loads((folder / "throughput.json").read_text()), done.stdout
-
-
 @pytest.mark.slow
-def test_throughput_writes_what_it_says(throughput_run):
-    result, printed = throughput_run
+def test_throughput_writes_what_it_says(tmp_path):
+    command = [sys.executable, "benchmarks/throughput.py", "--variants", "ours,stock", "--output_dir", tmp_path]
+    command += [*TOY, "--rounds", 2, "--hidden_size", 32, "--layers", 1, "--batch_size", 4, "--use_cpu"]
+    done = run(command, ok=True)
+    result, printed = json.loads((tmp_path / "throughput.json").read_text()), done.stdout
     assert {"benchmark", "asked", "variants", "rounds", "versions", "hardware", "git_commit"} <= set(result)
     assert len(result["rounds"]) == 2 and list(result["rounds"][1]) == ["stock", "ours"], "turns rotate"
     for name, row in result["variants"].items():
@@ -55,10 +48,8 @@ def test_throughput_writes_what_it_says(throughput_run):
 
 def test_summary_of_throughput():
     """2 rounds: 1,000 and 2,000 tokens/s of ours, 500 of stock; the ratio is taken round by round."""
-    jobs = {
-        "ours": Workload(batch_size=10, block_size=10),
-        "stock": Workload(batch_size=10, block_size=10, sparse=False, bf16=False),
-    }
+    size = {"batch_size": 10, "block_size": 10}
+    jobs = {"ours": Workload(**size), "stock": Workload(**size, sparse=False, bf16=False)}
     facts = {
         name: {"peak_flops": peak, "flops_per_token": 2.0, "flops_per_token_computed": 4.0, "device": "cpu"}
         | {"warmup_seconds": 3.0, "warmup_steps": 2, "first_step_seconds": 2.0, "dtype": name, "compile": "whole"}
@@ -79,19 +70,6 @@ def test_summary_of_throughput():
     assert rows["ours"]["compile_seconds"] == pytest.approx(3.0 - 2 * 100 / 1500)
     assert rows["stock"]["compile_seconds"] > 0, "it says that it compiled"
     assert len(throughput.table(rows).splitlines()) == 3
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--variants", "ours,theirs"], "variants: 'theirs' is unknown"),
-        (["--rounds", "0"], "rounds: 0 is below 1"),
-        (["--steps", "0"], "steps: 0 is below 1"),
-    ],
-)
-def test_throughput_refuses(flags, message):
-    with pytest.raises(InputError, match=message):
-        throughput.parse(flags)
 
 
 def test_variants_are_what_their_names_say():
@@ -181,8 +159,7 @@ def test_stretches_leave_out_warmup_and_waiting():
 @pytest.mark.slow
 def test_scaling_goes_on_after_a_point_that_fails(tmp_path):
     command = [sys.executable, "benchmarks/scaling.py", "--sizes", "33x1", "32x1", "--batch_sizes", 4]
-    done = run([*command, *TOY, "--launch", "cpu", "--output_dir", tmp_path, "--png"])
-    assert done.returncode == 0, done.stderr + done.stdout
+    done = run([*command, *TOY, "--launch", "cpu", "--output_dir", tmp_path, "--png"], ok=True)
     result = json.loads((tmp_path / "scaling.json").read_text())
     assert {"benchmark", "asked", "points", "versions", "hardware", "git_commit"} <= set(result)
     failed, good = result["points"]
@@ -208,17 +185,20 @@ def test_the_last_line_of_a_point(log, line):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("benchmark", "flags", "message"),
     [
-        (["--sizes", "256"], "sizes: '256' is not width x layers"),
-        (["--launch", "nonesuch"], "launch: 'nonesuch' is none of"),
-        (["--launch", "ddp:x"], "launch: 'ddp:x' is none of"),
-        (["--steps", "0"], "steps: 0 is below 1"),
+        (throughput, ["--variants", "ours,theirs"], "variants: 'theirs' is unknown"),
+        (throughput, ["--rounds", "0"], "rounds: 0 is below 1"),
+        (throughput, ["--steps", "0"], "steps: 0 is below 1"),
+        (scaling, ["--sizes", "256"], "sizes: '256' is not width x layers"),
+        (scaling, ["--launch", "nonesuch"], "launch: 'nonesuch' is none of"),
+        (scaling, ["--launch", "ddp:x"], "launch: 'ddp:x' is none of"),
+        (scaling, ["--steps", "0"], "steps: 0 is below 1"),
     ],
 )
-def test_scaling_refuses(flags, message):
+def test_bad_flags_are_refused(benchmark, flags, message):
     with pytest.raises(InputError, match=message):
-        scaling.parse(flags)
+        benchmark.parse(flags)
 
 
 def test_points_are_every_combination():
@@ -235,10 +215,10 @@ def test_points_are_every_combination():
 @pytest.fixture
 def asked(tmp_path):
     """Flags of quality_at_budget.py whose files exist."""
-    for name in ("text", "eval_text", "tokenizer", "stock_script", "eval_script"):
+    names = ("text", "eval_text", "tokenizer", "stock_script", "eval_script")
+    for name in names:
         (tmp_path / name).touch()
-    flags = [part for name in ("text", "eval_text", "tokenizer") for part in (f"--{name}", str(tmp_path / name))]
-    flags += [part for name in ("stock_script", "eval_script") for part in (f"--{name}", str(tmp_path / name))]
+    flags = words({name: tmp_path / name for name in names})
     flags += ["--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml"), "--output_dir", str(tmp_path / "out")]
     return [*flags, "--recipes", str(ROOT / "recipes" / "cpu_10m.yaml")]
 
@@ -247,14 +227,8 @@ def test_variants_run_seed_by_seed(asked):
     flags = ["--seeds", "2", "--stock_learning_rates", "1e-3", "--ablate", "wide: hidden_size=512 curve=cosine"]
     a = quality_at_budget.parse([*asked, *flags, "--ablate", "plain: offset_heads=null"])
     jobs = quality_at_budget.plan(a)
-    assert [(job["name"], job["seed"]) for job in jobs if job["kind"] != "stock"] == [
-        ("cpu_10m", 0),
-        ("wide", 0),
-        ("plain", 0),
-        ("cpu_10m", 1),
-        ("wide", 1),
-        ("plain", 1),
-    ]
+    expected = [(name, seed) for seed in (0, 1) for name in ("cpu_10m", "wide", "plain")]
+    assert [(job["name"], job["seed"]) for job in jobs if job["kind"] != "stock"] == expected
     assert sum(job["kind"] == "stock" for job in jobs) == 1
     a.first_seed = 5
     assert [job["seed"] for job in quality_at_budget.plan(a) if job["name"] == "wide"] == [5, 6]
@@ -291,9 +265,8 @@ def results():
 def test_summary_of_variants():
     base, off, stock = quality_at_budget.summarise(results())
     bits = base["bits_per_byte"]
-    assert [bits[key] for key in ("median", "mean", "min", "max", "spread")] == pytest.approx(
-        [1.75, 1.75, 1.7, 1.8, 0.1]
-    )
+    figures = [bits[key] for key in ("median", "mean", "min", "max", "spread")]
+    assert figures == pytest.approx([1.75, 1.75, 1.7, 1.8, 0.1])
     assert base["mean_bits_per_byte_below_stock"] == pytest.approx(0.95)
     assert "bits_per_byte_to_base" not in base and "bits_per_byte_to_base" not in stock
     delta = off["bits_per_byte_to_base"]
@@ -302,8 +275,5 @@ def test_summary_of_variants():
     assert "+0.250" in ablations.table([base, off, stock]) and "stock" not in ablations.table([base, off, stock])
     assert ablations.table([base, stock]) == ""
     assert len(quality_at_budget.table([base, off, stock]).splitlines()) == 4
-
-
-def test_a_variant_without_its_seed_of_the_base():
-    rows = quality_at_budget.summarise([result for result in results() if result["kind"] != "ours"])
-    assert "bits_per_byte_to_base" not in rows[0]
+    alone = quality_at_budget.summarise([result for result in results() if result["kind"] != "ours"])
+    assert "bits_per_byte_to_base" not in alone[0], "a variant without its seed of the base"

@@ -6,13 +6,11 @@ from transformers import TrainerCallback
 
 from budget_trainer import BudgetClock, TimeBudgetCallback
 from budget_trainer.data.masking import MaskingCollator
-from budget_trainer.model.build import build_model
 from budget_trainer.model.optimizers import build_optimizer
 from budget_trainer.training.trainer import TimeBudgetTrainer
+from tests.model.models import tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 
 
 class Strict(TrainerCallback):
@@ -35,19 +33,9 @@ def test_the_hot_loop_does_not_synchronise(data_dir, tmp_path, model_type, optim
     from budget_trainer.data.folder import DataFolder
 
     data = DataFolder.open(data_dir)
-    model = build_model(
-        model_type,
-        vocab_size=data.vocab_size,
-        special_ids=data.special_ids,
-        max_position_embeddings=64,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=128,
-    )
-    collator = MaskingCollator(
-        seed=1, special_ids=data.special_ids, vocab_size=data.vocab_size, block_size=data.block_size
-    )
+    vocabulary = {"vocab_size": data.vocab_size, "special_ids": data.special_ids}
+    model = tiny(model_type, **vocabulary, hidden_size=64, hidden_dropout_prob=0.1)
+    collator = MaskingCollator(seed=1, **vocabulary, block_size=data.block_size)
     run = RunArguments(
         output_dir=str(tmp_path),
         max_steps=16,

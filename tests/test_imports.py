@@ -30,12 +30,6 @@ def test_the_contracts_of_setup_cfg_hold():
     assert done.returncode == 0, done.stdout
 
 
-def test_names_of_folders_and_the_escape_of_markdown_stand_once():
-    """`finetune-<percent>` is read by one pattern, and text becomes Markdown by one escape."""
-    for text, home in ((r"finetune-(\d", "reporting.hub"), (r"[\\`*", "core.markdown")):
-        assert [name for name, path in MODULES.items() if text in path.read_text()] == [home]
-
-
 def test_scripts_do_not_import_each_other():
     scripts = {"train_mlm", "finetune_glue", "sweep"}
     for script in scripts:

@@ -2,12 +2,8 @@
 
 import pytest
 
-from budget_trainer.budget.curves import CURVES, linear, make_curve
+from budget_trainer.budget.curves import CURVES, make_curve
 from budget_trainer.core.errors import InputError
-
-
-def test_linear():
-    assert [linear(p) for p in (0.0, 0.25, 0.5, 1.0)] == [1.0, 0.75, 0.5, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -36,11 +32,6 @@ def test_every_curve_stays_in_bounds_behind_a_warmup(name):
     values = [curve(step / 1000) for step in range(-10, 1011)]
     assert all(0.0 <= value <= 1.0 for value in values)
     assert curve(0.0) == 0.0 and curve(0.05) == pytest.approx(0.5)
-
-
-def test_warmup_is_a_share_so_short_budgets_keep_their_peak():
-    """The original clamped in hours: just after the warmup a 10 minute run had .157 of the peak."""
-    assert make_curve("linear", 0.06)(0.06) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import io
 
+import pytest
 import torch
 
 from budget_trainer.budget.clock import BudgetClock
@@ -39,15 +40,24 @@ def test_state_is_plain_numbers_and_resumes():
     assert other_optimizer.param_groups[0]["lr"] == 0.3 and other.get_last_lr() == scheduler.get_last_lr()
 
 
-def test_a_loop_without_transformers():
+@pytest.mark.parametrize("budget", [100, 600, 1800, 3600, 86400])
+@pytest.mark.parametrize(
+    ("curve", "options", "expected"),
+    [
+        ("linear", {}, {0.0: 0.0, 0.03: 0.5, 0.06: 1.0, 0.06 + 1e-6: 1.0, 0.53: 0.5, 1.0: 0.0}),
+        ("exp", {}, {0.06: 1.0, 0.295: 0.01**0.25, 0.53: 0.1, 1.0: 0.01}),
+        ("exp", {"decay_rate": 0.5, "decay_step": 0.25}, {0.06: 1.0, 0.295: 0.5, 0.53: 0.25, 1.0: 0.0625}),
+    ],
+)
+def test_a_loop_without_transformers_has_the_curve_of_any_budget(budget, curve, options, expected):
+    """The original clamped a denominator in hours (B3: 0.157 of the peak just after the warmup of a 10 minute run) and
+    decayed per 1,000 hours (B4: 0.9998 of the peak after a day)."""
     now = [0.0]
-    clock = BudgetClock(100.0, time_fn=lambda: now[0])
+    clock = BudgetClock(float(budget), time_fn=lambda: now[0])
     opt = optimizer()
-    schedule = get_time_budget_schedule(opt, clock, curve="linear", warmup_proportion=0.1)
-    rates = []
-    for second in (0, 5, 10, 55, 100):
-        now[0] = float(second)
+    schedule = get_time_budget_schedule(opt, clock, curve=curve, warmup_proportion=0.06, **options)
+    for share, multiplier in expected.items():
+        now[0] = share * budget
         opt.step()
         schedule.step()
-        rates.append(round(opt.param_groups[0]["lr"], 6))
-    assert rates == [0.0, 0.25, 0.5, 0.25, 0.0]
+        assert opt.param_groups[0]["lr"] == pytest.approx(0.5 * multiplier, abs=1e-5)

@@ -98,12 +98,8 @@ def table(tmp_path_factory):
     """Three files of several record batches each, with columns of different types; and what they hold, by row."""
     folder = tmp_path_factory.mktemp("table")
     random, n, length = np.random.default_rng(0), 1000, 16
-    types = {
-        "input_ids": "uint32",
-        "document_ids": "uint16",
-        "token_type_ids": "uint8",
-        "next_sentence_label": "uint8",
-    }
+    types = {"input_ids": "uint32", "document_ids": "uint16"}
+    types |= {"token_type_ids": "uint8", "next_sentence_label": "uint8"}
     rows = {name: random.integers(0, 200, (n, length)) for name in types}
     rows["input_ids"] += 2**20
     rows["next_sentence_label"] = random.integers(0, 2, n)
@@ -166,12 +162,16 @@ def test_columns_that_a_folder_does_not_have(data):
         data.train(seed=0, columns=("input_ids", "labels"))
 
 
+def _edited(folder, train, **changes):
+    """The folder with other values in its manifest, at the top and of its training rows."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["splits"]["train"] |= train
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+    return DataFolder.open(folder)
+
+
 def _with_packing(copy, packing, columns):
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["packing"] = packing
-    manifest["splits"]["train"]["columns"] = columns
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    return DataFolder.open(copy)
+    return _edited(copy, {"columns": columns}, packing=packing)
 
 
 def test_columns_for_what_is_trained(data, copy):
@@ -207,10 +207,6 @@ def test_the_document_mask_is_refused_from_the_command_line(copy, tmp_path, caps
     assert len(lines) == 1 and "document_mask: data folder" in lines[0] and "nothing to mask" in lines[0]
 
 
-def _numpy_batch(batch):
-    return batch
-
-
 @pytest.mark.parametrize("stretch", [1, 7, 10**6])
 def test_the_order_does_not_depend_on_how_much_of_it_is_found_at_once(data, stretch, monkeypatch):
     numbers = np.random.default_rng(0).integers(0, 5 * data.train(seed=4).rows, 100)
@@ -234,20 +230,16 @@ def test_through_a_data_loader_with_workers(data):
             sampler=ExactSampler(start, 12),
             num_workers=workers,
             multiprocessing_context=context,
-            collate_fn=_numpy_batch,
+            collate_fn=dict,
         )
         got[context] = np.concatenate([batch["input_ids"] for batch in loader])
     assert got[None].shape == (12, data.block_size)
     assert (got["fork"] == got[None]).all() and (got["spawn"] == got[None]).all()
 
 
-def test_sampler_position_is_one_integer():
-    assert list(ExactSampler(7, 3)) == [7, 8, 9]
-    assert len(ExactSampler(7, 3)) == 3
+def test_endless_at_a_position_that_is_one_integer_and_pickles_as_file_names(data):
+    assert list(ExactSampler(7, 3)) == [7, 8, 9] and len(ExactSampler(7, 3)) == 3
     assert list(ExactSampler(0, 10))[4:] == list(ExactSampler(4, 6))
-
-
-def test_endless_and_pickles_as_file_names(data):
     blocks = data.train(seed=1)
     first = blocks[0]
     assert len(blocks) > 10**15
@@ -275,15 +267,13 @@ def test_tokenizer_needs_no_network(data, monkeypatch):
 
 
 def test_fingerprint_is_the_training_data(copy):
-    before = DataFolder.open(copy).fingerprint
-    assert before == DataFolder.open(copy).fingerprint
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["created"] = "another day"
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    assert DataFolder.open(copy).fingerprint == before
-    manifest["splits"]["train"]["files"][0]["sha256"] = "0" * 64
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    assert DataFolder.open(copy).fingerprint != before
+    data = DataFolder.open(copy)
+    assert data.verify() == 1.0 and data.verify(seconds=0.0) == 0.0, "a share of the bytes, in the seconds it is given"
+    assert (
+        data.fingerprint == DataFolder.open(copy).fingerprint == _edited(copy, {}, created="another day").fingerprint
+    )
+    files = [file | {"sha256": "0" * 64} for file in data.manifest["splits"]["train"]["files"]]
+    assert _edited(copy, {"files": files}).fingerprint != data.fingerprint
 
 
 def _truncate_shard(folder):

@@ -10,35 +10,8 @@ from torch.utils.data import DataLoader
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.data import masking
-from budget_trainer.data.masking import MaskingCollator, hash64, prediction_slots, uniform
-
-SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
-VOCAB = 200
-
-
-def collator(**changes):
-    options = {"seed": 7, "special_ids": SPECIAL, "vocab_size": VOCAB, "block_size": 32, "has_padding": True}
-    return MaskingCollator(**options | changes)
-
-
-def batch(rows=64, length=32, epoch=0, seed=0):
-    """Blocks of random length with a [SEP] in their middle; a few are full."""
-    random = np.random.default_rng(seed)
-    ids = random.integers(5, VOCAB, (rows, length))
-    ids[:, 0] = SPECIAL["cls"]
-    for i, size in enumerate(random.integers(4, length + 1, rows)):
-        ids[i, size - 1] = SPECIAL["sep"]
-        ids[i, size // 2] = SPECIAL["sep"]
-        ids[i, size:] = SPECIAL["pad"]
-    return {"input_ids": ids, "epoch": np.full(rows, epoch), "row": np.arange(rows)}
-
-
-def take(source, rows):
-    return {name: array[rows] for name, array in source.items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+from budget_trainer.data.masking import hash64, prediction_slots, uniform
+from tests.data.blocks import CLS, MASK, PAD, SEP, VOCAB, batch, collator, ordinary, same, samples, take
 
 
 def test_a_block_gets_the_same_mask_in_any_batch_on_any_rank():
@@ -53,9 +26,8 @@ def test_a_block_gets_the_same_mask_in_any_batch_on_any_rank():
 
 def test_a_list_of_samples_and_a_pickled_collator_do_the_same():
     source = batch(8)
-    samples = [take(source, i) for i in range(8)]
     expected = collator()(source)
-    assert same(collator()(samples), expected)
+    assert same(collator()([take(source, i) for i in range(8)]), expected)
     assert same(pickle.loads(pickle.dumps(collator()))(source), expected)
 
 
@@ -90,36 +62,35 @@ def test_number_order_and_labels_of_the_chosen_tokens(slots):
     assert out["masked_positions"].shape == out["labels"].shape == (64, size)
     assert out["input_ids"].dtype == out["labels"].dtype == np.int64
     for i, row in enumerate(original):
-        ordinary = ~np.isin(row, [SPECIAL["pad"], SPECIAL["cls"], SPECIAL["sep"]])
-        wanted = min(size, max(1, round(0.15 * ordinary.sum())), ordinary.sum())
+        may = ordinary(row)
+        wanted = min(size, max(1, round(0.15 * may.sum())), may.sum())
         used = out["labels"][i] != -100
         assert used.sum() == wanted and used[:wanted].all()
         positions = out["masked_positions"][i][used]
-        assert (np.diff(positions) > 0).all() and ordinary[positions].all()
+        assert (np.diff(positions) > 0).all() and may[positions].all()
         assert (out["labels"][i][used] == row[positions]).all()
         assert (out["masked_positions"][i][~used] == 0).all()
         elsewhere = np.setdiff1d(np.arange(32), positions)
         assert (out["input_ids"][i][elsewhere] == row[elsewhere]).all()
-        assert (out["attention_mask"][i] == (row != SPECIAL["pad"])).all()
+        assert (out["attention_mask"][i] == (row != PAD)).all()
 
 
 def test_shares_of_the_three_actions_and_uniform_replacement():
     rows = 4000
     ids = np.full((rows, 32), 50)
-    ids[:, 0], ids[:, -1] = SPECIAL["cls"], SPECIAL["sep"]
-    source = {"input_ids": ids, "epoch": np.zeros(rows, int), "row": np.arange(rows)}
-    out = collator(has_padding=False)(source)
+    ids[:, 0], ids[:, -1] = CLS, SEP
+    out = collator(has_padding=False)(samples(ids))
     assert "attention_mask" not in out
     seen = out["input_ids"].gather(1, out["masked_positions"])[out["labels"] != -100]
     total = len(seen)
     assert total == rows * round(0.15 * 30)
     # Four standard deviations of a share p of N: 4 * sqrt(p * (1 - p) / N).
-    random = seen[(seen != SPECIAL["mask"]) & (seen != 50)]
-    ordinary = VOCAB - 5
+    random = seen[(seen != MASK) & (seen != 50)]
+    words = VOCAB - 5
     for count, share in (
-        ((seen == SPECIAL["mask"]).sum(), 0.8),
-        (len(random), 0.1 * (1 - 1 / ordinary)),
-        ((seen == 50).sum(), 0.1 + 0.1 / ordinary),
+        ((seen == MASK).sum(), 0.8),
+        (len(random), 0.1 * (1 - 1 / words)),
+        ((seen == 50).sum(), 0.1 + 0.1 / words),
     ):
         assert abs(float(count) / total - share) < 4 * (share * (1 - share) / total) ** 0.5
     counts = torch.bincount(random, minlength=VOCAB)
@@ -134,7 +105,7 @@ def test_kept_and_replaced_shares_at_their_limits():
     source = batch()
     masked = collator(mask_replace_prob=1.0, random_replace_prob=0.0)(source)
     used = masked["labels"] != -100
-    assert (masked["input_ids"].gather(1, masked["masked_positions"])[used] == SPECIAL["mask"]).all()
+    assert (masked["input_ids"].gather(1, masked["masked_positions"])[used] == MASK).all()
     kept = collator(mask_replace_prob=0.0, random_replace_prob=0.0)(source)
     assert (kept["input_ids"].numpy() == source["input_ids"]).all()
     assert torch.equal(kept["labels"], masked["labels"])
@@ -142,7 +113,7 @@ def test_kept_and_replaced_shares_at_their_limits():
 
 def test_a_block_without_ordinary_tokens_predicts_nothing():
     ids = np.array([[2, 3] + [0] * 30, [2, 9, 3] + [0] * 29])
-    out = collator()({"input_ids": ids, "epoch": np.zeros(2, int), "row": np.arange(2)})
+    out = collator()(samples(ids))
     assert (out["labels"][0] == -100).all()
     assert out["labels"][1].tolist().count(9) == 1
 
@@ -180,9 +151,9 @@ def _golden_source(padded, rows=40, length=32):
     """Blocks made of hashes: numpy's generators may change, this does not."""
     numbers = np.arange(rows * length, dtype=np.uint64).reshape(rows, length)
     ids = (hash64(np.array([99], dtype=np.uint64), numbers) % np.uint64(VOCAB - 5)).astype(np.int64) + 5
-    ids[:, 0], ids[:, 20], ids[:, -1] = SPECIAL["cls"], SPECIAL["sep"], SPECIAL["sep"]
+    ids[:, 0], ids[:, 20], ids[:, -1] = CLS, SEP, SEP
     for i in range(0, rows if padded else 0, 2):
-        ids[i, 2 + i % 29 :] = SPECIAL["pad"]
+        ids[i, 2 + i % 29 :] = PAD
     return {"input_ids": ids, "epoch": np.arange(rows) // 10, "row": np.arange(rows) * 7}
 
 
@@ -199,15 +170,15 @@ def test_masks_are_those_of_the_first_release(name):
 
 def test_realised_counts_are_exact_after_corruption():
     source = batch()
-    ordinary = ~np.isin(source["input_ids"], [SPECIAL["pad"], SPECIAL["cls"], SPECIAL["sep"]])
+    count = ordinary(source["input_ids"]).sum()
     for options in ({}, {"mask_replace_prob": 1.0, "random_replace_prob": 0.0}, {"mlm_probability": 0.4}):
         masker = collator(**options)
         out = masker(source)
         predicted, candidates, masked = masker.realised(out)
         used = out["labels"] != -100
         shown = out["input_ids"].gather(1, out["masked_positions"])
-        assert predicted == int(used.sum()) and candidates == ordinary.sum()
-        assert masked == int(((shown == SPECIAL["mask"]) & used).sum())
+        assert predicted == int(used.sum()) and candidates == count
+        assert masked == int(((shown == MASK) & used).sum())
         assert abs(predicted / candidates - masker.mlm_probability) < 0.04
         assert masked == predicted if masker.mask_replace_prob == 1 else 0.7 < masked / predicted < 0.9
 
@@ -215,7 +186,7 @@ def test_realised_counts_are_exact_after_corruption():
 @pytest.mark.parametrize("limit", [0, 2**20], ids=["shared memory", "pipe"])
 def test_a_worker_hands_the_same_batch_over(limit, monkeypatch):
     monkeypatch.setattr(masking, "PIPE_BYTES", limit)
-    rows = [{name: values[i] for name, values in batch().items()} for i in range(64)]
+    rows = [take(batch(), i) for i in range(64)]
     here, there = (
         list(DataLoader(rows, batch_size=16, collate_fn=collator(), num_workers=workers)) for workers in (0, 1)
     )
@@ -239,8 +210,7 @@ def test_columns_besides_the_ids_are_passed_on_as_int64():
     for name, values in extra.items():
         assert out[name].dtype == torch.int64 and (out[name].numpy() == values).all()
     assert same({name: out[name] for name in collator()(source)}, collator()(source))
-    samples = [take(source | extra, i) for i in range(8)]
-    assert same(collator()(samples), out)
+    assert same(collator()([take(source | extra, i) for i in range(8)]), out)
 
 
 def test_hash_is_pinned_and_spreads():

@@ -13,9 +13,8 @@ from budget_trainer.data.masking import hash64
 from budget_trainer.data.repeated_passages import SMALLEST_COPY, repeat_passages
 from budget_trainer.training.parts import make_collator
 from tests.conftest import TINY, words
-from tests.data.test_objective import SPECIAL, VOCAB, batch, collator, same, take
+from tests.data.blocks import CLS, PAD, SEP, VOCAB, batch, collator, ordinary, same, samples, take
 
-PAD, CLS, SEP = SPECIAL["pad"], SPECIAL["cls"], SPECIAL["sep"]
 UNMASKED = {"mlm_probability": 1e-9, "mask_replace_prob": 0.0, "random_replace_prob": 0.0}
 
 
@@ -28,9 +27,8 @@ def full_rows(count=200, length=64):
 
 def made(ids):
     """All of them as twins: ids and passages."""
-    ordinary = (ids != PAD) & (ids != CLS) & (ids != SEP)
     bits = hash64(np.arange(len(ids), dtype=np.uint64)[:, None], np.arange(5, dtype=np.uint64))
-    return repeat_passages(ids, ordinary, bits[:, 0], bits[:, 1:], PAD, CLS, SEP)
+    return repeat_passages(ids, ordinary(ids), bits[:, 0], bits[:, 1:], PAD, CLS, SEP)
 
 
 def copies(piece):
@@ -141,7 +139,7 @@ def test_pinned_so_that_a_resumed_run_sees_the_same():
     random = np.random.default_rng(0)
     ids = random.integers(5, VOCAB, (300, 128))
     ids[:, 0], ids[:, -1] = CLS, SEP
-    source = {"input_ids": ids, "epoch": np.zeros(300, int), "row": np.arange(300)}
+    source = samples(ids)
     masker = collator(block_size=128, has_padding=False, twin_probability=0.3)
     for parts, digest in ((1, "df3954489cd82882"), (2, "c3937a28aab9d0f4")):
         out = masker.with_stage(sequence_parts=parts)(source)["input_ids"]
@@ -150,20 +148,15 @@ def test_pinned_so_that_a_resumed_run_sees_the_same():
 
 def test_both_copies_lie_in_one_document_and_in_one_part():
     ids = full_rows(60, 64)
-    source = {"input_ids": ids, "epoch": np.zeros(60, int), "row": np.arange(60)}
-    source["document_ids"] = np.repeat(np.arange(2), 32)[None].repeat(60, 0)
+    source = samples(ids) | {"document_ids": np.repeat(np.arange(2), 32)[None].repeat(60, 0)}
     masker = collator(block_size=64, has_padding=False, twin_probability=1.0, **UNMASKED)
-    out = masker(source)
-    for row, numbers in zip(out["input_ids"].numpy(), out["document_ids"].numpy(), strict=True):
-        for number in range(numbers.max() + 1):
-            first, second = copies(row[numbers == number])
-            assert set(first) == set(second)
     parts = masker.with_stage(sequence_parts=2)(source)
     assert parts["input_ids"].shape == (120, 32) and (parts["document_ids"][:, 0] == 0).all()
-    for row, numbers in zip(parts["input_ids"].numpy(), parts["document_ids"].numpy(), strict=True):
-        for number in range(numbers.max() + 1):
-            first, second = copies(row[numbers == number])
-            assert set(first) == set(second)
+    for out in (masker(source), parts):
+        for row, numbers in zip(out["input_ids"].numpy(), out["document_ids"].numpy(), strict=True):
+            for number in range(numbers.max() + 1):
+                first, second = copies(row[numbers == number])
+                assert set(first) == set(second)
 
 
 def test_what_stays_as_it_was_stays_apart_by_document():
@@ -173,7 +166,7 @@ def test_what_stays_as_it_was_stays_apart_by_document():
     ids[150:, 39], ids[150:, 40:] = SEP, PAD
     documents = np.zeros((300, 64), int)
     documents[:, 5:] = 1
-    source = {"input_ids": ids, "epoch": np.zeros(300, int), "row": np.arange(300), "document_ids": documents}
+    source = samples(ids) | {"document_ids": documents}
     out = collator(block_size=64, twin_probability=1.0, **UNMASKED)(source)
     mixed = 0
     for row, old, numbers in zip(out["input_ids"].numpy(), ids, out["document_ids"].numpy(), strict=True):
@@ -197,7 +190,7 @@ def test_the_flag_reaches_the_collator(data_dir, tmp_path):
 
 
 def test_what_is_masked_in_one_copy_is_mostly_to_be_seen_in_the_other():
-    source = {"input_ids": full_rows(300, 64), "epoch": np.zeros(300, int), "row": np.arange(300)}
+    source = samples(full_rows(300, 64))
     out = collator(block_size=64, has_padding=False, twin_probability=1.0, mlm_probability=0.3)(source)
     shown = seen = 0
     for ids, labels in zip(out["input_ids"].numpy(), out["labels"].numpy(), strict=True):
@@ -213,10 +206,7 @@ def test_what_is_masked_in_one_copy_is_mostly_to_be_seen_in_the_other():
         ({"twin_probability": -0.1}, "twin_probability: -0.1 is not a share; give one"),
         ({"twin_probability": 1.5}, "twin_probability: 1.5 is not a share; give one"),
         ({"twin_probability": float("nan")}, "twin_probability: nan is not a share; give one"),
-        (
-            {"twin_probability": 0.2, "block_size": 15},
-            "needs blocks of 16 tokens or more, and there are some of 15; use",
-        ),
+        ({"twin_probability": 0.2, "block_size": 15}, "needs blocks of 16 tokens or more, and there are some of 15"),
     ],
 )
 def test_bad_input(changes, words):
@@ -224,14 +214,9 @@ def test_bad_input(changes, words):
         collator(**changes)
 
 
-def test_parts_that_are_too_short_are_refused_when_the_stage_begins():
-    masker = collator(block_size=40, twin_probability=0.2)
+def test_what_cannot_be_repeated_is_refused_when_it_comes():
     with pytest.raises(InputError, match="and there are some of 10; use longer ones, fewer parts"):
-        masker.with_stage(sequence_parts=4)
-
-
-def test_sentence_pairs_are_not_overwritten():
-    source = batch(rows=8)
-    source |= {"token_type_ids": np.zeros((8, 32), int), "next_sentence_label": np.zeros(8, int)}
+        collator(block_size=40, twin_probability=0.2).with_stage(sequence_parts=4)
+    pairs = {"token_type_ids": np.zeros((8, 32), int), "next_sentence_label": np.zeros(8, int)}
     with pytest.raises(InputError, match="twin_probability: 0.5 beside sentence pairs"):
-        collator(twin_probability=0.5)(source)
+        collator(twin_probability=0.5)(batch(rows=8) | pairs)

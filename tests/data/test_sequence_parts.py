@@ -6,19 +6,18 @@ import torch
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.data.masking import prediction_slots
-from tests.data.test_objective import SPECIAL, batch, collator, same, take
+from tests.data.blocks import CLS, PAD, SEP, batch, collator, same, take
 
 LENGTH = 64
 
 
 def source(rows=40, padded=True, seed=0):
-    if padded:
-        return batch(rows, LENGTH, seed=seed)
-    full = batch(rows, LENGTH, seed=seed)
-    full["input_ids"] = np.random.default_rng(seed).integers(5, 200, (rows, LENGTH))
-    full["input_ids"][:, 0], full["input_ids"][:, -1] = SPECIAL["cls"], SPECIAL["sep"]
-    full["input_ids"][:, 30] = SPECIAL["sep"]
-    return full
+    blocks = batch(rows, LENGTH, seed=seed)
+    if not padded:
+        ids = np.random.default_rng(seed).integers(5, 200, (rows, LENGTH))
+        ids[:, 0], ids[:, 30], ids[:, -1] = CLS, SEP, SEP
+        blocks["input_ids"] = ids
+    return blocks
 
 
 def masker(**changes):
@@ -45,30 +44,23 @@ def test_only_the_tokens_at_the_borders_change(parts, padded):
     assert out["labels"].shape == out["masked_positions"].shape == (40 * parts, slots)
     assert ("attention_mask" in out) == padded
     ids, original = uncorrupted(out), data["input_ids"].reshape(40 * parts, size)
-    assert (ids[:, 0] == SPECIAL["cls"]).all()
+    assert (ids[:, 0] == CLS).all()
     assert (ids[:, 1:-1] == original[:, 1:-1]).all()
     last = np.arange(40 * parts) % parts == parts - 1
-    text = original[:, -1] != SPECIAL["pad"]
-    assert (ids[text, -1] == SPECIAL["sep"]).all()
-    assert (ids[~text, -1] == SPECIAL["pad"]).all() and (ids[last, -1] == original[last, -1]).all()
+    text = original[:, -1] != PAD
+    assert (ids[text, -1] == SEP).all()
+    assert (ids[~text, -1] == PAD).all() and (ids[last, -1] == original[last, -1]).all()
 
 
-def test_empty_parts_see_their_cls_and_predict_nothing():
+def test_empty_parts_predict_nothing_and_every_other_its_share():
     out = masker(sequence_parts=4)(source())
     mask, ids = out["attention_mask"].numpy(), uncorrupted(out)
-    assert (mask == (ids != SPECIAL["pad"])).all() and (mask[:, 0] == 1).all()
-    empty = (ids[:, 1:] == SPECIAL["pad"]).all(axis=1)
+    assert (mask == (ids != PAD)).all() and (mask[:, 0] == 1).all()
+    empty = (ids[:, 1:] == PAD).all(axis=1)
     assert 10 < empty.sum() < 100
     assert (out["labels"].numpy()[empty] == -100).all()
-    assert (out["labels"].numpy()[~empty & (ids > 4).any(axis=1)] != -100).any(axis=1).all()
-
-
-def test_every_part_predicts_its_share():
-    out = {name: tensor.numpy() for name, tensor in masker(sequence_parts=4)(source()).items()}
-    ids = uncorrupted({name: torch.from_numpy(array) for name, array in out.items()})
-    for row, positions, labels in zip(ids, out["masked_positions"], out["labels"], strict=True):
-        count = (row > 4).sum()
-        used = labels != -100
+    for row, positions, labels in zip(ids, out["masked_positions"].numpy(), out["labels"].numpy(), strict=True):
+        count, used = (row > 4).sum(), labels != -100
         assert used.sum() == min(count, max(1, round(0.15 * count)), labels.size)
         assert (labels[used] == row[positions[used]]).all() and (np.diff(positions[used]) > 0).all()
 
@@ -151,7 +143,7 @@ def test_shapes_do_not_depend_on_the_content():
     for parts in (1, 2, 4):
         cut = masker(sequence_parts=parts)
         empty = batch(4, LENGTH)
-        empty["input_ids"][:, 2:], empty["input_ids"][:, 1] = SPECIAL["pad"], SPECIAL["sep"]
+        empty["input_ids"][:, 2:], empty["input_ids"][:, 1] = PAD, SEP
         shapes = [{name: tuple(t.shape) for name, t in cut(data).items()} for data in (source(4), empty)]
         assert shapes[0] == shapes[1]
 
@@ -161,9 +153,6 @@ def test_parts_that_cannot_be(parts, message):
     for make in (lambda: masker(sequence_parts=parts), lambda: masker().with_stage(sequence_parts=parts)):
         with pytest.raises(InputError, match=f"sequence_parts={parts} {message}"):
             make()
-
-
-def test_rates_of_stages_are_checked():
     with pytest.raises(InputError, match="mlm_probability=1.5"):
         masker().with_stage(mlm_probability=1.5)
 

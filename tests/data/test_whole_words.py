@@ -8,29 +8,29 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
-from budget_trainer.data.masking import MaskingCollator, hash64, prediction_slots
+from budget_trainer.data.masking import hash64, prediction_slots
 from budget_trainer.data.whole_words import choose_words, continues_word, word_table
 from budget_trainer.training.parts import make_collator
+from tests.data import blocks
+from tests.data.blocks import CLS, MASK, PAD, SEP, SPECIAL, ordinary, predicted, samples
 
-SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 VOCAB = 100
 CONTINUES = np.arange(VOCAB) >= 60  # these tokens continue the word before them
 TEXT = ["low lower lowest, newer wider", "a lower tower is newer than the widest tower"] * 3
 
 
 def collator(**changes):
-    options = {"seed": 7, "special_ids": SPECIAL, "vocab_size": VOCAB, "block_size": 32, "has_padding": True}
-    return MaskingCollator(**options | {"whole_words": CONTINUES} | changes)
+    return blocks.collator(**{"vocab_size": VOCAB, "whole_words": CONTINUES} | changes)
 
 
 def batch(rows=200, length=32, low=5, high=VOCAB, seed=0):
     random = np.random.default_rng(seed)
     ids = random.integers(low, high, (rows, length))
-    ids[:, 0] = SPECIAL["cls"]
+    ids[:, 0] = CLS
     for i, size in enumerate(random.integers(3, length + 1, rows)):
-        ids[i, size - 1] = SPECIAL["sep"]
-        ids[i, size // 2] = random.choice([SPECIAL["sep"], SPECIAL["unk"], SPECIAL["mask"]])
-        ids[i, size:] = SPECIAL["pad"]
+        ids[i, size - 1] = SEP
+        ids[i, size // 2] = random.choice([SEP, SPECIAL["unk"], MASK])
+        ids[i, size:] = PAD
     return {"input_ids": ids, "epoch": np.full(rows, 3), "row": np.arange(rows) + 11}
 
 
@@ -38,7 +38,7 @@ def words_of(row):
     """The words of a block, each a list of positions, by the definition."""
     words = []
     for place, token in enumerate(row):
-        if token in (SPECIAL["pad"], SPECIAL["cls"], SPECIAL["sep"]):
+        if not ordinary(token):
             continue
         before = row[place - 1]
         if words and CONTINUES[token] and before not in SPECIAL.values():
@@ -82,15 +82,12 @@ def test_the_chosen_words_are_those_of_the_definition(options):
 def test_words_are_chosen_whole_and_nearly_as_many_tokens_as_wanted():
     source = batch(400)
     out = collator(mask_replace_prob=1.0, random_replace_prob=0.0)(source)
-    predicted = np.zeros((400, 32), bool)
-    used = (out["labels"] != -100).numpy()
-    predicted[np.nonzero(used)[0], out["masked_positions"].numpy()[used]] = True
     total = 0
-    for row, chosen in zip(source["input_ids"], predicted, strict=True):
+    for row, chosen in zip(source["input_ids"], predicted(out), strict=True):
         for word in words_of(row):
             assert len(set(chosen[word])) == 1, "a word in two halves"
             total += len(word)
-    assert 0.12 < predicted.sum() / total < 0.17
+    assert 0.12 < predicted(out).sum() / total < 0.17
 
 
 def test_words_of_one_token_give_the_same_masks_as_tokens():
@@ -102,7 +99,7 @@ def test_words_of_one_token_give_the_same_masks_as_tokens():
 
 def test_a_word_that_never_fits_is_not_predicted():
     ids = np.array([[2, 10, 70, 71, 72, 73, 3] + [0] * 25])
-    out = collator()({"input_ids": ids, "epoch": np.zeros(1, int), "row": np.zeros(1, int)})
+    out = collator()(samples(ids))
     assert out["labels"].shape == (1, prediction_slots(0.15, 32)) and (out["labels"] == -100).all()
     assert (out["input_ids"].numpy() == ids).all()
 
@@ -122,9 +119,6 @@ def test_no_rows_and_no_candidates():
         score = np.arange(8, dtype=np.uint64) + np.zeros((rows, 1), np.uint64)
         chosen = choose_words(table[ids], ids > 0, score, np.uint64(15), np.zeros(rows, np.int64))
         assert chosen.shape == (rows, 8) and not chosen.any()
-
-
-def test_the_table_must_fit_the_vocabulary():
     with pytest.raises(InputError, match=r"whole_words: shape \(99,\) for a vocabulary of 100"):
         collator(whole_words=CONTINUES[:99])
 
@@ -136,12 +130,9 @@ def test_the_flag_reaches_the_collator(data_dir, tmp_path, flag):
     masker = make_collator(parse_recipe([*common, *flag]), data)
     batch = data.train(seed=1).__getitems__(range(300))
     continues = continues_word(data.load_tokenizer())
-    predicted = np.zeros(batch["input_ids"].shape, bool)
-    out = masker(batch)
-    used = (out["labels"] != -100).numpy()
-    predicted[np.nonzero(used)[0], out["masked_positions"].numpy()[used]] = True
+    chosen = predicted(masker(batch))
     inner = continues[batch["input_ids"]][:, 1:] & (batch["input_ids"][:, :-1] > 4)
-    split = (inner & (predicted[:, 1:] != predicted[:, :-1])).sum()
+    split = (inner & (chosen[:, 1:] != chosen[:, :-1])).sum()
     assert inner.sum() > 1000 and ((split == 0) if flag else (split > 100))
 
 

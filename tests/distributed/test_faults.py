@@ -3,24 +3,31 @@
 import json
 import os
 import signal
-import sys
 import time
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, TINY, launch, progress, rank_pid, report, run, start, wait_for, words, write_cpu_form
+from tests.conftest import (
+    STEPS,
+    TINY,
+    batch_of_epoch,
+    launch,
+    launch_form,
+    launcher,
+    losses,
+    rank_pid,
+    report,
+    run,
+    start,
+    wait_for,
+    words,
+    write_cpu_form,
+)
 
-STEPS = {
-    **TINY,
-    "lr_schedule": "step",
-    "max_steps": 40,
-    "total_training_time": "10m",
-    "per_device_train_batch_size": 4,
-    "disable_tqdm": True,
-}
-NAN_RUN = "tests/faults/nan_run.py"
-LONG = {**STEPS, "max_steps": 100_000}
+FEW = {**STEPS, "per_device_train_batch_size": 4, "max_steps": 40}
+LONG = {**FEW, "max_steps": 100_000}
+FAULTY_RUN = "tests/faults/faulty_run.py"
 
 
 def lines_of(folder):
@@ -28,32 +35,26 @@ def lines_of(folder):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def losses(folder, job=None):
-    return [line for line in progress(folder) if "loss" in line and job in (None, line["job"])]
-
-
 @pytest.mark.slow
 def test_a_signal_on_one_rank_stops_both_with_one_checkpoint_that_resumes_alone(data_dir, tmp_path):
     """SIGTERM to rank 1 only; the next job is one process with twice the micro-batch: same data, same global batch."""
     out, whole = tmp_path / "out", tmp_path / "whole"
-    options = {**STEPS, "data_dir": data_dir, "warmup_proportion": 0}
-    launcher = start({**options, "max_steps": 100_000, "curve": "constant", "output_dir": out})
+    options = {**LONG, "data_dir": data_dir}
+    job = start({**options, "output_dir": out})
     wait_for(lambda: lines_of(out) >= 6)
-    os.kill(rank_pid(launcher.pid, 1), signal.SIGTERM)
-    _, error = launcher.communicate(timeout=60)
-    assert launcher.returncode == 1, "launchers turn 85 into 1"
+    os.kill(rank_pid(job.pid, 1), signal.SIGTERM)
+    _, error = job.communicate(timeout=60)
+    assert job.returncode == 1, "launchers turn 85 into 1"
     assert "training stops (SIGTERM on rank 1)" in error
     assert 'train_mlm.py", line' not in error, "the only traceback is the launcher's"
     (checkpoint,) = out.glob("checkpoint-*")
     step = int(checkpoint.name.removeprefix("checkpoint-"))
     assert (out / "RESUMABLE").read_text() == "stop_requested\n" and not (out / "final").exists()
 
-    alone = {**options, "per_device_train_batch_size": 8, "curve": "constant", "max_steps": step + 5}
-    done = launch({**alone, "output_dir": out, "resume_from_checkpoint": "auto"})
-    assert done.returncode == 0, done.stderr
+    alone = {**options, "per_device_train_batch_size": 8, "max_steps": step + 5}
+    launch({**alone, "output_dir": out, "resume_from_checkpoint": "auto"}, ok=True)
     assert not (out / "RESUMABLE").exists()
-    done = launch({**alone, "output_dir": whole})
-    assert done.returncode == 0, done.stderr
+    launch({**alone, "output_dir": whole}, ok=True)
     resumed, expected = losses(out, job=2), losses(whole)[step:]
     assert [line["step"] for line in resumed] == [line["step"] for line in expected] == list(range(step + 1, step + 6))
     assert [line["loss"] for line in resumed] == pytest.approx([line["loss"] for line in expected], rel=1e-4)
@@ -69,16 +70,15 @@ def test_a_signal_on_one_rank_stops_both_with_one_checkpoint_that_resumes_alone(
 def test_a_killed_rank_is_named_and_the_run_resumes(rank, data_dir, tmp_path):
     out = tmp_path / "out"
     options = {**LONG, "data_dir": data_dir, "output_dir": out, "checkpoint_every": "1s"}
-    launcher = start(options)
+    job = start(options)
     wait_for(lambda: any(out.glob("checkpoint-*")) and lines_of(out) > 20)
-    os.kill(rank_pid(launcher.pid, rank), signal.SIGKILL)
+    os.kill(rank_pid(job.pid, rank), signal.SIGKILL)
     begin = time.monotonic()
-    _, error = launcher.communicate(timeout=60)
-    assert launcher.returncode == 1 and time.monotonic() - begin < 25, "torchrun would kill it after 30 s"
+    _, error = job.communicate(timeout=60)
+    assert job.returncode == 1 and time.monotonic() - begin < 25, "torchrun would kill it after 30 s"
     assert f"error: rank {rank} of 2 is gone" in error and "resume with --resume_from_checkpoint auto" in error
     newest = max(int(folder.name.removeprefix("checkpoint-")) for folder in out.glob("checkpoint-*"))
-    done = launch({**options, "max_steps": newest + 3, "resume_from_checkpoint": "auto"}, processes=2)
-    assert done.returncode == 0, done.stderr
+    launch({**options, "max_steps": newest + 3, "resume_from_checkpoint": "auto"}, processes=2, ok=True)
     assert [line["step"] for line in losses(out, job=2)] == [newest + 1, newest + 2, newest + 3]
     assert not list(out.glob(".partial*"))
 
@@ -86,16 +86,15 @@ def test_a_killed_rank_is_named_and_the_run_resumes(rank, data_dir, tmp_path):
 @pytest.mark.slow
 def test_a_signal_during_set_up_leaves_at_once(data_dir, tmp_path):
     out = tmp_path / "out"
-    launcher = start({**LONG, "data_dir": data_dir, "output_dir": out})
-    wait_for(lambda: rank_pid(launcher.pid, 0) is not None and rank_pid(launcher.pid, 1) is not None)
-    wait_for(lambda: handles_sigterm(rank_pid(launcher.pid, 0)))
-    os.kill(rank_pid(launcher.pid, 0), signal.SIGTERM)
-    _, error = launcher.communicate(timeout=60)
-    assert launcher.returncode == 1
+    job = start({**LONG, "data_dir": data_dir, "output_dir": out})
+    wait_for(lambda: rank_pid(job.pid, 0) is not None and rank_pid(job.pid, 1) is not None)
+    wait_for(lambda: handles_sigterm(rank_pid(job.pid, 0)))
+    os.kill(rank_pid(job.pid, 0), signal.SIGTERM)
+    _, error = job.communicate(timeout=60)
+    assert job.returncode == 1
     assert "SIGTERM on rank 0 during set-up, before the first step" in error
     assert {path.name for path in out.iterdir()} == {"RESUMABLE"}
-    done = launch({**STEPS, "max_steps": 2, "data_dir": data_dir, "output_dir": out}, processes=2)
-    assert done.returncode == 0, done.stderr
+    launch({**FEW, "max_steps": 2, "data_dir": data_dir, "output_dir": out}, processes=2, ok=True)
 
 
 def handles_sigterm(pid):
@@ -108,24 +107,15 @@ def handles_sigterm(pid):
 @pytest.mark.slow
 def test_a_nan_on_one_rank_is_answered_by_all_at_the_same_step(data_dir, tmp_path):
     out = tmp_path / "out"
-    options = {**STEPS, "data_dir": data_dir, "output_dir": out, "max_steps": 12, "curve": "constant"}
-    options |= {"max_bad_steps": 2, "checkpoint_every": "1s", "warmup_proportion": 0}
-    launcher = start({**LONG, **options, "max_steps": 100_000})  # until there is a checkpoint
+    options = {**FEW, "data_dir": data_dir, "output_dir": out, "max_bad_steps": 2, "checkpoint_every": "1s"}
+    job = start({**options, "max_steps": 100_000})  # until there is a checkpoint
     wait_for(lambda: any(out.glob("checkpoint-*")))
-    os.kill(rank_pid(launcher.pid, 0), signal.SIGUSR1)
-    launcher.communicate(timeout=60)
+    os.kill(rank_pid(job.pid, 0), signal.SIGUSR1)
+    job.communicate(timeout=60)
     step = max(int(folder.name.removeprefix("checkpoint-")) for folder in out.glob("checkpoint-*"))
     bad = [step + 2, step + 4, step + 5]
-    head = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        ROOT / "accelerate_configs/cpu_2proc.yaml",
-    ]
     flags = {**options, "max_steps": step + 8, "resume_from_checkpoint": "auto", "checkpoint_every": "1h"}
-    done = run([*head, NAN_RUN, json.dumps({"1": bad}), *(f"--{key}={value}" for key, value in flags.items())])
-    assert done.returncode == 0, done.stderr
+    done = run(launcher("cpu_2proc", FAULTY_RUN, json.dumps({"nan": {"1": bad}}), *words(flags)), ok=True)
     assert f"step {step + 5}: 2 steps in a row" in done.stderr and f"back to {out}/checkpoint-{step}" in done.stderr
     account = report(out)
     assert (account["bad_steps"], account["roll_backs"]) == (3, 1)
@@ -140,9 +130,7 @@ def test_a_nan_on_one_rank_is_answered_by_all_at_the_same_step(data_dir, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["late", "gone"])
 def test_a_message_without_an_answer_names_the_rank_in_bounded_time(how, tmp_path):
-    config = ROOT / "accelerate_configs" / "cpu_2proc.yaml"
-    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-    run([*head, "tests/distributed/lost_rank.py", tmp_path, how])
+    run(launcher("cpu_2proc", "tests/distributed/lost_rank.py", tmp_path, how))
     seconds, _, said = (tmp_path / "said.txt").read_text().partition(" ")
     assert said.startswith("rank 1 of 2 " + {"late": "did not answer within 5s", "gone": "is gone"}[how]), said
     assert float(seconds) < 13  # 4 s of the message and 5 s of the roll call
@@ -153,18 +141,12 @@ def test_a_message_without_an_answer_names_the_rank_in_bounded_time(how, tmp_pat
 def test_under_zero_a_nan_goes_back_to_the_checkpoint_too(name, data_dir, tmp_path):
     pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
     out = tmp_path / "out"
-    manifest = json.loads((data_dir / "manifest.json").read_text())
-    batch = -(-(manifest["splits"]["train"]["rows"] // 2) // 4)  # a checkpoint after step 4
-    options = {**STEPS, "data_dir": data_dir, "output_dir": out, "max_steps": 12, "warmup_proportion": 0}
-    options |= {"curve": "constant", "max_bad_steps": 2, "per_device_train_batch_size": batch}
-    flags = [json.dumps({"1": [3, 6, 7]}), *words({**options, "num_epochs_between_checkpoints": 1})]
-    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", write_cpu_form(name, tmp_path)]
-    done = run([*head, NAN_RUN, *flags], env={"DS_ACCELERATOR": "cpu"})
-    assert done.returncode == 0, done.stderr
-    assert (
-        f"step 7: 2 steps in a row had a loss or gradient that is not finite: back to {out}/checkpoint-4"
-        in done.stderr
-    )
+    options = {**STEPS, "data_dir": data_dir, "output_dir": out, "max_steps": 12, "max_bad_steps": 2}
+    options |= {"per_device_train_batch_size": batch_of_epoch(data_dir, 4), "num_epochs_between_checkpoints": 1}
+    bad = json.dumps({"nan": {"1": [3, 6, 7]}})
+    done = launch_form(write_cpu_form(name, tmp_path), options, FAULTY_RUN, bad, ok=True)
+    not_finite = "step 7: 2 steps in a row had a loss or gradient that is not finite"
+    assert f"{not_finite}: back to {out}/checkpoint-4" in done.stderr  # after an epoch of 4 steps
     account = report(out)
     assert (account["bad_steps"], account["roll_backs"], account["steps"]) == (3, 1, 12)
     rates = {line["step"]: line["learning_rate"] for line in losses(out)}
@@ -176,10 +158,8 @@ def test_under_zero_a_nan_goes_back_to_the_checkpoint_too(name, data_dir, tmp_pa
 def test_a_late_rank_and_a_clock_that_is_wrong_by_5_s_change_nothing_between_the_ranks(data_dir, tmp_path):
     out, troubles = tmp_path / "out", {"late": 0, "skew": 1}
     options = {**TINY, "data_dir": data_dir, "output_dir": out, "disable_tqdm": True, "total_training_time": "40s"}
-    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    head += [ROOT / "accelerate_configs/cpu_2proc.yaml", "tests/faults/troubled_run.py", json.dumps(troubles)]
-    done = run([*head, *words({**options, "validate_every": "40%"})])
-    assert done.returncode == 0, done.stderr
+    flags = words({**options, "validate_every": "40%"})
+    done = run(launcher("cpu_2proc", FAULTY_RUN, json.dumps(troubles), *flags), ok=True)
     assert len(json.loads(done.stderr.rpartition("late before the steps ")[2].splitlines()[0])) >= 3
     account = report(out)
     first, second = account["ranks"]

@@ -1,33 +1,32 @@
 """Every profile really starts what it says. GPU profiles in their CPU form: two processes, gloo, real DeepSpeed."""
 
-import json
 import math
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, TrainingArguments
 
-from tests.conftest import TINY, launch_form, progress, report, run, train, write_cpu_form
+from budget_trainer.core.errors import InputError
+from budget_trainer.training.engine import resolve_engine_config
+from tests.conftest import STEPS, batch_of_epoch, launch_form, losses, report, run, train, words, write_cpu_form
 
 ZERO = {"zero1": 1, "zero2": 2, "zero3": 3, "zero2_offload": 2, "zero3_offload": 3}
-STEPS = 6
 
 
 def options(data_dir, output_dir, **changes):
-    base = {**TINY, "data_dir": data_dir, "output_dir": output_dir, "total_training_time": "4m", "disable_tqdm": True}
-    base |= {"per_device_train_batch_size": 4, "lr_schedule": "step", "max_steps": STEPS, "warmup_proportion": 0}
-    return {**base, **changes}
+    six = {**STEPS, "max_steps": 6, "per_device_train_batch_size": 4, "curve": "linear", "total_training_time": "4m"}
+    return {**six, "data_dir": data_dir, "output_dir": output_dir, **changes}
 
 
 @pytest.fixture(scope="module")
 def alone(data_dir, tmp_path_factory):
     """The same training in one process without an engine."""
     folder = tmp_path_factory.mktemp("alone") / "out"
-    done = train(options(data_dir, folder, per_device_train_batch_size=8))
-    assert done.returncode == 0, done.stderr
+    train(options(data_dir, folder, per_device_train_batch_size=8), ok=True)
     return folder
 
 
@@ -37,12 +36,11 @@ def alone(data_dir, tmp_path_factory):
 def test_zero_trains_as_one_process_does(name, data_dir, alone, tmp_path):
     pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
     out = tmp_path / "out"
-    done = launch_form(write_cpu_form(name, tmp_path), options(data_dir, out, validate_every="1%"))
-    assert done.returncode == 0, done.stderr
+    launch_form(write_cpu_form(name, tmp_path), options(data_dir, out, validate_every="1%"), ok=True)
     account = report(out)
     assert (account["world_size"], account["engine"]) == (2, f"deepspeed-zero{ZERO[name]}")
-    assert [rank["steps"] for rank in account["ranks"]] == [STEPS, STEPS]
-    mine, theirs = ([line["loss"] for line in progress(folder) if "loss" in line] for folder in (out, alone))
+    assert [rank["steps"] for rank in account["ranks"]] == [6, 6]
+    mine, theirs = ([line["loss"] for line in losses(folder)] for folder in (out, alone))
     assert mine == pytest.approx(theirs, rel=1e-3)
     weights, expected = (load_file(folder / "final" / "model.safetensors") for folder in (out, alone))
     assert weights.keys() == expected.keys()
@@ -59,47 +57,34 @@ def test_zero_resumes_also_on_another_number_of_processes(name, data_dir, tmp_pa
     """Two processes begin; two, and one with twice the micro-batch, go on as the undisturbed run did."""
     pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
     form, out, whole = write_cpu_form(name, tmp_path), tmp_path / "out", tmp_path / "whole"
-    manifest = json.loads((data_dir / "manifest.json").read_text())
-    batch = -(-(manifest["splits"]["train"]["rows"] // 2) // 4)  # a checkpoint after step 4
+    batch = batch_of_epoch(data_dir, 4)  # a checkpoint after step 4
     common = {"num_epochs_between_checkpoints": 1, "per_device_train_batch_size": batch, "curve": "constant"}
-    done = launch_form(form, options(data_dir, whole, **common))
-    assert done.returncode == 0, done.stderr
+    launch_form(form, options(data_dir, whole, **common), ok=True)
     assert [path.name for path in whole.glob("checkpoint-*")] == ["checkpoint-4"]
-    (whole / "checkpoint-4").rename(tmp_path / "kept")
     out.mkdir()
-    (tmp_path / "kept").rename(out / "checkpoint-4")
-
+    (whole / "checkpoint-4").rename(out / "checkpoint-4")
     resume = {**common, "resume_from_checkpoint": "auto"}
     alone = shutil.copytree(out, tmp_path / "alone")
     if name == "zero2":  # what it cannot read, once
+        partitions = "holds the state of adafactor in 2 partitions, this run has 1 processes"
         for changes, flags, message in (
-            (
-                {"num_processes": 1},
-                {"optimizer_type": "adafactor"},
-                "holds the state of adafactor in 2 partitions, this run has 1 processes",
-            ),
-            (
-                {"deepspeed_config": {"zero_stage": 1}},
-                {},
-                f"was written by the engine deepspeed-zero{name[-1]}, this run has",
-            ),
+            ({"num_processes": 1}, {"optimizer_type": "adafactor"}, partitions),
+            ({"deepspeed_config": {"zero_stage": 1}}, {}, "was written by the engine deepspeed-zero2, this run has"),
         ):
             form = write_cpu_form(name, out.parent, **changes)
             refused = launch_form(form, options(data_dir, out, **resume, **flags))
             assert refused.returncode != 0 and message in refused.stderr, refused.stderr
-    done = launch_form(write_cpu_form(name, tmp_path), options(data_dir, out, **resume))
-    assert done.returncode == 0, done.stderr
-    resumed, expected = ([line for line in progress(folder) if "loss" in line][-2:] for folder in (out, whole))
+    launch_form(write_cpu_form(name, tmp_path), options(data_dir, out, **resume), ok=True)
+    resumed, expected = (losses(folder)[-2:] for folder in (out, whole))
     assert [line["step"] for line in resumed] == [5, 6]
     assert [line["loss"] for line in resumed] == pytest.approx([line["loss"] for line in expected], rel=1e-6)
     a, b = (load_file(folder / "final" / "model.safetensors") for folder in (out, whole))
     assert all(torch.allclose(a[key], b[key], atol=1e-6) for key in b)
 
     one = {**resume, "per_device_train_batch_size": 2 * batch, "max_steps": 8}
-    done = launch_form(write_cpu_form(name, tmp_path, num_processes=1), options(data_dir, alone, **one))
-    assert done.returncode == 0, done.stderr
+    launch_form(write_cpu_form(name, tmp_path, num_processes=1), options(data_dir, alone, **one), ok=True)
     assert report(alone)["world_size"] == 1 and report(alone)["samples"] == 8 * 2 * batch
-    resumed = [line for line in progress(alone) if "loss" in line]
+    resumed = losses(alone)
     assert [line["step"] for line in resumed] == [5, 6, 7, 8]
     assert [line["loss"] for line in resumed[:2]] == pytest.approx([line["loss"] for line in expected], rel=1e-4)
     (file,) = (alone / "checkpoint-8" / "global_step8").glob("*optim_states.pt")
@@ -110,48 +95,42 @@ def test_zero_resumes_also_on_another_number_of_processes(name, data_dir, tmp_pa
     assert {float(of_one["step"]) for of_one in state["state"].values()} == {8.0}
 
 
-def test_fsdp_on_a_cpu_is_refused(data_dir, tmp_path):
-    done = launch_form(write_cpu_form("fsdp", tmp_path), options(data_dir, tmp_path / "out"))
-    assert done.returncode != 0 and "error: distributed_type: FSDP on a CPU silently trains as DDP" in done.stderr
-    assert not (tmp_path / "out").exists()
+def configured(folder, config=None):
+    """The arguments of a run on CPUs, under a DeepSpeed configuration if one is given."""
+    arguments = TrainingArguments(str(folder), use_cpu=True, report_to="none")
+    plugin = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto", **(config or {})}
+    arguments.deepspeed_plugin = None if config is None else SimpleNamespace(deepspeed_config=plugin)
+    return arguments
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("json_config", "message"),
+    ("config", "message"),
     [
-        (
-            {"optimizer": {"type": "Adam"}},
-            "deepspeed_config: the block 'optimizer' is train_mlm.py's; remove it and use",
-        ),
-        ({"scheduler": {"type": "WarmupLR"}}, "deepspeed_config: the block 'scheduler' is train_mlm.py's"),
-        ({"gradient_clipping": 5.0}, "deepspeed_config: gradient_clipping is 5.0 (or missing), max_grad_norm is 1.0"),
+        ({"optimizer": {"type": "Adam"}}, "the block 'optimizer' is train_mlm.py's; remove it and use optimizer_type"),
+        ({"scheduler": {"type": "WarmupLR"}}, "the block 'scheduler' is train_mlm.py's; remove it and use curve"),
+        ({"gradient_clipping": 5.0}, "gradient_clipping is 5.0 (or missing), max_grad_norm is 1.0"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled is True (or missing), fp16 is False"),
+        ({"train_batch_size": 16}, "train_batch_size is 16 (or missing), per_device_train_batch_size x"),
     ],
 )
-def test_a_deepspeed_json_that_says_what_the_recipe_says(json_config, message, data_dir, tmp_path):
-    pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
-    config = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto", **json_config}
-    (tmp_path / "ds.json").write_text(json.dumps(config))
-    by_file = {"deepspeed_config": {"deepspeed_config_file": str(tmp_path / "ds.json")}, "mixed_precision": None}
-    form = write_cpu_form("zero2", tmp_path, **by_file)
-    done = launch_form(form, options(data_dir, tmp_path / "out"))
-    assert done.returncode != 0 and f"error: {message}" in done.stderr, done.stderr
-    assert not (tmp_path / "out").exists()
+def test_a_deepspeed_json_that_contradicts_the_recipe(config, message, tmp_path):
+    with pytest.raises(InputError) as refused:
+        resolve_engine_config(configured(tmp_path, config))
+    assert str(refused.value).startswith(f"deepspeed_config: {message}")
+
+
+def test_zero_3_gathers_its_weights_and_fsdp_on_a_cpu_is_refused(tmp_path, monkeypatch):
+    run = configured(tmp_path, {"zero_optimization": {"stage": 3}, "gradient_clipping": 1.0})
+    resolve_engine_config(run)
+    zero = run.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    assert zero["stage3_gather_16bit_weights_on_model_save"] is True
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="^distributed_type: FSDP on a CPU silently trains as DDP"):
+        resolve_engine_config(configured(tmp_path))
 
 
 @pytest.mark.slow
 def test_torchrun_starts_two(data_dir, tmp_path):
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "train_mlm.py",
-        "--use_cpu",
-        "true",
-    ]
-    flags = [f"--{key}={value}" for key, value in options(data_dir, tmp_path / "out").items()]
-    done = run([sys.executable, *command, *flags])
-    assert done.returncode == 0, done.stderr
+    head = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "train_mlm.py"]
+    run([*head, *words(options(data_dir, tmp_path / "out", use_cpu=True))], ok=True)
     assert report(tmp_path / "out")["world_size"] == 2 and report(tmp_path / "out")["engine"] == "ddp"

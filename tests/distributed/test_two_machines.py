@@ -3,12 +3,11 @@
 import os
 import shutil
 import subprocess
-import sys
 import time
 
 import pytest
 
-from tests.conftest import TINY, progress, report, spawn, wait_for, words, write_cpu_form
+from tests.conftest import TINY, launcher, losses, report, spawn, wait_for, words, write_cpu_form
 
 pytestmark = pytest.mark.slow
 ADDRESSES = ("10.77.13.1", "10.77.13.2")
@@ -46,10 +45,9 @@ def start(machines, config, options):
     """The same command on both machines, with its own rank and device; one launcher each."""
     launchers = []
     for rank, (name, end) in enumerate(zip(machines, ("va", "vb"), strict=True)):
-        command = ["ip", "netns", "exec", name, sys.executable, "-m", "accelerate.commands.launch"]
-        command += ["--config_file", str(config), "--num_machines", "2", "--num_processes", "2"]
-        command += ["--machine_rank", str(rank), "--main_process_ip", ADDRESSES[0], "--main_process_port", "29511"]
-        command += ["train_mlm.py", *words(options)]
+        *command, script = ["ip", "netns", "exec", name, *launcher(config)]
+        command += ["--num_machines", "2", "--num_processes", "2", "--machine_rank", rank]
+        command += ["--main_process_ip", ADDRESSES[0], "--main_process_port", "29511", script, *words(options)]
         launchers.append(spawn(command, env={"GLOO_SOCKET_IFNAME": end}, stdout=subprocess.DEVNULL))
     return launchers
 
@@ -78,5 +76,5 @@ def test_a_budget_over_two_machines_survives_a_cut_cable(machines, data_dir, tmp
     account = report(out)
     assert account["jobs"] == 2 and account["world_size"] == 2 and account["stop_reason"] == "budget"
     assert 0.95 * 60 <= account["used_seconds"] <= 60
-    resumed = [line["step"] for line in progress(out) if line["job"] == 2 and "loss" in line]
+    resumed = [line["step"] for line in losses(out, job=2)]
     assert resumed[0] == max(steps) + 1 and account["steps"] == resumed[-1]

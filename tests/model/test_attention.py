@@ -1,6 +1,5 @@
 """Packed documents do not see each other, and the joined projections equal the library's modules."""
 
-import copy
 import itertools
 
 import pytest
@@ -22,11 +21,10 @@ from budget_trainer.model.attention import (
     separate_padding,
     within_window,
 )
-from budget_trainer.model.build import build_model
 from budget_trainer.model.sparse import FUSED, check_document_mask
+from tests.model import models
+from tests.model.models import SPECIAL, VOCAB, assert_near, loss_and_gradients, pick, stock_twin
 
-SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
-VOCAB = 100
 # Longer and shorter than modernbert's window of 8 on each side below; the block ends with padding.
 DOCUMENTS, PADDING = (13, 30, 1, 22), 6
 LENGTH = sum(DOCUMENTS) + PADDING
@@ -38,22 +36,12 @@ PACKED += [
 
 
 def tiny(model_type, how=None, **changes):
-    options = {
-        "vocab_size": VOCAB,
-        "special_ids": SPECIAL,
-        "max_position_embeddings": 160,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.2,  # far from uniform attention
-        "model_config": {"local_attention": 16} if model_type == "modernbert" else {},
-    }
+    """Three layers whose attention is far from uniform, with the library's implementation `how`."""
+    config = {"local_attention": 16} if model_type == "modernbert" else {}
     if how is not None and model_type != "megatron-bert":
-        options["model_config"]["attn_implementation"] = how
-    return build_model(model_type, **options | changes)
+        config["attn_implementation"] = how
+    options = {"num_hidden_layers": 3, "initializer_range": 0.2, "model_config": config}
+    return models.tiny(model_type, **options | changes)
 
 
 def packed(rows=2, padded=True, seed=0):
@@ -78,13 +66,6 @@ def predictions(ids, slots=6):
     rows = torch.arange(len(ids), device=ids.device)[:, None]  # other positions in every row
     positions = torch.arange(slots, device=ids.device) * 10 + 1 + rows
     return {"masked_positions": positions, "labels": ids.gather(1, positions)}
-
-
-def loss_and_gradients(model, inputs):
-    model.zero_grad()
-    loss = model(**inputs).loss
-    loss.backward()
-    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 # ---- the pure functions ----
@@ -117,17 +98,12 @@ def test_masks():
     assert ids.tolist() == [[0, 0, 1, -1]]
     mask = document_mask(ids)
     assert mask.int().tolist() == [[[[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]]]
-    assert (
-        additive(mask).isfinite().all() and (additive(mask)[~mask] < -1e38).all() and (additive(mask)[mask] == 0).all()
-    )
+    added = additive(mask)
+    assert added.isfinite().all() and (added[~mask] < -1e38).all() and (added[mask] == 0).all()
     near = within_window(torch.tensor([[[[True, True, True, False]]]]), 1)
     assert near.int().tolist() == [[[[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1]]]]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_cpu_takes_sdpa(dtype):
-    assert choose_backend(torch.device("cpu"), dtype) == "sdpa"
-    assert choose_backend(torch.device("cpu"), dtype, head_dim=32, dropout=0.1) == "sdpa"
+    cpu = torch.device("cpu")
+    assert choose_backend(cpu, torch.float32) == choose_backend(cpu, torch.bfloat16, 32, dropout=0.1) == "sdpa"
 
 
 def qkv_and_ids(rows=2, heads=2, width=16, device="cpu", dtype=torch.float32):
@@ -175,11 +151,9 @@ def test_dropout_keeps_the_mean_and_respects_the_mask():
 def test_joined_projections_equal_the_stock_class(model_type, padded):
     model = tiny(model_type)
     assert any(isinstance(module, FusedSelfAttention) for module in model.modules())
-    stock = AutoModelForMaskedLM.from_config(model.config)
-    assert stock.state_dict().keys() == model.state_dict().keys()
-    stock.load_state_dict(model.state_dict())
+    stock = stock_twin(model, AutoModelForMaskedLM)
     inputs = packed(padded=padded)
-    given = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+    given = pick(inputs, "input_ids", "attention_mask")
     valid = given.get("attention_mask", torch.ones_like(given["input_ids"])).bool()
     logits = stock(**given).logits
     assert torch.allclose(model(**given).logits[valid], logits[valid], atol=1e-5, rtol=1e-5)
@@ -191,9 +165,8 @@ def test_joined_projections_equal_the_stock_class(model_type, padded):
     expected = F.cross_entropy(chosen.flatten(0, 1), wanted["labels"].flatten())
     assert loss == pytest.approx(expected.item(), abs=1e-5)
     expected.backward()
-    for name, parameter in stock.named_parameters():
-        if parameter.grad is not None:
-            assert torch.allclose(gradients[name], parameter.grad, atol=1e-5), name
+    theirs = {name: parameter.grad for name, parameter in stock.named_parameters() if parameter.grad is not None}
+    assert_near(gradients, theirs, 1e-5)
 
 
 @pytest.mark.parametrize("model_type", FUSED)
@@ -209,26 +182,10 @@ def test_dropout_of_attention_acts_in_training_only(model_type):
 @pytest.mark.parametrize("model_type", ["megatron-bert", "bert", "roberta"])
 def test_probabilities_come_from_the_library(model_type):
     model = tiny(model_type, "eager").eval()
-    stock = AutoModelForMaskedLM.from_config(model.config).eval()
-    stock.load_state_dict(model.state_dict())
-    inputs = {name: packed()[name] for name in ("input_ids", "attention_mask")}
-    for ours, theirs in zip(
-        model(**inputs, output_attentions=True).attentions,
-        stock(**inputs, output_attentions=True).attentions,
-        strict=True,
-    ):
-        assert torch.allclose(ours, theirs, atol=1e-5)
-
-
-def test_gradient_checkpointing_changes_nothing():
-    model, inputs = tiny("megatron-bert"), packed()
-    inputs |= predictions(inputs["input_ids"])
-    loss, gradients = loss_and_gradients(model, inputs)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    again, recomputed = loss_and_gradients(model, inputs)
-    assert again == loss
-    for name, gradient in gradients.items():
-        assert torch.allclose(gradient, recomputed[name], atol=1e-7), name
+    stock = stock_twin(model, AutoModelForMaskedLM).eval()
+    inputs = pick(packed(), "input_ids", "attention_mask")
+    ours, theirs = (m(**inputs, output_attentions=True).attentions for m in (model, stock))
+    assert_near(ours, theirs, 1e-5)
 
 
 # ---- packed documents ----
@@ -236,30 +193,20 @@ def test_gradient_checkpointing_changes_nothing():
 
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize(("model_type", "how"), PACKED)
-def test_no_document_sees_another(model_type, how, padded):
-    model, inputs = tiny(model_type, how).eval(), packed(padded=padded)
-    changed = copy.deepcopy(inputs)
-    changed["input_ids"][:, 5] = (inputs["input_ids"][:, 5] + 1) % 90 + 5
-    first = DOCUMENTS[0]
-    with torch.no_grad():
-        before, after = model(**inputs).logits, model(**changed).logits
-        assert torch.equal(before[:, first:], after[:, first:])
-        assert (before[:, :first] - after[:, :first]).abs().amax(-1).min() > 1e-4  # every token of its own saw it
-        slots = {"masked_positions": torch.arange(first, LENGTH - PADDING).repeat(len(before), 1)}
-        assert torch.equal(model(**inputs, **slots).logits, model(**changed, **slots).logits)
-        plain = {name: tensor for name, tensor in inputs.items() if name != "document_ids"}
-        assert not torch.allclose(model(**plain).logits[:, :first], before[:, :first], atol=1e-3)
-
-
-@pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize(("model_type", "how"), PACKED)
 def test_a_packed_document_equals_one_in_its_own_block(model_type, how, padded):
     model, inputs = tiny(model_type, how).eval(), packed(padded=padded)
+    plain = {name: tensor for name, tensor in inputs.items() if name != "document_ids"}
+    slots = torch.arange(DOCUMENTS[0], LENGTH - PADDING).repeat(2, 1)
     with torch.no_grad():
         logits = model(**inputs).logits
         for span in spans():
             alone = model(input_ids=inputs["input_ids"][:, span]).logits
             assert torch.allclose(logits[:, span], alone, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(model(**plain).logits[:, : DOCUMENTS[0]], logits[:, : DOCUMENTS[0]], atol=1e-3)
+        # What changes in the first document, the predictions at positions of the others do not see to the last bit.
+        before = model(**inputs, masked_positions=slots).logits
+        inputs["input_ids"][:, 5] = (inputs["input_ids"][:, 5] + 1) % 90 + 5
+        assert torch.equal(model(**inputs, masked_positions=slots).logits, before)
 
 
 @pytest.mark.parametrize("model_type", ["megatron-bert", "bert", "roberta", "modernbert", "eurobert"])
@@ -277,17 +224,11 @@ def test_training_on_packed_documents_equals_training_on_each(model_type):
         part.backward()
         total += part.item()
     assert loss == pytest.approx(total, rel=1e-5)
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            assert torch.allclose(gradients[name], parameter.grad, atol=1e-5, rtol=1e-4), name
-
-
-def test_dense_prediction_takes_documents_too():
-    model, inputs = tiny("megatron-bert"), packed()
-    inputs |= predictions(inputs["input_ids"])
-    loss = model(**inputs).loss.item()
+    each = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert_near(gradients, each, 1e-5, 1e-4)
     model.sparse_mask_prediction = False
-    assert model(**inputs).loss.item() == pytest.approx(loss, abs=1e-5)
+    whole = inputs | {"masked_positions": positions, "labels": labels}
+    assert model(**whole).loss.item() == pytest.approx(loss, abs=1e-5), "dense prediction takes documents too"
 
 
 @pytest.mark.parametrize("layers_only", [True, False])
@@ -300,9 +241,8 @@ def test_compiled_training_on_packed_documents(model_type, layers_only):
     inputs |= predictions(inputs["input_ids"]) | {"num_items_in_batch": 12}
     loss, gradients = loss_and_gradients(model, inputs)
     if layers_only:  # as Accelerate's regional compilation does
-        for layer in (
-            model.base_model.encoder.layer if hasattr(model.base_model, "encoder") else model.base_model.layers
-        ):
+        base = model.base_model
+        for layer in base.encoder.layer if hasattr(base, "encoder") else base.layers:
             layer.compile(backend="aot_eager", dynamic=False, fullgraph=True)
     else:
         model.compile(backend="aot_eager", dynamic=False, fullgraph=True)
@@ -310,8 +250,7 @@ def test_compiled_training_on_packed_documents(model_type, layers_only):
         assert model(**inputs).loss.item() == pytest.approx(loss, rel=0.05)
     again, compiled = loss_and_gradients(model, inputs)
     assert again == pytest.approx(loss, rel=1e-5)
-    for name, gradient in gradients.items():
-        assert torch.allclose(gradient, compiled[name], atol=1e-5, rtol=1e-4), name
+    assert_near(compiled, gradients, 1e-5, 1e-4)
 
 
 def test_what_cannot_keep_documents_apart_says_so():

@@ -5,11 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from budget_trainer.model import cross_entropy
-from budget_trainer.model.build import build_model
 from budget_trainer.model.cross_entropy import default_chunk_size, linear_cross_entropy, logits_loss, loss_per_label
+from tests.model.models import assert_near, batch, loss_and_gradients, tiny
 
 N, H, V = 37, 16, 211
-SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 
 
 def inputs(bias=True, device="cpu", seed=0):
@@ -89,19 +88,16 @@ def test_gradients_stay_in_the_range_of_fp16_whatever_the_loss_scale():
         assert torch.isfinite(linear_cross_entropy(halves[0] * 300, halves[1], halves[2], labels, 8))
 
 
-def test_nothing_to_predict_costs_nothing_and_teaches_nothing():
+def test_limits_of_the_labels():
     tensors, labels = inputs()
     loss, gradients = value_and_gradients(linear_cross_entropy, tensors, torch.full_like(labels, -100))
-    assert loss.item() == 0 and all((gradient == 0).all() for gradient in gradients)
+    assert loss.item() == 0 and all((gradient == 0).all() for gradient in gradients), "nothing to predict"
     assert logits_loss(torch.zeros(3, 5), torch.full((3,), -100), None).item() == 0
-    assert loss_per_label(torch.tensor(6.0), labels, 3).item() == loss_per_label(
-        torch.tensor(6.0), labels, torch.tensor(3)
-    )
-
-
-def test_improbable_labels_have_a_finite_loss():
+    total = torch.tensor(6.0)
+    assert loss_per_label(total, labels, 3).item() == loss_per_label(total, labels, torch.tensor(3)).item()
     hidden, weight = torch.tensor([[1.0]]), torch.tensor([[400.0], [0.0]])
-    assert linear_cross_entropy(hidden, weight, None, torch.tensor([1]), 4).item() == pytest.approx(400)
+    improbable = linear_cross_entropy(hidden, weight, None, torch.tensor([1]), 4)
+    assert improbable.item() == pytest.approx(400)
 
 
 def test_only_what_needs_a_gradient_gets_one():
@@ -166,47 +162,17 @@ def test_chunks_of_a_real_vocabulary_have_a_bounded_size():
     assert default_chunk_size(10**9, torch.device("cpu")) == 16
 
 
-MODELS = [
-    "bert",
-    "megatron-bert",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "camembert",
-    "modernbert",
-    "eurobert",
-]
-
-
-def tiny(model_type, **changes):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
-    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    given = {"vocab_size": 100, "special_ids": SPECIAL, "max_position_embeddings": 40} | sizes | dropout | changes
-    return build_model(model_type, **given)
+MODELS = "bert megatron-bert roberta roberta-prelayernorm xlm-roberta camembert modernbert eurobert".split()
 
 
 @pytest.mark.parametrize("model_type", MODELS)
 def test_models_train_the_same_with_and_without_chunks(model_type):
-    model = tiny(model_type)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, 100, (3, 20), generator=generator)
-    positions = torch.arange(1, 7).repeat(3, 1)
-    labels = ids.gather(1, positions)
-    labels[1, 3:] = -100
-    found = {}
+    model, found = tiny(model_type), {}
     for how in ("chunked", "full"):
         model.cross_entropy = how
-        model.zero_grad()
-        loss = model(input_ids=ids, masked_positions=positions, labels=labels, num_items_in_batch=10).loss
-        loss.backward()
-        found[how] = (
-            loss.item(),
-            {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
-        )
-    assert found["chunked"][0] == pytest.approx(found["full"][0], abs=1e-6)
-    assert found["chunked"][1].keys() == found["full"][1].keys()
-    for name, gradient in found["chunked"][1].items():
-        assert torch.allclose(gradient, found["full"][1][name], atol=1e-6), name
+        found[how] = loss_and_gradients(model, batch() | {"num_items_in_batch": 10})
+    assert found["chunked"][0] == pytest.approx(found["full"][0], rel=1e-6)
+    assert_near(found["chunked"][1], found["full"][1])
 
 
 def test_a_projection_of_another_kind_is_called_not_read():
@@ -216,13 +182,11 @@ def test_a_projection_of_another_kind_is_called_not_read():
 
     model = tiny("bert")
     stock = model.cls.predictions.decoder
-    ids, positions = torch.randint(5, 100, (2, 20)), torch.arange(1, 5).repeat(2, 1)
-    given = {"input_ids": ids, "masked_positions": positions, "labels": ids.gather(1, positions)}
-    before = model(**given).loss.item()
+    before = model(**batch()).loss.item()
     doubled = Doubled(32, stock.out_features)
     doubled.weight, doubled.bias = stock.weight, torch.nn.Parameter(torch.zeros_like(stock.bias))
     model.cls.predictions.decoder = doubled
-    assert model(**given).loss.item() != pytest.approx(before, abs=1e-6)
+    assert model(**batch()).loss.item() != pytest.approx(before, abs=1e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -7,28 +7,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.build import build_model
 from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
+from tests.model.models import tiny
 
 L, H, F, LAYERS, HEADS, V, SLOTS, BATCH = 32, 64, 96, 2, 4, 512, 5, 3
-SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 TYPES = ["bert", "megatron-bert", "roberta-prelayernorm", "eurobert", "modernbert"]
 
 
 def model_of(model_type, **options):
-    return build_model(
-        model_type,
-        vocab_size=V,
-        special_ids=SPECIAL,
-        max_position_embeddings=L,
-        hidden_size=H,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=F,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        **options,
-    )
+    options |= {"vocab_size": V, "max_position_embeddings": L, "hidden_size": H, "intermediate_size": F}
+    return tiny(model_type, **options, num_hidden_layers=LAYERS, num_attention_heads=HEADS)
 
 
 def by_hand(model_type, slots, sparse_last=False):

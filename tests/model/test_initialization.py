@@ -1,27 +1,17 @@
+"""Embeddings from co-occurrence against the exact SVD, and heads that attend to fixed offsets."""
+
 import numpy as np
 import pytest
 import torch
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.build import build_model
 from budget_trainer.model.initialization import cooccurrence_embeddings, set_embeddings, set_offset_heads
-
-SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+from tests.model.models import SPECIAL, tiny
 
 
 def model(model_type="modernbert", **config):
-    return build_model(
-        model_type,
-        vocab_size=100,
-        special_ids=SPECIAL,
-        max_position_embeddings=32,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        model_config=config or None,
-        seed=0,
-    )
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 32}
+    return tiny(model_type, **sizes, model_config=config or None, seed=0)
 
 
 def text(rows=2000, length=16):

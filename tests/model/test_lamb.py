@@ -40,15 +40,8 @@ def paper(weights, steps, *, decay, correct, low, high):
 def ours(weights, steps, *, decay, correct, low, high, dtype=torch.float64):
     params = [torch.nn.Parameter(torch.tensor(w, dtype=dtype)) for w in weights]
     groups = [{"params": params[:2], "weight_decay": decay}, {"params": params[2:], "weight_decay": 0.0}]
-    optimizer = Lamb(
-        groups,
-        lr=RATE,
-        betas=(BETA1, BETA2),
-        eps=EPSILON,
-        bias_correction=correct,
-        min_coeff=low,
-        max_coeff=high,
-    )
+    coefficients = {"bias_correction": correct, "min_coeff": low, "max_coeff": high}
+    optimizer = Lamb(groups, lr=RATE, betas=(BETA1, BETA2), eps=EPSILON, **coefficients)
     for t in range(1, steps + 1):
         for parameter, gradient in zip(params, numbers(t), strict=True):
             parameter.grad = torch.tensor(gradient, dtype=dtype)
@@ -78,26 +71,10 @@ def test_equals_the_paper(decay, correct, low, high, scale, clamped):
             np.testing.assert_allclose(mine, theirs, rtol=tolerance, atol=tolerance * scale)
 
 
-def test_options_change_the_result():
-    """The cases above are not equal for want of effect."""
-    start = numbers(0)
-    base = {"decay": 0.1, "correct": False, "low": 0.0, "high": math.inf}
-    reference = ours(start, 5, **base)[0]
-    for change in ({"decay": 0.0}, {"correct": True}, {"high": 0.3}):
-        assert np.abs(ours(start, 5, **base | change)[0] - reference).max() > 1e-3, change
-
-
 def test_a_zero_norm_has_the_ratio_one():
     zero, one = torch.zeros(3), torch.ones(3)
     ratios = trust_ratios([zero, one, one, zero], [one, zero, one, zero], 0.01, 0.3)
     assert ratios.tolist() == pytest.approx([1.0, 1.0, 0.3, 1.0])
-
-
-def test_zero_weights_start_to_move():
-    parameter = torch.nn.Parameter(torch.zeros(4))
-    parameter.grad = torch.ones(4)
-    Lamb([parameter], lr=0.1).step()
-    assert (parameter < -0.01).all()
 
 
 def test_a_parameter_without_gradient_stays():

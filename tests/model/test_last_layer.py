@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoModelForMaskedLM
 
 from budget_trainer.config.recipe import parse_recipe
@@ -13,14 +12,13 @@ from budget_trainer.model.last_layer import last_layer
 from budget_trainer.model.sparse import HEADS
 from budget_trainer.training import parts
 from tests.conftest import TINY, words
-from tests.model.test_attention import VOCAB, packed, predictions, tiny
+from tests.model.models import VOCAB, assert_near
+from tests.model.models import loss_and_gradients as step
+from tests.model.test_attention import packed, predictions, tiny
 
 FORMS = ["bert", "roberta", "xlm-roberta", "camembert", "megatron-bert", "modernbert"]
-CASES = [
-    ("megatron-bert", "eager"),
-    ("xlm-roberta", "sdpa"),
-    ("camembert", "sdpa"),
-]  # the latter two have roberta's code
+# The latter two have roberta's code.
+CASES = [("megatron-bert", "eager"), ("xlm-roberta", "sdpa"), ("camembert", "sdpa")]
 CASES += [(kind, how) for kind in ("bert", "roberta", "modernbert") for how in ("sdpa", "eager")]
 
 
@@ -35,10 +33,7 @@ def batch_of(what):
 
 def loss_and_gradients(model, batch, sparse):
     model.sparse_last_layer = sparse
-    model.zero_grad()
-    loss = model(**batch).loss
-    loss.backward()
-    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return step(model, batch)
 
 
 @pytest.mark.parametrize("what", ["full", "padding", "documents"])
@@ -48,10 +43,8 @@ def test_equals_the_whole_layer(model_type, how, what):
     assert model.last_layer_is_sparse
     whole, its = loss_and_gradients(model, batch, False)
     loss, gradients = loss_and_gradients(model, batch, True)
-    torch.testing.assert_close(loss, whole, rtol=1e-6, atol=1e-6)  # the loss is float32
-    assert gradients.keys() == its.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, its[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert loss == pytest.approx(whole, rel=1e-6, abs=1e-6)  # the loss is float32
+    assert_near(gradients, its, rtol=1e-4)
 
 
 @pytest.mark.parametrize("model_type,how", CASES)
@@ -80,12 +73,10 @@ def test_computes_only_masked_positions(model_type):
             module.register_forward_hook(see(name))
     model(**batch)
     slots, length = batch["masked_positions"].shape[1], batch["input_ids"].shape[1]
-    everywhere = {name for name, count in seen.items() if count == length}
-    assert {name.rsplit(".", 1)[-1] for name in everywhere} == (
-        set() if model_type == "modernbert" else {"key", "value"}
-    )
-    assert {count for name, count in seen.items() if name not in everywhere} == {slots}
-    assert len(seen) == {"modernbert": 3}.get(model_type, 6)
+    everywhere = {name.rsplit(".", 1)[-1] for name, count in seen.items() if count == length}
+    assert everywhere == (set() if model_type == "modernbert" else {"key", "value"})
+    assert list(seen.values()).count(slots) == len(seen) - len(everywhere)
+    assert len(seen) == (3 if model_type == "modernbert" else 6)
 
 
 @pytest.mark.parametrize("model_type", FORMS)
@@ -93,12 +84,12 @@ def test_gradient_checkpointing(model_type):
     model, batch = tiny(model_type), batch_of("padding")
     loss, gradients = loss_and_gradients(model, batch, True)
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    calls, once = [], last_layer(model)._gradient_checkpointing_func
-    last_layer(model)._gradient_checkpointing_func = lambda *given: calls.append(1) or once(*given)
+    calls = []
+    _, projection, *_ = (module for module in last_layer(model).modules() if isinstance(module, torch.nn.Linear))
+    projection.register_forward_hook(lambda *given: calls.append(1))
     again, others = loss_and_gradients(model, batch, True)
-    assert torch.equal(loss, again) and calls == [1]
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, others[name], rtol=1e-5, atol=1e-7, msg=name)
+    assert loss == again and len(calls) == 2, "computed forward, and again for the backward pass"
+    assert_near(others, gradients, 1e-7)
 
 
 def test_other_types_compute_the_whole_layer():
@@ -111,39 +102,30 @@ def test_other_types_compute_the_whole_layer():
 
 def test_bf16_and_dropout_run():
     """Additive masks are float32 beside bf16 queries; dropout makes two passes differ."""
-    model, batch = (
-        tiny("bert", "eager", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1),
-        batch_of("padding"),
-    )
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    model, batch = tiny("bert", "eager", **dropout), batch_of("padding")
     with torch.autocast("cpu", torch.bfloat16):
         first, second = model(**batch).loss, model(**batch).loss
     assert torch.isfinite(first) and first != second
 
 
 def test_packed_documents_by_a_kernel_that_takes_all_queries(monkeypatch):
-    """megatron-bert's other masks: flex_attention, here unfused."""
-    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
+    """megatron-bert's other masks: flex_attention, here not made into a kernel."""
     model, batch = tiny("megatron-bert").double(), batch_of("documents")
     with torch.no_grad():  # flex_attention has no backward pass on a CPU
         model.sparse_last_layer = False
         whole = model(**batch).loss
         model.sparse_last_layer = True
-        monkeypatch.setattr(model, "_backend", lambda device: "flex")
+        monkeypatch.setattr(attention, "choose_backend", lambda *queries: "flex")
+        model.compile(backend="eager")
         torch.testing.assert_close(model(**batch).loss, whole, rtol=1e-6, atol=1e-6)
 
 
 def made(data_dir, folder, **flags):
     """The model that train_mlm.py makes of these flags, on a CPU."""
-    base = {
-        **TINY,
-        "data_dir": data_dir,
-        "output_dir": folder / "out",
-        "total_training_time": "10m",
-        "use_cpu": "true",
-    }
-    recipe = parse_recipe(words({**base, "report_to": "none", **flags}))
-    data = DataFolder.open(recipe.data_dir)
-    return parts.make_model(recipe, recipe.training_arguments(), data)
+    flags = {**TINY, "data_dir": data_dir, "output_dir": folder / "out", "total_training_time": "10m", **flags}
+    recipe = parse_recipe(words({**flags, "use_cpu": "true"}))
+    return parts.make_model(recipe, recipe.training_arguments(), DataFolder.open(recipe.data_dir))
 
 
 def test_a_run_s_model_is_made_so(data_dir, tmp_path):

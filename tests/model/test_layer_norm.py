@@ -17,7 +17,7 @@ from budget_trainer.model.layer_norm import check_apex, use_apex
 from budget_trainer.model.optimizers import build_optimizer
 from budget_trainer.training import parts
 from tests.conftest import TINY, words
-from tests.model.test_modeling import batch, loss_and_gradients, tiny
+from tests.model.models import assert_near, batch, loss_and_gradients, pick, tiny
 
 BIASED = {"modernbert": {"model_config": {"norm_bias": True}}}
 
@@ -29,9 +29,8 @@ class FusedLayerNorm(nn.Module):
 
     def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True, memory_efficient=False):
         super().__init__()
-        self.normalized_shape = torch.Size(
-            (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
-        )
+        shape = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
+        self.normalized_shape = torch.Size(shape)
         self.eps, self.memory_efficient = eps, memory_efficient
         self.weight = nn.Parameter(torch.empty(self.normalized_shape)) if elementwise_affine else None
         self.bias = nn.Parameter(torch.empty(self.normalized_shape)) if elementwise_affine else None
@@ -52,11 +51,12 @@ def apex(monkeypatch):
 
 @pytest.mark.parametrize("model_type", ["bert-mlm", "bert", "roberta-prelayernorm", "modernbert", "deberta-v2"])
 def test_the_same_model_with_another_kernel(apex, model_type, tmp_path):
-    model, plain = (tiny(model_type, **BIASED.get(model_type, {})) for _ in range(2))
+    model, plain = (tiny(model_type, **BIASED.get(model_type, {})).eval() for _ in range(2))
     before = dict(model.named_parameters())
     norms = sum(type(module) is nn.LayerNorm for module in model.modules())
     assert use_apex(model) == norms > 3
     assert not any(type(module) is nn.LayerNorm for module in model.modules())
+    assert not any(module.training for module in model.modules())
     after = dict(model.named_parameters())
     assert list(after) == list(before) and all(after[name] is before[name] for name in before)
 
@@ -64,29 +64,18 @@ def test_the_same_model_with_another_kernel(apex, model_type, tmp_path):
     loss, gradients = loss_and_gradients(model, batch())
     expected, wanted = loss_and_gradients(plain, batch())
     assert FusedLayerNorm.calls >= norms and loss == pytest.approx(expected, abs=1e-6)
-    assert all(torch.allclose(gradients[name], wanted[name], atol=1e-6) for name in wanted)
+    assert_near(gradients, wanted)
 
-    groups = [
-        {name: group["weight_decay"] for group in build_optimizer("adamw", m, learning_rate=1e-3).param_groups
-         for name, p in m.named_parameters() if any(p is member for member in group["params"])}
-        for m in (model, plain)
-    ]  # fmt: skip
-    assert groups[0] == groups[1] and 0.0 in groups[0].values()
+    fused, usual = (build_optimizer("adamw", m, learning_rate=1e-3).param_groups for m in (model, plain))
+    assert [(g["name"], len(g["params"])) for g in fused] == [(g["name"], len(g["params"])) for g in usual]
 
     model.save_pretrained(tmp_path / "fused")
     plain.save_pretrained(tmp_path / "plain")
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("fused", "plain")]
     assert configs[0] == configs[1]
     stock = AutoModelForMaskedLM.from_pretrained(tmp_path / "fused").eval()
-    given = {"input_ids": batch(padded=False)["input_ids"]}
-    with torch.no_grad():
-        assert torch.allclose(stock(**given).logits, model.eval()(**given).logits, atol=1e-5)
-
-
-def test_the_mode_of_a_norm_is_kept(apex):
-    model = tiny("bert").eval()
-    use_apex(model)
-    assert not any(module.training for module in model.modules())
+    given = pick(batch(padded=False), "input_ids")
+    assert torch.allclose(stock(**given).logits, model(**given).logits, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -112,16 +101,15 @@ def test_it_is_nvidias_and_needs_a_gpu(apex, monkeypatch):
     def no_extension(*args, **kwargs):
         raise ImportError("No module named 'fused_layer_norm_cuda'")
 
-    monkeypatch.setattr(apex, "FusedLayerNorm", no_extension)
     absent = r"^layer_norm_type: apex is not installed \(.*\); it is NVIDIA's, from source \(the package named apex on"
-    with pytest.raises(InputError, match=absent):
-        check_apex("cuda")
-    monkeypatch.delattr(apex, "FusedLayerNorm")  # the other package of that name
-    with pytest.raises(InputError, match=absent):
-        check_apex("cuda")
-    monkeypatch.setitem(sys.modules, "apex.normalization", None)
-    with pytest.raises(InputError, match=absent):
-        check_apex("cuda")
+    for change in (
+        lambda: monkeypatch.setattr(apex, "FusedLayerNorm", no_extension),
+        lambda: monkeypatch.delattr(apex, "FusedLayerNorm"),  # the other package of that name
+        lambda: monkeypatch.setitem(sys.modules, "apex.normalization", None),
+    ):
+        change()
+        with pytest.raises(InputError, match=absent):
+            check_apex("cuda")
 
 
 @pytest.mark.parametrize("layer_norm_type", ["apex", "pytorch"])
@@ -152,4 +140,4 @@ def test_apex_itself_gives_the_same_loss():
     loss, gradients = loss_and_gradients(model, inputs)
     expected, wanted = loss_and_gradients(plain, inputs)
     assert loss == pytest.approx(expected, abs=1e-4)
-    assert all(torch.allclose(gradients[name], wanted[name], atol=1e-3) for name in wanted)
+    assert_near(gradients, wanted, 1e-3)

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.types import ALIASES, CHOICES, LAYOUTS, PAIR_TYPES, check_pair_type, resolve_model_type
+from budget_trainer.model.types import ALIASES, CHOICES, LAYOUTS, resolve_model_type
 
 MODES, EMBEDDING, NORMS = (None, "pre-ln", "post-ln"), (None, False, True), (None, "pytorch", "apex", "rms_norm")
 # (post-ln, layernorm_embedding, rms_norm) -> the class for the original's bert-mlm
@@ -76,11 +76,3 @@ def test_types_of_another_layout():
         InputError, match="^encoder_ln_mode pre-ln: model_type deberta-v2 has a layout of its own; use"
     ):
         resolve_model_type("deberta-v2", "pre-ln")
-
-
-def test_next_sentence_prediction_has_its_types():
-    for name in PAIR_TYPES:
-        check_pair_type(name)
-    for name in ("roberta-prelayernorm", "eurobert", "modernbert", "electra"):
-        with pytest.raises(InputError, match=f"add_nsp: model_type {name} .*; use model_type bert or megatron-bert"):
-            check_pair_type(name)

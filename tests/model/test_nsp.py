@@ -1,6 +1,5 @@
 """Next-sentence prediction: the stock classes' losses, the right means, and it learns (the original's defect B7)."""
 
-import copy
 import json
 from types import SimpleNamespace
 
@@ -14,39 +13,26 @@ from transformers import (
     BertForMaskedLM,
     BertForPreTraining,
     MegatronBertForPreTraining,
-    TrainingArguments,
 )
 
 from budget_trainer import TimeBudgetTrainer
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.build import build_model, load_pretrained, set_output_bias
+from budget_trainer.model.build import load_pretrained, set_output_bias
 from budget_trainer.model.next_sentence import count_pairs
 from budget_trainer.training import parts
 from budget_trainer.training.evaluation import PinnedEvaluation
 from tests.conftest import TINY, words
+from tests.model import models
+from tests.model.models import SPECIAL, VOCAB, assert_near, check_step_of, loss_and_gradients, pick, stock_twin
 
-SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
-VOCAB = 100
 STOCK = {"bert": BertForPreTraining, "megatron-bert": MegatronBertForPreTraining}
 TYPES = sorted(STOCK)
+ENCODED = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def tiny(model_type, **changes):
-    options = {
-        "vocab_size": VOCAB,
-        "special_ids": SPECIAL,
-        "max_position_embeddings": 48,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "add_nsp": True,
-        "seed": 1,
-    }
-    return build_model(model_type, **options | changes)
+    return models.tiny(model_type, **{"add_nsp": True, "max_position_embeddings": 48} | changes)
 
 
 def pairs(rows=8, length=24, slots=4, seed=0):
@@ -78,20 +64,10 @@ def scattered(inputs):
     return {**{k: v for k, v in inputs.items() if k != "masked_positions"}, "labels": labels}
 
 
-def loss_and_gradients(model, batches):
-    """The sum over the micro-batches of one optimizer step."""
-    model.zero_grad()
-    total = sum(model(**inputs).loss for inputs in batches)
-    total.backward()
-    return total.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
-
-
 @pytest.mark.parametrize("model_type", TYPES)
 def test_losses_and_logits_are_the_stock_classes(model_type):
     model, inputs = tiny(model_type).eval(), pairs()
-    stock = STOCK[model_type](model.config).eval()
-    assert type(stock) is not type(model) and type(model).__name__ == type(stock).__name__
-    stock.load_state_dict(model.state_dict())
+    stock = stock_twin(model, STOCK[model_type]).eval()
     expected = stock(**scattered(inputs))
     ours = model(**inputs, return_logits=True)
     assert ours.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
@@ -100,7 +76,7 @@ def test_losses_and_logits_are_the_stock_classes(model_type):
     wanted = expected.prediction_logits.gather(1, inputs["masked_positions"][..., None].expand(-1, -1, 128))
     assert torch.allclose(ours.prediction_logits, wanted.flatten(0, 1), atol=1e-5)
     assert model(**inputs).prediction_logits is None
-    given = {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    given = pick(inputs, *ENCODED)
     valid = inputs["attention_mask"].bool()
     assert torch.allclose(
         model(**given).prediction_logits[valid], stock(**given).prediction_logits[valid], atol=1e-5
@@ -113,11 +89,11 @@ def test_losses_and_logits_are_the_stock_classes(model_type):
 @pytest.mark.parametrize("model_type", TYPES)
 def test_sparse_prediction_equals_dense_and_every_parameter_learns(model_type):
     model = tiny(model_type)
-    loss, gradients = loss_and_gradients(model, [pairs()])
+    loss, gradients = loss_and_gradients(model, pairs())
     model.sparse_mask_prediction = False
-    dense_loss, dense_gradients = loss_and_gradients(model, [pairs()])
+    dense_loss, dense_gradients = loss_and_gradients(model, pairs())
     assert loss == pytest.approx(dense_loss, abs=1e-6)
-    assert all(torch.allclose(gradients[name], dense_gradients[name], atol=1e-6) for name in gradients)
+    assert_near(gradients, dense_gradients)
     assert {name for name, gradient in gradients.items() if not gradient.any()} <= {
         name for name in gradients if name.endswith("key.bias")  # softmax does not see them
     }  # fmt: skip
@@ -128,52 +104,21 @@ def test_sparse_prediction_equals_dense_and_every_parameter_learns(model_type):
 def test_accumulation_and_ranks_do_not_change_the_loss(model_type, micro, ranks):
     """1 x 8 == 8 x 1 == 2 ranks x 4, with micro-batches that hold different numbers of labels."""
     model, inputs = tiny(model_type), pairs()
-    stock = STOCK[model_type](model.config)
-    stock.load_state_dict(model.state_dict())
-    expected, wanted = loss_and_gradients(stock, [scattered(inputs)])
+    expected, wanted = loss_and_gradients(stock_twin(model, STOCK[model_type]), scattered(inputs))
     batches = [{name: tensor[i : i + micro] for name, tensor in inputs.items()} for i in range(0, 8, micro)]
     for rank in range(ranks):
         count_pairs(batches[rank::ranks], world_size=ranks)
     items = (inputs["labels"] != -100).sum()
     # Trainer multiplies a rank's loss by the number of ranks, and the gradients are averaged over them.
-    loss, gradients = loss_and_gradients(model, [{**b, "num_items_in_batch": items} for b in batches])
+    loss, gradients = loss_and_gradients(model, *({**b, "num_items_in_batch": items} for b in batches))
     assert all(b["num_pairs_in_batch"].item() == 8 for b in batches)
     assert loss == pytest.approx(expected, abs=1e-5)
-    for name, gradient in gradients.items():
-        assert torch.allclose(gradient, wanted[name], atol=1e-6), name
+    assert_near(gradients, wanted)
 
 
-class Parts(torch.utils.data.Dataset):
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, i):
-        return {name: tensor[i] for name, tensor in pairs().items()}
-
-
-@pytest.mark.parametrize(("micro", "accumulation"), [(8, 1), (2, 4)])
-def test_our_trainer_hands_in_the_number_of_pairs(tmp_path, micro, accumulation):
-    model = tiny("megatron-bert")
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
-        max_steps=1,
-        logging_steps=1,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        learning_rate=0.0,
-        max_grad_norm=1e9,
-        disable_tqdm=True,
-    )
-    expected, gradients = loss_and_gradients(copy.deepcopy(model), [pairs()])
-    norm = torch.stack([g.norm() for g in gradients.values()]).norm().item()
-    trainer = TimeBudgetTrainer(model, arguments, train_dataset=Parts(), total_training_time="60s")
-    trainer.train()
-    logged = trainer.state.log_history[0]
-    assert logged["loss"] == pytest.approx(expected, abs=1e-4)
-    assert logged["grad_norm"] == pytest.approx(norm, rel=1e-4)
+@pytest.mark.parametrize("micro", [8, 2])
+def test_our_trainer_hands_in_the_number_of_pairs(tmp_path, micro):
+    check_step_of(TimeBudgetTrainer, tiny("megatron-bert"), pairs(), micro, tmp_path, total_training_time="60s")
 
 
 def test_a_step_of_unknown_size_is_refused():
@@ -192,7 +137,7 @@ def test_it_learns(model_type):
 
     def pair_loss():
         inputs = pairs(rows=64, seed=999)
-        given = {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        given = pick(inputs, *ENCODED)
         with torch.no_grad():
             scores = model.eval().pair_scores(model.encode(**given))
         model.train()
@@ -200,7 +145,7 @@ def test_it_learns(model_type):
 
     before = pair_loss()
     for step in range(30):
-        loss_and_gradients(model, [pairs(rows=32, seed=step)])
+        loss_and_gradients(model, pairs(rows=32, seed=step))
         optimizer.step()
     assert before > 0.6 and pair_loss() < 0.2
 
@@ -211,7 +156,7 @@ def test_the_checkpoint_is_native(model_type, tmp_path):
     set_output_bias(model, np.arange(VOCAB))
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [STOCK[model_type].__name__]
-    given = {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    given = pick(inputs, *ENCODED)
     ours = model(**given)
     both = AutoModelForPreTraining.from_pretrained(tmp_path).eval()
     assert type(both) is STOCK[model_type]
@@ -222,7 +167,7 @@ def test_the_checkpoint_is_native(model_type, tmp_path):
     assert torch.allclose(masked(**given).logits[valid], ours.prediction_logits[valid], atol=1e-5)
     again = load_pretrained(str(tmp_path), add_nsp=True)
     assert type(again) is type(model)
-    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert_near(again.state_dict(), model.state_dict(), 0, 0)
 
 
 def test_a_checkpoint_without_the_head_gets_one_from_the_seed(tmp_path):
@@ -244,27 +189,20 @@ def test_the_pinned_evaluation_scores_it_as_the_masked_model(model_type, tmp_pat
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-def test_a_training_step_compiles_to_one_graph(model_type):
-    torch._dynamo.reset()
-    model, batches = tiny(model_type), [pairs()]
-    count_pairs(batches, world_size=1)
-    eager = copy.deepcopy(model)
-    model.compile(backend="eager", dynamic=False, fullgraph=True)
-    loss = model(**batches[0], num_items_in_batch=30).loss
-    loss.backward()
-    assert loss.item() == pytest.approx(eager(**batches[0], num_items_in_batch=30).loss.item(), abs=1e-5)
+TYPE = "add_nsp: model_type {} .*; use model_type bert or megatron-bert"
+OTHERS = ("roberta", "roberta-prelayernorm", "modernbert", "eurobert", "distilbert")
 
 
-@pytest.mark.parametrize("model_type", ["roberta", "roberta-prelayernorm", "modernbert", "eurobert", "distilbert"])
-def test_other_types_are_refused(model_type):
-    with pytest.raises(InputError, match=f"^add_nsp: model_type {model_type} has no next-sentence head here; use"):
-        tiny(model_type)
-
-
-def test_one_token_type_is_refused():
-    with pytest.raises(InputError, match="^type_vocab_size: 1 cannot tell the sentences of a pair apart; set it to 2"):
-        tiny("bert", type_vocab_size=1)
+@pytest.mark.parametrize(
+    ("model_type", "changes", "message"),
+    [
+        *((name, {}, TYPE.format(name)) for name in OTHERS),
+        ("bert", {"type_vocab_size": 1}, "type_vocab_size: 1 cannot tell the sentences of a pair apart; set it to 2"),
+    ],
+)
+def test_models_that_cannot_have_it(model_type, changes, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        tiny(model_type, **changes)
 
 
 def test_a_run_cannot_go_on_with_another_objective(tmp_path):

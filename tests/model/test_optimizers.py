@@ -23,14 +23,10 @@ from budget_trainer.model.engine_optimizers import (
     zero_stage,
 )
 from budget_trainer.model.optimizers import OPTIMIZERS, Lamb, build_optimizer, parameter_groups
+from tests.model.models import WITH_PAIRS, tiny
 
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-}
+SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24}
+SIZES |= {"num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 class RMSNorm(nn.Module):
@@ -79,11 +75,18 @@ def modernbert():
     return ModernBertForMaskedLM(ModernBertConfig(**SIZES, **ids))
 
 
-def train(model, optimizer, steps=5, start=0):
+def loss_of(model, ids):
+    return nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+
+
+def ids_of(step):
+    return torch.randint(20, (4, 6), generator=torch.Generator().manual_seed(step))
+
+
+def train(model, optimizer, steps=5, start=0, device="cpu"):
     for step in range(start, start + steps):
-        ids = torch.randint(20, (4, 6), generator=torch.Generator().manual_seed(step))
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+        loss_of(model, ids_of(step).to(device)).backward()
         optimizer.step()
     return [parameter.detach().clone() for parameter in model.parameters()]
 
@@ -99,6 +102,10 @@ def close(a, b, tolerance=1e-6):
     return all(torch.allclose(x, y, atol=tolerance, rtol=0) for x, y in zip(a, b, strict=True))
 
 
+def groups_of(decay, vectors):
+    return [{"params": decay, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+
+
 REFERENCES = {
     "adam": lambda groups: torch.optim.Adam(groups, lr=0.01, betas=(0.9, 0.98), eps=1e-6),
     "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.98), eps=1e-6),
@@ -110,9 +117,7 @@ REFERENCES = {
 def test_equals_its_reference(name):
     ours, theirs = small(), small()
     decay, vectors = split(theirs)
-    reference = REFERENCES[name](
-        [{"params": decay, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-    )
+    reference = REFERENCES[name](groups_of(decay, vectors))
     optimizer = build_optimizer(name, ours, learning_rate=0.01, weight_decay=0.1)
     assert close(train(ours, optimizer), train(theirs, reference))
     if name != "adafactor":
@@ -127,26 +132,11 @@ def muon(model, **changes):
 def test_muon_equals_torchs_muon_and_adamw():
     ours, theirs = small(), small()
     decay, vectors = split(theirs)
-    hidden = torch.optim.Muon(
-        decay[1:], lr=0.02, weight_decay=0.05, momentum=0.9, adjust_lr_fn="match_rms_adamw", nesterov=True
-    )
-    rest = torch.optim.AdamW(
-        [{"params": decay[:1], "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        lr=0.01,
-        betas=(0.9, 0.98),
-        eps=1e-6,
-    )
-
-    class Both:
-        def zero_grad(self):
-            hidden.zero_grad()
-            rest.zero_grad()
-
-        def step(self):
-            hidden.step()
-            rest.step()
-
-    assert close(train(ours, muon(ours, muon_momentum=0.9)), train(theirs, Both()))
+    options = {"weight_decay": 0.05, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw", "nesterov": True}
+    hidden = torch.optim.Muon(decay[1:], lr=0.02, **options)
+    rest = REFERENCES["adamw"](groups_of(decay[:1], vectors))
+    rest.register_step_post_hook(lambda *step: (hidden.step(), hidden.zero_grad()))
+    assert close(train(ours, muon(ours, muon_momentum=0.9)), train(theirs, rest))
 
 
 def test_muon_takes_the_common_learning_rate_by_default():
@@ -176,6 +166,13 @@ def test_state_round_trip_is_exact(name, wrap, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(train(other, again, 3, start=3), expected, strict=True))
 
 
+@pytest.mark.parametrize("model", [nn.Linear(4, 4, bias=False), nn.LayerNorm(4)])
+def test_muon_of_a_model_without_matrices_of_one_kind(model):
+    optimizer = build_optimizer("muon", model, learning_rate=0.01)
+    model(torch.ones(2, 4)).pow(2).sum().backward()
+    optimizer.step()
+
+
 def test_a_scheduler_drives_both_parts_of_muon():
     model = small()
     optimizer = muon(model)
@@ -196,8 +193,7 @@ def test_gradient_scaler(name):
     expected = train(plain, build_optimizer(name, plain, learning_rate=0.01), 1)
     optimizer = build_optimizer(name, scaled, learning_rate=0.01)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    ids = torch.randint(20, (4, 6), generator=torch.Generator().manual_seed(0))
-    scaler.scale(nn.functional.cross_entropy(scaled(ids).flatten(0, 1), ids.flatten())).backward()
+    scaler.scale(loss_of(scaled, ids_of(0))).backward()
     scaler.step(optimizer)
     scaler.update()
     assert close([p.detach() for p in scaled.parameters()], expected, 1e-5)
@@ -214,7 +210,7 @@ def test_muon_takes_a_closure_and_can_be_copied():
 
     def closure():
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+        loss = loss_of(model, ids)
         loss.backward()
         return loss
 
@@ -246,62 +242,67 @@ def test_groups_of_real_models(make):
     assert "decay" not in by_kind
     for name in by_kind["hidden"]:
         assert name.endswith("weight") and "embed" not in name and "norm" not in name.lower()
-    for name in by_kind["no_decay"]:
-        assert "bias" in name or "norm" in name.lower()
-    tables = (
-        ["word_embeddings", "position_embeddings", "token_type_embeddings"] if make is bert else ["tok_embeddings"]
-    )
+    tables = ["tok_embeddings"]
+    if make is bert:
+        tables = ["word_embeddings", "position_embeddings", "token_type_embeddings"]
     assert sorted(n.split(".")[-2] for n in by_kind["embeddings"]) == sorted(tables)  # the decoder is tied to one
-    assert {g["name"]: (g["lr"], g["weight_decay"]) for g in groups} == {
-        "hidden": (0.1, 0.01),
-        "embeddings": (0.2, 0.01),
-        "no_decay": (0.1, 0.0),
-    }
+    rates = {g["name"]: (g["lr"], g["weight_decay"]) for g in groups}
+    assert rates == {"hidden": (0.1, 0.01), "embeddings": (0.2, 0.01), "no_decay": (0.1, 0.0)}
 
 
-def test_an_untied_decoder_is_no_hidden_matrix():
+@pytest.mark.parametrize("optimizer_type", ["adamw", "muon"])
+@pytest.mark.parametrize(("model_type", "add_nsp"), WITH_PAIRS)
+def test_norms_and_biases_do_not_decay_and_everything_else_does(model_type, add_nsp, optimizer_type):
+    """B18: the original matched names, so RMSNorm decayed; its pooler was computed but in no group."""
+    model = tiny(model_type, add_nsp=add_nsp)
+    optimizer = build_optimizer(optimizer_type, model, learning_rate=1e-3, weight_decay=0.1)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(decay), "none twice"
+    assert decay.keys() == {id(parameter) for parameter in model.parameters()}, "none missing"
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, nn.Embedding))}
+    norms = {id(p) for m in model.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)}
+    assert norms and not norms & matrices
+    for name, parameter in model.named_parameters():
+        assert decay[id(parameter)] == (0.1 if id(parameter) in matrices else 0.0), name
+    assert all(decay[norm] == 0.0 for norm in norms)
+    assert any("pooler" in name for name, _ in model.named_parameters()) is add_nsp
+
+
+def test_heads_are_no_hidden_matrices():
     model = BertForMaskedLM(BertConfig(**SIZES, tie_word_embeddings=False))
-    optimizer = muon(model)
-    hidden = next(group for group in optimizer.param_groups if group["use_muon"])
+    groups = muon(model).param_groups
     decoder = model.get_output_embeddings().weight
-    assert all(p is not decoder for p in hidden["params"])
-    assert sum(p is decoder for group in optimizer.param_groups for p in group["params"]) == 1
+    assert [group["use_muon"] for group in groups for p in group["params"] if p is decoder] == [False]
+    model = tiny("bert", add_nsp=True)
+    groups = parameter_groups(model, lr=0.1, weight_decay=0.01, embedding_lr=0.1, split_hidden=True)
+    kinds = {id(p): group["name"] for group in groups for p in group["params"]}
+    assert kinds[id(model.cls.seq_relationship.weight)] == "decay"
+    assert kinds[id(model.bert.pooler.dense.weight)] == "hidden"
 
 
-def test_a_model_without_matrices_of_one_kind():
-    for model in (nn.Linear(4, 4, bias=False), nn.LayerNorm(4)):
-        optimizer = build_optimizer("muon", model, learning_rate=0.01)
-        model(torch.ones(2, 4)).pow(2).sum().backward()
-        optimizer.step()
+KNOWN = "adam, adamw, adafactor, lamb, muon"
+ABOVE = "min_coeff: .* is above max_coeff"
+RATES = ("learning_rate", "weight_decay", "muon_learning_rate", "embedding_learning_rate")
 
 
-@pytest.mark.parametrize("name", ["fusedlamb", "sgd", ""])
-def test_unknown_names_list_the_known(name):
-    with pytest.raises(InputError, match="adam, adamw, adafactor, lamb, muon"):
-        build_optimizer(name, small(), learning_rate=0.01)
-
-
-@pytest.mark.parametrize("option", ["learning_rate", "weight_decay", "muon_learning_rate", "embedding_learning_rate"])
-@pytest.mark.parametrize("value", [-1.0, float("nan")])
-def test_bad_numbers_name_the_field(option, value):
-    with pytest.raises(InputError, match=f"{option}: {value}"):
-        build_optimizer("muon", small(), **{"learning_rate": 0.01, option: value})
-
-
-def test_other_bad_options():
-    for options, message in (
-        ({"adam_beta1": 1.0}, r"adam_beta1: 1.0 is not in \[0, 1\)"),
-        ({"adam_beta2": -0.1}, r"adam_beta2: -0.1 is not in \[0, 1\)"),
-        ({"muon_momentum": 1.5}, r"muon_momentum: 1.5 is not in \[0, 1\)"),
-        ({"max_coeff": 0.3}, "max_coeff: 0.3 belongs to optimizer_type lamb, not adamw; leave it out"),
-        ({"bias_correction": True}, "bias_correction: True belongs to optimizer_type lamb"),
-        ({"optimizer_impl": "triton"}, "optimizer_impl: 'triton' is unknown; choose one of auto, torch"),
-    ):
-        with pytest.raises(InputError, match=message):
-            build_optimizer("adamw", small(), learning_rate=0.01, **options)
-    for options in ({"min_coeff": 0.5}, {"min_coeff": 2.0, "max_coeff": 1.0}, {"max_coeff": 0.001}):
-        with pytest.raises(InputError, match="min_coeff: .* is above max_coeff"):
-            build_optimizer("lamb", small(), learning_rate=0.01, **options)
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        *((unknown, {}, KNOWN) for unknown in ("fusedlamb", "sgd", "")),
+        *(("muon", {rate: value}, f"{rate}: {value}") for rate in RATES for value in (-1.0, math.nan)),
+        ("adamw", {"adam_beta1": 1.0}, r"adam_beta1: 1.0 is not in \[0, 1\)"),
+        ("adamw", {"adam_beta2": -0.1}, r"adam_beta2: -0.1 is not in \[0, 1\)"),
+        ("adamw", {"muon_momentum": 1.5}, r"muon_momentum: 1.5 is not in \[0, 1\)"),
+        ("adamw", {"max_coeff": 0.3}, "max_coeff: 0.3 belongs to optimizer_type lamb, not adamw; leave it out"),
+        ("adamw", {"bias_correction": True}, "bias_correction: True belongs to optimizer_type lamb"),
+        ("adamw", {"optimizer_impl": "triton"}, "optimizer_impl: 'triton' is unknown; choose one of auto, torch"),
+        *(("lamb", low, ABOVE) for low in ({"min_coeff": 0.5}, {"min_coeff": 2.0, "max_coeff": 1.0})),
+        ("lamb", {"max_coeff": 0.001}, ABOVE),
+    ],
+)
+def test_bad_options_name_the_field(name, options, message):
+    with pytest.raises(InputError, match=message):
+        build_optimizer(name, small(), **{"learning_rate": 0.01, **options})
 
 
 def test_lamb_has_the_options_of_the_original():
@@ -324,13 +325,10 @@ def test_lamb_has_the_options_of_the_original():
         ("muon", "auto", {"zero_stage": 2, "max_grad_norm": 1.0}, "max_grad_norm: 1 under ZeRO-2 would clip Muon's"),
         ("muon", "apex", {}, "optimizer_impl: apex has adam, adamw, lamb here, and optimizer_type is muon; use"),
         ("adamw", "deepspeed", {}, "optimizer_impl: deepspeed has lamb here, and optimizer_type is adamw; use"),
-        (
-            "adamw",
-            "apex",
-            {},
-            "optimizer_impl: apex runs on NVIDIA GPUs, this run is on 'cpu'; use optimizer_impl auto",
-        ),
+        ("adamw", "apex", {}, "optimizer_impl: apex runs on NVIDIA GPUs, this run is on 'cpu'; use optimizer_impl a"),
         ("lamb", "deepspeed", {}, "optimizer_impl: deepspeed runs on NVIDIA GPUs, this run is on 'cpu'"),
+        ("adafactor", "auto", {"device": "cuda", "fsdp": True}, "optimizer_type: adafactor cannot work on FSDP's"),
+        ("adamw", "apex", {"device": "cuda", "fsdp": True}, "optimizer_impl: apex's kernels cannot work on FSDP's"),
     ],
 )
 def test_what_cannot_run_is_refused(name, impl, options, message):
@@ -340,9 +338,10 @@ def test_what_cannot_run_is_refused(name, impl, options, message):
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-@pytest.mark.parametrize("stage", [None, 0, 1, 2, 3])
-def test_adam_runs_under_every_stage(name, stage):
-    check_engine(name, "auto", device="cpu", zero_stage=stage, max_grad_norm=1.0)
+def test_what_every_engine_runs(name):
+    for stage in (None, 0, 1, 2, 3):
+        check_engine(name, "auto", device="cpu", zero_stage=stage, max_grad_norm=1.0)
+    check_engine("muon", "auto", device="cuda", fsdp=True)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +354,9 @@ def test_a_missing_package_is_named_with_its_installation(monkeypatch, impl, fix
     with pytest.raises(InputError, match=f"optimizer_impl: {impl} is not installed") as refused:
         check_engine("lamb", impl, device="cuda")
     assert fix in str(refused.value) and "\n" not in str(refused.value)
+    monkeypatch.setitem(sys.modules, "deepspeed.runtime.zero.muon.muon_optimizer", None)
+    with pytest.raises(InputError, match="optimizer_type: muon under ZeRO is DeepSpeed's"):
+        zero_muon([])
 
 
 def test_the_other_apex_is_not_taken_for_nvidias(monkeypatch):
@@ -414,21 +416,8 @@ def test_fused_kernels_equal_ours(impl, name):
     models = [small().cuda(), small().cuda()]
     for model, chosen in zip(models, (impl, "torch"), strict=True):
         options = {"learning_rate": 0.01, "weight_decay": 0.1, "optimizer_impl": chosen, **clamp}
-        optimizer = build_optimizer(name, model, **options)
-        for step in range(5):
-            ids = torch.randint(20, (4, 6), generator=torch.Generator().manual_seed(step)).cuda()
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
-            optimizer.step()
+        train(model, build_optimizer(name, model, **options), device="cuda")
     assert close([p.cpu() for p in models[0].parameters()], [p.cpu() for p in models[1].parameters()], 1e-5)
-
-
-def test_what_fsdp_cannot_run():
-    with pytest.raises(InputError, match="optimizer_type: adafactor cannot work on FSDP's"):
-        check_engine("adafactor", "auto", device="cuda", fsdp=True)
-    with pytest.raises(InputError, match="optimizer_impl: apex's kernels cannot work on FSDP's"):
-        check_engine("adamw", "apex", device="cuda", fsdp=True)
-    check_engine("muon", "auto", device="cuda", fsdp=True)
 
 
 def test_zero_stage_of_accelerates_plugin():
@@ -464,18 +453,3 @@ def test_muon_under_zero_takes_the_steps_of_ours(monkeypatch):
     for (name, _), a, b, s in zip(theirs.named_parameters(), first, second, start, strict=True):
         # Newton-Schulz runs in bfloat16 in both, in another order of operations.
         assert (a - b).norm() < 0.05 * (a - s).norm(), name
-
-
-def test_muon_without_deepspeed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "deepspeed.runtime.zero.muon.muon_optimizer", None)
-    with pytest.raises(InputError, match="optimizer_type: muon under ZeRO is DeepSpeed's"):
-        zero_muon([])
-
-
-def test_the_head_of_next_sentence_prediction_is_no_hidden_matrix():
-    model = nn.Module()
-    model.dense, model.seq_relationship = nn.Linear(4, 4), nn.Linear(4, 2)
-    groups = parameter_groups(model, lr=0.1, weight_decay=0.01, embedding_lr=0.1, split_hidden=True)
-    named = {id(parameter): name for name, parameter in model.named_parameters()}
-    kinds = {named[id(parameter)]: group["name"] for group in groups for parameter in group["params"]}
-    assert kinds["dense.weight"] == "hidden" and kinds["seq_relationship.weight"] == "decay"

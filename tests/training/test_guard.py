@@ -15,9 +15,9 @@ from budget_trainer.core.errors import Diverged
 from budget_trainer.model.optimizers import OPTIMIZERS, build_optimizer
 from budget_trainer.training.callbacks import EarlyStop
 from budget_trainer.training.recovery import BadSteps, Guard, withhold
-from tests.conftest import ROOT, TINY, progress, report, run, words
+from tests.conftest import ROOT, STEPS, batch_of_epoch, progress, report, run, words
 
-NAN_RUN = ROOT / "tests" / "faults" / "nan_run.py"
+FAULTY_RUN = ROOT / "tests" / "faults" / "faulty_run.py"
 
 
 class Net(torch.nn.Module):
@@ -184,25 +184,15 @@ def test_early_stop(elapsed, loss, stops):
 
 # ---- real runs, with a loss that is made NaN ----
 
-STEPS = {
-    **TINY,
-    "lr_schedule": "step",
-    "max_steps": 24,
-    "curve": "constant",
-    "warmup_proportion": 0,
-    "total_training_time": "10m",
-    "num_epochs_between_checkpoints": 1,
-    "disable_tqdm": True,
-}
+STEPS = {**STEPS, "max_steps": 24, "num_epochs_between_checkpoints": 1}
 
 
 def nan_run(bad, options, folder):
-    return run([sys.executable, NAN_RUN, json.dumps(bad), *words({**options, "output_dir": folder})])
+    return run([sys.executable, FAULTY_RUN, json.dumps({"nan": bad}), *words({**options, "output_dir": folder})])
 
 
 def test_bad_steps_are_counted_and_the_run_goes_back(data_dir, tmp_path):
-    manifest = json.loads((data_dir / "manifest.json").read_text())
-    batch = -(-(manifest["splits"]["train"]["rows"] // 2) // 8)  # a checkpoint after step 8
+    batch = batch_of_epoch(data_dir, 8)  # a checkpoint after step 8
     options = {**STEPS, "data_dir": data_dir, "per_device_train_batch_size": batch, "max_bad_steps": 2}
     done = nan_run({"0": [4, 11, 12]}, options, tmp_path / "out")
     assert done.returncode == 0, done.stderr
@@ -235,8 +225,7 @@ def test_the_loss_of_a_line_is_that_of_its_good_steps(data_dir, tmp_path):
 @pytest.mark.slow
 def test_the_first_line_of_a_resumed_job_knows_nothing_of_older_bad_steps(data_dir, tmp_path):
     options = {**STEPS, "data_dir": data_dir, "learning_rate": 0, "embedding_learning_rate": 0, "max_steps": 12}
-    manifest = json.loads((data_dir / "manifest.json").read_text())
-    batch = -(-(manifest["splits"]["train"]["rows"] // 2) // 8)  # a checkpoint after step 8
+    batch = batch_of_epoch(data_dir, 8)  # a checkpoint after step 8
     options |= {"per_device_train_batch_size": batch, "logging_steps": 4}
     done = nan_run({"0": [2]}, options, tmp_path / "out")
     assert done.returncode == 0, done.stderr
