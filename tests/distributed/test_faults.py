@@ -76,7 +76,7 @@ def test_a_killed_rank_is_named_and_the_run_resumes(rank, data_dir, tmp_path):
     begin = time.monotonic()
     _, error = job.communicate(timeout=60)
     assert job.returncode == 1 and time.monotonic() - begin < 25, "torchrun would kill it after 30 s"
-    assert f"error: rank {rank} of 2 is gone" in error and "resume with --resume_from_checkpoint auto" in error
+    assert f"error: rank {rank} of 2 is gone" in error and "go on with --resume_from_checkpoint auto" in error
     newest = max(int(folder.name.removeprefix("checkpoint-")) for folder in out.glob("checkpoint-*"))
     launch({**options, "max_steps": newest + 3, "resume_from_checkpoint": "auto"}, processes=2, ok=True)
     assert [line["step"] for line in losses(out, job=2)] == [newest + 1, newest + 2, newest + 3]
