@@ -6,7 +6,7 @@ import itertools
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,21 +25,11 @@ from budget_trainer.migrate.flags import FLAGS as ORIGINAL
 from budget_trainer.migrate.flags import Given
 from budget_trainer.migrate.reading import SweepFile, find_flag, read_launcher
 from budget_trainer.migrate.recipe import convert
-from budget_trainer.sweep.spec import (
-    FIRST_OVERHEAD,
-    FLAGS,
-    HALVING,
-    KEYS,
-    SweepSpec,
-    grid_points,
-    numbers_of,
-    why_not_searched,
-)
+from budget_trainer.sweep.spec import FIRST_OVERHEAD, FLAGS, HALVING, KEYS, SweepSpec, why_not_searched
 from budget_trainer.training import run_folder
 
 _SCRIPT = "train_mlm.py"
 _START_SECONDS = 10.0  # of the sweep itself: imports, checks, the end
-_PARSED_POINTS = 300  # of a grid that are all parsed (about 2 ms each); of larger ones each value once
 _FOREIGN = (run_folder.RUN, "suite.json", run_folder.FINAL)  # of another kind of folder
 
 
@@ -267,7 +257,7 @@ def _check_trials(spec: SweepSpec, on_cpu: bool = False) -> Path:
     _check_names([*recipe], f"recipe {spec.recipe}")
     machine = ["--use_cpu=true", "--push_to_hub=false", *([] if on_cpu else ["--fp16=false", "--tf32=false"])]
     base = recipe_words(recipe)
-    recipes = [parse_recipe([*base, *spec.words(given, spec.output_dir), *machine]) for given in _probes(spec)]
+    recipes = [parse_recipe([*base, *spec.words(given, spec.output_dir), *machine]) for given in spec.probes()]
     recipes[
         0
     ].training_arguments()  # TrainingArguments checks its values; of one trial, since it looks for devices each time
@@ -286,20 +276,6 @@ def _check_names(names: list[str], where: str) -> None:
             raise InputError(f"{name}: a flag of the original ({where}); {fix}")
     if unknown:
         raise TRAINING.unknown(unknown)
-
-
-def _probes(spec: SweepSpec) -> Iterator[dict[str, Any]]:
-    """Every point of a grid of up to _PARSED_POINTS; else each value, or both ends of a range, beside the others' first."""
-    size = spec.grid_size
-    if size is not None and size <= _PARSED_POINTS:
-        yield from spec.combinations()
-        return
-    probes = {name: numbers_of(searched) or grid_points(searched) for name, searched in spec.space.items()}
-    first = {name: values[0] for name, values in probes.items()}
-    yield first
-    for name, values in probes.items():
-        for value in values[1:]:
-            yield {**first, name: value}
 
 
 def _check_glue(spec: SweepSpec) -> None:

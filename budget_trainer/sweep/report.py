@@ -21,13 +21,7 @@ from budget_trainer.core.io import write_atomic
 from budget_trainer.core.markdown import Markup, fence, inline, table
 from budget_trainer.core.plotting import png_figure
 from budget_trainer.reporting.report import public_recipe
-from budget_trainer.sweep.results import (
-    BEST_SHARE,
-    IMPORTANCE_METHOD,
-    SweepRecord,
-    best_recipe_text,
-    importance,
-)
+from budget_trainer.sweep.results import BEST_SHARE, SweepRecord, best_recipe_text, importance
 from budget_trainer.sweep.spec import format_value, numbers_of
 
 _Searched = CategoricalDistribution | FloatDistribution | IntDistribution
@@ -218,7 +212,7 @@ def _importance(shares: Mapping[str, float], why_not: str | None) -> str:
         return f"Importance of the parameters: {inline(why_not)}."
     rows = [(name, f"{100 * share:.0f} %") for name, share in shares.items()]
     return table(("parameter", "importance"), rows) + (
-        f"\n\nBy {IMPORTANCE_METHOD} (Optuna): how differently the best trials (at most {100 * BEST_SHARE:.0f} %) are spread "
+        f"\n\nBy PED-ANOVA (Optuna): how differently the best trials (at most {100 * BEST_SHARE:.0f} %) are spread "
         "over a parameter than all trials are. Pruned trials count as worse than every finished one. With few trials this is a "
         "hint."
     )
@@ -449,7 +443,7 @@ def _draw_importance(axes: Any, shares: Mapping[str, float]) -> None:
     axes.set_xlim(0, max(percent) * 1.18)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"share of the importance (%, by {IMPORTANCE_METHOD})")
+    axes.set_xlabel("share of the importance (%, by PED-ANOVA)")
     axes.set_title("which parameter made the difference", loc="left")
 
 

@@ -17,7 +17,6 @@ from budget_trainer.config.edit import WIDTH, edited, load, scalar
 from budget_trainer.core.errors import RunError
 from budget_trainer.sweep.spec import SweepSpec, format_value
 
-IMPORTANCE_METHOD = "PED-ANOVA"
 BEST_SHARE = 0.3  # of the trials, which PED-ANOVA compares with all of them
 _LEAST_FINISHED, _LEAST = 4, 10  # below this an importance is chance
 _RECIPE_COPY = "recipe.yaml"  # in the sweep's folder
@@ -108,7 +107,7 @@ def importance(record: SweepRecord, study: optuna.Study) -> tuple[dict[str, floa
     ours = {trial.number: trial for trial in record.trials if trial.has_value or trial.state == "pruned"}
     if len(record.finished) < _LEAST_FINISHED or len(ours) < _LEAST:
         return {}, (
-            f"not computed: {IMPORTANCE_METHOD} needs at least {_LEAST_FINISHED} finished trials and {_LEAST} finished or "
+            f"not computed: PED-ANOVA needs at least {_LEAST_FINISHED} finished trials and {_LEAST} finished or "
             f"pruned ones; here are {len(record.finished)} and {len(ours)}"
         )
     sign = record.spec.objective.sign

@@ -32,13 +32,11 @@ WHOLE = 1000  # a share of a trial's budget is Optuna's step in thousandths
 FIRST_OVERHEAD = 10.0  # seconds: a guess at starting and evaluating a trial, until one was measured
 HALVING = ("successive_halving", "hyperband")
 _MOST_POINTS = 10_000  # of a grid
-_SHARES = {"grid": "", "random": "0.25,0.5", "tpe": "0.25,0.5", "successive_halving": "0.125,0.25,0.5"}
-_SHARES["hyperband"] = "0.111,0.333"
+_PARSED_POINTS = 300  # of a grid that are all checked (about 2 ms each)
+_SHARES = {"random": "0.25,0.5", "tpe": "0.25,0.5", "successive_halving": "0.125,0.25,0.5", "hyperband": "0.111,0.333"}
 _LEAST_SHARE = 0.02  # of a trial's budget between two validations
-_METRICS = ("bits_per_byte", "loss")
 # Flags of finetune_glue.py that a trial's score cannot have: the sweep gives them, or they make a suite of it.
-_NOT_FOR_A_SCORE = {"task_name", "model_name_or_path", "output_dir", "overwrite_output_dir"}
-_NOT_FOR_A_SCORE |= {"grid", "seeds", "checkpoints"}
+_NOT_FOR_A_SCORE = "task_name model_name_or_path output_dir overwrite_output_dir grid seeds checkpoints".split()
 # Flags of train_mlm.py that the sweep gives to each trial itself, or that have no sense in one.
 _OF_THE_SWEEP = {
     "output_dir": "each trial has a folder in the sweep's output_dir",
@@ -83,13 +81,6 @@ def grid_points(searched: Searched) -> list[Any]:
         return list(searched.choices)
     found = [searched.low + place * (searched.step or 0) for place in range(_count(searched) or 0)]
     return [round(value, 12) for value in found]
-
-
-def _read_space(parameters: Any) -> dict[str, Searched]:
-    """The `parameters` of a sweep file, scalars as text (`1e-4` is a number, whatever YAML thinks)."""
-    if not isinstance(parameters, dict) or not parameters:
-        raise InputError("parameters: nothing to search; write one `flag: [value, value]` or {low: , high: } per line")
-    return {name: _read_dimension(name, given) for name, given in parameters.items()}
 
 
 def _read_dimension(name: str, given: Any) -> Searched:
@@ -201,7 +192,7 @@ class Objective:
 
 def _read_objective(given: Any) -> Objective:
     """`bits_per_byte`, `loss`, or a mapping of `glue: TASK` and flags of finetune_glue.py."""
-    if isinstance(given, str) and given in _METRICS:
+    if isinstance(given, str) and given in ("bits_per_byte", "loss"):
         return Objective(given)
     if not isinstance(given, dict) or not isinstance(given.get("glue"), str):
         raise InputError(f"objective: {given!r} is unknown; write bits_per_byte, loss, or {{glue: CoLA}}")
@@ -272,8 +263,10 @@ class SweepSpec:
         if find_spec("optuna") is None:
             raise InputError("optuna: not installed, a sweep needs it; pip install 'budget-trainer[sweep]'")
         keys = _convert(content)
-        space = _read_space(content.get("parameters"))
-        fixed = content.get("fixed", {})
+        parameters, fixed = content.get("parameters"), content.get("fixed", {})
+        if not isinstance(parameters, dict) or not parameters:
+            fix = "write one `flag: [value, value]` or {low: , high: } per line"
+            raise InputError(f"parameters: nothing to search; {fix}")
         if not isinstance(fixed, dict):
             raise InputError("fixed: is not a mapping; write one `flag: value` per line")
         if keys.time_per_trial is None:
@@ -287,7 +280,7 @@ class SweepSpec:
         spec = cls(
             name=keys.job_name or default_name,
             search=keys.search,
-            space=space,
+            space={name: _read_dimension(name, given) for name, given in parameters.items()},
             fixed=fixed,
             recipe=None if keys.recipe is None else Path(keys.recipe),
             objective=_read_objective(keys.objective),
@@ -302,10 +295,7 @@ class SweepSpec:
             storage=keys.storage or f"sqlite:///{output_dir.absolute() / 'study.db'}",
             keep_all_models=keys.keep_models == "all",
         )
-        _check_grid(spec)
-        _check_flags(spec)
-        if spec.limit is None and math.isinf(spec.total_seconds):
-            raise InputError(f"trials: missing, and total_time too: {spec.search} would never end; give one of them")
+        _check(spec)
         return spec
 
     @property
@@ -344,6 +334,20 @@ class SweepSpec:
         for chosen in itertools.product(*map(grid_points, self.space.values())):
             yield dict(zip(self.space, chosen, strict=True))
 
+    def probes(self) -> Iterator[dict[str, Any]]:
+        """What is checked of the trials before one starts: every point of a grid of up to _PARSED_POINTS; else each value, or
+        both ends of a range, beside the others' first."""
+        size = self.grid_size
+        if size is not None and size <= _PARSED_POINTS:
+            yield from self.combinations()
+            return
+        values = {name: numbers_of(searched) or grid_points(searched) for name, searched in self.space.items()}
+        first = {name: found[0] for name, found in values.items()}
+        yield first
+        for name, found in values.items():
+            for value in found[1:]:
+                yield {**first, name: value}
+
     def base_recipe(self) -> dict[str, Any]:
         """The recipe of all trials, without what the sweep gives itself. Raises InputError where it cannot be read."""
         content = {} if self.recipe is None else read_recipe(self.recipe)
@@ -370,18 +374,6 @@ def _convert(content: dict[str, Any]) -> SimpleNamespace:
     return SimpleNamespace(**values)
 
 
-def _check_grid(spec: SweepSpec) -> None:
-    if spec.search != "grid":
-        return
-    for name, searched in spec.space.items():
-        if _count(searched) is None:
-            raise InputError(f"{name}: a range without step, and a grid needs points; add step, or list the values")
-    if (size := spec.grid_size or 0) > _MOST_POINTS:
-        raise InputError(
-            f"search: a grid of {size:,} points, more than {_MOST_POINTS:,}; larger steps, or random or tpe"
-        )
-
-
 def why_not_searched(name: str, steps: Sequence[int]) -> str | None:
     """Why a flag cannot be one of trials, because the sweep gives it itself; None where it can."""
     name = name.removeprefix("no_")
@@ -390,8 +382,17 @@ def why_not_searched(name: str, steps: Sequence[int]) -> str | None:
     return _OF_THE_SWEEP.get(name)
 
 
-def _check_flags(spec: SweepSpec) -> None:
-    """Refuse what the sweep decides itself, what stands twice, and a null, which would unset nothing."""
+def _check(spec: SweepSpec) -> None:
+    """Refuse a grid without points or of too many, a sweep without an end, and flags that no trial can have so."""
+    if spec.search == "grid":
+        for name, searched in spec.space.items():
+            if _count(searched) is None:
+                raise InputError(
+                    f"{name}: a range without step, and a grid needs points; add step, or list the values"
+                )
+        if (size := spec.grid_size or 0) > _MOST_POINTS:
+            fix = "larger steps, or random or tpe"
+            raise InputError(f"search: a grid of {size:,} points, more than {_MOST_POINTS:,}; {fix}")
     for name in [*spec.space, *spec.fixed]:
         if (why := why_not_searched(name, spec.steps)) is not None:
             raise InputError(f"{name}: not a flag of trials; {why}")
@@ -400,11 +401,13 @@ def _check_flags(spec: SweepSpec) -> None:
             raise InputError(f"{name}: both under fixed and under parameters; take it out of one")
         if not isinstance(value, list | dict) and value in NULLS:
             raise InputError(f"{name}: null under fixed unsets nothing; give a value, or change the recipe")
+    if spec.limit is None and math.isinf(spec.total_seconds):
+        raise InputError(f"trials: missing, and total_time too: {spec.search} would never end; give one of them")
 
 
 def _read_steps(search: str, given: Any) -> tuple[int, ...]:
     """`prune_at` in thousandths of a trial's budget; none: trials are not compared on the way."""
-    shares = _SHARES[search] if given is None else given
+    shares = _SHARES.get(search, "") if given is None else given
     if isinstance(shares, str):
         shares = [part for part in shares.strip("[]").split(",") if part.strip()]
     if not isinstance(shares, list):
