@@ -238,12 +238,12 @@ class Recipe:
             main_process=os.environ.get("RANK", "0") == "0",
         )
 
-    def stages(self, block_size: int) -> Stages:
-        """What changes along the schedule, for blocks of `block_size` tokens."""
+    def stages(self, block_size: int, accumulation: int | None = None) -> Stages:
+        """What changes along the schedule, for blocks of `block_size` tokens; `accumulation` other than the recipe's."""
         b = self.budget
         return make_stages(
             mlm_probability=self.data.mlm_probability,
-            gradient_accumulation_steps=self.training.gradient_accumulation_steps,
+            gradient_accumulation_steps=accumulation or self.training.gradient_accumulation_steps,
             block_size=block_size,
             mlm_probability_curve=b.mlm_probability_curve,
             batch_size_curve=b.batch_size_curve,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,7 +21,8 @@ from budget_trainer.budget.callback import StepTimes, TimeBudgetCallback
 from budget_trainer.budget.channel import Agreement, ControlChannel
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.mixin import TimeScheduleMixin
-from budget_trainer.budget.stages import EveryEpochs, Stage, Stages, ValidationPlan, make_stages
+from budget_trainer.budget.stages import Stage
+from budget_trainer.config.recipe import Recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.planning.steps import MicroStep
@@ -34,8 +35,10 @@ _POINTS = 400  # of the schedule's picture
 
 @dataclass(frozen=True)
 class Costs:
-    """Measured seconds of what a run does, and its micro-batch. `setup` ends where the first step begins."""
+    """Measured seconds of what one process does, and its blocks. `setup` ends where the first step begins."""
 
+    block_size: int  # tokens
+    samples_per_epoch: int = 1  # a training shard, the original's "epoch" of one process
     setup: float = 0.0
     compile: float = 0.0  # for new shapes; 0.0: not compiled
     save: float = 0.0  # the model
@@ -54,34 +57,9 @@ class Costs:
         return self.step._replace(work=work).seconds(stage.accumulation, self.workers)
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """What the recipe says of time, for one process. Seconds are infinite where there is no limit."""
-
-    total_seconds: float
-    end_seconds: float
-    block_size: int
-    learning_rate: float
-    schedule: Mapping[str, Any]  # of Recipe.schedule()
-    curves: Mapping[str, Any]  # the arguments of make_stages, but for the two that stand above
-    max_steps: int | None = None
-    checkpoint_seconds: float = math.inf
-    checkpoint_samples: int | None = None
-    validation: ValidationPlan | None = None
-    markers: tuple[float, ...] = ()
-    writes_final: bool = True
-
-    def stages(self, accumulation: int) -> Stages:
-        """The run's stages with so many micro-batches in a full step."""
-        return make_stages(gradient_accumulation_steps=accumulation, block_size=self.block_size, **self.curves)
-
-    def of_processes(self, number: int) -> RunSettings:
-        """The same for `number` processes: an "epoch" is a shard per process, batches are those of all of them."""
-        validation = self.validation
-        if isinstance(validation, EveryEpochs):
-            validation = replace(validation, samples_per_epoch=validation.samples_per_epoch * number)
-        samples = self.checkpoint_samples and self.checkpoint_samples * number
-        return replace(self, checkpoint_samples=samples, validation=validation)
+def end_seconds(recipe: Recipe) -> float:
+    """When the recipe's training ends at the latest; infinite where it has no limit."""
+    return min(recipe.total_seconds, recipe.early_exit_seconds)
 
 
 @dataclass(frozen=True)
@@ -102,13 +80,13 @@ class Prediction:
     schedule: list[dict[str, float]]
 
 
-def predict(costs: Costs, settings: RunSettings, accumulation: int, num_processes: int = 1) -> Prediction:
+def predict(costs: Costs, recipe: Recipe, accumulation: int, num_processes: int = 1) -> Prediction:
     """Let the budget pass: set-up, steps, what is due on the way, the last save.
 
     Raises:
         InputError: set-up and the last save leave no time for a step.
     """
-    trainer = _PaperTrainer(costs, settings.of_processes(num_processes), accumulation, num_processes)
+    trainer = _PaperTrainer(costs, recipe, accumulation, num_processes)
     trainer.set_up()
     trainer.train()
     return trainer.result()
@@ -140,38 +118,40 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
     are single steps there, so that the budget ends the run after the very step that it will end it after.
     """
 
-    def __init__(self, costs: Costs, settings: RunSettings, accumulation: int, num_processes: int) -> None:
-        self.costs, self.settings, self.num_processes = costs, settings, num_processes
+    def __init__(self, costs: Costs, recipe: Recipe, accumulation: int, num_processes: int) -> None:
+        self.costs, self.recipe, self.num_processes, self.end = costs, recipe, num_processes, end_seconds(recipe)
         self.now, self.samples_consumed, self.validations = 0.0, 0, 0
         self.stride, self._micro_batches = 1, 0
-        self.clock = BudgetClock(settings.total_seconds, time_fn=lambda: self.now)
+        self.clock = BudgetClock(recipe.total_seconds, time_fn=lambda: self.now)
         budget = TimeBudgetCallback(
             clock=self.clock,
             agreement=Agreement(ControlChannel(), StopRequest()),
-            early_exit_time_marker=settings.end_seconds,
+            early_exit_time_marker=self.end,
         )
         budget.steps = self.step_times = _StepTimes()
         args = SimpleNamespace(
-            max_steps=settings.max_steps or math.inf,
+            max_steps=recipe.max_steps or math.inf,
             torch_compile=bool(costs.compile),
             device=torch.device("cpu"),
             should_save=False,
             should_log=False,
         )
-        super().__init__(args, time_budget=budget, **settings.schedule)
-        stages, trainer = settings.stages(accumulation), cast(TimeBudgetTrainer, self)
+        super().__init__(args, time_budget=budget, **recipe.schedule())
+        stages, trainer = recipe.stages(costs.block_size, accumulation), cast(TimeBudgetTrainer, self)
         self.stage, self.compiled = stages.at(0.0), set[tuple[float, int]]()
+        epoch, epochs = costs.samples_per_epoch * num_processes, recipe.budget.num_epochs_between_checkpoints
         self.callbacks += [
             StageCadence(trainer, stages),
-            FinetuneMarkers(trainer, settings.markers, os.devnull),  # no marker's folder is there yet
-            CheckpointCadence(trainer, settings.checkpoint_seconds, settings.checkpoint_samples),
+            FinetuneMarkers(trainer, recipe.markers, os.devnull),  # no marker's folder is there yet
+            CheckpointCadence(trainer, recipe.checkpoint_seconds, None if epochs in (None, -1) else epochs * epoch),
         ]
-        if settings.validation is not None:
-            self.callbacks.append(ValidationCadence(trainer, settings.validation))
+        validation = recipe.validation_plan(epoch)
+        if validation is not None:
+            self.callbacks.append(ValidationCadence(trainer, validation))
 
     def set_up(self) -> None:
         """Everything before the first step, rehearsals included."""
-        costs, budget, end = self.costs, self.time_budget, self.settings.end_seconds
+        costs, budget, end = self.costs, self.time_budget, self.end
         self.now = costs.setup
         self.spend("evaluate", costs.rehearse)
         self.spend("save", costs.save)
@@ -186,7 +166,7 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
             )
 
     def train(self) -> None:
-        steps = min((self.settings.end_seconds - self.now) / self.costs.step_seconds(self.stage), self.args.max_steps)
+        steps = min((self.end - self.now) / self.costs.step_seconds(self.stage), self.args.max_steps)
         longest = max(1, int(steps / MOST_STRIDES))
         every, number = max(1, int(steps / longest / _POINTS)), 0
         self.schedule_points: list[dict[str, float]] = []
@@ -202,7 +182,7 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
             if self.control.should_save:
                 self.spend("save", self.costs.checkpoint)
             self.control.should_evaluate = self.control.should_save = False
-        if self.settings.writes_final:
+        if self.recipe.budget.finetune_checkpoint_at_end:
             self.spend("save", self.costs.save)
         self.schedule_points.append(self.point(1.0))
 
@@ -235,7 +215,7 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
 
     def result(self) -> Prediction:
         seconds = self.clock.seconds_by_phase()
-        tokens = self.samples_consumed * self.settings.block_size
+        tokens = self.samples_consumed * self.costs.block_size
         return Prediction(
             steps=self.state.global_step,
             samples=self.samples_consumed,
@@ -281,10 +261,10 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
         return {
             "elapsed_seconds": self.now,
             "progress": progress,
-            "learning_rate": self.settings.learning_rate * self.curve(progress),
+            "learning_rate": self.recipe.training.learning_rate * self.curve(progress),
             "mlm_probability": self.stage.mlm_probability,
             "batch_size": self.batch_size,
-            "sequence_length": self.settings.block_size // self.stage.sequence_parts,
+            "sequence_length": self.costs.block_size // self.stage.sequence_parts,
         }
 
 

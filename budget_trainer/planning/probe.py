@@ -37,7 +37,7 @@ from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.model.build import parameter_count
 from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
 from budget_trainer.planning.measure import ProbeTrainer, free_bytes, peak_bytes, reset_peak, return_freed
-from budget_trainer.planning.predict import Costs, RunSettings
+from budget_trainer.planning.predict import Costs
 from budget_trainer.planning.result import REPORT_FILE, ProbeReport
 from budget_trainer.planning.steps import NO_ROOM, ProbeSteps, Steps, ladder_sizes, micro_batches
 from budget_trainer.reporting.report import environment
@@ -105,7 +105,15 @@ def probe(
     run.open_blocks()
     times.mark("data")
     times.seconds["checksums"] = _checksum_seconds(run)
-    report = _first_report(run, flags)
+    report = ProbeReport(
+        recipe=recipe,
+        costs=Costs(run.data.block_size, run.samples_per_epoch),
+        flags=speed_settings(flags),
+        data={"path": str(run.data.path), "fingerprint": run.data.fingerprint},
+        rows=int(run.data.manifest["splits"]["train"]["rows"]),
+        hardware=environment()["hardware"],
+        device=str(args.device),
+    )
     send(report)
     _check_weights_fit(run)
     times.mark(None)
@@ -127,7 +135,6 @@ def probe(
         body: Any = getattr(run.model.base_model, "encoder", None) or run.model.base_model.layers
         report.body_parameters = sum(parameter.numel() for parameter in body.parameters())
         report.predicted_share = run.collator.slots / run.data.block_size
-        report.layers, report.width = recipe.model.num_hidden_layers, recipe.model.hidden_size
     report.bf16 = bool(args.bf16)
     if args.torch_compile:
         report.compile = "regional" if run.recipe.budget.regional_compile else "whole"
@@ -135,7 +142,7 @@ def probe(
     send(report)
 
     total, workers, collators = report.total_per_process, args.dataloader_num_workers, _stage_collators(run)
-    allowed = micro_batches(total, lambda accumulation: _follows(report.settings, accumulation))
+    allowed = micro_batches(total, lambda accumulation: _follows(run, accumulation))
     allowed = [size for size in allowed if total is not None or size <= run.blocks.rows]
     args.max_steps, args.gradient_accumulation_steps, args.dataloader_num_workers = ENDLESS_STEPS, 1, 0
     run.optimizer_options = parts.optimizer_options(recipe, args)
@@ -146,7 +153,8 @@ def probe(
     times.mark("trainer")
     run.rehearse(reserve_disk=False)
     rehearsed = CLOCK.seconds_by_phase()
-    report.costs = Costs(
+    report.costs = replace(
+        report.costs,
         save=rehearsed["save"],
         rehearse=rehearsed["evaluate"],
         reserve=budget.save_seconds,
@@ -191,38 +199,6 @@ def probe(
     send_results()
 
 
-def _first_report(run: PretrainingRun, flags: dict[str, Any]) -> ProbeReport:
-    """What the parent needs of recipe, data and machine; `flags` are the run's own."""
-    recipe, data, args, epochs = run.recipe, run.data, run.args, run.recipe.budget.num_epochs_between_checkpoints
-    curves = ("mlm_probability", "mlm_probability_curve", "batch_size_curve", "sequence_length_curve")
-    settings = RunSettings(
-        total_seconds=recipe.total_seconds,
-        end_seconds=min(recipe.total_seconds, recipe.early_exit_seconds),
-        block_size=data.block_size,
-        learning_rate=args.learning_rate,
-        schedule=recipe.schedule(),
-        curves={name: flags[name] for name in curves},
-        max_steps=recipe.max_steps,
-        checkpoint_seconds=recipe.checkpoint_seconds,
-        checkpoint_samples=None if epochs in (None, -1) else epochs * run.samples_per_epoch,
-        validation=recipe.validation_plan(run.samples_per_epoch),
-        markers=tuple(recipe.markers),
-        writes_final=recipe.budget.finetune_checkpoint_at_end,
-    )
-    batch_asked = {"per_device_train_batch_size", "gradient_accumulation_steps"} & recipe.explicit
-    return ProbeReport(
-        settings=settings,
-        recipe=speed_settings(flags),
-        data={"path": str(data.path), "fingerprint": data.fingerprint},
-        rows=int(data.manifest["splits"]["train"]["rows"]),
-        hardware=environment()["hardware"],
-        device=str(args.device),
-        total_per_process=args.per_device_train_batch_size * args.gradient_accumulation_steps if batch_asked else None,
-        dup_factor=recipe.data.dup_factor,
-        auto_speed=bool(recipe.budget.auto_speed),
-    )
-
-
 def _checksum_seconds(run: PretrainingRun) -> float:
     """Of the run's check of its data, by a part of it."""
     begin = time.monotonic()
@@ -256,10 +232,10 @@ def _check_weights_fit(run: PretrainingRun) -> None:
         raise RunError(NO_ROOM)
 
 
-def _follows(settings: RunSettings, accumulation: int) -> bool:
+def _follows(run: PretrainingRun, accumulation: int) -> bool:
     """Whether the curve of the batch gives whole micro-batches at this accumulation."""
     try:
-        settings.stages(accumulation)
+        run.recipe.stages(run.data.block_size, accumulation)
     except InputError:
         return False
     return True

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from budget_trainer.config.recipe import Recipe
 from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.planning.predict import Costs, RunSettings, predict
+from budget_trainer.planning.predict import Costs, end_seconds, predict
 from budget_trainer.planning.steps import Measurements, MicroStep, blocks_per_second
 from budget_trainer.reporting.planned import FORMAT, machine
 
@@ -33,21 +34,17 @@ _COMPILE_PROBED_FROM_SECONDS = 1500.0  # precision._COMPILE_PROBE_SECONDS / prec
 class ProbeReport:
     """What the probe knows so far; it grows from the recipe over the model to the steps. Seconds, bytes, FLOP/s."""
 
-    settings: RunSettings
-    recipe: Mapping[str, Any]  # what a run is compared with
+    recipe: Recipe
+    costs: Costs  # of saves and validations; the rest follows from the steps
+    flags: Mapping[str, Any]  # what a run is compared with
     data: Mapping[str, str]  # path and fingerprint
     rows: int  # training blocks
     hardware: Mapping[str, Any]
     device: str
-    total_per_process: int | None  # blocks of a step; None: the recipe leaves them open
-    dup_factor: int | None
-    auto_speed: bool
     # of the model
     parameters: int = 0
     model_type: str = ""
-    layers: int = 0  # 0: it brings its own shape
-    width: int = 0
-    body_parameters: int = 0  # without embeddings and head
+    body_parameters: int = 0  # without embeddings and head; 0: a checkpoint brings its own shape
     predicted_share: float = 0.0  # of the token positions
     flops_per_token: float = 0.0
     peak_flops: float = 0.0
@@ -56,9 +53,15 @@ class ProbeReport:
     tried_blocks: int = 0  # of the micro-batch in which precision was chosen
     # of the run
     setup: Mapping[str, float] = field(default_factory=dict)  # by what it goes into
-    costs: Costs = field(default_factory=Costs)  # of saves and validations; the rest follows from the steps
     results: Measurements = field(default_factory=Measurements)
     limit_bytes: float = 0.0
+
+    @property
+    def total_per_process(self) -> int | None:
+        """Blocks of a step; None where the recipe leaves them open."""
+        asked = self.recipe.training
+        open_ = self.recipe.explicit.isdisjoint({"per_device_train_batch_size", "gradient_accumulation_steps"})
+        return None if open_ else asked.per_device_train_batch_size * asked.gradient_accumulation_steps
 
     def stage_of_work(self) -> str:
         """Where the probe was, for a person."""
@@ -83,7 +86,7 @@ def make_plan(
         raise RunError(
             f"probe: its time was over {where}; give it more with --probe_seconds 120 (or free the machine)"
         )
-    results, settings, micro_batch = report.results, report.settings, report.results.micro_batch
+    results, recipe, micro_batch = report.results, report.recipe, report.results.micro_batch
     total = report.total_per_process or micro_batch
     accumulation, total_batch = total // micro_batch, total * num_processes
     if report.rows < total_batch:
@@ -102,26 +105,27 @@ def make_plan(
         step=step,
         relative=results.relative,
     )
-    prediction = predict(costs, settings, accumulation, num_processes)
+    prediction = predict(costs, recipe, accumulation, num_processes)
     working = prediction.train_seconds + prediction.compile_seconds
     flops = report.flops_per_token * prediction.tokens / num_processes / max(working, 1e-9)
     passes = prediction.samples / report.rows
-    billed = settings.end_seconds if math.isfinite(settings.end_seconds) else prediction.used_seconds
+    ends = end_seconds(recipe)
+    billed = ends if math.isfinite(ends) else prediction.used_seconds
     chosen = {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": accumulation}
     return {
         "format": FORMAT,
         "made_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "recipe": {**report.recipe, **chosen},
+        "recipe": {**report.flags, **chosen},
         **{name: getattr(report, name) for name in ("data", "device", "model_type", "parameters", "peak_flops")},
         "machine": machine(report.hardware),
         "num_processes": num_processes,
-        "total_seconds": _finite(settings.total_seconds),
-        "end_seconds": _finite(settings.end_seconds),
+        "total_seconds": _finite(recipe.total_seconds),
+        "end_seconds": _finite(ends),
         "prediction": {name: value for name, value in vars(prediction).items() if name != "schedule"},
         "schedule": prediction.schedule,
-        "stages": {name: list(value) for name, value in vars(settings.stages(accumulation)).items()},
+        "stages": {name: list(value) for name, value in vars(recipe.stages(costs.block_size, accumulation)).items()},
         "passes_over_corpus": passes,
-        "repeats": _repeats(passes, report.dup_factor),
+        "repeats": _repeats(passes, recipe.data.dup_factor),
         "micro_batch": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "total_batch": total_batch,  # over all processes
@@ -129,7 +133,7 @@ def make_plan(
         "measured": {
             size: {
                 "tokens_per_second": blocks_per_second(steps, size, report.total_per_process, workers)
-                * settings.block_size,
+                * costs.block_size,
                 "memory_bytes": results.peaks.get(size),
             }
             for size, steps in sorted(results.measured.items())
@@ -167,7 +171,7 @@ def _compilation(report: ProbeReport, eager: MicroStep) -> dict[str, Any]:
         return {"kind": "no", "seconds": 0.0, "step": steady and steady["step"], "measured": True}
     if steady is None or seconds is None:
         return {"kind": report.compile, "seconds": 0.0, "step": None, "measured": False}
-    working = 1 - seconds / report.settings.end_seconds
+    working = 1 - seconds / end_seconds(report.recipe)
     if _run_times_compiling(report) and eager.seconds() * working <= MicroStep(**steady["typical"]).seconds():
         return {"kind": "no", "seconds": 0.0, "step": None, "measured": True}  # the run's own probe will find the same
     return {"kind": report.compile, "seconds": seconds, "step": steady["step"], "measured": True}
@@ -175,13 +179,13 @@ def _compilation(report: ProbeReport, eager: MicroStep) -> dict[str, Any]:
 
 def _run_times_compiling(report: ProbeReport) -> bool:
     """Whether the budget is long enough for the run to time compiling itself (`precision`)."""
-    return report.auto_speed and report.settings.end_seconds >= _COMPILE_PROBED_FROM_SECONDS
+    return report.recipe.budget.auto_speed and end_seconds(report.recipe) >= _COMPILE_PROBED_FROM_SECONDS
 
 
 def _setup(report: ProbeReport) -> dict[str, float]:
     """Seconds of set-up by what they go into, at the micro-batch that was chosen."""
     seconds, micro_batch = dict(report.setup), report.results.micro_batch
-    if report.auto_speed and micro_batch is not None:
+    if report.recipe.budget.auto_speed and micro_batch is not None:
         seconds["precision"] *= micro_batch / report.tried_blocks
         if report.compile != "no" and _run_times_compiling(report):
             seconds["compiling in the run's probe"] = 2 * (report.results.compile_seconds() or 0.0)
@@ -212,17 +216,17 @@ def _judge_sizes(report: ProbeReport, tokens: float) -> list[dict[str, Any]]:
     Tokens by FLOPs, which grow as the parameters that a token passes: all of the body's, the head's where it is predicted.
     `suits` marks the size that the rule names.
     """
-    shape = (report.layers, report.width)
-    own = report.layers * report.width**2
-    if not own:
+    if not report.body_parameters:
         return []
+    shape = (report.recipe.model.num_hidden_layers, report.recipe.model.hidden_size)
+    own = shape[0] * shape[1] ** 2
     below = [other for other in _SHAPES if other[0] * other[1] ** 2 < own][-_NEIGHBOURS:]
     above = [other for other in _SHAPES if other[0] * other[1] ** 2 > own][:_NEIGHBOURS]
     own_rest = report.parameters - report.body_parameters
     passed = report.body_parameters + own_rest * report.predicted_share
     rows: list[dict[str, Any]] = []
     for layers, width in [*below, shape, *above]:
-        body, rest = report.body_parameters * layers * width**2 / own, own_rest * width / report.width
+        body, rest = report.body_parameters * layers * width**2 / own, own_rest * width / shape[1]
         times = (body + rest * report.predicted_share) / passed
         row: dict[str, Any] = {"layers": layers, "width": width, "own": (layers, width) == shape}
         row |= {"parameters": body + rest, "body_parameters": body, "flops_per_token": report.flops_per_token * times}

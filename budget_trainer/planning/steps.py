@@ -224,26 +224,23 @@ class ProbeSteps:
         memory, by the growth so far, would be above the limit.
         """
         found, slower = self.results, 0
-        for size in self.sizes:
+        while slower < 2:
+            largest = max(found.measured, default=0)
+            sizes = [size for size in self.sizes if largest < size < (found.refused or math.inf)]
+            if found.refused and self.total is None:  # any size will do; as near to the border as an eighth
+                sizes = [*range(largest + 1, found.refused)] if found.refused - largest > largest // 8 else []
+            if not sizes or (found.refused and not self.gpu):
+                break
+            size = sizes[len(sizes) // 2 if found.refused else 0]
             if found.measured and not self.gpu and found.predicted_memory(size) > self.limit_bytes:
                 found.refused = size
                 break
             if found.measured and time.monotonic() + 2.5 * self._expected_seconds(size) > until:
-                found.cut_short = size
+                found.cut_short = None if found.refused else size
                 break
-            if not (yield from self._try(size)):
-                break
-            rates = self._rates()
-            slower = slower + 1 if rates[size] < 0.9 * max(rates.values()) else 0
-            if slower == 2:
-                break
-        while self.gpu and found.refused is not None and found.measured and time.monotonic() < until:
-            largest = max(found.measured)
-            candidates = range(largest + 1, found.refused) if self.total is None else self.sizes
-            between = [size for size in candidates if largest < size < found.refused]
-            if not between or (self.total is None and found.refused - largest <= largest // 8):
-                break
-            yield from self._try(between[len(between) // 2])
+            if (yield from self._try(size)):
+                rates = self._rates()
+                slower = slower + 1 if rates[size] < 0.9 * max(rates.values()) else 0
 
     def _expected_seconds(self, size: int) -> float:
         """Of a step of `size`, from the largest one measured."""

@@ -6,6 +6,7 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from budget_trainer.budget.clock import format_duration
@@ -47,115 +48,91 @@ def draw_plan(plan: Mapping[str, Any], path: Path) -> None:
     write_atomic(path, png.getvalue())
 
 
-def plan_text(plan: Mapping[str, Any]) -> str:
+def plan_text(content: Mapping[str, Any]) -> str:
     """Everything a person decides by, in lines."""
-    p, processes, machine, steady = plan["prediction"], plan["num_processes"], plan["machine"], plan["steady"]
-    on_gpu = machine["gpus"] and plan["device"].startswith("cuda")
+    plan, prediction = SimpleNamespace(**content), SimpleNamespace(**content["prediction"])
+    processes, machine, kind = plan.num_processes, plan.machine, plan.speed["compile"]
+    on_gpu = machine["gpus"] and plan.device.startswith("cuda")
     device = machine["gpus"][0] if on_gpu else f"{machine['cores']} cores of {machine['cpu']}"
     several = f" x {processes} processes" if processes > 1 else ""
-    why = "the recipe's, kept" if plan["batch_asked"] else "the recipe leaves it open: the fastest one"
-    kind = plan["speed"]["compile"]
-    rates = {size: row["tokens_per_second"] for size, row in plan["measured"].items()}
-    tried = ", ".join(f"{size}: {rate:,.0f}{' <-' * (size == plan['micro_batch'])}" for size, rate in rates.items())
-    below = 100 * (1 - rates[plan["micro_batch"]] / max(rates.values()))
-    mfu = plan["mfu"] and f", MFU {100 * plan['mfu']:.1f} % of {plan['peak_flops'] / 1e12:.3g} TFLOP/s measured"
-    windows = ""  # the machine's own speed will move in the run, too
-    if steady and steady["slowest"] is not None:
-        slowest, fastest = (steady[name] * p["tokens_per_second"] for name in ("slowest", "fastest"))
-        windows = f"{slowest:,.0f} to {fastest:,.0f} within the {steady['seconds']:.0f} s that were measured of it"
-    setup = sorted(plan["setup"].items(), key=lambda part: -part[1])
-    ends = time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(time.time() + p["used_seconds"]))
-    rows: list[tuple[str, str | None]] = [
-        ("model", f"{plan['model_type']}, {plan['parameters'] / 1e6:,.1f} M parameters, on {device}"),
-        (
-            "micro-batch",
-            f"{plan['micro_batch']} blocks x {plan['gradient_accumulation_steps']} accumulated{several} = "
-            f"{plan['total_batch']:,} blocks per step ({why})",
-        ),
-        ("  tried, tokens/s", f"{tried} ({'' if kind == 'no' else 'eager, '}medians of {plan['rounds']} in turns)"),
-        (
-            "",
-            plan["cut_short"]
-            and f"no time for {plan['cut_short']} and more; give --probe_seconds 120, or a quiet machine",
-        ),
-        ("", f"the smallest within the noise of the fastest ({below:.1f} % below)" if below > 0 else None),
-        (
-            "warning",
-            plan["unmeasured_stages"]
-            and f"no time to measure the stages {', '.join(plan['unmeasured_stages'])} (masking rate@parts of a block), "
-            "taken for as fast as the first",
-        ),
-        ("memory", _memory(plan)),
-        ("computes in", ("bf16" if plan["speed"]["bf16"] else "float32") + (f", compiled ({kind})" * (kind != "no"))),
-        ("steps", f"{p['steps']:,} of {plan['step_seconds']:.3f} s"),
-        ("tokens", f"{p['tokens']:,} at {p['tokens_per_second']:,.0f} tokens/s{mfu or ''}"),
-        ("", windows),
-        ("passes over the corpus", f"{plan['passes_over_corpus']:.3g}"),
-        (plan["repeats"]["level"], plan["repeats"]["text"] if plan["repeats"]["level"] != "fine" else None),
-        (
-            "set-up",
-            f"{p['setup_seconds']:.1f} s: "
-            + ", ".join(f"{name} {seconds:.1f}" for name, seconds in setup if seconds >= 0.1),
-        ),
-        ("compiling", _compiling(plan)),
-        (
-            "warning",
-            plan["probe_failed"]
-            and "the probe failed after its choice of the micro-batch, and the run may fail likewise: "
-            + plan["probe_failed"],
-        ),
-        ("saving", f"{plan['save_seconds_each']:.2f} s per model, {p['save_seconds']:.1f} s in all"),
-        (
-            "validating",
-            p["validations"]
-            and f"{p['validations']} x {plan['evaluate_seconds_each']:.1f} s, {p['evaluate_seconds']:.1f} s in all",
-        ),
-        ("ends", f"{ends} if it began now; evaluation and report come after it"),
-        (
-            "cost",
-            None
-            if plan["cost"] is None
-            else f"{plan['cost']:,.2f} at {plan['price_per_hour']:g} per hour, for the whole budget",
-        ),
-        (
-            "assumed",
-            f"{processes} processes are {processes} times as fast as this one, each with a device like this one to itself; "
-            "the time for their communication was not measured"
-            if processes > 1
-            else None,
-        ),
-    ]
-    lines = [_line(name, text) for name, text in rows if text]
-    return "\n".join([*lines, "", *_stages(plan["schedule"]), "", *_model_sizes(plan["sizes"])])
+    why = "the recipe's, kept" if plan.batch_asked else "the recipe leaves it open: the fastest one"
+    rates = {size: row["tokens_per_second"] for size, row in plan.measured.items()}
+    tried = ", ".join(f"{size}: {rate:,.0f}{' <-' * (size == plan.micro_batch)}" for size, rate in rates.items())
+    below = 100 * (1 - rates[plan.micro_batch] / max(rates.values()))
+    peak = f", MFU {100 * plan.mfu:.1f} % of {plan.peak_flops / 1e12:.3g} TFLOP/s measured" if plan.mfu else ""
+    setup = sorted(plan.setup.items(), key=lambda part: -part[1])
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in setup if seconds >= 0.1)
+    ends = time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(time.time() + prediction.used_seconds))
+    each, in_all = plan.evaluate_seconds_each, prediction.evaluate_seconds
+    lines: list[str] = []
+
+    def add(name: str, text: str) -> None:
+        lines.append(_line(name, text))
+
+    add("model", f"{plan.model_type}, {plan.parameters / 1e6:,.1f} M parameters, on {device}")
+    batch = f"{plan.micro_batch} blocks x {plan.gradient_accumulation_steps} accumulated{several}"
+    add("micro-batch", f"{batch} = {plan.total_batch:,} blocks per step ({why})")
+    add("  tried, tokens/s", f"{tried} ({'' if kind == 'no' else 'eager, '}medians of {plan.rounds} in turns)")
+    if plan.cut_short:
+        add("", f"no time for {plan.cut_short} and more; give --probe_seconds 120, or a quiet machine")
+    if below > 0:
+        add("", f"the smallest within the noise of the fastest ({below:.1f} % below)")
+    if plan.unmeasured_stages:
+        missing = f"no time to measure the stages {', '.join(plan.unmeasured_stages)}"
+        add("warning", f"{missing} (masking rate@parts of a block), taken for as fast as the first")
+    add("memory", _memory(plan))
+    add("computes in", ("bf16" if plan.speed["bf16"] else "float32") + f", compiled ({kind})" * (kind != "no"))
+    add("steps", f"{prediction.steps:,} of {plan.step_seconds:.3f} s")
+    add("tokens", f"{prediction.tokens:,} at {prediction.tokens_per_second:,.0f} tokens/s{peak}")
+    if plan.steady and plan.steady["slowest"] is not None:  # the machine's own speed will move in the run, too
+        slowest, fastest = (plan.steady[name] * prediction.tokens_per_second for name in ("slowest", "fastest"))
+        seconds = plan.steady["seconds"]
+        add("", f"{slowest:,.0f} to {fastest:,.0f} within the {seconds:.0f} s that were measured of it")
+    add("passes over the corpus", f"{plan.passes_over_corpus:.3g}")
+    if plan.repeats["level"] != "fine":
+        add(plan.repeats["level"], plan.repeats["text"])
+    add("set-up", f"{prediction.setup_seconds:.1f} s: {parts}")
+    add("compiling", _compiling(plan))
+    if plan.probe_failed:
+        after = "after its choice of the micro-batch, and the run may fail likewise"
+        add("warning", f"the probe failed {after}: {plan.probe_failed}")
+    add("saving", f"{plan.save_seconds_each:.2f} s per model, {prediction.save_seconds:.1f} s in all")
+    if prediction.validations:
+        add("validating", f"{prediction.validations} x {each:.1f} s, {in_all:.1f} s in all")
+    add("ends", f"{ends} if it began now; evaluation and report come after it")
+    if plan.cost is not None:
+        add("cost", f"{plan.cost:,.2f} at {plan.price_per_hour:g} per hour, for the whole budget")
+    if processes > 1:
+        same = f"{processes} processes are {processes} times as fast as this one, each with a device like this one to"
+        add("assumed", f"{same} itself; the time for their communication was not measured")
+    return "\n".join([*lines, "", *_stages(plan.schedule), "", *_model_sizes(plan.sizes)])
 
 
 def _line(name: str, text: str) -> str:
-    first, others = f"{name:<{_NAME_COLUMNS}}", " " * _NAME_COLUMNS
-    return textwrap.fill(
-        text, _COLUMNS, initial_indent=first, subsequent_indent=others, break_long_words=False
-    ).rstrip()
+    text = f"{name:<{_NAME_COLUMNS}}{text}"
+    return textwrap.fill(text, _COLUMNS, subsequent_indent=" " * _NAME_COLUMNS, break_long_words=False)
 
 
-def _memory(plan: Mapping[str, Any]) -> str:
-    used, limit = plan["memory_bytes"], plan["memory_limit_bytes"]
+def _memory(plan: SimpleNamespace) -> str:
+    used, limit = plan.memory_bytes, plan.memory_limit_bytes
+    tried, extrapolated = plan.largest_micro_batch["tried"], plan.largest_micro_batch["extrapolated"]
     text = f"{used / 2**30:.2f} GiB at most, of {limit / 2**30:.1f} GiB that may be used" if used else "not measured"
-    tried, extrapolated = plan["largest_micro_batch"]["tried"], plan["largest_micro_batch"]["extrapolated"]
     text += f"; micro-batch {tried} fits"
-    if plan["refused"]:
-        return text + f", {plan['refused']} does not"
+    if plan.refused:
+        return f"{text}, {plan.refused} does not"
     return text + (
         f", about {extrapolated:,} would by its growth" if extrapolated and extrapolated > tried > 0 else ""
     )
 
 
-def _compiling(plan: Mapping[str, Any]) -> str:
-    if plan["compile"]["kind"] == "no":
+def _compiling(plan: SimpleNamespace) -> str:
+    if plan.compile["kind"] == "no":
         return "off"
-    if plan["compile"]["measured"]:
-        return f"{plan['compile']['seconds']:.1f} s"
-    why, fix = "the probe failed before it was measured", ""
-    if not plan["probe_failed"]:
-        why, fix = "it did not end within the probe", "; --probe_seconds 120 measures it"
+    if plan.compile["measured"]:
+        return f"{plan.compile['seconds']:.1f} s"
+    why, fix = "it did not end within the probe", "; --probe_seconds 120 measures it"
+    if plan.probe_failed:
+        why, fix = "the probe failed before it was measured", ""
     return f"on, but {why}: steps are eager ones and its time is missing{fix}"
 
 

@@ -1,39 +1,33 @@
 """From measured durations to what a run does: the run's own budget on a fake clock, and the plan that follows."""
 
-import math
 import time
 from dataclasses import replace
 
 import pytest
 
 from benchmarks import planner
-from budget_trainer.budget.stages import EveryEpochs, EveryShare
+from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.planning import predict as predict_module
-from budget_trainer.planning.predict import Costs, RunSettings, predict
+from budget_trainer.planning.predict import Costs, predict
 from budget_trainer.planning.result import ProbeReport, make_plan
 from budget_trainer.planning.steps import Measurements, MicroStep
 from budget_trainer.planning.text import draw_plan, plan_text
 
 # A batch of 16: micro-batch 8 in 0.4 s and 0.2 s per step, set-up 10, a save 1 for which 1.8 are kept.
 STEP = MicroStep(0.0, 0.4, 0.2)
-COSTS = Costs(setup=10.0, save=1.0, reserve=1.8, checkpoint=4.0, evaluate=2.0, micro_batch=8, step=STEP)
-SETTINGS = RunSettings(
-    total_seconds=100.0,
-    end_seconds=100.0,
-    block_size=128,
-    learning_rate=1e-3,
-    schedule={"schedule": "time", "curve": "linear", "warmup_proportion": 0.1, "curve_options": {}},
-    curves={"mlm_probability": 0.15},
-)
+COSTS = Costs(128, setup=10.0, save=1.0, reserve=1.8, checkpoint=4.0, evaluate=2.0, micro_batch=8, step=STEP)
+FLAGS = {"data_dir": "d", "output_dir": "o", "total_training_time": "100s", "learning_rate": 1e-3}
+FLAGS |= {"warmup_proportion": 0.1, "per_device_train_batch_size": 16}
+ENDLESS = {"total_training_time": None, "lr_schedule": "step", "max_steps": 50}
 
 
-def result(costs=None, processes=1, **settings):
-    return predict(replace(COSTS, **(costs or {})), replace(SETTINGS, **settings), 2, processes)
+def recipe_of(**flags):
+    return parse_recipe([f"--{name}={value}" for name, value in (FLAGS | flags).items() if value is not None])
 
 
-def limits(seconds):
-    return {"total_seconds": seconds, "end_seconds": seconds}
+def result(costs=None, processes=1, **flags):
+    return predict(replace(COSTS, **(costs or {})), recipe_of(**flags), 2, processes)
 
 
 def test_a_budget_is_spent_as_the_run_spends_it():
@@ -47,14 +41,15 @@ def test_a_budget_is_spent_as_the_run_spends_it():
 
 
 def test_validation_markers_checkpoints_and_compiling_cost_their_time():
-    found = result({"compile": 5.0}, processes=3, checkpoint_seconds=40.0, markers=(0.5,), validation=EveryShare(0.25))
+    due = {"checkpoint_every": "40s", "finetune_time_markers": "0.5", "validate_every": "25%"}
+    found = result({"compile": 5.0}, processes=3, **due)
     assert found.validations == 3 and found.evaluate_seconds == 6.0
     assert found.save_seconds == 1 + 1 + 2 * 4 + 1
     assert found.compile_seconds == 6.0  # with the step it happens in
     assert found.samples == found.steps * 48 and found.used_seconds <= 100.0
 
 
-@pytest.mark.parametrize("due", [{"checkpoint_seconds": 98.0}, {"markers": (0.985,)}])
+@pytest.mark.parametrize("due", [{"checkpoint_every": "98s"}, {"finetune_time_markers": "0.985"}])
 def test_what_would_endanger_the_last_save_is_left_out(due):
     found = result(**due)
     assert found.save_seconds == 2.0 and found.used_seconds <= 100.0
@@ -62,20 +57,20 @@ def test_what_would_endanger_the_last_save_is_left_out(due):
 
 def test_stages_change_batch_and_speed():
     curves = {"mlm_probability_curve": "0.3@0,0.15@0.5", "batch_size_curve": "0.5@0,1@0.5"}
-    found = result({"relative": {(0.15, 1): 0.5}}, curves=SETTINGS.curves | curves)
+    found = result({"relative": {(0.15, 1): 0.5}}, **curves, gradient_accumulation_steps=2)
     # 43.6 s of 8 blocks in 0.6 s, then 16 blocks in 2 x 0.2 + 0.2 = 0.6 s.
     assert found.samples == pytest.approx(43.6 / 0.6 * 8 + 43.6 / 0.6 * 16, rel=0.03)
     assert {point["batch_size"] for point in found.schedule} == {8, 16}
 
 
 def test_strides_come_to_the_same_as_single_steps(monkeypatch):
-    settings = limits(300.0) | {"checkpoint_seconds": 40.0, "markers": (0.5,), "validation": EveryShare(0.1)}
-    settings["curves"] = SETTINGS.curves | {"batch_size_curve": "0.5@0,1@0.3"}
+    flags = {"total_training_time": "300s", "checkpoint_every": "40s", "finetune_time_markers": "0.5"}
+    flags |= {"validate_every": "10%", "batch_size_curve": "0.5@0,1@0.3"}
     costs = {"step": MicroStep(0.0, 0.008, 0.004)}
     monkeypatch.setattr(predict_module, "MOST_STRIDES", 10**6)
-    single = result(costs, **settings)
+    single = result(costs, **flags)
     monkeypatch.setattr(predict_module, "MOST_STRIDES", 1000)
-    strides = result(costs, **settings)
+    strides = result(costs, **flags)
     assert single.steps > 10_000 and strides.steps == pytest.approx(single.steps, rel=0.001)
     assert strides.samples == pytest.approx(single.samples, rel=0.002)
     assert strides.validations == single.validations and strides.save_seconds == single.save_seconds
@@ -84,34 +79,30 @@ def test_strides_come_to_the_same_as_single_steps(monkeypatch):
 
 def test_a_day_of_short_steps_is_predicted_at_once():
     begin = time.monotonic()
-    found = result({"step": MicroStep(0.0, 0.004, 0.002)}, **limits(86400.0), validation=EveryShare(0.02))
+    found = result({"step": MicroStep(0.0, 0.004, 0.002)}, total_training_time="24h", validate_every="2%")
     assert found.steps == pytest.approx((86400 - 12.8 - 98) / 0.01, rel=1e-4) and found.validations == 49
     assert time.monotonic() - begin < 10  # 0.4 s on a core with nothing else to do
 
 
 def test_max_steps_and_an_early_exit_end_it():
-    assert result(**limits(math.inf), max_steps=50).steps == 50
-    early = result(end_seconds=50.0)
+    by_steps, early = result(**ENDLESS), result(early_exit_time_marker="50s")
+    assert by_steps.steps == 50 and by_steps.schedule[24]["progress"] == pytest.approx(0.5)
     assert early.steps == 37 and early.schedule[-2]["progress"] < 0.5
-    by_steps = result(**limits(math.inf), max_steps=50, schedule=SETTINGS.schedule | {"schedule": "step"})
-    assert by_steps.schedule[24]["progress"] == pytest.approx(0.5)
 
 
 def test_a_budget_below_the_set_up_is_refused():
     with pytest.raises(InputError, match=r"total_training_time: 12s is too short.*set-up takes 11s"):
-        result(**limits(12.0))
+        result(total_training_time="12s")
 
 
 REPORT = ProbeReport(
-    settings=SETTINGS,
-    recipe={},
+    recipe=recipe_of(),
+    costs=Costs(128, samples_per_epoch=160, save=1.0, reserve=1.8, checkpoint=4.0),
+    flags={},
     data={"path": "d", "fingerprint": "f"},
     rows=1000,
     hardware={"cpu": "c", "cores": 2},
     device="cpu",
-    total_per_process=16,
-    dup_factor=None,
-    auto_speed=False,
     parameters=10**6,
     model_type="bert",
     flops_per_token=1e6,
@@ -119,7 +110,6 @@ REPORT = ProbeReport(
     compile="whole",
     tried_blocks=8,
     setup={"imports": 10.0},
-    costs=Costs(save=1.0, reserve=1.8, checkpoint=4.0),
     results=Measurements(
         measured={8: [STEP], 16: [MicroStep(0.0, 1.2, 0.2)]},
         peaks={8: 2.0**30, 16: 2.0**31},
@@ -130,8 +120,9 @@ REPORT = ProbeReport(
 )
 
 
-def plan_of(num_processes=1, price_per_hour=None, failed=None, results=None, **report):
-    report = replace(REPORT, results=replace(REPORT.results, **(results or {})), **report)
+def plan_of(num_processes=1, price_per_hour=None, failed=None, results=None, flags=None, **report):
+    results = replace(REPORT.results, **(results or {}))
+    report = replace(REPORT, recipe=recipe_of(**(flags or {})), results=results, **report)
     return make_plan(report, num_processes=num_processes, price_per_hour=price_per_hour, failed=failed)
 
 
@@ -164,9 +155,10 @@ def test_a_plan_is_made_of_the_steady_steps(kind):
 
 
 def test_an_epoch_is_a_shard_per_process():
-    epochs = EveryEpochs(middle=1, begin=1, end=1, begin_proportion=0.0, end_proportion=0.0, samples_per_epoch=160)
-    settings = replace(SETTINGS, validation=epochs, checkpoint_samples=320)
-    options = {"settings": settings, "costs": replace(REPORT.costs, evaluate=1.0), "rows": 2000, "compile": "no"}
+    flags = {"validation_epochs": 1, "num_epochs_between_checkpoints": 2}
+    flags |= {"validation_begin_proportion": 0.0, "validation_end_proportion": 0.0}
+    costs = replace(REPORT.costs, evaluate=1.0)
+    options = {"flags": flags, "costs": costs, "rows": 2000, "compile": "no"}
     one, four = (plan_of(number, **options)["prediction"] for number in (1, 4))
     assert one["validations"] == four["validations"] > 5 and four["samples"] == 4 * one["samples"]
     assert one["save_seconds"] == four["save_seconds"] > 10
@@ -177,18 +169,18 @@ def test_an_epoch_is_a_shard_per_process():
 def test_where_compiling_does_not_pay_the_runs_own_try_is_in_its_set_up():
     slow, stalled = [MicroStep(0.0, 0.5, 0.2)] * 20, [MicroStep(0.0, 0.3, 0.2)] * 19 + [MicroStep(0.0, 9.0, 0.2)]
 
-    def long_plan(steady, **settings):
+    def long_plan(steady, **flags):
         results = {"steady": steady, "first_compiled": 6.0 + steady[0].seconds()}
-        settings = replace(SETTINGS, **(limits(3600.0) | settings))
-        return plan_of(results=results, settings=settings, auto_speed=True, setup={"precision": 2.0})
+        flags = {"total_training_time": "1h", "auto_speed": True, **flags}
+        return plan_of(results=results, flags=flags, setup={"precision": 2.0})
 
     plan = long_plan(slow)
     assert plan["speed"]["compile"] == "no" and plan["steady"] is None
     assert plan["setup"] == {"precision": 2.0, "compiling in the run's probe": pytest.approx(12.0)}
     assert plan["step_seconds"] == pytest.approx(1.0)  # of the eager steps
     assert long_plan(stalled)["speed"]["compile"] == "whole"  # a stall says nothing of compiling
-    endless = limits(math.inf) | {"max_steps": 50}  # as the run, which then takes the faster way
-    assert [long_plan(steady, **endless)["speed"]["compile"] for steady in (slow, stalled)] == ["no", "whole"]
+    # Without an end as the run, which then takes the faster way.
+    assert [long_plan(steady, **ENDLESS)["speed"]["compile"] for steady in (slow, stalled)] == ["no", "whole"]
 
 
 def test_what_is_missing_in_a_plan_is_said():
@@ -205,13 +197,14 @@ def test_what_is_missing_in_a_plan_is_said():
     [(3, None, "fine"), (10, None, "note"), (50, None, "warning"), (10, 1, "warning"), (10, 10, "note")],
 )
 def test_repeats(passes, dup, level):
-    plan = plan_of(rows=int(87 * 16 / passes), dup_factor=dup)
+    plan = plan_of(rows=int(87 * 16 / passes), flags={"dup_factor": dup})
     assert plan["repeats"]["level"] == level  # fixed masks wear out sooner
 
 
 def test_model_sizes_stand_around_the_recipe_and_one_is_named():
-    bert = {"layers": 12, "width": 768, "parameters": 109 * 10**6, "body_parameters": 85 * 10**6}
-    sizes = plan_of(**bert, predicted_share=0.15, settings=replace(SETTINGS, **limits(1e6)))["sizes"]
+    flags = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "total_training_time": "1000000s"}
+    bert = {"parameters": 109 * 10**6, "body_parameters": 85 * 10**6, "predicted_share": 0.15}
+    sizes = plan_of(flags=flags, **bert)["sizes"]
     assert [(row["layers"], row["width"]) for row in sizes] == [(4, 512), (8, 512), (12, 768), (24, 1024)]
     own = next(row for row in sizes if row["own"])
     assert own["parameters"] == 109e6 and own["flops_per_token"] == 1e6

@@ -198,7 +198,7 @@ def test_a_step_whose_optimizer_does_not_fit_is_refused_and_the_next_one_is_take
     assert "half" not in str(optimizers[0].state) and len(optimizers) == 1
     report = reports[-1]
     assert report.costs.save > 0 and report.setup["imports"] > 0 and report.setup["counted embeddings"] > 0
-    assert report.recipe["embedding_init"] == "cooccurrence"  # what a run is compared with
+    assert report.flags["embedding_init"] == "cooccurrence"  # what a run is compared with
     assert pickle.loads(pickle.dumps(report)) == report
 
 
