@@ -1,6 +1,7 @@
 """Each mistake gets one line with the field, the value and the fix, a non-zero exit, and loses nothing."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import fields
@@ -12,7 +13,6 @@ from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.config.arguments import ModelArguments
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
-from budget_trainer.training import parts
 from budget_trainer.training.launch import check_launch
 from tests.conftest import TINY, run, words
 
@@ -37,94 +37,94 @@ def refuse(capfd, tmp_path, data_dir, monkeypatch):
     return call
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        (
-            {"total_training_tim": "30s"},
-            "total_training_tim: unknown key (command line); did you mean total_training_time?",
-        ),
-        ({"total_training_time": "-5m"}, "total_training_time: '-5m' is not a duration; write it as"),
-        ({"total_training_time": "soon"}, "total_training_time: 'soon' is not a duration; write it as"),
-        ({"total_training_time": None}, "total_training_time: missing, and lr_schedule time needs it"),
-        ({"checkpoint_every": "30"}, "checkpoint_every: '30' has no unit; write it as"),
-        ({"early_exit_time_marker": "1h"}, "early_exit_time_marker: 1h is beyond total_training_time 30s; lower it"),
-        ({"finetune_time_markers": "0.5,1.5"}, "finetune_time_markers: '1.5' is not a share of the budget; write it"),
-        ({"mlm_probability_curve": "1.3@0"}, "mlm_probability_curve: '1.3@0' leaves (0, 1]; keep its values"),
-        ({"mlm_probability_curve": "0.3@0.2"}, "mlm_probability_curve: '0.3@0.2' says nothing of the start; let"),
-        (
-            {"mlm_probability_curve": "0.3@0", "mlm_probability": 0.2},
-            "mlm_probability: 0.2 beside mlm_probability_curve 0.3@0, which says it all; leave one",
-        ),
-        ({"batch_size_curve": "0.5@0"}, "batch_size_curve: 0.5 of gradient_accumulation_steps 1 is 0.5 micro-batches"),
-        ({"sequence_length_curve": "0.3@0"}, "sequence_length_curve: 0.3 of a block of 64 tokens is no equal part"),
-        ({"fp16": "true", "use_cpu": "true"}, "fp16: True needs a GPU; use --bf16 true, which a CPU can, or neither"),
-        ({"decay_rate": "0.5"}, "decay_rate: 0.5 belongs to curve exp, not linear; leave one out"),
-        ({"lr_schedule": "step"}, "max_steps: missing, and lr_schedule step needs it; add"),
-        (
-            {"lr_schedule": "constant_step", "max_steps": 10},
-            "num_warmup_steps: 1000 is not below max_steps 10; lower it",
-        ),
-        (
-            {"num_train_epochs": "3"},
-            "num_train_epochs: not used here (command line); use total_training_time or max_steps",
-        ),
-        ({"save_only_model": "true"}, "save_only_model: not used here (command line); a checkpoint is for going on"),
-        ({"total_training_time": "0.2s"}, "total_training_time: 0.2s is spent before the first step (set-up and the"),
-        ({"job_time_limit": "0.2s"}, "job_time_limit: 0.2s is spent before the first step (set-up and a checkpoint"),
-        ({"offset_heads": "left"}, "offset_heads: 'left' are not relative positions; write"),
-        ({"offset_heads": "-1,1"}, "offset_heads: 'modernbert' without rotary positions and attention biases"),
-        ({"model_name_or_path": "/nowhere"}, "beside model_name_or_path /nowhere, which brings its own; leave"),
-        ({"model_type": "gpt2"}, "model_type='gpt2' has no masked-language-model head; use one of bert-mlm, "),
-        ({"encoder_ln_mode": "sandwich"}, "encoder_ln_mode: 'sandwich' is unknown; choose pre-ln or post-ln"),
-        ({"encoder_ln_mode": "post-ln"}, "encoder_ln_mode post-ln: contradicts model_type modernbert (pre-ln, a norm"),
-        (
-            {"model_type": "bert-mlm", "encoder_ln_mode": "post-ln", "layernorm_embedding": "false"},
-            "encoder_ln_mode post-ln, layernorm_embedding false: model_type bert-mlm would need a native class of this "
-            "layout, there is none; use model_type",
-        ),
-        (
-            {"layer_norm_type": "apex", "use_cpu": "true"},
-            "layer_norm_type: apex runs on NVIDIA GPUs, this run is on 'cpu'; use layer_norm_type pytorch",
-        ),
-        ({"add_nsp": "true"}, "add_nsp: model_type modernbert has no next-sentence head here; use model_type bert or"),
-        (
-            {"model_type": "bert-mlm-nsp", "add_nsp": "false"},
-            "add_nsp: false contradicts model_type bert-mlm-nsp; use",
-        ),
-        ({"model_type": "bert", "add_nsp": "true"}, "without sentence pairs; make the folder anew"),
-        (
-            {"model_type": "bert", "add_nsp": "true", "twin_probability": "0.2"},
-            "twin_probability: 0.2 beside next-sentence prediction, whose pairs it would overwrite; leave one",
-        ),
-        (
-            {"twin_probability": "0.2", "sequence_length_curve": "1@0,0.125@0.5"},
-            "twin_probability: 0.2 needs blocks of 16 tokens or more, and there are some of 8; use",
-        ),
-        (
-            {"optimizer_impl": "apex", "use_cpu": "true"},
-            "optimizer_impl: apex runs on NVIDIA GPUs, this run is on 'cpu'; use optimizer_impl auto",
-        ),
-        ({"optimizer_impl": "deepspeed"}, "optimizer_impl: deepspeed has lamb here, and optimizer_type is adamw; use"),
-        ({"max_coeff": "0.5"}, "max_coeff: 0.5 belongs to optimizer_type lamb, not adamw; leave it out"),
-        ({"bias_correction": "true"}, "bias_correction: True belongs to optimizer_type lamb, not adamw; leave it out"),
-        ({"optimizer_type": "lamb", "min_coeff": "0.5"}, "min_coeff: 0.5 is above max_coeff 0.3; lower it or raise"),
-        ({"model_config": '{"colour": 1}'}, "colour"),
-        ({"model_config": "colour"}, "model_config: 'colour' is not a JSON object; write"),
-        ({"num_attention_heads": 5}, "num_attention_heads=5 does not divide hidden_size=32; change one of them"),
-        ({"max_position_embeddings": 32}, "max_position_embeddings: 32 is below the longest block"),
-        (
-            {"model_config": '{"max_position_embeddings": 32}'},
-            "max_position_embeddings: this modernbert takes 32 tokens, the longest block of data_dir has 128; give it",
-        ),
-        ({"per_device_train_batch_size": 1000000}, "fewer than one batch of 1000000; lower"),
-        ({"data_dir": None}, "data_dir: missing; add --data_dir"),
-        ({"data_dir": "/nowhere"}, "/nowhere"),
-        ({"output_dir": None}, "output_dir"),
-        ({"report_to": "nonesuch"}, "report_to: 'nonesuch' cannot be used"),
-        ({"report_to": "wandb"}, "report_to: 'wandb' cannot be used"),
-    ],
-)
+OWN = dict.fromkeys(TINY.keys() & {f.name for f in fields(ModelArguments)} - DROPOUTS)  # None leaves the flag out
+LOADED = {**OWN, "model_name_or_path": "/nowhere"}
+REFUSED = [
+    (
+        {"total_training_tim": "30s"},
+        "total_training_tim: unknown key (command line); did you mean total_training_time?",
+    ),
+    ({"total_training_time": "-5m"}, "total_training_time: '-5m' is not a duration; write it as"),
+    ({"total_training_time": None}, "total_training_time: missing, and lr_schedule time needs it"),
+    ({"total_training_time": "0.2s"}, "total_training_time: 0.2s is spent before the first step (set-up and the"),
+    ({"job_time_limit": "0.2s"}, "job_time_limit: 0.2s is spent before the first step (set-up and a checkpoint"),
+    ({"checkpoint_every": "30"}, "checkpoint_every: '30' has no unit; write it as"),
+    ({"early_exit_time_marker": "1h"}, "early_exit_time_marker: 1h is beyond total_training_time 30s; lower it"),
+    ({"finetune_time_markers": "0.5,1.5"}, "finetune_time_markers: '1.5' is not a share of the budget; write it"),
+    ({"mlm_probability_curve": "0.3@0.2"}, "mlm_probability_curve: '0.3@0.2' says nothing of the start; let"),
+    ({"mlm_probability_curve": "0.3@0", "mlm_probability": 0.2}, "mlm_probability: 0.2 beside mlm_probability_curve"),
+    ({"batch_size_curve": "0.5@0"}, "batch_size_curve: 0.5 of gradient_accumulation_steps 1 is 0.5 micro-batches"),
+    ({"sequence_length_curve": "0.3@0"}, "sequence_length_curve: 0.3 of a block of 64 tokens is no equal part"),
+    ({"sequence_length_curve": "0.0625@0"}, "sequence_length_curve: 0.0625 of a block of 64 tokens is no"),
+    ({"fp16": "true", "use_cpu": "true"}, "fp16: True needs a GPU; use --bf16 true, which a CPU can, or neither"),
+    ({"decay_rate": "0.5"}, "decay_rate: 0.5 belongs to curve exp, not linear; leave one out"),
+    ({"lr_schedule": "step"}, "max_steps: missing, and lr_schedule step needs it; add"),
+    ({"lr_schedule": "constant_step", "max_steps": 10}, "num_warmup_steps: 1000 is not below max_steps 10; lower it"),
+    (
+        {"num_train_epochs": "3"},
+        "num_train_epochs: not used here (command line); use total_training_time or max_steps",
+    ),
+    ({"save_only_model": "true"}, "save_only_model: not used here (command line); a checkpoint is for going on"),
+    ({"offset_heads": "left"}, "offset_heads: 'left' are not relative positions; write"),
+    ({"offset_heads": "-1,1"}, "offset_heads: 'modernbert' without rotary positions and attention biases"),
+    ({"model_name_or_path": "/nowhere"}, "beside model_name_or_path /nowhere, which brings its own; leave"),
+    (LOADED, "model_name_or_path: /nowhere cannot be loaded"),
+    *(
+        ({**LOADED, flag: value}, f"{flag}: cannot be set beside model_name_or_path /nowhere")
+        for flag, value in {
+            "encoder_ln_mode": "pre-ln",
+            "layernorm_embedding": "true",
+            "layer_norm_type": "rms_norm",
+        }.items()
+    ),
+    ({"model_type": "gpt2"}, "model_type='gpt2' has no masked-language-model head; use one of bert-mlm, "),
+    ({"encoder_ln_mode": "sandwich"}, "encoder_ln_mode: 'sandwich' is unknown; choose pre-ln or post-ln"),
+    ({"encoder_ln_mode": "post-ln"}, "encoder_ln_mode post-ln: contradicts model_type modernbert (pre-ln, a norm"),
+    (
+        {"model_type": "bert-mlm", "encoder_ln_mode": "post-ln", "layernorm_embedding": "false"},
+        "encoder_ln_mode post-ln, layernorm_embedding false: model_type bert-mlm would need a native class of this layout",
+    ),
+    (
+        {"layer_norm_type": "apex", "use_cpu": "true"},
+        "layer_norm_type: apex runs on NVIDIA GPUs, this run is on 'cpu'",
+    ),
+    ({"add_nsp": "true"}, "add_nsp: model_type modernbert has no next-sentence head here; use model_type bert or"),
+    ({"model_type": "bert-mlm-nsp", "add_nsp": "false"}, "add_nsp: false contradicts model_type bert-mlm-nsp; use"),
+    ({"model_type": "bert", "add_nsp": "true"}, "without sentence pairs; make the folder anew"),
+    (
+        {"model_type": "bert", "add_nsp": "true", "twin_probability": "0.2"},
+        "twin_probability: 0.2 beside next-sentence prediction, whose pairs it would overwrite; leave one",
+    ),
+    (
+        {"twin_probability": "0.2", "sequence_length_curve": "1@0,0.125@0.5"},
+        "twin_probability: 0.2 needs blocks of 16 tokens or more, and there are some of 8; use",
+    ),
+    (
+        {"optimizer_impl": "apex", "use_cpu": "true"},
+        "optimizer_impl: apex runs on NVIDIA GPUs, this run is on 'cpu'; use",
+    ),
+    ({"optimizer_impl": "deepspeed"}, "optimizer_impl: deepspeed has lamb here, and optimizer_type is adamw; use"),
+    ({"max_coeff": "0.5"}, "max_coeff: 0.5 belongs to optimizer_type lamb, not adamw; leave it out"),
+    ({"bias_correction": "true"}, "bias_correction: True belongs to optimizer_type lamb, not adamw; leave it out"),
+    ({"optimizer_type": "lamb", "min_coeff": "0.5"}, "min_coeff: 0.5 is above max_coeff 0.3; lower it or raise"),
+    ({"model_config": '{"colour": 1}'}, "colour"),
+    ({"model_config": "colour"}, "model_config: 'colour' is not a JSON object; write"),
+    ({"num_attention_heads": 5}, "num_attention_heads=5 does not divide hidden_size=32; change one of them"),
+    ({"max_position_embeddings": 32}, "max_position_embeddings: 32 is below the longest block"),
+    (
+        {"model_config": '{"max_position_embeddings": 32}'},
+        "max_position_embeddings: this modernbert takes 32 tokens, the",
+    ),
+    ({"per_device_train_batch_size": 1000000}, "fewer than one batch of 1000000; lower"),
+    ({"data_dir": None}, "data_dir: missing; add --data_dir"),
+    ({"data_dir": "/nowhere"}, "/nowhere"),
+    ({"output_dir": None}, "output_dir"),
+    ({"report_to": "nonesuch"}, "report_to: 'nonesuch' cannot be used"),
+    ({"report_to": "wandb"}, "report_to: 'wandb' cannot be used"),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), REFUSED)
 def test_flags(refuse, changes, expected):
     assert expected in refuse(changes)
 
@@ -156,69 +156,38 @@ def test_values_out_of_their_range(flag, values):
             parse_recipe(["--data_dir", "d", "--output_dir", "o", "--total_training_time", "1h", f"--{flag}", value])
 
 
-def test_recipe_file(refuse, tmp_path, data_dir, capfd, monkeypatch):
-    recipe = tmp_path / "recipe.yaml"
-
-    def main(text):
-        recipe.write_text(text)
-        assert train_mlm.main([str(recipe)]) == 2
-        return capfd.readouterr().err
-
-    assert "hiden_size: unknown key (recipe " in main("hiden_size: 3\n")
-    assert "is not a mapping" in main("- 3\n")
-    assert "is not YAML" in main("a: [\n")
-    assert train_mlm.main([str(tmp_path / "none.yaml")]) == 2
-    assert "cannot be read" in capfd.readouterr().err
-
-
-def test_continuing_from_nothing(refuse):
-    own = dict.fromkeys(TINY.keys() & {f.name for f in fields(ModelArguments)} - DROPOUTS)  # None leaves the flag out
-    message = refuse({**own, "model_name_or_path": "/nowhere"})
-    assert message.startswith("model_name_or_path: /nowhere cannot be loaded")
-
-
 @pytest.mark.parametrize(
-    ("flag", "value"),
-    [("encoder_ln_mode", "pre-ln"), ("layernorm_embedding", "true"), ("layer_norm_type", "rms_norm")],
+    ("text", "expected"),
+    [
+        ("hiden_size: 3\n", "hiden_size: unknown key (recipe "),
+        ("- 3\n", "is not a mapping"),
+        ("a: [\n", "is not YAML"),
+        (None, "cannot be read"),
+    ],
 )
-def test_a_checkpoint_brings_its_own_layout(refuse, flag, value):
-    own = dict.fromkeys(TINY.keys() & {f.name for f in fields(ModelArguments)} - DROPOUTS)
-    message = refuse({**own, "model_name_or_path": "/nowhere", flag: value})
-    assert message.startswith(f"{flag}: cannot be set beside model_name_or_path /nowhere")
-
-
-def test_sentence_pairs_without_next_sentence_prediction(refuse, data_dir, tmp_path):
-    copy = tmp_path / "pairs"
-    shutil.copytree(data_dir, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps({**manifest, "packing": "nsp"}))
-    assert "holds sentence pairs (packing 'nsp'), which only next-sentence" in refuse({"data_dir": copy})
-
-
-def test_help_and_the_other_spellings(capfd, tmp_path):
-    assert train_mlm.main(["--help"]) == 0 and "--total_training_time" in capfd.readouterr().out
+def test_recipe_file(tmp_path, text, expected):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("save_total_limit: null\nno_finetune_checkpoint_at_end: true\nlearning_rate: 1e-3\n")
-    flags = ["--data_dir", "d", "--output_dir", str(tmp_path / "o"), "--total-training-time", "24"]
-    parsed = parse_recipe([str(recipe), *flags])
-    assert parsed.training.save_total_limit is None and parsed.budget.finetune_checkpoint_at_end is False
-    assert parsed.total_seconds == 24 * 3600 and parsed.training.learning_rate == 1e-3
+    if text is not None:
+        recipe.write_text(text)
+    with pytest.raises(InputError, match=re.escape(expected)):
+        parse_recipe([str(recipe)])
 
 
 def test_data_folder(refuse, data_dir, tmp_path):
     copy = tmp_path / "copy"
 
-    def damaged(change):
+    def damaged(name, content):
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(data_dir, copy)
-        change()
+        (copy / name).unlink() if content is None else (copy / name).write_bytes(content)
         return refuse({"data_dir": copy})
 
-    shard = next(data_dir.glob("train-*.arrow")).name
-    assert shard in damaged(lambda: (copy / shard).unlink())
-    assert shard in damaged(lambda: (copy / shard).write_bytes((data_dir / shard).read_bytes()[:-100]))
-    assert "tokenizer" in damaged(lambda: (copy / "tokenizer" / "tokenizer.json").write_text("{}"))
-    assert "manifest.json" in damaged(lambda: (copy / "manifest.json").unlink())
+    shard, manifest = next(data_dir.glob("train-*.arrow")), json.loads((data_dir / "manifest.json").read_text())
+    assert shard.name in damaged(shard.name, None) and shard.name in damaged(shard.name, shard.read_bytes()[:-100])
+    assert "tokenizer" in damaged("tokenizer/tokenizer.json", b"{}")
+    assert "manifest.json" in damaged("manifest.json", None)
+    pairs = json.dumps({**manifest, "packing": "nsp"}).encode()
+    assert "sentence pairs (packing 'nsp'), which only next-sentence" in damaged("manifest.json", pairs)
 
 
 def test_output_folder(refuse, tmp_path):
@@ -251,18 +220,10 @@ def test_a_launcher_that_started_one_process_of_two(data_dir, tmp_path):
     assert not (tmp_path / "out" / "run.json").exists()
 
 
-def test_apex_lamb_says_how_to_lift_the_default_bounds(tmp_path, monkeypatch):
-    """On a GPU: the engine's own check, which comes first on a CPU, is left out."""
-    monkeypatch.setattr(parts, "check_engine", lambda *args, **kwargs: None)
-    words = ["--optimizer_type", "lamb", "--optimizer_impl", "apex", "--total_training_time", "10m"]
-    recipe = parse_recipe([*words, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
-    with pytest.raises(InputError, match=r"trust ratio to \[0.01, 0.3\]; give max_coeff inf and min_coeff 0"):
-        parts.optimizer_options(recipe, recipe.training_arguments())
-
-
-def test_null_in_a_recipe_names_nothing(tmp_path):
-    """An ablation that replaces a rate by its curve unsets the rate."""
+def test_a_recipe_as_people_write_it(tmp_path):
+    """A null names nothing: an ablation that replaces a rate by its curve unsets the rate. A bare number is hours."""
     (tmp_path / "recipe.yaml").write_text("mlm_probability: null\nmlm_probability_curve: 0.3@0,0.15@0.6\n")
-    flags = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "total_training_time": "1h", "use_cpu": True}
+    flags = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "total-training-time": 24, "use_cpu": True}
     recipe = parse_recipe([str(tmp_path / "recipe.yaml"), *words(flags)])
     assert recipe.budget.mlm_probability_curve == "0.3@0,0.15@0.6" and "mlm_probability" not in recipe.explicit
+    assert recipe.total_seconds == 24 * 3600

@@ -1,6 +1,7 @@
 """The command line of every command: exit codes, one-line errors, help, colour, entry points."""
 
 import configparser
+import contextlib
 import errno
 import importlib
 import os
@@ -23,78 +24,48 @@ ENTRY_POINTS = dict(
     (part.strip() for part in line.split("="))
     for line in CONFIG["options.entry_points"]["console_scripts"].strip().splitlines()
 )
-MODULES = {target.partition(":")[0] for target in ENTRY_POINTS.values()}
-SCRIPTS = {"train_mlm", "finetune_glue"}
-# A command whose input is not there, by module.
+# Of each command, words whose input is not there.
 MISSING = {
-    "train_mlm": ["/nowhere/recipe.yaml"],
-    "finetune_glue": ["/nowhere/recipe.yaml"],
-    "sweep": ["/nowhere/sweep.yaml", "--output_dir", "OUT/sweep"],
-    "budget_trainer.plan": ["/nowhere/recipe.yaml", "--total_training_time", "1h", "--picture", "OUT/plan.png"],
-    "budget_trainer.glue.check_submission": ["/nowhere/glue.zip"],
-    "budget_trainer.fill_mask": ["/nowhere/final"],
-    "budget_trainer.publish": ["/nowhere/run", "--hub_model_id", "user/name", "--dry_run"],
-    "budget_trainer.migrate": ["/nowhere/train.sh"],
-    "data_prep.docstrings": ["--packages", "/nowhere/packages", "--output_file", "OUT/corpus.txt"],
-    "data_prep.tokenizer": ["--input", "/nowhere/corpus.txt", "--output_dir", "OUT/tokenizer"],
-    "data_prep.blocks": [
-        "--input",
-        "/nowhere/text",
-        "--tokenizer",
-        "/nowhere/tokenizer",
-        "--output_dir",
-        "OUT/blocks",
-    ],
-    "data_prep.prepare": ["/nowhere/recipe.yaml"],
-    "data_prep.hdf5": [
-        "--input",
-        "/nowhere/shards",
-        "--tokenizer",
-        "/nowhere/tokenizer",
-        "--output_dir",
-        "OUT/blocks",
-    ],
-    "data_prep.inspect": ["/nowhere/blocks"],
-    "data_prep.merge": ["--input", "/nowhere/a", "/nowhere/b", "--output_dir", "OUT/both"],
-    "data_prep.split": ["--input", "/nowhere/a", "--output_dir", "OUT/more", "--num_shards", "2"],
+    "train_mlm": "/nowhere/recipe.yaml",
+    "finetune_glue": "/nowhere/recipe.yaml",
+    "sweep": "/nowhere/sweep.yaml --output_dir OUT/sweep",
+    "budget_trainer.plan": "/nowhere/recipe.yaml --total_training_time 1h --picture OUT/plan.png",
+    "budget_trainer.glue.check_submission": "/nowhere/glue.zip",
+    "budget_trainer.fill_mask": "/nowhere/final",
+    "budget_trainer.publish": "/nowhere/run --hub_model_id user/name --dry_run",
+    "budget_trainer.migrate": "/nowhere/train.sh",
+    "data_prep.docstrings": "--packages /nowhere/packages --output_file OUT/corpus.txt",
+    "data_prep.tokenizer": "--input /nowhere/corpus.txt --output_dir OUT/tokenizer",
+    "data_prep.blocks": "--input /nowhere/text --tokenizer /nowhere/tokenizer --output_dir OUT/blocks",
+    "data_prep.prepare": "/nowhere/recipe.yaml",
+    "data_prep.hdf5": "--input /nowhere/shards --tokenizer /nowhere/tokenizer --output_dir OUT/blocks",
+    "data_prep.inspect": "/nowhere/blocks",
+    "data_prep.merge": "--input /nowhere/a /nowhere/b --output_dir OUT/both",
+    "data_prep.split": "--input /nowhere/a --output_dir OUT/more --num_shards 2",
 }
 NO_TERMINAL = {"NO_COLOR": "", "FORCE_COLOR": "", "TERM": "xterm", "COLUMNS": "100"}
 
 
-def one_line(done):
-    """The one line of an error, without a traceback or a usage text."""
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    assert len(errors) == 1 and lines[-1] == errors[0] and "Traceback" not in done.stderr, done.stderr
-    assert "usage:" not in done.stderr
-    return errors[0]
-
-
-def test_every_entry_point_resolves_and_is_listed():
+def test_every_entry_point_resolves_is_listed_and_is_tried_here():
     for name, target in ENTRY_POINTS.items():
         module, _, function = target.partition(":")
         assert callable(getattr(importlib.import_module(module), function)), target
         assert f"`{name}`" in DOCS and re.search(rf"`(?:python -m )?{re.escape(module)}(?:\.py)?`", DOCS), name
-
-
-def test_every_command_is_tried_here():
-    assert set(MISSING) == MODULES
-
-
-@pytest.mark.parametrize("module", sorted(MISSING))
-def test_bad_input_ends_with_2_in_one_line_and_writes_nothing(module, tmp_path):
-    words = [word.replace("OUT", str(tmp_path)) for word in MISSING[module]]
-    done = run([sys.executable, "-m", module, *words], env=NO_TERMINAL)
-    assert done.returncode == 2, done.stderr
-    assert "/nowhere" in one_line(done) and not list(tmp_path.iterdir())
+    assert set(MISSING) == {target.partition(":")[0] for target in ENTRY_POINTS.values()}
+    for code, meaning in command.EXIT_CODES.items():
+        assert f"| {code} | {meaning.replace('|', chr(92) + '|')} |" in DOCS
 
 
 @pytest.mark.parametrize("module", sorted(MISSING))
-def test_a_flag_that_is_unknown_ends_with_2(module, capfd):
-    words = ["--no_such_flag", "1"] if module != "budget_trainer.migrate" else ["--no_such_flag"]
+def test_bad_input_ends_with_2_in_one_line_and_writes_nothing(module, tmp_path, capfd):
+    done = run([sys.executable, "-m", module, *MISSING[module].replace("OUT", str(tmp_path)).split()], env=NO_TERMINAL)
+    *before, line = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and line.startswith("error: ") and "/nowhere" in line, done.stderr
+    assert not re.search("^error|^usage|Traceback", "\n".join(before), re.M) and not list(tmp_path.iterdir())
+    words = ["--no_such_flag", *(["1"] if module != "budget_trainer.migrate" else [])]
     assert importlib.import_module(module).main(words) == 2
-    lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: ")
 
 
 @pytest.mark.parametrize("module", sorted(MISSING))
@@ -137,80 +108,62 @@ def test_each_end_has_its_code(error, code, capfd):
     assert len(errors) == (code != 141) and not (code in (1, 2) and not errors[0].startswith("error: "))
 
 
-def test_the_table_of_exit_codes_is_in_the_documentation():
-    for code, meaning in command.EXIT_CODES.items():
-        assert f"| {code} | {meaning.replace('|', chr(92) + '|')} |" in DOCS
-
-
 @pytest.mark.parametrize("name", ["train_mlm", "data_prep.blocks"])
 def test_version_and_entry_point(name, tmp_path):
     """As pip writes an entry point: the usage has its name, its exit code is that of the command."""
-    entry = next(entry for entry, target in ENTRY_POINTS.items() if target.startswith(f"{name}:"))
-    module, function = ENTRY_POINTS[entry].split(":")
+    entry, target = next(pair for pair in ENTRY_POINTS.items() if pair[1].startswith(f"{name}:"))
     program = tmp_path / entry
-    program.write_text(f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+    program.write_text(f"import sys\nimport {name}\nsys.exit({target.replace(':', '.')}())\n")
     done = run([sys.executable, program, "--version"])
     assert done.returncode == 0 and done.stdout == f"budget-trainer {__version__}\n"
-    done = run([sys.executable, program, "--help"], env=NO_TERMINAL)
-    assert done.stdout.startswith(f"usage: {entry} ") and "\033" not in done.stdout
+    for command_line, usage in (([program], f"{entry} "), (["train_mlm.py"], "train_mlm.py [recipe.yaml]")):
+        done = run([sys.executable, *command_line, "--help"], env=NO_TERMINAL)
+        assert done.stdout.startswith(f"usage: {usage}") and "\033" not in done.stdout
     assert run([sys.executable, program, "--no_such_flag", "1"]).returncode == 2
-
-
-def test_script_is_called_by_its_name():
-    done = run([sys.executable, "train_mlm.py", "--help"], env=NO_TERMINAL)
-    assert done.returncode == 0 and done.stdout.startswith("usage: train_mlm.py [recipe.yaml]")
 
 
 def on_terminal(words, **environment):
     """Exit code and output of a command whose stdout and stderr are a real terminal."""
     leader, follower = pty.openpty()
     full = {**os.environ, "PYTHONPATH": str(ROOT), **NO_TERMINAL, **environment}
-    process = subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, env=full, stdin=follower, stdout=follower, stderr=follower
-    )
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), follower)
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=full, **streams)
     os.close(follower)
-    said = b""
-    while True:
-        try:
-            part = os.read(leader, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        said += part
-    os.close(leader)
-    return process.wait(), said.decode()
+    output = b""
+    with open(leader, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # the other end is closed
+        while part := terminal.read(65536):
+            output += part
+    return process.wait(), output.decode()
 
 
 BAD = ["-m", "data_prep.split", "--input", "/nowhere", "--output_dir", "/nowhere/out", "--num_shards", "2"]
 
 
 def test_colour_only_on_a_terminal():
-    code, said = on_terminal(BAD)
-    assert code == 2 and said.startswith("\033[31merror:\033[0m ") and said.count("\033") == 2
+    code, output = on_terminal(BAD)
+    assert code == 2 and output.startswith("\033[31merror:\033[0m ") and output.count("\033") == 2
     for environment in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
         assert "\033" not in on_terminal(BAD, **environment)[1], environment
     assert "\033" not in run([sys.executable, *BAD], env=NO_TERMINAL).stderr
     assert "\033[31m" in run([sys.executable, *BAD], env={**NO_TERMINAL, "FORCE_COLOR": "1"}).stderr
-    code, said = on_terminal(["train_mlm.py", "--help"])
-    assert code == 0 and "\033[1mBudget:\033[0m" in said and set(re.findall(r"\033\[(\d+)m", said)) == {"0", "1"}
-    code, said = on_terminal(["train_mlm.py", "--no_such_flag", "1"])
-    assert code == 2 and "\033[31merror:\033[0m no_such_flag: unknown key" in said
+    code, output = on_terminal(["train_mlm.py", "--help"])
+    assert code == 0 and "\033[1mBudget:\033[0m" in output and set(re.findall(r"\033\[(\d+)m", output)) == {"0", "1"}
+    code, output = on_terminal(["train_mlm.py", "--no_such_flag", "1"])
+    assert code == 2 and "\033[31merror:\033[0m no_such_flag: unknown key" in output
 
 
 def test_a_second_interrupt_ends_with_130():
-    done = run(
-        [
-            sys.executable,
-            "-c",
-            "import os, signal, time\n"
-            "from budget_trainer.core.command import exit_process, run_script\n"
-            "def work(argv, stop, at_exit):\n"
-            "    os.kill(os.getpid(), signal.SIGINT)\n"
-            "    assert stop.signal_number == signal.SIGINT\n"
-            "    os.kill(os.getpid(), signal.SIGINT)\n"
-            "    time.sleep(60)\n"
-            "exit_process(run_script(work, []))\n",
-        ]
-    )
+    code = """
+import os, signal, time
+from budget_trainer.core.command import exit_process, run_script
+
+def work(argv, stop, at_exit):
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.signal_number == signal.SIGINT
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+
+exit_process(run_script(work, []))
+"""
+    done = run([sys.executable, "-c", code])
     assert done.returncode == 130 and done.stderr == "interrupted\n", done.stderr

@@ -66,27 +66,16 @@ def test_every_flag_stands_once_in_the_help_with_unit_words_and_default(name):
         assert entry and "[default" not in entry[2] and " --" not in entry[2], known.name
         assert entry[1] == known.unit and all(choice in entry[2] for choice in known.choices), known.name
         assert (f"--no_{known.name}" in entry[3]) == (known.default is True)
-
-
-def test_every_flag_of_ours_has_a_topic(name):
-    parser = SCRIPTS[name][1]
-    for group in parser.groups[:-1]:
-        for flag in group.__dataclass_fields__:
-            assert parser.flags[flag].topic in parser.topics and parser.flags[flag].help, flag
-
-
-def test_the_end_of_the_help(name):
-    text = help_text(SCRIPTS[name][1])
-    for word in ("Examples:", "accelerate launch", "Exit codes:", "  130 ", "Documentation:", "docs/command_line.md"):
-        assert word in text.partition(NOT_USED)[2], word
-    assert max(map(len, text.splitlines())) <= 120
+    for flag in (flag for group in parser.groups[:-1] for flag in group.__dataclass_fields__):  # those of ours
+        assert parser.flags[flag].topic in parser.topics and parser.flags[flag].help, flag
 
 
 def test_questions_are_answered_before_heavy_imports(name):
-    check = f"import sys, {name}; {name}.main(['--help']); assert 'budget_trainer.training.trainer' not in sys.modules"
-    assert run([sys.executable, "-c", check]).returncode == 0
-    check = f"import sys, {name}; {name}.main(['--version']); assert 'torch' not in sys.modules"
-    assert run([sys.executable, "-c", check]).returncode == 0
+    code = (
+        f"import sys, {name}; {name}.main(['--version']); assert 'torch' not in sys.modules; {name}.main(['--help'])"
+    )
+    done = run([sys.executable, "-c", f"{code}; assert 'budget_trainer.training.trainer' not in sys.modules"])
+    assert done.returncode == 0 and "Exit codes:" in done.stdout, done.stderr
 
 
 def described(name, words):
@@ -138,7 +127,7 @@ def test_print_config_starts_and_writes_nothing(tmp_path, capfd):
     assert yaml.safe_load(capfd.readouterr().out)["total_training_time"] == "10m"
     assert not list(tmp_path.iterdir())
     assert train_mlm.main([*flags, "--print_config", "--curve", "tanh"]) == 2
-    said = capfd.readouterr()
-    assert said.out == "" and "error: curve: 'tanh' is unknown" in said.err
+    output = capfd.readouterr()
+    assert output.out == "" and "error: curve: 'tanh' is unknown" in output.err
     assert finetune_glue.main(["--print_config", "--task_nam", "RTE"]) == 2
     assert "did you mean task_name?" in capfd.readouterr().err

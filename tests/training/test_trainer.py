@@ -1,6 +1,5 @@
 """The parts as plugins of anybody's Trainer."""
 
-import json
 import signal
 
 import pytest
@@ -51,18 +50,28 @@ def parts(folder, **options):
     config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     settings = {"max_steps": 1000, "per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True}
     settings |= {"save_strategy": "no", "disable_tqdm": True, "learning_rate": 0.1, **options}
-    return {
-        "model": BertForMaskedLM(config),
-        "args": TrainingArguments(str(folder), **settings),
-        "train_dataset": Words(),
-    }
+    args = TrainingArguments(str(folder), **settings)
+    return {"model": BertForMaskedLM(config), "args": args, "train_dataset": Words()}
+
+
+class Mixed(TimeScheduleMixin, Trainer):
+    pass
+
+
+def trained(folder, total, *, early=None, arguments=None, **options):
+    """A trainer after training on a fake clock of `total` seconds, a Mixed one where it has options; budget and rates."""
+    tick = Tick()
+    budget = TimeBudgetCallback(clock=BudgetClock(total, time_fn=tick.time), early_exit_time_marker=early)
+    if options:
+        trainer = Mixed(**parts(folder, **(arguments or {})), time_budget=budget, callbacks=[tick], **options)
+    else:
+        trainer = Trainer(**parts(folder, **(arguments or {})), callbacks=[budget, tick])
+    trainer.train()
+    return trainer, budget, tick.rates
 
 
 def test_callback_stops_a_plain_trainer(tmp_path):
-    tick = Tick()
-    budget = TimeBudgetCallback(clock=BudgetClock(50.0, time_fn=tick.time))
-    trainer = Trainer(**parts(tmp_path), callbacks=[budget, tick])
-    trainer.train()
+    trainer, budget, _ = trained(tmp_path, 50.0)
     assert budget.stop_reason == "budget"
     assert trainer.state.global_step == 50  # nothing to save: the last step ends with the budget
     assert trainer.state.stateful_callbacks["time_budget_clock"]["elapsed_seconds"] == 50.0
@@ -79,60 +88,37 @@ def test_callback_with_a_real_clock(tmp_path):
 
 
 def test_early_exit_stays_on_the_curve_of_the_whole_budget(tmp_path):
-    tick = Tick()
-    budget = TimeBudgetCallback(clock=BudgetClock(100.0, time_fn=tick.time), early_exit_time_marker=50.0)
-    trainer = Mixed(**parts(tmp_path), time_budget=budget, warmup_proportion=0.0, callbacks=[tick])
-    trainer.train()
+    trainer, budget, rates = trained(tmp_path, 100.0, early=50.0, warmup_proportion=0.0)
     assert budget.stop_reason == "early_exit_time_marker" and trainer.state.global_step == 50
-    assert 0.045 < tick.rates[-1] < 0.055
-
-
-class Mixed(TimeScheduleMixin, Trainer):
-    pass
+    assert 0.045 < rates[-1] < 0.055
 
 
 def test_mixin_schedules_by_time(tmp_path):
-    tick = Tick()
-    budget = TimeBudgetCallback(clock=BudgetClock(100.0, time_fn=tick.time))
-    trainer = Mixed(**parts(tmp_path), time_budget=budget, curve="linear", warmup_proportion=0.1, callbacks=[tick])
-    trainer.train()
-    assert 0.095 < max(tick.rates) <= 0.1 and tick.rates.index(max(tick.rates)) in (9, 10, 11)
-    assert tick.rates[-1] <= 0.02 * max(tick.rates)
-    assert sorted(tick.rates[12:], reverse=True) == tick.rates[12:]
-    lines = [line for line in trainer.state.log_history if "loss" in line]
-    assert all(0 <= line["share"] <= 1 for line in lines)
+    trainer, _, rates = trained(tmp_path, 100.0, curve="linear", warmup_proportion=0.1)
+    assert 0.095 < max(rates) <= 0.1 and rates.index(max(rates)) in (9, 10, 11)
+    assert rates[-1] <= 0.02 * max(rates) and sorted(rates[12:], reverse=True) == rates[12:]
+    assert all(0 <= line["share"] <= 1 for line in trainer.state.log_history if "loss" in line)
 
 
 def test_mixin_schedules_by_step(tmp_path):
-    tick = Tick()
-    budget = TimeBudgetCallback(clock=BudgetClock(time_fn=tick.time))
-    trainer = Mixed(
-        **parts(tmp_path, max_steps=10), time_budget=budget, schedule="step", warmup_proportion=0.0, callbacks=[tick]
-    )
-    trainer.train()
-    assert tick.rates == pytest.approx([0.1 * (1 - step / 10) for step in range(10)])
+    _, _, rates = trained(tmp_path, None, arguments={"max_steps": 10}, schedule="step", warmup_proportion=0.0)
+    assert rates == pytest.approx([0.1 * (1 - step / 10) for step in range(10)])
 
 
 def test_passed_budget_survives_a_resume(tmp_path):
-    tick = Tick()
-    make = lambda: TimeBudgetCallback(clock=BudgetClock(1000.0, time_fn=tick.time))  # noqa: E731
-    trainer = Trainer(**parts(tmp_path, max_steps=5, save_strategy="steps", save_steps=5), callbacks=[make(), tick])
-    trainer.train()
-    state = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
-    assert state["stateful_callbacks"]["time_budget_clock"]["elapsed_seconds"] == 5.0
+    trained(tmp_path, 1000.0, arguments={"max_steps": 5, "save_strategy": "steps", "save_steps": 5})
     budget = TimeBudgetCallback("1000s")  # a plugin's own clock: starts at on_train_begin, on top of the old seconds
     trainer = Trainer(**parts(tmp_path, max_steps=6), callbacks=[budget])
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     assert 5.0 < budget.reading.elapsed < 60.0
 
 
-def test_a_budget_that_the_setup_has_eaten_is_said(tmp_path):
-    tick = Tick()
-    clock = BudgetClock(10.0, time_fn=tick.time)
-    tick.now = 11.0
-    trainer = Trainer(**parts(tmp_path), callbacks=[TimeBudgetCallback(clock=clock), tick])
+def test_a_budget_that_the_setup_has_eaten_is_reported():
+    now = [0.0]
+    budget = TimeBudgetCallback(clock=BudgetClock(10.0, time_fn=lambda: now[0]))
+    now[0] = 11.0
     with pytest.raises(InputError, match=r"total_training_time: 10\.0s is spent before the first step"):
-        trainer.train()
+        budget.check_room()
 
 
 class Channel:
@@ -149,40 +135,44 @@ class Channel:
         return list(readings), agreed
 
 
-def budget_of(channel):
-    return TimeBudgetCallback(
-        clock=BudgetClock(100.0, time_fn=lambda: 0.0), agreement=Agreement(channel, StopRequest())
-    )
+@pytest.fixture
+def ranks(tmp_path):
+    """A channel, the budget of its rank, and a function that ends a step: whether training stops then."""
+    channel, args = Channel(), TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    clock = BudgetClock(100.0, time_fn=lambda: 0.0)
+    budget = TimeBudgetCallback(clock=clock, agreement=Agreement(channel, StopRequest()))
+
+    def step():
+        control, state = TrainerControl(), TrainerState(stateful_callbacks={})
+        budget.on_optimizer_step(args, state, control)
+        budget.on_step_end(args, state, control)
+        assert control.should_save == control.should_training_stop
+        return control.should_training_stop
+
+    return channel, budget, step
 
 
-def test_a_signal_counts_when_it_was_agreed_on():
-    channel, control, state = Channel(), TrainerControl(), TrainerState()
-    budget = budget_of(channel)
+def test_a_signal_counts_when_it_was_agreed_on(ranks):
+    channel, budget, step = ranks
     channel.while_under_way = lambda: budget.agreement.stop.ask(signal.SIGTERM)
-    budget._agree()
-    budget.stop_if_due(state, control)
-    assert budget.stop_reason is None, "the others do not know of it yet"
-    budget._agree()
-    budget.stop_if_due(state, control)
-    assert budget.stop_reason == "stop_requested" and control.should_save and control.should_training_stop
+    assert not step(), "the others do not know of it yet"
+    assert step() and budget.stop_reason == "stop_requested"
     assert budget.agreement.stop_asked_by == "SIGTERM on rank 1"
 
 
-def test_a_bad_step_of_any_rank_counts_once():
-    channel = Channel()
-    budget = budget_of(channel)
+def test_a_bad_step_of_any_rank_counts_once(ranks):
+    channel, budget, step = ranks
     for mine, other in ((True, 0), (False, 1), (False, 0)):
         if mine:
             budget.agreement.report_bad_step()
         channel.others = [0, other]
         assert not budget.agreement.agree_on_stop()  # asked in between: it takes nothing away
-        budget._agree()
-        assert budget.agreement.bad_step == (mine or bool(other))
+        step()
+        assert budget.bad_step == (mine or bool(other))
 
 
 def test_optional_work_is_promised_once():
-    budget = TimeBudgetCallback(60.0)
-    budget.clock = BudgetClock(60.0, time_fn=lambda: 0.0)
+    budget = TimeBudgetCallback(clock=BudgetClock(60.0, time_fn=lambda: 0.0))
     budget.reading = Reading(elapsed=54.0, job=54.0, step=0.1, save=1.5, checkpoint=4.0, evaluate=2.0)
     assert budget.reserve(1.5)
     assert not budget.reserve(4.0), "the marker has taken the room"
