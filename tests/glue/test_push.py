@@ -136,7 +136,7 @@ def test_scores_that_cannot_be_read(hub, tiny_model, tmp_path):
     assert done.returncode == 2 and "error: glue_report: " in done.stderr and not hub.repos
     assert published(hub, *words).returncode == 0
     repo = hub.repos["ada/scored"]
-    repo.put("main", {**repo.files(), "glue_report.json": b"[5]"}, "by hand")
+    repo.put("main", {**repo.files(), "glue_report.json": b"[5]"})
     done = published(hub, *words)
     assert done.returncode == 2
     assert f"error: glue_report.json: {hub.url}/ada/scored, main, is not a list of" in done.stderr

@@ -23,14 +23,8 @@ def write_model(folder, tokenizer_folder, seed, kind=BertForMaskedLM):
     """A tiny BERT with its tokenizer, as save_pretrained writes them."""
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
     kind(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -41,12 +35,8 @@ def finished(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "mini"
     for number, name in enumerate(("finetune-50", "finetune-12.5", "final")):
         write_model(folder / name, tokenizer, number)
-    recipe = {
-        "learning_rate": 1e-3,
-        "data_dir": "/home/ada/data",
-        "model_config": "/home/ada/odd.json",
-        "hub_token": TOKEN,
-    }
+    recipe = {"learning_rate": 1e-3, "data_dir": "/home/ada/data", "model_config": "/home/ada/odd.json"}
+    recipe["hub_token"] = TOKEN
     data = {"sources": [{"name": "wikimedia/wikipedia", "kind": "dataset", "documents": 400}], "tokens": 9000}
     write_json_atomic(folder / "run_report.json", report(model_type="bert", recipe=recipe, data=data))
     draw_report(report(), [], folder / "run_report.png")

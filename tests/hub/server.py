@@ -16,35 +16,48 @@ def git_sha1(data):
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+class Refused(Exception):
+    """Status, content and headers of an answer that is no success."""
+
+
+def not_found(what):
+    return Refused(404, {"error": f"{what} not found"}, {"X-Error-Code": f"{what}NotFound"})
+
+
 class Repo:
-    """Commits are whole states (name -> bytes); branches point at them."""
+    """Commits are whole states (name -> bytes); a branch is the list of its commits."""
 
     def __init__(self, private):
-        self.private, self.commits, self.branches, self.tags = private, {}, {}, {}
-        self.history = {"main": []}
+        self.private, self.commits, self.history = private, {}, {"main": []}
         self.lfs = set()  # digests that were uploaded as large files
-        self.put("main", {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}, "initial commit")
+        self.put("main", {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
 
-    def put(self, branch, files, title):
-        parents = self.history[branch]
-        listing = json.dumps([title, len(parents), {name: git_sha1(data) for name, data in sorted(files.items())}])
-        oid = hashlib.sha1(f"{branch}{listing}".encode()).hexdigest()
-        self.commits[oid], self.branches[branch] = files, oid
-        self.history[branch] = [*parents, (oid, title)]
+    def put(self, branch, files):
+        past = self.history[branch]
+        listing = json.dumps([branch, len(past), {name: git_sha1(data) for name, data in sorted(files.items())}])
+        oid = hashlib.sha1(listing.encode()).hexdigest()
+        self.commits[oid], self.history[branch] = files, [*past, oid]
         return oid
 
-    def branch(self, name, start):
-        self.branches[name] = oid = self.resolve(start)
-        past = next(past for past in self.history.values() if oid in [one for one, _ in past])
-        self.history[name] = past[: [one for one, _ in past].index(oid) + 1]
+    @property
+    def branches(self):
+        return {name: past[-1] for name, past in self.history.items()}
 
     def resolve(self, revision):
-        return (
-            self.branches.get(revision) or self.tags.get(revision) or (revision if revision in self.commits else None)
-        )
+        oid = self.branches.get(revision, revision)
+        if oid not in self.commits:
+            raise not_found("Revision")
+        return oid
 
     def files(self, revision="main"):
         return self.commits[self.resolve(revision)]
+
+    def entry(self, name, data):
+        listed = {"type": "file", "path": name, "size": len(data), "oid": git_sha1(data)}
+        digest = hashlib.sha256(data).hexdigest()
+        if digest in self.lfs:
+            listed |= {"oid": git_sha1(digest.encode()), "lfs": {"oid": digest, "size": len(data), "pointerSize": 130}}
+        return listed
 
 
 class Hub:
@@ -107,159 +120,123 @@ class Hub:
         if broken is not None:
             return _answer(request, broken[2], {"error": f"told to fail, and here is your {token}"})
         with self.lock:
-            status, content, headers = self.route(request, path, query, token, body)
+            try:
+                answer = 200, *self.route(request.command, path, query, token, body)
+            except Refused as refused:
+                answer = refused.args
         if self.lost and re.search(self.lost, name):
             self.lost = None
             request.close_connection = True
             return request.connection.close()
-        return _answer(request, status, content, headers)
+        return _answer(request, *answer)
 
-    def route(self, request, path, query, token, body):
-        method = request.command
+    def route(self, method, path, query, token, body):
+        """Content and headers of a success."""
         if path.startswith("/upload/"):  # a signed address: no token may go there
             assert token is None and query["signature"] == ["signed"]
-            return self.take_object(path.removeprefix("/upload/"), body)
+            oid = path.removeprefix("/upload/")
+            assert hashlib.sha256(body).hexdigest() == oid
+            self.objects[oid] = body
+            return b"", {}
         if token is not None and token not in self.roles:
-            return 401, {"error": "Invalid credentials in Authorization header"}, {}
+            raise Refused(401, {"error": "Invalid credentials in Authorization header"})
         if path == "/api/whoami-v2":
-            role = self.roles.get(token)
-            return (
-                (200, {"type": "user", "name": "ada", "auth": {"accessToken": {"role": role}}}, {}) if role else DENIED
-            )
+            if token is None:
+                raise Refused(401, {"error": "Invalid username or password."})
+            return {"type": "user", "name": "ada", "auth": {"accessToken": {"role": self.roles[token]}}}, {}
         if method == "POST" and (self.forbidden or self.roles.get(token) != "write"):
-            return 403, {"error": f"Forbidden: you must use a write token, not {token}"}, {}
+            raise Refused(403, {"error": f"Forbidden: you must use a write token, not {token}"})
         if path == "/api/validate-yaml":
-            return self.validate(json.loads(body)["content"])
+            return {"errors": [], "warnings": []}, {}
         if path == "/api/repos/create":
-            return self.create(json.loads(body))
+            return self.create(json.loads(body)), {}
         for pattern, answer in ROUTES:
             found = re.fullmatch(pattern, f"{method} {path}")
             if found:
-                repo = self.repos.get(found.group("repo"))
+                repo = self.repos.get(found["repo"])
                 if repo is None or (repo.private and token is None):
-                    return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
-                return answer(self, repo, found, query, body)
-        return 404, {"error": f"no such page {path}"}, {}
-
-    def validate(self, content):
-        import yaml
-
-        head = re.match(r"---\n(.*?)\n---\n", content, re.S)
-        known = yaml.safe_load(head.group(1)) if head else None
-        if not isinstance(known, dict) or not re.fullmatch(r"[a-z0-9.-]+", known.get("license", "unknown")):
-            return 400, {"errors": [{"message": '"license" must be one of ...'}]}, {}
-        return 200, {"errors": [], "warnings": []}, {}
+                    raise not_found("Repo")
+                content = answer(self, repo, found, body)
+                return content if isinstance(content, tuple) else (content, {})
+        raise Refused(404, {"error": f"no such page {path}"})
 
     def create(self, asked):
         name = f"{asked.get('organization') or 'ada'}/{asked['name']}"
         if name in self.repos:
-            return 409, {"error": "You already created this model repo", "url": f"{self.url}/{name}"}, {}
+            raise Refused(409, {"error": "You already created this model repo", "url": f"{self.url}/{name}"})
         self.repos[name] = Repo(asked.get("visibility") == "private" or bool(asked.get("private")))
-        return 200, {"url": f"{self.url}/{name}", "name": name}, {}
-
-    def take_object(self, oid, body):
-        if hashlib.sha256(body).hexdigest() != oid:
-            return 400, {"error": "not that content"}, {}
-        self.objects[oid] = body
-        return 200, b"", {}
+        return {"url": f"{self.url}/{name}", "name": name}
 
     # ---- one repository ----
 
-    def info(self, repo, found, query, body):
+    def info(self, repo, found, body):
         oid = repo.resolve(found.groupdict().get("rev") or "main")
-        if oid is None:
-            return NO_REVISION
         siblings = [{"rfilename": name} for name in repo.commits[oid]]
-        return 200, {"id": found["repo"], "private": repo.private, "sha": oid, "siblings": siblings, "tags": []}, {}
+        return {"id": found["repo"], "private": repo.private, "sha": oid, "siblings": siblings, "tags": []}
 
-    def refs(self, repo, found, query, body):
-        def listed(kind, refs):
-            return [{"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": oid} for n, oid in refs.items()]
+    def refs(self, repo, found, body):
+        heads = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": oid} for n, oid in repo.branches.items()]
+        return {"branches": heads, "tags": [], "converts": []}
 
-        return 200, {"branches": listed("heads", repo.branches), "tags": listed("tags", repo.tags), "converts": []}, {}
+    def commits(self, repo, found, body):
+        about = {"title": "", "message": "", "date": "2026-01-01T00:00:00.000Z", "authors": []}
+        return [{"id": oid, **about} for oid in reversed(repo.history[found["rev"]])]
 
-    def history(self, repo, found, query, body):
-        past = repo.history.get(found["rev"], [])
-        dated = [
-            {"id": oid, "title": t, "message": "", "date": "2026-01-01T00:00:00.000Z", "authors": []}
-            for oid, t in past
-        ]
-        return 200, dated[::-1], {}
+    def tree(self, repo, found, body):
+        return [repo.entry(name, data) for name, data in repo.files(found["rev"]).items()]
 
-    def tree(self, repo, found, query, body):
-        oid = repo.resolve(found["rev"])
-        if oid is None:
-            return NO_REVISION
-        return 200, [self.entry(repo, name, data) for name, data in repo.commits[oid].items()], {}
+    def preupload(self, repo, found, body):
+        there, files = repo.files(found["rev"]), []
+        for name in (file["path"] for file in json.loads(body)["files"]):
+            mode = "lfs" if name.endswith((".safetensors", ".png")) else "regular"
+            files.append({"path": name, "uploadMode": mode, "shouldIgnore": False})
+            if name in there:
+                stored = repo.entry(name, there[name])
+                files[-1]["oid"] = stored.get("lfs", stored)["oid"]
+        return {"files": files}
 
-    def entry(self, repo, name, data):
-        listed = {"type": "file", "path": name, "size": len(data), "oid": git_sha1(data)}
-        digest = hashlib.sha256(data).hexdigest()
-        if digest in repo.lfs:
-            listed |= {"oid": git_sha1(digest.encode()), "lfs": {"oid": digest, "size": len(data), "pointerSize": 130}}
-        return listed
+    def batch(self, repo, found, body):
+        answers = json.loads(body)["objects"]
+        for wanted in answers:
+            if wanted["oid"] not in self.objects:
+                wanted["actions"] = {"upload": {"href": f"{self.url}/upload/{wanted['oid']}?signature=signed"}}
+        return {"transfer": "basic", "objects": answers}
 
-    def preupload(self, repo, found, query, body):
-        oid = repo.resolve(found["rev"])
-        if oid is None:
-            return NO_REVISION
-        files = []
-        for file in json.loads(body)["files"]:
-            mode = "lfs" if file["path"].endswith((".safetensors", ".png")) else "regular"
-            listed = {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
-            if file["path"] in repo.commits[oid]:
-                stored = self.entry(repo, file["path"], repo.commits[oid][file["path"]])
-                listed["oid"] = stored.get("lfs", stored)["oid"]
-            files.append(listed)
-        return 200, {"files": files}, {}
-
-    def batch(self, repo, found, query, body):
-        answers = []
-        for wanted in json.loads(body)["objects"]:
-            action = {"href": f"{self.url}/upload/{wanted['oid']}?signature=signed"}
-            known = wanted["oid"] in self.objects
-            answers.append({**wanted} if known else {**wanted, "actions": {"upload": action}})
-        return 200, {"transfer": "basic", "objects": answers}, {}
-
-    def commit(self, repo, found, query, body):
-        files, title = dict(repo.files(found["rev"])), ""
+    def commit(self, repo, found, body):
+        files = dict(repo.files(found["rev"]))
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
-            if line["key"] == "header":
-                title = value["summary"]
-            elif line["key"] == "file":
+            if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 repo.lfs.add(value["oid"])
                 files[value["path"]] = self.objects[value["oid"]]
-            elif files.pop(value["path"], None) is None:
-                return 404, {"error": "A file with this name doesn't exist"}, {"X-Error-Code": "EntryNotFound"}
-        oid = repo.put(found["rev"], files, title)
-        return 200, {"commitUrl": f"{self.url}/{found['repo']}/commit/{oid}", "commitOid": oid, "success": True}, {}
+            elif line["key"] == "deletedFile" and files.pop(value["path"], None) is None:
+                raise not_found("Entry")
+        oid = repo.put(found["rev"], files)
+        return {"commitUrl": f"{self.url}/{found['repo']}/commit/{oid}", "commitOid": oid, "success": True}
 
-    def branch(self, repo, found, query, body):
-        if found["name"] in repo.branches:
-            return 409, {"error": "Reference already exists"}, {}
-        repo.branch(found["name"], json.loads(body or b"{}").get("startingPoint", "main"))
-        return 200, {}, {}
+    def branch(self, repo, found, body):
+        if found["name"] in repo.history:
+            raise Refused(409, {"error": "Reference already exists"})
+        oid = repo.resolve(json.loads(body or b"{}").get("startingPoint", "main"))
+        past = next(past for past in repo.history.values() if oid in past)
+        repo.history[found["name"]] = past[: past.index(oid) + 1]
+        return {}
 
-    def resolve(self, repo, found, query, body):
+    def resolve(self, repo, found, body):
         oid = repo.resolve(found["rev"])
-        if oid is None:
-            return NO_REVISION
         data = repo.commits[oid].get(found["file"])
         if data is None:
-            return 404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": oid}
-        return 200, data, {"ETag": f'"{git_sha1(data)}"', "X-Repo-Commit": oid}
+            raise not_found("Entry")
+        return data, {"ETag": f'"{git_sha1(data)}"', "X-Repo-Commit": oid}
 
 
-DENIED = (401, {"error": "Invalid username or password."}, {})
-NO_REVISION = (404, {"error": "Revision not found"}, {"X-Error-Code": "RevisionNotFound"})
 ID = r"(?P<repo>[^/]+/[^/]+)"
 ROUTES = [
     (rf"GET /api/models/{ID}(?:/revision/(?P<rev>.+))?", Hub.info),
     (rf"GET /api/models/{ID}/refs", Hub.refs),
-    (rf"GET /api/models/{ID}/commits/(?P<rev>.+)", Hub.history),
+    (rf"GET /api/models/{ID}/commits/(?P<rev>.+)", Hub.commits),
     (rf"GET /api/models/{ID}/tree/(?P<rev>[^/]+)/?", Hub.tree),
     (rf"POST /api/models/{ID}/preupload/(?P<rev>.+)", Hub.preupload),
     (rf"POST /{ID}\.git/info/lfs/objects/batch", Hub.batch),

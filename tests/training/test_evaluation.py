@@ -1,25 +1,21 @@
 """The pinned evaluation: the same number whatever the ranks, the batches and the wrapping of the model."""
 
 import json
-import lzma
-import os
-import subprocess
+import shutil
 import sys
-import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForMaskedLM
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.data.folder import DataFolder
 from budget_trainer.model.build import build_model
 from budget_trainer.training.evaluation import PinnedEvaluation
+from tests.conftest import SHARED_DATA, run
 
-ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("BUDGET_DATA", ROOT.parent / "shared" / "data"))
-BENCH = DATA.parent / "bench" / "eval_mlm.py"
+BENCH = SHARED_DATA.parent / "bench" / "eval_mlm.py"
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 VOCAB = 60
 KEYS = ("loss", "perplexity", "accuracy", "bits_per_byte", "tokens", "blocks")
@@ -78,32 +74,20 @@ def test_equals_the_plain_computation(model_type):
     assert result["bits_per_byte"] == pytest.approx(nats / np.log(2) / size, abs=1e-5)
 
 
-class CountedCalls(torch.nn.Module):
-    """A model that counts its forward passes."""
-
-    def __init__(self, scored):
-        super().__init__()
-        self.scored, self.calls = scored, 0
-
-    def masked_logits(self, ids, mask, positions):
-        self.calls += 1
-        return self.scored.masked_logits(ids, mask, positions)
-
-
 @pytest.mark.parametrize("world_size", [2, 3, 60])
 def test_ranks_sum_to_one_rank(world_size):
     scored, shares, calls = model(), [], []
-
-    def collect(tensor):
-        shares.append(tensor)
-        return tensor
-
     for rank in range(world_size):
-        counted = CountedCalls(scored)
-        pinned = evaluation(batch_size=4)
-        pinned.run(counted, device="cpu", rank=rank, world_size=world_size, reduce_sum=collect)
-        calls.append(counted.calls)
-    assert len(set(calls)) == 1, "ranks made different numbers of forward passes"
+        calls.append(0)
+
+        def count(*_):
+            calls[-1] += 1
+
+        handle = scored.bert.register_forward_hook(count)
+        split = {"rank": rank, "world_size": world_size, "reduce_sum": lambda tensor: shares.append(tensor) or tensor}
+        evaluation(batch_size=4).run(scored, device="cpu", **split)
+        handle.remove()
+    assert len(set(calls)) == 1 and calls[0], "ranks made different numbers of forward passes"
     total = torch.stack(shares).sum(0)
     summed = evaluation().run(scored, device="cpu", reduce_sum=lambda tensor: total)
     assert near(summed, evaluation().run(scored, device="cpu"))
@@ -157,12 +141,8 @@ def test_modes_and_random_state_are_left_alone_and_compiled_calls_unused():
 
 def test_stopping_ends_between_batches_and_still_meets_the_other_ranks():
     answers, reduced = iter([False, False, True]), []
-    result = evaluation(batch_size=5).run(
-        model(),
-        device="cpu",
-        should_stop=lambda: next(answers),
-        reduce_sum=lambda tensor: reduced.append(tensor) or tensor,
-    )
+    options = {"should_stop": lambda: next(answers), "reduce_sum": lambda tensor: reduced.append(tensor) or tensor}
+    result = evaluation(batch_size=5).run(model(), device="cpu", **options)
     assert (result["blocks"], result["complete"], len(reduced)) == (10, False, 1)
     nothing = evaluation().run(model(), device="cpu", should_stop=lambda: True)
     assert nothing["tokens"] == 0 and np.isnan(nothing["loss"])
@@ -182,47 +162,19 @@ def test_bad_tables_are_refused():
         evaluation(batch_size=0)
 
 
-def table(path, tokenizer, length=128):
-    """Held-out text as the data folder holds it: documents cut into blocks of [CLS] body [SEP]."""
-    ids, sizes, body = [], [], length - 2
-    for text in (" ".join(d.split("\n")) for d in path.read_text(encoding="utf-8").strip().split("\n\n")):
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        for start in range(0, len(encoded["input_ids"]), body):
-            piece = encoded["input_ids"][start : start + body]
-            if len(piece) >= 16:
-                spans = encoded["offset_mapping"][start : start + body]
-                pad = [0] * (body - len(piece))
-                ids.append([tokenizer.cls_token_id, *piece, tokenizer.sep_token_id, *pad])
-                sizes.append([0, *(len(text[a:b].encode()) for a, b in spans), 0, *pad])
-    return np.array(ids), np.array(sizes)
-
-
-@pytest.mark.skipif(not BENCH.exists() or not (DATA / "vocab.tar.xz").exists(), reason="needs the benchmark's data")
-def test_equals_the_benchmarks_script(tmp_path):
-    with tarfile.open(DATA / "vocab.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    names = {f"{name}_token": f"[{name.upper()}]" for name in SPECIAL}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(tmp_path / "vocab" / "bert-base-uncased-tokenizer.json"), **names
-    )
-    with lzma.open(DATA / "wiki2015_03.txt.xz", "rt", encoding="utf-8") as source:
-        lines = [line.strip() for line in source.readlines(400_000)]
-    lines = lines[: len(lines) - lines[::-1].index("")]  # whole documents
-    (tmp_path / "held_out.txt").write_text("\n".join(lines), encoding="utf-8")
+@pytest.mark.skipif(not BENCH.exists(), reason="needs the benchmark's script")
+def test_equals_the_benchmarks_script(data_dir, tmp_path):
+    folder = DataFolder.open(data_dir)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    scored = BertForMaskedLM(BertConfig(vocab_size=30528, **sizes, initializer_range=0.3))
-    scored.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    ids, nbytes = table(tmp_path / "held_out.txt", tokenizer)
-    special = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
-    pinned = PinnedEvaluation(ids, nbytes, special_ids=special, vocab_size=len(tokenizer))
-    ours = pinned.run(scored, device="cpu", max_blocks=300)
-    command = [sys.executable, BENCH, "--model", tmp_path / "model", "--text", tmp_path / "held_out.txt"]
-    done = subprocess.run([*command, "--max_blocks", "300"], capture_output=True, text=True)
+    scored = BertForMaskedLM(BertConfig(vocab_size=folder.vocab_size, **sizes, initializer_range=0.3))
+    scored.save_pretrained(tmp_path)
+    shutil.copytree(data_dir / "tokenizer", tmp_path, dirs_exist_ok=True)
+    pinned = PinnedEvaluation(*folder.validation_rows(), special_ids=folder.special_ids, vocab_size=folder.vocab_size)
+    ours = pinned.run(scored, device="cpu")
+    done = run([sys.executable, BENCH, "--model", tmp_path, "--text", data_dir / "validation.txt"])
     assert done.returncode == 0, done.stderr
     theirs = json.loads(done.stdout.splitlines()[-1])
     assert (ours["tokens"], ours["blocks"]) == (theirs["tokens"], theirs["blocks"])
-    assert ours["blocks"] == 300
     for key in ("loss", "accuracy", "bits_per_byte"):
         assert ours[key] == pytest.approx(theirs[key], abs=1e-3), key

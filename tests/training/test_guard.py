@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +10,9 @@ from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
 from budget_trainer.budget.callback import Reading, TimeBudgetCallback
+from budget_trainer.budget.channel import Agreement, ControlChannel
 from budget_trainer.core.errors import Diverged
+from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.model.optimizers import OPTIMIZERS, build_optimizer
 from budget_trainer.training.callbacks import EarlyStop
 from budget_trainer.training.recovery import BadSteps, Guard, withhold
@@ -45,9 +46,9 @@ def one_step(model, optimizer, bad, judge):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_bad_step_leaves_no_trace(name):
     """Also in the moments: the next good step is the one that would have come without it."""
-    models = [Net(), Net()]
     finals = []
-    for model, steps in zip(models, ([False, True, False], [False, False]), strict=True):
+    for steps in ([False, True, False], [False, False]):
+        model = Net()
         optimizer = build_optimizer(name, model, learning_rate=1e-2, weight_decay=0.1)
         bad_steps, verdicts = BadSteps(), []
         for bad in steps:
@@ -78,97 +79,77 @@ def test_on_a_device_the_gradients_are_withheld(name):
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)), "it goes on"
 
 
-def trainer_of(roll_back=lambda: None, loss_scale=lambda: None):
-    budget = TimeBudgetCallback(100.0)
-    budget.agreement = SimpleNamespace(bad_step=False, stop_asked_by="")
-    return SimpleNamespace(time_budget=budget, learning_rate_factor=1.0, roll_back=roll_back, loss_scale=loss_scale)
+class Trained:
+    """What Guard asks of a trainer, without a model."""
 
+    def __init__(self, checkpoint=None, **options):
+        self.time_budget = TimeBudgetCallback(100.0, agreement=Agreement(ControlChannel(), StopRequest()))
+        self.learning_rate_factor, self.checkpoint, self.scale, self.state = 1.0, checkpoint, None, TrainerState()
+        self.guard = Guard(self, **options)
+        self.guard.on_train_begin(None, self.state, TrainerControl())
 
-def guard_of(trainer, **options):
-    guard, state = Guard(trainer, **options), TrainerState()
-    guard.on_train_begin(None, state, TrainerControl())
-    return guard, state
+    def roll_back(self):
+        return self.checkpoint
 
+    def loss_scale(self):
+        return self.scale
 
-def step(guard, state, bad):
-    guard.trainer.time_budget.agreement.bad_step = bad
-    state.global_step += 1
-    control = TrainerControl(should_save=True)
-    guard.on_step_end(None, state, control)
-    return control
+    def step(self, bad, last=False):
+        """End a step; whether a checkpoint that was due is still written."""
+        if bad:
+            self.time_budget.agreement.report_bad_step()
+        self.time_budget.agreement.exchange()
+        self.state.global_step += 1
+        control = TrainerControl(should_save=True, should_training_stop=last)
+        self.guard.on_step_end(None, self.state, control)
+        return control.should_save
+
+    def log(self, loss, step=1):
+        self.state.global_step = step
+        self.guard.on_log(None, self.state, TrainerControl(), logs={"loss": loss})
 
 
 def test_roll_back_after_bad_steps_in_a_row_and_a_clear_end(tmp_path):
-    gone_back = []
-
-    def roll_back():
-        gone_back.append(state.global_step)
-        return tmp_path / "checkpoint-1"
-
-    trainer = trainer_of(roll_back)
-    guard, state = guard_of(trainer, max_bad_steps=2, max_roll_backs=2)
-    assert step(guard, state, False).should_save
-    assert not step(guard, state, True).should_save, "a bad step is not saved"
-    step(guard, state, False)
-    step(guard, state, True)
-    assert gone_back == [] and guard.bad_steps == 2
-    step(guard, state, True)
-    assert gone_back == [5] and trainer.learning_rate_factor == 0.5
-    for _ in range(2):
-        step(guard, state, True)
-    assert gone_back == [5, 7] and trainer.learning_rate_factor == 0.25
-    step(guard, state, True)
+    run = Trained(tmp_path / "checkpoint-1", max_bad_steps=2, max_roll_backs=2)
+    bad = [False, True, False, True, True, True, True, True]
+    saved, roll_backs, factors = zip(
+        *((run.step(one), run.guard.roll_backs, run.learning_rate_factor) for one in bad), strict=True
+    )
+    assert saved == tuple(not one for one in bad), "a bad step is not saved"
+    assert roll_backs == (0, 0, 0, 0, 1, 1, 2, 2) and factors == tuple(0.5**count for count in roll_backs)
+    counts = run.guard.counts()
     with pytest.raises(Diverged, match=r"step 9: 2 steps in a row .* after 2 roll-backs \(max_roll_backs 2\)"):
-        step(guard, state, True)
-
-    again = Guard(trainer_of())  # a resumed job remembers
-    again.on_train_begin(None, state, TrainerControl())
-    assert again.counts() == {**guard.counts(), "bad_steps": guard.bad_steps - 1}
-
-
-def test_without_a_checkpoint_the_rate_falls_and_the_weights_stay(caplog):
-    trainer = trainer_of()
-    guard, state = guard_of(trainer, max_bad_steps=1, max_roll_backs=1)
-    step(guard, state, True)
-    assert trainer.learning_rate_factor == 0.5 and "the weights as they are, there is no checkpoint yet" in caplog.text
-    with pytest.raises(Diverged, match="after 1 roll-backs"):
-        step(guard, state, True)
+        run.step(True)
+    again = Guard(Trained())  # a resumed job remembers
+    again.on_train_begin(None, run.state, TrainerControl())
+    assert again.counts() == counts
 
 
 def test_the_last_step_of_a_job_changes_nothing_any_more():
-    trainer = trainer_of()
-    guard, state = guard_of(trainer, max_bad_steps=1, max_roll_backs=0)
-    trainer.time_budget.agreement.bad_step = True
-    control = TrainerControl(should_training_stop=True, should_save=True)
-    guard.on_step_end(None, state, control)
-    assert control.should_save and guard.roll_backs == 0 and guard.bad_steps == 1
+    run = Trained(max_bad_steps=1, max_roll_backs=0)
+    assert run.step(True, last=True) and (run.guard.roll_backs, run.guard.bad_steps) == (0, 1)
 
 
 def test_a_bad_validation_goes_back(tmp_path):
-    guard, state = guard_of(trainer_of(roll_back=lambda: tmp_path))
-    guard.on_evaluate(None, state, TrainerControl(), metrics={"eval_loss": 3.0})
-    assert guard.roll_backs == 0
-    guard.on_evaluate(None, state, TrainerControl(), metrics={"eval_loss": math.nan})
-    assert guard.roll_backs == 1
+    run = Trained(tmp_path)
+    for loss, roll_backs in ((3.0, 0), (math.nan, 1)):
+        run.guard.on_evaluate(None, run.state, TrainerControl(), metrics={"eval_loss": loss})
+        assert run.guard.roll_backs == roll_backs
 
 
 def test_spikes_are_reported(caplog):
-    guard, state = guard_of(trainer_of(), loss_spike=1.0)
+    run = Trained(loss_spike=1.0)
     for loss in [4.0] * 20 + [4.9, 5.2, math.nan, 4.0]:
-        guard.on_log(None, state, TrainerControl(), logs={"loss": loss})
-    assert guard.loss_spikes == 1
-    assert "loss spike: 5.200" in caplog.text
+        run.log(loss)
+    assert run.guard.loss_spikes == 1 and "loss spike: 5.200" in caplog.text
 
 
 def test_a_stuck_loss_scale_ends_the_run():
-    scale = [65536.0]
-    guard, state = guard_of(trainer_of(loss_scale=lambda: scale[0]), scale_cnt_limit=100)
-    for at, value in ((50, 1.0), (100, 2.0), (150, 1.0), (200, 1.0)):
-        state.global_step, scale[0] = at, value
-        guard.on_log(None, state, TrainerControl(), logs={"loss": 4.0})
-    state.global_step = 250
+    run = Trained(scale_cnt_limit=100)
+    for step, run.scale in ((50, 1.0), (100, 2.0), (150, 1.0), (200, 1.0)):
+        run.log(4.0, step)
     with pytest.raises(Diverged, match=r"loss scale is at 1 for 100 steps \(scale_cnt_limit 100\)"):
-        guard.on_log(None, state, TrainerControl(), logs={"loss": 4.0})
+        run.log(4.0, 250)
 
 
 @pytest.mark.parametrize(
@@ -246,3 +227,5 @@ def test_a_run_that_diverges_ends_in_one_line(data_dir, tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: step 6: 2 steps in a row")
     assert "Traceback" not in done.stderr and not (tmp_path / "out" / "final").exists()
+    gone_back = "back to the weights as they are, there is no checkpoint yet, from here 0.5 of the learning rate"
+    assert gone_back in done.stderr

@@ -11,6 +11,7 @@ from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.model.build import build_model
 from budget_trainer.training import precision
 from budget_trainer.training.precision import ComputeMode, Cost, most_steps, probe
+from tests.conftest import words
 
 FP32, BF16 = ComputeMode(False, "no"), ComputeMode(True, "no")
 REGIONAL, WHOLE = ComputeMode(True, "regional"), ComputeMode(True, "whole")
@@ -33,21 +34,10 @@ def test_most_steps(costs, remaining, best):
 
 def tiny():
     special = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
-    model = build_model(
-        "bert",
-        vocab_size=64,
-        special_ids=special,
-        max_position_embeddings=16,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    batch = {
-        "input_ids": torch.randint(5, 64, (2, 16)),
-        "masked_positions": torch.tensor([[1, 2], [3, 4]]),
-        "labels": torch.tensor([[7, 8], [9, -100]]),
-    }
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = build_model("bert", vocab_size=64, special_ids=special, max_position_embeddings=16, **sizes)
+    positions, labels = torch.tensor([[1, 2], [3, 4]]), torch.tensor([[7, 8], [9, -100]])
+    batch = {"input_ids": torch.randint(5, 64, (2, 16)), "masked_positions": positions, "labels": labels}
     return model, batch
 
 
@@ -70,58 +60,52 @@ def test_the_probe_ends_in_time():
     assert probe(BF16, model, batch, torch.device("cpu"), 150.0, time_fn=lambda: float(next(now))) == {}
 
 
-def recipe_of(tmp_path, **flags):
-    base = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "total_training_time": "10m", "report_to": "none"}
-    words = [word for name, value in {**base, **flags}.items() for word in (f"--{name}", str(value))]
-    return parse_recipe(words)
-
-
 @pytest.fixture
 def costs(monkeypatch):
     """What the probe measures, without measuring."""
     table = {}
-    monkeypatch.setattr(
-        precision, "probe", lambda asked, *rest: {w: c for w, c in table.items() if asked.bf16 or not w.bf16}
-    )
+    measured = lambda asked, *rest: {mode: cost for mode, cost in table.items() if asked.bf16 or not mode.bf16}  # noqa: E731
+    monkeypatch.setattr(precision, "probe", measured)
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
     monkeypatch.setattr(precision, "has_compiler", lambda: True)
     return table
 
 
-def resolve(recipe, remaining=None, checkpoint=None):
+def resolve(tmp_path, flags, remaining=None, checkpoint=None):
+    """What is settled (bf16, compile), all that is stored, and the arguments that follow."""
+    base = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "total_training_time": "10m", "report_to": "none"}
+    recipe = parse_recipe(words({**base, **flags}))
     remaining = recipe.seconds_left(0.0) if remaining is None else remaining
     args = recipe.training_arguments()
-    return precision.resolve_compute_mode(recipe, args, None, {}, remaining, checkpoint, ControlChannel()), args
+    resolved = precision.resolve_compute_mode(recipe, args, None, {}, remaining, checkpoint, ControlChannel())
+    return ComputeMode(**resolved["settled"]), resolved, args
 
 
 MEASURED = {FP32: Cost(1.0), BF16: Cost(2.0)}
 BF16_PAYS = {FP32: Cost(2.0), BF16: Cost(1.0)}
 AUTO, COMPILED = {"bf16": "true", "auto_speed": "true"}, {"torch_compile": "true"}
+BOTH = {**AUTO, **COMPILED}
+PARTS = {REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)}
 
 
 @pytest.mark.parametrize(
-    ("flags", "measured", "mode"),
+    ("flags", "measured", "remaining", "mode"),
     [
-        (AUTO, MEASURED, FP32),  # what does not pay is off
-        ({"bf16": "true"}, MEASURED, BF16),  # without auto_speed the recipe decides
-        ({**AUTO, **COMPILED, "total_training_time": "60s"}, BF16_PAYS, BF16),  # too dear to probe: by rule
-        ({**AUTO, **COMPILED, "total_training_time": "3m"}, BF16_PAYS, BF16),
-        ({**AUTO, **COMPILED, "total_training_time": "10m"}, BF16_PAYS, WHOLE),
-        ({**AUTO, **COMPILED, "use_cpu": "true"}, MEASURED, FP32),  # float32 on a CPU is not compiled by rule
-        ({"auto_speed": "true", **COMPILED, "use_cpu": "true"}, {}, FP32),
-        (
-            {**AUTO, **COMPILED, "total_training_time": "1h"},
-            {**BF16_PAYS, REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)},
-            REGIONAL,
-        ),
+        (AUTO, MEASURED, None, FP32),  # what does not pay is off
+        ({"bf16": "true"}, MEASURED, None, BF16),  # without auto_speed the recipe decides
+        ({**BOTH, "total_training_time": "60s"}, BF16_PAYS, None, BF16),  # too dear to probe: by rule
+        ({**BOTH, "total_training_time": "3m"}, BF16_PAYS, None, BF16),
+        (BOTH, BF16_PAYS, None, WHOLE),
+        ({**BOTH, "use_cpu": "true"}, MEASURED, None, FP32),  # float32 on a CPU is not compiled by rule
+        ({"auto_speed": "true", **COMPILED, "use_cpu": "true"}, {}, None, FP32),
+        ({**BOTH, "total_training_time": "1h"}, {**BF16_PAYS, **PARTS}, None, REGIONAL),
+        (BOTH, {**MEASURED, **PARTS}, math.inf, WHOLE),  # without an end the fastest
     ],
 )
-def test_the_mode_that_pays(tmp_path, costs, flags, measured, mode):
+def test_the_mode_that_pays(tmp_path, costs, flags, measured, remaining, mode):
     costs.update(measured)
-    recipe = recipe_of(tmp_path, **flags)
-    resolved, args = resolve(recipe)
-    settled = resolved["settled"]
-    assert (settled["bf16"], settled["compile"]) == (mode.bf16, mode.compile)
+    chosen, _, args = resolve(tmp_path, flags, remaining)
+    assert chosen == mode
     assert args.bf16 == mode.bf16 and args.torch_compile == (mode.compile != "no")
     assert mode.bf16 or args.mixed_precision == "no"
 
@@ -129,21 +113,12 @@ def test_the_mode_that_pays(tmp_path, costs, flags, measured, mode):
 def test_a_resumed_job_keeps_what_was_resolved(tmp_path, costs):
     costs.update(BF16_PAYS)
     stored = {"asked": {"bf16": True, "compile": "no"}, "settled": {"bf16": False, "compile": "no"}}
-    checkpoint = tmp_path / "checkpoint-1"
-    checkpoint.mkdir()
-    (checkpoint / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": {"speed": stored}}))
-    recipe = recipe_of(tmp_path, **AUTO)
-    resolved, args = resolve(recipe, checkpoint=checkpoint)
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": {"speed": stored}}))
+    _, resolved, args = resolve(tmp_path, AUTO, checkpoint=tmp_path)
     assert resolved == stored and not args.bf16
-
-
-def test_without_an_end_the_fastest_mode_is_taken(tmp_path, costs):
-    costs.update({**MEASURED, REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)})
-    assert resolve(recipe_of(tmp_path, **AUTO, **COMPILED), math.inf)[0]["settled"]["compile"] == "whole"
 
 
 def test_no_compiler_no_compiling(tmp_path, costs, monkeypatch):
     monkeypatch.setattr(precision, "has_compiler", lambda: False)
-    recipe = recipe_of(tmp_path, **COMPILED)
-    resolved, args = resolve(recipe)
-    assert resolved["settled"]["compile"] == "no" and not args.torch_compile
+    mode, _, args = resolve(tmp_path, COMPILED)
+    assert mode.compile == "no" and not args.torch_compile

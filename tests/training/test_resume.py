@@ -1,18 +1,16 @@
 """Kill -9 in the middle, resume: the same run as one that nobody disturbed, bit for bit."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from budget_trainer.reporting.report import environment
-from tests.conftest import ROOT, TINY, progress, report, train, words
+from tests.conftest import TINY, progress, report, spawn, train, wait_for, words
 
 STEPS = {
     **TINY,
@@ -38,20 +36,12 @@ def options(data_dir):
 def kill_at(options, output_dir, step, number=signal.SIGKILL, code=-signal.SIGKILL):
     """Start a run and send it a signal (kill -9) when it has logged `step`; returns what it wrote to stderr."""
     command = [sys.executable, "train_mlm.py", *words({**options, "output_dir": output_dir})]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    log = output_dir / "progress.jsonl"
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and len(log.read_text().splitlines()) >= step:
-            break
-        time.sleep(0.005)
+    process, log = spawn(command, stdout=subprocess.DEVNULL), output_dir / "progress.jsonl"
+    ready = lambda: log.exists() and len(log.read_text().splitlines()) >= step  # noqa: E731
+    wait_for(lambda: process.poll() is not None or ready())
     process.send_signal(number)
     _, error = process.communicate()
-    assert process.returncode == code, error
-    assert log.exists(), error
+    assert process.returncode == code and log.exists(), error
     return error
 
 
@@ -85,13 +75,10 @@ def test_kill_and_resume_is_bit_exact(options, optimizer_type, tmp_path):
     assert sum(report(broken)["shares"].values()) == pytest.approx(report(broken)["used_seconds"])
 
 
-SIGNALS = [
-    signal.SIGTERM,
-    *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGUSR1)),
-]
+SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGUSR1)]
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, *SLOW])
 def test_a_signal_leaves_a_checkpoint_and_exit_85(options, number, tmp_path):
     output_dir = tmp_path / "run"
     never = {**options, "num_epochs_between_checkpoints": -1}

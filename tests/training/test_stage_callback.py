@@ -1,9 +1,7 @@
 """When a stage begins: at a count of micro-batches that fits, and only if its compilation can be afforded."""
 
-from types import SimpleNamespace
-
 import pytest
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from budget_trainer.budget.callback import Reading, StepTimes, TimeBudgetCallback
 from budget_trainer.budget.clock import BudgetClock
@@ -14,13 +12,13 @@ from budget_trainer.training.callbacks import StageCadence
 class Run:
     """A trainer of nothing: `step` counts a step's micro-batches and lets the cadence decide."""
 
-    def __init__(self, *, torch_compile=False, left=1000.0, compile_seconds=0.0, **curves):
-        self.args = SimpleNamespace(torch_compile=torch_compile, should_log=False)
+    def __init__(self, *, torch_compile=False, left=1000.0, compile_seconds=0.0, progress=0.0, **curves):
+        self.args = TrainingArguments(torch_compile=torch_compile, use_cpu=True, report_to="none")
         self.time_budget = TimeBudgetCallback(clock=BudgetClock(100.0, time_fn=lambda: 0.0))
         self.time_budget.reading = Reading(100.0 - left, 0.0, 1.0, 1.0, 1.0, 0.0, compile_seconds)
-        self.progress, self.micro_batches, self.entered = 0.0, 0, []
-        options = {"mlm_probability": 0.15, "gradient_accumulation_steps": 8, "block_size": 128}
-        self.cadence = StageCadence(self, make_stages(**options, **curves))
+        self.progress, self.micro_batches, self.entered = progress, 0, []
+        stages = make_stages(mlm_probability=0.15, gradient_accumulation_steps=8, block_size=128, **curves)
+        self.cadence = StageCadence(self, stages)
         self.cadence.on_train_begin(self.args, TrainerState(), TrainerControl())
 
     def schedule_progress(self):
@@ -47,11 +45,9 @@ def test_a_doubled_batch_waits_for_a_count_that_it_divides():
 
 
 def test_resume_begins_in_the_stage_of_the_progress():
-    run = Run(mlm_probability_curve="0.3@0,0.15@0.5")
-    run.progress = 0.7
-    run.cadence.on_train_begin(run.args, TrainerState(), TrainerControl())
-    assert run.entered[-1] == (Stage(0.15, 8, 1), False)
-    assert run.step(0.8) == (Stage(0.15, 8, 1), False) and len(run.entered) == 2
+    run = Run(mlm_probability_curve="0.3@0,0.15@0.5", progress=0.7)
+    assert run.entered == [(Stage(0.15, 8, 1), False)]
+    assert run.step(0.8) == (Stage(0.15, 8, 1), False) and len(run.entered) == 1
 
 
 @pytest.mark.parametrize(("left", "entered"), [(50.0, True), (21.0, False)])
