@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -17,32 +18,30 @@ class Time:
         return self.now
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("24h", 86400), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("1d", 86400), ("2.5h", 9000), (" 10 min ", 600)],
-)
+DURATIONS = {"24h": 86400, "90m": 5400, "1h30m": 5400, "45s": 45, "1d": 86400, "2.5h": 9000, " 10 min ": 600}
+
+
+@pytest.mark.parametrize(("text", "seconds"), DURATIONS.items())
 def test_parse_duration(text, seconds):
-    assert parse_duration(text) == seconds
-    assert parse_duration(format_duration(seconds)) == seconds
+    assert parse_duration(text) == seconds == parse_duration(format_duration(seconds))
 
 
-def test_bare_number_has_the_unit_of_the_flag_or_is_refused():
+def test_bare_number_has_the_unit_of_the_flag():
     assert parse_duration("24", "total_training_time", "h") == 86400
-    with pytest.raises(InputError, match=r"^checkpoint_every: '30' has no unit; write it as"):
-        parse_duration("30", "checkpoint_every")
 
 
-@pytest.mark.parametrize("text", ["", "h", "-5m", "0s", "ten minutes", "5x", "24:00:00", "1e999h", "nan", "3m x"])
+@pytest.mark.parametrize(
+    "text", ["", "h", "-5m", "0s", "ten minutes", "5x", "24:00:00", "1e999h", "nan", "3m x", "30"]
+)
 def test_bad_durations_name_field_value_and_fix(text):
-    with pytest.raises(InputError) as caught:
-        parse_duration(text, "total_training_time", "h")
-    message = str(caught.value)
-    assert message.startswith("total_training_time: ") and "write it as" in message and "\n" not in message
+    with pytest.raises(InputError, match=f"^checkpoint_every: '{re.escape(text)}' .*write it as") as caught:
+        parse_duration(text, "checkpoint_every")
+    assert "\n" not in str(caught.value)
 
 
-def test_format_reads_back():
-    assert [format_duration(seconds) for seconds in (1.0, 12.34, 61, 90061)] == ["1s", "12.3s", "1m1s", "25h1m1s"]
-    assert format_duration(math.inf) == "no limit"
+def test_format_of_durations():
+    expected = {1.0: "1s", 12.34: "12.3s", 61: "1m1s", 90061: "25h1m1s", math.inf: "no limit"}
+    assert {seconds: format_duration(seconds) for seconds in expected} == expected
 
 
 def test_seconds_by_phase_are_disjoint_and_add_up():
