@@ -1,6 +1,7 @@
 """A small Hub on loopback: the endpoints that huggingface_hub calls, and a real store of what was committed."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -69,7 +70,6 @@ class Hub:
     def __init__(self):
         self.repos, self.objects, self.requests, self.failing, self.delay = {}, {}, [], [], 0.0
         self.roles = {TOKEN: "write", READ_TOKEN: "read"}
-        self.forbidden = False
         self.lost = None  # pattern of a request that is done, but whose answer does not come
         self.lock = threading.Lock()
         hub = self
@@ -80,10 +80,7 @@ class Hub:
             def log_message(self, *args):
                 pass
 
-            def handle_any(self):
-                hub.serve(self)
-
-            do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = handle_any
+            do_GET = do_POST = do_PUT = do_HEAD = lambda self: hub.serve(self)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
@@ -144,7 +141,7 @@ class Hub:
             if token is None:
                 raise Refused(401, {"error": "Invalid username or password."})
             return {"type": "user", "name": "ada", "auth": {"accessToken": {"role": self.roles[token]}}}, {}
-        if method == "POST" and (self.forbidden or self.roles.get(token) != "write"):
+        if method == "POST" and self.roles.get(token) != "write":
             raise Refused(403, {"error": f"Forbidden: you must use a write token, not {token}"})
         if path == "/api/validate-yaml":
             return {"errors": [], "warnings": []}, {}
@@ -161,7 +158,10 @@ class Hub:
         raise Refused(404, {"error": f"no such page {path}"})
 
     def create(self, asked):
-        name = f"{asked.get('organization') or 'ada'}/{asked['name']}"
+        owner = asked.get("organization") or "ada"
+        name = f"{owner}/{asked['name']}"
+        if owner != "ada":
+            raise Refused(403, {"error": f"Forbidden: you may not write to {owner}"})
         if name in self.repos:
             raise Refused(409, {"error": "You already created this model repo", "url": f"{self.url}/{name}"})
         self.repos[name] = Repo(asked.get("visibility") == "private" or bool(asked.get("private")))
@@ -171,8 +171,7 @@ class Hub:
 
     def info(self, repo, found, body):
         oid = repo.resolve(found.groupdict().get("rev") or "main")
-        siblings = [{"rfilename": name} for name in repo.commits[oid]]
-        return {"id": found["repo"], "private": repo.private, "sha": oid, "siblings": siblings, "tags": []}
+        return {"id": found["repo"], "private": repo.private, "sha": oid, "siblings": [], "tags": []}
 
     def refs(self, repo, found, body):
         heads = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": oid} for n, oid in repo.branches.items()]
@@ -247,25 +246,22 @@ ROUTES = [
 
 
 def _body(request):
-    if "chunked" in (request.headers.get("Transfer-Encoding") or ""):
-        pieces = []
-        while size := int(request.rfile.readline(), 16):
-            pieces.append(request.rfile.read(size))
-            request.rfile.readline()
+    if "chunked" not in (request.headers.get("Transfer-Encoding") or ""):
+        return request.rfile.read(int(request.headers.get("Content-Length") or 0))
+    pieces = []
+    while size := int(request.rfile.readline(), 16):
+        pieces.append(request.rfile.read(size))
         request.rfile.readline()
-        return b"".join(pieces)
-    return request.rfile.read(int(request.headers.get("Content-Length") or 0))
+    request.rfile.readline()
+    return b"".join(pieces)
 
 
 def _answer(request, status, content, headers=None):
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    try:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         request.send_response(status)
-        kind = "application/octet-stream" if isinstance(content, bytes) else "application/json"
-        for name, value in {"Content-Type": kind, "Content-Length": len(data), **(headers or {})}.items():
-            request.send_header(name, str(value))
+        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
+            request.send_header(name, value)
         request.end_headers()
         if request.command != "HEAD":
             request.wfile.write(data)
-    except (BrokenPipeError, ConnectionResetError):
-        pass

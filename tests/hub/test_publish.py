@@ -183,7 +183,6 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write acc
 def test_what_is_wrong_is_one_line(hub, folder, call, monkeypatch, token, words, expected):
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", token == "offline")
-    hub.forbidden = "charles/x" in words
     code, _, errors = call(folder, *words)
     assert code == 2 and len(errors) == 1 and errors[0].startswith(expected), errors
     assert not hub.repos

@@ -5,7 +5,6 @@ import math
 import re
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -18,11 +17,11 @@ from budget_trainer.reporting.card import card_text, is_unedited, write_model_ca
 from budget_trainer.reporting.report import draw_report, environment, public_report, read_progress
 
 
-def line(job: int, step: int, **more: Any) -> dict[str, Any]:
+def line(job, step, **more):
     return {"job": job, "elapsed_seconds": 2.0 * step, "share": step / 100, "step": step, "loss": 3.0, **more}
 
 
-def report(**more: Any) -> dict[str, Any]:
+def report(**more):
     return {
         "budget_seconds": 300.0,
         "used_seconds": 295.0,
@@ -56,7 +55,7 @@ EVALUATION = {"evaluation": {"loss": 2.0}}
         ([line(1, 10), "nonsense", line(1, 20)], "", None),
     ],
 )
-def test_progress(tmp_path: Path, lines: list[Any], tail: str, kept: list[int] | None) -> None:
+def test_progress(tmp_path, lines, tail, kept):
     path = tmp_path / "progress.jsonl"
     path.write_text("".join(f"{one if isinstance(one, str) else json.dumps(one)}\n" for one in lines) + tail)
     if kept is None:
@@ -66,7 +65,7 @@ def test_progress(tmp_path: Path, lines: list[Any], tail: str, kept: list[int] |
         assert read_progress(path) == [lines[index] for index in kept]
 
 
-def test_environment_names_versions_and_hardware() -> None:
+def test_environment_names_versions_and_hardware():
     found = environment()
     assert {"python", "torch", "transformers"} <= set(found["versions"])
     assert found["hardware"]["cores"] >= 1 and found["hardware"]["memory_gib"] > 0
@@ -88,14 +87,14 @@ UNFINISHED = {"evaluation": None, "budget_seconds": math.inf, "parameters": None
     ],
     ids=["long", "two lines, no evaluation", "nothing", "odd values"],
 )
-def test_a_picture_is_drawn_of_any_run(tmp_path: Path, run: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+def test_a_picture_is_drawn_of_any_run(tmp_path, run, lines):
     begin = time.process_time()
     draw_report(run, lines, tmp_path / "run_report.png")
     assert (tmp_path / "run_report.png").read_bytes().startswith(b"\x89PNG")
     assert time.process_time() - begin < 20
 
 
-def test_the_card_carries_figures_recipe_and_picture(tmp_path: Path) -> None:
+def test_the_card_carries_figures_recipe_and_picture(tmp_path):
     final = tmp_path / "final"
     final.mkdir()
     write_json_atomic(tmp_path / "run_report.json", report(hub={"error": None}))
@@ -104,9 +103,8 @@ def test_the_card_carries_figures_recipe_and_picture(tmp_path: Path) -> None:
     head, body = card.data.to_dict(), card.text
     assert head["library_name"] == "transformers" and head["pipeline_tag"] == "fill-mask"
     assert head["license"] == "apache-2.0" and head["language"] == ["en"] and "datasets" not in head
-    assert (
-        body.startswith(f"\n# {tmp_path.name}".replace("_", "\\_")) and "in 4m55s of a wall-clock budget of 5m" in body
-    )
+    assert body.startswith(f"\n# {tmp_path.name}".replace("_", "\\_"))
+    assert "in 4m55s of a wall-clock budget of 5m" in body
     assert "| bits per byte | 2.3100 |" in body and "| compile | 20.0 | 6.8 |" in body
     assert "(run_report.png)" in body and (final / "run_report.png").is_file()
     assert "(run_report.json)" in body and "hub" not in json.loads((final / "run_report.json").read_text())
@@ -115,12 +113,11 @@ def test_the_card_carries_figures_recipe_and_picture(tmp_path: Path) -> None:
     assert recipe and yaml.safe_load(recipe[1]) == expected
 
 
-def test_the_card_stays_valid_whatever_the_data_say() -> None:
+def test_the_card_stays_valid_whatever_the_data_say():
     odd = "a | b\n---\n```\n<script>*x*</script>: { {{ 1 }}"
-    run = report(
-        model_type=odd, recipe={"note": odd, "hub_token": "hf_secret", "data_dir": "/home/me", "p": Path("/h/p")}
-    )
-    run["hardware"] = {"cpu": odd, "cores": 2, "gpus": [{"name": odd, "memory_gib": 8}]}
+    recipe = {"note": odd, "hub_token": "hf_secret", "data_dir": "/home/me", "p": Path("/h/p")}
+    hardware = {"cpu": odd, "cores": 2, "gpus": [{"name": odd, "memory_gib": 8}]}
+    run = report(model_type=odd, recipe=recipe, hardware=hardware)
     card = ModelCard(card_text(run, name=odd))
     assert card.data.to_dict()["tags"][-1] == " ".join(odd.split())
     for part in ("hf_secret", "/home/me", "<script>"):
@@ -134,53 +131,34 @@ def test_the_card_stays_valid_whatever_the_data_say() -> None:
 SOURCES = [{"name": f"part-{n}.txt", "kind": "text", "documents": 10, "text_bytes": 2_000_000} for n in range(30)]
 DATA = {"sources": [{**SOURCES[0], "dropped": {"redirect": 3}}, *SOURCES[1:]], "documents": 300, "tokens": 10**6}
 DATA |= {"rows": 99, "packing": "packed", "validation_fraction": 0.01, "block_size": 128}
+SHOWN = ["| part-0.txt | text | 10 | 2.0 |", "| 10 more |  | 100 | 20.0 |", "trained on blocks of 128 tokens"]
+SHOWN += ["Trained on 300 documents, 1,000,000 tokens, 99 blocks (packed). Left out: 3 redirect. Held out for"]
+PLANNED = {"same_machine": False, "tokens": {"planned": 10, "did": 9}, "steps": {"planned": 1, "did": None}}
+BARE = {"shares": {}, "budget_seconds": math.inf}
 
 
 @pytest.mark.parametrize(
     ("run", "parts", "absent"),
     [
-        (
-            {"shares": {}, "budget_seconds": math.inf},
-            ["| evaluation | none was made |", "has not stated a licence"],
-            [],
-        ),
+        (BARE, ["| evaluation | none was made |", "has not stated a licence"], []),
         (report(), ["was not recorded", "of the same sources"], ["longer input", "planned and did"]),
-        (
-            report(data=DATA),
-            [
-                "| part-0.txt | text | 10 | 2.0 |",
-                "| 10 more |  | 100 | 20.0 |",
-                "trained on blocks of 128 tokens",
-                "Trained on 300 documents, 1,000,000 tokens, 99 blocks (packed). Left out: 3 redirect. Held out for",
-            ],
-            [],
-        ),
-        (
-            report(
-                planned={
-                    "same_machine": False,
-                    "tokens": {"planned": 10, "did": 9},
-                    "steps": {"planned": 1, "did": None},
-                }
-            ),
-            ["| tokens | 10.0 | 9.0 |", "The plan was made on another machine."],
-            ["| steps"],
-        ),
+        (report(data=DATA), SHOWN, []),
+        (report(planned=PLANNED), ["| tokens | 10.0 | 9.0 |", "The plan was made on another machine."], ["| steps"]),
     ],
 )
-def test_sections_of_the_card(run: dict[str, Any], parts: list[str], absent: list[str]) -> None:
+def test_sections_of_the_card(run, parts, absent):
     text = card_text(run, name="mini")
     assert not [part for part in parts if part not in text] and not [part for part in absent if part in text]
 
 
-def test_a_card_knows_whether_it_was_edited() -> None:
+def test_a_card_knows_whether_it_was_edited():
     text = card_text(report(), name="mini")
     assert is_unedited(text) and is_unedited(card_text({}, name="mini", mark="finetune-50"))
     for edited in (text + "Thanks.\n", text.replace("mini", "maxi"), "# mini\n", ""):
         assert not is_unedited(edited)
 
 
-def test_the_report_beside_the_card_is_for_everybody() -> None:
+def test_the_report_beside_the_card_is_for_everybody():
     private = {"data_dir": "/home/me/d", "hub_token": "hf_secret", "deepspeed": "/home/me/zero.json", "nothing": None}
     run = report(recipe={**private, "learning_rate": 1e-3}, hub={}, data={"sources": [{"name": "/home/me/a.txt"}]})
     shown = json.loads(public_report(run))
@@ -189,6 +167,6 @@ def test_the_report_beside_the_card_is_for_everybody() -> None:
 
 
 @pytest.mark.parametrize("text", ["no mask", "[MASK] and [MASK]"])
-def test_fill_mask_wants_one_mask(text: str) -> None:
+def test_fill_mask_wants_one_mask(text):
     with pytest.raises(InputError, match="exactly once"):
         fill_mask("nowhere", [text])

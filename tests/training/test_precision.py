@@ -10,26 +10,11 @@ from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.model.build import build_model
 from budget_trainer.training import precision
-from budget_trainer.training.precision import ComputeMode, Cost, most_steps, probe
+from budget_trainer.training.precision import ComputeMode, Cost, probe
 from tests.conftest import words
 
 FP32, BF16 = ComputeMode(False, "no"), ComputeMode(True, "no")
 REGIONAL, WHOLE = ComputeMode(True, "regional"), ComputeMode(True, "whole")
-
-
-@pytest.mark.parametrize(
-    ("costs", "remaining", "best"),
-    [
-        ({BF16: Cost(1.0), FP32: Cost(2.0)}, 600, BF16),
-        ({BF16: Cost(2.0), FP32: Cost(1.0)}, 600, FP32),
-        ({BF16: Cost(1.0), WHOLE: Cost(0.5, 60.0)}, 60, BF16),
-        ({BF16: Cost(1.0), WHOLE: Cost(0.5, 60.0)}, 600, WHOLE),
-        ({BF16: Cost(1.0), REGIONAL: Cost(0.6, 10.0), WHOLE: Cost(0.5, 60.0)}, 120, REGIONAL),
-        ({BF16: Cost(1.0), FP32: Cost(1.0)}, 600, BF16),
-    ],
-)
-def test_most_steps(costs, remaining, best):
-    assert most_steps(costs, remaining) == best
 
 
 def tiny():
@@ -92,6 +77,7 @@ PARTS = {REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)}
     ("flags", "measured", "remaining", "mode"),
     [
         (AUTO, MEASURED, None, FP32),  # what does not pay is off
+        (AUTO, {BF16: Cost(1.0), FP32: Cost(1.0)}, None, BF16),
         ({"bf16": "true"}, MEASURED, None, BF16),  # without auto_speed the recipe decides
         ({**BOTH, "total_training_time": "60s"}, BF16_PAYS, None, BF16),  # too dear to probe: by rule
         ({**BOTH, "total_training_time": "3m"}, BF16_PAYS, None, BF16),

@@ -105,14 +105,6 @@ def test_mixin_schedules_by_step(tmp_path):
     assert rates == pytest.approx([0.1 * (1 - step / 10) for step in range(10)])
 
 
-def test_passed_budget_survives_a_resume(tmp_path):
-    trained(tmp_path, 1000.0, arguments={"max_steps": 5, "save_strategy": "steps", "save_steps": 5})
-    budget = TimeBudgetCallback("1000s")  # a plugin's own clock: starts at on_train_begin, on top of the old seconds
-    trainer = Trainer(**parts(tmp_path, max_steps=6), callbacks=[budget])
-    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
-    assert 5.0 < budget.reading.elapsed < 60.0
-
-
 def test_a_budget_that_the_setup_has_eaten_is_reported():
     now = [0.0]
     budget = TimeBudgetCallback(clock=BudgetClock(10.0, time_fn=lambda: now[0]))
