@@ -174,27 +174,18 @@ class Given:
         return name in self.values
 
 
-class _Difference(NamedTuple):
-    """`text` concerns a command whose flags (or their defaults) have all values of `applies`; an empty one, every command."""
-
-    defect: str
-    text: str
-    applies: dict[str, Any]
-
-
-DIFFERENCES = (
-    _Difference("B5", "the original's budget held neither set-up nor validation nor the final save; here it does", {}),
-    _Difference("B8", "dist skipped most samples; here a pass takes each of them once", {"data_loader_type": "dist"}),
-    _Difference(
-        "B11", "each validation took another test shard; here all take the same blocks", {"do_validation": True}
-    ),
-    _Difference(
+# (defect, text, applies): the text concerns a command whose flags (or their defaults) have all values of `applies`.
+DIFFERENCES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("B5", "the original's budget held neither set-up nor validation nor the final save; here it does", {}),
+    ("B8", "dist skipped most samples; here a pass takes each of them once", {"data_loader_type": "dist"}),
+    ("B11", "each validation took another test shard; here all take the same blocks", {"do_validation": True}),
+    (
         "B12",
         "without --do_validation the original crashed at its end; here the final model is evaluated outside of the budget, "
         "and validate_every: 2% adds validations on the way",
         {"do_validation": False},
     ),
-    _Difference("B16", "their feed-forward and head weights ignored initializer_range; here all weights have it", {}),
-    _Difference("B17", "the original's output bias was never trained; here it is", {"sparse_mask_prediction": True}),
-    _Difference("B24", "masks were fixed in the shards; here each pass has new ones, with dup_factor: 10 ten", {}),
+    ("B16", "their feed-forward and head weights ignored initializer_range; here all weights have it", {}),
+    ("B17", "the original's output bias was never trained; here it is", {"sparse_mask_prediction": True}),
+    ("B24", "masks were fixed in the shards; here each pass has new ones, with dup_factor: 10 ten", {}),
 )

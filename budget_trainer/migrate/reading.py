@@ -203,12 +203,14 @@ class SweepFile:
             if section not in ("", "null", "~") and not isinstance(section, dict):
                 raise InputError(f"{name}: is not a mapping; write one `flag: value` per line")
         grid, fixed = ({} if isinstance(content.get(name, ""), str) else content[name] for name in _SECTIONS)
+        pairs = [*fixed.items()]
         for name, values in grid.items():
             if not isinstance(values, list) or not values:
                 raise InputError(f"{name}: {values!r} is not a list of values; write {name}: [first, second]")
             if name in fixed:
                 raise InputError(f"{name}: stands in {' and in '.join(_SECTIONS)}; take it out of one")
-        for name, value in [*fixed.items(), *_pairs(grid)]:
+            pairs += [(name, value) for value in values]
+        for name, value in pairs:
             if not isinstance(value, str):
                 raise InputError(f"{name}: {value!r} is not one value; write a number or a word")
         return cls(grid, fixed)
@@ -232,7 +234,8 @@ class SweepFile:
         count, where = self.combinations, "sweep file"
         if not 1 <= combination <= count:
             raise InputError(f"combination: {combination} is not one of the {count} of this sweep; give 1 to {count}")
-        _read_flags(_flags(_pairs(self.grid)), where)  # all of them, not this combination's alone
+        every = _flags((name, value) for name, values in self.grid.items() for value in values)
+        _read_flags(every, where)  # all values, not this combination's alone
         # What the original's generator added to each command, so that runs did not write into one folder.
         added = ["--job_name=bert_large_experiment", f"--current_run_id={combination}"]
         words = next(itertools.islice(self.commands(), combination - 1, None))
@@ -241,10 +244,6 @@ class SweepFile:
         off = [name for name, value in values.items() if value is False]
         remarks = (f"{name}: false means false; the original's generator made --{name} of it (B27)" for name in off)
         return Given(values, (about, *remarks))
-
-
-def _pairs(grid: dict[str, list[str]]) -> list[tuple[str, str]]:
-    return [(name, value) for name, values in grid.items() for value in values]
 
 
 def _flags(pairs: Iterable[tuple[str, str]]) -> list[str]:

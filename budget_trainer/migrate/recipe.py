@@ -68,8 +68,9 @@ def convert(given: Given, launch: Launch, data_dir: str | None = None) -> Draft:
         InputError: what the original could not have run, or what no native class and no flag here can do.
     """
     draft, path = Draft(given, launch), given["dataset_path"]
-    applying = [line for line in DIFFERENCES if all(given[name] == value for name, value in line.applies.items())]
-    draft.differences += [f"{line.text} ({line.defect})" for line in applying]
+    for defect, text, applies in DIFFERENCES:
+        if all(given[name] == value for name, value in applies.items()):
+            draft.differences.append(f"{text} ({defect})")
     for flag in FLAGS.values():
         _convert_flag(draft, flag)
     data_dir = data_dir or ("data/blocks" if "<" in path else f"{path.rstrip('/')}-blocks")
@@ -166,22 +167,21 @@ def _schedule(draft: Draft) -> None:
 def _exponential(draft: Draft, rest: float, unit: str) -> None:
     """`decay_rate` once every `decay_step` hours or steps, over the `rest` of the schedule behind the warmup."""
     rate, step = draft.given["decay_rate"], draft.given["decay_step"]
+    every = f"{rate:g} every {step} {unit}"
     if not (rate > 0 and step > 0 and rest > 0):
-        raise InputError(
-            f"decay_rate: {rate:g} every {step} {unit} over {rest:g} cannot decay; give positive numbers and a "
-            "warmup_proportion below 1"
-        )
+        fix = "give positive numbers and a warmup_proportion below 1"
+        raise InputError(f"decay_rate: {every} over {rest:g} cannot decay; {fix}")
     share, end = step / rest, rate ** (rest / step)
     if share > 1:  # ours is a share of the schedule, at most all of it
-        draft.entries["decay_rate"] = (round(end, 9), f"what {rate:g} every {step} {unit} makes of it by the end ...")
+        draft.entries["decay_rate"] = (round(end, 9), f"what {every} makes of it by the end ...")
         draft.entries["decay_step"] = (1.0, "... of the schedule")
     else:
         draft.entries["decay_rate"] = (rate, "at each ...")
         draft.entries["decay_step"] = (round(share, 9), f"... of what the warmup leaves: {step} {unit}")
+    hours = " (B4: theirs counted steps in hours)" if unit == "hours" else ""
     draft.differences.append(
-        f"curve exp: the same decay, to {end:.3g} of the peak"
-        + (" (B4: theirs counted steps in hours)" if unit == "hours" else "")
-        + "; their warmup was a square, here it is a line. Without decay_rate and decay_step it falls to 0.01"
+        f"curve exp: the same decay, to {end:.3g} of the peak{hours}; their warmup was a square, here it is a line. Without "
+        "decay_rate and decay_step it falls to 0.01"
     )
 
 
@@ -286,7 +286,7 @@ def table() -> str:
         parts += ["", f"### {name} ({len(flags)})", "", "| theirs | here | remark |", "|---|---|---|"]
         parts += map(_row, flags)
     parts += ["", "## What a recipe says is different", "", "| defect | where it applies |", "|---|---|"]
-    return "\n".join([*parts, *(f"| {line.defect} | {line.text} |" for line in DIFFERENCES)]) + "\n"
+    return "\n".join([*parts, *(f"| {defect} | {text} |" for defect, text, _ in DIFFERENCES)]) + "\n"
 
 
 def _row(flag: Flag) -> str:

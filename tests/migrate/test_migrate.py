@@ -149,13 +149,10 @@ def test_nothing_is_dropped_in_silence(seed):
         assert FLAGS[name].key in draft.entries or name in answered, name
 
 
-def test_flags_that_were_off_are_answered_too():
+def test_flags_that_were_off_or_not_read_are_answered_too():
     draft = drafted("--no_finetune_checkpoint_at_end --no_fused_linear_layer --no_sparse_mask_prediction")
     assert draft.entries["finetune_checkpoint_at_end"][0] is draft.entries["sparse_mask_prediction"][0] is False
     assert "fused_linear_layer" in dict(draft.answers)
-
-
-def test_what_the_original_did_not_read_says_under_which_flag_it_did():
     draft = drafted("--validation_epochs 3 --early_stop_time 60 --max_coeff 1 --decay_rate 0.5 --num_warmup_steps 9")
     answers = dict(draft.answers)
     assert answers["validation_epochs"] == "the original read it with do_validation true only; left out"
@@ -318,7 +315,7 @@ def test_any_text_comes_back_as_it_was(path, tmp_path):
     assert read_recipe(tmp_path / "recipe.yaml")["output_dir"] == path
 
 
-def test_the_data_command_is_one_of_data_prep():
+def test_the_data_command_is_one_of_data_prep(tmp_path):
     for flags, tokenizer in (
         ("", "google-bert/bert-large-uncased"),
         ("--tokenizer_name bert-base-cased", "google-bert/bert-base-cased"),
@@ -328,11 +325,7 @@ def test_the_data_command_is_one_of_data_prep():
         words = drafted(flags).data_command().split()
         assert words[:5] == ["python", "-m", "data_prep.hdf5", "--input", "shards"]
         assert words[6] == tokenizer and words[7:9] == ["--num_shards", "256"]
-
-
-def test_as_many_shards_as_there_are(tmp_path):
-    """An "epoch" of the cadence of validation is one of them."""
     for name in ("train_shard_0", "train_shard_1", "train_shard_2", "test_shard_0"):
-        (tmp_path / f"{name}.hdf5").touch()
+        (tmp_path / f"{name}.hdf5").touch()  # as many as there are: an "epoch" is one of them
     draft = drafted("", f"deepspeed run_pretraining.py --output_dir o --dataset_path {tmp_path} ")
     assert "--num_shards 3" in draft.data_command()
