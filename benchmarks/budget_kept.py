@@ -24,7 +24,7 @@ from benchmarks.cli import make_output_dir, one_line_errors, publish, run_parser
 from benchmarks.watched import two_processes, watch  # noqa: E402
 from budget_trainer.budget.clock import parse_duration  # noqa: E402
 from budget_trainer.core.errors import InputError  # noqa: E402
-from budget_trainer.training import checkpoints  # noqa: E402
+from budget_trainer.training.run_folder import RunFolder  # noqa: E402
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp")  # and profiles of accelerate_configs/
 
@@ -59,7 +59,7 @@ def run(a: argparse.Namespace, engine: str, budget: float, job_limit: float | No
     limit = budget if job_limit is None else job_limit
     row: dict[str, Any] = {"engine": engine, "limit": limit, "job": job_limit is not None, "code": seen.code}
     row |= {"seconds": seen.since_start, "from_launch": seen.since_launch}
-    row["saves"] = len(checkpoints.checkpoints(out))
+    row["saves"] = len(RunFolder(out).checkpoints())
     if seen.since_start is None:
         return {**row, "held": False}
     if job_limit is not None:

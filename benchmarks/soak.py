@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.cli import make_output_dir, one_line_errors, publish, run_parser  # noqa: E402
 from benchmarks.watched import age_seconds, two_processes  # noqa: E402
 from budget_trainer.core.errors import InputError  # noqa: E402
-from budget_trainer.training import checkpoints  # noqa: E402
+from budget_trainer.training.run_folder import RunFolder, step_of  # noqa: E402
 
 MOMENTS = ("set-up", "train", "save", "evaluate")
 PATIENCE = 10.0  # seconds behind the set-up until a kill comes in another moment than the wanted one
@@ -131,7 +131,7 @@ def disturb(process: subprocess.Popen, folder: Path, job: int, wanted: str, chan
 
 def newest(folder: Path) -> int:
     """Step of the newest complete checkpoint, 0 where there is none."""
-    return max(map(checkpoints.step_of, checkpoints.checkpoints(folder)), default=0)
+    return max(map(step_of, RunFolder(folder).checkpoints()), default=0)
 
 
 def elapsed(folder: Path) -> float:

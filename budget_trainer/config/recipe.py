@@ -28,7 +28,7 @@ from budget_trainer.config.arguments import (
 )
 from budget_trainer.core.errors import InputError
 from budget_trainer.data.repeated_passages import SMALLEST_PIECE, check_repeated_passages
-from budget_trainer.model.optimizers import check_options
+from budget_trainer.model.optimizers import OptimizerOptions
 from budget_trainer.model.types import check_pair_type, resolve_model_type
 from budget_trainer.reporting.hub import PushOptions
 from budget_trainer.reporting.planned import read_plan
@@ -219,9 +219,7 @@ class Recipe:
             )
 
     def _check_optimizer(self) -> None:
-        adam = {name: getattr(self.training, name) for name in ADAM_FLAGS}
-        own = {name: value for name, value in vars(self.optimizer).items() if not isinstance(value, str)}
-        check_options(self.optimizer.optimizer_type, **adam, **own)
+        self.optimizer_options(self.training)
         schedule = self.schedule()
         make_curve(schedule["curve"], schedule["warmup_proportion"], **schedule["curve_options"])
 
@@ -237,6 +235,12 @@ class Recipe:
             saves_models=self.budget.finetune_checkpoint_at_end or bool(self.markers),
             main_process=os.environ.get("RANK", "0") == "0",
         )
+
+    def optimizer_options(self, args: Any, zero_stage: int | None = None) -> OptimizerOptions:
+        """The optimizer with the rates and the decay of `args` (TrainingArguments' flags)."""
+        own = dict(vars(self.optimizer))
+        adam = {name: getattr(args, name) for name in ADAM_FLAGS}
+        return OptimizerOptions(own.pop("optimizer_type"), **adam, **own, zero_stage=zero_stage)
 
     def stages(self, block_size: int, accumulation: int | None = None) -> Stages:
         """What changes along the schedule, for blocks of `block_size` tokens; `accumulation` other than the recipe's."""

@@ -26,9 +26,10 @@ from budget_trainer.glue.results import MODEL, PREDICTIONS, RESULT, write_result
 from budget_trainer.glue.tasks import Task
 from budget_trainer.glue.trainer import GlueTrainer, Predictor, curve_name
 from budget_trainer.reporting.report import environment
-from budget_trainer.training import checkpoints, launch, run_folder
+from budget_trainer.training import launch
 from budget_trainer.training.engine import engine_name, resolve_engine_config
 from budget_trainer.training.recovery import explain_out_of_memory
+from budget_trainer.training.run_folder import RunFolder, discard, staging_folder
 
 log = logging.getLogger(__name__)
 _PROBE_BATCHES = 2
@@ -69,7 +70,7 @@ class GlueRun:
 
     def _check_folder(self) -> None:
         """Refuse a folder that cannot be written, or holds a result that may not be replaced."""
-        run_folder.check_writable(self.output_dir)
+        RunFolder(self.output_dir).check_writable()
         there = [name for name in (RESULT, PREDICTIONS, MODEL) if (self.output_dir / name).exists()]
         if there and not self.request.glue.overwrite_output_dir:
             raise InputError(
@@ -165,8 +166,8 @@ class GlueRun:
         begin = clock.elapsed_seconds()
         with clock.phase("save"):
             if self.args.should_save:
-                self.model.save_pretrained(fresh_folder(checkpoints.staging_folder(self.output_dir / MODEL)))
-                checkpoints.discard(self.output_dir / MODEL)
+                self.model.save_pretrained(fresh_folder(staging_folder(self.output_dir / MODEL)))
+                discard(self.output_dir / MODEL)
         save, begin = clock.elapsed_seconds() - begin, clock.elapsed_seconds()
         rows: Any = next(iter(self.dev.values()), trainer.train_dataset)
         with clock.phase("evaluate"):
@@ -187,7 +188,7 @@ class GlueRun:
         target, trainer = self.output_dir / MODEL, self.trainer
         with self.clock.phase("save"):
             if self.args.should_save:
-                staging = fresh_folder(checkpoints.staging_folder(target))
+                staging = fresh_folder(staging_folder(target))
                 self.model.save_pretrained(staging, state_dict=trainer.best_state)
                 self.tokenizer.save_pretrained(staging)
                 publish_folder(staging, target)

@@ -207,7 +207,7 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> int:
             "do_predict: a suite trains, evaluates and predicts; leave do_train, do_eval and do_predict out"
         )
     grid = read_grid(request.suite.grid, request.suite.seeds, request.training.seed)
-    run_folder.check_writable(request.output_dir)
+    run_folder.RunFolder(request.output_dir).check_writable()
     folder, digest = _check_model(request)
     plan = make_plan(request, grid)
     suite = {

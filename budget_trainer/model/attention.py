@@ -1,7 +1,7 @@
 """Attention: masks of packed blocks (no token sees another document), and a faster forward for the library's modules.
 
 `document_ids` [B, L] say which document each token of a block belongs to; only whether neighbours and pairs are equal
-counts. `FusedSelfAttention` joins query, key and value into one matrix product and attends by SDPA or a fused kernel.
+counts. `fuse_attention` joins query, key and value into one matrix product and attends by SDPA or a fused kernel.
 Everything has static shapes, and nothing is read back from the device.
 """
 
@@ -38,12 +38,12 @@ def separate_padding(document_ids: Tensor, attention_mask: Tensor | None) -> Ten
     return document_ids if attention_mask is None else document_ids.where(attention_mask.bool(), PADDING)
 
 
-def document_mask(document_ids: Tensor) -> Tensor:
+def _document_mask(document_ids: Tensor) -> Tensor:
     """Return [B, 1, L, L]: True where both tokens are of the same document."""
     return document_ids[:, None, :, None] == document_ids[:, None, None, :]
 
 
-def within_window(mask: Tensor, reach: int) -> Tensor:
+def _within_window(mask: Tensor, reach: int) -> Tensor:
     """Return the boolean mask, broadcastable to [B, 1, L, L], where tokens are at most `reach` apart: [B, 1, L, L]."""
     place = torch.arange(mask.shape[-1], device=mask.device)
     distance = (place[:, None] - place[None, :]).abs()
@@ -51,12 +51,12 @@ def within_window(mask: Tensor, reach: int) -> Tensor:
     return (mask & (distance <= reach)) | (distance == 0)
 
 
-def additive(mask: Tensor) -> Tensor:
+def _additive(mask: Tensor) -> Tensor:
     """Return a boolean mask as eager attention adds it: 0, or float32's lowest where attention must not go."""
     return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, torch.finfo(torch.float32).min)
 
 
-def document_positions(document_ids: Tensor) -> Tensor:
+def _document_positions(document_ids: Tensor) -> Tensor:
     """Return [B, L] int64: the distance of each token from the first token of its document in the block."""
     place = torch.arange(document_ids.shape[1], device=document_ids.device)
     return place - torch.where(_begins(document_ids), place, 0).cummax(dim=1).values
@@ -114,7 +114,7 @@ def build_mask(document_ids: Tensor, backend: str, max_documents: int | None = N
             return document_ids[b, query] == document_ids[b, key]
 
         return create_block_mask(same, batch, None, length, length, device=document_ids.device)
-    return document_mask(document_ids)
+    return _document_mask(document_ids)
 
 
 def attend(qkv: Tensor, mask: AttentionMask, dropout: float = 0.0) -> Tensor:
@@ -166,21 +166,21 @@ def _compiled_flex_attention() -> Any:
 def position_ids(base: Any, document_ids: Tensor) -> Tensor:
     """Return the position ids [B, L] that restart at each document; RoBERTa's begin behind the padding id."""
     padding = base.embeddings.position_embeddings.padding_idx
-    return document_positions(document_ids) + (0 if padding is None else padding + 1)
+    return _document_positions(document_ids) + (0 if padding is None else padding + 1)
 
 
 def static_mask(config: Any, mask: Tensor | None, document_ids: Tensor | None) -> Any:
     """Return the mask as SDPA or eager attention takes it; the library would first read `mask.all()` to the host."""
     if document_ids is not None:
-        full = document_mask(document_ids)  # padding has a document of its own
+        full = _document_mask(document_ids)  # padding has a document of its own
     elif mask is None or config._attn_implementation not in ("sdpa", "eager"):
         return mask
     else:
         full = mask[:, None, None, :].bool()
-    prepare = additive if config._attn_implementation == "eager" else lambda mask: mask
+    prepare = _additive if config._attn_implementation == "eager" else lambda mask: mask
     if config.model_type != "modernbert":
         return prepare(full)
-    near = within_window(full, config.sliding_window)
+    near = _within_window(full, config.sliding_window)
     return {"full_attention": prepare(full), "sliding_attention": prepare(near)}
 
 
@@ -190,7 +190,7 @@ else:
     _Base = object
 
 
-class FusedSelfAttention(_Base):
+class _FusedSelfAttention(_Base):
     """Mixed into a BERT-like self-attention module of the library: same parameters, same state, faster forward.
 
     The three projections stay the module's parameters (checkpoints, optimizer groups and partitions do not change);
@@ -225,7 +225,7 @@ class FusedSelfAttention(_Base):
 
 
 def fuse_attention(model: nn.Module) -> None:
-    """Give every BERT-like self-attention module of a model the forward of FusedSelfAttention."""
+    """Give every BERT-like self-attention module of a model the forward of _FusedSelfAttention."""
     for module in model.modules():
         if type(module).__name__.endswith("SelfAttention"):
-            change_class(module, with_mixin(FusedSelfAttention, type(module)))
+            change_class(module, with_mixin(_FusedSelfAttention, type(module)))

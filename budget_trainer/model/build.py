@@ -21,25 +21,25 @@ from budget_trainer.model.types import ALIASES
 
 MODEL_TYPES = ("bert-mlm", *HEADS)
 # Their position numbers start behind the padding id.
-OFFSET_POSITIONS = {"camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "roberta"}
-OFFSET_POSITIONS |= {"roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
-FIXED_OFFSETS = {"mpnet": 2}  # ... or behind the 1 that the class takes for it
+_OFFSET_POSITIONS = {"camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "roberta"}
+_OFFSET_POSITIONS |= {"roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
+_FIXED_OFFSETS = {"mpnet": 2}  # ... or behind the 1 that the class takes for it
 # Our key -> the names that configs give it; every name that a config has is set.
-NATIVE_NAMES = {
+_NATIVE_NAMES = {
     "hidden_dropout_prob": ("hidden_dropout_prob", "mlp_dropout", "embedding_dropout", "dropout"),
     "attention_probs_dropout_prob": ("attention_probs_dropout_prob", "attention_dropout"),
     "hidden_act": ("hidden_act", "hidden_activation", "activation"),
     "layer_norm_eps": ("layer_norm_eps", "norm_eps", "rms_norm_eps"),
     "intermediate_size": ("intermediate_size", "hidden_dim"),
 }
-SPECIAL_NAMES = {
+_SPECIAL_NAMES = {
     "pad": ("pad_token_id",),
     "cls": ("cls_token_id", "bos_token_id"),
     "sep": ("sep_token_id", "eos_token_id"),
     "mask": ("mask_token_id",),
 }
 # Keys that config classes take without declaring them.
-UNDECLARED_KEYS = {"attn_implementation", "global_attn_every_n_layers", "global_rope_theta", "local_rope_theta"}
+_UNDECLARED_KEYS = {"attn_implementation", "global_attn_every_n_layers", "global_rope_theta", "local_rope_theta"}
 
 
 def build_config(
@@ -65,10 +65,10 @@ def build_config(
     values: dict[str, Any] = {"vocab_size": vocab_size, "max_position_embeddings": positions}
     for key, value in recipe.items():
         values |= _native_values(key, value, known, model_type)
-    for name, keys in SPECIAL_NAMES.items():
+    for name, keys in _SPECIAL_NAMES.items():
         values |= {key: special_ids[name] for key in keys if key in known}
     for key in model_config or {}:
-        if key not in known | UNDECLARED_KEYS and not isinstance(getattr(config_class, key, None), property):
+        if key not in known | _UNDECLARED_KEYS and not isinstance(getattr(config_class, key, None), property):
             raise InputError(f"model_config key {key!r} is unknown to {config_class.__name__}: remove or correct it")
     try:
         return config_class(**values | dict(model_config or {}))
@@ -91,7 +91,7 @@ def _native_values(key: str, value: Any, known: set[str], model_type: str) -> di
     """Return a recipe's key under the names that the config has; None keeps the library's default."""
     if value is None:
         return {}
-    found = {name: value for name in NATIVE_NAMES.get(key, (key,)) if name in known}
+    found = {name: value for name in _NATIVE_NAMES.get(key, (key,)) if name in known}
     if not found and not (key.endswith("dropout_prob") and value == 0):
         fix = "set it to 0" if key.endswith("dropout_prob") else "leave it out (null in a recipe)"
         raise InputError(f"{key}={value!r} has no counterpart in model_type={model_type!r}: {fix}")
@@ -100,9 +100,9 @@ def _native_values(key: str, value: Any, known: set[str], model_type: str) -> di
 
 def position_offset(model_type: str, pad_id: int | None) -> int:
     """Rows of the position table that no token uses, because positions start behind the padding's number."""
-    if model_type in OFFSET_POSITIONS:
+    if model_type in _OFFSET_POSITIONS:
         return (pad_id or 0) + 1
-    return FIXED_OFFSETS.get(model_type, 0)
+    return _FIXED_OFFSETS.get(model_type, 0)
 
 
 def check_positions(config: PretrainedConfig, longest: int, field: str) -> None:
@@ -120,6 +120,8 @@ def check_positions(config: PretrainedConfig, longest: int, field: str) -> None:
 
 # exp(-10000) is 0 in every precision, so a padded row has no probability and no gradient; fp16 still holds the number.
 PADDED_ROW_BIAS = -1e4
+# What a recipe need not say: the paper's values, whatever the model type's own are.
+_PAPER = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "initializer_range": 0.02}
 
 
 def build_model(
@@ -127,22 +129,11 @@ def build_model(
     *,
     vocab_size: int,
     special_ids: Mapping[str, int],
-    max_position_embeddings: int,
-    hidden_size: int,
-    num_hidden_layers: int,
-    num_attention_heads: int,
-    intermediate_size: int,
-    hidden_dropout_prob: float = 0.1,
-    attention_probs_dropout_prob: float = 0.1,
-    hidden_act: str | None = None,
-    initializer_range: float = 0.02,
-    layer_norm_eps: float | None = None,
-    type_vocab_size: int | None = None,
     pad_vocab_to_multiple_of: int = 64,
-    model_config: Mapping[str, Any] | None = None,
     sparse_mask_prediction: bool = True,
     add_nsp: bool = False,
     seed: int = 42,
+    **recipe: Any,
 ) -> Any:
     """Return a new model of a recipe, initialised by the stock class from the seed alone.
 
@@ -150,11 +141,12 @@ def build_model(
         model_type: one of MODEL_TYPES, or any type that AutoModelForMaskedLM knows.
         vocab_size: len(tokenizer); rows are added up to a multiple of `pad_vocab_to_multiple_of` and never predicted.
         special_ids: token ids named pad, unk, cls, sep and mask.
-        max_position_embeddings: the longest block, in tokens; RoBERTa's offset is added here.
-        hidden_act, layer_norm_eps, type_vocab_size: None keeps the default of the model type.
-        model_config: further keys of the native config, verbatim.
         sparse_mask_prediction: False computes the logits of every position first; same loss, for comparison.
-        add_nsp: with the pooler and head of next-sentence prediction (bert and megatron-bert; see `nsp`).
+        add_nsp: with the pooler and head of next-sentence prediction (bert and megatron-bert; see `next_sentence`).
+        recipe: `max_position_embeddings` (the longest block, in tokens; RoBERTa's offset is added here); hidden_size,
+            num_hidden_layers, num_attention_heads and intermediate_size; hidden_act, layer_norm_eps and type_vocab_size,
+            where None keeps the default of the model type; hidden_dropout_prob and attention_probs_dropout_prob (0.1),
+            initializer_range (0.02); and model_config, further keys of the native config, verbatim.
 
     Returns:
         A PreTrainedModel on the CPU, in float32 and training mode.
@@ -164,23 +156,8 @@ def build_model(
     """
     if pad_vocab_to_multiple_of < 1:
         raise InputError(f"pad_vocab_to_multiple_of={pad_vocab_to_multiple_of} must be 1 or more")
-    config = build_config(
-        model_type,
-        vocab_size=-(-vocab_size // pad_vocab_to_multiple_of) * pad_vocab_to_multiple_of,
-        special_ids=special_ids,
-        max_position_embeddings=max_position_embeddings,
-        hidden_size=hidden_size,
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=num_attention_heads,
-        intermediate_size=intermediate_size,
-        hidden_dropout_prob=hidden_dropout_prob,
-        attention_probs_dropout_prob=attention_probs_dropout_prob,
-        hidden_act=hidden_act,
-        initializer_range=initializer_range,
-        layer_norm_eps=layer_norm_eps,
-        type_vocab_size=type_vocab_size,
-        model_config=model_config,
-    )
+    padded = -(-vocab_size // pad_vocab_to_multiple_of) * pad_vocab_to_multiple_of
+    config = build_config(model_type, vocab_size=padded, special_ids=special_ids, **_PAPER | recipe)
     cls = _class(config, add_nsp)
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.default_generator.manual_seed(seed)
@@ -190,7 +167,7 @@ def build_model(
             reason = " ".join(str(error).split())
             raise InputError(f"model_type={model_type!r} cannot be built with these sizes: {reason}") from error
     model.sparse_mask_prediction = sparse_mask_prediction
-    bias = output_bias(model)
+    bias = _output_bias(model)
     if bias is not None:
         with torch.no_grad():
             bias[vocab_size:] = PADDED_ROW_BIAS
@@ -234,7 +211,7 @@ def load_pretrained(
     return model.train()
 
 
-def output_bias(model: Any) -> nn.Parameter | None:
+def _output_bias(model: Any) -> nn.Parameter | None:
     """Return the bias [V] of the vocabulary projection, or None where the model has none."""
     decoder = model.get_output_embeddings()
     return None if decoder is None else getattr(decoder, "bias", None)
@@ -250,14 +227,14 @@ def set_output_bias(model: Any, unigram_counts: NDArray[Any]) -> None:
     Raises:
         InputError: the model has no output bias, or more counts are given than it has rows.
     """
-    bias = output_bias(model)
+    bias = _output_bias(model)
     if bias is None:
         raise InputError(f"unigram_bias: model_type {model.config.model_type!r} has no output bias; set it to false")
     counts = np.array(unigram_counts, dtype=np.float64)
     if counts.ndim != 1 or not 0 < len(counts) <= len(bias) or (counts < 0).any():
         raise InputError(f"unigram_counts of shape {counts.shape} must hold up to {len(bias)} counts, one per token")
     for name in ("pad", "cls", "sep", "mask"):  # never a label
-        for key in SPECIAL_NAMES[name]:
+        for key in _SPECIAL_NAMES[name]:
             token = getattr(model.config, key, None)
             if isinstance(token, int) and token < len(counts):
                 counts[token] = 0

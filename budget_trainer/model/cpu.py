@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from budget_trainer.model.patches import change_class
 
-LEVELS = 2**16
+_LEVELS = 2**16
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
@@ -29,16 +29,16 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     As F.dropout, and F.dropout itself on other devices, inside of torch.compile (which has a generator of its own) and
     where `p` rounds to 0 or 1.
     """
-    dropped = round(p * LEVELS)
-    if not training or x.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < dropped < LEVELS:
+    dropped = round(p * _LEVELS)
+    if not training or x.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < dropped < _LEVELS:
         return F.dropout(x, p, training)
     count = x.numel()
     words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)  # type: ignore[arg-type]
-    keep = words.view(torch.int16)[:count].view(x.shape) >= dropped - LEVELS // 2
-    return x * keep.to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
+    keep = words.view(torch.int16)[:count].view(x.shape) >= dropped - _LEVELS // 2
+    return x * keep.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))
 
 
-class FewBitDropout(nn.Dropout):
+class _FewBitDropout(nn.Dropout):
     """nn.Dropout from few bits on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -50,19 +50,19 @@ def use_few_bit_dropout(model: nn.Module) -> None:
     """Give every nn.Dropout of a model the faster forward."""
     for module in model.modules():
         if type(module) is nn.Dropout:
-            change_class(module, FewBitDropout)
+            change_class(module, _FewBitDropout)
 
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
-SET_BY_USER = ("MALLOC_", "GLIBC_TUNABLES")  # beginnings of environment variables
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_SET_BY_USER = ("MALLOC_", "GLIBC_TUNABLES")  # beginnings of environment variables
 
 
 def keep_freed_memory() -> bool:
     """Tell glibc to keep what is freed; return whether it does. Another C library, or the user's own settings, stay."""
-    if sys.platform != "linux" or any(name.startswith(SET_BY_USER) for name in os.environ):
+    if sys.platform != "linux" or any(name.startswith(_SET_BY_USER) for name in os.environ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
     # Never a mapping of its own for a large block, and never back to the kernel.
-    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))

@@ -13,18 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED_LABEL = -100
+_IGNORED_LABEL = -100
 # Bytes that a chunk's float32 logits may take. Each chunk adds a pass over the weight's gradient, each large one leaves the
 # cache. Two cores, V = 30,528, H = 256, 640 rows, medians in float32: 142 ms in 6 chunks, 126 in 3, 127 in 1 (all logits
 # kept: 199); compiled 164, 143, 147. In bf16, which is slow there: 246 in 6, 231 in 3, 219 in 2, 240 in 1.
-CHUNK_BYTES = {"cpu": 32 * 2**20}
-ACCELERATOR_CHUNK_BYTES = 512 * 2**20
+_CHUNK_BYTES = {"cpu": 32 * 2**20}
+_ACCELERATOR_CHUNK_BYTES = 512 * 2**20
 IN_PLACE = ("cpu",)  # device types
-
-
-def default_chunk_size(vocab_size: int, device: torch.device) -> int:
-    """Return the rows of a chunk for a projection onto `vocab_size` tokens on `device`; at least 16."""
-    return max(16, CHUNK_BYTES.get(device.type, ACCELERATOR_CHUNK_BYTES) // (4 * vocab_size))
 
 
 def linear_cross_entropy(
@@ -41,9 +36,10 @@ def linear_cross_entropy(
         weight: [V, H], may be tied to the embeddings.
         bias: [V] or None.
         labels: [N] int64; rows labelled -100 do not count.
-        chunk_size: rows per chunk, at least 1; by default `default_chunk_size`.
+        chunk_size: rows per chunk, at least 1; by default as many as the cache or memory can hold, and at least 16.
     """
-    size = default_chunk_size(len(weight), weight.device) if chunk_size is None else chunk_size
+    most = _CHUNK_BYTES.get(weight.device.type, _ACCELERATOR_CHUNK_BYTES)
+    size = max(16, most // (4 * len(weight))) if chunk_size is None else chunk_size
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(hidden, weight, bias, labels, size)
     return _loss_and_gradients(hidden, weight, bias, labels, size, (False, False, False))[0]
@@ -80,7 +76,7 @@ def _loss_and_gradients(
     dtype = _matmul_dtype(hidden)
     matrix = weight.to(dtype)
     in_place = hidden.device.type in IN_PLACE
-    valid = (labels != IGNORED_LABEL).float()[:, None]
+    valid = (labels != _IGNORED_LABEL).float()[:, None]
     targets = labels.clamp(min=0)[:, None]
     chunks = -(-len(hidden) // chunk_size)
     rows = -(-len(hidden) // chunks)  # chunks of equal size: no small last one
@@ -147,7 +143,7 @@ def logits_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int
 def loss_per_label(total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
     """Return a summed loss divided by `num_items_in_batch`, or by the number of labels that are not -100."""
     if num_items_in_batch is None:
-        return total / (labels != IGNORED_LABEL).sum().clamp(min=1)
+        return total / (labels != _IGNORED_LABEL).sum().clamp(min=1)
     if isinstance(num_items_in_batch, Tensor):
         num_items_in_batch = num_items_in_batch.to(total.device, non_blocking=True)
     return total / num_items_in_batch

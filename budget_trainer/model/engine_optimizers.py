@@ -1,29 +1,25 @@
 """Optimizers of apex and DeepSpeed, and which optimizer runs where: every refusal is made before training.
 
-Both packages are imported only where they are asked for. apex is NVIDIA's, built from source; the package of that name
-on the public index is another one.
+Both packages are imported only where they are asked for.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 import torch
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.model.apex import fused_class
 
 IMPLEMENTATIONS = ("auto", "torch", "apex", "deepspeed")
+MAX_COEFF, MIN_COEFF = 0.3, 0.01  # of LAMB's trust ratio, in the original project (Izsak et al. 2021)
 _KERNELS = {"apex": ("adam", "adamw", "lamb"), "deepspeed": ("lamb",)}
 _TORCH = "use optimizer_impl auto"
-_INSTALL = {
-    "apex": (
-        "build NVIDIA's from source (https://github.com/NVIDIA/apex with its CUDA extensions; the package named apex on "
-        "the public index is another one)"
-    ),
-    "deepspeed": "pip install 'deepspeed>=0.19'",
-}
+_INSTALL = "pip install 'deepspeed>=0.19'"
 _FLAT = "ZeRO cuts the parameters into flat partitions"
 _WHOLE = {
     "lamb": f"needs the norm of whole tensors, and {_FLAT}",
@@ -39,8 +35,9 @@ def check_engine(
     zero_stage: int | None = None,
     fsdp: bool = False,
     max_grad_norm: float = 0.0,
+    lamb: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse an optimizer or an implementation that cannot run on this device or under this engine.
+    """Refuse an optimizer or an implementation that cannot run on this device or under this engine, or not as ours does.
 
     Args:
         name, impl: `optimizer_type` and `optimizer_impl`.
@@ -48,53 +45,92 @@ def check_engine(
         zero_stage: DeepSpeed's ZeRO stage; None or 0 where nothing is partitioned.
         fsdp: whether PyTorch's FSDP shards the model.
         max_grad_norm: what gradients are clipped to; 0 is not at all.
+        lamb: `bias_correction`, `max_coeff` and `min_coeff` of a lamb as they will be used; by default they are not compared.
 
     Raises:
         InputError: with the field, the value and the fix.
     """
-    if impl not in IMPLEMENTATIONS:
-        raise InputError(f"optimizer_impl: {impl!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
-    if impl in _KERNELS:
-        if name not in _KERNELS[impl]:
-            raise InputError(
-                f"optimizer_impl: {impl} has {', '.join(_KERNELS[impl])} here, and optimizer_type is {name}; {_TORCH}"
-            )
-        if device != "cuda":
-            raise InputError(f"optimizer_impl: {impl} runs on NVIDIA GPUs, this run is on {device!r}; {_TORCH}")
-    if zero_stage:
-        _check_zero(name, impl, zero_stage, max_grad_norm)
-    if fsdp:
-        _check_fsdp(name, impl)
-    if impl in _KERNELS:
-        fused_class(impl, name)
+    kernels, zero = _KERNELS.get(impl, ()), f"ZeRO-{zero_stage}"
+    clamps = lamb is not None and (lamb["max_coeff"] != math.inf or lamb["min_coeff"] != 0)
+    corrects = lamb is not None and bool(lamb["bias_correction"])
+    refusals = (
+        (
+            impl not in IMPLEMENTATIONS,
+            f"optimizer_impl: {impl!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}",
+        ),
+        (
+            kernels and name not in kernels,
+            f"optimizer_impl: {impl} has {', '.join(kernels)} here, and optimizer_type is {name}; {_TORCH}",
+        ),
+        (
+            impl == "apex" and clamps,
+            f"optimizer_impl: apex's FusedLAMB does not clamp its trust ratio to [{(lamb or {}).get('min_coeff')}, "
+            f"{(lamb or {}).get('max_coeff')}]; give max_coeff inf and min_coeff 0, or {_TORCH}",
+        ),
+        (
+            impl == "deepspeed" and corrects,
+            "bias_correction: DeepSpeed's FusedLamb corrects behind the trust ratio, not before it as the paper does; "
+            f"leave it out, or {_TORCH}",
+        ),
+        (
+            kernels and device != "cuda",
+            f"optimizer_impl: {impl} runs on NVIDIA GPUs, this run is on {device!r}; {_TORCH}",
+        ),
+        (
+            zero_stage and name in _WHOLE,
+            f"optimizer_type: {name} {_WHOLE.get(name)}; use adamw, adam or muon under {zero}, or {name} without DeepSpeed",
+        ),
+        (
+            zero_stage and name == "muon" and impl == "torch",
+            f"optimizer_impl: torch's Muon needs whole matrices, and {_FLAT}; use auto, which takes DeepSpeed's",
+        ),
+        (
+            zero_stage and name == "muon" and max_grad_norm > 0,
+            f"max_grad_norm: {max_grad_norm:g} under {zero} would clip Muon's finished updates instead of gradients, shrinking "
+            "every step; add --max_grad_norm 0",
+        ),
+        (
+            fsdp and name == "adafactor",
+            "optimizer_type: adafactor cannot work on FSDP's distributed tensors; use adamw, lamb or muon, or ddp.yaml",
+        ),
+        (
+            fsdp and kernels,
+            f"optimizer_impl: {impl}'s kernels cannot work on FSDP's distributed tensors; {_TORCH}",
+        ),
+    )
+    for refused, message in refusals:
+        if refused:
+            raise InputError(message)
+    if kernels:
+        _kernel_class(impl, name)
 
 
-def _check_zero(name: str, impl: str, zero_stage: int, max_grad_norm: float) -> None:
-    if name in _WHOLE:
-        raise InputError(
-            f"optimizer_type: {name} {_WHOLE[name]}; use adamw, adam or muon under ZeRO-{zero_stage}, or {name} without "
-            "DeepSpeed"
-        )
-    if name != "muon":
-        return
-    if impl == "torch":
-        raise InputError(
-            f"optimizer_impl: torch's Muon needs whole matrices, and {_FLAT}; use auto, which takes DeepSpeed's"
-        )
-    if max_grad_norm > 0:
-        raise InputError(
-            f"max_grad_norm: {max_grad_norm:g} under ZeRO-{zero_stage} would clip Muon's finished updates instead of "
-            "gradients, shrinking every step; add --max_grad_norm 0"
-        )
+def _kernel_class(impl: str, name: str) -> Any:
+    if impl == "apex":
+        return fused_class("FusedLAMB" if name == "lamb" else "FusedAdam", "optimizer_impl", _TORCH)
+    try:
+        return import_module("deepspeed.ops.lamb").FusedLamb
+    except (ImportError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"optimizer_impl: deepspeed is not installed ({reason}); {_INSTALL}, or {_TORCH}") from None
 
 
-def _check_fsdp(name: str, impl: str) -> None:
-    if name == "adafactor":
+def fused_optimizer(impl: str, name: str, groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
+    """An optimizer of apex or DeepSpeed with the `options` of ours, as `check_engine` allows; LAMB without its own clipping."""
+    if name == "lamb":
+        clamp = {key: options.pop(key) for key in ("max_coeff", "min_coeff")}
+        # nvlamb: the trust ratio for tensors without weight decay too, as in the paper's algorithm.
+        options |= clamp if impl == "deepspeed" else {"max_grad_norm": math.inf, "use_nvlamb": True}
+    else:
+        options["adam_w_mode"] = name == "adamw"  # else weight decay is a term of the gradient
+    chosen = _kernel_class(impl, name)
+    try:
+        return chosen(groups, **options)  # type: ignore[no-any-return]
+    except Exception as error:  # DeepSpeed compiles its kernel now, and says in many ways that it cannot
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
-            "optimizer_type: adafactor cannot work on FSDP's distributed tensors; use adamw, lamb or muon, or ddp.yaml"
-        )
-    if impl in _KERNELS:
-        raise InputError(f"optimizer_impl: {impl}'s kernels cannot work on FSDP's distributed tensors; {_TORCH}")
+            f"optimizer_impl: {impl}'s {chosen.__name__} cannot be made here ({reason}); {_TORCH}"
+        ) from error
 
 
 def zero_stage(plugin: Any) -> int | None:
@@ -102,81 +138,23 @@ def zero_stage(plugin: Any) -> int | None:
     return None if plugin is None else int(plugin.deepspeed_config.get("zero_optimization", {}).get("stage", 0))
 
 
-def keep_optimizer(plugin: Any, name: str) -> None:
-    """Let DeepSpeed take an optimizer that is not on its list, with offloading too, instead of its own Adam.
+def let_deepspeed_step(plugin: Any, name: str) -> bool:
+    """Let ZeRO step the optimizer that we build where it would refuse it or take its own: Muon, and torch's own where the step
+    is offloaded to the CPU and DeepSpeed's CPU Adam is not built. Returns whether that is so.
 
-    Its Muon under ZeRO-3 wants whole gradients on every rank.
+    Compiling it would take a minute out of the budget; DS_BUILD_CPU_ADAM=1 when DeepSpeed is installed builds it in advance.
     """
-    if name == "muon" and zero_stage(plugin) == 3:
-        plugin.deepspeed_config["zero_optimization"]["reduce_scatter"] = False
-    plugin.deepspeed_config["zero_allow_untested_optimizer"] = True
-    plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
-
-
-def needs_cpu_adam_built(plugin: Any) -> bool:
-    """Whether the optimizer's step is offloaded to the CPU and DeepSpeed would compile its CPU Adam for it first.
-
-    That takes a minute out of the budget; DS_BUILD_CPU_ADAM=1 when DeepSpeed is installed builds it in advance.
-    """
-    offload = plugin.deepspeed_config.get("zero_optimization", {}).get("offload_optimizer") or {}
-    if offload.get("device", "none") == "none":
+    stage = zero_stage(plugin)
+    if not stage:
         return False
-    return not import_module("deepspeed.git_version_info").installed_ops.get("cpu_adam", False)
-
-
-def fused_class(impl: str, name: str) -> Any:
-    """Return the class of a fused optimizer.
-
-    Raises:
-        InputError: its package is not installed, or without its CUDA kernels.
-    """
-    kind = "Adam" if name in ("adam", "adamw") else "LAMB" if impl == "apex" else "Lamb"
-    try:
-        module = import_module("apex.optimizers" if impl == "apex" else "deepspeed.ops.lamb")
-        if impl == "apex":
-            import_module("amp_C")  # the kernels; apex without them fails only when an optimizer is made
-        return getattr(module, f"Fused{kind}")
-    except (ImportError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"optimizer_impl: {impl} is not installed ({reason}); {_INSTALL[impl]}, or {_TORCH}"
-        ) from None
-
-
-def fused_adam(groups: list[dict[str, Any]], *, decoupled: bool, **adam: Any) -> torch.optim.Optimizer:
-    """apex's FusedAdam: AdamW where weight decay is `decoupled`, else Adam."""
-    return fused_class("apex", "adam")(groups, adam_w_mode=decoupled, **adam)  # type: ignore[no-any-return]
-
-
-def fused_lamb(
-    impl: str, groups: list[dict[str, Any]], *, bias_correction: bool, max_coeff: float, min_coeff: float, **adam: Any
-) -> torch.optim.Optimizer:
-    """apex's FusedLAMB or DeepSpeed's FusedLamb, without their own clipping; see `check_lamb` for the errors."""
-    check_lamb(impl, bias_correction=bias_correction, max_coeff=max_coeff, min_coeff=min_coeff)
-    # nvlamb: the trust ratio for tensors without weight decay too, as in the paper's algorithm.
-    options: dict[str, Any] = {"max_grad_norm": math.inf, "use_nvlamb": True}
-    if impl == "deepspeed":
-        options = {"max_coeff": max_coeff, "min_coeff": min_coeff}
-    chosen = fused_class(impl, "lamb")
-    try:
-        return chosen(groups, bias_correction=bias_correction, **options, **adam)  # type: ignore[no-any-return]
-    except Exception as error:  # DeepSpeed compiles its kernel now, and says in many ways that it cannot
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"optimizer_impl: {impl}'s FusedLamb cannot be made here ({reason}); {_TORCH}") from error
-
-
-def check_lamb(impl: str, *, bias_correction: bool, max_coeff: float, min_coeff: float) -> None:
-    """Refuse (InputError) options with which a fused kernel would compute something else than our own Lamb does."""
-    if impl == "apex" and (max_coeff != math.inf or min_coeff != 0):
-        raise InputError(
-            f"optimizer_impl: apex's FusedLAMB does not clamp its trust ratio to [{min_coeff:g}, {max_coeff:g}]; give "
-            f"max_coeff inf and min_coeff 0, or {_TORCH}"
-        )
-    if impl == "deepspeed" and bias_correction:
-        raise InputError(
-            "bias_correction: DeepSpeed's FusedLamb corrects behind the trust ratio, not before it as the paper does; "
-            f"leave it out, or {_TORCH}"
-        )
+    zero = plugin.deepspeed_config["zero_optimization"]
+    offloads = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
+    not_built = offloads and not import_module("deepspeed.git_version_info").installed_ops.get("cpu_adam", False)
+    if name == "muon" and stage == 3:
+        zero["reduce_scatter"] = False  # DeepSpeed's Muon wants whole gradients on every rank
+    if name == "muon" or not_built:
+        plugin.deepspeed_config |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    return not_built
 
 
 def zero_muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -192,9 +170,7 @@ def zero_muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     try:
         from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
     except ImportError as error:
-        raise InputError(
-            f"optimizer_type: muon under ZeRO is DeepSpeed's ({error}); {_INSTALL['deepspeed']}"
-        ) from None
+        raise InputError(f"optimizer_type: muon under ZeRO is DeepSpeed's ({error}); {_INSTALL}") from None
     scaled: list[dict[str, Any]] = []
     for group in groups:
         for parameter in group["params"]:

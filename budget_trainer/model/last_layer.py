@@ -75,32 +75,36 @@ _FORMS: dict[str, Callable[..., Any]] = dict.fromkeys(("bert", "roberta", "xlm-r
 _FORMS |= {"megatron-bert": _megatron_at, "modernbert": _modernbert_at}
 
 
-def has_form(config: Any) -> bool:
-    """Whether a model with this config may get a last layer for masked positions."""
+def use_last_layer(model: Any) -> None:
+    """Give the last layer the forward that takes `masked_positions`, where the model type has one."""
+    if _has_form(model.config):
+        layer = _last_layer(model)
+        change_class(layer, with_mixin(_AtMaskedPositions, type(layer), _FORMS[model.config.model_type]))
+
+
+def takes_positions(config: Any) -> bool:
+    """Whether a model with this config computes a last layer for `masked_positions`.
+
+    Its attention has to take other queries than keys: megatron-bert's is ours, others' must be SDPA or eager.
+    """
+    return _has_form(config) and (
+        config.model_type == "megatron-bert" or config._attn_implementation in ("sdpa", "eager")
+    )
+
+
+def _has_form(config: Any) -> bool:
     return config.model_type in _FORMS and not getattr(config, "is_decoder", False)
 
 
-def may_attend(config: Any) -> bool:
-    """Whether its attention takes other queries than keys: megatron-bert's is ours, others' must be SDPA or eager."""
-    return config.model_type == "megatron-bert" or config._attn_implementation in ("sdpa", "eager")
-
-
-def last_layer(model: Any) -> Any:
-    """Return the last layer of a model of one of the types that `has_form` allows."""
+def _last_layer(model: Any) -> Any:
     base = model.base_model
     return (base.layers if model.config.model_type == "modernbert" else base.encoder.layer)[-1]
-
-
-def use_last_layer(model: Any) -> None:
-    """Give the last layer the forward that takes `masked_positions`."""
-    layer = last_layer(model)
-    change_class(layer, with_mixin(_AtMaskedPositions, type(layer), _FORMS[model.config.model_type]))
 
 
 def positions_used(model: Any, share: float) -> dict[nn.Module, float]:
     """Return the share of a block's positions that each linear map of the last layer sees, `share` being masked."""
     everywhere = {"key": 1.0, "value": 1.0, "Wqkv": (2 + share) / 3}
-    parts = last_layer(model).named_modules()
+    parts = _last_layer(model).named_modules()
     return {m: everywhere.get(name.rsplit(".", 1)[-1], share) for name, m in parts if isinstance(m, nn.Linear)}
 
 

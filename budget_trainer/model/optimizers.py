@@ -7,15 +7,21 @@ the rest, inside one `Optimizer`, so that a scheduler, Accelerate and a gradient
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.engine_optimizers import check_engine, full_shape, fused_adam, fused_lamb, zero_muon
-
-MAX_COEFF, MIN_COEFF = 0.3, 0.01  # of the original project (Izsak et al. 2021)
+from budget_trainer.model.engine_optimizers import (
+    MAX_COEFF,
+    MIN_COEFF,
+    check_engine,
+    full_shape,
+    fused_optimizer,
+    zero_muon,
+)
 
 
 class Lamb(torch.optim.Optimizer):
@@ -76,7 +82,7 @@ class Lamb(torch.optim.Optimizer):
             torch._foreach_div_(direction, 1 - beta1 ** group["step"])
         if group["weight_decay"] != 0:
             torch._foreach_add_(direction, params, alpha=group["weight_decay"])
-        ratios = trust_ratios(params, list(direction), group["min_coeff"], group["max_coeff"])
+        ratios = _trust_ratios(params, list(direction), group["min_coeff"], group["max_coeff"])
         torch._foreach_mul_(direction, list(ratios.unbind()))
         torch._foreach_add_(params, direction, alpha=-group["lr"])
 
@@ -89,7 +95,7 @@ class Lamb(torch.optim.Optimizer):
         return [self.state[p]["exp_avg"] for p in params], [self.state[p]["exp_avg_sq"] for p in params]
 
 
-def trust_ratios(params: list[Tensor], direction: list[Tensor], min_coeff: float, max_coeff: float) -> Tensor:
+def _trust_ratios(params: list[Tensor], direction: list[Tensor], min_coeff: float, max_coeff: float) -> Tensor:
     """Return ||x|| / ||r|| for each pair of tensors, clamped, as one vector on their device; 1 where a norm is zero."""
     weights = torch.stack(list(torch._foreach_norm(params)))
     updates = torch.stack(list(torch._foreach_norm(direction)))
@@ -98,37 +104,80 @@ def trust_ratios(params: list[Tensor], direction: list[Tensor], min_coeff: float
 
 
 OPTIMIZERS = ("adam", "adamw", "adafactor", "lamb", "muon")
-LAMB_ONLY = ("bias_correction", "max_coeff", "min_coeff")
+_LAMB_ONLY = ("bias_correction", "max_coeff", "min_coeff")
 
 
-def check_options(name: str, **options: float | bool | None) -> None:
-    """Refuse an unknown optimizer, options that it does not have, and numbers out of range (None: not given).
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """What `build_optimizer` makes, checked.
+
+    Args:
+        name: one of OPTIMIZERS. adafactor takes the given learning rate, without its own scaling.
+        learning_rate: the peak, in units of the update.
+        weight_decay: for matrices and embeddings; biases, norms and other vectors have none.
+        muon_learning_rate, muon_weight_decay: None takes learning_rate and weight_decay; both algorithms' updates have
+            the same size.
+        embedding_learning_rate: of embeddings and the output projection; None takes learning_rate.
+        bias_correction, max_coeff, min_coeff: of lamb only; None takes the original project's False, 0.3 and 0.01.
+        optimizer_impl: auto is torch's fused kernel where the device has one, and DeepSpeed's Muon under ZeRO.
+        zero_stage: DeepSpeed's ZeRO stage, or None.
 
     Raises:
-        InputError: with the field, the value and the fix.
+        InputError: an unknown name, an option that it does not have, or a number out of range.
     """
-    if name not in OPTIMIZERS:
-        raise InputError(f"optimizer_type: {name!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
-    for field, value in options.items():
-        if value is None:
-            continue
-        if field in LAMB_ONLY and name != "lamb":
-            raise InputError(f"{field}: {value} belongs to optimizer_type lamb, not {name}; leave it out")
-        if field in ("adam_beta1", "adam_beta2", "muon_momentum") and not 0 <= value < 1:
-            raise InputError(f"{field}: {value} is not in [0, 1); give a share such as 0.9")
-        if not value >= 0:  # also refuses nan
-            raise InputError(f"{field}: {value} is below 0; give 0 or more")
-    low, high = options.get("min_coeff"), options.get("max_coeff")
-    low, high = MIN_COEFF if low is None else low, MAX_COEFF if high is None else high
-    if low > high:
-        raise InputError(f"min_coeff: {low} is above max_coeff {high}; lower it or raise max_coeff")
+
+    name: str
+    learning_rate: float
+    weight_decay: float = 0.01
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.98
+    adam_epsilon: float = 1e-6
+    muon_learning_rate: float | None = None
+    muon_momentum: float = 0.95
+    muon_weight_decay: float | None = None
+    embedding_learning_rate: float | None = None
+    bias_correction: bool | None = None
+    max_coeff: float | None = None
+    min_coeff: float | None = None
+    optimizer_impl: str = "auto"
+    zero_stage: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise InputError(f"optimizer_type: {self.name!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
+        for field, value in asdict(self).items():
+            if value is None or isinstance(value, str):
+                continue
+            if field in _LAMB_ONLY and self.name != "lamb":
+                raise InputError(f"{field}: {value} belongs to optimizer_type lamb, not {self.name}; leave it out")
+            if field in ("adam_beta1", "adam_beta2", "muon_momentum") and not 0 <= value < 1:
+                raise InputError(f"{field}: {value} is not in [0, 1); give a share such as 0.9")
+            if not value >= 0:  # also refuses nan
+                raise InputError(f"{field}: {value} is below 0; give 0 or more")
+        low, high = self.lamb["min_coeff"], self.lamb["max_coeff"]
+        if low > high:
+            raise InputError(f"min_coeff: {low} is above max_coeff {high}; lower it or raise max_coeff")
+
+    @property
+    def lamb(self) -> dict[str, Any]:
+        """The options that only lamb has."""
+        return {
+            "bias_correction": bool(self.bias_correction),
+            "max_coeff": MAX_COEFF if self.max_coeff is None else self.max_coeff,
+            "min_coeff": MIN_COEFF if self.min_coeff is None else self.min_coeff,
+        }
+
+    def check_engine(self, device: str, **engine: Any) -> None:
+        """Refuse what this device or engine cannot run; see `engine_optimizers.check_engine`."""
+        lamb = self.lamb if self.name == "lamb" else None
+        check_engine(self.name, self.optimizer_impl, device=device, zero_stage=self.zero_stage, lamb=lamb, **engine)
 
 
-PAIR_HEAD = "seq_relationship"  # of next-sentence prediction
-FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+_PAIR_HEAD = "seq_relationship"  # of next-sentence prediction
+_FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
-class MuonWithAdamW(torch.optim.Optimizer):
+class _MuonWithAdamW(torch.optim.Optimizer):
     """torch.optim.Muon and fused AdamW behind one interface; every group says which by its `use_muon`.
 
     The groups and the state belong to this object; both inner optimizers borrow them for the length of a step. So
@@ -168,67 +217,35 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
 
-def build_optimizer(
-    name: str,
-    model: nn.Module,
-    *,
-    learning_rate: float,
-    weight_decay: float = 0.01,
-    adam_beta1: float = 0.9,
-    adam_beta2: float = 0.98,
-    adam_epsilon: float = 1e-6,
-    muon_learning_rate: float | None = None,
-    muon_momentum: float = 0.95,
-    muon_weight_decay: float | None = None,
-    embedding_learning_rate: float | None = None,
-    bias_correction: bool | None = None,
-    max_coeff: float | None = None,
-    min_coeff: float | None = None,
-    optimizer_impl: str = "auto",
-    zero_stage: int | None = None,
-) -> torch.optim.Optimizer:
+def build_optimizer(name: str | OptimizerOptions, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
     """Return the optimizer of a model, whose parameters are already on their device.
 
     Args:
-        name: one of OPTIMIZERS. adafactor takes the given learning rate, without its own scaling.
+        name: the optimizer, with `options` as OptimizerOptions takes them; or these themselves.
         model: every trainable parameter goes into exactly one group, a tied one once.
-        learning_rate: the peak, in units of the update.
-        weight_decay: for matrices and embeddings; biases, norms and other vectors have none.
-        muon_learning_rate, muon_weight_decay: None takes learning_rate and weight_decay; both algorithms' updates have
-            the same size.
-        embedding_learning_rate: of embeddings and the output projection; None takes learning_rate.
-        bias_correction, max_coeff, min_coeff: of lamb only; None takes the original project's False, 0.3 and 0.01.
-        optimizer_impl: auto is torch's fused kernel where the device has one, and DeepSpeed's Muon under ZeRO.
-        zero_stage: DeepSpeed's ZeRO stage, or None.
 
     Raises:
-        InputError: an unknown name, a number out of range, or what this device or this engine cannot run.
+        InputError: as OptimizerOptions does, and for what this device or this engine cannot run.
     """
-    check_options(
-        name,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        adam_beta1=adam_beta1,
-        adam_beta2=adam_beta2,
-        adam_epsilon=adam_epsilon,
-        muon_learning_rate=muon_learning_rate,
-        muon_momentum=muon_momentum,
-        muon_weight_decay=muon_weight_decay,
-        embedding_learning_rate=embedding_learning_rate,
-        bias_correction=bias_correction,
-        max_coeff=max_coeff,
-        min_coeff=min_coeff,
-    )
-    device = next((parameter.device.type for parameter in model.parameters()), "cpu")
-    check_engine(name, optimizer_impl, device=device, zero_stage=zero_stage)
-    embedding_lr = learning_rate if embedding_learning_rate is None else embedding_learning_rate
+    o = OptimizerOptions(name, **options) if isinstance(name, str) else name
+    name = o.name
+    o.check_engine(next((parameter.device.type for parameter in model.parameters()), "cpu"))
+    rate, embedding_lr = o.learning_rate, o.embedding_learning_rate
     groups = parameter_groups(
-        model, lr=learning_rate, weight_decay=weight_decay, embedding_lr=embedding_lr, split_hidden=name == "muon"
+        model,
+        lr=rate,
+        weight_decay=o.weight_decay,
+        embedding_lr=rate if embedding_lr is None else embedding_lr,
+        split_hidden=name == "muon",
     )
-    adam: dict[str, Any] = {"betas": (adam_beta1, adam_beta2), "eps": adam_epsilon}
     fused = _can_fuse(groups)
-    if name in ("adam", "adamw") and optimizer_impl == "apex":
-        return fused_adam(groups, decoupled=name == "adamw", **adam)
+    adam: dict[str, Any] = {"betas": (o.adam_beta1, o.adam_beta2), "eps": o.adam_epsilon}
+    if name == "lamb":
+        adam |= o.lamb
+    if o.optimizer_impl in ("apex", "deepspeed"):
+        return fused_optimizer(o.optimizer_impl, name, groups, **adam)
+    if name == "lamb":
+        return Lamb(groups, **adam)
     if name == "adam":  # with weight_decay as a term of the gradient; adamw decouples it
         return torch.optim.Adam(groups, fused=fused, **adam)
     if name == "adamw":
@@ -236,27 +253,16 @@ def build_optimizer(
     if name == "adafactor":
         from transformers.optimization import Adafactor  # the only one that needs more than torch
 
-        return Adafactor(groups, lr=learning_rate, scale_parameter=False, relative_step=False)
-    if name == "lamb":
-        adam |= {
-            "bias_correction": bool(bias_correction),
-            "max_coeff": MAX_COEFF if max_coeff is None else max_coeff,
-            "min_coeff": MIN_COEFF if min_coeff is None else min_coeff,
-        }
-        return (
-            fused_lamb(optimizer_impl, groups, **adam)
-            if optimizer_impl in ("apex", "deepspeed")
-            else Lamb(groups, **adam)
-        )
+        return Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False)
     for group in groups:
         group["use_muon"] = group["name"] == "hidden"
         if group["use_muon"]:
-            group["momentum"] = muon_momentum
-            group["lr"] = learning_rate if muon_learning_rate is None else muon_learning_rate
-            group["weight_decay"] = weight_decay if muon_weight_decay is None else muon_weight_decay
+            group["momentum"] = o.muon_momentum
+            group["lr"] = rate if o.muon_learning_rate is None else o.muon_learning_rate
+            group["weight_decay"] = o.weight_decay if o.muon_weight_decay is None else o.muon_weight_decay
         else:
             group.update(adam)
-    return zero_muon(groups) if zero_stage else MuonWithAdamW(groups, fused=fused)
+    return zero_muon(groups) if o.zero_stage else _MuonWithAdamW(groups, fused=fused)
 
 
 def parameter_groups(
@@ -296,7 +302,7 @@ def _classified(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             kinds[id(table.weight)] = "embeddings"
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if path.endswith(PAIR_HEAD) and name == "weight":
+            if path.endswith(_PAIR_HEAD) and name == "weight":
                 kinds[id(parameter)] = "decay"  # two rows: an output projection, not a hidden matrix
             elif len(full_shape(parameter)) < 2 or name.endswith("bias") or _is_norm(module):
                 kinds.setdefault(id(parameter), "no_decay")
@@ -315,7 +321,7 @@ def _is_norm(module: nn.Module) -> bool:
 def _can_fuse(groups: list[dict[str, Any]]) -> bool:
     """Say whether every parameter is a float on a device with a fused Adam."""
     return all(
-        parameter.device.type in FUSED_DEVICES and parameter.is_floating_point()
+        parameter.device.type in _FUSED_DEVICES and parameter.is_floating_point()
         for group in groups
         for parameter in group["params"]
     )

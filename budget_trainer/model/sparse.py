@@ -19,7 +19,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.model import attention
 from budget_trainer.model.attention import fuse_attention
 from budget_trainer.model.cross_entropy import linear_cross_entropy, logits_loss, loss_per_label
-from budget_trainer.model.last_layer import gather_states, has_form, may_attend, positions_used, use_last_layer
+from budget_trainer.model.last_layer import gather_states, positions_used, takes_positions, use_last_layer
 from budget_trainer.model.patches import with_mixin
 
 
@@ -69,13 +69,12 @@ class SparsePrediction(_Base):
         super().__init__(config, *args, **kwargs)
         if config.model_type in FUSED and not getattr(config, "is_decoder", False):
             fuse_attention(self)
-        if has_form(config):
-            use_last_layer(self)
+        use_last_layer(self)
 
     @property
     def last_layer_is_sparse(self) -> bool:
         """Whether training computes the last layer at masked positions only."""
-        return self._is_sparse and self.sparse_last_layer and has_form(self.config) and may_attend(self.config)
+        return self._is_sparse and self.sparse_last_layer and takes_positions(self.config)
 
     def positions_used(self, share: float) -> dict[nn.Module, float]:
         """Return the share of positions that each linear map of a sparse last layer sees; nothing for a whole one."""

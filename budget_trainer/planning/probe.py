@@ -41,9 +41,9 @@ from budget_trainer.planning.predict import Costs
 from budget_trainer.planning.result import REPORT_FILE, ProbeReport
 from budget_trainer.planning.steps import NO_ROOM, ProbeSteps, Steps, ladder_sizes, micro_batches
 from budget_trainer.reporting.report import environment
-from budget_trainer.training import parts
 from budget_trainer.training.callbacks import CheckpointCadence, EarlyStop, FinetuneMarkers, ValidationCadence
 from budget_trainer.training.engine import engine_name
+from budget_trainer.training.parts import VERIFY_SHARE
 from budget_trainer.training.recovery import is_out_of_memory
 from budget_trainer.training.run import ENDLESS_STEPS, PretrainingRun
 
@@ -102,7 +102,7 @@ def probe(
         )
     times.mark("imports")
 
-    run.open_blocks()
+    run.check_data()
     times.mark("data")
     times.seconds["checksums"] = _checksum_seconds(run)
     report = ProbeReport(
@@ -143,9 +143,9 @@ def probe(
 
     total, workers, collators = report.total_per_process, args.dataloader_num_workers, _stage_collators(run)
     allowed = micro_batches(total, lambda accumulation: _follows(run, accumulation))
-    allowed = [size for size in allowed if total is not None or size <= run.blocks.rows]
+    allowed = [size for size in allowed if total is not None or size <= run.parts.blocks.rows]
     args.max_steps, args.gradient_accumulation_steps, args.dataloader_num_workers = ENDLESS_STEPS, 1, 0
-    run.optimizer_options = parts.optimizer_options(recipe, args)
+    run.optimizer_options = run.parts.optimizer_options()
     times.mark(None)
     run.make_trainer(ProbeTrainer)
     trainer, budget = run.trainer, run.budget
@@ -204,18 +204,18 @@ def _checksum_seconds(run: PretrainingRun) -> float:
     begin = time.monotonic()
     share = run.data.verify(_VERIFY_SECONDS)
     spent = time.monotonic() - begin
-    most = min(parts.VERIFY_SHARE * run.recipe.seconds_left(0.0), run.channel.timeout_seconds / 2)
+    most = min(VERIFY_SHARE * run.recipe.seconds_left(0.0), run.channel.timeout_seconds / 2)
     size = sum(int(file["bytes"]) for split in run.data.manifest["splits"].values() for file in split["files"])
     return min(most, spent / share if share else size / _HASHED_PER_SECOND)
 
 
 def _counting_seconds(run: PretrainingRun) -> float:
     """Of counting as many tokens as this budget pays for, by a part of them."""
-    wanted = parts.counted_tokens(run.recipe, run.data, run.blocks)
+    wanted = run.parts.counted_tokens
     tokens = min(_COUNTED_TOKENS, wanted)
     size = run.model.get_input_embeddings().weight.shape[1]
     begin = time.monotonic()
-    parts.count_embeddings(run.recipe, run.args, run.data, run.blocks, size, tokens)
+    run.parts.count_embeddings(size, tokens)
     return (time.monotonic() - begin) * (wanted / tokens) ** _COUNTING_GROWS
 
 
@@ -227,7 +227,7 @@ def _check_weights_fit(run: PretrainingRun) -> None:
     if run.args.device.type != "cpu" or run.recipe.model.model_name_or_path is not None:
         return
     with torch.device("meta"):
-        parameters = parameter_count(parts.make_model(run.recipe, run.args, run.data))
+        parameters = parameter_count(run.parts.make_model())
     if parameters * _STATE_BYTES.get(run.recipe.optimizer.optimizer_type, 16) > _MEMORY_SHARE * free_bytes():
         raise RunError(NO_ROOM)
 

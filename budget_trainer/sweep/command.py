@@ -235,7 +235,7 @@ def check_start(spec: SweepSpec, on_cpu: bool) -> Path:
             f"{format_duration(spec.trial_seconds)}, and about {beside:.0f}s to start and evaluate it); give "
             f"{format_duration(spec.trial_seconds + beside)} or more, or lower time_per_trial"
         )
-    run_folder.check_writable(spec.output_dir)
+    run_folder.RunFolder(spec.output_dir).check_writable()
     for name in _FOREIGN:
         if (spec.output_dir / name).exists():
             raise InputError(

@@ -75,7 +75,7 @@ class TrialFolder:
 
     def awaits_evaluation(self) -> bool:
         """Whether its training is finished, and the final evaluation is missing."""
-        return run_folder.awaits_evaluation(self.path)
+        return run_folder.RunFolder(self.path).awaits_evaluation()
 
     def has_stepped(self) -> bool:
         """Whether its training came as far as a step."""

@@ -99,7 +99,7 @@ def write_results(recipe: Recipe, report: dict[str, Any], final: Path | None) ->
         card = recipe.card
         language = (card.language or "").replace(",", " ").split()
         write_model_card(final, license=card.license, language=language)
-    run_folder.end_evaluation(output_dir)
+    run_folder.RunFolder(output_dir).end_evaluation()
     _print_summary(report, output_dir)
 
 

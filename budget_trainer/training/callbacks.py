@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from budget_trainer.budget.callback import TimeBudgetCallback, store_state, stored_state
 from budget_trainer.budget.stages import Stage, Stages, ValidationPlan
 from budget_trainer.core.io import publish_folder
-from budget_trainer.training import checkpoints
+from budget_trainer.training.run_folder import staging_folder
 
 if TYPE_CHECKING:
     from budget_trainer.training.trainer import TimeBudgetTrainer
@@ -66,7 +66,7 @@ class EarlyStop(TrainerCallback):
                 )
 
 
-def marker_folder(output_dir: Path, share: float) -> Path:
+def _marker_folder(output_dir: Path, share: float) -> Path:
     """`finetune-<percent>`, without trailing zeros: 0.5 -> finetune-50, 0.125 -> finetune-12.5."""
     return output_dir / f"finetune-{round(share * 100, 6):g}"
 
@@ -81,27 +81,27 @@ class FinetuneMarkers(TrainerCallback):
     def __init__(self, trainer: TimeBudgetTrainer, markers: Sequence[float], output_dir: str | Path) -> None:
         self.trainer, self.time_budget, self.output_dir = trainer, trainer.time_budget, Path(output_dir)
         # A marker's folder says that it was kept: looked for once, at the start, where all ranks see the same.
-        self.waiting = [share for share in markers if not marker_folder(self.output_dir, share).exists()]
+        self.waiting = [share for share in markers if not _marker_folder(self.output_dir, share).exists()]
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         for share in [share for share in self.waiting if self.time_budget.share >= share]:
             if self.time_budget.reserve(self.time_budget.reading.save):
                 self.waiting.remove(share)
-                self.trainer.save_folder(marker_folder(self.output_dir, share))
+                self.trainer.save_folder(_marker_folder(self.output_dir, share))
 
     def in_final(self) -> list[str]:
         """After the budget has ended: the folders of the markers that lay within the reserve."""
         if self.time_budget.stop_reason != self.time_budget.end_reason:
             return []  # max_steps came first: their time never did
         end = self.time_budget.end_seconds / self.time_budget.total_seconds
-        return [marker_folder(self.output_dir, share).name for share in self.waiting if share <= end]
+        return [_marker_folder(self.output_dir, share).name for share in self.waiting if share <= end]
 
 
 def copy_final(final: Path, names: Sequence[str]) -> None:
     """Make the folders `names` beside `final` copies of it, those that are not there yet (main process only)."""
     for target in [final.with_name(name) for name in names]:
         if not target.exists():
-            staging = checkpoints.staging_folder(target)
+            staging = staging_folder(target)
             shutil.copytree(final, staging, dirs_exist_ok=True)
             publish_folder(staging, target)
 

@@ -19,7 +19,7 @@ from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import fresh_folder, publish_folder, write_atomic
 from budget_trainer.model.engine_optimizers import zero_stage
-from budget_trainer.training import checkpoints
+from budget_trainer.training.run_folder import complete_manifest
 
 log = logging.getLogger(__name__)
 _OWNED = {"optimizer": "optimizer_type", "scheduler": "curve"}  # block of a DeepSpeed JSON: the flag that says it here
@@ -87,7 +87,7 @@ def check_loadable(checkpoint: Path | None, engine: str, world_size: int, optimi
     """
     if checkpoint is None:
         return
-    manifest = checkpoints.complete_manifest(checkpoint)
+    manifest = complete_manifest(checkpoint)
     theirs, size = manifest["engine"], manifest["world_size"]
     plain = {"single", "ddp"}
     if theirs != engine and not {theirs, engine} <= plain:
@@ -110,7 +110,7 @@ def needs_conversion(checkpoint: Path | None, run: TrainingArguments) -> bool:
     """Whether `checkpoint` holds the partitions of another number of processes."""
     if checkpoint is None or run.deepspeed_plugin is None:
         return False
-    return int(checkpoints.complete_manifest(checkpoint)["world_size"]) != run.world_size
+    return int(complete_manifest(checkpoint)["world_size"]) != run.world_size
 
 
 def prepare_universal_checkpoint(checkpoint: Path | None, run: TrainingArguments, channel: ControlChannel) -> None:

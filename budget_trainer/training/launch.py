@@ -10,10 +10,8 @@ from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging as hf_logging
 
-from budget_trainer.budget.channel import Agreement
-from budget_trainer.core.errors import InputError, StopAsked
+from budget_trainer.core.errors import InputError
 from budget_trainer.model.cpu import keep_freed_memory
-from budget_trainer.training import run_folder
 
 
 def prepare(run: TrainingArguments) -> None:
@@ -68,15 +66,3 @@ def check_launch(processes: int, gpus_of_this_process: int = 1) -> None:
             f"WORLD_SIZE: the launcher started {asked} processes, but {processes} train together; launch with a profile "
             "of accelerate_configs/ (on a CPU cpu_2proc.yaml, or add --use_cpu true)"
         )
-
-
-def raise_if_stop_requested(agreement: Agreement, output_dir: Path, during: str) -> None:
-    """Raise StopAsked on all ranks where a signal has come to any of them, between two parts of the set-up.
-
-    There is nothing to save yet: the next job begins where this one did.
-    """
-    if not agreement.agree_on_stop():
-        return
-    if agreement.channel.rank == 0:
-        run_folder.mark_resumable(output_dir, "stop_requested")
-    raise StopAsked(f"{agreement.stop_asked_by} during {during}, before the first step")

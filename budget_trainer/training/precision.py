@@ -25,7 +25,7 @@ from budget_trainer.config.arguments import RunArguments
 from budget_trainer.config.recipe import Recipe
 from budget_trainer.training.engine import engine_name
 from budget_trainer.training.recovery import explain_out_of_memory
-from budget_trainer.training.run_folder import stored_compute_mode
+from budget_trainer.training.run_folder import COMPUTE_MODE_KEY, stored_in
 
 log = logging.getLogger(__name__)
 _PROBE_SHARE = 0.03  # of the budget
@@ -86,7 +86,7 @@ def resolve_compute_mode(
         log.info("torch_compile: off, ZeRO-3 gathers weights as they are touched, which a compiled graph does not see")
         mode = mode.eager
     if recipe.budget.auto_speed:
-        stored = stored_compute_mode(checkpoint)
+        stored = stored_in(checkpoint, COMPUTE_MODE_KEY) if checkpoint is not None else {}
         if stored.get("asked") == asdict(asked):
             kept = ComputeMode(**stored["settled"])
             mode = kept if mode.compile != "no" else kept.eager

@@ -18,6 +18,7 @@ from budget_trainer.budget.channel import Agreement, ControlChannel
 from budget_trainer.budget.clock import BudgetClock, ClockFile
 from budget_trainer.config.recipe import Recipe
 from budget_trainer.core.command import DONE, RESUMABLE
+from budget_trainer.core.errors import StopAsked
 from budget_trainer.core.io import write_json_atomic
 from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.data.folder import DataFolder
@@ -26,7 +27,7 @@ from budget_trainer.model.flops import measure_peak_flops
 from budget_trainer.model.optimizers import build_optimizer
 from budget_trainer.reporting.publish import BackgroundPush
 from budget_trainer.reporting.report import environment
-from budget_trainer.training import checkpoints, launch, parts, run_folder
+from budget_trainer.training import launch
 from budget_trainer.training.account import RunCallbacks, account, finish_push, used_seconds, write_results
 from budget_trainer.training.callbacks import (
     BudgetProgressBar,
@@ -44,8 +45,10 @@ from budget_trainer.training.engine import (
     prepare_universal_checkpoint,
     resolve_engine_config,
 )
+from budget_trainer.training.parts import RunParts
 from budget_trainer.training.precision import resolve_compute_mode
 from budget_trainer.training.recovery import Guard
+from budget_trainer.training.run_folder import CLOCK, FINAL, PROGRESS, REPORT, RunFolder
 from budget_trainer.training.trainer import TimeBudgetTrainer
 
 log = logging.getLogger(__name__)
@@ -69,6 +72,7 @@ class PretrainingRun:
         self.channel = ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout))
         self.agreement = Agreement(self.channel, stop)
         self.data = DataFolder.open(recipe.data_dir)
+        self.parts, self.folder = RunParts(recipe, self.args, self.data), RunFolder(self.output_dir)
         self.checkpoint: Path | None = None  # where the run goes on; None: at its beginning
         self._claimed = False
 
@@ -81,22 +85,22 @@ class PretrainingRun:
     @property
     def awaits_evaluation(self) -> bool:
         """Whether `final/` is written and the job that wrote it was killed before its evaluation had ended."""
-        return self.args.resume_from_checkpoint is not None and run_folder.awaits_evaluation(self.output_dir)
+        return self.args.resume_from_checkpoint is not None and self.folder.awaits_evaluation()
 
     def evaluate_final(self) -> int:
         """Evaluate `final/`, and write the report, its picture and the card."""
         self.at_exit.close()  # no more work that a signal would have to save
-        run_folder.check_data(self.output_dir, self.data.fingerprint)
-        final = self.output_dir / run_folder.FINAL
-        report = json.loads((self.output_dir / run_folder.REPORT).read_text(encoding="utf-8"))
+        self.folder.check_data(self.data.fingerprint)
+        final = self.output_dir / FINAL
+        report = json.loads((self.output_dir / REPORT).read_text(encoding="utf-8"))
         model = load_pretrained(str(final), add_nsp=self.recipe.add_nsp).to(self.args.device)
-        shares = ClockFile.read(self.output_dir / run_folder.CLOCK)
+        shares = ClockFile.read(self.output_dir / CLOCK)
         if sum(shares.values()) > report["used_seconds"]:  # what the last save took may be missing in the report
             report |= {"shares": shares, **used_seconds(shares, report["budget_seconds"])}
         if self.is_main_process:
             copy_final(final, report.get("markers_in_final", []))
         report = {**environment(), **report}  # those it was trained with, where they were written
-        report["evaluation"] = parts.make_evaluation(self.data).run(
+        report["evaluation"] = self.parts.make_evaluation().run(
             model,
             device=self.args.device,
             rank=self.channel.rank,
@@ -116,20 +120,16 @@ class PretrainingRun:
     def open_data(self) -> None:
         """Find where the run goes on, open its blocks, check both, and charge the clock with what earlier jobs used."""
         recipe, args = self.recipe, self.args
-        self.checkpoint = run_folder.find_checkpoint(self.output_dir, args.resume_from_checkpoint)
-        self.open_blocks()
-        parts.check_contents(recipe, args, self.data, self.channel)
+        self.checkpoint = self.folder.find_checkpoint(args.resume_from_checkpoint)
+        self.check_data()
+        self.parts.check_contents(self.channel)
         check_loadable(self.checkpoint, engine_name(args), args.world_size, recipe.optimizer.optimizer_type)
         launch.check_trackers(args)
-        self.job = run_folder.restore_clock(self.clock, self.output_dir, self.checkpoint)
+        self.job = self.folder.restore_clock(self.clock, self.checkpoint)
 
-    def open_blocks(self) -> None:
-        """Memory-map the training blocks; refuse blocks and an engine's configuration that contradict the recipe."""
-        columns = self.data.columns_for(
-            document_mask=self.recipe.data.document_mask, next_sentence=self.recipe.add_nsp
-        )
-        self.blocks = self.data.train(seed=self.args.seed, columns=columns)
-        parts.check_data(self.recipe, self.args, self.data, self.blocks)
+    def check_data(self) -> None:
+        """Refuse blocks and an engine's configuration that contradict the recipe."""
+        self.parts.check_data()
         resolve_engine_config(self.args)
         if self.recipe.max_steps is None:
             self.args.max_steps = ENDLESS_STEPS
@@ -141,22 +141,21 @@ class PretrainingRun:
         self.make_model()
         left = self.recipe.seconds_left(self.clock.elapsed_seconds())
         self.choose_compute_mode(self.args.per_device_train_batch_size, left)
-        launch.raise_if_stop_requested(self.agreement, self.output_dir, "set-up")
-        self.optimizer_options = parts.optimizer_options(self.recipe, self.args)
-        self.identity = parts.run_identity(self.model, self.data, self.recipe, self.args)
-        run_folder.check_identity(self.identity, self.output_dir, self.checkpoint)
+        self._raise_if_stop_requested()
+        self.optimizer_options = self.parts.optimizer_options()
+        self.identity = self.parts.identity(self.model)
+        self.folder.check_identity(self.identity, self.checkpoint)
 
     def make_model(self) -> None:
         """The model, new ones with what is counted in the corpus, and the collator that masks its batches."""
-        recipe, args = self.recipe, self.args
-        self.collator = parts.make_collator(recipe, self.data)
-        self.model = parts.make_model(recipe, args, self.data)
-        if self.checkpoint is None and recipe.model.model_name_or_path is None:
-            parts.initialize_from_corpus(self.model, recipe, args, self.data, self.blocks, self.channel)
+        self.collator = self.parts.make_collator()
+        self.model = self.parts.make_model()
+        if self.checkpoint is None and self.recipe.model.model_name_or_path is None:
+            self.parts.initialize_from_corpus(self.model, self.channel)
 
     def choose_compute_mode(self, micro_batch: int, seconds_left: float) -> None:
         """Precision and compilation, before Trainer is built: its Accelerator fixes both."""
-        batch = self.collator(self.blocks.__getitems__(range(micro_batch)))
+        batch = self.collator(self.parts.blocks.__getitems__(range(micro_batch)))
         self.compute_mode = resolve_compute_mode(
             self.recipe, self.args, self.model, batch, seconds_left, self.checkpoint, self.channel
         )
@@ -171,15 +170,15 @@ class PretrainingRun:
             self.claim_folder()
         prepare_universal_checkpoint(self.checkpoint, self.args, self.channel)
         self.make_trainer(TimeBudgetTrainer, identity=self.identity, stages=self.recipe.stages(self.data.block_size))
-        self.at_exit.callback(checkpoints.release_disk_space, self.output_dir)
+        self.at_exit.callback(self.folder.release_disk_space)
         self.rehearse(reserve_disk=self.recipe.budget.finetune_checkpoint_at_end)
-        launch.raise_if_stop_requested(self.agreement, self.output_dir, "set-up")
+        self._raise_if_stop_requested()
         self.budget.check_room(resumed=self.checkpoint is not None)
 
     def make_trainer(self, trainer_class: type[TimeBudgetTrainer], **options: Any) -> None:
         """`trainer_class` with the parts of this run; TimeBudgetTrainer has the `options`."""
         recipe, args = self.recipe, self.args
-        parts.let_zero_keep_optimizer(recipe, args)
+        self.parts.let_deepspeed_step()
         self.budget = TimeBudgetCallback(
             clock=self.clock,
             agreement=self.agreement,
@@ -191,11 +190,11 @@ class PretrainingRun:
         self.trainer = trainer_class(
             model=self.model,
             args=args,
-            train_dataset=self.blocks,
+            train_dataset=self.parts.blocks,
             data_collator=self.collator,
             processing_class=self.data.load_tokenizer(),
-            create_optimizer_fn=partial(build_optimizer, recipe.optimizer.optimizer_type, **self.optimizer_options),
-            evaluation=parts.make_evaluation(self.data),
+            create_optimizer_fn=partial(build_optimizer, self.optimizer_options),
+            evaluation=self.parts.make_evaluation(),
             time_budget=self.budget,
             throughput=Throughput(self.budget, args.world_size, peak_flops),
             compute_mode=self.compute_mode,
@@ -220,7 +219,7 @@ class PretrainingRun:
     def add_callbacks(self) -> None:
         """What happens while the run trains. The guard comes behind what saves: a bad step is not saved."""
         recipe, trainer, budget, watch = self.recipe, self.trainer, self.budget, self.recipe.watch
-        progress = ProgressLog(budget, self.output_dir / run_folder.PROGRESS, self.job)
+        progress = ProgressLog(budget, self.output_dir / PROGRESS, self.job)
         markers = FinetuneMarkers(trainer, recipe.markers, self.output_dir)
         epochs = recipe.budget.num_epochs_between_checkpoints
         every_samples = None if epochs in (None, -1) else epochs * self.samples_per_epoch
@@ -254,13 +253,23 @@ class PretrainingRun:
             push.start()
         return push
 
+    def _raise_if_stop_requested(self) -> None:
+        """Raise StopAsked on all ranks where a signal has come to any of them, between two parts of the set-up.
+
+        There is nothing to save yet: the next job begins where this one did.
+        """
+        if self.agreement.agree_on_stop():
+            if self.is_main_process:
+                self.folder.mark_resumable("stop_requested")
+            raise StopAsked(f"{self.agreement.stop_asked_by} during set-up, before the first step")
+
     # ---- training and the end ----
 
     def claim_folder(self) -> None:
         """Take the output folder for this run, and keep its clock there from here on; a second call does nothing."""
         if self.is_main_process and not self._claimed:
-            run_folder.begin(self.output_dir, self.identity, self.job)
-            clock_file = ClockFile(self.output_dir / run_folder.CLOCK, self.clock)
+            self.folder.begin(self.identity, self.job)
+            clock_file = ClockFile(self.output_dir / CLOCK, self.clock)
             clock_file.start()
             self.at_exit.enter_context(clock_file)
         self._claimed = True
@@ -275,7 +284,7 @@ class PretrainingRun:
         self.is_resumable = self.budget.stop_reason in ("job_time_limit", "stop_requested")
         self.final: Path | None = None
         if self.recipe.budget.finetune_checkpoint_at_end and not self.is_resumable:
-            self.final = self.output_dir / run_folder.FINAL
+            self.final = self.output_dir / FINAL
             self._save_final(self.final)
         self.clock.stop()
         self.at_exit.close()  # clock.json has its last entry, and signals end the process again
@@ -284,9 +293,9 @@ class PretrainingRun:
         """The account first, so that a job that is killed behind the save is finished by the next one."""
         report = account(self.trainer, self.callbacks, self.recipe)
         if self.is_main_process:
-            checkpoints.release_disk_space(self.output_dir)
-            write_json_atomic(self.output_dir / run_folder.REPORT, report)
-            run_folder.begin_evaluation(self.output_dir)
+            self.folder.release_disk_space()
+            write_json_atomic(self.output_dir / REPORT, report)
+            self.folder.begin_evaluation()
         self.trainer.save_folder(final)
 
     def finish(self) -> int:
@@ -296,12 +305,12 @@ class PretrainingRun:
         """
         if self.is_resumable:
             if self.is_main_process:
-                run_folder.mark_resumable(self.output_dir, str(self.budget.stop_reason))
+                self.folder.mark_resumable(str(self.budget.stop_reason))
             return RESUMABLE
         outside = BudgetClock()
         report = {**account(self.trainer, self.callbacks, self.recipe), **environment()}
         if self.is_main_process and self.final is not None:  # who is killed from here on loses only the evaluation
-            write_json_atomic(self.output_dir / run_folder.REPORT, report)
+            write_json_atomic(self.output_dir / REPORT, report)
             copy_final(self.final, report["markers_in_final"])
         metrics = self.trainer.evaluate()
         report["evaluation"] = {name.removeprefix("eval_"): value for name, value in metrics.items()}

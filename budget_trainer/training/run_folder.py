@@ -1,156 +1,322 @@
-"""The output folder of a run: refuse what would be lost, find where to go on, carry the clock over."""
+"""The output folder of a run: its checkpoints, its state, its clock, and the room on its disk.
+
+Every folder in it is complete or absent: written aside, made durable, renamed. What a disk refuses ends the run in one line.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from budget_trainer.budget.callback import STATE_KEY
 from budget_trainer.budget.clock import BudgetClock, ClockFile
-from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import write_json_atomic
-from budget_trainer.training import checkpoints
+from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.io import WRITE_ERRNOS, publish_folder, sha256, write_json_atomic
 
 log = logging.getLogger(__name__)
 FINAL, CLOCK, RUN, PROGRESS, RESUMABLE = "final", "clock.json", "run.json", "progress.jsonl", "RESUMABLE"
 REPORT = "run_report.json"
 COMPUTE_MODE_KEY = "speed"  # in TrainerState.stateful_callbacks
 _TRAINING, _EVALUATING, _FINISHED = "training", "evaluating", "finished"  # states of a run in run.json
+_MANIFEST = "manifest.json"
+_ROOM = ".room-for-final"
+_PARTIAL = ".partial-"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors writes in Rust
+_TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
 
 
-def check_writable(output_dir: Path) -> None:
-    """Refuse a folder that this process may not write in, before any work is done for it. Writes nothing."""
-    there = output_dir.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise InputError(f"output_dir: {there} is a file; give a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"output_dir: {there} is read-only for this user; give a folder that can be written")
+# ---- one folder, complete or absent ----
 
 
-def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
-    """Where to go on: None for a fresh start. Reads only; nothing is written before every rank has passed here.
+def staging_folder(target: Path) -> Path:
+    """The hidden neighbour in which `target` is written before it is complete; the same name on every rank."""
+    return target.with_name(f"{_PARTIAL}{target.name}")
 
-    `auto` takes the newest complete checkpoint, or starts fresh where there is none. Raises InputError for a folder
-    that is read-only or finished, that holds a run nobody asked to resume, and for a checkpoint that is not complete.
+
+def discard(target: Path) -> None:
+    """Delete what was written aside for `target`."""
+    _remove_partial(target.parent, f"{target.name}*")
+
+
+def publish(staging: Path, target: Path, manifest: dict[str, Any] | None = None) -> None:
+    """Make `staging` durable and rename it to `target`, replacing an older one only at the last moment.
+
+    With a `manifest` (a checkpoint), it is written beside the files with their sizes and SHA-256.
     """
-    check_writable(output_dir)
-    if (output_dir / FINAL).exists():
-        raise InputError(f"output_dir: {output_dir} already has {FINAL}/; give another folder, or move {FINAL}/ away")
-    if resume_from_checkpoint is None:
-        leftovers = [name for name in (CLOCK, RUN, PROGRESS) if (output_dir / name).exists()]
-        leftovers += [folder.name for folder in output_dir.glob("checkpoint-*")]
-        if leftovers:
-            raise InputError(
-                f"output_dir: {output_dir} holds another run ({leftovers[0]}); add --resume_from_checkpoint auto to go "
-                "on with it, or give another folder"
-            )
+    if manifest is not None:
+        files = sorted(path for path in staging.rglob("*") if path.is_file())
+        listed = {
+            str(path.relative_to(staging)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+        }
+        text = json.dumps({**manifest, "files": listed}, indent=1) + "\n"
+        (staging / _MANIFEST).write_text(text, encoding="utf-8")
+    publish_folder(staging, target)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a complete checkpoint (every listed file there, with its size), else None."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"].items()
+        complete = all((folder / name).stat().st_size == entry["bytes"] for name, entry in files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if resume_from_checkpoint == "auto":
-        return checkpoints.newest_checkpoint(output_dir)
-    checkpoint = Path(resume_from_checkpoint)
-    if not checkpoint.is_dir():
-        raise InputError(f"resume_from_checkpoint: {checkpoint} is not a folder; give one, or 'auto' for the newest")
-    checkpoints.complete_manifest(checkpoint)
-    return checkpoint
+    return manifest if complete else None
 
 
-def awaits_evaluation(output_dir: Path) -> bool:
-    """Whether `final/` is complete, and the job that wrote it was killed before the evaluation behind it had ended."""
-    return (output_dir / FINAL).is_dir() and _read_run(output_dir).get("state") == _EVALUATING
+def complete_manifest(folder: Path, *, checksums: bool = False) -> dict[str, Any]:
+    """The manifest of a checkpoint; InputError where it is not complete, or with `checksums` where a file has changed."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(
+            f"resume_from_checkpoint: {folder} is not a complete checkpoint; give another one, or 'auto' for the newest"
+        )
+    for name, entry in manifest["files"].items() if checksums else ():
+        if sha256(folder / name) != entry["sha256"]:
+            raise InputError(
+                f"resume_from_checkpoint: {folder / name} does not match its checksum; delete {folder} and use an older one"
+            )
+    return manifest
 
 
-def check_identity(identity: dict[str, Any], output_dir: Path, checkpoint: Path | None) -> None:
-    """Refuse to go on with another model, data or seed than the run began with. Verifies the checkpoint's checksums."""
-    for source in (checkpoint, output_dir):
-        if source is None:
-            continue
-        if source == checkpoint:
-            theirs = checkpoints.complete_manifest(source, checksums=True)["identity"]
-        else:
-            theirs = _read_run(output_dir).get("identity")
-            if theirs is None:
-                continue
-        for field in sorted(identity.keys() | theirs.keys()):
-            if identity.get(field) != theirs.get(field):
+@contextmanager
+def explain_full_disk(target: Path, *, alone: bool) -> Iterator[None]:
+    """RunError in the place of an error that means: the disk did not take `target`.
+
+    `alone`: no other rank may still write there, so that what was written aside can be deleted; else the next job does.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = _disk_failure(error)
+        if reason is None:
+            raise
+        if alone:
+            discard(target)
+        raise _write_error(target, reason) from error
+
+
+def _disk_failure(error: BaseException) -> str | None:
+    """Why a disk did not take what was written, in the words of the system; None for any other error."""
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) and (found := _OS_ERROR.search(str(error))):
+        code = int(found.group(1))
+    if code in WRITE_ERRNOS:
+        return os.strerror(code)
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_WRITER):
+        return "the disk took a part of it"
+    return None
+
+
+def _write_error(target: Path, reason: str) -> RunError:
+    """The end of a run whose folder takes no more: what, why, what is left and how to go on."""
+    free = shutil.disk_usage(_nearest_existing(target.parent)).free
+    return RunError(
+        f"output_dir: {target} could not be written ({reason}, {free / 1e6:.1f} MB free); make room there, then go on from "
+        f"{RunFolder(target.parent).newest_checkpoint() or 'the beginning'} with --resume_from_checkpoint auto"
+    )
+
+
+def _nearest_existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _remove_partial(parent: Path, pattern: str = "*") -> None:
+    for folder in parent.glob(f"{_PARTIAL}{pattern}"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- the folder of a run ----
+
+
+class RunFolder:
+    """`output_dir` of a run. What writes is called by the main process only, and not before every rank has passed
+    `find_checkpoint` and `check_identity`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def check_writable(self) -> None:
+        """Refuse a folder that this process may not write in, before any work is done for it. Writes nothing."""
+        there = _nearest_existing(self.path)
+        if not there.is_dir():
+            raise InputError(f"output_dir: {there} is a file; give a folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise InputError(f"output_dir: {there} is read-only for this user; give a folder that can be written")
+
+    # ---- checkpoints ----
+
+    def checkpoints(self) -> list[Path]:
+        """The complete training checkpoints, oldest step first."""
+        named = [folder for folder in self.path.glob("checkpoint-*") if folder.name[11:].isdecimal()]
+        return [folder for folder in sorted(named, key=step_of) if read_manifest(folder) is not None]
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest complete training checkpoint."""
+        return next(reversed(self.checkpoints()), None)
+
+    def rotate(self, limit: int | None, *, before_save: bool = False) -> None:
+        """Keep the newest `limit` complete checkpoints (all where None); the last complete one always stays.
+
+        `before_save` makes room for one more, but only where the disk has none for another like the newest.
+        """
+        complete = self.checkpoints()
+        if limit is None or not complete:
+            return
+        if before_save:
+            needed = sum(entry["bytes"] for entry in complete_manifest(complete[-1])["files"].values())
+            if shutil.disk_usage(self.path).free >= 1.1 * needed:
+                return
+            limit -= 1
+        for folder in complete[: -max(limit, 1)]:
+            retired = folder.with_name(f"{_PARTIAL}retired-{folder.name}")
+            folder.rename(retired)  # first out of sight: a kill in the middle leaves no half checkpoint
+            shutil.rmtree(retired, ignore_errors=True)
+
+    def find_checkpoint(self, resume_from_checkpoint: str | None) -> Path | None:
+        """Where to go on: None for a fresh start. Reads only.
+
+        `auto` takes the newest complete checkpoint, or starts fresh where there is none. Raises InputError for a folder
+        that is read-only or finished, that holds a run nobody asked to resume, and for a checkpoint that is not complete.
+        """
+        self.check_writable()
+        if (self.path / FINAL).exists():
+            raise InputError(
+                f"output_dir: {self.path} already has {FINAL}/; give another folder, or move {FINAL}/ away"
+            )
+        if resume_from_checkpoint is None:
+            leftovers = [name for name in (CLOCK, RUN, PROGRESS) if (self.path / name).exists()]
+            leftovers += [folder.name for folder in self.path.glob("checkpoint-*")]
+            if leftovers:
                 raise InputError(
-                    f"resume_from_checkpoint: {source} was begun with {field}={theirs.get(field)!r}, this run has "
-                    f"{identity.get(field)!r}; use the recipe it was begun with, or another output_dir"
+                    f"output_dir: {self.path} holds another run ({leftovers[0]}); add --resume_from_checkpoint auto to go "
+                    "on with it, or give another folder"
                 )
+            return None
+        if resume_from_checkpoint == "auto":
+            return self.newest_checkpoint()
+        checkpoint = Path(resume_from_checkpoint)
+        if not checkpoint.is_dir():
+            raise InputError(
+                f"resume_from_checkpoint: {checkpoint} is not a folder; give one, or 'auto' for the newest"
+            )
+        complete_manifest(checkpoint)
+        return checkpoint
+
+    # ---- run.json and RESUMABLE: what the run is, and what is left to do ----
+
+    def check_identity(self, identity: dict[str, Any], checkpoint: Path | None) -> None:
+        """Refuse to go on with another model, data or seed than the run began with. Verifies the checkpoint's checksums."""
+        begun = {self.path: self._read_run().get("identity", identity)}
+        if checkpoint is not None:
+            begun = {checkpoint: complete_manifest(checkpoint, checksums=True)["identity"], **begun}
+        for source, theirs in begun.items():
+            for field in sorted(identity.keys() | theirs.keys()):
+                if identity.get(field) != theirs.get(field):
+                    raise InputError(
+                        f"resume_from_checkpoint: {source} was begun with {field}={theirs.get(field)!r}, this run has "
+                        f"{identity.get(field)!r}; use the recipe it was begun with, or another output_dir"
+                    )
+
+    def check_data(self, fingerprint: str) -> None:
+        """Refuse to evaluate a finished run on the blocks of another data folder."""
+        if self._read_run().get("identity", {}).get("data") != fingerprint:
+            raise InputError(
+                f"data_dir: not the data that {self.path} was trained with, and its evaluation is still to be done; give "
+                "that folder again"
+            )
+
+    def restore_clock(self, clock: BudgetClock, checkpoint: Path | None) -> int:
+        """Charge what earlier jobs used (the larger of clock.json and the checkpoint); returns this job's number from 1."""
+        records = [ClockFile.read(self.path / CLOCK)]
+        if checkpoint is not None:
+            records.append(stored_in(checkpoint, STATE_KEY)["shares"])
+        clock.restore(max(records, key=lambda seconds: sum(seconds.values())))
+        return int(self._read_run().get("job", 0)) + 1
+
+    def begin(self, identity: dict[str, Any], job: int) -> None:
+        """Claim the folder for this run: `run.json` says what it is, folders that killed jobs left unfinished go."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / RESUMABLE).unlink(missing_ok=True)
+        _remove_partial(self.path)
+        write_json_atomic(self.path / RUN, {"job": job, "state": _TRAINING, "identity": identity})
+
+    def begin_evaluation(self) -> None:
+        """From here to `end_evaluation` a job that is killed behind `final/` is to be resumed."""
+        write_json_atomic(self.path / RUN, {**self._read_run(), "state": _EVALUATING})
+        (self.path / RESUMABLE).write_text("evaluation\n", encoding="utf-8")
+
+    def end_evaluation(self) -> None:
+        """Report, picture and card are written: nothing is left to do."""
+        (self.path / RESUMABLE).unlink(missing_ok=True)
+        write_json_atomic(self.path / RUN, {**self._read_run(), "state": _FINISHED})
+
+    def awaits_evaluation(self) -> bool:
+        """Whether `final/` is complete, and the job that wrote it was killed before the evaluation behind it had ended."""
+        return (self.path / FINAL).is_dir() and self._read_run().get("state") == _EVALUATING
+
+    def mark_resumable(self, reason: str) -> None:
+        """Leave the file `RESUMABLE` with the reason.
+
+        Launchers turn exit code 85 into 1, so a job script tests for the file. What it says is for people: the state of
+        the run is in `run.json`.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        newest = self.newest_checkpoint()
+        where = "from its beginning" if newest is None else f"from {newest}"
+        (self.path / RESUMABLE).write_text(f"{reason}\n", encoding="utf-8")
+        log.info("%s: the run goes on %s with --resume_from_checkpoint auto", reason, where)
+
+    def _read_run(self) -> dict[str, Any]:
+        """`run.json`, empty where there is none."""
+        try:
+            content = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+            return {"job": int(content["job"]), "state": content["state"], "identity": dict(content["identity"])}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{RUN}: {self.path / RUN} is damaged; delete it to go on with this folder's run"
+            ) from None
+
+    # ---- the disk ----
+
+    def reserve_disk_space(self, size: int) -> None:
+        """Keep `size` bytes of the disk for what is written last, in a file. RunError where there is no such room."""
+        try:
+            with open(self.path / _ROOM, "wb") as room:
+                if size > 0 and hasattr(os, "posix_fallocate"):  # not on macOS
+                    os.posix_fallocate(room.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):  # file systems without it
+                return
+            self.release_disk_space()
+            raise _write_error(self.path / FINAL, os.strerror(error.errno or 0)) from error
+
+    def release_disk_space(self) -> None:
+        """Give back what `reserve_disk_space` kept."""
+        (self.path / _ROOM).unlink(missing_ok=True)
 
 
-def restore_clock(clock: BudgetClock, output_dir: Path, checkpoint: Path | None) -> int:
-    """Charge what earlier jobs used (the larger of clock.json and the checkpoint); returns this job's number from 1."""
-    records = [ClockFile.read(output_dir / CLOCK)]
-    if checkpoint is not None:
-        records.append(_stored_in(checkpoint, STATE_KEY)["shares"])
-    clock.restore(max(records, key=lambda seconds: sum(seconds.values())))
-    return int(_read_run(output_dir).get("job", 0)) + 1
+def step_of(folder: Path) -> int:
+    """The step in the name of a training checkpoint."""
+    return int(folder.name.removeprefix("checkpoint-"))
 
 
-def stored_compute_mode(checkpoint: Path | None) -> dict[str, Any]:
-    """What the job that wrote `checkpoint` had resolved about precision and compilation; empty where nothing was."""
-    return {} if checkpoint is None else _stored_in(checkpoint, COMPUTE_MODE_KEY)
-
-
-def _stored_in(checkpoint: Path, key: str) -> dict[str, Any]:
+def stored_in(checkpoint: Path, key: str) -> dict[str, Any]:
     """What `store_state` has put under `key` into a checkpoint; empty where nothing was."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     return dict(state["stateful_callbacks"].get(key) or {})
-
-
-def _read_run(output_dir: Path) -> dict[str, Any]:
-    """`run.json`, empty where there is none."""
-    try:
-        content = json.loads((output_dir / RUN).read_text(encoding="utf-8"))
-        return {"job": int(content["job"]), "state": content["state"], "identity": dict(content["identity"])}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{RUN}: {output_dir / RUN} is damaged; delete it to go on with this folder's run") from None
-
-
-def begin(output_dir: Path, identity: dict[str, Any], job: int) -> None:
-    """Claim the folder for this run (main process only): `run.json` says what it is, unfinished folders go."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / RESUMABLE).unlink(missing_ok=True)
-    checkpoints.remove_partial(output_dir)
-    write_json_atomic(output_dir / RUN, {"job": job, "state": _TRAINING, "identity": identity})
-
-
-def begin_evaluation(output_dir: Path) -> None:
-    """From here to `end_evaluation` a job that is killed behind `final/` is to be resumed (main process only)."""
-    write_json_atomic(output_dir / RUN, {**_read_run(output_dir), "state": _EVALUATING})
-    (output_dir / RESUMABLE).write_text("evaluation\n", encoding="utf-8")
-
-
-def end_evaluation(output_dir: Path) -> None:
-    """Report, picture and card are written: nothing is left to do (main process only)."""
-    (output_dir / RESUMABLE).unlink(missing_ok=True)
-    write_json_atomic(output_dir / RUN, {**_read_run(output_dir), "state": _FINISHED})
-
-
-def check_data(output_dir: Path, fingerprint: str) -> None:
-    """Refuse to evaluate a finished run on the blocks of another data folder."""
-    if _read_run(output_dir).get("identity", {}).get("data") != fingerprint:
-        raise InputError(
-            f"data_dir: not the data that {output_dir} was trained with, and its evaluation is still to be done; give that "
-            "folder again"
-        )
-
-
-def mark_resumable(output_dir: Path, reason: str) -> None:
-    """Leave the file `RESUMABLE` with the reason (main process only).
-
-    Launchers turn exit code 85 into 1, so a job script tests for the file. What it says is for people: the state of the
-    run is in `run.json`.
-    """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    newest = checkpoints.newest_checkpoint(output_dir)
-    where = "from its beginning" if newest is None else f"from {newest}"
-    (output_dir / RESUMABLE).write_text(f"{reason}\n", encoding="utf-8")
-    log.info("%s: the run goes on %s with --resume_from_checkpoint auto", reason, where)

@@ -17,9 +17,17 @@ from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.mixin import TimeScheduleMixin
 from budget_trainer.core.errors import RunError
 from budget_trainer.core.io import fresh_folder
-from budget_trainer.training import checkpoints
 from budget_trainer.training.engine import engine_name, needs_conversion, restore_group_options
-from budget_trainer.training.run_folder import COMPUTE_MODE_KEY
+from budget_trainer.training.run_folder import (
+    COMPUTE_MODE_KEY,
+    RunFolder,
+    complete_manifest,
+    explain_full_disk,
+    publish,
+    read_manifest,
+    staging_folder,
+    step_of,
+)
 
 _REPORT_BYTES = 2**20  # for the report, its picture and the card, beside the model
 
@@ -70,7 +78,7 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
         output_dir = Path(output_dir)
         folder = output_dir / ".partial-rehearsal"
         if self.args.should_save:
-            checkpoints.release_disk_space(output_dir)
+            RunFolder(output_dir).release_disk_space()
         if not self.is_deepspeed_enabled:
             seconds = self.save_folder(folder)
         else:  # no engine yet that could gather: the plain model, by the main process
@@ -80,14 +88,13 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
             size = sum(path.stat().st_size for path in folder.rglob("*"))
             shutil.rmtree(folder)
             if reserve_disk:
-                checkpoints.reserve_disk_space(output_dir, size + _REPORT_BYTES)
+                RunFolder(output_dir).reserve_disk_space(size + _REPORT_BYTES)
         self.time_budget.save_seconds = self.time_budget.save_allowance(seconds)
         self.time_budget.checkpoint_seconds = 4.5 * seconds + 0.2  # weights and two moments, until one was measured
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if (
-            state_dict is not None
-        ):  # gathered from ZeRO's or FSDP's ranks, where a tied tensor comes once for each name
+        # Gathered from ZeRO's or FSDP's ranks, a tied tensor comes once for each name.
+        if state_dict is not None:
             tied = getattr(self.model, "all_tied_weights_keys", None) or {}
             state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
@@ -99,33 +106,25 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
 
         RunError on the rank whose disk does not take it; what was complete stays.
         """
-        staging = checkpoints.staging_folder(target)
-        with self.clock.phase("save") as spent:
-            try:
-                if self.args.should_save:
-                    fresh_folder(staging)
-                self.channel.barrier()
-                write(staging)
-                self.channel.barrier()
-                if self.args.should_save:
-                    checkpoints.publish(staging, target, manifest)
-                self.channel.barrier()
-            except checkpoints.WRITE_ERRORS as error:
-                reason = checkpoints.disk_failure(error)
-                if reason is None:
-                    raise
-                if self.args.world_size == 1:  # else other ranks may still write there; the next job clears it away
-                    checkpoints.discard(target)
-                raise checkpoints.write_error(target, reason, target.parent) from error
+        staging = staging_folder(target)
+        with self.clock.phase("save") as spent, explain_full_disk(target, alone=self.args.world_size == 1):
+            if self.args.should_save:
+                fresh_folder(staging)
+            self.channel.barrier()
+            write(staging)
+            self.channel.barrier()
+            if self.args.should_save:
+                publish(staging, target, manifest)
+            self.channel.barrier()
             return spent()
 
     # ---- training checkpoints ----
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Trainer's checkpoint, written aside under its own name and published with a manifest."""
-        run_dir = Path(str(self.args.output_dir))
+        folder = RunFolder(Path(str(self.args.output_dir)))
         store_state(self.state, COMPUTE_MODE_KEY, self.compute_mode)
-        target = run_dir / f"checkpoint-{self.state.global_step}"
+        target = folder.path / f"checkpoint-{self.state.global_step}"
         save_checkpoint = super()._save_checkpoint
 
         def write(staging: Path) -> None:
@@ -147,17 +146,17 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
             "identity": self.identity,
         }
         if self.args.should_save:
-            checkpoints.rotate(run_dir, self.args.save_total_limit, before_save=True)
+            folder.rotate(self.args.save_total_limit, before_save=True)
         self.time_budget.checkpoint_seconds = self._write_aside(target, write, manifest)
         if self.args.should_save:
-            checkpoints.rotate(run_dir, self.args.save_total_limit)
+            folder.rotate(self.args.save_total_limit)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Every rank's own random states; with another number of ranks they are drawn anew from seed, step and rank."""
-        manifest = checkpoints.read_manifest(Path(checkpoint)) if checkpoint is not None else None
+        manifest = read_manifest(Path(checkpoint)) if checkpoint is not None else None
         if manifest is None or manifest["world_size"] == self.args.world_size:
             super()._load_rng_state(checkpoint)
             return
@@ -169,15 +168,15 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
         Call it on all ranks between two steps. Returns the checkpoint, or None where there is none yet.
         """
         run_dir = Path(str(self.args.output_dir))
-        newest = checkpoints.newest_checkpoint(run_dir)
-        (step,), _ = self.channel.agree([-1 if newest is None else checkpoints.step_of(newest)])
+        newest = RunFolder(run_dir).newest_checkpoint()
+        (step,), _ = self.channel.agree([-1 if newest is None else step_of(newest)])
         scheduler: Any = self.lr_scheduler
         if step < 0:
             scheduler.refresh()
             return None
         folder = run_dir / f"checkpoint-{int(step)}"
         with self.clock.phase("save"):
-            checkpoints.complete_manifest(folder, checksums=True)
+            complete_manifest(folder, checksums=True)
             self._load_weights(str(folder))
             self._load_optimizer_and_scheduler(str(folder))
             self._load_rng_state(str(folder))

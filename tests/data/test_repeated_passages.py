@@ -11,7 +11,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.masking import hash64
 from budget_trainer.data.repeated_passages import SMALLEST_COPY, repeat_passages
-from budget_trainer.training.parts import make_collator
+from budget_trainer.training.parts import RunParts
 from tests.conftest import TINY, words
 from tests.data.blocks import CLS, PAD, SEP, VOCAB, batch, collator, ordinary, same, samples, take
 
@@ -186,7 +186,7 @@ def test_what_stays_as_it_was_stays_apart_by_document():
 def test_the_flag_reaches_the_collator(data_dir, tmp_path):
     flags = {**TINY, "data_dir": data_dir, "output_dir": tmp_path, "total_training_time": "30s"}
     recipe = parse_recipe(words({**flags, "twin_probability": 0.3}))
-    assert make_collator(recipe, DataFolder.open(data_dir)).twin_probability == 0.3
+    assert RunParts(recipe, recipe.training_arguments(), DataFolder.open(data_dir)).make_collator().twin_probability == 0.3
 
 
 def test_what_is_masked_in_one_copy_is_mostly_to_be_seen_in_the_other():

@@ -10,7 +10,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.masking import hash64, prediction_slots
 from budget_trainer.data.whole_words import choose_words, continues_word, word_table
-from budget_trainer.training.parts import make_collator
+from budget_trainer.training.parts import RunParts
 from tests.data import blocks
 from tests.data.blocks import CLS, MASK, PAD, SEP, SPECIAL, ordinary, predicted, samples
 
@@ -127,7 +127,8 @@ def test_no_rows_and_no_candidates():
 def test_the_flag_reaches_the_collator(data_dir, tmp_path, flag):
     data = DataFolder.open(data_dir)
     common = ["--data_dir", str(data_dir), "--output_dir", str(tmp_path), "--total_training_time", "1m"]
-    masker = make_collator(parse_recipe([*common, *flag]), data)
+    recipe = parse_recipe([*common, *flag])
+    masker = RunParts(recipe, recipe.training_arguments(), data).make_collator()
     batch = data.train(seed=1).__getitems__(range(300))
     continues = continues_word(data.load_tokenizer())
     chosen = predicted(masker(batch))

@@ -9,7 +9,6 @@ import pytest
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.glue.over_budget import Checkpoint, expand_checkpoints, report_over_budget, summarize
-from budget_trainer.training.callbacks import marker_folder
 from tests.glue.suites import suite_of
 from tests.glue.test_report import partial
 from tests.glue.test_suite_file import finished, write
@@ -26,7 +25,7 @@ REPORT = {
 def run(tmp_path: Path) -> Path:
     """A finished run of 10 minutes with markers."""
     folder = tmp_path / "run"
-    markers = [marker_folder(folder, share) for share in (0.05, 0.5, 0.125, 0.895)]
+    markers = [folder / f"finetune-{percent}" for percent in ("5", "50", "12.5", "89.5")]
     for path in (*markers, folder / "final"):
         path.mkdir(parents=True)
         (path / "config.json").write_text("{}")

@@ -149,7 +149,7 @@ def test_a_run_that_was_killed_before_its_evaluation_is_pushed_as_well(asked, pu
     account = report(output_dir)
     del account["hub"]
     (output_dir / "run_report.json").write_text(json.dumps({**account, "evaluation": None}))
-    run_folder.begin_evaluation(output_dir)
+    run_folder.RunFolder(output_dir).begin_evaluation()
     again = {"hub_model_id": "ada/later", "job_time_limit": "1h", "resume_from_checkpoint": "auto"}
     monkeypatch.setattr(train_mlm, "CLOCK", BudgetClock())
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tensorboard"))

@@ -1,6 +1,7 @@
 """Packed documents do not see each other, and the joined projections equal the library's modules."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,16 +11,13 @@ from transformers import AutoModelForMaskedLM
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.attention import (
-    FusedSelfAttention,
-    additive,
     attend,
     build_mask,
     choose_backend,
-    document_mask,
-    document_positions,
     document_segments,
+    position_ids,
     separate_padding,
-    within_window,
+    static_mask,
 )
 from budget_trainer.model.sparse import FUSED, check_document_mask
 from tests.model import models
@@ -81,7 +79,10 @@ def predictions(ids, slots=6):
 )
 def test_positions_and_segments(ids, positions, starts):
     ids = torch.tensor(ids)
-    assert document_positions(ids).tolist() == positions
+    for padding, first in ((None, 0), (1, 2)):  # RoBERTa's begin behind the padding id
+        table = SimpleNamespace(padding_idx=padding)
+        base = SimpleNamespace(embeddings=SimpleNamespace(position_embeddings=table))
+        assert (position_ids(base, ids) - first).tolist() == positions
     segments = document_segments(ids)
     assert segments.starts.tolist() == starts and segments.starts.dtype == torch.int32 and segments.longest == 3
 
@@ -93,14 +94,20 @@ def test_the_number_of_documents_can_be_bounded():
         document_segments(torch.arange(8).reshape(2, 4), 1)
 
 
+def mask_of(how, mask, ids, model_type="bert", **config):
+    return static_mask(SimpleNamespace(_attn_implementation=how, model_type=model_type, **config), mask, ids)
+
+
 def test_masks():
     ids = separate_padding(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[1, 1, 1, 0]]))
     assert ids.tolist() == [[0, 0, 1, -1]]
-    mask = document_mask(ids)
+    mask = mask_of("sdpa", None, ids)
     assert mask.int().tolist() == [[[[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]]]
-    added = additive(mask)
+    added = mask_of("eager", None, ids)
     assert added.isfinite().all() and (added[~mask] < -1e38).all() and (added[mask] == 0).all()
-    near = within_window(torch.tensor([[[[True, True, True, False]]]]), 1)
+    both = mask_of("sdpa", torch.tensor([[1, 1, 1, 0]]), None, model_type="modernbert", sliding_window=1)
+    assert both["full_attention"].int().tolist() == [[[[1, 1, 1, 0]]]]
+    near = both["sliding_attention"]
     assert near.int().tolist() == [[[[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1]]]]
     cpu = torch.device("cpu")
     assert choose_backend(cpu, torch.float32) == choose_backend(cpu, torch.bfloat16, 32, dropout=0.1) == "sdpa"
@@ -128,7 +135,7 @@ def test_segments_and_block_masks_say_what_the_boolean_mask_says():
 
 def test_dropout_keeps_the_mean_and_respects_the_mask():
     qkv, ids = qkv_and_ids(rows=1)
-    mask = document_mask(ids)
+    mask = build_mask(ids, "sdpa")
     torch.manual_seed(0)
     with torch.no_grad():
         expected = attend(qkv, mask)
@@ -150,7 +157,7 @@ def test_dropout_keeps_the_mean_and_respects_the_mask():
 @pytest.mark.parametrize("model_type", FUSED)
 def test_joined_projections_equal_the_stock_class(model_type, padded):
     model = tiny(model_type)
-    assert any(isinstance(module, FusedSelfAttention) for module in model.modules())
+    assert any(type(module).forward.__module__.startswith("budget_trainer") for module in model.modules())
     stock = stock_twin(model, AutoModelForMaskedLM)
     inputs = packed(padded=padded)
     given = pick(inputs, "input_ids", "attention_mask")

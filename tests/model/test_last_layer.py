@@ -2,15 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForMaskedLM
 
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.model import attention
-from budget_trainer.model.cpu import FewBitDropout
-from budget_trainer.model.last_layer import last_layer
 from budget_trainer.model.sparse import HEADS
-from budget_trainer.training import parts
+from budget_trainer.training.parts import RunParts
 from tests.conftest import TINY, words
 from tests.model.models import VOCAB, assert_near
 from tests.model.models import loss_and_gradients as step
@@ -34,6 +33,11 @@ def batch_of(what):
 def loss_and_gradients(model, batch, sparse):
     model.sparse_last_layer = sparse
     return step(model, batch)
+
+
+def last_layer(model):
+    base = model.base_model
+    return (base.layers if model.config.model_type == "modernbert" else base.encoder.layer)[-1]
 
 
 @pytest.mark.parametrize("what", ["full", "padding", "documents"])
@@ -125,11 +129,11 @@ def made(data_dir, folder, **flags):
     """The model that train_mlm.py makes of these flags, on a CPU."""
     flags = {**TINY, "data_dir": data_dir, "output_dir": folder / "out", "total_training_time": "10m", **flags}
     recipe = parse_recipe(words({**flags, "use_cpu": "true"}))
-    return parts.make_model(recipe, recipe.training_arguments(), DataFolder.open(recipe.data_dir))
+    return RunParts(recipe, recipe.training_arguments(), DataFolder.open(recipe.data_dir)).make_model()
 
 
 def test_a_run_s_model_is_made_so(data_dir, tmp_path):
     model = made(data_dir, tmp_path)
     assert model.last_layer_is_sparse
-    assert any(type(module) is FewBitDropout for module in model.modules())
+    assert any(isinstance(module, nn.Dropout) and type(module) is not nn.Dropout for module in model.modules())
     assert not made(data_dir, tmp_path, sparse_last_layer="false").last_layer_is_sparse

@@ -13,9 +13,9 @@ from transformers import AutoModelForMaskedLM
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
-from budget_trainer.model.layer_norm import check_apex, use_apex
+from budget_trainer.model.apex import use_apex
 from budget_trainer.model.optimizers import build_optimizer
-from budget_trainer.training import parts
+from budget_trainer.training.parts import RunParts
 from tests.conftest import TINY, words
 from tests.model.models import assert_near, batch, loss_and_gradients, pick, tiny
 
@@ -54,7 +54,7 @@ def test_the_same_model_with_another_kernel(apex, model_type, tmp_path):
     model, plain = (tiny(model_type, **BIASED.get(model_type, {})).eval() for _ in range(2))
     before = dict(model.named_parameters())
     norms = sum(type(module) is nn.LayerNorm for module in model.modules())
-    assert use_apex(model) == norms > 3
+    assert use_apex(model, "cuda") == norms > 3
     assert not any(type(module) is nn.LayerNorm for module in model.modules())
     assert not any(module.training for module in model.modules())
     after = dict(model.named_parameters())
@@ -87,21 +87,21 @@ def test_the_same_model_with_another_kernel(apex, model_type, tmp_path):
 )
 def test_models_it_cannot_serve(apex, model_type, expected):
     with pytest.raises(InputError) as refused:
-        use_apex(tiny(model_type))
+        use_apex(tiny(model_type), "cuda")
     assert expected in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_it_is_nvidias_and_needs_a_gpu(apex, monkeypatch):
-    check_apex("cuda:0")
+    model = tiny("bert")
     with pytest.raises(
         InputError, match="^layer_norm_type: apex runs on NVIDIA GPUs, this run is on 'cpu'; use layer_norm"
     ):
-        check_apex(torch.device("cpu"))
+        use_apex(model, torch.device("cpu"))
 
     def no_extension(*args, **kwargs):
         raise ImportError("No module named 'fused_layer_norm_cuda'")
 
-    absent = r"^layer_norm_type: apex is not installed \(.*\); it is NVIDIA's, from source \(the package named apex on"
+    absent = r"^layer_norm_type: apex is not installed \(.*\); build NVIDIA's from source \("
     for change in (
         lambda: monkeypatch.setattr(apex, "FusedLayerNorm", no_extension),
         lambda: monkeypatch.delattr(apex, "FusedLayerNorm"),  # the other package of that name
@@ -109,7 +109,7 @@ def test_it_is_nvidias_and_needs_a_gpu(apex, monkeypatch):
     ):
         change()
         with pytest.raises(InputError, match=absent):
-            check_apex("cuda")
+            use_apex(model, "cuda")
 
 
 @pytest.mark.parametrize("layer_norm_type", ["apex", "pytorch"])
@@ -119,14 +119,14 @@ def test_the_flag(apex, data_dir, tmp_path, monkeypatch, layer_norm_type):
     args = recipe.training_arguments()
     monkeypatch.setattr(type(args), "device", torch.device("cuda"))
     data = DataFolder.open(data_dir)
-    model = parts.make_model(recipe, args, data)
+    model = RunParts(recipe, args, data).make_model()
     assert model.config.model_type == "megatron-bert"
     assert any(type(module) is FusedLayerNorm for module in model.modules()) is (layer_norm_type == "apex")
 
 
 def _has_apex():
     try:
-        check_apex("cuda" if torch.cuda.is_available() else "cpu")
+        use_apex(nn.Sequential(nn.LayerNorm(1)), "cuda" if torch.cuda.is_available() else "cpu")
     except InputError:
         return False
     return True
@@ -135,7 +135,7 @@ def _has_apex():
 @pytest.mark.skipif(not _has_apex(), reason="needs NVIDIA's apex and a GPU")
 def test_apex_itself_gives_the_same_loss():
     model, plain = (tiny("bert-mlm").cuda() for _ in range(2))
-    use_apex(model)
+    use_apex(model, "cuda")
     inputs = {name: tensor.cuda() for name, tensor in batch().items()}
     loss, gradients = loss_and_gradients(model, inputs)
     expected, wanted = loss_and_gradients(plain, inputs)

@@ -17,7 +17,6 @@ from budget_trainer.model.build import (
     PADDED_ROW_BIAS,
     check_positions,
     load_pretrained,
-    output_bias,
     parameter_count,
     set_output_bias,
 )
@@ -225,7 +224,7 @@ def test_the_output_bias_is_in_the_logits_and_learns(model_type, add_nsp, sparse
         inputs |= {"token_type_ids": kinds, "next_sentence_label": torch.arange(8) % 2}
     model(**inputs).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    bias = output_bias(model)
+    bias = model.get_output_embeddings().bias
     if model_type == "eurobert":
         assert bias is None
         return
@@ -267,7 +266,7 @@ def test_padded_rows_stay_out_of_training():
         loss_and_gradients(model, inputs)
         optimizer.step()
     assert model.config.vocab_size == 128
-    assert (output_bias(model)[VOCAB:] == PADDED_ROW_BIAS).all()
+    assert (model.get_output_embeddings().bias[VOCAB:] == PADDED_ROW_BIAS).all()
 
 
 def test_recipe_keys_reach_the_native_config():

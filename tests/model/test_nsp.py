@@ -20,8 +20,8 @@ from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.build import load_pretrained, set_output_bias
 from budget_trainer.model.next_sentence import count_pairs
-from budget_trainer.training import parts
 from budget_trainer.training.evaluation import PinnedEvaluation
+from budget_trainer.training.parts import RunParts
 from tests.conftest import TINY, words
 from tests.model import models
 from tests.model.models import SPECIAL, VOCAB, assert_near, check_step_of, loss_and_gradients, pick, stock_twin
@@ -210,5 +210,5 @@ def test_a_run_cannot_go_on_with_another_objective(tmp_path):
     for add_nsp in (True, False):
         flags = {**TINY, "model_type": "bert", "add_nsp": add_nsp, "data_dir": "d", "output_dir": tmp_path}
         recipe = parse_recipe(words({**flags, "total_training_time": "30s"}))
-        found.append(parts.run_identity(tiny("bert", add_nsp=add_nsp), data, recipe, recipe.training_arguments()))
+        found.append(RunParts(recipe, recipe.training_arguments(), data).identity(tiny("bert", add_nsp=add_nsp)))
     assert {key for key in found[0] if found[0][key] != found[1][key]} == {"add_nsp"}

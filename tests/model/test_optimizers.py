@@ -15,10 +15,8 @@ from transformers.optimization import Adafactor
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.engine_optimizers import (
     check_engine,
-    fused_adam,
-    fused_class,
-    fused_lamb,
-    keep_optimizer,
+    fused_optimizer,
+    let_deepspeed_step,
     zero_muon,
     zero_stage,
 )
@@ -363,7 +361,7 @@ def test_the_other_apex_is_not_taken_for_nvidias(monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
     monkeypatch.delitem(sys.modules, "apex.optimizers", raising=False)
     with pytest.raises(InputError, match="the package named apex on the public index is another one"):
-        fused_class("apex", "adamw")
+        check_engine("adamw", "apex", device="cuda")
 
 
 class Recorded(torch.optim.Optimizer):
@@ -393,17 +391,17 @@ def test_fused_kernels_get_the_options_of_ours(kernels):
         return [{"params": [nn.Parameter(torch.ones(2))], "lr": 0.1, "weight_decay": 0.0}]
 
     adam = {"betas": (0.9, 0.98), "eps": 1e-6}
-    for decoupled in (True, False):
-        assert fused_adam(groups(), decoupled=decoupled, **adam).options == {"adam_w_mode": decoupled, **adam}
+    for name in ("adam", "adamw"):
+        assert fused_optimizer("apex", name, groups(), **adam).options == {"adam_w_mode": name == "adamw", **adam}
     clamp = {"max_coeff": 0.3, "min_coeff": 0.01}
-    made = fused_lamb("deepspeed", groups(), bias_correction=False, **clamp, **adam)
+    made = fused_optimizer("deepspeed", "lamb", groups(), bias_correction=False, **clamp, **adam)
     assert made.options == {"bias_correction": False, **clamp, **adam}
-    made = fused_lamb("apex", groups(), bias_correction=True, max_coeff=math.inf, min_coeff=0.0, **adam)
+    made = fused_optimizer("apex", "lamb", groups(), bias_correction=True, max_coeff=math.inf, min_coeff=0.0, **adam)
     assert made.options == {"bias_correction": True, "max_grad_norm": math.inf, "use_nvlamb": True, **adam}
     with pytest.raises(InputError, match="FusedLAMB does not clamp its trust ratio"):
-        fused_lamb("apex", groups(), bias_correction=True, **clamp, **adam)
+        check_engine("lamb", "apex", device="cuda", lamb={"bias_correction": True, **clamp})
     with pytest.raises(InputError, match="bias_correction: DeepSpeed's FusedLamb corrects behind the trust ratio"):
-        fused_lamb("deepspeed", groups(), bias_correction=True, **clamp, **adam)
+        check_engine("lamb", "deepspeed", device="cuda", lamb={"bias_correction": True, **clamp})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -424,7 +422,7 @@ def test_zero_stage_of_accelerates_plugin():
     assert zero_stage(None) is None
     plugin = types.SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 3}})
     assert zero_stage(plugin) == 3
-    keep_optimizer(plugin, "muon")
+    assert not let_deepspeed_step(plugin, "muon")
     assert plugin.deepspeed_config["zero_optimization"]["reduce_scatter"] is False
     assert plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] is False
     assert plugin.deepspeed_config["zero_allow_untested_optimizer"] is True
