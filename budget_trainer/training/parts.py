@@ -41,7 +41,10 @@ _ARCHITECTURE = (
 
 
 class RunParts:
-    """What `recipe` makes of the data folder `data` in this process, whose TrainingArguments are `args`. Raises InputError where they do not fit each other."""
+    """What `recipe` makes of the data folder `data` in a process with the TrainingArguments `args`.
+
+    The methods raise InputError where these do not fit each other.
+    """
 
     def __init__(self, recipe: Recipe, args: RunArguments, data: DataFolder) -> None:
         self.recipe, self.args, self.data = recipe, args, data

@@ -186,7 +186,10 @@ def test_what_stays_as_it_was_stays_apart_by_document():
 def test_the_flag_reaches_the_collator(data_dir, tmp_path):
     flags = {**TINY, "data_dir": data_dir, "output_dir": tmp_path, "total_training_time": "30s"}
     recipe = parse_recipe(words({**flags, "twin_probability": 0.3}))
-    assert RunParts(recipe, recipe.training_arguments(), DataFolder.open(data_dir)).make_collator().twin_probability == 0.3
+    assert (
+        RunParts(recipe, recipe.training_arguments(), DataFolder.open(data_dir)).make_collator().twin_probability
+        == 0.3
+    )
 
 
 def test_what_is_masked_in_one_copy_is_mostly_to_be_seen_in_the_other():
