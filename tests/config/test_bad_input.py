@@ -14,7 +14,6 @@ from budget_trainer.config.arguments import ModelArguments
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.training.launch import check_launch
-from budget_trainer.training.parts import RunParts
 from tests.conftest import TINY, run, words
 
 DROPOUTS = {"hidden_dropout_prob", "attention_probs_dropout_prob"}
