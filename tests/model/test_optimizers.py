@@ -398,7 +398,9 @@ def test_fused_kernels_get_the_options_of_ours(kernels):
     assert made.options == {"bias_correction": False, **clamp, **adam}
     made = fused_optimizer("apex", "lamb", groups(), bias_correction=True, max_coeff=math.inf, min_coeff=0.0, **adam)
     assert made.options == {"bias_correction": True, "max_grad_norm": math.inf, "use_nvlamb": True, **adam}
-    with pytest.raises(InputError, match="FusedLAMB does not clamp its trust ratio to .0.01, 0.3.; give max_coeff inf"):
+    with pytest.raises(
+        InputError, match="FusedLAMB does not clamp its trust ratio to .0.01, 0.3.; give max_coeff inf"
+    ):
         check_engine("lamb", "apex", device="cuda", lamb={"bias_correction": True, **clamp})
     with pytest.raises(InputError, match="bias_correction: DeepSpeed's FusedLamb corrects behind the trust ratio"):
         check_engine("lamb", "deepspeed", device="cuda", lamb={"bias_correction": True, **clamp})
