@@ -33,8 +33,11 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) 
     if request.is_suite:
         from budget_trainer.glue.suite import run_checkpoints, run_suite
 
-        run_all = run_suite if request.suite.checkpoints is None else run_checkpoints
-        return run_all(request, CLOCK, stop)
+        if request.suite.checkpoints is None:
+            suites = [run_suite(request, CLOCK, stop)]
+        else:
+            suites = run_checkpoints(request, CLOCK, stop)
+        return 1 if any(suite.failed for suite in suites) else DONE
 
     from budget_trainer.glue.run import GlueRun
 

@@ -49,12 +49,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def check(a: argparse.Namespace) -> None:
     """Refuse, before hours of fine-tuning, what could not be judged after them; tasks become lists of their names."""
     from budget_trainer.glue.data import check_data, load_task
-    from budget_trainer.glue.model import load_tokenizer, resolve_model
+    from budget_trainer.glue.model import load_checkpoint
     from budget_trainer.glue.plan import read_grid
     from budget_trainer.glue.tasks import find_tasks
 
-    a.model_name_or_path = resolve_model(a.model_name_or_path).resolve()
-    load_tokenizer(a.model_name_or_path)
+    a.model_name_or_path = load_checkpoint(a.model_name_or_path)[0].resolve()
     judged = find_tasks([a.judged])
     a.tasks, a.judged = [task.name for task in find_tasks([a.tasks])], [task.name for task in judged]
     if lost := [name for name in a.judged if name not in a.tasks]:

@@ -14,9 +14,9 @@ from typing import Any
 from budget_trainer.config.arguments import BUDGET, DATA, TOPICS, WATCH, CardArguments, RunArguments
 from budget_trainer.config.parser import FlagParser, Values, flag
 from budget_trainer.core.errors import InputError
-from budget_trainer.glue.push import resolve_model_push
 from budget_trainer.glue.tasks import HUB_DATASET, Task, find_tasks
 from budget_trainer.reporting.hub import PushOptions
+from budget_trainer.reporting.publish import resolve_push
 
 _TASK, _SUITE = "Task and model", "Several runs (a suite)"
 _task, _elsewhere = partial(flag, topic=_TASK), partial(flag, topic=_TASK, computes=False)
@@ -195,8 +195,19 @@ class Request:
                 "budget_trainer.publish DIR --glue_report OUTPUT_DIR"
             )
         trains = asked.do_train or not (asked.do_eval or asked.do_predict)  # of all three where none is named
-        keeps_model = self.glue.save_model and trains
-        object.__setattr__(self, "push", resolve_model_push(asked, self.card, keeps_model, self.explicit))
+        if asked.push_to_hub and not (self.glue.save_model and trains):
+            raise InputError("push_to_hub: the run keeps no model; let it train (do_train), with save_model true")
+        name = asked.hub_model_id or self.output_dir.resolve().name
+        push = resolve_push(
+            self.output_dir,
+            PushOptions(name, asked.hub_private_repo, self.card.license, self.card.language),
+            push_to_hub=asked.push_to_hub,
+            hub_strategy="end",
+            explicit=self.explicit,
+            saves_models=True,
+            main_process=os.environ.get("RANK", "0") == "0",
+        )
+        object.__setattr__(self, "push", push)
 
     @cached_property
     def run(self) -> GlueRunArguments:

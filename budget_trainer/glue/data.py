@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.glue.tasks import HUB_DATASET, MRPC_DEV_IDS, TASKS, UNLABELLED, Split, Task
+from budget_trainer.glue.tasks import HUB_DATASET, MRPC_DEV_IDS, UNLABELLED, Split, Task
 
 _BROKEN_ALLOWED = {"QQP": 0.001}  # share of the rows
 _AGAIN = "take the official file again"
@@ -66,14 +66,8 @@ class TaskData:
 
     def official(self) -> dict[str, bool]:
         """Whether each split has the official number of rows: scores of other numbers compare with nothing."""
-        rows = {split.name: split.rows for split, _ in splits_of(self.task)}
+        rows = {split.name: split.rows for split, _ in self.task.answered}
         return {name: len(examples) == rows[name] for name, examples in self.splits.items()}
-
-
-def splits_of(task: Task) -> list[tuple[Split, Task]]:
-    """The splits that a model of `task` works on, with the task each belongs to."""
-    shared = [other for other in TASKS.values() if other.shared == task.name]
-    return [(split, owner) for owner in (task, *shared) for split in owner.splits]
 
 
 def load_task(task: Task, glue_dir: list[Path] | None = None, dataset_name: str = HUB_DATASET) -> TaskData:
@@ -84,13 +78,13 @@ def load_task(task: Task, glue_dir: list[Path] | None = None, dataset_name: str 
     """
     data = TaskData(task)
     if glue_dir is None:
-        for owner in dict.fromkeys(owner for _, owner in splits_of(task)):
+        for owner in dict.fromkeys(owner for _, owner in task.answered):
             _from_datasets(data, owner, dataset_name)
         return data
     for folder in glue_dir:
         if not folder.is_dir():
             raise InputError(f"glue_dir: {folder} is not a folder; give one that holds CoLA/, SST-2/, ...")
-    for split, owner in splits_of(task):
+    for split, owner in task.answered:
         paths = (folder / file for file in split.files for folder in glue_dir)
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
@@ -105,7 +99,7 @@ def check_data(data: TaskData, do_train: bool, do_eval: bool, do_predict: bool) 
     task = data.task
     groups = {"do_train": (do_train, [task.train] if task.train else []), "do_eval": (do_eval, list(task.dev))}
     if not do_train and not do_eval:
-        groups["do_predict"] = (do_predict, [split for split, _ in splits_of(task) if split.is_test])
+        groups["do_predict"] = (do_predict, [split for split, _ in task.answered if split.is_test])
     for flag, (wanted, splits) in groups.items():
         if not wanted or any(split.name in data.splits for split in splits):
             continue

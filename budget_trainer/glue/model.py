@@ -23,7 +23,19 @@ _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a repository on 
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError)
 
 
-def resolve_model(name_or_path: str, field: str = "model_name_or_path") -> Path:
+def load_checkpoint(
+    model_name_or_path: str, tokenizer_name: str | None = None
+) -> tuple[Path, PreTrainedTokenizerBase, str]:
+    """The folder of a checkpoint, its tokenizer (or another one's), and the digest of both; fetched from the Hub if need be.
+
+    InputError where it is no checkpoint, or the tokenizer none for this.
+    """
+    folder = _resolve_model(model_name_or_path, "model_name_or_path")
+    tokenizer_folder = folder if tokenizer_name is None else _resolve_model(tokenizer_name, "tokenizer_name")
+    return folder, _load_tokenizer(tokenizer_folder), model_digest(folder, tokenizer_folder)
+
+
+def _resolve_model(name_or_path: str, field: str) -> Path:
     """The folder of a checkpoint, fetched from the Hub where it is no folder. InputError where it is no checkpoint."""
     path = Path(name_or_path)
     if not path.is_dir():
@@ -71,7 +83,7 @@ def _of_tokenizer(name: str) -> bool:
     return name.startswith(words) and os.path.splitext(name)[1] in (".json", ".txt", ".model")
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder; InputError where there is none, or none for this."""
     if not any(_of_tokenizer(path.name) and "config" not in path.name for path in folder.iterdir()):
         # without these files the library would make one with an empty vocabulary

@@ -5,7 +5,7 @@ the end in `final/`; the run's `run_report.json` has the budget and what was use
 behind its share, so its minutes are exact to one step; none is later than what the run used. One that the report lists in
 `markers_in_final` is the final model.
 
-Each checkpoint has had a suite of its own; a line is a column of GLUE (`results.columns`), a point of it the median over seeds
+Each checkpoint has had a suite of its own; a line is a column of GLUE (`Suite.columns`), a point of it the median over seeds
 of the best configuration there, with the lowest and the highest seed. The mean is over the columns that all checkpoints
 have, so that it never changes what it is a mean of along the way.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,7 @@ from budget_trainer.core.io import write_atomic, write_json_atomic
 from budget_trainer.core.markdown import inline, table
 from budget_trainer.core.plotting import png_figure
 from budget_trainer.glue.report import bullets
-from budget_trainer.glue.results import (
-    METRIC_NAMES,
-    NOT_IN_MEAN,
-    Suite,
-    columns,
-    in_mean,
-    in_order,
-    mean,
-    points,
-    read_object,
-    read_suite,
-)
+from budget_trainer.glue.results import METRIC_NAMES, Suite, in_order, mean, points, read_object
 from budget_trainer.reporting.hub import FINAL, MARK
 from budget_trainer.reporting.report import REPORT
 
@@ -44,19 +32,11 @@ _FORMAT = 1
 _COLOURS = "#1f6f8b #d1495b #edae49 #66a182 #7b5ea7 #b08968 #3d8bfd #e07a5f #8d99ae #5a9a3c".split()
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model's folder and the minutes of pre-training behind it."""
-
-    path: Path
-    minutes: float
-
-
-def expand_checkpoints(patterns: Sequence[str]) -> list[Checkpoint]:
+def expand_checkpoints(patterns: Sequence[str]) -> dict[Path, float]:
     """The checkpoints that `--checkpoints` names (folders, or patterns that the shell has left alone), earliest first.
 
-    All of one run. InputError for a pattern that fits nothing, a folder that is no model or says nothing about its time, and
-    for checkpoints of several runs.
+    With each the minutes of pre-training behind it. All are of one run. InputError for a pattern that fits nothing, a folder
+    that is no model or says nothing about its time, and for checkpoints of several runs.
     """
     if not patterns:
         raise InputError("checkpoints: none given; add --checkpoints out/run/finetune-*")
@@ -66,11 +46,11 @@ def expand_checkpoints(patterns: Sequence[str]) -> list[Checkpoint]:
         if not found:
             raise InputError(f"checkpoints: {pattern} fits no folder; give those of a run, such as out/run/finetune-*")
         paths += [Path(path) for path in found]
-    checkpoints = [Checkpoint(path, _minutes_of(path)) for path in dict.fromkeys(paths)]
+    minutes = {path: _minutes_of(path) for path in paths}
     runs = sorted({str(path.resolve().parent) for path in paths})
     if len(runs) > 1:
         raise InputError(f"checkpoints: {runs[0]} and {runs[1]} are two runs; give the checkpoints of one")
-    return sorted(checkpoints, key=lambda checkpoint: (checkpoint.minutes, str(checkpoint.path)))
+    return dict(sorted(minutes.items(), key=lambda pair: (pair[1], str(pair[0]))))
 
 
 def _minutes_of(folder: Path) -> float:
@@ -99,57 +79,50 @@ def _minutes_of(folder: Path) -> float:
     return min(used, float(marker.group(1)) / 100 * parse_duration(total, "total_training_time", "h")) / 60
 
 
-def report_over_budget(suites: Sequence[tuple[Checkpoint, Path]], output_dir: Path) -> dict[str, Any]:
-    """Write the three files from pairs of a checkpoint and its `glue_runs.json`; returns what the JSON holds.
+def report_over_budget(pairs: Sequence[tuple[tuple[Path, float], Suite]], output_dir: Path) -> dict[str, Any]:
+    """Write the three files from the suite of each checkpoint and its minutes; returns what the JSON holds.
 
-    InputError where there is no pair or a suite cannot be read; OSError where the disk takes no more.
+    Scores in it are shares of 1, times minutes; earliest checkpoint first. `lines` has for each column one entry per
+    checkpoint, null where it has not been scored on that; `mean` is null where fewer than two columns are shared. OSError
+    where the disk takes no more.
     """
-    report = summarize([(checkpoint, read_suite(runs)) for checkpoint, runs in suites])
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(output_dir / "glue_over_budget.json", report)
-    write_atomic(output_dir / MARKDOWN, _markdown(report))
-    write_atomic(output_dir / "glue_over_budget.png", _draw(report))
-    return report
-
-
-def summarize(pairs: Sequence[tuple[Checkpoint, Suite]]) -> dict[str, Any]:
-    """Everything that the report says, in plain types: scores are shares of 1, times minutes; earliest checkpoint first.
-
-    `lines` has for each column one entry per checkpoint, null where the checkpoint has not been scored on it; `mean` is null
-    where fewer than two columns are shared.
-    """
-    if not pairs:
-        raise InputError("checkpoints: none was scored; give those of a run, such as out/run/finetune-*")
-    pairs = sorted(pairs, key=lambda pair: pair[0].minutes)
-    scored = [columns(suite) for _, suite in pairs]
-    names = in_order(*scored)
+    pairs = sorted(pairs, key=lambda pair: pair[0][1])
+    scored = [suite.columns() for _, suite in pairs]
+    names = in_order(scored)
     rows = {name: {ours[name].rows if name in ours else None for ours in scored} for name in names}
-    shared = in_mean([name for name in names if len(rows[name]) == 1 and None not in rows[name]])
-    return {
+    shared = [name for name in names if len(rows[name]) == 1 and None not in rows[name]]
+    means = [found for ours in scored if (found := mean(ours, shared, least=2)) is not None]
+    report = {
         "format": _FORMAT,
-        "run": pairs[0][0].path.resolve().parent.name,
+        "run": pairs[0][0][0].resolve().parent.name,
         "split": "dev",
         "checkpoints": [
             {
-                "name": checkpoint.path.resolve().name,
-                "minutes": round(checkpoint.minutes, 4),
-                "best_configurations": {name: dict(result.flags) for name, result in suite.tasks.items()},
-                "absent": dict(suite.absent),
-                "seconds": sum(result.seconds for result in suite.tasks.values()),
+                "name": path.resolve().name,
+                "minutes": round(minutes, 4),
+                "best_configurations": {
+                    name: result.configurations[result.best or 0].flags for name, result in suite.scored.items()
+                },
+                "absent": suite.unscored,
+                "seconds": sum(result.seconds for result in suite.scored.values()),
             }
-            for checkpoint, suite in pairs
+            for (path, minutes), suite in pairs
         ],
         "metrics": {name: next(ours[name].metric for ours in scored if name in ours) for name in names},
         "partial": sorted({name for ours in scored for name, column in ours.items() if not column.official}),
         "lines": {name: [ours[name].score.reported() if name in ours else None for ours in scored] for name in names},
         "mean": {
-            "columns": shared,
-            "left_out": list(NOT_IN_MEAN),
-            "points": [found.reported() for ours in scored if (found := mean(ours, shared)) is not None],
+            **{key: means[0][key] for key in ("columns", "left_out")},
+            "points": [{key: found[key] for key in ("median", "min", "max", "seeds")} for found in means],
         }
-        if len(shared) > 1
+        if means
         else None,
     }
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(output_dir / "glue_over_budget.json", report)
+    write_atomic(output_dir / MARKDOWN, _markdown(report))
+    write_atomic(output_dir / "glue_over_budget.png", _draw(report))
+    return report
 
 
 def _markdown(report: Mapping[str, Any]) -> str:

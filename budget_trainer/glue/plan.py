@@ -101,7 +101,7 @@ def _seeds(given: Any) -> list[int]:
 # ---- the runs ----
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlannedRun:
     """A run before it has a folder: `base` is the task whose best model it starts from, None for the checkpoint itself."""
 
@@ -116,6 +116,21 @@ class PlannedRun:
         """Its command line, without data, seed and time."""
         own = [f"--{name}={value}" for name, value in sorted(self.flags.items())]
         return ["--task_name", self.task.name, "--model_name_or_path", model, "--output_dir", output_dir, *own]
+
+    def key(self, **made_from: Any) -> str:
+        """What its folder is called: 16 hexadecimal digits of all that its content follows from.
+
+        `made_from` is what the suite adds: digests of model and data, time, device.
+        """
+        content = {
+            "task": self.task.name,
+            "seed": self.seed,
+            "flags": self.flags,
+            **made_from,
+            "results_version": RESULTS_VERSION,
+            "libraries": [version(name) for name in ("torch", "transformers")],
+        }
+        return sha256(json.dumps(content, sort_keys=True))[:16]
 
 
 @dataclass
@@ -144,100 +159,62 @@ def make_plan(request: Request, grid: Grid) -> Plan:
         plan.intermediate = first.name
         asked += [first] if first not in asked else []
     loaded: dict[str, TaskData] = {}
-    for task in asked:
-        if task.shared is not None:
-            continue
+    for task in (task for task in asked if task.shared is None):
         data = load_task(task, request.glue_dir, request.glue.dataset_name)
         try:
             check_data(data, do_train=True, do_eval=True, do_predict=False)
+            loaded[task.name] = data
         except InputError as reason:
             plan.absent[task.name] = str(reason)
-            continue
-        loaded[task.name] = data
-    for task in asked:
-        if task.shared is not None:
-            _cover(plan, task, loaded.get(task.shared))
+    for name, owner in ((task.name, task.shared) for task in asked if task.shared is not None):
+        split = find_task(name).test[0].name
+        if owner not in loaded:
+            plan.absent[name] = f"task_name: {name} is answered by the model of {owner}, which is not run"
+        elif split in loaded[owner].absent:
+            plan.absent[name] = f"do_predict: {name} has no data for it ({loaded[owner].absent[split]})"
+        else:
+            plan.covered[name] = owner
     if plan.intermediate is not None and plan.intermediate not in loaded:
         missing = plan.absent[plan.intermediate]
         raise InputError(f"intermediate_task: {missing}; or leave it out, and all start from the checkpoint")
     if not loaded:
         raise InputError(f"task_name: no task can be run ({'; '.join(plan.absent.values())[:300]}); give their data")
-    for data in sorted(loaded.values(), key=lambda data: (data.task.name != plan.intermediate, _train_rows(data))):
-        plan.data_digests[data.task.name] = data.digest
-        plan.runs += _runs(data, grid, request, plan.intermediate)
+    sizes = {name: (name != plan.intermediate, len(data.splits["train"])) for name, data in loaded.items()}
+    for name in sorted(loaded, key=lambda name: sizes[name]):
+        plan.data_digests[name] = loaded[name].digest
+        plan.runs += _runs(loaded[name], grid, request, plan.intermediate)
     return plan
 
 
-def _cover(plan: Plan, task: Task, owner: TaskData | None) -> None:
-    if owner is None:
-        plan.absent[task.name] = f"task_name: {task.name} is answered by the model of {task.shared}, which is not run"
-    elif task.test[0].name in owner.absent:
-        plan.absent[task.name] = f"do_predict: {task.name} has no data for it ({owner.absent[task.test[0].name]})"
-    else:
-        plan.covered[task.name] = owner.task.name
-
-
-def _train_rows(data: TaskData) -> int:
-    return len(data.splits["train"])
-
-
 def _runs(data: TaskData, grid: Grid, request: Request, intermediate: str | None) -> list[PlannedRun]:
-    task, rows = data.task, _train_rows(data)
+    task, rows = data.task, len(data.splits["train"])
     base = intermediate if task.name in _FROM_INTERMEDIATE and task.name != intermediate else None
+    others = sum(len(examples) for name, examples in data.splits.items() if name != "train")
     found = []
     for place, flags in enumerate(grid.configurations(task, request.own_flags())):
-        runs = [PlannedRun(task, place, flags, seed, base, 0.0) for seed in grid.seeds]
+        run = PlannedRun(task, place, flags, 0, base, 0.0)
         # Parsed as its process will, so that a mistake in a grid is seen before anything runs.
-        parsed = parse_request(runs[0].words(str(request.glue.model_name_or_path), str(request.output_dir)))
+        parsed = parse_request(run.words(str(request.glue.model_name_or_path), str(request.output_dir)))
         trained = min(rows, parsed.glue.max_train_samples or rows) * parsed.training.num_train_epochs
         if parsed.training.max_steps > 0:
             batch = parsed.training.per_device_train_batch_size * parsed.training.gradient_accumulation_steps
             trained = parsed.training.max_steps * batch
-        others = sum(len(examples) for name, examples in data.splits.items() if name != "train")
         # The root, so that a task of 2,500 rows does not get a hundredth of what MNLI gets; a forward pass is a third.
         weight = math.sqrt(trained + others / 3)
-        found += [replace(run, weight=weight) for run in runs]
+        found += [replace(run, seed=seed, weight=weight) for seed in grid.seeds]
     return found
 
 
-def run_key(
-    run: PlannedRun,
-    model_digest: str,
-    data_digest: str,
-    total_training_time: str | None,
-    keeps_model: bool,
-    device: str = "cpu",
-) -> str:
-    """What a run's folder is called: 16 hexadecimal digits of all that its content follows from."""
-    content = {
-        "task": run.task.name,
-        "seed": run.seed,
-        "flags": run.flags,
-        "model": model_digest,
-        "data": data_digest,
-        "total_training_time": total_training_time,
-        "keeps_model": keeps_model,
-        "results_version": RESULTS_VERSION,
-        "device": device,
-        "libraries": [version(name) for name in ("torch", "transformers")],
-    }
-    return sha256(json.dumps(content, sort_keys=True))[:16]
-
-
-# ---- the time ----
-
-
-def share(free_seconds: float, weights: Sequence[float], overhead: float) -> float:
+def share(
+    weights: Sequence[float], overhead: float, remaining: float, running: Sequence[float] = (), devices: int = 1
+) -> float:
     """The seconds of the first of the runs that are left, start and end included.
 
-    Each run gets `overhead`, and of the rest a part by its weight; what a run leaves goes to those after it. With less than
-    the overhead for each, equal parts.
+    There are `remaining` seconds on each of the `devices`, less what the `running` ones may still use. Each run gets
+    `overhead`, and of the rest a part by its weight; what a run leaves goes to those after it. With less than the overhead
+    for each, equal parts.
     """
-    if free_seconds <= overhead * len(weights):
-        return free_seconds / len(weights)
-    return overhead + (free_seconds - overhead * len(weights)) * weights[0] / sum(weights)
-
-
-def free_seconds(remaining: float, running: Sequence[float], devices: int) -> float:
-    """Device-seconds for runs that have not begun: what is left on all devices, less what the running ones may use."""
-    return max(0.0, remaining * devices - sum(min(max(left, 0.0), remaining) for left in running))
+    free = max(0.0, remaining * devices - sum(min(max(left, 0.0), remaining) for left in running))
+    rest = free - overhead * len(weights)
+    seconds = free / len(weights) if rest <= 0 else overhead + rest * weights[0] / sum(weights)
+    return max(0.0, min(remaining, seconds))

@@ -7,33 +7,27 @@ alone, so it is the same bytes whenever it is made again; scores in it are share
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.io import write_atomic, write_json_atomic
 from budget_trainer.core.markdown import Markup, inline, table
 from budget_trainer.core.plotting import png_figure
-from budget_trainer.glue.published import DEV, NOT_BY_TASK, TEST, Published
 from budget_trainer.glue.results import (
-    ALL_COLUMNS,
     METRIC_NAMES,
-    NOT_IN_MEAN,
     Column,
     Suite,
     TaskResult,
-    column_name,
-    columns,
-    in_mean,
+    card_scores,
     in_order,
     mean,
     points,
-    read_suite,
     rounded,
 )
-from budget_trainer.glue.submission import Submission, write_submission
-from budget_trainer.glue.tasks import TASKS
+from budget_trainer.glue.tasks import ALL_COLUMNS, TASKS
 
 _FORMAT = 1
 _TEST_TEXT = (
@@ -41,37 +35,119 @@ _TEST_TEXT = (
     "with what it answers to `glue_submission.zip`, not with the table above."
 )
 _OURS, _GREY = "#1f6f8b", "#6b7480"
-_MARKERS = (
-    ("#d1495b", "s"),
-    ("#edae49", "D"),
-    ("#7b5ea7", "^"),
-    ("#66a182", "v"),
-    ("#b08968", "P"),
-)  # of published rows
+_MARKERS = list(zip("#d1495b #edae49 #7b5ea7 #66a182 #b08968".split(), "sD^vP", strict=True))  # of published rows
 _OUR_LEVEL = -0.18  # of a row: above what others have published
 
 
-def report_suite(runs: str | Path, output_dir: str | Path, overwrite: bool = False) -> dict[str, Any]:
-    """Write the leaderboard's files and the report of `glue_runs.json` (or its folder) into `output_dir`.
+# ---- what others have published: never dev beside test, since both scales differ by up to a few points ----
 
-    Returns what the JSON holds; InputError where the results are damaged, or an older complete zip is in the way (`overwrite`
-    removes it).
+_DEVLIN = "Devlin et al., NAACL 2019 (arXiv 1810.04805), table 1"
+_WETTIG = "Wettig et al., EACL 2023 (arXiv 2202.08005), README of princeton-nlp/DinkyTrain"
+_ISSUE_18 = "IntelLabs/academic-budget-bert, issue 18"
+_WETTIG_SETTING = "24 layers, pre-LN, 23,000 steps of 4,096 x 128 tokens"
+
+
+def _published(name: str, scores: str, setting: str, source: str, note: str = "") -> dict[str, Any]:
+    """A row of dev or of test scores, as the report holds it; `scores` are points of 100 by column.
+
+    `*` marks those whose metric the source does not name: shown, but neither compared nor averaged. MNLI, where a source gives
+    one number, stands at MNLI-m.
     """
-    suite, folder = read_suite(Path(runs)), Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    return write_report(suite, folder, write_submission(suite, folder, overwrite))
+    words = dict(score.split() for score in scores.split(","))
+    return {
+        "name": name,
+        "scores": {
+            column: rounded(float(words[column].rstrip("*")) / 100) for column in ALL_COLUMNS if column in words
+        },
+        "metric_not_stated": [column for column in ALL_COLUMNS if words.get(column, "").endswith("*")],
+        "setting": setting,
+        "source": source,
+        "note": note,
+    }
 
 
-def write_report(suite: Suite, output_dir: Path, submission: Submission | None = None) -> dict[str, Any]:
-    """Write the three files into `output_dir`; returns what the JSON holds. RunError or OSError where the disk is full."""
-    report = summarize(suite, submission)
+DEV = (
+    _published(
+        "24hBERT recipe, 15 % masked",
+        "MNLI-m 83.7, QNLI 90.4, QQP 87.8*, SST-2 93.2",
+        f"{_WETTIG_SETTING}; 80/10/10",
+        _WETTIG,
+        "MNLI is one number",
+    ),
+    _published(
+        "24hBERT recipe, 40 % masked",
+        "MNLI-m 84.5, QNLI 91.6, QQP 88.1*, SST-2 92.8",
+        f"{_WETTIG_SETTING}; [MASK] only",
+        _WETTIG,
+        "MNLI is one number",
+    ),
+    _published(
+        "24hBERT, re-run by a user",
+        "CoLA 43.0",
+        "masked-LM loss 1.72, hardware not stated",
+        _ISSUE_18,
+        "the best of a sweep, not a median",
+    ),
+    _published(
+        "Crammed BERT",
+        "MNLI-m 84.1, MNLI-mm 84.6, QQP 87.5*, QNLI 90.2, SST-2 92.0, CoLA 53.3, STS-B 87.4*, MRPC 88.9*, RTE 58.5",
+        "16 layers, 24 h on one A6000",
+        "Geiping and Goldstein, ICML 2023 (arXiv 2212.14034), its model card",
+        "best of 5",
+    ),
+    _published(
+        "MosaicBERT base",
+        "MNLI-m 84.95, QQP 90.29*, QNLI 90.74, SST-2 92.46, CoLA 55.11, STS-B 89.27*, MRPC 90.03*, RTE 81.36",
+        "12 layers, 286.72 M samples of C4, 8 A100",
+        "Portes et al., NeurIPS 2023 (arXiv 2312.17482)",
+        "5 seeds; MNLI is one number",
+    ),
+)
+TEST = (
+    _published(
+        "24hBERT",
+        "MNLI-m 84.4, MNLI-mm 83.8, QQP 70.7, QNLI 90.6, SST-2 93.0, CoLA 57.1, STS-B 82.0, MRPC 87.5, RTE 57.7",
+        "24 layers, 24 h on 8 GPUs of 12 GB",
+        "Izsak et al., EMNLP 2021 (arXiv 2104.07705), as listed by Papers with Code",
+        "QQP and MRPC are taken for F1",
+    ),
+    _published(
+        "BERT base",
+        "MNLI-m 84.6, MNLI-mm 83.4, QQP 71.2, QNLI 90.5, SST-2 93.5, CoLA 52.1, STS-B 85.8, MRPC 88.9, RTE 66.4",
+        "12 layers",
+        f"{_DEVLIN}, from copies of it",
+    ),
+    _published(
+        "BERT large",
+        "MNLI-m 86.7, MNLI-mm 85.9, QQP 72.1, QNLI 92.7, SST-2 94.9, CoLA 60.5, STS-B 86.5, MRPC 89.3, RTE 70.1",
+        "24 layers",
+        f"{_DEVLIN}, from a copy of it",
+    ),
+    _published("24hBERT, re-run by a user", "CoLA 56.5", "23,000 steps of 4,096 instead of a time budget", _ISSUE_18),
+)
+_NOT_BY_TASK = (
+    "None of the sources has dev scores of 24hBERT itself. A re-run with about 6,000 steps of 4,096 (marcelbra's fork) "
+    "reports dev means from 69.9 to 75.3 over seven ways to mask, without saying of which tasks.",
+)
+
+
+# ---- the report ----
+
+
+def write_report(suite: Suite, output_dir: Path, submission: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write the three files into `output_dir`; `submission` is what was written for the leaderboard.
+
+    Returns what the JSON holds. RunError or OSError where the disk is full.
+    """
+    report = _summarize(suite, submission)
+    output_dir.mkdir(parents=True, exist_ok=True)
     write_json_atomic(output_dir / "glue_report.json", report)
     write_atomic(output_dir / "glue_report.md", _markdown(report))
     write_atomic(output_dir / "glue_report.png", _draw(report))
     return report
 
 
-def summarize(suite: Suite, submission: Submission | None = None) -> dict[str, Any]:
+def _summarize(suite: Suite, submission: dict[str, Any] | None) -> dict[str, Any]:
     """Everything that the report says, in plain types.
 
     `scores` is a flat list for a model card: task, metric, value (median over seeds, a share of 1), split as in
@@ -79,13 +155,12 @@ def summarize(suite: Suite, submission: Submission | None = None) -> dict[str, A
     their mean where they are of all official dev rows. `published.dev` has for each row the `difference` (ours less theirs)
     and the means over the columns that both have with the same metric; `published.test` has no numbers of ours.
     """
-    ours = columns(suite)
-    official = in_mean([name for name, column in ours.items() if column.official])
+    ours, scored = suite.columns(), suite.scored
     return {
         "format": _FORMAT,
-        "model": suite.model,
+        "model": suite.model_name,
         "split": "dev",
-        "scores": [score for result in suite.tasks.values() for score in _scores(result)],
+        "scores": [score for result in scored.values() for score in _scores(result)],
         "columns": {
             name: {
                 "metric": column.metric,
@@ -96,185 +171,136 @@ def summarize(suite: Suite, submission: Submission | None = None) -> dict[str, A
             }
             for name, column in ours.items()
         },
-        "mean": _mean(ours, official) if len(official) > 1 else None,
-        "tasks": {name: _task(result) for name, result in suite.tasks.items()},
-        "absent": dict(suite.absent),
-        "seconds": sum(result.seconds for result in suite.tasks.values()),
+        "mean": mean(ours, [name for name, column in ours.items() if column.official], least=2),
+        "tasks": {name: _task(result) for name, result in scored.items()},
+        "absent": suite.unscored,
+        "seconds": sum(result.seconds for result in scored.values()),
         "published": {
             "dev": [_beside(row, ours) for row in DEV],
-            "test": [_published(row) for row in TEST],
-            "notes": list(NOT_BY_TASK),
+            "test": list(TEST),
+            "notes": list(_NOT_BY_TASK),
         },
-        "submission": None
-        if submission is None
-        else {"complete": submission.zip is not None, "files": list(submission.files), "missing": submission.missing},
+        "submission": submission,
     }
 
 
 def _scores(result: TaskResult) -> list[dict[str, Any]]:
-    """A task's entries for a model card, the headline metric first. A card cannot say that rows were left out."""
-    names = sorted(result.task.metrics, key=lambda name: name != result.task.headline)
-    official = [split for split in result.dev if result.best_runs[0].rows.get(split.name, split.rows) == split.rows]
-    return [
-        {
-            "task": result.task.name,
-            "metric": metric,
-            "value": rounded(result.spread(split.name, metric).median),
-            "split": split.hub,
-            "seeds": len(result.best_runs),
-        }
-        for split in official
-        for metric in names
-    ]
+    medians = {
+        split.name: {metric: result.spread(split, metric).median for metric in result.task.metrics}
+        for split in result.dev
+    }
+    return card_scores(result.task, medians, result.best_runs[0].rows, len(result.best_runs))
 
 
 def _task(result: TaskResult) -> dict[str, Any]:
     return {
         "headline": result.task.headline,
         "metrics": {
-            split.name: {metric: result.spread(split.name, metric).reported() for metric in result.task.metrics}
+            split.name: {metric: result.spread(split, metric).reported() for metric in result.task.metrics}
             for split in result.dev
         },
-        "best_configuration": dict(result.flags),
-        "configurations": len({run.configuration for run in result.runs}),
-        "runs": len(result.runs),
+        "best_configuration": result.configurations[result.best or 0].flags,
+        "configurations": sum(bool(one.finished) for one in result.configurations),
+        "runs": len(result.finished),
         "seeds": [run.seed for run in result.best_runs],
         "median_seed": result.median_run.seed if result.dev else None,
         "base": result.base,
         "seconds": result.seconds,
-        "notes": list(result.notes),
+        "notes": result.notes,
     }
 
 
-def _published(row: Published) -> dict[str, Any]:
-    names = [name for name in ALL_COLUMNS if name in row.scores]
-    return {
-        "name": row.name,
-        "scores": {name: rounded(row.scores[name] / 100) for name in names},
-        "metric_not_stated": [name for name in names if name in row.unstated],
-        "setting": row.setting,
-        "source": row.source,
-        "note": row.note,
-    }
-
-
-def _beside(row: Published, ours: Mapping[str, Column]) -> dict[str, Any]:
+def _beside(row: dict[str, Any], ours: Mapping[str, Column]) -> dict[str, Any]:
     """A dev row with what can be compared: the same metric, and official rows on our side."""
-    theirs = row.comparable()
+    theirs = {name: value for name, value in row["scores"].items() if name not in row["metric_not_stated"]}
     shared = [name for name in ours if name in theirs and ours[name].official]
-    difference = {name: rounded(ours[name].score.median - theirs[name] / 100) for name in shared}
-    found = _mean(ours, in_mean(shared))
-    if found is not None:
-        names = found["columns"]
-        found["theirs"] = rounded(sum(theirs[name] for name in names) / len(names) / 100)
-    return {**_published(row), "difference": difference, "mean": found}
-
-
-def _mean(ours: Mapping[str, Column], names: list[str]) -> dict[str, Any] | None:
-    found = mean(ours, names)
-    return None if found is None else {"columns": names, "left_out": list(NOT_IN_MEAN), **found.reported()}
+    difference = {name: rounded(ours[name].score.median - theirs[name]) for name in shared}
+    if found := mean(ours, shared):
+        found["theirs"] = rounded(fmean(theirs[name] for name in found["columns"]))
+    return {**row, "difference": difference, "mean": found}
 
 
 def _markdown(report: Mapping[str, Any]) -> str:
     """The whole file."""
+    published, tasks = report["published"], report["tasks"].items()
+    partial = [name for name, column in report["columns"].items() if not column["comparable"]]
+    means = [
+        (row["name"], ", ".join(found["columns"]), points(found["median"]), points(found["theirs"]))
+        for row in published["dev"]
+        if (found := row["mean"]) is not None
+    ]
     sections = [
         "# GLUE",
         f"Model: {inline(report['model'])}. All scores of ours are on the **dev** sets, in points of 100: the "
         "median over the seeds of the best configuration, with the lowest and the highest seed.",
         table(("task", "metric", "median", "min to max", "seeds", "other metrics"), _own_rows(report)),
-        _mean_text(report),
-        "![Our dev scores beside published ones](glue_report.png)",
-        "## How it was made\n\n"
-        + table(("task", "best configuration", "configurations", "runs", "time"), _making(report))
-        + f"\n\nAll runs together took {format_duration(report['seconds'])}."
-        + "".join(
-            f"\n\n{inline(name)}: {inline(note.rstrip('.'))}."
-            for name, task in report["tasks"].items()
-            for note in task["notes"]
-        ),
-        bullets("## Absent", report["absent"]),
-        "## Beside published dev scores\n\n" + _dev(report),
-        "## Published test scores\n\n" + _TEST_TEXT + "\n\n" + _published_table("test", report["published"]["test"]),
-        _sources(report),
-        _submission(report),
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _own_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    metrics_of = {
-        column_name(TASKS[name], split): metrics
-        for name, task in report["tasks"].items()
-        for split, metrics in task["metrics"].items()
-    }
-    rows: list[tuple[str, ...]] = []
-    for name, column in report["columns"].items():
-        others = [(metric, spread) for metric, spread in metrics_of[name].items() if metric != column["metric"]]
-        rows.append(
-            (
-                name if column["comparable"] else f"{name} ({column['rows']:,} of {column['official_rows']:,} rows)",
-                METRIC_NAMES[column["metric"]],
-                points(column["median"]),
-                f"{points(column['min'])} to {points(column['max'])}",
-                str(column["seeds"]),
-                ", ".join(f"{METRIC_NAMES[metric]} {points(spread['median'])}" for metric, spread in others),
-            )
-        )
-    return rows
-
-
-def bullets(head: str, reasons: Mapping[str, str]) -> str:
-    """A list of what is missing and why, below `head`; empty where nothing is."""
-    lines = [f"- {inline(name)}: {inline(reason)}" for name, reason in reasons.items()]
-    return head + "\n\n" + "\n".join(lines) if lines else ""
-
-
-def _mean_text(report: Mapping[str, Any]) -> str:
-    found, partial = report["mean"], [name for name, c in report["columns"].items() if not c["comparable"]]
-    lines = []
-    if found is not None:
-        lines.append(
+    if (found := report["mean"]) is not None:
+        sections.append(
             f"Mean of {', '.join(found['columns'])}: **{points(found['median'])}** (of the lowest seeds "
             f"{points(found['min'])}, of the highest {points(found['max'])}). "
             f"{', '.join(found['left_out'])} never counts in a mean."
         )
     if partial:
-        lines.append(
+        sections.append(
             f"{', '.join(partial)}: scored on a part of the official dev rows, comparable with no published number."
         )
-    return "\n\n".join(lines)
+    sections += [
+        "![Our dev scores beside published ones](glue_report.png)",
+        "## How it was made",
+        table(("task", "best configuration", "configurations", "runs", "time"), _making(report)),
+        f"All runs together took {format_duration(report['seconds'])}.",
+        *(f"{inline(name)}: {inline(note.rstrip('.'))}." for name, task in tasks for note in task["notes"]),
+        bullets("## Absent", report["absent"]),
+        "## Beside published dev scores",
+        _published_table("dev", published["dev"], report["columns"]),
+        "\\*: the source does not name the metric; neither compared nor averaged.",
+        table(("mean over what both have", "columns", "ours", "theirs"), means) if means else "",
+        *(inline(note) for note in published["notes"]),
+        "## Published test scores",
+        _TEST_TEXT,
+        _published_table("test", published["test"]),
+        "## Sources",
+        table(
+            ("row", "setting", "note", "source"),
+            [
+                (f"{row['name']} ({kind})", row["setting"], row["note"], row["source"])
+                for kind in ("dev", "test")
+                for row in published[kind]
+            ],
+        ),
+        _submission(report["submission"]),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _making(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
+def _own_rows(report: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    for name, task in report["tasks"].items():
+        for split in (split for split in TASKS[name].dev if split.name in task["metrics"]):
+            column, metrics = report["columns"][split.column], task["metrics"][split.name]
+            part = "" if column["comparable"] else f" ({column['rows']:,} of {column['official_rows']:,} rows)"
+            yield (
+                split.column + part,
+                METRIC_NAMES[column["metric"]],
+                points(column["median"]),
+                f"{points(column['min'])} to {points(column['max'])}",
+                column["seeds"],
+                ", ".join(
+                    f"{METRIC_NAMES[m]} {points(metrics[m]['median'])}" for m in metrics if m != column["metric"]
+                ),
+            )
+
+
+def _making(report: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     for name, task in report["tasks"].items():
         flags = ", ".join(f"{key} {value}" for key, value in task["best_configuration"].items()) or "the defaults"
-        base = f"{flags}; from {task['base']}'s model" if task["base"] else flags
-        counts = (str(task["configurations"]), str(task["runs"]))
-        rows.append((name, base, *counts, format_duration(task["seconds"])))
-    return rows
-
-
-def _dev(report: Mapping[str, Any]) -> str:
-    """Ours and the dev rows, column by column, then the means over what both have."""
-    rows = report["published"]["dev"]
-    lines = [_published_table("dev", rows, report["columns"])]
-    if any(row["metric_not_stated"] for row in rows):
-        lines.append("\\*: the source does not name the metric; neither compared nor averaged.")
-    means = [
-        (row["name"], ", ".join(found["columns"]), points(found["median"]), points(found["theirs"]))
-        for row in rows
-        if (found := row["mean"]) is not None
-    ]
-    if means:
-        lines.append(table(("mean over what both have", "columns", "ours", "theirs"), means))
-    lines += [inline(note) for note in report["published"]["notes"]]
-    return "\n\n".join(lines)
+        base = f"; from {task['base']}'s model" if task["base"] else ""
+        yield name, flags + base, task["configurations"], task["runs"], format_duration(task["seconds"])
 
 
 def _published_table(kind: str, rows: Sequence[Mapping[str, Any]], ours: Mapping[str, Any] | None = None) -> str:
     """The published rows of `kind` by column, below `ours` where these are given."""
-    names = in_order(ours or {}, *(row["scores"] for row in rows))
+    names = in_order([ours or {}, *(row["scores"] for row in rows)])
     body: list[tuple[str, ...]] = []
     if ours is not None:
         cells = [points(c["median"]) if (c := ours.get(name)) and c["comparable"] else "" for name in names]
@@ -286,17 +312,7 @@ def _published_table(kind: str, rows: Sequence[Mapping[str, Any]], ours: Mapping
     return table((kind, *names), body)
 
 
-def _sources(report: Mapping[str, Any]) -> str:
-    body = [
-        (f"{row['name']} ({kind})", row["setting"], row["note"], row["source"])
-        for kind in ("dev", "test")
-        for row in report["published"][kind]
-    ]
-    return "## Sources\n\n" + table(("row", "setting", "note", "source"), body)
-
-
-def _submission(report: Mapping[str, Any]) -> str:
-    found = report["submission"]
+def _submission(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
     head = "## For the leaderboard\n\n"
@@ -306,10 +322,16 @@ def _submission(report: Mapping[str, Any]) -> str:
     return bullets(f"{head}The leaderboard takes all of them together, so there is no zip. Missing:", found["missing"])
 
 
+def bullets(head: str, reasons: Mapping[str, str]) -> str:
+    """A list of what is missing and why, below `head`; empty where nothing is."""
+    lines = [f"- {inline(name)}: {inline(reason)}" for name, reason in reasons.items()]
+    return head + "\n\n" + "\n".join(lines) if lines else ""
+
+
 def _draw(report: Mapping[str, Any]) -> bytes:
     """Our median with the bar from lowest to highest seed, task by task, beside the published dev points."""
     ours, rows = report["columns"], report["published"]["dev"]
-    names = in_order(ours, *(row["scores"] for row in rows))
+    names = in_order([ours, *(row["scores"] for row in rows)])
     with png_figure(11, 2.6 + 0.52 * len(names)) as (figure, png):
         axes = figure.subplots()
         _draw_ours(axes, names, ours)

@@ -1,13 +1,13 @@
 """The results of a run (`result.json`) and of a suite (`glue_runs.json`), and what is computed from them.
 
-Scores are shares of 1 (Matthews and correlations from -1), as the metrics give them. A column is what a table of GLUE shows
-as one: a task's dev split, so that MNLI has two. Standard library only.
+Scores are shares of 1 (Matthews and correlations from -1), as the metrics give them; times are in seconds. A column is what
+a table of GLUE shows as one: a task's dev split, so that MNLI has two. Standard library only.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median, median_low
@@ -15,15 +15,12 @@ from typing import Any
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_json_atomic
-from budget_trainer.glue.tasks import TASKS, Split, Task
+from budget_trainer.glue.tasks import ALL_COLUMNS, TASKS, Split, Task
 
 RESULT, PREDICTIONS, MODEL = "result.json", "predictions", "model"  # in the folder of a run
 RUNS_FILE = "glue_runs.json"  # in the folder of a suite
-RUNS_FORMAT, _RESULT_FORMAT = 1, 1  # raise one when what is in the file comes to mean something else
-_AGAIN = "repeat the command that made it"
-NOT_IN_MEAN = ("WNLI",)  # left out of means as in Devlin et al. (arXiv 1810.04805)
-
-
+_RUNS_FORMAT, _RESULT_FORMAT = 1, 1  # raise one when what is in the file comes to mean something else
+_NOT_IN_MEAN = ("WNLI",)  # left out of means as in Devlin et al. (arXiv 1810.04805)
 METRIC_NAMES = {  # as people write them
     "accuracy": "accuracy",
     "f1": "F1",
@@ -63,20 +60,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return result if complete else None
 
 
-@dataclass(frozen=True)
-class Run:
-    """One finished run: `metrics` by dev split and name, `seconds` it took, the `folder` with its predictions.
-
-    `predictions` are the files in `folder` by split; `rows` how many rows of each split there were.
-    """
-
-    seed: int
-    configuration: str
-    metrics: Mapping[str, Mapping[str, float]]
-    seconds: float
-    folder: Path
-    predictions: Mapping[str, str] = field(default_factory=dict)
-    rows: Mapping[str, int] = field(default_factory=dict)
+# ---- scores ----
 
 
 def points(value: float) -> str:
@@ -106,48 +90,121 @@ class Spread:
         """As they are, under the names that files use."""
         return {"median": self.median, "min": self.min, "max": self.max}
 
-    def reported(self) -> dict[str, float]:
+    def reported(self) -> dict[str, Any]:
         """The same rounded, with the number of seeds."""
         return {**{name: rounded(value) for name, value in self.scores().items()}, "seeds": self.seeds}
 
 
-@dataclass(frozen=True)
-class TaskResult:
-    """All finished runs of a task. `best` is the configuration that the suite chose, `flags` what it sets.
+def card_scores(
+    task: Task, metrics: Mapping[str, Mapping[str, float]], rows: Mapping[str, int], seeds: int
+) -> list[dict[str, Any]]:
+    """A task's scores for a model card, of `metrics` and `rows` by dev split; the headline metric first.
 
-    `base` is the task whose model they start from, None for the checkpoint itself.
+    Only splits of all official rows: a card cannot say that rows were left out.
+    """
+    names = sorted(task.metrics, key=lambda name: name != task.headline)
+    return [
+        {
+            "task": task.name,
+            "metric": name,
+            "value": rounded(metrics[split.name][name]),
+            "split": split.hub,
+            "seeds": seeds,
+        }
+        for split in task.dev
+        if split.name in metrics and rows[split.name] == split.rows
+        for name in names
+    ]
+
+
+# ---- runs ----
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a suite, with the keys of `glue_runs.json`: its `folder` and the result in it, or the `error`.
+
+    `folder` is inside of the suite's, `predictions` are files in it by split. `metrics` are by dev split and name, `rows` by
+    split.
     """
 
-    task: Task
-    runs: tuple[Run, ...]
-    best: str
-    flags: Mapping[str, Any] = field(default_factory=dict)
-    base: str | None = None
-    notes: tuple[str, ...] = ()  # what a reader has to know: runs that failed, seeds that are missing
+    seed: int
+    key: str
+    folder: str
+    status: str  # finished or failed
+    error: str | None = None
+    headline: float | None = None
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
+    official_rows: bool | None = None
+    best_epoch: float | None = None
+    steps: int | None = None
+    predictions: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
 
-    def __post_init__(self) -> None:
-        if not self.best_runs:
-            raise InputError(
-                f"{self.task.name}: the best configuration {self.best!r} has no run; make the suite's results again"
-            )
+    @classmethod
+    def of(cls, seed: int, key: str, folder: str, result: Mapping[str, Any] | None, error: str | None = None) -> Run:
+        """From its `result.json`; None where it has failed with `error`."""
+        if result is None:
+            return cls(seed, key, folder, "failed", error)
+        return cls(
+            *(seed, key, folder, "finished"),
+            headline=result["headline"]["value"],
+            official_rows=all(result["official_rows"].values()),
+            seconds=result["seconds"]["total"],
+            **{name: result[name] for name in ("metrics", "rows", "best_epoch", "steps", "predictions")},
+        )
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The runs of a task with the same `flags`, one for each seed."""
+
+    flags: Mapping[str, str]
+    runs: Sequence[Run]
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.status == "finished"]
+
+    @property
+    def headline(self) -> Spread | None:
+        scores = [run.headline for run in self.finished if run.headline is not None]
+        return Spread.of(scores) if scores else None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """All runs of a task. `base` is the task whose model they start from, None for the checkpoint itself."""
+
+    task: Task
+    configurations: Sequence[Configuration]
+    base: str | None = None
+    data_sha256: str = ""
+
+    @property
+    def best(self) -> int | None:
+        """The place of the configuration with the highest median over its seeds, None where all runs failed.
+
+        A configuration whose runs have all finished goes before one whose have not, whatever the scores: few seeds are luck.
+        """
+        ranks = {
+            place: (len(one.finished) / len(one.runs), one.headline.median)
+            for place, one in enumerate(self.configurations)
+            if one.headline is not None
+        }
+        return max(ranks, key=lambda place: ranks[place], default=None)
 
     @property
     def best_runs(self) -> list[Run]:
-        """Those of the best configuration, by seed."""
-        return sorted((run for run in self.runs if run.configuration == self.best), key=lambda run: run.seed)
+        """The finished runs of the best configuration, by seed."""
+        runs = [] if self.best is None else self.configurations[self.best].finished
+        return sorted(runs, key=lambda run: run.seed)
 
     @property
-    def dev(self) -> list[Split]:
-        """The dev splits that every run of the best configuration was scored on."""
-        return [split for split in self.task.dev if all(split.name in run.metrics for run in self.best_runs)]
-
-    @property
-    def seconds(self) -> float:
-        """Of all runs of the task."""
-        return sum(run.seconds for run in self.runs)
-
-    def spread(self, split: str, metric: str) -> Spread:
-        return Spread.of([run.metrics[split][metric] for run in self.best_runs])
+    def best_run(self) -> Run | None:
+        """The highest of the best configuration (of equals the first seed): what a later task starts from."""
+        return max(self.best_runs, key=lambda run: run.headline or 0.0, default=None)
 
     @property
     def median_run(self) -> Run:
@@ -159,126 +216,161 @@ class TaskResult:
         middle = median_low(run.metrics[split][self.task.headline] for run in self.best_runs)
         return next(run for run in self.best_runs if run.metrics[split][self.task.headline] == middle)
 
+    @property
+    def finished(self) -> list[Run]:
+        """Of all configurations."""
+        return [run for one in self.configurations for run in one.finished]
+
+    @property
+    def seconds(self) -> float:
+        return sum(run.seconds for run in self.finished)
+
+    @property
+    def dev(self) -> list[Split]:
+        """The dev splits that every run of the best configuration was scored on."""
+        return [split for split in self.task.dev if all(split.name in run.metrics for run in self.best_runs)]
+
+    def spread(self, split: Split, metric: str) -> Spread:
+        return Spread.of([run.metrics[split.name][metric] for run in self.best_runs])
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader has to know: the runs that failed."""
+        failed = [
+            (place, r) for place, one in enumerate(self.configurations) for r in one.runs if r.status == "failed"
+        ]
+        notes = [
+            f"seed {r.seed} of the best configuration failed ({r.error})" for place, r in failed if place == self.best
+        ]
+        if others := len(failed) - len(notes):
+            notes.append(f"runs of other configurations that failed: {others}")
+        return notes
+
+    def content(self) -> dict[str, Any]:
+        """The task in `glue_runs.json`."""
+        best = None if self.best is None else self.configurations[self.best].headline
+        highest = self.best_run
+        return {
+            "headline_metric": self.task.headline,
+            "starts_from": self.base,
+            "official_rows": all(run.official_rows for run in self.finished),
+            "data_sha256": self.data_sha256,
+            "headline": None if best is None else best.scores(),
+            "metrics": {
+                split.name: {metric: self.spread(split, metric).scores() for metric in self.task.metrics}
+                for split in (self.dev if highest else ())
+            },
+            "best_run": None if highest is None else {"seed": highest.seed, "folder": highest.folder},
+            "best_configuration": self.best,
+            "configurations": [
+                {
+                    "flags": one.flags,
+                    "headline": None if one.headline is None else one.headline.scores(),
+                    "runs": [vars(run) for run in one.runs],
+                }
+                for one in self.configurations
+            ],
+            "seconds": self.seconds,
+        }
+
 
 @dataclass(frozen=True)
 class Suite:
-    """`model` as it was asked for, `tasks` by name in GLUE's order, and why each other task is `absent`."""
+    """All runs in `folder`: `tasks` by name, why each other task is `absent`, and which tasks another's model `covers`.
 
-    model: str
+    `model` has `name_or_path` and `sha256`; `protocol` is what decides which runs there are.
+    """
+
+    folder: Path
+    model: Mapping[str, str]
     tasks: Mapping[str, TaskResult]
-    absent: Mapping[str, str]
+    absent: Mapping[str, str] = field(default_factory=dict)
+    covered: Mapping[str, str] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> int:
+        """How many runs have failed."""
+        return sum(len(one.runs) - len(one.finished) for task in self.tasks.values() for one in task.configurations)
+
+    @property
+    def model_name(self) -> str:
+        """Of a whole path its last two parts: the rest says nothing about the model."""
+        name = self.model["name_or_path"]
+        return "/".join(Path(name).parts[-2:]) if Path(name).is_absolute() else name
+
+    @property
+    def scored(self) -> dict[str, TaskResult]:
+        """The tasks that have a score, in GLUE's order."""
+        return {name: self.tasks[name] for name in TASKS if name in self.tasks and self.tasks[name].best_runs}
+
+    @property
+    def unscored(self) -> dict[str, str]:
+        """Why each of the others has none, in GLUE's order."""
+        reasons = dict(self.absent)
+        for name, task in self.tasks.items():
+            runs = [run for one in task.configurations for run in one.runs]
+            if task.best is None:
+                reasons[name] = f"all {len(runs)} runs failed ({runs[0].error})"
+        return {name: reasons[name] for name in TASKS if name in reasons}
+
+    def columns(self) -> dict[str, Column]:
+        """The headline scores by column, in GLUE's order."""
+        found = {
+            split.column: Column(
+                split,
+                result.task.headline,
+                result.spread(split, result.task.headline),
+                result.best_runs[0].rows[split.name],
+            )
+            for result in self.scored.values()
+            for split in result.dev
+        }
+        return {name: found[name] for name in ALL_COLUMNS if name in found}
+
+    def content(self) -> dict[str, Any]:
+        """What `glue_runs.json` holds: the same for the same runs, however often they were begun."""
+        tasks = {name: self.tasks[name].content() for name in TASKS if name in self.tasks}
+        return {
+            "format": _RUNS_FORMAT,
+            "model": self.model,
+            "protocol": self.protocol,
+            "tasks": tasks,
+            "covered": self.covered,
+            "absent": self.absent,
+            "failed": self.failed,
+            "seconds": sum(task["seconds"] for task in tasks.values()),
+        }
 
 
 @dataclass(frozen=True)
 class Column:
-    """Our score of one dev split. `rows` are those it was scored on, `official` whether they are the official ones."""
+    """Our score of one dev split, and the `rows` it was scored on."""
 
-    name: str
-    task: Task
     split: Split
     metric: str
     score: Spread
     rows: int
-    official: bool
+
+    @property
+    def official(self) -> bool:
+        return self.rows == self.split.rows
 
 
-def column_name(task: Task, split: str) -> str:
-    """The task's name; of MNLI `MNLI-m` and `MNLI-mm`, as the leaderboard names them."""
-    if len(task.dev) == 1:
-        return task.name
-    return f"{task.name}-{'mm' if split.endswith('mismatched') else 'm'}"
+def mean(ours: Mapping[str, Column], names: Sequence[str], least: int = 1) -> dict[str, Any] | None:
+    """The mean over the columns `names`: of their medians, of their lowest seeds and of their highest, as reports hold it.
 
-
-ALL_COLUMNS = tuple(column_name(task, split.name) for task in TASKS.values() for split in task.dev)
-
-
-def columns(suite: Suite) -> dict[str, Column]:
-    """The suite's headline scores by column, in GLUE's order."""
-    found = {}
-    for result in suite.tasks.values():
-        for split in result.dev:
-            name, rows = column_name(result.task, split.name), result.best_runs[0].rows.get(split.name, split.rows)
-            score = result.spread(split.name, result.task.headline)
-            found[name] = Column(name, result.task, split, result.task.headline, score, rows, rows == split.rows)
-    return {name: found[name] for name in ALL_COLUMNS if name in found}
-
-
-def mean(ours: Mapping[str, Column], names: Sequence[str]) -> Spread | None:
-    """The mean over the columns `names`: of their medians, of their lowest seeds and of their highest; None of none.
-
-    The seeds are the fewest that any column has.
+    Some columns never count. None of fewer than `least`. The seeds are the fewest that any column has.
     """
-    scores = [ours[name].score for name in names]
-    if not scores:
+    counted = [name for name in names if name not in _NOT_IN_MEAN]
+    if len(counted) < least:
         return None
-    median, low, high = (fmean(getattr(score, part) for score in scores) for part in ("median", "min", "max"))
-    return Spread(median, low, high, min(score.seeds for score in scores))
+    scores = [ours[name].score for name in counted]
+    middle, low, high = (fmean(getattr(score, part) for score in scores) for part in ("median", "min", "max"))
+    found = Spread(middle, low, high, min(score.seeds for score in scores))
+    return {"columns": counted, "left_out": list(_NOT_IN_MEAN), **found.reported()}
 
 
-def in_mean(names: Sequence[str]) -> list[str]:
-    """Those of the columns that count in a mean."""
-    return [name for name in names if name not in NOT_IN_MEAN]
-
-
-def in_order(*scores: Mapping[str, Any]) -> list[str]:
+def in_order(scores: Iterable[Mapping[str, Any]]) -> list[str]:
     """The columns that any of the mappings has, in GLUE's order."""
-    return [name for name in ALL_COLUMNS if any(name in mapping for mapping in scores)]
-
-
-def read_suite(path: Path) -> Suite:
-    """The suite in `path`: `glue_runs.json`, or the folder that holds it.
-
-    A task all of whose runs failed is absent, with the first error as the reason. InputError where the file or a run's
-    result is missing, damaged or of another format.
-    """
-    path = path / RUNS_FILE if path.is_dir() else path
-    content = read_object(path, _AGAIN)
-    if content.get("format") != RUNS_FORMAT:
-        raise InputError(f"{path}: format {content.get('format')!r}, this version reads {RUNS_FORMAT}; {_AGAIN}")
-    tasks: dict[str, TaskResult] = {}
-    try:
-        absent = {str(name): str(reason) for name, reason in content["absent"].items()}
-        model = str(content["model"]["name_or_path"])
-        if Path(model).is_absolute():  # its last two parts: the rest says nothing about the model
-            model = "/".join(Path(model).parts[-2:])
-        for name, entry in content["tasks"].items():
-            if entry["best_configuration"] is None:
-                runs = [run for configuration in entry["configurations"] for run in configuration["runs"]]
-                absent[name] = f"all {len(runs)} runs failed ({runs[0]['error']})"
-            else:
-                tasks[name] = _task(path.parent, name, entry)
-        absent = {name: absent[name] for name in sorted(absent, key=list(TASKS).index)}
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: damaged ({error!r}); {_AGAIN}") from None
-    return Suite(model, {name: tasks[name] for name in TASKS if name in tasks}, absent)
-
-
-def _task(folder: Path, name: str, entry: Mapping[str, Any]) -> TaskResult:
-    best = int(entry["best_configuration"])
-    runs, notes, others = [], [], 0
-    for place, configuration in enumerate(entry["configurations"]):
-        for run in configuration["runs"]:
-            if run["status"] == "finished":
-                runs.append(_run(folder / run["folder"], str(place), run))
-            elif place == best:
-                notes.append(f"seed {run['seed']} of the best configuration failed ({run['error']})")
-            else:
-                others += 1
-    if others:
-        notes.append(f"runs of other configurations that failed: {others}")
-    flags = dict(entry["configurations"][best]["flags"])
-    return TaskResult(TASKS[name], tuple(runs), str(best), flags, base=entry["starts_from"], notes=tuple(notes))
-
-
-def _run(folder: Path, configuration: str, entry: Mapping[str, Any]) -> Run:
-    return Run(
-        seed=int(entry["seed"]),
-        configuration=configuration,
-        metrics=entry["metrics"],
-        seconds=float(entry["seconds"]),
-        folder=folder,
-        predictions=dict(entry["predictions"]),
-        rows={str(split): int(rows) for split, rows in read_object(folder / RESULT, _AGAIN)["rows"].items()},
-    )
+    return sorted({name for mapping in scores for name in mapping}, key=ALL_COLUMNS.index)

@@ -9,22 +9,23 @@ import shutil
 from typing import Any
 
 import torch
+from transformers import DataCollatorWithPadding
 
 from budget_trainer.budget.callback import TimeBudgetCallback
 from budget_trainer.budget.channel import Agreement, ControlChannel
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.errors import InputError, StopAsked
-from budget_trainer.core.io import fresh_folder, publish_folder, write_atomic
+from budget_trainer.core.io import fresh_folder, publish_folder, write_atomic, write_json_atomic
 from budget_trainer.core.stop_request import StopRequest
-from budget_trainer.glue import push
 from budget_trainer.glue.arguments import Request
-from budget_trainer.glue.data import check_data, load_task, splits_of
-from budget_trainer.glue.encoding import Rows, encode, make_collator
+from budget_trainer.glue.data import check_data, load_task
 from budget_trainer.glue.metrics import predict
-from budget_trainer.glue.model import load_classifier, load_tokenizer, model_digest, resolve_model
-from budget_trainer.glue.results import MODEL, PREDICTIONS, RESULT, write_result
+from budget_trainer.glue.model import load_checkpoint, load_classifier
+from budget_trainer.glue.results import MODEL, PREDICTIONS, RESULT, card_scores, read_result, write_result
 from budget_trainer.glue.tasks import Task
-from budget_trainer.glue.trainer import GlueTrainer, Predictor, curve_name
+from budget_trainer.glue.trainer import GlueTrainer, Predictor, Rows, curve_name
+from budget_trainer.reporting.card import GLUE_REPORT
+from budget_trainer.reporting.publish import BackgroundPush
 from budget_trainer.reporting.report import environment
 from budget_trainer.training import launch
 from budget_trainer.training.engine import engine_name, resolve_engine_config
@@ -83,33 +84,29 @@ class GlueRun:
         glue, args = self.request.glue, self.args
         self.data = load_task(self.task, self.request.glue_dir, glue.dataset_name)
         check_data(self.data, args.do_train, args.do_eval, args.do_predict)
-        for split, _ in self._splits():
+        self.splits = [(split, owner) for split, owner in self.task.answered if split.name in self.data.splits]
+        for split, _ in self.splits:
             limit = glue.max_predict_samples if split.is_test else glue.max_eval_samples
             limit = glue.max_train_samples if split is self.task.train else limit
             self.data.splits[split.name] = self.data.splits[split.name].first(limit)
-        self.folder = resolve_model(str(glue.model_name_or_path))
-        name = glue.tokenizer_name
-        tokenizer_folder = self.folder if name is None else resolve_model(name, "tokenizer_name")
-        self.tokenizer = load_tokenizer(tokenizer_folder)
-        self.digest = model_digest(self.folder, tokenizer_folder)
-        dev = [split.name for split in self.task.dev if split.name in self.data.splits and args.do_eval]
-        self.dev = {name: self._encoded(name) for name in dev}
-
-    def _splits(self) -> list[tuple[Any, Task]]:
-        """The splits that there are, with the task each belongs to (AX among MNLI's)."""
-        return [(split, owner) for split, owner in splits_of(self.task) if split.name in self.data.splits]
-
-    def _test_splits(self) -> list[str]:
-        return [split.name for split, _ in self._splits() if split.is_test]
+        self.folder, self.tokenizer, self.digest = load_checkpoint(str(glue.model_name_or_path), glue.tokenizer_name)
+        dev = self.task.dev if args.do_eval else ()
+        self.dev = {split.name: self._encoded(split.name) for split in dev if split.name in self.data.splits}
+        test = [split.name for split, _ in self.splits if split.is_test]
+        self.test = test if args.do_predict else []
 
     def _encoded(self, split: str) -> Rows:
-        return encode(self.tokenizer, self.data.splits[split], self.request.glue.max_seq_length)
+        return Rows.encode(self.tokenizer, self.data.splits[split], self.request.glue.max_seq_length)
 
     def build_trainer(self) -> None:
         """The model with a head for the task, and the Trainer with the budget."""
         args, glue = self.args, self.request.glue
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        collator = make_collator(self.tokenizer, args.device, glue.max_seq_length, glue.pad_to_max_length)
+        if glue.pad_to_max_length:
+            collator = DataCollatorWithPadding(self.tokenizer, padding="max_length", max_length=glue.max_seq_length)
+        else:  # to the longest row of a batch; on a GPU to a multiple of 8, for its matrix units
+            multiple = 8 if args.device.type == "cuda" else None
+            collator = DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=multiple)
         self.predictor = Predictor(collator, args.per_device_eval_batch_size, args.device, self.agreement, dtype)
         if not self.dev:
             args.eval_strategy = "no"
@@ -175,7 +172,7 @@ class GlueRun:
         probed = min(len(rows), _PROBE_BATCHES * self.predictor.batch_size * self.args.world_size)
         per_row = _UNEVEN * (clock.elapsed_seconds() - begin) / probed
         budget.evaluate_seconds = per_row * sum(len(split) for split in self.dev.values())
-        tested = sum(len(self.data.splits[name]) for name in self._test_splits()) if self.args.do_predict else 0
+        tested = sum(len(self.data.splits[name]) for name in self.test)
         budget.save_seconds = (
             2 * budget.save_allowance(save) + budget.evaluate_seconds + per_row * tested + _FIXED_SECONDS
         )
@@ -201,11 +198,8 @@ class GlueRun:
     def predict(self) -> None:
         """The logits of every split: of dev those that were scored, of the test splits the model's."""
         self.logits = dict(self.trainer.best_logits)
-        if self.args.do_predict:
-            with self.clock.phase("evaluate"):
-                self.logits |= {
-                    name: self.predictor.logits(self.model, self._encoded(name)) for name in self._test_splits()
-                }
+        with self.clock.phase("evaluate"):
+            self.logits |= {name: self.predictor.logits(self.model, self._encoded(name)) for name in self.test}
 
     def write_result(self) -> None:
         """Write the predictions and, last, `result.json` (main process); the budget ends here."""
@@ -213,7 +207,7 @@ class GlueRun:
             with self.clock.phase("save"):
                 paths = {
                     split.name: self._write_predictions(split.name, owner)
-                    for split, owner in self._splits()
+                    for split, owner in self.splits
                     if split.name in self.logits
                 }
                 if not self.request.glue.save_model:
@@ -293,6 +287,14 @@ class GlueRun:
         return {name: getattr(value, "value", value) for name, value in flags.items()}
 
     def push(self) -> None:
-        """Publish the model where that was asked for (main process); a push that fails changes nothing else."""
-        if self.args.should_save:
-            push.publish(self.output_dir, self.request.push)
+        """Push `model/` where that was asked for, and write into `result.json`, at `hub`, what came of it (main process).
+
+        A push that fails changes nothing else. It waits for the Hub, outside of the budget.
+        """
+        options, result = self.request.push, read_result(self.output_dir)
+        if not self.args.should_save or options is None or result is None:
+            return
+        model = self.output_dir / MODEL
+        scores = card_scores(self.task, result["metrics"], result["rows"], seeds=1)
+        write_json_atomic(model / GLUE_REPORT, {"scores": scores})
+        write_result(self.output_dir, {**result, "hub": BackgroundPush(model, options).finish()})

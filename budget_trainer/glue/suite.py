@@ -13,25 +13,27 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from budget_trainer.budget.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.core.io import try_lock, write_json_atomic
+from budget_trainer.core.io import fresh_folder, try_lock, write_json_atomic
 from budget_trainer.core.jobs import Job, JobEnd, devices, launch_command, run_jobs, write_profile
 from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.glue.arguments import Request
-from budget_trainer.glue.model import load_tokenizer, model_digest, resolve_model
+from budget_trainer.glue.model import load_checkpoint, model_digest
 from budget_trainer.glue.over_budget import MARKDOWN, expand_checkpoints, report_over_budget
-from budget_trainer.glue.plan import Grid, Plan, PlannedRun, free_seconds, make_plan, read_grid, run_key, share
-from budget_trainer.glue.results import MODEL, RUNS_FILE, read_result
-from budget_trainer.glue.runs_file import record, task_entry, whole
+from budget_trainer.glue.plan import Grid, Plan, PlannedRun, make_plan, read_grid, share
+from budget_trainer.glue.results import MODEL, RUNS_FILE, Configuration, Run, Suite, TaskResult, read_result
+from budget_trainer.glue.submission import write_submission
+from budget_trainer.glue.tasks import TASKS
 from budget_trainer.training import run_folder
 from budget_trainer.training.launch import configure_logging
 
 log = logging.getLogger(__name__)
-SUITE_FILE = "suite.json"  # whose folder this is, from the beginning on
+_SUITE_FILE = "suite.json"  # whose folder this is, from the beginning on
 _FIRST_OVERHEAD = 15.0  # seconds: a guess at starting and ending a process, until one was measured
 _LEAST_RUN = 20.0  # below this not even the set-up of a tiny model fits
 _UNEVEN = 1.2  # the next start may take so much longer than the longest so far
@@ -57,11 +59,11 @@ class Runner:
     ) -> None:
         self.request, self.plan, self.clock, self.stop = request, plan, clock, stop
         self.output_dir = request.output_dir
-        self.records: dict[str, list[tuple[PlannedRun, dict[str, Any]]]] = {}
+        self._runs: dict[PlannedRun, Run] = {}  # what has ended
+        self._ends: dict[PlannedRun, float] = {}  # of what runs: when its time is over
         self._bases: dict[str | None, tuple[Path, str]] = {None: model}  # what runs start from
         self._overhead = _FIRST_OVERHEAD  # of starting and ending a run
         self._slots, self._launch = slots, launch
-        self._ends: dict[int, float] = {}  # of what runs, by its place in the plan: when its time is over
 
     def work(self) -> None:
         """All runs: the intermediate task first, then what may start from its best model."""
@@ -72,31 +74,37 @@ class Runner:
             rest = self._startable(rest, first[0].task.name)
         self._work_through(rest, [])
 
-    def content(self, protocol: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
-        """What `glue_runs.json` holds."""
-        return whole(self.plan, model, protocol, {name: self._in_order(name) for name in self.records})
+    def results(self) -> dict[str, TaskResult]:
+        """What has ended, by task, in the order of the plan whichever run ended first."""
+        return {name: self._result(name) for name in self.plan.data_digests}
 
-    def _in_order(self, name: str) -> list[tuple[PlannedRun, dict[str, Any]]]:
-        """The records of a task in the order of the plan, whichever run ended first."""
-        return sorted(self.records[name], key=lambda pair: self.plan.runs.index(pair[0]))
+    def _result(self, name: str) -> TaskResult:
+        planned = [run for run in self.plan.of(name) if run in self._runs]
+        configurations = [
+            Configuration(runs[0].flags, [self._runs[run] for run in runs])
+            for _, group in groupby(planned, key=lambda run: run.configuration)
+            if (runs := list(group))
+        ]
+        return TaskResult(planned[0].task, configurations, planned[0].base, self.plan.data_digests[name])
 
     def _startable(self, runs: list[PlannedRun], name: str) -> list[PlannedRun]:
         """Those of the runs that have something to start from when the intermediate task has ended; the others failed.
 
         Of the intermediate task the model of its best run is kept.
         """
-        records = self._in_order(name)
-        best = task_entry(self.plan, name, records)["best_run"]
+        result = self._result(name)
+        best = result.best_run
         if best is None:
             self._bases[name] = (Path(), "none")
+            error = result.configurations[0].runs[0].error
             for run in runs:
                 if run.base == name:
-                    self._note(run, None, f"intermediate_task: all runs of {name} failed ({records[0][1]['error']})")
+                    self._note(run, None, f"intermediate_task: all runs of {name} failed ({error})")
             return [run for run in runs if run.base != name]
-        for _, entry in records:
-            if entry["folder"] != best["folder"]:
-                shutil.rmtree(self.output_dir / entry["folder"] / MODEL, ignore_errors=True)
-        model = self.output_dir / best["folder"] / MODEL
+        for other in result.finished:
+            if other is not best:
+                shutil.rmtree(self.output_dir / other.folder / MODEL, ignore_errors=True)
+        model = self.output_dir / best.folder / MODEL
         if not model.is_dir():
             raise RunError(f"intermediate_task: {model} is gone; delete {model.parent} to have it made again")
         self._bases[name] = (model, model_digest(model, model))
@@ -106,8 +114,7 @@ class Runner:
         """Run what is not finished; `later` is what else the time has to do for."""
         waiting = []
         for run in runs:
-            result = read_result(self._place(run)[1])
-            if result is None:
+            if (result := read_result(self.output_dir / self._place(run)[1])) is None:
                 waiting.append(run)
             else:
                 self._note(run, result, None)
@@ -127,19 +134,22 @@ class Runner:
         """The time of the first of the runs that are `left`; infinite without a budget."""
         if math.isinf(self.clock.total_seconds):
             return math.inf
-        remaining = self.clock.remaining_seconds() - _END_SECONDS
         running = [end - self.clock.elapsed_seconds() for end in self._ends.values()]
-        free = free_seconds(remaining, running, len(self._slots))
-        return min(remaining, share(free, [run.weight for run in left], self._overhead))
+        remaining = self.clock.remaining_seconds() - _END_SECONDS
+        return share([run.weight for run in left], self._overhead, remaining, running, len(self._slots))
 
     # ---- one run ----
 
-    def _place(self, run: PlannedRun) -> tuple[str, Path]:
-        _, digest = self._bases[run.base]
-        data, time = self.plan.data_digests[run.task.name], self.request.glue.total_training_time
-        device = "cpu" if self._slots == [None] else "cuda"
-        key = run_key(run, digest, data, time, self._keeps_model(run), device)
-        return key, self.output_dir / "runs" / run.task.name / key
+    def _place(self, run: PlannedRun) -> tuple[str, str]:
+        """The run's key, and its folder inside of `output_dir`."""
+        key = run.key(
+            model=self._bases[run.base][1],
+            data=self.plan.data_digests[run.task.name],
+            total_training_time=self.request.glue.total_training_time,
+            keeps_model=self._keeps_model(run),
+            device="cpu" if self._slots == [None] else "cuda",
+        )
+        return key, f"runs/{run.task.name}/{key}"
 
     def _keeps_model(self, run: PlannedRun) -> bool:
         """The intermediate task's runs do, until the best is known; the others where the command line says so."""
@@ -147,9 +157,8 @@ class Runner:
         return run.task.name == self.plan.intermediate or asked
 
     def _job(self, run: PlannedRun, seconds: float) -> Job:
-        _, folder = self._place(run)
-        shutil.rmtree(folder, ignore_errors=True)  # what was not finished is begun anew
-        folder.mkdir(parents=True)
+        folder = self.output_dir / self._place(run)[1]
+        fresh_folder(folder)  # what was not finished is begun anew
         glue = self.request.glue
         words = run.words(str(self._bases[run.base][0]), str(folder))
         words += ["--seed", str(run.seed), f"--save_model={self._keeps_model(run)}"]
@@ -162,7 +171,7 @@ class Runner:
             words += ["--use_cpu", "true"]
         if not math.isinf(seconds):
             words += ["--total_training_time", f"{max(0.1, seconds - self._overhead):.1f}s"]
-        self._ends[id(run)] = self.clock.elapsed_seconds() + seconds
+        self._ends[run] = self.clock.elapsed_seconds() + seconds
         late = f"stopped: total_training_time is over (it had {seconds:.0f}s)"
         return Job(
             command=self._launch("finetune_glue", words),
@@ -172,27 +181,23 @@ class Runner:
         )
 
     def _ended(self, run: PlannedRun, end: JobEnd) -> None:
-        del self._ends[id(run)]
-        result = read_result(self._place(run)[1]) if end.reason is None else None
+        del self._ends[run]
+        result = read_result(self.output_dir / self._place(run)[1]) if end.reason is None else None
         if result is not None:
             self._overhead = max(_LEAST_RUN / 4, _UNEVEN * (end.seconds - result["seconds"]["total"]))
         self._note(run, result, end.reason or end.error)
 
     def _note(self, run: PlannedRun, result: dict[str, Any] | None, error: str | None) -> None:
-        key, folder = self._place(run)
-        entry = record(run, key, str(folder.relative_to(self.output_dir)), result, error)
-        self.records.setdefault(run.task.name, []).append((run, entry))
-        done = sum(map(len, self.records.values()))
-        what = f"[{done}/{len(self.plan.runs)}] {run.task.name}, configuration {run.configuration}, seed {run.seed}"
+        self._runs[run] = ended = Run.of(run.seed, *self._place(run), result, error)
+        what = f"[{len(self._runs)}/{len(self.plan.runs)}] {run.task.name}, configuration {run.configuration}, seed {run.seed}"
         if result is None:
             log.warning("%s: failed: %s", what, error)
         else:
-            score, seconds = result["headline"]["value"], format_duration(result["seconds"]["total"])
-            log.info("%s: %s %.4f, %s", what, run.task.headline, score, seconds)
+            log.info("%s: %s %.4f, %s", what, run.task.headline, ended.headline, format_duration(ended.seconds))
 
 
-def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> int:
-    """All runs that were asked for, those that are finished not again. Returns 0, or 1 where a run has failed.
+def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> Suite:
+    """All runs that were asked for, those that are finished not again, and their report. Some of them may have failed.
 
     Raises InputError before anything is started where something is wrong with model, data, grid or folder; StopAsked on a
     signal, after its runs have ended: the same command goes on. What it used of `total_training_time` is kept over jobs.
@@ -208,12 +213,10 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> int:
         )
     grid = read_grid(request.suite.grid, request.suite.seeds, request.training.seed)
     run_folder.RunFolder(request.output_dir).check_writable()
-    folder, digest = _check_model(request)
+    folder, _, digest = load_checkpoint(str(request.glue.model_name_or_path), request.glue.tokenizer_name)
     plan = make_plan(request, grid)
-    suite = {
-        "protocol": _protocol(request, grid, plan),
-        "model": {"name_or_path": request.glue.model_name_or_path, "sha256": digest},
-    }
+    model = {"name_or_path": str(request.glue.model_name_or_path), "sha256": digest}
+    protocol = _protocol(request, grid, plan)
     _check_time(request, plan)
     request.output_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as at_exit:
@@ -223,7 +226,7 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> int:
                 f"output_dir: another suite works in {request.output_dir}; wait for it, or give another folder"
             )
         at_exit.enter_context(lock)
-        _claim_folder(request, suite)
+        _claim_folder(request, {"protocol": protocol, "model": model})
         if not math.isinf(clock.total_seconds):
             path = request.output_dir / run_folder.CLOCK
             clock.restore(ClockFile.read(path))
@@ -236,23 +239,16 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> int:
         profile = write_profile(request.output_dir / "launch.yaml", request.run.use_cpu)
         runner = Runner(request, plan, clock, stop, (folder, digest), slots, partial(launch_command, profile))
         runner.work()
-        content = runner.content(suite["protocol"], suite["model"])
-        write_json_atomic(request.output_dir / RUNS_FILE, content)
+        suite = Suite(request.output_dir, model, runner.results(), plan.absent, plan.covered, protocol)
+        write_json_atomic(request.output_dir / RUNS_FILE, suite.content())
         clock.stop()
-    from budget_trainer.glue.report import report_suite  # late: pictures are drawn outside of the budget
+    from budget_trainer.glue.report import write_report  # late: pictures are drawn outside of the budget
 
-    report_suite(request.output_dir, request.output_dir, request.glue.overwrite_output_dir)
-    print_table(content, request.output_dir)
-    return 1 if content["failed"] else 0
-
-
-def _check_model(request: Request) -> tuple[Path, str]:
-    """The checkpoint's folder and digest, with its tokenizer tried."""
-    folder = resolve_model(str(request.glue.model_name_or_path))
-    name = request.glue.tokenizer_name
-    tokenizer_folder = folder if name is None else resolve_model(name, "tokenizer_name")
-    load_tokenizer(tokenizer_folder)
-    return folder, model_digest(folder, tokenizer_folder)
+    write_report(
+        suite, request.output_dir, write_submission(suite, request.output_dir, request.glue.overwrite_output_dir)
+    )
+    _print_table(suite)
+    return suite
 
 
 def _protocol(request: Request, grid: Grid, plan: Plan) -> dict[str, Any]:
@@ -286,7 +282,7 @@ def _claim_folder(request: Request, suite: dict[str, Any]) -> None:
 
     Finished runs stay in any case: they are known by what they were made from.
     """
-    path = request.output_dir / SUITE_FILE
+    path = request.output_dir / _SUITE_FILE
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
         if theirs["protocol"] == suite["protocol"] and theirs["model"]["sha256"] == suite["model"]["sha256"]:
@@ -305,40 +301,40 @@ def _claim_folder(request: Request, suite: dict[str, Any]) -> None:
     write_json_atomic(path, suite)
 
 
-def print_table(content: dict[str, Any], folder: Path) -> None:
+def _print_table(suite: Suite) -> None:
     """A line for each task: the median of its best configuration with the range of the seeds, in per cent."""
     print()
-    for name, task in content["tasks"].items():
-        score = task["headline"]
-        text = "every run failed"
-        if score is not None:
-            text = f"{100 * score['median']:6.2f}  ({100 * score['min']:.2f} to {100 * score['max']:.2f})"
-        print(f"{name:6} {task['headline_metric']:21} {text}  {format_duration(max(0.1, task['seconds']))}")
-    for name, reason in content["absent"].items():
+    for name in (name for name in TASKS if name in suite.tasks):
+        result, text = suite.tasks[name], "every run failed"
+        if result.best is not None and (score := result.configurations[result.best].headline) is not None:
+            text = f"{100 * score.median:6.2f}  ({100 * score.min:.2f} to {100 * score.max:.2f})"
+        print(f"{name:6} {result.task.headline:21} {text}  {format_duration(max(0.1, result.seconds))}")
+    for name, reason in suite.absent.items():
         print(f"{name:6} absent: {reason}")
-    print(f"report in {folder / 'glue_report.md'}, .json and .png; runs in {folder / RUNS_FILE}", flush=True)
+    print(
+        f"report in {suite.folder / 'glue_report.md'}, .json and .png; runs in {suite.folder / RUNS_FILE}", flush=True
+    )
 
 
-def run_checkpoints(request: Request, clock: BudgetClock, stop: StopRequest) -> int:
-    """The suite that `request` asks for, for each of its `checkpoints`; returns 1 where a run of one has failed.
+def run_checkpoints(request: Request, clock: BudgetClock, stop: StopRequest) -> list[Suite]:
+    """The suite that `request` asks for, for each of its `checkpoints`, and the report over their minutes.
 
     Each has an equal part of `total_training_time`. The same command goes on after a kill, as a suite does. InputError before
     anything is started where a checkpoint is no model of one finished run.
     """
-    found = expand_checkpoints(request.suite.checkpoints or [])
-    names = [checkpoint.path.resolve().name for checkpoint in found]
+    minutes = expand_checkpoints(request.suite.checkpoints or [])
+    names = [path.resolve().name for path in minutes]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"checkpoints: {name} is named twice; give each folder once")
-    seconds = request.total_seconds
-    share = None if seconds is None else f"{seconds / len(found):.2f}s"
-    code, suites = 0, []
-    for number, checkpoint in enumerate(found):
-        own = clock if number == 0 else BudgetClock()  # the first pays for the imports
-        own.total_seconds = math.inf if seconds is None else seconds / len(found)
-        asked = request.of_checkpoint(checkpoint.path, share)
-        code = max(code, run_suite(asked, own, stop))
-        suites.append((checkpoint, asked.output_dir / RUNS_FILE))
-    report_over_budget(suites, request.output_dir)
+    seconds = None if request.total_seconds is None else request.total_seconds / len(minutes)
+    suites: list[Suite] = []
+    for path in minutes:
+        own = BudgetClock() if suites else clock  # the first pays for the imports
+        own.total_seconds = math.inf if seconds is None else seconds
+        suites.append(
+            run_suite(request.of_checkpoint(path, None if seconds is None else f"{seconds:.2f}s"), own, stop)
+        )
+    report_over_budget(list(zip(minutes.items(), suites, strict=True)), request.output_dir)
     print(f"scores against minutes of pre-training in {request.output_dir / MARKDOWN}, .json and .png", flush=True)
-    return code
+    return suites

@@ -20,19 +20,16 @@ UNLABELLED = -1  # the label of a test row, as in nyu-mll/glue; of STS-B -1.0
 class Split:
     """A part of a task: its name here, its name in `nyu-mll/glue`, its official file and rows (header not counted).
 
-    `files` are paths inside of a GLUE folder, the first that exists is read. `submission` is the leaderboard's name for the
-    file of predictions; None where nothing is submitted.
+    `files` are paths inside of a GLUE folder, the first that exists is read. `column` is its name in tables of GLUE: MNLI's
+    two dev and two test splits are MNLI-m and MNLI-mm.
     """
 
     name: str
     hub: str
     files: tuple[str, ...]
     rows: int
-    submission: str | None = None
-
-    @property
-    def is_test(self) -> bool:
-        return self.submission is not None
+    column: str
+    is_test: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,22 +38,20 @@ class Task:
 
     `sentences` are one or two columns of `nyu-mll/glue`, `labels` are in the order of their numbers; none for a regression.
     `tsv_sentences` (the same where empty) and `tsv_label` are the columns of the official files. A file of `without_header`
-    gives its columns by position (CoLA). The last of the `metrics` is the headline. `submission_words` says that the
-    leaderboard wants label names instead of numbers. `shared` is the task whose model answers a task that has no training
-    data (AX: MNLI).
+    gives its columns by position (CoLA). The last of the `metrics` is the headline. `submits_names` says that the leaderboard
+    wants label names instead of numbers. `shared` is the task whose model answers a task that has no training data (AX:
+    MNLI).
     """
 
     name: str
     sentences: tuple[str, ...]
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
-    train: Split | None
-    dev: tuple[Split, ...]
-    test: tuple[Split, ...]
+    splits: tuple[Split, ...]  # train, dev, test
     tsv_sentences: tuple[str, ...] = ()
     tsv_label: str = "label"
     without_header: tuple[str, ...] = ()
-    submission_words: bool = False
+    submits_names: bool = False
     shared: str | None = None
 
     @property
@@ -73,101 +68,80 @@ class Task:
         return not self.labels
 
     @property
-    def splits(self) -> tuple[Split, ...]:
-        """All of them: train, dev, test."""
-        return ((self.train,) if self.train else ()) + self.dev + self.test
+    def train(self) -> Split | None:
+        return next((split for split in self.splits if split.name == "train"), None)
+
+    @property
+    def dev(self) -> tuple[Split, ...]:
+        return tuple(split for split in self.splits if split is not self.train and not split.is_test)
+
+    @property
+    def test(self) -> tuple[Split, ...]:
+        return tuple(split for split in self.splits if split.is_test)
+
+    @property
+    def answered(self) -> list[tuple[Split, Task]]:
+        """The splits that its model works on, with the task each belongs to: with MNLI's those of AX."""
+        shared = [other for other in TASKS.values() if other.shared == self.name]
+        return [(split, owner) for owner in (self, *shared) for split in owner.splits]
 
     @property
     def id2label(self) -> dict[int, str]:
         """For a model's config; a regression has one number called `score`."""
         return dict(enumerate(self.labels or ("score",)))
 
-
-def _three(folder: str, train: int, dev: int, test: int) -> dict:
-    """train, dev and test of a task whose files are `<folder>/{train,dev,test}.tsv`."""
-    return {
-        "train": Split("train", "train", (f"{folder}/train.tsv",), train),
-        "dev": (Split("dev", "validation", (f"{folder}/dev.tsv",), dev),),
-        "test": (Split("test", "test", (f"{folder}/test.tsv",), test, f"{folder}.tsv"),),
-    }
+    @property
+    def submission_words(self) -> tuple[str, ...]:
+        """The leaderboard's words for the classes, in the order of their numbers."""
+        return self.labels if self.submits_names else tuple(str(number) for number in range(len(self.labels)))
 
 
-_PAIR = ("sentence1", "sentence2")
+def _splits(name: str, train: int, dev: int, test: int, microsoft: bool = False) -> tuple[Split, ...]:
+    """Rows of train, dev and test in `<name>/{train,dev,test}.tsv`; of MRPC also in the files as Microsoft gives them."""
+    one, other = (tuple(f"{name}/msr_paraphrase_{part}.txt" for _ in range(microsoft)) for part in ("train", "test"))
+    return (
+        Split("train", "train", (f"{name}/train.tsv", *one), train, name),
+        Split("dev", "validation", (f"{name}/dev.tsv", *one), dev, name),
+        Split("test", "test", (f"{name}/test.tsv", *other), test, name, is_test=True),
+    )
+
+
+_MNLI = (
+    Split("train", "train", ("MNLI/train.tsv",), 392702, "MNLI"),
+    Split("dev_matched", "validation_matched", ("MNLI/dev_matched.tsv",), 9815, "MNLI-m"),
+    Split("dev_mismatched", "validation_mismatched", ("MNLI/dev_mismatched.tsv",), 9832, "MNLI-mm"),
+    Split("test_matched", "test_matched", ("MNLI/test_matched.tsv",), 9796, "MNLI-m", is_test=True),
+    Split("test_mismatched", "test_mismatched", ("MNLI/test_mismatched.tsv",), 9847, "MNLI-mm", is_test=True),
+)
+_AX = Split("ax", "test", ("diagnostic/diagnostic.tsv", "AX/AX.tsv", "AX.tsv"), 1104, "AX", is_test=True)
+_ONE, _PAIR, _PREMISE = ("sentence",), ("sentence1", "sentence2"), ("premise", "hypothesis")
+_QUESTIONS, _ANSWER = ("question1", "question2"), ("question", "sentence")
 _NLI, _TWO_WAY = ("entailment", "neutral", "contradiction"), ("entailment", "not_entailment")
 _ACCURACY, _F1, _MATTHEWS = ("accuracy",), ("accuracy", "f1"), ("matthews_correlation",)
+_CORRELATIONS = ("pearson", "spearmanr")
+_ACCEPTABLE, _SAME, _DUPLICATE = (
+    ("unacceptable", "acceptable"),
+    ("not_equivalent", "equivalent"),
+    ("not_duplicate", "duplicate"),
+)
+_MRPC_COLUMNS = (("#1 String", "#2 String"), "Quality")
+_COLA_COLUMNS = ("source", "label", "mark", "sentence")  # of train and dev; test has a header
 
 _ALL = (
-    Task(
-        "CoLA",
-        ("sentence",),
-        ("unacceptable", "acceptable"),
-        _MATTHEWS,
-        **_three("CoLA", 8551, 1043, 1063),
-        without_header=("source", "label", "mark", "sentence"),  # of train and dev; test has a header
-    ),
-    Task("SST-2", ("sentence",), ("negative", "positive"), _ACCURACY, **_three("SST-2", 67349, 872, 1821)),
-    Task(
-        "MRPC",
-        _PAIR,
-        ("not_equivalent", "equivalent"),
-        _F1,
-        train=Split("train", "train", ("MRPC/train.tsv", "MRPC/msr_paraphrase_train.txt"), 3668),
-        dev=(Split("dev", "validation", ("MRPC/dev.tsv", "MRPC/msr_paraphrase_train.txt"), 408),),
-        test=(Split("test", "test", ("MRPC/test.tsv", "MRPC/msr_paraphrase_test.txt"), 1725, "MRPC.tsv"),),
-        tsv_sentences=("#1 String", "#2 String"),
-        tsv_label="Quality",
-    ),
-    Task("STS-B", _PAIR, (), ("pearson", "spearmanr"), **_three("STS-B", 5749, 1500, 1379), tsv_label="score"),
-    Task(
-        "QQP",
-        ("question1", "question2"),
-        ("not_duplicate", "duplicate"),
-        _F1,
-        **_three("QQP", 363846, 40430, 390965),
-        tsv_label="is_duplicate",
-    ),
-    Task(
-        "MNLI",
-        ("premise", "hypothesis"),
-        _NLI,
-        _ACCURACY,
-        train=Split("train", "train", ("MNLI/train.tsv",), 392702),
-        dev=(
-            Split("dev_matched", "validation_matched", ("MNLI/dev_matched.tsv",), 9815),
-            Split("dev_mismatched", "validation_mismatched", ("MNLI/dev_mismatched.tsv",), 9832),
-        ),
-        test=(
-            Split("test_matched", "test_matched", ("MNLI/test_matched.tsv",), 9796, "MNLI-m.tsv"),
-            Split("test_mismatched", "test_mismatched", ("MNLI/test_mismatched.tsv",), 9847, "MNLI-mm.tsv"),
-        ),
-        tsv_sentences=_PAIR,
-        tsv_label="gold_label",
-        submission_words=True,
-    ),
-    Task(
-        "QNLI",
-        ("question", "sentence"),
-        _TWO_WAY,
-        _ACCURACY,
-        **_three("QNLI", 104743, 5463, 5463),
-        submission_words=True,
-    ),
-    Task("RTE", _PAIR, _TWO_WAY, _ACCURACY, **_three("RTE", 2490, 277, 3000), submission_words=True),
-    Task("WNLI", _PAIR, ("not_entailment", "entailment"), _ACCURACY, **_three("WNLI", 635, 71, 146)),
-    Task(
-        "AX",
-        ("premise", "hypothesis"),
-        _NLI,
-        _MATTHEWS,
-        train=None,
-        dev=(),
-        test=(Split("ax", "test", ("diagnostic/diagnostic.tsv", "AX/AX.tsv", "AX.tsv"), 1104, "AX.tsv"),),
-        tsv_sentences=_PAIR,
-        submission_words=True,
-        shared="MNLI",
-    ),
+    Task("CoLA", _ONE, _ACCEPTABLE, _MATTHEWS, _splits("CoLA", 8551, 1043, 1063), without_header=_COLA_COLUMNS),
+    Task("SST-2", _ONE, ("negative", "positive"), _ACCURACY, _splits("SST-2", 67349, 872, 1821)),
+    Task("MRPC", _PAIR, _SAME, _F1, _splits("MRPC", 3668, 408, 1725, microsoft=True), *_MRPC_COLUMNS),
+    Task("STS-B", _PAIR, (), _CORRELATIONS, _splits("STS-B", 5749, 1500, 1379), tsv_label="score"),
+    Task("QQP", _QUESTIONS, _DUPLICATE, _F1, _splits("QQP", 363846, 40430, 390965), tsv_label="is_duplicate"),
+    Task("MNLI", _PREMISE, _NLI, _ACCURACY, _MNLI, tsv_sentences=_PAIR, tsv_label="gold_label", submits_names=True),
+    Task("QNLI", _ANSWER, _TWO_WAY, _ACCURACY, _splits("QNLI", 104743, 5463, 5463), submits_names=True),
+    Task("RTE", _PAIR, _TWO_WAY, _ACCURACY, _splits("RTE", 2490, 277, 3000), submits_names=True),
+    Task("WNLI", _PAIR, _TWO_WAY[::-1], _ACCURACY, _splits("WNLI", 635, 71, 146)),
+    Task("AX", _PREMISE, _NLI, _MATTHEWS, (_AX,), tsv_sentences=_PAIR, submits_names=True, shared="MNLI"),
 )
 TASKS = {task.name: task for task in _ALL}
+ALL_COLUMNS = tuple(split.column for task in _ALL for split in task.dev)  # of a table of dev scores
+SUBMISSION_FILES = {f"{split.column}.tsv": (task, split) for task in _ALL for split in task.test}  # of the leaderboard
 MRPC_DEV_IDS = "MRPC/dev_ids.tsv"  # which rows of msr_paraphrase_train.txt are the dev split
 
 

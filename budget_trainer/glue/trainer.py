@@ -1,15 +1,24 @@
-"""The Trainer of one run on GLUE: a budget where one was given, scores by GLUE's metrics, and the best weights kept."""
+"""Rows of token ids, and the Trainer of one run on GLUE: under a budget, scored by GLUE's metrics, the best weights kept."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import Dataset
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from budget_trainer.budget.channel import Agreement
@@ -17,15 +26,60 @@ from budget_trainer.budget.curves import make_curve
 from budget_trainer.budget.mixin import TimeScheduleMixin
 from budget_trainer.budget.scheduler import TimeScheduler
 from budget_trainer.core.errors import InputError, RunError, StopAsked
-from budget_trainer.glue.encoding import Rows
+from budget_trainer.glue.data import Examples
 from budget_trainer.glue.metrics import GlueMetric, predict
 from budget_trainer.glue.tasks import Task
 
 log = logging.getLogger(__name__)
+_TOKENIZED_TOGETHER = 1000  # examples
 _POLL_EVERY = 20  # batches of an evaluation between two questions whether a signal has come
 # lr_scheduler_type: the curve over the time of a budget
 _CURVES = {"linear": "linear", "polynomial": "linear", "cosine": "cosine"}
 _CURVES |= dict.fromkeys(("constant", "constant_with_warmup"), "constant")
+
+
+class Rows(Dataset):
+    """A split as flat arrays: row i is `input_ids[offsets[i]:offsets[i + 1]]`, with its label.
+
+    An item is a dict of lists (`input_ids`, where the model has them `token_type_ids`) and `label`.
+    """
+
+    def __init__(self, columns: dict[str, list[list[int]]], labels: list[int] | list[float]) -> None:
+        lengths = [len(row) for row in columns["input_ids"]]
+        self.offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self.columns = {
+            name: np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(self.offsets[-1]))
+            for name, rows in columns.items()
+        }
+        self.labels = np.asarray(labels)
+
+    @classmethod
+    def encode(cls, tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_length: int) -> Rows:
+        """The token ids of the examples, at most `max_seq_length` a row; of a pair the longer sentence is cut first."""
+        columns: dict[str, list[list[int]]] = {}
+        texts = list(examples.columns.values())
+        for begin in range(0, len(examples), _TOKENIZED_TOGETHER):
+            batch = tokenizer(
+                *(column[begin : begin + _TOKENIZED_TOGETHER] for column in texts),
+                truncation=True,
+                max_length=max_seq_length,
+                return_attention_mask=False,
+            )
+            for name, rows in batch.items():
+                columns.setdefault(name, []).extend(rows)
+        return cls(columns, examples.labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        begin, end = self.offsets[row], self.offsets[row + 1]
+        item: dict[str, Any] = {name: values[begin:end].tolist() for name, values in self.columns.items()}
+        return {**item, "label": self.labels[row].item()}
+
+    def longest_first(self) -> np.ndarray:
+        """The numbers of the rows in the order of their length: batches of equal lengths need no padding."""
+        return np.argsort(-np.diff(self.offsets), kind="stable")
 
 
 class Predictor:

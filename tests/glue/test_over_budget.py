@@ -1,17 +1,14 @@
 """GLUE over the budget: which checkpoints, their minutes, and the three files."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.glue.over_budget import Checkpoint, expand_checkpoints, report_over_budget, summarize
-from tests.glue.suites import suite_of
-from tests.glue.test_report import partial
-from tests.glue.test_suite_file import finished, write
+from budget_trainer.glue.over_budget import expand_checkpoints, report_over_budget
+from tests.glue.suites import result_of, suite_of
 
 REPORT = {
     "budget_seconds": 540.0,  # an early exit at nine minutes of ten
@@ -35,8 +32,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_checkpoints_of_a_run_by_time(run: Path) -> None:
     found = expand_checkpoints([str(run / "finetune-*"), str(run / "final"), str(run / "finetune-50")])
-    names = [(checkpoint.path.name, round(checkpoint.minutes, 6)) for checkpoint in found]
-    assert names == [
+    assert [(path.name, round(minutes, 6)) for path, minutes in found.items()] == [
         ("finetune-5", 0.5),
         ("finetune-12.5", 1.25),
         ("finetune-50", 5.0),
@@ -51,7 +47,7 @@ def test_checkpoints_of_a_run_by_time(run: Path) -> None:
 )
 def test_a_bare_number_is_hours(run: Path, total: Any, minutes: float) -> None:
     (run / "run_report.json").write_text(json.dumps({"recipe": {"total_training_time": total}, "used_seconds": 86400}))
-    assert expand_checkpoints([str(run / "finetune-50")])[0].minutes == minutes
+    assert expand_checkpoints([str(run / "finetune-50")]) == {run / "finetune-50": minutes}
 
 
 def rewrite(**changes: Any) -> Any:
@@ -95,17 +91,24 @@ def test_checkpoints_without_a_time_are_refused(run: Path, names: list[str], cha
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def pairs() -> list[tuple[Checkpoint, Any]]:
-    early = suite_of({"MRPC": "all 2 runs failed"}, SST_2=[0.7, 0.72, 0.71], CoLA=[0.0, 0.1], WNLI=[0.5])
-    late = suite_of(SST_2=[0.8, 0.9, 0.82], CoLA=[0.3, 0.2], MRPC=[0.8], WNLI=[0.6])
-    return [(Checkpoint(Path("run/finetune-50"), 5.0), late), (Checkpoint(Path("run/finetune-5"), 0.5), early)]
+LATE, EARLY = (Path("run/finetune-50"), 5.0), (Path("run/finetune-5"), 0.5)
+EARLY_SUITE = suite_of({"MRPC": "no data"}, SST_2=[0.7, 0.72, 0.71], CoLA=[0.0, 0.1], WNLI=[0.5])
 
 
-def test_lines_and_their_mean() -> None:
-    report = summarize(pairs())
+def late(**changes: Any) -> Any:
+    return suite_of(**{"SST_2": [0.8, 0.9, 0.82], "CoLA": [0.3, 0.2], "MRPC": [0.8], "WNLI": [0.6], **changes})
+
+
+def test_lines_and_their_mean_in_three_files(tmp_path: Path) -> None:
+    pairs, made = [(LATE, late()), (EARLY, EARLY_SUITE)], []
+    files = [tmp_path / f"glue_over_budget.{kind}" for kind in ("json", "md", "png")]
+    for order in (pairs, pairs[::-1]):
+        report = report_over_budget(order, tmp_path)
+        made.append([path.read_bytes() for path in files])
+    assert made[0] == made[1] and json.loads(made[0][0]) == report and made[0][2].startswith(b"\x89PNG")
     assert [checkpoint["name"] for checkpoint in report["checkpoints"]] == ["finetune-5", "finetune-50"]
     assert [checkpoint["minutes"] for checkpoint in report["checkpoints"]] == [0.5, 5.0]
-    assert report["checkpoints"][0]["absent"] == {"MRPC": "all 2 runs failed"}
+    assert report["checkpoints"][0]["absent"] == {"MRPC": "no data"}
     assert report["lines"]["SST-2"] == [
         {"median": 0.71, "min": 0.7, "max": 0.72, "seeds": 3},
         {"median": 0.82, "min": 0.8, "max": 0.9, "seeds": 3},
@@ -117,41 +120,18 @@ def test_lines_and_their_mean() -> None:
         {"median": 0.535, "min": 0.5, "max": 0.6, "seeds": 2},
     ]
     assert report["run"] == "run" and report["metrics"]["SST-2"] == "accuracy" and report["partial"] == []
+    for line in (
+        "| checkpoint | minutes | mean | CoLA | SST-2 | MRPC | WNLI |",
+        "| finetune-5 | 0.5 | 38.0 (35.0 to 41.0) | 5.0 (0.0 to 10.0) | 71.0 (70.0 to 72.0) |  | 50.0 |",
+        "- finetune-5: MRPC: no data",
+        "Metrics: CoLA Matthews, SST-2 accuracy, MRPC F1, WNLI accuracy.",
+    ):
+        assert line in made[0][1].decode(), line
 
 
-def test_other_rows_at_another_checkpoint_are_not_averaged() -> None:
-    (checkpoint, late), early = pairs()
-    report = summarize([(checkpoint, partial(late, "SST-2", dev=100)), early])
+def test_what_is_not_scored_alike_is_not_averaged(tmp_path: Path) -> None:
+    partly = late(SST_2=result_of("SST-2", [0.8], rows={"dev": 100}))
+    report = report_over_budget([(LATE, partly), (EARLY, EARLY_SUITE)], tmp_path)
     assert report["mean"] is None and report["partial"] == ["SST-2"]  # CoLA alone is no mean
-
-
-def test_nothing_in_common_has_no_mean() -> None:
-    (checkpoint, late), early = pairs()
-    report = summarize([(checkpoint, replace(late, tasks={"MRPC": late.tasks["MRPC"]})), early])
+    report = report_over_budget([(LATE, suite_of(MRPC=[0.8])), (EARLY, EARLY_SUITE)], tmp_path)
     assert report["mean"] is None
-    with pytest.raises(InputError, match="none was scored"):
-        summarize([])
-
-
-def suite_in(folder: Path, scores: list[float]) -> Path:
-    folder.mkdir()
-    runs = [finished(folder, "SST-2", seed, score, {"dev": 872}) for seed, score in enumerate(scores, 1)]
-    cola = [finished(folder, "CoLA", 1, scores[0] / 2, {"dev": 1043})]
-    return write(folder, SST_2=[runs], CoLA=[cola])
-
-
-def test_three_files_from_suites_on_disk(run: Path, tmp_path: Path) -> None:
-    early, late = expand_checkpoints([str(run / "finetune-5"), str(run / "finetune-50")])
-    suites = [(late, suite_in(tmp_path / "glue-50", [0.8, 0.9, 0.85])), (early, suite_in(tmp_path / "glue-5", [0.6]))]
-    out = tmp_path / "out"
-    files = ("glue_over_budget.json", "glue_over_budget.md", "glue_over_budget.png")
-    made = []
-    for order in (suites, suites[::-1]):
-        report = report_over_budget(order, out)
-        made.append([(out / name).read_bytes() for name in files])
-    assert made[0] == made[1] and json.loads(made[0][0]) == report and made[0][2].startswith(b"\x89PNG")
-    text = made[0][1].decode()
-    assert "| checkpoint | minutes | mean | CoLA | SST-2 |" in text
-    assert "| finetune-5 | 0.5 | 45.0 | 30.0 | 60.0 |" in text
-    assert "| finetune-50 | 5.0 | 62.5 (60.0 to 65.0) | 40.0 | 85.0 (80.0 to 90.0) |" in text
-    assert "- finetune-5: QNLI: no train.tsv" in text and "Metrics: CoLA Matthews, SST-2 accuracy." in text

@@ -11,8 +11,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.glue import plan as plan_module
 from budget_trainer.glue.arguments import KEYS, parse_request
-from budget_trainer.glue.plan import PlannedRun, free_seconds, make_plan, read_grid, run_key, share
-from budget_trainer.glue.runs_file import record, task_entry, whole
+from budget_trainer.glue.plan import PlannedRun, make_plan, read_grid, share
 from budget_trainer.glue.suite import Runner
 from budget_trainer.glue.tasks import TASKS
 from tests.conftest import ROOT, words
@@ -113,64 +112,55 @@ def test_ax_needs_mnli(request_of):
     assert plan.absent == {"AX": "task_name: AX is answered by the model of MNLI, which is not run"}
 
 
-RUN = PlannedRun(TASKS["RTE"], 0, {"learning_rate": "1e-5"}, 1, None, 1.0)
+RUN = {
+    "task": TASKS["RTE"],
+    "configuration": 0,
+    "flags": {"learning_rate": "1e-5"},
+    "seed": 1,
+    "base": None,
+    "weight": 1.0,
+}
+MADE_FROM = {"model": "m", "data": "d", "total_training_time": None, "keeps_model": False, "device": "cpu"}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"seed": 2},
-        {"flags": {"learning_rate": "2e-5"}},
-        {"task": TASKS["WNLI"]},
-    ],
-)
-def test_another_run_another_name(change):
-    assert run_key(RUN, "m", "d", None, False) == run_key(PlannedRun(**vars(RUN)), "m", "d", None, False)
-    assert run_key(PlannedRun(**{**vars(RUN), **change}), "m", "d", None, False) != run_key(RUN, "m", "d", None, False)
-
-
-def test_another_model_data_or_time_another_name():
-    keys = {
-        run_key(RUN, *rest) for rest in [("m", "d", None, False), ("n", "d", None, False), ("m", "e", None, False)]
-    }
-    keys |= {run_key(RUN, "m", "d", "1h", False), run_key(RUN, "m", "d", None, True)}
-    assert len(keys) == 5 and all(len(key) == 16 for key in keys)
-
-
-def test_a_raised_results_version_makes_finished_runs_anew(monkeypatch):
-    before = run_key(RUN, "m", "d", None, False)
-    monkeypatch.setattr(plan_module, "RESULTS_VERSION", plan_module.RESULTS_VERSION + 1)
-    assert run_key(RUN, "m", "d", None, False) != before
+def test_what_a_run_is_made_from_names_it(monkeypatch):
+    first = PlannedRun(**RUN).key(**MADE_FROM)
+    assert first == PlannedRun(**{**RUN, "configuration": 5, "weight": 2.0}).key(**MADE_FROM) and len(first) == 16
+    changes = [{"seed": 2}, {"flags": {"learning_rate": "2e-5"}}, {"task": TASKS["WNLI"]}]
+    keys = {PlannedRun(**{**RUN, **change}).key(**MADE_FROM) for change in changes}
+    changes = [{"model": "n"}, {"data": "e"}, {"total_training_time": "1h"}, {"keeps_model": True}, {"device": "cuda"}]
+    keys |= {PlannedRun(**RUN).key(**{**MADE_FROM, **change}) for change in changes}
+    monkeypatch.setattr(plan_module, "RESULTS_VERSION", plan_module.RESULTS_VERSION + 1)  # as after a change of scores
+    keys.add(PlannedRun(**RUN).key(**MADE_FROM))
+    assert len({first, *keys}) == 10
 
 
 # ---- time ----
 
 
 @pytest.mark.parametrize(
-    ("free", "weights", "overhead", "expected"),
+    ("weights", "overhead", "remaining", "running", "devices", "expected"),
     [
-        (100.0, [1.0, 1.0], 10.0, 50.0),
-        (100.0, [1.0, 3.0], 10.0, 30.0),  # 10 each, 80 as 1 to 3
-        (100.0, [5.0], 10.0, 100.0),
-        (10.0, [1.0, 9.0], 10.0, 5.0),  # not even the overhead: equal parts
-        (0.0, [1.0], 10.0, 0.0),
+        ([1.0, 1.0], 10.0, 100.0, [], 1, 50.0),
+        ([1.0, 3.0], 10.0, 100.0, [], 1, 30.0),  # 10 each, 80 as 1 to 3
+        ([5.0], 10.0, 100.0, [], 1, 100.0),
+        ([1.0, 9.0], 10.0, 10.0, [], 1, 5.0),  # not even the overhead: equal parts
+        ([1.0], 10.0, 0.0, [], 1, 0.0),
+        ([1.0], 10.0, -1.0, [], 2, 0.0),
+        ([1.0] * 5, 0.0, 100.0, [], 4, 80.0),
+        ([1.0] * 5, 0.0, 100.0, [30.0, 300.0, -5.0], 4, 54.0),  # 400 - 30 - 100
+        ([1.0, 1.0], 10.0, 100.0, [], 4, 100.0),  # no longer than there is
     ],
 )
-def test_a_share_of_the_time(free, weights, overhead, expected):
-    assert share(free, weights, overhead) == pytest.approx(expected)
+def test_a_share_of_the_time(weights, overhead, remaining, running, devices, expected):
+    assert share(weights, overhead, remaining, running, devices) == pytest.approx(expected)
 
 
 def test_the_shares_use_up_the_time_and_no_more():
     weights, left = [3.0, 1.0, 2.0, 9.0], 1000.0
     for place in range(4):
-        left -= share(left, weights[place:], 15.0)
+        left -= share(weights[place:], 15.0, left)
     assert left == pytest.approx(0.0, abs=1e-9)
-
-
-def test_time_on_several_devices():
-    assert free_seconds(100.0, [], 4) == 400.0
-    assert free_seconds(100.0, [30.0, 300.0], 4) == 400 - 30 - 100
-    assert free_seconds(100.0, [-5.0], 1) == 100.0 and free_seconds(-1.0, [], 2) == 0.0
 
 
 def test_a_bare_number_is_hours_and_flags_of_the_suite_make_one(request_of):
@@ -182,64 +172,6 @@ def test_a_bare_number_is_hours_and_flags_of_the_suite_make_one(request_of):
     )
     assert {"learning_rate", "max_seq_length"} <= set(request_of().own_flags()) <= KEYS
     assert not {"seed", "glue_dir", "output_dir", "use_cpu"} & set(request_of(seed=3).own_flags())
-
-
-# ---- what is made of the scores ----
-
-
-def result(value, seconds=10.0):
-    return {
-        "headline": {"value": value},
-        "metrics": {"dev": {"accuracy": value}},
-        "official_rows": {"dev": True},
-        "best_epoch": 1.0,
-        "steps": 5,
-        "predictions": {"dev": "predictions/dev.json"},
-        "seconds": {"total": seconds},
-    }
-
-
-def entries(scores):
-    """Records of RTE: one list of scores by seed for each configuration; None is a failed run."""
-    found = []
-    for place, of_seeds in enumerate(scores):
-        for seed, value in enumerate(of_seeds, 1):
-            run = PlannedRun(TASKS["RTE"], place, {"learning_rate": str(place)}, seed, None, 1.0)
-            done = None if value is None else result(value)
-            found.append((run, record(run, f"k{place}{seed}", f"runs/RTE/k{place}{seed}", done, "boom")))
-    return found
-
-
-class DataDigests:
-    data_digests, covered, absent = {"RTE": "d"}, {"AX": "MNLI"}, {"QNLI": "no file"}
-
-
-@pytest.mark.parametrize(
-    ("scores", "best", "headline", "seed"),
-    [
-        ([[0.5, 0.6, 0.7], [0.1, 0.65, 0.99]], 1, {"median": 0.65, "min": 0.1, "max": 0.99}, 3),
-        ([[0.5, 0.6], [0.5, 0.6]], 0, {"median": 0.55, "min": 0.5, "max": 0.6}, 2),  # of equals the first
-        ([[None, 0.6, None], [0.5, 0.5, 0.5]], 1, {"median": 0.5, "min": 0.5, "max": 0.5}, 1),  # a seed alone is luck
-        ([[None, 0.6, 0.6], [0.5, None, None]], 0, {"median": 0.6, "min": 0.6, "max": 0.6}, 2),
-        ([[None, None]], None, None, None),
-        ([[0.0, 0.0]], 0, {"median": 0.0, "min": 0.0, "max": 0.0}, 1),
-    ],
-)
-def test_the_median_of_the_best_configuration(scores, best, headline, seed):
-    entry = task_entry(DataDigests, "RTE", entries(scores))
-    assert entry["best_configuration"] == best
-    assert entry["headline"] == (headline and pytest.approx(headline))
-    assert (entry["best_run"] or {}).get("seed") == seed
-    if best is not None:
-        assert entry["metrics"] == {"dev": {"accuracy": pytest.approx(headline)}}
-
-
-def test_the_whole_file():
-    content = whole(DataDigests, {"sha256": "m"}, {"seeds": [1]}, {"RTE": entries([[0.5, None]])})
-    assert content["failed"] == 1 and content["seconds"] == 10.0 and list(content["tasks"]) == ["RTE"]
-    failed = content["tasks"]["RTE"]["configurations"][0]["runs"][1]
-    assert (failed["status"], failed["error"], failed["headline"]) == ("failed", "boom", None)
-    assert content["covered"] == {"AX": "MNLI"} and content["absent"] == {"QNLI": "no file"}
 
 
 # ---- several devices, with small commands as runs ----
@@ -254,7 +186,7 @@ begin = time.time()
 time.sleep(1.5 if device == "0" else 0.1)
 with open(os.path.join(sys.argv[1], "said"), "a") as said:
     said.write(json.dumps([device, begin, time.time(), words[words.index("--total_training_time") + 1]]) + "\\n")
-result = {"format": 1, "headline": {"value": 0.5}, "metrics": {"dev": {"accuracy": 0.5}}, "official_rows": {"dev": True}}
+result = {"format": 1, "headline": {"value": 0.5}, "metrics": {}, "rows": {}, "official_rows": {"dev": True}}
 result |= {"best_epoch": 1.0, "steps": 5, "predictions": {}, "seconds": {"total": 0.1}}
 open(os.path.join(folder, "result.json"), "w").write(json.dumps(result))
 """
@@ -284,10 +216,10 @@ def test_one_run_on_each_device_at_a_time(request_of, tmp_path):
         times = [(begin, end) for name, begin, end, _ in runs if name == device]
         assert all(end <= begin for (_, end), (begin, _) in zip(times, times[1:], strict=False)), "two on one device"
     assert all(30 < float(seconds.removesuffix("s")) < 899 for *_, seconds in runs), runs
-    content = first.content({}, {})
-    rates = [one["flags"]["learning_rate"] for one in content["tasks"]["CoLA"]["configurations"]]
+    found = first.results()
+    rates = [one.flags["learning_rate"] for one in found["CoLA"].configurations]
     assert rates == ["1e-3", "2e-3", "3e-3"], "in the order of the grid, though the first has ended last"
-    assert content["failed"] == 0
+    assert sum(len(task.finished) for task in found.values()) == 6
     runner().work()
     assert len(said()) == 6, "what is finished is not begun again"
 
@@ -297,15 +229,13 @@ def test_runs_that_fail_are_noted_and_those_without_time_not_begun(request_of, t
     late = [0.0]
     clock = BudgetClock(900.0, time_fn=lambda: time.monotonic() + late[0])
 
-    def launch(script, line):
-        return [sys.executable, "-c", "print('error: no memory'); raise SystemExit(1)"]
+    def errors():
+        command = [sys.executable, "-c", "print('error: no memory'); raise SystemExit(1)"]
+        model = (tmp_path, "digest")
+        runner = Runner(request, plan_of(request), clock, StopRequest(), model, [None], lambda *line: command)
+        runner.work()
+        return [task.configurations[0].runs[0].error for task in runner.results().values()]
 
-    runner = Runner(request, plan_of(request), clock, StopRequest(), (tmp_path, "digest"), [None], launch)
-    runner.work()
-    errors = [one["configurations"][0]["runs"][0]["error"] for one in runner.content({}, {})["tasks"].values()]
-    assert errors == ["no memory"] * 2 and runner.content({}, {})["failed"] == 2
+    assert errors() == ["no memory"] * 2
     late[0] = 898.0
-    again = Runner(request, plan_of(request), clock, StopRequest(), (tmp_path, "digest"), [None], launch)
-    again.work()
-    errors = [one["configurations"][0]["runs"][0]["error"] for one in again.content({}, {})["tasks"].values()]
-    assert errors == ["total_training_time is over; give more, or fewer runs"] * 2
+    assert errors() == ["total_training_time is over; give more, or fewer runs"] * 2

@@ -10,7 +10,8 @@ import pytest
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
-from budget_trainer.glue.push import scores
+from budget_trainer.glue.results import card_scores
+from budget_trainer.glue.tasks import TASKS
 from tests.conftest import ROOT, words
 from tests.hub.conftest import NATIVE, local
 from tests.hub.server import TOKEN, Hub
@@ -53,15 +54,11 @@ def test_a_push_that_fails_changes_nothing_else(hub, options, tmp_path):
 
 def test_scores_for_the_card():
     metrics = {"dev_matched": {"accuracy": 0.8}, "dev_mismatched": {"accuracy": 0.7}}
-    official = {"train": False, "dev_matched": True, "dev_mismatched": True}
-    result = {"task": "MNLI", "metrics": metrics, "official_rows": official}
-    assert scores(result) == [
-        {"task": "MNLI", "metric": "accuracy", "value": 0.8, "split": "validation_matched", "seeds": 1},
-        {"task": "MNLI", "metric": "accuracy", "value": 0.7, "split": "validation_mismatched", "seeds": 1},
-    ]
-    assert [score["value"] for score in scores({**result, "official_rows": {**official, "dev_matched": False}})] == [
-        0.7
-    ]
+    rows = {"train": 8, "dev_matched": 9815, "dev_mismatched": 9832}
+    one, other = card_scores(TASKS["MNLI"], metrics, rows, seeds=1)
+    assert one == {"task": "MNLI", "metric": "accuracy", "value": 0.8, "split": "validation_matched", "seeds": 1}
+    assert other == {**one, "value": 0.7, "split": "validation_mismatched"}
+    assert card_scores(TASKS["MNLI"], metrics, {**rows, "dev_matched": 9}, seeds=1) == [other]
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from budget_trainer.core.errors import InputError
-from budget_trainer.glue.published import DEV, TEST
-from budget_trainer.glue.report import summarize, write_report
-from budget_trainer.glue.results import ALL_COLUMNS, Run, Spread, Suite, TaskResult, columns, in_mean, mean
-from budget_trainer.glue.submission import Submission, write_submission
-from budget_trainer.glue.tasks import TASKS
-from tests.glue.suites import RECIPE, complete_suite, result_of, runs_of, suite_of
+from budget_trainer.glue.check_submission import check_submission
+from budget_trainer.glue.report import DEV, TEST, write_report
+from budget_trainer.glue.results import Configuration, Run, Spread, Suite, TaskResult, mean
+from budget_trainer.glue.submission import write_submission
+from budget_trainer.glue.tasks import ALL_COLUMNS, TASKS
+from tests.glue.suites import MODEL, RECIPE, complete_suite, result_of, suite_of
+
+SUBMISSION = {"complete": False, "files": ["CoLA.tsv"], "missing": {"QNLI.tsv": "no data"}}
 
 
-def partial(suite: Suite, name: str, **rows: int) -> Suite:
-    """The suite with fewer rows in the dev splits of a task."""
-    result = suite.tasks[name]
-    runs = tuple(replace(run, rows=rows) for run in result.runs)
-    return replace(suite, tasks={**suite.tasks, name: replace(result, runs=runs)})
+@pytest.fixture
+def report_of(tmp_path: Path):
+    return lambda suite: write_report(suite, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -34,36 +33,66 @@ def test_median_and_range_over_seeds(values: list[float], spread: Spread) -> Non
     assert Spread.of(values) == spread
 
 
-def test_only_the_best_configuration_is_reported_and_all_runs_are_paid_for() -> None:
-    runs = (*runs_of("RTE", [0.9, 0.95, 0.99], configuration="other"), *runs_of("RTE", [0.5, 0.6, 0.58]))
-    report = summarize(Suite("m", {"RTE": TaskResult(TASKS["RTE"], runs, "a", RECIPE)}, {}))
+@pytest.mark.parametrize(
+    ("scores", "best", "headline", "seed"),
+    [
+        ([[0.5, 0.6, 0.7], [0.1, 0.65, 0.99]], 1, Spread(0.65, 0.1, 0.99, 3), 3),
+        ([[0.5, 0.6], [0.5, 0.6]], 0, Spread(0.55, 0.5, 0.6, 2), 2),  # of equals the first
+        ([[None, 0.6, None], [0.5, 0.5, 0.5]], 1, Spread(0.5, 0.5, 0.5, 3), 1),  # a seed alone is luck
+        ([[None, 0.6, 0.6], [0.5, None, None]], 0, Spread(0.6, 0.6, 0.6, 2), 2),
+        ([[None, None]], None, None, None),
+        ([[0.0, 0.0]], 0, Spread(0.0, 0.0, 0.0, 2), 1),
+    ],
+)
+def test_the_median_of_the_best_configuration(scores, best, headline, seed) -> None:
+    content = result_of("RTE", *scores).content()
+    assert content["best_configuration"] == best and (content["best_run"] or {}).get("seed") == seed
+    assert content["headline"] == (headline and pytest.approx(headline.scores()))
+    assert content["metrics"] == ({} if best is None else {"dev": {"accuracy": pytest.approx(headline.scores())}})
+
+
+def test_the_file_of_a_suite() -> None:
+    content = suite_of({"QNLI": "no file"}, RTE=[0.5, None]).content()
+    assert content["failed"] == 1 and content["seconds"] == 60.0 and list(content["tasks"]) == ["RTE"]
+    done, failed = content["tasks"]["RTE"]["configurations"][0]["runs"]
+    assert (failed["status"], failed["error"], failed["headline"]) == ("failed", "out of memory", None)
+    assert (done["status"], done["headline"], done["folder"]) == ("finished", 0.5, "runs/RTE/1-0.5")
+    assert content["absent"] == {"QNLI": "no file"} and json.dumps(content)
+
+
+def test_all_runs_are_paid_for_and_those_that_failed_are_named(report_of) -> None:
+    rte = result_of("RTE", [0.9, None, None], [0.5, 0.6, None, 0.58], base="MNLI")
+    report = report_of(suite_of({"QNLI": "no train.tsv"}, RTE=rte, CoLA=[None]))
     assert report["columns"]["RTE"]["median"] == 0.58 and report["columns"]["RTE"]["max"] == 0.6
     task = report["tasks"]["RTE"]
-    assert (task["runs"], task["configurations"], task["seconds"], task["seeds"]) == (6, 2, 360.0, [1, 2, 3])
-    assert task["best_configuration"] == RECIPE and task["median_seed"] == 3 and report["seconds"] == 360.0
+    assert (task["runs"], task["configurations"], task["seconds"], task["seeds"]) == (4, 2, 240.0, [1, 2, 4])
+    assert task["best_configuration"] == RECIPE and task["median_seed"] == 4 and report["seconds"] == 240.0
+    assert task["base"] == "MNLI" and task["notes"] == [
+        "seed 3 of the best configuration failed (out of memory)",
+        "runs of other configurations that failed: 2",
+    ]
+    assert report["absent"] == {"CoLA": "all 1 runs failed (out of memory)", "QNLI": "no train.tsv"}
 
 
-def test_a_best_configuration_without_runs_is_refused() -> None:
-    with pytest.raises(InputError, match="RTE: the best configuration 'b' has no run"):
-        result_of("RTE", [0.5]).__class__(TASKS["RTE"], (), "b")
+def test_a_path_of_the_model_is_shortened(report_of) -> None:
+    suite = replace(suite_of(RTE=[0.5]), model={**MODEL, "name_or_path": "/home/someone/out/run/final"})
+    assert report_of(suite)["model"] == "run/final"
 
 
-def test_the_scores_of_a_card() -> None:
-    metrics = {"dev": {"accuracy": 0.8, "f1": 0.9}}
-    mrpc = TaskResult(TASKS["MRPC"], (Run(1, "a", metrics, 9.0, Path("x")),), "a")
-    suite = suite_of(CoLA=[0.5, 0.571, 0.6], MNLI=[0.7, 0.8])
-    scores = summarize(replace(suite, tasks={**suite.tasks, "MRPC": mrpc}))["scores"]
-    assert scores == [
+def test_the_scores_of_a_card(report_of) -> None:
+    mrpc = result_of("MRPC", [0.9], metrics={"dev": {"accuracy": 0.8, "f1": 0.9}})
+    suite = suite_of(CoLA=[0.5, 0.571, 0.6], MRPC=mrpc, MNLI=[0.7, 0.8])
+    assert report_of(suite)["scores"] == [
         {"task": "CoLA", "metric": "matthews_correlation", "value": 0.571, "split": "validation", "seeds": 3},
-        {"task": "MNLI", "metric": "accuracy", "value": 0.75, "split": "validation_matched", "seeds": 2},
-        {"task": "MNLI", "metric": "accuracy", "value": 0.75, "split": "validation_mismatched", "seeds": 2},
         {"task": "MRPC", "metric": "f1", "value": 0.9, "split": "validation", "seeds": 1},
         {"task": "MRPC", "metric": "accuracy", "value": 0.8, "split": "validation", "seeds": 1},
+        {"task": "MNLI", "metric": "accuracy", "value": 0.75, "split": "validation_matched", "seeds": 2},
+        {"task": "MNLI", "metric": "accuracy", "value": 0.75, "split": "validation_mismatched", "seeds": 2},
     ]
 
 
-def test_means_are_over_what_both_have_with_the_same_metric() -> None:
-    report = summarize(suite_of(SST_2=[0.90], QNLI=[0.88], QQP=[0.85], CoLA=[0.40], WNLI=[0.1]))
+def test_means_are_over_what_both_have_with_the_same_metric(report_of) -> None:
+    report = report_of(suite_of(SST_2=[0.90], QNLI=[0.88], QQP=[0.85], CoLA=[0.40], WNLI=[0.1]))
     wettig, user = report["published"]["dev"][0], report["published"]["dev"][2]
     assert wettig["metric_not_stated"] == ["QQP"]
     assert wettig["difference"] == {"SST-2": -0.032, "QNLI": -0.024}  # 90 - 93.2, 88 - 90.4
@@ -72,24 +101,12 @@ def test_means_are_over_what_both_have_with_the_same_metric() -> None:
     assert user["difference"] == {"CoLA": -0.03} and user["mean"]["columns"] == ["CoLA"]
     assert report["mean"]["columns"] == ["CoLA", "SST-2", "QQP", "QNLI"] and report["mean"]["median"] == 0.7575
     assert report["mean"]["left_out"] == ["WNLI"]
-
-
-def test_test_rows_have_no_numbers_of_ours() -> None:
-    names = [name for name in ALL_COLUMNS if name != "WNLI"]
-    report = summarize(complete_suite_in_memory())
     for row in report["published"]["test"]:
-        assert "difference" not in row and "mean" not in row
-    assert list(report["published"]["test"][0]["scores"]) == names
+        assert "difference" not in row and "mean" not in row, "test scores are compared with none of ours"
 
 
-def complete_suite_in_memory() -> Suite:
-    return Suite("m", {name: result_of(name, [0.5, 0.6]) for name, task in TASKS.items() if task.train}, {})
-
-
-def test_a_part_of_the_dev_rows_is_compared_with_nothing() -> None:
-    report = summarize(
-        partial(suite_of(SST_2=[0.9], MNLI=[0.7], QQP=[0.8]), "MNLI", dev_matched=3000, dev_mismatched=9832)
-    )
+def test_a_part_of_the_dev_rows_is_compared_with_nothing(report_of) -> None:
+    report = report_of(suite_of(rows={"dev_matched": 3000}, SST_2=[0.9], MNLI=[0.7], QQP=[0.8]))
     column = report["columns"]["MNLI-m"]
     assert (column["rows"], column["official_rows"], column["comparable"]) == (3000, 9815, False)
     assert report["columns"]["MNLI-mm"]["comparable"]
@@ -99,18 +116,20 @@ def test_a_part_of_the_dev_rows_is_compared_with_nothing() -> None:
 
 
 def test_the_mean_of_lowest_and_highest_seeds() -> None:
-    ours = columns(suite_of(CoLA=[0.1, 0.2, 0.3], RTE=[0.5, 0.6]))
-    found = mean(ours, ["CoLA", "RTE"])
-    assert found is not None and found.seeds == 2
-    assert [round(value, 6) for value in (found.median, found.min, found.max)] == [0.375, 0.3, 0.45]
-    assert mean(ours, []) is None and in_mean(["WNLI", "RTE"]) == ["RTE"]
+    ours = suite_of(CoLA=[0.1, 0.2, 0.3], RTE=[0.5, 0.6], WNLI=[0.1]).columns()
+    found = {"columns": ["CoLA", "RTE"], "left_out": ["WNLI"], "median": 0.375, "min": 0.3, "max": 0.45, "seeds": 2}
+    assert mean(ours, ["CoLA", "RTE", "WNLI"]) == found
+    assert mean(ours, ["WNLI"]) is None and mean(ours, ["RTE", "WNLI"], least=2) is None
 
 
 def test_published_rows_are_of_known_columns() -> None:
     for row in (*DEV, *TEST):
-        assert row.source and set(row.unstated) <= row.scores.keys() <= set(ALL_COLUMNS)
-        assert all(1 < value < 100 for value in row.scores.values()), "points, not shares"
-    means = [round(sum(row.scores.values()) / 9 - 1e-9, 1) for row in TEST[:3]]
+        assert row["source"] and set(row["metric_not_stated"]) <= row["scores"].keys() <= set(ALL_COLUMNS)
+        assert all(0.01 < value < 1 for value in row["scores"].values()), "shares, not points"
+    assert [len(row["scores"]) for row in (*DEV, *TEST)] == [4, 4, 1, 9, 8, 9, 9, 9, 1], (
+        "a misspelt column is left out"
+    )
+    means = [round(100 * sum(row["scores"].values()) / 9 - 1e-9, 1) for row in TEST[:3]]
     assert means == [78.5, 79.6, 82.1]  # of the nine columns, as they are quoted
 
 
@@ -119,18 +138,21 @@ def test_three_files_the_same_whenever_they_are_made(tmp_path: Path) -> None:
     files = ("glue_report.json", "glue_report.md", "glue_report.png")
     made = []
     for _ in range(2):
-        report = write_report(suite, tmp_path, Submission(("CoLA.tsv",), {"QNLI.tsv": "no data"}, None))
+        report = write_report(suite, tmp_path, SUBMISSION)
         made.append([(tmp_path / name).read_bytes() for name in files])
     assert made[0] == made[1] and json.loads(made[0][0]) == report
     assert made[0][2].startswith(b"\x89PNG") and sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
 
 
 def test_the_markdown_says_what_a_reader_needs(tmp_path: Path) -> None:
-    suite = suite_of({"QNLI": "QNLI/train.tsv is not in data|x"}, CoLA=[0.4, 0.5, 0.45], MRPC=[0.8, 0.9], SST_2=[0.9])
-    suite = partial(suite, "SST-2", dev=100)
-    noted = replace(suite.tasks["MRPC"], base="MNLI", notes=("seed 3 failed",))
-    submission = Submission(("CoLA.tsv",), {"QNLI.tsv": "no data"}, None)
-    write_report(replace(suite, tasks={**suite.tasks, "MRPC": noted}), tmp_path, submission)
+    rows, mrpc = {"dev": 100}, result_of("MRPC", [0.8, 0.9, None], base="MNLI")
+    suite = suite_of(
+        {"QNLI": "QNLI/train.tsv is not in data|x"},
+        CoLA=[0.4, 0.5, 0.45],
+        MRPC=mrpc,
+        SST_2=result_of("SST-2", [0.9], rows=rows),
+    )
+    write_report(suite, tmp_path, SUBMISSION)
     text = (tmp_path / "glue_report.md").read_text()
     for line in (
         "| CoLA | Matthews | 45.0 | 40.0 to 50.0 | 3 |  |",
@@ -138,7 +160,7 @@ def test_the_markdown_says_what_a_reader_needs(tmp_path: Path) -> None:
         "| SST-2 (100 of 872 rows) | accuracy | 90.0 | 90.0 to 90.0 | 1 |  |",
         "SST-2: scored on a part of the official dev rows, comparable with no published number.",
         "num\\_train\\_epochs 3.0; from MNLI's model | 1 | 2 | 2m |",
-        "MRPC: seed 3 failed.",
+        "MRPC: seed 3 of the best configuration failed (out of memory).",
         "- QNLI: QNLI/train.tsv is not in data\\|x",
         "| **ours** | 45.0 |  | 85.0 |",
         "| 24hBERT, re-run by a user | CoLA | 45.0 | 43.0 |",
@@ -152,17 +174,33 @@ def test_the_markdown_says_what_a_reader_needs(tmp_path: Path) -> None:
     assert all(line.endswith("|") for line in rows)
 
 
-def test_a_complete_suite_says_so(tmp_path: Path) -> None:
+def test_the_submission_in_the_report(tmp_path: Path) -> None:
     suite = complete_suite(tmp_path / "runs", absent=("QQP",))
     report = write_report(suite, tmp_path, write_submission(suite, tmp_path))
     assert report["submission"]["complete"] is False and list(report["submission"]["missing"]) == ["QQP.tsv"]
-    assert summarize(suite, Submission(("a",), {}, Path("z")))["submission"] == {
-        "complete": True,
-        "files": ["a"],
-        "missing": {},
-    }
+    write_report(suite, tmp_path, {"complete": True, "files": ["CoLA.tsv"], "missing": {}})
+    assert "`glue_submission.zip` is complete" in (tmp_path / "glue_report.md").read_text()
 
 
-def test_a_suite_in_which_nothing_was_scored(tmp_path: Path) -> None:
-    report = write_report(Suite("m", {}, {"CoLA": "no data"}), tmp_path)
+def test_a_suite_in_which_nothing_was_scored(report_of) -> None:
+    report = report_of(suite_of({"CoLA": "no data"}))
     assert report["scores"] == [] and report["mean"] is None and report["columns"] == {}
+
+
+def test_a_real_result(tmp_path: Path) -> None:
+    """Three runs of a tiny model on WNLI, five steps each, as finetune_glue.py left them."""
+    sample = Path(__file__).parent / "samples" / "suite"
+    runs = []
+    for path in sample.rglob("result.json"):
+        result = json.loads(path.read_text())
+        runs.append(Run.of(result["seed"], path.parent.name, str(path.parent.relative_to(sample)), result))
+    suite = Suite(sample, MODEL, {"WNLI": TaskResult(TASKS["WNLI"], [Configuration({}, runs)])})
+    report = write_report(suite, tmp_path, write_submission(suite, tmp_path))
+    column = report["columns"]["WNLI"]
+    assert (column["min"], column["median"], column["max"]) == (0.43662, 0.43662, 0.56338)
+    assert column["seeds"] == 3 and column["comparable"] and report["tasks"]["WNLI"]["base"] is None
+    assert check_submission(tmp_path / "submission", partial=True) == []
+    assert report["submission"]["files"] == ["WNLI.tsv"]
+    assert report["scores"] == [
+        {"task": "WNLI", "metric": "accuracy", "value": column["median"], "split": "validation", "seeds": 3}
+    ]

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.glue.check_submission import main
-from budget_trainer.glue.results import Suite, TaskResult
-from budget_trainer.glue.submission import check_submission, official_files, write_submission
-from budget_trainer.glue.tasks import TASKS
+from budget_trainer.glue.check_submission import check_submission, main
+from budget_trainer.glue.submission import write_submission
+from budget_trainer.glue.tasks import SUBMISSION_FILES, TASKS
 from tests.conftest import ROOT
-from tests.glue.suites import complete_suite, runs_of, write_predictions
+from tests.glue.suites import complete_suite, result_of
 
 ROWS = {
     **{"CoLA.tsv": 1063, "SST-2.tsv": 1821, "MRPC.tsv": 1725, "STS-B.tsv": 1379, "QQP.tsv": 390965},
@@ -33,14 +32,14 @@ def complete(tmp_path_factory) -> Path:
     """A folder with the complete submission."""
     folder = tmp_path_factory.mktemp("complete")
     written = write_submission(complete_suite(folder / "runs"), folder)
-    assert written.missing == {} and written.zip == folder / "glue_submission.zip" and len(written.files) == 11
+    assert written == {"complete": True, "files": list(ROWS), "missing": {}}
     return folder
 
 
 @pytest.fixture(scope="module")
 def contents(complete: Path) -> dict[str, bytes]:
     """All eleven files, right."""
-    return {name: (complete / "submission" / name).read_bytes() for name in official_files()}
+    return {name: (complete / "submission" / name).read_bytes() for name in SUBMISSION_FILES}
 
 
 def write_zip(path: Path, contents: dict[str, bytes]) -> Path:
@@ -51,7 +50,7 @@ def write_zip(path: Path, contents: dict[str, bytes]) -> Path:
 
 
 def test_all_tasks_give_the_complete_zip(complete: Path, contents: dict) -> None:
-    assert {name: split.rows for name, (_, split) in official_files().items()} == ROWS
+    assert {name: split.rows for name, (_, split) in SUBMISSION_FILES.items()} == ROWS
     assert check_submission(complete / "glue_submission.zip") == []
     before = (complete / "glue_submission.zip").read_bytes()
     write_submission(complete_suite(complete / "runs"), complete)
@@ -72,15 +71,17 @@ def test_all_tasks_give_the_complete_zip(complete: Path, contents: dict) -> None
 def test_missing_tasks_are_named_and_there_is_no_zip(tmp_path: Path) -> None:
     suite = complete_suite(tmp_path / "runs", without=("ax",), absent=("QNLI", "QQP"))
     written = write_submission(suite, tmp_path)
-    assert written.zip is None and not (tmp_path / "glue_submission.zip").exists()
-    assert written.missing == {
+    assert not written["complete"] and not (tmp_path / "glue_submission.zip").exists()
+    assert written["missing"] == {
         "QQP.tsv": "no train.tsv",
         "QNLI.tsv": "no train.tsv",
         "AX.tsv": "MNLI has no predictions of ax; add diagnostic/diagnostic.tsv and run it again",
     }
     statement = (tmp_path / "submission_missing.txt").read_text()
     assert statement.startswith("8 of 11 files") and "  AX.tsv: MNLI has no predictions of ax" in statement
-    assert sorted(path.name for path in (tmp_path / "submission").iterdir()) == sorted(ROWS.keys() - written.missing)
+    assert sorted(path.name for path in (tmp_path / "submission").iterdir()) == sorted(
+        ROWS.keys() - written["missing"]
+    )
     assert check_submission(tmp_path / "submission", partial=True) == []
     assert check_submission(tmp_path / "submission") == [
         "QQP.tsv: missing; predict QQP's test (390,965 rows) and add it",
@@ -91,9 +92,9 @@ def test_missing_tasks_are_named_and_there_is_no_zip(tmp_path: Path) -> None:
 
 def test_predictions_of_some_rows_only_are_not_submitted(tmp_path: Path) -> None:
     suite = complete_suite(tmp_path / "runs", absent=("QQP", "MNLI"))
-    path = tmp_path / "runs" / "RTE" / "predictions" / "test.json"
+    path = tmp_path / "runs/runs/RTE/1-0.5/predictions/test.json"
     path.write_text(json.dumps({"label_names": list(TASKS["RTE"].labels), "predictions": [0, 1]}))
-    missing = write_submission(suite, tmp_path).missing
+    missing = write_submission(suite, tmp_path)["missing"]
     assert missing["RTE.tsv"] == "2 rows were predicted, the official file has 3,000"
     assert missing["AX.tsv"] == missing["MNLI-m.tsv"] == "no train.tsv"
 
@@ -112,10 +113,8 @@ def test_an_older_complete_zip_is_not_left_beside_an_incomplete_submission(tmp_p
     [([0.5, 0.9, 0.7, 0.1, 0.6], 5), ([0.5, 0.9, 0.7, 0.6], 4), ([0.5, 0.5, 0.5], 1), ([0.2], 1)],
     ids=["five", "even: the lower", "equal: the first", "one"],
 )
-def test_the_median_seed_of_the_best_configuration_is_submitted(tmp_path: Path, scores: list, seed: int) -> None:
-    worse = runs_of("WNLI", [0.0, 0.6], configuration="b")
-    result = TaskResult(TASKS["WNLI"], (*worse, *runs_of("WNLI", scores)), best="a")
-    assert result.median_run.seed == seed and result.median_run.configuration == "a"
+def test_the_median_seed_of_the_best_configuration_is_submitted(scores: list, seed: int) -> None:
+    assert result_of("WNLI", [0.0, 0.1], scores).median_run.seed == seed
 
 
 @pytest.mark.parametrize(
@@ -130,11 +129,11 @@ def test_the_median_seed_of_the_best_configuration_is_submitted(tmp_path: Path, 
     ],
 )
 def test_damaged_predictions_are_refused(tmp_path: Path, content: object, message: str) -> None:
-    predictions = write_predictions(tmp_path, TASKS["WNLI"])
-    (tmp_path / "predictions" / "test.json").write_text(json.dumps(content)[: 4 if content == "cut" else None])
-    result = TaskResult(TASKS["WNLI"], tuple(runs_of("WNLI", [0.5], folder=tmp_path, predictions=predictions)), "a")
+    suite = complete_suite(tmp_path, absent=tuple(TASKS.keys() - {"WNLI"}))
+    path = tmp_path / "runs/WNLI/1-0.5/predictions/test.json"
+    path.write_text(json.dumps(content)[: 4 if content == "cut" else None])
     with pytest.raises(InputError, match=message) as caught:
-        write_submission(Suite("m", {"WNLI": result}, {}), tmp_path / "out")
+        write_submission(suite, tmp_path / "out")
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
@@ -145,57 +144,29 @@ def replace_row(content: bytes, row: int, line: str | None) -> bytes:
     return "\n".join(lines).encode()
 
 
+def row(number: int, line: str | None):
+    return lambda content: replace_row(content, number, line)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "findings"),
     [
-        ("WNLI.tsv", lambda c: c[c.index(b"\n") + 1 :], ["WNLI.tsv: header '0\\t0'; write 'index\\tprediction'"]),
+        ("WNLI.tsv", lambda c: c[c.index(b"\n") + 1 :], ["header '0\\t0'; write 'index\\tprediction'"]),
         ("WNLI.tsv", lambda c: c.replace(b"\t", b","), 7),
-        ("WNLI.tsv", lambda c: replace_row(c, 3, "3\t2"), ["WNLI.tsv: row 3: '2'; write 0 or 1"]),
-        ("RTE.tsv", lambda c: replace_row(c, 7, "7\t1"), ["RTE.tsv: row 7: '1'; write entailment or not_entailment"]),
-        (
-            "AX.tsv",
-            lambda c: replace_row(c, 0, "0\tNeutral"),
-            ["AX.tsv: row 0: 'Neutral'; write entailment or neutral or contradiction"],
-        ),
-        (
-            "STS-B.tsv",
-            lambda c: replace_row(c, 2, "2\t5.001"),
-            ["STS-B.tsv: row 2: '5.001'; write a number from 0 to 5"],
-        ),
-        (
-            "STS-B.tsv",
-            lambda c: replace_row(c, 2, "2\t-0.1"),
-            ["STS-B.tsv: row 2: '-0.1'; write a number from 0 to 5"],
-        ),
-        ("STS-B.tsv", lambda c: replace_row(c, 2, "2\tnan"), ["STS-B.tsv: row 2: 'nan'; write a number from 0 to 5"]),
-        (
-            "CoLA.tsv",
-            lambda c: replace_row(c, 4, "3\t0"),
-            ["CoLA.tsv: row 4: the index 3 is there twice; number the rows 0 to 1062"],
-        ),
-        ("CoLA.tsv", lambda c: replace_row(c, 4, "x\t0"), ["CoLA.tsv: row 4: the index is 'x'; write 4"]),
-        (
-            "CoLA.tsv",
-            lambda c: replace_row(c, 4, "4"),
-            ["CoLA.tsv: row 4: 1 columns; write the index, a tab and the pred"],
-        ),
-        (
-            "CoLA.tsv",
-            lambda c: replace_row(c, 1062, None),
-            ["CoLA.tsv: 1,062 rows; give one for each of the 1,063 of CoLA/test.tsv"],
-        ),
-        ("CoLA.tsv", lambda c: replace_row(c, 1060, None), 3),
-        (
-            "CoLA.tsv",
-            lambda c: c + b"1063\t0\n",
-            ["CoLA.tsv: 1,064 rows; give one for each of the 1,063 of CoLA/test.tsv"],
-        ),
-        ("MRPC.tsv", lambda c: c[:30] + b"\xff" + c[30:], ["MRPC.tsv: byte 30 is not UTF-8; write it as UTF-8"]),
-        (
-            "MRPC.tsv",
-            lambda c: b"",
-            ["MRPC.tsv: header ''; write", "MRPC.tsv: 0 rows; give one for each of the 1,725"],
-        ),
+        ("WNLI.tsv", row(3, "3\t2"), ["row 3: '2'; write 0 or 1"]),
+        ("RTE.tsv", row(7, "7\t1"), ["row 7: '1'; write entailment or not_entailment"]),
+        ("AX.tsv", row(0, "0\tNeutral"), ["row 0: 'Neutral'; write entailment or neutral or contradiction"]),
+        ("STS-B.tsv", row(2, "2\t5.001"), ["row 2: '5.001'; write a number from 0 to 5"]),
+        ("STS-B.tsv", row(2, "2\t-0.1"), ["row 2: '-0.1'; write a number from 0 to 5"]),
+        ("STS-B.tsv", row(2, "2\tnan"), ["row 2: 'nan'; write a number from 0 to 5"]),
+        ("CoLA.tsv", row(4, "3\t0"), ["row 4: the index 3 is there twice; number the rows 0 to 1062"]),
+        ("CoLA.tsv", row(4, "x\t0"), ["row 4: the index is 'x'; write 4"]),
+        ("CoLA.tsv", row(4, "4"), ["row 4: 1 columns; write the index, a tab and the pred"]),
+        ("CoLA.tsv", row(1062, None), ["1,062 rows; give one for each of the 1,063 of CoLA/test.tsv"]),
+        ("CoLA.tsv", row(1060, None), 3),
+        ("CoLA.tsv", lambda c: c + b"1063\t0\n", ["1,064 rows; give one for each of the 1,063 of CoLA/test.tsv"]),
+        ("MRPC.tsv", lambda c: c[:30] + b"\xff" + c[30:], ["byte 30 is not UTF-8; write it as UTF-8"]),
+        ("MRPC.tsv", lambda c: b"", ["header ''; write", "0 rows; give one for each of the 1,725"]),
         ("SST-2.tsv", lambda c: c.replace(b"\n", b"\r\n"), []),
         ("SST-2.tsv", lambda c: c.removesuffix(b"\n"), []),
     ],
@@ -207,7 +178,8 @@ def test_every_fault_of_a_file_is_one_line(tmp_path: Path, contents: dict, name:
     if isinstance(findings, int):
         assert len(found) == findings, found
     else:
-        assert len(found) == len(findings) and all(map(str.startswith, found, findings)), found
+        assert len(found) == len(findings), found
+        assert all(line.startswith(f"{name}: {start}") for line, start in zip(found, findings, strict=True)), found
 
 
 def test_many_faults_of_one_kind_are_counted(tmp_path: Path, contents: dict) -> None:
