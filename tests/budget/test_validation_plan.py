@@ -74,6 +74,8 @@ def test_the_flags_make_the_plan(tmp_path):
     assert plan == EveryEpochs(3, 1, 1, 0.05, 0.1, 7)
     plan = recipe_of(tmp_path, validation_epochs_end=4).validation_plan(7)
     assert plan == EveryEpochs(10, 1, 4, 0.1, 0.1, 7)
+    minutes = recipe_of(tmp_path, validate_every="5%", early_stop_time=180, early_stop_eval_loss=6)  # the original's
+    assert minutes.early_stop_seconds == 180 * 60
 
 
 BAD = [
@@ -101,8 +103,3 @@ def test_a_cadence_by_shares_needs_a_budget(tmp_path):
     for flags in ({"validate_every": "2%"}, {"validation_epochs": 3}):
         with pytest.raises(InputError, match="goes by shares of the budget, and there is none"):
             parse_recipe(words({**options, **flags}))
-
-
-def test_the_original_s_minutes(tmp_path):
-    recipe = recipe_of(tmp_path, validate_every="5%", early_stop_time=180, early_stop_eval_loss=6)
-    assert recipe.early_stop_seconds == 180 * 60

@@ -138,8 +138,7 @@ parse_request("--model_name_or_path m --task_name RTE --output_dir o --group_nam
 assert not dist.is_initialized() and dict(os.environ) == before and not os.path.exists("o")
 """
     launched = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    done = run([sys.executable, "-c", code], env=launched, timeout=100)
-    assert done.returncode == 0, done.stderr
+    run([sys.executable, "-c", code], env=launched, timeout=100, ok=True)
 
 
 def test_errors_are_made_of_their_parts():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import TINY, launch, progress, report, train
+from tests.conftest import TINY, launch, losses, report, train
 
 CURVES = {
     **TINY,
@@ -17,24 +17,19 @@ CURVES = {
 }
 
 
-def realised(folder):
-    lines = [line for line in progress(folder) if "loss" in line]
-    return {
-        line["step"]: tuple(line[name] for name in ("mlm_probability", "batch_size", "sequence_length"))
-        for line in lines
-    }, lines
+REALISED = ("mlm_probability", "batch_size", "sequence_length")
 
 
 @pytest.fixture(scope="module")
 def one(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("curves") / "one"
-    done = train({**CURVES, "data_dir": data_dir, "output_dir": folder})
-    assert done.returncode == 0, done.stderr
+    train({**CURVES, "data_dir": data_dir, "output_dir": folder}, ok=True)
     return folder
 
 
 def test_realised_values_follow_the_curves(one):
-    by_step, lines = realised(one)
+    lines = losses(one)
+    by_step = {line["step"]: tuple(line[name] for name in REALISED) for line in lines}
     assert len(by_step) == 40
     assert by_step[1] == (0.4, 4, 32)
     assert by_step[8] == (0.4, 4, 32) and by_step[9] == (0.4, 8, 32), "20 % of the steps are done after step 8"
@@ -47,26 +42,19 @@ def test_realised_values_follow_the_curves(one):
         specials = 2 / line["sequence_length"]
         expected = line["mlm_probability"] * (1 - specials)
         assert line["predicted_share"] == pytest.approx(expected, rel=0.06), line["step"]
-
-
-def test_samples_are_counted_through_the_stages(one):
-    by_step, _ = realised(one)
-    said = report(one)
-    assert said["samples"] == sum(values[1] for values in by_step.values())
-    assert said["tokens"] == 64 * said["samples"]
-    assert said["mfu"] > 0 and said["model_tflops_per_second"] > 0 and 0 <= said["data_wait_share"] < 1
+    account = report(one)
+    assert account["samples"] == sum(line["batch_size"] for line in lines)
+    assert account["tokens"] == 64 * account["samples"]
+    assert account["mfu"] > 0 and account["model_tflops_per_second"] > 0 and 0 <= account["data_wait_share"] < 1
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_same_stages(one, data_dir, tmp_path):
+def test_two_processes_take_the_same_stages(data_dir, tmp_path):
     """Half the accumulation on each of two processes: the same batches, so the same losses."""
     options = {**CURVES, "gradient_accumulation_steps": 2, "batch_size_curve": "0.5@0,1@0.6", "data_dir": data_dir}
-    single = {**options, "gradient_accumulation_steps": 4, "output_dir": tmp_path / "single"}
-    done = train(single)
-    assert done.returncode == 0, done.stderr
-    done = launch({**options, "output_dir": tmp_path / "pair"}, processes=2)
-    assert done.returncode == 0, done.stderr
-    (_, a), (_, b) = realised(tmp_path / "single"), realised(tmp_path / "pair")
+    train({**options, "gradient_accumulation_steps": 4, "output_dir": tmp_path / "single"}, ok=True)
+    launch({**options, "output_dir": tmp_path / "pair"}, processes=2, ok=True)
+    a, b = losses(tmp_path / "single"), losses(tmp_path / "pair")
     same = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x["batch_size"] == y["batch_size"]]
     assert len(same) >= 38  # the larger batch may begin a step apart: their counts of micro-batches differ
     first = next((i for i in range(40) if i not in same), 40)
@@ -78,17 +66,14 @@ def test_two_processes_take_the_same_stages(one, data_dir, tmp_path):
 def test_resume_goes_on_in_its_stage(data_dir, tmp_path):
     """From a checkpoint in the middle of the stages: the next samples, rate, length and batch, the same losses."""
     options = {**CURVES, "per_device_train_batch_size": 8, "data_dir": data_dir, "output_dir": tmp_path / "run"}
-    done = train({**options, "num_epochs_between_checkpoints": 1})
-    assert done.returncode == 0, done.stderr
+    train({**options, "num_epochs_between_checkpoints": 1}, ok=True)
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
     first = int(checkpoint.name.removeprefix("checkpoint-"))
     assert 20 < first < 40
     (tmp_path / "run" / "final").rename(tmp_path / "final-of-whole")
-    done = train({**options, "resume_from_checkpoint": checkpoint})
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in progress(tmp_path / "run") if "loss" in line]
-    jobs = [{line["step"]: line for line in lines if line["job"] == job} for job in (1, 2)]
+    train({**options, "resume_from_checkpoint": checkpoint}, ok=True)
+    jobs = [{line["step"]: line for line in losses(tmp_path / "run", job)} for job in (1, 2)]
     assert list(jobs[1]) == list(range(first + 1, 41))
     for step, line in jobs[1].items():
-        for name in ("loss", "mlm_probability", "batch_size", "sequence_length", "predicted_share"):
+        for name in ("loss", *REALISED, "predicted_share"):
             assert line[name] == jobs[0][step][name], (step, name)

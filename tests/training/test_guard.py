@@ -16,7 +16,7 @@ from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.model.optimizers import OPTIMIZERS, build_optimizer
 from budget_trainer.training.callbacks import EarlyStop
 from budget_trainer.training.recovery import BadSteps, Guard, withhold
-from tests.conftest import ROOT, STEPS, batch_of_epoch, progress, report, run, words
+from tests.conftest import ROOT, STEPS, batch_of_epoch, losses, report, run, words
 
 FAULTY_RUN = ROOT / "tests" / "faults" / "faulty_run.py"
 
@@ -168,16 +168,16 @@ def test_early_stop(elapsed, loss, stops):
 STEPS = {**STEPS, "max_steps": 24, "num_epochs_between_checkpoints": 1}
 
 
-def nan_run(bad, options, folder):
-    return run([sys.executable, FAULTY_RUN, json.dumps({"nan": bad}), *words({**options, "output_dir": folder})])
+def nan_run(bad, options, folder, **kwargs):
+    command = [sys.executable, FAULTY_RUN, json.dumps({"nan": {"0": bad}}), *words({**options, "output_dir": folder})]
+    return run(command, **kwargs)
 
 
 def test_bad_steps_are_counted_and_the_run_goes_back(data_dir, tmp_path):
     batch = batch_of_epoch(data_dir, 8)  # a checkpoint after step 8
     options = {**STEPS, "data_dir": data_dir, "per_device_train_batch_size": batch, "max_bad_steps": 2}
-    done = nan_run({"0": [4, 11, 12]}, options, tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    lines = {line["step"]: line for line in progress(tmp_path / "out") if "loss" in line}
+    done = nan_run([4, 11, 12], options, tmp_path / "out", ok=True)
+    lines = {line["step"]: line for line in losses(tmp_path / "out")}
     assert lines[4]["loss"] is None and lines[4]["bad_steps"] == 1 and lines[5]["loss"] > 0
     assert "step 12: 2 steps in a row had a loss or gradient that is not finite: back to" in done.stderr
     assert "checkpoint-8, from here 0.5 of the learning rate" in done.stderr
@@ -189,41 +189,29 @@ def test_bad_steps_are_counted_and_the_run_goes_back(data_dir, tmp_path):
 
 
 def test_the_loss_of_a_line_is_that_of_its_good_steps(data_dir, tmp_path):
-    """Steps 2 to 4 and 5 to 8 in one line each, 2 and 6 of them bad."""
-    options = {**STEPS, "data_dir": data_dir, "learning_rate": 0, "embedding_learning_rate": 0, "max_steps": 8}
-    options |= {"num_epochs_between_checkpoints": -1}
-    done = nan_run({}, options, tmp_path / "clean")  # a rate of zero: every loss is that of its batch alone
-    assert done.returncode == 0, done.stderr
-    alone = {line["step"]: line["loss"] for line in progress(tmp_path / "clean") if "loss" in line}
-    done = nan_run({"0": [2, 6]}, {**options, "logging_steps": 4}, tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    lines = {line["step"]: line for line in progress(tmp_path / "out") if "loss" in line}
-    assert lines[4]["bad_steps"] == lines[8]["bad_steps"] == 1
-    assert lines[8]["loss"] == pytest.approx((alone[5] + alone[7] + alone[8]) / 3, rel=1e-5)
-    assert lines[4]["loss"] == pytest.approx((alone[3] + alone[4]) / 2, rel=1e-5), "the first has a line of its own"
-
-
-@pytest.mark.slow
-def test_the_first_line_of_a_resumed_job_knows_nothing_of_older_bad_steps(data_dir, tmp_path):
-    options = {**STEPS, "data_dir": data_dir, "learning_rate": 0, "embedding_learning_rate": 0, "max_steps": 12}
+    """One line each for steps 2 to 4, 5 to 8 and 9 to 12; 2 and 6 are bad. A job that goes on from step 8 knows of neither."""
     batch = batch_of_epoch(data_dir, 8)  # a checkpoint after step 8
-    options |= {"per_device_train_batch_size": batch, "logging_steps": 4}
-    done = nan_run({"0": [2]}, options, tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    first = [line for line in progress(tmp_path / "out") if "loss" in line]
-    (tmp_path / "out" / "final").rename(tmp_path / "moved")
-    (tmp_path / "out" / "run_report.json").unlink()
-    done = nan_run({}, {**options, "resume_from_checkpoint": "auto"}, tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    again = [line for line in progress(tmp_path / "out") if "loss" in line and line["job"] == 2]
-    assert [line["step"] for line in again] == [12] and first[-1]["step"] == 12
-    assert again[0]["loss"] == pytest.approx(first[-1]["loss"], rel=1e-6) and "bad_steps" not in again[0]
-    assert report(tmp_path / "out")["bad_steps"] == 1
+    options = {**STEPS, "data_dir": data_dir, "per_device_train_batch_size": batch, "max_steps": 12}
+    options |= {"learning_rate": 0, "embedding_learning_rate": 0}  # so every loss is that of its batch alone
+    nan_run([], {**options, "num_epochs_between_checkpoints": -1}, tmp_path / "clean", ok=True)
+    alone = {line["step"]: line["loss"] for line in losses(tmp_path / "clean")}
+    options, out = {**options, "logging_steps": 4}, tmp_path / "out"
+    nan_run([2, 6], options, out, ok=True)
+    lines = {line["step"]: line for line in losses(out)}
+    assert lines[4]["bad_steps"] == lines[8]["bad_steps"] == 1
+    for step, good in ((4, (3, 4)), (8, (5, 7, 8)), (12, (9, 10, 11, 12))):  # the first step has a line of its own
+        assert lines[step]["loss"] == pytest.approx(sum(map(alone.get, good)) / len(good), rel=1e-5)
+    (out / "final").rename(tmp_path / "moved")
+    (out / "run_report.json").unlink()
+    nan_run([], {**options, "resume_from_checkpoint": "auto"}, out, ok=True)
+    (again,) = losses(out, job=2)
+    assert again["step"] == 12 and again["loss"] == pytest.approx(lines[12]["loss"], rel=1e-6)
+    assert "bad_steps" not in again and report(out)["bad_steps"] == 2
 
 
 def test_a_run_that_diverges_ends_in_one_line(data_dir, tmp_path):
     options = {**STEPS, "data_dir": data_dir, "max_bad_steps": 2, "num_epochs_between_checkpoints": -1}
-    done = nan_run({"0": list(range(3, 20))}, {**options, "max_roll_backs": 1}, tmp_path / "out")
+    done = nan_run(list(range(3, 20)), {**options, "max_roll_backs": 1}, tmp_path / "out")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: step 6: 2 steps in a row")
     assert "Traceback" not in done.stderr and not (tmp_path / "out" / "final").exists()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from budget_trainer.reporting.report import environment
-from tests.conftest import TINY, progress, report, spawn, train, wait_for, words
+from tests.conftest import TINY, losses, report, spawn, train, wait_for, words
 
 STEPS = {
     **TINY,
@@ -45,26 +45,36 @@ def kill_at(options, output_dir, step, number=signal.SIGKILL, code=-signal.SIGKI
     return error
 
 
+def refused(options):
+    """The last line that a run which is refused writes to stderr."""
+    done = train(options)
+    assert done.returncode == 2, done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
 @pytest.mark.parametrize("optimizer_type", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_kill_and_resume_is_bit_exact(options, optimizer_type, tmp_path):
     options = {**options, "optimizer_type": optimizer_type}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = train({**options, "output_dir": whole})
-    assert done.returncode == 0, done.stderr
+    train({**options, "output_dir": whole}, ok=True)
 
     kill_at(options, broken, 40)
     before = json.loads((broken / "clock.json").read_text())["elapsed_seconds"]
     assert not (broken / "final").exists()
     assert [folder.name for folder in broken.glob("checkpoint-*")] == ["checkpoint-30"]
     assert (broken / "checkpoint-30" / "manifest.json").exists()
-    refused = train({**options, "output_dir": broken})
-    assert refused.returncode == 2 and "--resume_from_checkpoint auto" in refused.stderr
-    done = train({**options, "output_dir": broken, "resume_from_checkpoint": "auto"})
-    assert done.returncode == 0, done.stderr
+    again = {**options, "output_dir": broken, "resume_from_checkpoint": "auto"}
+    assert "--resume_from_checkpoint auto" in refused({**options, "output_dir": broken})
+    error = refused({**again, "hidden_size": 64})
+    assert error.startswith("error: resume_from_checkpoint: ") and "model.hidden_size=32" in error
+    state = broken / "checkpoint-30" / "optimizer.pt"
+    content = state.read_bytes()
+    state.write_bytes(content[:100] + b"damage" + content[106:])
+    assert "does not match its checksum" in refused(again)
+    state.write_bytes(content)
+    train(again, ok=True)
 
-    first, second = progress(whole), progress(broken)
-    resumed = [line for line in second if line["job"] == 2 and "loss" in line]
-    expected = [line for line in first if "loss" in line and line["step"] > 30]
+    resumed, expected = losses(broken, job=2), [line for line in losses(whole) if line["step"] > 30]
     assert [line["step"] for line in resumed] == list(range(31, 61))
     for name in ("loss", "learning_rate", "grad_norm"):
         assert [line[name] for line in resumed] == [line[name] for line in expected], name
@@ -89,23 +99,6 @@ def test_a_signal_leaves_a_checkpoint_and_exit_85(options, number, tmp_path):
     assert 10 <= int(checkpoint.name.removeprefix("checkpoint-")) < 60
 
 
-def test_resume_refuses_another_model_and_a_damaged_checkpoint(options, tmp_path):
-    output_dir = tmp_path / "run"
-    kill_at({**options, "max_steps": 1000}, output_dir, 40)
-    again = {**options, "max_steps": 1000, "output_dir": output_dir, "resume_from_checkpoint": "auto"}
-    other = train({**again, "hidden_size": 64})
-    assert other.returncode == 2
-    assert other.stderr.strip().splitlines()[-1].startswith("error: resume_from_checkpoint: ")
-    assert "model.hidden_size=32" in other.stderr
-
-    (checkpoint,) = output_dir.glob("checkpoint-*")
-    with open(checkpoint / "optimizer.pt", "r+b") as file:
-        file.seek(100)
-        file.write(b"damage")
-    damaged = train(again)
-    assert damaged.returncode == 2 and "does not match its checksum" in damaged.stderr
-
-
 def awaits_evaluation(output_dir):
     """As a job leaves the folder that is killed behind `final/`, before picture and card; RESUMABLE is deleted."""
     state = json.loads((output_dir / "run.json").read_text())
@@ -117,27 +110,23 @@ def awaits_evaluation(output_dir):
 def test_killed_in_the_last_evaluation_only_that_is_made_up_for(options, tmp_path):
     output_dir = tmp_path / "run"
     options = {**options, "max_steps": 5, "num_epochs_between_checkpoints": -1, "output_dir": output_dir}
-    done = train(options)
-    assert done.returncode == 0, done.stderr
+    train(options, ok=True)
     whole = report(output_dir)
     draft = {name: value for name, value in whole.items() if name not in environment()}  # as it is before final/
     due = {"evaluation": None, "markers_in_final": ["finetune-99.9"]}  # as if the last marker lay in the reserve
     (output_dir / "run_report.json").write_text(json.dumps({**draft, **due}))
     awaits_evaluation(output_dir)
-    refused = train(options)
-    assert refused.returncode == 2 and "already has final/" in refused.stderr
-    done = train({**options, "resume_from_checkpoint": "auto"})
-    assert done.returncode == 0, done.stderr
-    again = report(output_dir)
-    assert again["evaluation"] == pytest.approx(whole["evaluation"], rel=1e-5)
+    assert "already has final/" in refused(options)
+    again = {**options, "resume_from_checkpoint": "auto"}
+    train(again, ok=True)
+    made_up = report(output_dir)
+    assert made_up["evaluation"] == pytest.approx(whole["evaluation"], rel=1e-5)
     assert (output_dir / "run_report.png").exists()
-    assert {**again, **due} == {**whole, **due}
+    assert {**made_up, **due} == {**whole, **due}
     marked, final = (output_dir / name / "model.safetensors" for name in ("finetune-99.9", "final"))
     assert marked.read_bytes() == final.read_bytes()
-    refused = train({**options, "resume_from_checkpoint": "auto"})
-    assert refused.returncode == 2 and "already has final/" in refused.stderr
+    assert "already has final/" in refused(again)
 
     awaits_evaluation(output_dir)  # killed with the report written, before picture and card
-    done = train({**options, "resume_from_checkpoint": "auto"})
-    assert done.returncode == 0, done.stderr
+    train(again, ok=True)
     assert (output_dir / "run_report.png").exists() and not (output_dir / "RESUMABLE").exists()
