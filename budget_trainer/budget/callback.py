@@ -82,12 +82,12 @@ def store_state(state: TrainerState, key: str, values: dict[str, Any]) -> None:
 class Reading:
     """What all ranks know after a step, in seconds: rank 0's clock and its measured costs."""
 
-    elapsed: float  # of the run, over its jobs
-    job: float  # of this job
-    step: float  # the next optimizer step
-    save: float  # writing the model
-    checkpoint: float  # writing a training checkpoint
-    evaluate: float  # one validation
+    elapsed: float = 0.0  # of the run, over its jobs
+    job: float = 0.0  # of this job
+    step: float = 0.0  # the next optimizer step
+    save: float = 0.0  # writing the model
+    checkpoint: float = 0.0  # writing a training checkpoint
+    evaluate: float = 0.0  # one validation
     compile: float = 0.0  # compiling for new shapes
 
 
@@ -126,7 +126,7 @@ class TimeBudgetCallback(TrainerCallback):
             BudgetClock(total_training_time)  # refuses a bad duration here, not hours later
         self.agreement = agreement
         self._stop = agreement.stop if agreement is not None else StopRequest()
-        self.reading = Reading(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        self.reading = Reading()
         self.save_seconds = self.checkpoint_seconds = self.evaluate_seconds = 0.0  # rank 0's measurements count
         self.begin_seconds = 0.0  # agreed: when training began; the curve starts here
         self.progress = 0.0

@@ -73,19 +73,19 @@ def make_stages(
     """
     rates: Steps = ((0.0, mlm_probability),)
     if mlm_probability_curve is not None:
-        rates = parse_curve(mlm_probability_curve, "mlm_probability_curve")
+        rates = _parse_curve(mlm_probability_curve, "mlm_probability_curve")
     batches: Steps = ((0.0, gradient_accumulation_steps),)
     if batch_size_curve is not None:
-        shares = parse_curve(batch_size_curve, "batch_size_curve")
+        shares = _parse_curve(batch_size_curve, "batch_size_curve")
         batches = tuple((at, _micro_batches(share, gradient_accumulation_steps)) for at, share in shares)
     parts: Steps = ((0.0, 1),)
     if sequence_length_curve is not None:
-        shares = parse_curve(sequence_length_curve, "sequence_length_curve")
+        shares = _parse_curve(sequence_length_curve, "sequence_length_curve")
         parts = tuple((at, _parts(share, block_size)) for at, share in shares)
     return Stages(rates, batches, parts)
 
 
-def parse_curve(text: str, name: str) -> Steps:
+def _parse_curve(text: str, name: str) -> Steps:
     """`0.3@0,0.15@0.6` as ((0.0, 0.3), (0.6, 0.15))."""
     example = "write value@share,value@share as 0.3@0,0.15@0.6"
     steps = []

@@ -23,14 +23,14 @@ from budget_trainer.model.patches import change_class, with_mixin
 PADDING = -1  # the document of padding
 
 
-class Segments(NamedTuple):
+class _Segments(NamedTuple):
     """Documents for flash varlen: where each starts in the flattened batch (int32, rising), and the longest possible."""
 
     starts: Tensor
     longest: int
 
 
-AttentionMask = Tensor | BlockMask | Segments | None
+AttentionMask = Tensor | BlockMask | _Segments | None
 
 
 def separate_padding(document_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -62,7 +62,7 @@ def _document_positions(document_ids: Tensor) -> Tensor:
     return place - torch.where(_begins(document_ids), place, 0).cummax(dim=1).values
 
 
-def document_segments(document_ids: Tensor, max_documents: int | None = None) -> Segments:
+def document_segments(document_ids: Tensor, max_documents: int | None = None) -> _Segments:
     """Return the documents of ids [B, L] as flash varlen takes them, in a number that the shape alone decides.
 
     Args:
@@ -76,7 +76,7 @@ def document_segments(document_ids: Tensor, max_documents: int | None = None) ->
     place = torch.arange(batch * length, device=document_ids.device)
     starts = torch.full((count + 1,), batch * length, dtype=torch.int64, device=document_ids.device)
     starts = starts.scatter_reduce(0, begins.cumsum(0) - 1, place, "amin")
-    return Segments(starts.int(), length)
+    return _Segments(starts.int(), length)
 
 
 def _begins(document_ids: Tensor) -> Tensor:
@@ -121,11 +121,11 @@ def attend(qkv: Tensor, mask: AttentionMask, dropout: float = 0.0) -> Tensor:
     """Return the context [B, L, H * D] of queries, keys and values [B, L, 3, H, D].
 
     Args:
-        mask: Segments or a BlockMask of `build_mask`; or a tensor that broadcasts to [B, H, L, L], bool or additive.
-        dropout: probability of dropping an attention weight; 0 with Segments and BlockMask.
+        mask: _Segments or a BlockMask of `build_mask`; or a tensor that broadcasts to [B, H, L, L], bool or additive.
+        dropout: probability of dropping an attention weight; 0 with _Segments and BlockMask.
     """
     batch, length = qkv.shape[:2]
-    if isinstance(mask, Segments):
+    if isinstance(mask, _Segments):
         query, key, value = qkv.flatten(0, 1).unbind(1)
         packed = varlen_attn(query, key, value, mask.starts, mask.starts, mask.longest, mask.longest)
         return packed.reshape(batch, length, -1)  # type: ignore[union-attr]

@@ -42,7 +42,7 @@ _SPECIAL_NAMES = {
 _UNDECLARED_KEYS = {"attn_implementation", "global_attn_every_n_layers", "global_rope_theta", "local_rope_theta"}
 
 
-def build_config(
+def _build_config(
     model_type: str,
     *,
     vocab_size: int,
@@ -157,7 +157,7 @@ def build_model(
     if pad_vocab_to_multiple_of < 1:
         raise InputError(f"pad_vocab_to_multiple_of={pad_vocab_to_multiple_of} must be 1 or more")
     padded = -(-vocab_size // pad_vocab_to_multiple_of) * pad_vocab_to_multiple_of
-    config = build_config(model_type, vocab_size=padded, special_ids=special_ids, **_PAPER | recipe)
+    config = _build_config(model_type, vocab_size=padded, special_ids=special_ids, **_PAPER | recipe)
     cls = _class(config, add_nsp)
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.default_generator.manual_seed(seed)

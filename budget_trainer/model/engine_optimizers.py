@@ -51,54 +51,31 @@ def check_engine(
         InputError: with the field, the value and the fix.
     """
     kernels, zero = _KERNELS.get(impl, ()), f"ZeRO-{zero_stage}"
-    clamps = lamb is not None and (lamb["max_coeff"] != math.inf or lamb["min_coeff"] != 0)
-    corrects = lamb is not None and bool(lamb["bias_correction"])
-    refusals = (
-        (
-            impl not in IMPLEMENTATIONS,
-            f"optimizer_impl: {impl!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}",
-        ),
-        (
-            kernels and name not in kernels,
-            f"optimizer_impl: {impl} has {', '.join(kernels)} here, and optimizer_type is {name}; {_TORCH}",
-        ),
-        (
-            impl == "apex" and clamps,
-            f"optimizer_impl: apex's FusedLAMB does not clamp its trust ratio to [{(lamb or {}).get('min_coeff')}, "
-            f"{(lamb or {}).get('max_coeff')}]; give max_coeff inf and min_coeff 0, or {_TORCH}",
-        ),
-        (
-            impl == "deepspeed" and corrects,
-            "bias_correction: DeepSpeed's FusedLamb corrects behind the trust ratio, not before it as the paper does; "
-            f"leave it out, or {_TORCH}",
-        ),
-        (
-            kernels and device != "cuda",
-            f"optimizer_impl: {impl} runs on NVIDIA GPUs, this run is on {device!r}; {_TORCH}",
-        ),
-        (
-            zero_stage and name in _WHOLE,
-            f"optimizer_type: {name} {_WHOLE.get(name)}; use adamw, adam or muon under {zero}, or {name} without DeepSpeed",
-        ),
-        (
-            zero_stage and name == "muon" and impl == "torch",
-            f"optimizer_impl: torch's Muon needs whole matrices, and {_FLAT}; use auto, which takes DeepSpeed's",
-        ),
-        (
-            zero_stage and name == "muon" and max_grad_norm > 0,
-            f"max_grad_norm: {max_grad_norm:g} under {zero} would clip Muon's finished updates instead of gradients, shrinking "
-            "every step; add --max_grad_norm 0",
-        ),
-        (
-            fsdp and name == "adafactor",
-            "optimizer_type: adafactor cannot work on FSDP's distributed tensors; use adamw, lamb or muon, or ddp.yaml",
-        ),
-        (
-            fsdp and kernels,
-            f"optimizer_impl: {impl}'s kernels cannot work on FSDP's distributed tensors; {_TORCH}",
-        ),
-    )
-    for refused, message in refusals:
+    lamb = lamb or {"bias_correction": False, "min_coeff": 0.0, "max_coeff": math.inf}  # nothing to refuse
+    low, high = lamb["min_coeff"], lamb["max_coeff"]
+    muon_in_zero = bool(zero_stage) and name == "muon"
+    refusals = {
+        f"optimizer_impl: {impl!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}": impl
+        not in IMPLEMENTATIONS,
+        f"optimizer_impl: {impl} has {', '.join(kernels)} here, and optimizer_type is {name}; {_TORCH}": kernels
+        and name not in kernels,
+        f"optimizer_impl: apex's FusedLAMB does not clamp its trust ratio to [{low:g}, {high:g}]; give max_coeff inf and "
+        f"min_coeff 0, or {_TORCH}": impl == "apex" and (low, high) != (0, math.inf),
+        "bias_correction: DeepSpeed's FusedLamb corrects behind the trust ratio, not before it as the paper does; "
+        f"leave it out, or {_TORCH}": impl == "deepspeed" and lamb["bias_correction"],
+        f"optimizer_impl: {impl} runs on NVIDIA GPUs, this run is on {device!r}; {_TORCH}": kernels
+        and device != "cuda",
+        f"optimizer_type: {name} {_WHOLE.get(name)}; use adamw, adam or muon under {zero}, or {name} without "
+        "DeepSpeed": zero_stage and name in _WHOLE,
+        f"optimizer_impl: torch's Muon needs whole matrices, and {_FLAT}; use auto, which takes "
+        "DeepSpeed's": muon_in_zero and impl == "torch",
+        f"max_grad_norm: {max_grad_norm:g} under {zero} would clip Muon's finished updates instead of gradients, shrinking "
+        "every step; add --max_grad_norm 0": muon_in_zero and max_grad_norm > 0,
+        "optimizer_type: adafactor cannot work on FSDP's distributed tensors; use adamw, lamb or muon, or "
+        "ddp.yaml": fsdp and name == "adafactor",
+        f"optimizer_impl: {impl}'s kernels cannot work on FSDP's distributed tensors; {_TORCH}": fsdp and kernels,
+    }
+    for message, refused in refusals.items():
         if refused:
             raise InputError(message)
     if kernels:

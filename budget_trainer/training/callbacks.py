@@ -57,13 +57,8 @@ class EarlyStop(TrainerCallback):
             self.time_budget.stop_reason = "early_stop"
             control.should_training_stop = control.should_log = True
             if state.is_world_process_zero:
-                log.warning(
-                    "step %d: training stops (early_stop): after %.0fs the validation loss is %.3f, above %g",
-                    state.global_step,
-                    elapsed,
-                    loss,
-                    self.early_stop_eval_loss,
-                )
+                why = f"after {elapsed:.0f}s the validation loss is {loss:.3f}, above {self.early_stop_eval_loss:g}"
+                log.warning("step %d: training stops (early_stop): %s", state.global_step, why)
 
 
 def _marker_folder(output_dir: Path, share: float) -> Path:

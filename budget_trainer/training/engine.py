@@ -95,9 +95,7 @@ def check_loadable(checkpoint: Path | None, engine: str, world_size: int, optimi
             f"resume_from_checkpoint: {checkpoint} was written by the engine {theirs}, this run has {engine}, which cannot "
             f"read its optimizer state; launch it with {theirs} again"
         )
-    converts = (
-        engine in ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3") and optimizer_type in _CONVERTED_OPTIMIZERS
-    )
+    converts = engine != "deepspeed-zero0" and optimizer_type in _CONVERTED_OPTIMIZERS
     if size != world_size and engine.startswith("deepspeed") and not converts:
         raise InputError(
             f"resume_from_checkpoint: {checkpoint} holds the state of {optimizer_type} in {size} partitions, this run has "
@@ -121,8 +119,9 @@ def prepare_universal_checkpoint(checkpoint: Path | None, run: TrainingArguments
     plugin = run.deepspeed_plugin
     if checkpoint is None or plugin is None or not needs_conversion(checkpoint, run):
         return
-    failed = None
-    if run.process_index == 0 and not _is_converted(checkpoint):
+    failed, latest = None, checkpoint / _LATEST
+    converted = latest.is_file() and latest.read_text(encoding="utf-8") == _FOLDER
+    if run.process_index == 0 and not converted:
         log.info("resume: %s is converted for %d processes", checkpoint, run.world_size)
         try:
             _convert(checkpoint)
@@ -148,13 +147,6 @@ def restore_group_options(optimizer: torch.optim.Optimizer, groups: list[dict[st
         step = state.get("step")
         if isinstance(step, torch.Tensor):
             state["step"] = step.clone().to(parameter.device if on_device else "cpu")
-
-
-def _is_converted(checkpoint: Path) -> bool:
-    try:
-        return (checkpoint / _LATEST).read_text(encoding="utf-8") == _FOLDER
-    except FileNotFoundError:
-        return False
 
 
 def _convert(checkpoint: Path) -> None:

@@ -223,14 +223,8 @@ class PretrainingRun:
         markers = FinetuneMarkers(trainer, recipe.markers, self.output_dir)
         epochs = recipe.budget.num_epochs_between_checkpoints
         every_samples = None if epochs in (None, -1) else epochs * self.samples_per_epoch
-        guard = Guard(
-            trainer,
-            max_bad_steps=watch.max_bad_steps,
-            max_roll_backs=watch.max_roll_backs,
-            roll_back_lr_factor=watch.roll_back_lr_factor,
-            scale_cnt_limit=watch.scale_cnt_limit,
-            loss_spike=watch.loss_spike,
-        )
+        limits = ("max_bad_steps", "max_roll_backs", "roll_back_lr_factor", "scale_cnt_limit", "loss_spike")
+        guard = Guard(trainer, **{name: getattr(watch, name) for name in limits})
         trainer.add_callback(progress)
         trainer.add_callback(markers)
         trainer.add_callback(CheckpointCadence(trainer, recipe.checkpoint_seconds, every_samples))

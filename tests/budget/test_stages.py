@@ -2,16 +2,16 @@
 
 import pytest
 
-from budget_trainer.budget.stages import Stage, make_stages, parse_curve
+from budget_trainer.budget.stages import Stage, make_stages
 from budget_trainer.core.errors import InputError
 
 PLAIN = {"mlm_probability": 0.15, "gradient_accumulation_steps": 8, "block_size": 128}
 
 
 def test_parse():
-    assert parse_curve("1@0", "mlm_probability_curve") == ((0.0, 1.0),)
+    assert make_stages(**PLAIN, mlm_probability_curve="1@0").mlm_probability == ((0.0, 1.0),)
     steps = ((0.0, 0.4), (0.25, 0.3), (0.5, 0.2), (0.75, 0.15))
-    assert parse_curve("0.4@0,0.3@0.25,0.2@0.5,0.15@0.75", "mlm_probability_curve") == steps
+    assert make_stages(**PLAIN, mlm_probability_curve="0.4@0,0.3@0.25,0.2@0.5,0.15@0.75").mlm_probability == steps
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_parse():
 )
 def test_refused(text, message):
     with pytest.raises(InputError, match=f"^mlm_probability_curve: .*{message}"):
-        parse_curve(text, "mlm_probability_curve")
+        make_stages(**PLAIN, mlm_probability_curve=text)
 
 
 def test_without_curves_nothing_changes():

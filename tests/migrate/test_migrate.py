@@ -6,6 +6,7 @@ import shlex
 from dataclasses import fields
 
 import pytest
+import torch
 
 from budget_trainer.config.arguments import GROUPS as OURS
 from budget_trainer.config.arguments import KEYS, REPLACED
@@ -16,7 +17,7 @@ from budget_trainer.migrate import main
 from budget_trainer.migrate.flags import FLAGS, ORIGINAL_GROUPS
 from budget_trainer.migrate.reading import read_command
 from budget_trainer.migrate.recipe import DEFAULTS, convert, recipe_text
-from budget_trainer.model.build import build_config
+from budget_trainer.model.build import build_model
 from data_prep import blocks, hdf5, merge, split
 from tests.conftest import ROOT
 
@@ -277,7 +278,9 @@ def test_layouts_of_the_original_are_native_models_with_a_valid_config(flags, na
     names += ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "type_vocab_size")
     special = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
     own = {name: getattr(recipe.model, name) for name in names}
-    config = build_config(native, vocab_size=100, special_ids=special, max_position_embeddings=512, **own)
+    with torch.device("meta"):
+        model = build_model(native, vocab_size=100, special_ids=special, max_position_embeddings=512, **own)
+    config = model.config
     assert config.model_type == native and config.hidden_size == 1024
 
 
