@@ -10,6 +10,7 @@ from tests.conftest import TINY, run, words
 pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
 
 
+@pytest.mark.slow
 def test_the_recipe_s_fp16_reaches_every_engine(data_dir, tmp_path):
     options = {**TINY, "data_dir": data_dir, "total_training_time": "10m", "fp16": True, "max_grad_norm": 0.7}
     options |= {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 5}

@@ -66,7 +66,8 @@ def steps_of(output_dir):
     )
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stays(processes, disk, data_dir, tmp_path):
     out = disk / "out"
     options = {**LONG, "data_dir": data_dir, "output_dir": out, "logging_steps": 5}

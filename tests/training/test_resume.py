@@ -107,6 +107,7 @@ def awaits_evaluation(output_dir):
     (output_dir / "run_report.png").unlink()
 
 
+@pytest.mark.slow
 def test_killed_in_the_last_evaluation_only_that_is_made_up_for(options, tmp_path):
     output_dir = tmp_path / "run"
     options = {**options, "max_steps": 5, "num_epochs_between_checkpoints": -1, "output_dir": output_dir}
