@@ -24,7 +24,7 @@ _suite, _watch = (partial(flag, topic=topic, computes=False) for topic in (_SUIT
 
 
 @dataclass(frozen=True)
-class GlueArguments:
+class _GlueArguments:
     """The task, its data and the model."""
 
     task_name: list[str] = _elsewhere(
@@ -74,7 +74,7 @@ class GlueArguments:
 
 
 @dataclass(frozen=True)
-class SuiteArguments:
+class _SuiteArguments:
     """Several runs: tasks x configurations x seeds. Any of these, or several tasks, makes a suite."""
 
     grid: str | None = _suite(None, "Configurations and seeds as YAML, such as recipes/glue/paper.yaml.", unit="FILE")
@@ -114,7 +114,7 @@ class GlueRunArguments(RunArguments):
         self.do_eval = evaluates  # TrainingArguments switches it on where there is an eval_strategy
 
 
-GROUPS = (GlueArguments, SuiteArguments, CardArguments, GlueRunArguments)
+GROUPS = (_GlueArguments, _SuiteArguments, CardArguments, GlueRunArguments)
 
 # Flags of earlier Trainers, as they are spelt today.
 RENAMED: dict[str, tuple[str, Mapping[bool, str]]] = {
@@ -169,8 +169,8 @@ class Request:
     `training` has the values of GlueRunArguments' flags as they were asked for, `explicit` the flags that were named, as text.
     """
 
-    glue: GlueArguments
-    suite: SuiteArguments
+    glue: _GlueArguments
+    suite: _SuiteArguments
     card: CardArguments
     training: Any
     explicit: Mapping[str, str] = field(default_factory=dict)

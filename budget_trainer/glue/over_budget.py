@@ -23,7 +23,8 @@ from budget_trainer.core.io import write_atomic, write_json_atomic
 from budget_trainer.core.markdown import inline, table
 from budget_trainer.core.plotting import png_figure
 from budget_trainer.glue.report import bullets
-from budget_trainer.glue.results import METRIC_NAMES, Suite, in_order, mean, points, read_object
+from budget_trainer.glue.results import METRIC_NAMES, Suite, mean, points, read_object
+from budget_trainer.glue.tasks import ALL_COLUMNS
 from budget_trainer.reporting.hub import FINAL, MARK
 from budget_trainer.reporting.report import REPORT
 
@@ -88,7 +89,7 @@ def report_over_budget(pairs: Sequence[tuple[tuple[Path, float], Suite]], output
     """
     pairs = sorted(pairs, key=lambda pair: pair[0][1])
     scored = [suite.columns() for _, suite in pairs]
-    names = in_order(scored)
+    names = sorted({name for ours in scored for name in ours}, key=ALL_COLUMNS.index)
     rows = {name: {ours[name].rows if name in ours else None for ours in scored} for name in names}
     shared = [name for name in names if len(rows[name]) == 1 and None not in rows[name]]
     means = [found for ours in scored if (found := mean(ours, shared, least=2)) is not None]

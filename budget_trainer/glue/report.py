@@ -22,7 +22,6 @@ from budget_trainer.glue.results import (
     Suite,
     TaskResult,
     card_scores,
-    in_order,
     mean,
     points,
     rounded,
@@ -300,7 +299,7 @@ def _making(report: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
 
 def _published_table(kind: str, rows: Sequence[Mapping[str, Any]], ours: Mapping[str, Any] | None = None) -> str:
     """The published rows of `kind` by column, below `ours` where these are given."""
-    names = in_order([ours or {}, *(row["scores"] for row in rows)])
+    names = sorted({*(ours or {}), *(name for row in rows for name in row["scores"])}, key=ALL_COLUMNS.index)
     body: list[tuple[str, ...]] = []
     if ours is not None:
         cells = [points(c["median"]) if (c := ours.get(name)) and c["comparable"] else "" for name in names]
@@ -331,7 +330,7 @@ def bullets(head: str, reasons: Mapping[str, str]) -> str:
 def _draw(report: Mapping[str, Any]) -> bytes:
     """Our median with the bar from lowest to highest seed, task by task, beside the published dev points."""
     ours, rows = report["columns"], report["published"]["dev"]
-    names = in_order([ours, *(row["scores"] for row in rows)])
+    names = sorted({*ours, *(name for row in rows for name in row["scores"])}, key=ALL_COLUMNS.index)
     with png_figure(11, 2.6 + 0.52 * len(names)) as (figure, png):
         axes = figure.subplots()
         _draw_ours(axes, names, ours)

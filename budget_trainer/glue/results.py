@@ -7,7 +7,7 @@ a table of GLUE shows as one: a task's dev split, so that MNLI has two. Standard
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median, median_low
@@ -369,8 +369,3 @@ def mean(ours: Mapping[str, Column], names: Sequence[str], least: int = 1) -> di
     middle, low, high = (fmean(getattr(score, part) for score in scores) for part in ("median", "min", "max"))
     found = Spread(middle, low, high, min(score.seeds for score in scores))
     return {"columns": counted, "left_out": list(_NOT_IN_MEAN), **found.reported()}
-
-
-def in_order(scores: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The columns that any of the mappings has, in GLUE's order."""
-    return sorted({name for mapping in scores for name in mapping}, key=ALL_COLUMNS.index)

@@ -23,7 +23,7 @@ from budget_trainer.glue.metrics import predict
 from budget_trainer.glue.model import load_checkpoint, load_classifier
 from budget_trainer.glue.results import MODEL, PREDICTIONS, RESULT, card_scores, read_result, write_result
 from budget_trainer.glue.tasks import Task
-from budget_trainer.glue.trainer import GlueTrainer, Predictor, Rows, curve_name
+from budget_trainer.glue.trainer import GlueTrainer, Predictor, Rows
 from budget_trainer.reporting.card import GLUE_REPORT
 from budget_trainer.reporting.publish import BackgroundPush
 from budget_trainer.reporting.report import environment
@@ -64,7 +64,7 @@ class GlueRun:
                 "accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml"
             )
         if not math.isinf(clock.total_seconds):
-            curve_name(self.args)  # refuses early what does not follow time
+            GlueTrainer.curve_name(self.args)  # refuses early what does not follow time
         self._check_folder()
         launch.check_trackers(self.args)
         self.agreement = Agreement(ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout)), stop)

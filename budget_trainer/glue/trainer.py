@@ -170,7 +170,7 @@ class GlueTrainer(TimeScheduleMixin, Trainer):
         trainer: Any = self
         if trainer.lr_scheduler is None:
             warmup = min(0.5, self.args.get_warmup_steps(num_training_steps) / max(1, num_training_steps))
-            curve = make_curve(curve_name(self.args), warmup)
+            curve = make_curve(self.curve_name(self.args), warmup)
 
             def progress() -> float:
                 return max(self.time_budget.progress, min(1.0, self._steps_done() / num_training_steps))
@@ -178,6 +178,16 @@ class GlueTrainer(TimeScheduleMixin, Trainer):
             trainer.lr_scheduler = TimeScheduler(optimizer or trainer.optimizer, curve, progress)
             trainer._created_lr_scheduler = True
         return trainer.lr_scheduler
+
+    @staticmethod
+    def curve_name(args: TrainingArguments) -> str:
+        """The curve over a budget that `lr_scheduler_type` asks for; InputError where there is none."""
+        name = getattr(args.lr_scheduler_type, "value", str(args.lr_scheduler_type))
+        if name not in _CURVES:
+            raise InputError(
+                f"lr_scheduler_type: {name!r} does not follow total_training_time; choose one of {', '.join(_CURVES)}"
+            )
+        return _CURVES[name]
 
     @property
     def headline(self) -> float | None:
@@ -273,13 +283,3 @@ class _GlueCallback(TrainerCallback):
         if 0 < self.patience <= self.trainer.evaluations_since_best and budget.stop_reason is None:
             budget.stop_reason = "early_stopping"
             control.should_training_stop = True
-
-
-def curve_name(args: TrainingArguments) -> str:
-    """The curve over a budget that `lr_scheduler_type` asks for; InputError where there is none."""
-    name = getattr(args.lr_scheduler_type, "value", str(args.lr_scheduler_type))
-    if name not in _CURVES:
-        raise InputError(
-            f"lr_scheduler_type: {name!r} does not follow total_training_time; choose one of {', '.join(_CURVES)}"
-        )
-    return _CURVES[name]
