@@ -1,10 +1,16 @@
 """Finished data folders for the tools that work on them."""
 
+import contextlib
+import resource
+
+import datasets
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from budget_trainer.data.folder import DataFolder
 from data_prep import blocks
+from data_prep.corpus import is_held_out
 from data_prep.folders import FinishedFolder
 from data_prep.sources import read_documents
 from tests.conftest import words
@@ -45,15 +51,42 @@ def all_rows(folder):
 
 
 def error_of(main, argv, capsys, code=2):
-    """The one line that a refused command says."""
+    """The one line that a refused command ends with; progress bars may stand before it."""
     capsys.readouterr()
     try:
         ended = main([str(word) for word in argv])
     except SystemExit as stop:
         ended = stop.code
-    lines = capsys.readouterr().err.splitlines()
-    assert ended == code and len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert ended == code and lines[-1].startswith("error: "), lines
+    assert "Traceback" not in "".join(lines) and sum(line.startswith("error: ") for line in lines) == 1, lines
+    return lines[-1]
+
+
+def train_texts(corpus, fraction=0.1, held_out=False):
+    """The documents of a corpus that are trained on, or those that are held out."""
+    return [text for text in read_documents(corpus) if is_held_out(text, fraction) == held_out]
+
+
+def ids_of(tokenizer, texts):
+    """Token ids of each text, without special tokens, by the tokenizer as Transformers loads it."""
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    return [loaded(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+
+
+def dealt_rows(folder, split="train", column="input_ids"):
+    """The rows of a split in the order they were dealt, read by the `datasets` library."""
+    files = [folder.path / entry["name"] for entry in folder.manifest["splits"][split]["files"]]
+    shards = [np.array(datasets.Dataset.from_file(str(file))[column][:]) for file in files]
+    rows = np.empty((sum(map(len, shards)), *shards[0].shape[1:]), np.int64)
+    for number, shard in enumerate(shards):
+        rows[number :: len(shards)] = shard
+    return rows
+
+
+def text_mask(folder, ids):
+    """Which tokens are neither padding nor [CLS] nor [SEP]."""
+    return ~np.isin(ids, [folder.special_ids[name] for name in ("pad", "cls", "sep")])
 
 
 def flip(file):
@@ -61,3 +94,14 @@ def flip(file):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+@contextlib.contextmanager
+def limited_to(soft, kind=resource.RLIMIT_NOFILE):
+    """A lower limit of this process for a while."""
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import resource
 import subprocess
 import sys
 
@@ -15,7 +16,8 @@ from budget_trainer.data.folder import DataFolder
 from data_prep import blocks
 from data_prep.corpus import HASHED_WORDS, is_held_out, text_parts, tokenise
 from data_prep.sources import read_documents
-from tests.conftest import ROOT
+from tests.conftest import ROOT, words
+from tests.data_prep.conftest import dealt_rows, error_of, ids_of, limited_to, text_mask, train_texts
 
 
 @pytest.fixture
@@ -25,35 +27,16 @@ def build(corpus, tokenizer, tmp_path):
     def run(name="blocks", **flags):
         options = {"input": corpus, "tokenizer": tokenizer, "output_dir": tmp_path / name, "num_proc": 1}
         options |= {"num_shards": 3, "validation_fraction": 0.1, **flags}
-        argv = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-        assert blocks.main(argv) == 0
+        assert blocks.main(words(options)) == 0
         return DataFolder.open(options["output_dir"])
 
     return run
 
 
-def _rows(folder, split, column="input_ids"):
-    """The rows in the order they were dealt."""
-    entries = folder.manifest["splits"][split]["files"]
-    shards = [np.array(datasets.Dataset.from_file(str(folder.path / e["name"]))[column]) for e in entries]
-    out = np.empty((sum(map(len, shards)), *shards[0].shape[1:]), np.int64)
-    for i, shard in enumerate(shards):
-        out[i :: len(shards)] = shard
-    return out
-
-
-def _documents(corpus, held_out, fraction=0.1):
-    return [text for text in read_documents(corpus) if is_held_out(text, fraction) == held_out]
-
-
-def _ids(tokenizer, texts):
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
-    return [loaded(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-
-
-def test_same_bytes_for_any_number_of_processes(build, monkeypatch):
+@pytest.mark.parametrize("packing", ["packed", "nsp"])
+def test_same_bytes_for_any_number_of_processes(build, monkeypatch, packing):
     monkeypatch.setattr("data_prep.corpus.GROUP_CHARACTERS", 4000)  # several groups
-    one, two = build("one", num_proc=1), build("two", num_proc=2)
+    one, two = build("one", num_proc=1, packing=packing), build("two", num_proc=2, packing=packing)
     assert one.manifest["splits"] == two.manifest["splits"]
     files = [entry for split in one.manifest["splits"].values() for entry in split["files"]]
     assert len(files) == 4
@@ -67,10 +50,9 @@ def test_same_bytes_for_any_number_of_processes(build, monkeypatch):
 )
 def test_no_text_is_lost(build, corpus, tokenizer, packing, block_size):
     folder = build(packing=packing, block_size=block_size)
-    rows = _rows(folder, "train")
-    expected = _ids(tokenizer, _documents(corpus, held_out=False))
-    special = [folder.special_ids[name] for name in ("pad", "cls", "sep")]
-    tokens, wanted = rows[~np.isin(rows, special)].tolist(), [i for ids in expected for i in ids]
+    rows = dealt_rows(folder)
+    expected = ids_of(tokenizer, train_texts(corpus))
+    tokens, wanted = rows[text_mask(folder, rows)].tolist(), [i for ids in expected for i in ids]
     assert tokens[: len(wanted)] == wanted
     repeated = tokens[len(wanted) :]
     assert repeated == wanted[: len(repeated)]
@@ -78,11 +60,12 @@ def test_no_text_is_lost(build, corpus, tokenizer, packing, block_size):
     assert train["documents"] == len(expected)
     assert train["rows"] == len(rows) == folder.train(0).rows
     assert train["tokens"] == (rows != folder.special_ids["pad"]).sum()
-    assert train["text_bytes"] == sum(len(text.encode()) for text in _documents(corpus, held_out=False))
+    assert train["text_bytes"] == sum(len(text.encode()) for text in train_texts(corpus))
     padded = (rows == folder.special_ids["pad"]).any(1)
+    assert train["columns"] == ["input_ids", "document_ids"][: 2 if packing == "packed" else 1]
     if packing == "packed":
         assert not padded.any() and len(repeated) <= train["filled"] < block_size - 2
-        documents = _rows(folder, "train", "document_ids")
+        documents = dealt_rows(folder, column="document_ids")
         assert documents.shape == rows.shape and (documents[:, 0] == 0).all()
         joined = [i for ids in expected for i in [*ids, folder.special_ids["sep"]]]
         assert rows[:, 1:-1].ravel()[: len(joined)].tolist() == joined
@@ -109,42 +92,24 @@ def test_sentence_pairs(build, corpus, tokenizer, monkeypatch, block_size):
     assert ((ids == sep).sum(axis=1) == 2).all() and (ids[types == 1] != pad).all()
     assert train["tokens"] == (ids != pad).sum() < ids.size
     # In the order they were dealt, what belongs to A or follows is the text.
-    ids, types, labels = (_rows(folder, "train", name) for name in train["columns"])
-    special = [folder.special_ids[name] for name in ("pad", "cls", "sep")]
-    belongs = ~np.isin(ids, special) & ((types == 0) | (labels[:, None] == 0))
-    expected = _ids(tokenizer, _documents(corpus, held_out=False))
+    ids, types, labels = (dealt_rows(folder, column=name) for name in train["columns"])
+    belongs = text_mask(folder, ids) & ((types == 0) | (labels[:, None] == 0))
+    expected = ids_of(tokenizer, train_texts(corpus))
     assert ids[belongs].tolist() == [i for document in expected for i in document]
 
 
-def test_sentence_pairs_are_the_same_for_any_number_of_processes(build, monkeypatch):
-    monkeypatch.setattr("data_prep.corpus.GROUP_CHARACTERS", 4000)
-    one, two = build("one", num_proc=1, packing="nsp"), build("two", num_proc=2, packing="nsp")
-    assert one.manifest["splits"] == two.manifest["splits"]  # with the files' checksums
-    packed = build("packed")
-    assert one.manifest["splits"]["validation"] == packed.manifest["splits"]["validation"]
-
-
-def test_columns_are_listed(build):
-    assert build("a").manifest["splits"]["train"]["columns"] == ["input_ids", "document_ids"]
-    assert build("b", packing="one_document").manifest["splits"]["train"]["columns"] == ["input_ids"]
-
-
-def test_shards_are_balanced_and_readable_by_datasets(build):
+def test_shards_are_balanced_and_readable_by_datasets(build, tmp_path):
     folder = build(num_shards=7, block_size=16)
     counts = [entry["rows"] for entry in folder.manifest["splits"]["train"]["files"]]
     assert len(counts) == 7 and max(counts) - min(counts) <= 1
     table = datasets.Dataset.from_file(str(folder.path / "train-00000-of-00007.arrow"))
     assert table.features["input_ids"] == datasets.Sequence(datasets.Value("uint16"), length=16)
-    assert folder.manifest["dtype"] == "uint16"
-
-
-def test_fewer_rows_than_shards_leaves_no_empty_file(build, tmp_path):
     (tmp_path / "short.txt").write_text("only a few words of text\n")
-    folder = build(input=tmp_path / "short.txt", validation_fraction=0, num_shards=5)
-    assert [entry["name"] for entry in folder.manifest["splits"]["train"]["files"]] == ["train-00000-of-00001.arrow"]
-    assert folder.manifest["splits"]["validation"]["rows"] == 0
+    few = build("few", input=tmp_path / "short.txt", validation_fraction=0, num_shards=5)
+    assert [entry["name"] for entry in few.manifest["splits"]["train"]["files"]] == ["train-00000-of-00001.arrow"]
+    assert few.manifest["splits"]["validation"]["rows"] == 0
     with pytest.raises(ValueError, match="no validation rows"):
-        folder.validation_rows()
+        few.validation_rows()
 
 
 def test_split_is_stable_as_the_corpus_grows(build, corpus, tmp_path):
@@ -160,19 +125,19 @@ def test_split_is_stable_as_the_corpus_grows(build, corpus, tmp_path):
     assert 0.2 < np.mean(shares) < 0.4
 
 
-@pytest.mark.parametrize("words", [1, HASHED_WORDS, HASHED_WORDS + 1, 2 * HASHED_WORDS, 3 * HASHED_WORDS])
-def test_copies_are_on_one_side_of_the_split(words):
+@pytest.mark.parametrize("count", [1, HASHED_WORDS, HASHED_WORDS + 1, 2 * HASHED_WORDS, 3 * HASHED_WORDS])
+def test_copies_are_on_one_side_of_the_split(count):
     def sides(change):
-        return [is_held_out(change([f"word{i}-{n}" for n in range(words)]), 0.5) for i in range(64)]
+        return [is_held_out(change([f"word{i}-{n}" for n in range(count)]), 0.5) for i in range(64)]
 
     plain = sides(" ".join)
     assert True in plain and False in plain
     assert sides(lambda text: " \n".join(text).upper() + "  ") == plain
     assert sides(lambda text: " ".join(["other", *text[1:]])) != plain
-    if words > 1:
+    if count > 1:
         assert sides(lambda text: " ".join([*text[:-1], "other"])) != plain
-    middle = words - words // 2
-    if words > 2 * HASHED_WORDS:  # what stands between the ends says nothing
+    middle = count - count // 2
+    if count > 2 * HASHED_WORDS:  # what stands between the ends says nothing
         assert sides(lambda text: " ".join([*text[:middle], "other", *text[middle:]])) == plain
 
 
@@ -202,39 +167,36 @@ def _assert_validation_is(folder, expected):
 
 def test_validation_blocks_are_those_of_the_pinned_evaluation(build, corpus, tokenizer):
     folder = build(block_size=64)  # whatever trains
-    held_out = _documents(corpus, held_out=True)
+    held_out = train_texts(corpus, held_out=True)
     _assert_validation_is(folder, _expected_validation(held_out, tokenizer))
     assert list(read_documents(folder.path / "validation.txt", "text")) == held_out
     split = folder.manifest["splits"]["validation"]
     assert split["documents"] == split["documents_held_out"] == len(held_out) and split["rows_cut"] == 0
 
 
-def test_accents_count_their_bytes(build, tokenizer, tmp_path):
-    text = tmp_path / "accents.txt"
-    text.write_text("Caf\u00e9 na\u00efve \u00dcber \u4e2d\u6587 bada kulo " * 10 + "\n", encoding="utf-8")
-    folder = build(validation_text=text)
-    _assert_validation_is(folder, _expected_validation(read_documents(text), tokenizer))
-    assert folder.validation_rows()[1].sum() > 10 * len("CafenaiveUberbadakulo")
+@pytest.mark.parametrize("text", ["corpus", "accents"])
+def test_a_separate_validation_text_leaves_all_input_to_training(build, corpus, tokenizer, tmp_path, text):
+    other = tmp_path / "other.txt"
+    texts = list(read_documents(corpus))[:20]
+    if text == "accents":  # bytes, not characters, are counted
+        texts = ["Caf\u00e9 na\u00efve \u00dcber \u4e2d\u6587 bada kulo " * 10]
+    other.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    folder = build(validation_text=other)
+    _assert_validation_is(folder, _expected_validation(read_documents(other), tokenizer))
+    assert folder.manifest["splits"]["train"]["documents"] == 400
+    assert [source["documents"] for source in folder.manifest["sources"]] == [400, len(texts)]
+    if text == "accents":
+        assert folder.validation_rows()[1].sum() > 10 * len("CafenaiveUberbadakulo")
 
 
 def test_max_validation_blocks_cuts_and_says_so(build, corpus, tokenizer):
     whole = build("whole").manifest["splits"]
     folder = build("cut", max_validation_blocks=5)
-    _assert_validation_is(folder, _expected_validation(_documents(corpus, held_out=True), tokenizer, limit=5))
+    _assert_validation_is(folder, _expected_validation(train_texts(corpus, held_out=True), tokenizer, limit=5))
     split = folder.manifest["splits"]["validation"]
     assert split["rows"] == 5 and split["rows_cut"] == whole["validation"]["rows"] - 5
     assert split["documents"] < split["documents_held_out"]
     assert folder.manifest["splits"]["train"] == whole["train"]  # what was cut is not trained on
-
-
-def test_a_separate_validation_text_leaves_all_input_to_training(build, corpus, tokenizer, tmp_path):
-    other = tmp_path / "other.txt"
-    texts = list(read_documents(corpus))[:20]
-    other.write_text("\n\n".join(texts))
-    folder = build(validation_text=other)
-    _assert_validation_is(folder, _expected_validation(texts, tokenizer))
-    assert folder.manifest["splits"]["train"]["documents"] == 400
-    assert [source["documents"] for source in folder.manifest["sources"]] == [400, 20]
 
 
 def test_equals_the_bench_script_itself(build, tokenizer):
@@ -311,36 +273,21 @@ def test_mistakes_are_one_line_and_exit_code_2(corpus, tokenizer, tmp_path, monk
     (tmp_path / "short.txt").write_text("few words\n")
     before = sorted(tmp_path.iterdir())
     options = {"input": corpus, "tokenizer": tokenizer, "output_dir": "out", "num_proc": 1, "kind": "text", **change}
-    try:
-        code = blocks.main([part for key, value in options.items() for part in (f"--{key}", str(value))])
-    except SystemExit as stop:
-        code = stop.code
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert code == 2 and len(errors) == 1 and message in errors[0]
+    assert message in error_of(blocks.main, words(options), capsys)
     assert sorted(tmp_path.iterdir()) == before  # nothing half made is left
 
 
 def test_an_existing_folder_is_replaced_only_when_asked(build, corpus, tokenizer, capsys):
     first = build("same")
-    argv = ["--input", str(corpus), "--tokenizer", str(tokenizer), "--output_dir", str(first.path), "--num_proc", "1"]
-    assert blocks.main(argv) == 2
-    assert "already holds a data folder; give another path or --overwrite" in capsys.readouterr().err
+    options = {"input": corpus, "tokenizer": tokenizer, "output_dir": first.path, "num_proc": 1, "num_shards": 1}
+    assert "already holds a data folder; give another path or --overwrite" in error_of(
+        blocks.main, words(options), capsys
+    )
+    with limited_to(60_000, resource.RLIMIT_FSIZE):  # a disk that takes no more
+        assert "File too large" in error_of(blocks.main, [*words(options), "--overwrite"], capsys, code=1)
     assert DataFolder.open(first.path).fingerprint == first.fingerprint
-    assert blocks.main([*argv, "--overwrite", "--block_size", "32"]) == 0
+    assert blocks.main([*words({**options, "block_size": 32}), "--overwrite"]) == 0
     assert DataFolder.open(first.path).block_size == 32
-    assert [path.name for path in first.path.parent.iterdir()] == ["same"]
-
-
-def test_a_failure_leaves_the_old_folder(build, corpus, tokenizer, monkeypatch):
-    first = build("same")
-
-    def disk_full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(blocks, "write_manifest", disk_full)
-    argv = ["--input", str(corpus), "--tokenizer", str(tokenizer), "--output_dir", str(first.path), "--num_proc", "1"]
-    assert blocks.main([*argv, "--overwrite"]) == 1
-    assert DataFolder.open(first.path).fingerprint == first.fingerprint
     assert [path.name for path in first.path.parent.iterdir()] == ["same"]
 
 
@@ -374,7 +321,7 @@ def test_groups_and_parts_keep_the_order_and_leave_nothing(tmp_path, tokenizer, 
         assert len(list(tmp_path.glob("part-?????.arrow"))) == 1
         if len(groups) == 1:
             assert len(taken) < 1500  # the rest of the corpus is not read yet
-    expected = _ids(tokenizer, texts)
+    expected = ids_of(tokenizer, texts)
     assert len(groups) > 10
     assert np.concatenate([ids for ids, _ in groups]).tolist() == [i for ids in expected for i in ids]
     assert np.concatenate([lengths for _, lengths in groups]).tolist() == [len(ids) for ids in expected]

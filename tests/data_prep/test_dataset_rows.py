@@ -99,15 +99,19 @@ def test_damaged_json_lines(tmp_path):
         list(read_documents(tmp_path))
 
 
-def test_what_the_library_cannot_decompress(tmp_path):
-    """Json lines that it is to read (of the Hub, or with a configuration), in Zstandard."""
-    write_jsonl(tmp_path / "train.jsonl.zst", rows_of_rank(0), zstandard)
-    assert Source(str(tmp_path)).kind == "dataset"
+def test_other_forms_of_the_library(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"body": "One.\nTwo.\n\nThree."}, {"body": None}, {"body": "Four."}])
+    assert list(read_documents(tmp_path, text_column="body")) == ["One. Two. Three.", "Four."]
+    datasets.Dataset.from_list([{"text": "One."}, {"text": "Two."}]).save_to_disk(tmp_path / "saved")
+    assert list(read_documents(tmp_path / "saved", "dataset")) == ["One.", "Two."]
+    (tmp_path / "zstd").mkdir()
+    write_jsonl(tmp_path / "zstd" / "train.jsonl.zst", rows_of_rank(0), zstandard)  # as of the Hub
+    assert Source(str(tmp_path / "zstd")).kind == "dataset"
     if importlib.util.find_spec("zstandard"):
-        assert list(read_documents(tmp_path)) == EXPECTED[:4]
+        assert list(read_documents(tmp_path / "zstd")) == EXPECTED[:4]
     else:
         with pytest.raises(InputError, match="zstd not supported .pip install zstandard."):
-            list(read_documents(tmp_path))
+            list(read_documents(tmp_path / "zstd"))
 
 
 def test_configuration_split_and_column(configured, tmp_path):
@@ -125,16 +129,6 @@ def test_configuration_split_and_column(configured, tmp_path):
         with pytest.raises(InputError, match=message) as error:
             list(read_documents(configured, **(where | change)))
         assert "\n" not in str(error.value)
-
-
-def test_rows_without_text_and_with_blank_lines(tmp_path):
-    write_jsonl(tmp_path / "rows.jsonl", [{"body": "One.\nTwo.\n\nThree."}, {"body": None}, {"body": "Four."}])
-    assert list(read_documents(tmp_path, text_column="body")) == ["One. Two. Three.", "Four."]
-
-
-def test_a_folder_of_save_to_disk(tmp_path):
-    datasets.Dataset.from_list([{"text": "One."}, {"text": "Two."}]).save_to_disk(tmp_path / "saved")
-    assert list(read_documents(tmp_path / "saved", "dataset")) == ["One.", "Two."]
 
 
 def test_it_is_streamed(tmp_path):

@@ -1,12 +1,13 @@
 """The docstring corpus: files are parsed and never run; what comes out reads like English."""
 
-import sys
-import textwrap
+import json
+from pathlib import Path
 
 import pytest
 
 from data_prep import docstrings
-from data_prep.prose import is_english, paragraphs_of, prose_of_file, read_docstrings
+from data_prep.prose import read_docstrings
+from tests.data_prep.conftest import error_of
 
 SENTENCE = "This is the sentence number {} of the module, which is long enough to be kept as it is in the corpus."
 NUMBERS = "zero one two three four five six seven eight nine ten eleven".split()
@@ -47,14 +48,12 @@ def _numbers(document):
 
 
 def test_packages_take_turns_and_paragraphs_occur_once(site_packages, capsys):
+    (site_packages / "alpha" / "deep.py").write_text('"""x"""\n' + "-" * 100_000 + "1\n")  # gives nothing
     documents = list(read_docstrings([site_packages]))
+    assert documents == list(read_docstrings([site_packages], num_proc=2))
     expected = [["zero", "one"], ["seven", "eight"], ["nine", "ten"], ["two", "three", "four"], ["five", "six"]]
     assert [_numbers(document) for document in documents] == expected
     assert "it ran" not in capsys.readouterr().out
-
-
-def test_the_corpus_does_not_depend_on_the_processes(site_packages):
-    assert list(read_docstrings([site_packages], num_proc=2)) == list(read_docstrings([site_packages]))
 
 
 def test_command_line(site_packages, tmp_path, capsys):
@@ -99,16 +98,18 @@ def test_limits(tmp_path, capsys, monkeypatch):
 )
 def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, change, message):
     monkeypatch.chdir(tmp_path)
-    try:
-        code = docstrings.main(["--output_file", "out.txt", "--num_proc", "1", *change])
-    except SystemExit as stop:
-        code = stop.code
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert code == 2 and len(error) == 1 and message in error[0]
+    assert message in error_of(docstrings.main, ["--output_file", "out.txt", "--num_proc", "1", *change], capsys)
     assert not list(tmp_path.glob("out*"))
 
 
-def test_prose_of_a_typical_docstring():
+def prose(folder, docstring):
+    """The documents of a package whose only module has this docstring."""
+    folder.mkdir()
+    (folder / "module.py").write_text(f"{docstring!r}\n")
+    return list(read_docstrings([folder]))
+
+
+def test_prose_of_a_typical_docstring(tmp_path):
     text = """\
         Computes the mean of the values that were given, or of those along an axis.
 
@@ -148,7 +149,7 @@ def test_prose_of_a_typical_docstring():
 
         .. versionadded:: 1.7 and this is not what we would like to see in the text of it
         """
-    assert paragraphs_of(textwrap.dedent(text)) == [
+    paragraphs = [
         "Computes the mean of the values that were given, or of those along an axis.",
         "The result is a new array, unless out was given; see numpy.average and the manual for how weights can be "
         "used with this function.",
@@ -157,41 +158,21 @@ def test_prose_of_a_typical_docstring():
         "What should be done with the values that are not numbers at all.",
         "First the values are added together and the sum is kept.",
     ]
+    assert prose(tmp_path / "p", text) == [" ".join(paragraphs)]
+    assert any("JavaScript Object Notation" in text for text in read_docstrings([Path(json.__file__).parent]))
 
 
 @pytest.mark.parametrize(
-    "text, english",
+    "text",
     [
-        ("This is a sentence that is long enough to be English text.", True),
-        ("Too short to be it.", False),
-        ("Dies ist ein deutscher Satz, welcher lang genug sein sollte, aber nicht englisch.", False),
-        ("a = b + c; d = e(f, g) for x in y if z == 1 and w != 2", False),
-        (
-            "Gets ConvolutionalTransformerEncoderConfiguration of PretrainedTokenizerFastBackends if is in it or the",
-            False,
-        ),
-        ("and 12345 67890 the 1234567 of 8910 it 3.14159 is 2.71828 for 1.41421 in 1.73205 as", False),
-        ("This is a sentence that is long enough but holds a \x00 control character.", False),
+        "Too short to be it.",
+        "Dies ist ein deutscher Satz, welcher lang genug sein sollte, aber nicht englisch.",
+        "a = b + c; d = e(f, g) for x in y if z == 1 and w != 2",
+        "Gets ConvolutionalTransformerEncoderConfiguration of PretrainedTokenizerFastBackends if is in it or the",
+        "and 12345 67890 the 1234567 of 8910 it 3.14159 is 2.71828 for 1.41421 in 1.73205 as",
+        "This is a sentence that is long enough but holds a \x00 control character.",
     ],
 )
-def test_is_english(text, english):
-    assert is_english(text) is english
-
-
-def test_odd_files_give_nothing(tmp_path):
-    file = tmp_path / "deep.py"
-    file.write_text('"""x"""\n' + "-" * 100_000 + "1\n")
-    assert prose_of_file(file) == []
-    assert prose_of_file(tmp_path / "missing.py") == []
-
-
-def test_the_standard_library_has_english():
-    import json
-
-    assert any("JavaScript Object Notation" in paragraph for paragraph in prose_of_file_of(json))
-
-
-def prose_of_file_of(module):
-    from pathlib import Path
-
-    return prose_of_file(Path(sys.modules[module.__name__].__file__))
+def test_what_is_no_english_is_left_out(tmp_path, text):
+    kept = f"{SENTENCE.format('one')}\n\n{SENTENCE.format('two')}"
+    assert prose(tmp_path / "p", f"{kept}\n\n{text}") == [kept.replace("\n\n", " ")]

@@ -15,7 +15,7 @@ LENGTH, SLOTS = 32, 5
 
 @pytest.fixture(scope="module")
 def text_rows(corpus, tokenizer):
-    """input_ids [n, L], padded, and how many of each are not."""
+    """input_ids [n, L], padded, how many of each are not, and the tokenizer."""
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     documents = list(read_documents(corpus))[:200]
     rows = loaded(documents, truncation=True, max_length=LENGTH, padding="max_length")["input_ids"]
@@ -26,11 +26,7 @@ def text_rows(corpus, tokenizer):
 def write(file, rows, sizes, tokenizer, seed, labels=None):
     """What create_pretraining_data writes: [MASK], random or the same at some positions, their ids beside it."""
     chance = np.random.default_rng(seed)
-    ids, positions, answers = (
-        rows.copy(),
-        np.zeros((len(rows), SLOTS), np.int32),
-        np.zeros((len(rows), SLOTS), np.int32),
-    )
+    ids, positions, answers = rows.copy(), *np.zeros((2, len(rows), SLOTS), np.int32)
     for i, size in enumerate(sizes):
         count = min(SLOTS, max(1, size // 7))
         chosen = np.sort(chance.choice(np.arange(1, size - 1), count, replace=False))
@@ -105,11 +101,7 @@ def test_what_cannot_be_read(damage, message, text_rows, tokenizer, tmp_path, ca
     damage(tmp_path / "train_shard_0.hdf5")
     assert convert(tmp_path, tokenizer, tmp_path / "out") == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-def test_another_vocabulary_is_noticed(text_rows, tokenizer, tmp_path, capsys):
-    rows, sizes, loaded = text_rows
-    moved = np.where(rows == loaded.cls_token_id, loaded.sep_token_id, rows)
+    moved = np.where(rows == loaded.cls_token_id, loaded.sep_token_id, rows)  # another vocabulary
     write(tmp_path / "train_shard_0.hdf5", moved, sizes, loaded, seed=1)
     assert convert(tmp_path, tokenizer, tmp_path / "out") == 2
     assert "tokenizer: its ids are not those of" in capsys.readouterr().err

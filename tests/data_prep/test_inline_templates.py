@@ -1,13 +1,9 @@
 """Templates that carry words of a sentence: what of them is shown, and that nothing else is."""
 
-import bz2
-import re
-
 import pytest
 
-from data_prep.mediawiki import Site, read_articles, read_pages
+from data_prep.mediawiki import Site
 from data_prep.wikitext import converter
-from tests.conftest import SHARED_DATA
 
 
 def plain(text):
@@ -85,32 +81,3 @@ def test_within_a_sentence(wikitext, expected):
 def test_a_quote_is_a_paragraph(quote):
     before, *quoted, after = plain(f"He said:{quote}and left.")
     assert (before, " ".join(quoted), after) == ("He said:", "Bread is good. Eat it.", "and left.")
-
-
-PATTERNS = {
-    "measures": r"(\w+) \{\{[Cc]onvert\|([\d.,]+)\|",
-    "languages": r"(\w+) \{\{[Ll]ang\|\w+\|([^{}|\[\]<>'&]+)\}\}",
-}
-
-
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no shared data")
-@pytest.mark.parametrize(
-    ("name", "measures", "languages"), [("enwiki-2016-excerpt", 300, 40), ("viwiki-20240701-excerpt", 3, 5)]
-)
-def test_real_dumps(name, measures, languages):
-    """Measures and words of other languages that stand in the prose of a real dump, by patterns over the raw text."""
-    file = SHARED_DATA / f"{name}.xml.bz2"
-    with bz2.open(file) as stream:
-        raw = {page.title: page.text for page in read_pages(name, stream, Site())}
-    found = {"measures": [0, 0], "languages": [0, 0]}
-    for title, *paragraphs in read_articles(file, "strict", 1, {}, lambda size: None):
-        text = re.sub(r"<ref[^<>]*/>|<ref\b.*?</ref>|<!--.*?-->", "", raw[title], flags=re.DOTALL)
-        prose = [line for line in text.split("\n") if re.match(r"'*\w", line)]
-        shown = " ".join(paragraphs)
-        assert not re.search(r"\{\{|\[\[|\|-|<ref", shown) or "nowiki" in raw[title]
-        for what, pattern in PATTERNS.items():
-            for words in re.findall(pattern, "\n".join(prose)):
-                found[what][0] += 1
-                found[what][1] += " ".join(words) in shown
-    assert found["measures"][0] >= measures and found["languages"][0] >= languages
-    assert all(kept >= 0.97 * there for there, kept in found.values()), found

@@ -10,9 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from data_prep import inspect
-from data_prep.corpus import is_held_out
-from data_prep.sources import read_documents
-from tests.data_prep.conftest import all_rows, error_of, flip
+from tests.data_prep.conftest import all_rows, error_of, flip, ids_of, text_mask, train_texts
 
 
 @pytest.fixture
@@ -31,17 +29,12 @@ def look(tmp_path, capsys):
     return run
 
 
-def trained_on(corpus, tokenizer):
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
-    texts = [text for text in read_documents(corpus) if not is_held_out(text, 0.1)]
-    return texts, [loaded(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-
-
 @pytest.mark.parametrize("packing", ["packed", "one_document", "nsp"])
 def test_figures_of_the_corpus(prepared, corpus, tokenizer, look, monkeypatch, packing):
     monkeypatch.setattr("data_prep.folders.PART_VALUES", 64 * 50)  # several parts
     folder = prepared(packing=packing)
-    texts, ids = trained_on(corpus, tokenizer)
+    texts = train_texts(corpus)
+    ids = ids_of(tokenizer, texts)
     printed, figures = look(folder)
     train = folder.manifest["splits"]["train"]
     for name in ("rows", "tokens", "documents", "text_bytes"):
@@ -59,6 +52,23 @@ def test_figures_of_the_corpus(prepared, corpus, tokenizer, look, monkeypatch, p
     assert figures["tokens_per_byte"] == pytest.approx(1 / figures["bytes_per_token"])
     assert figures["characters_per_token"] == pytest.approx(figures["bytes_per_token"])  # ASCII
     assert figures["validation"] == {"fraction": 0.1, "text": None, "rule": 2}
+    if packing == "one_document":
+        counts = collections.Counter(i for document in ids for i in document)
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+        assert [entry["count"] for entry in figures["top_tokens"]] == [n for _, n in counts.most_common(20)]
+        for entry in figures["top_tokens"]:
+            assert (
+                counts[entry["id"]] == entry["count"] and loaded.convert_ids_to_tokens(entry["id"]) == entry["token"]
+            )
+            assert entry["share"] == pytest.approx(entry["count"] / counts.total())
+    if packing == "nsp":
+        rows = all_rows(folder)
+        for number, name in enumerate(("tokens_of_a", "tokens_of_b")):
+            sizes = (text_mask(folder, rows["input_ids"]) & (rows["token_type_ids"] == number)).sum(axis=1)
+            assert figures["lengths"][name]["mean"] == pytest.approx(sizes.mean())
+            assert figures["lengths"][name]["median"] == np.percentile(sizes, 50, method="inverted_cdf")
+        assert figures["random_pairs_share"] == pytest.approx(train["pairs"]["random"] / sum(train["pairs"].values()))
+        assert f"random pairs    {figures['random_pairs_share']:.2%}" in printed
     assert f"{train['rows']:,} blocks of 64 positions" in printed and f"packing         {packing}" in printed
 
 
@@ -69,8 +79,8 @@ def test_characters_and_unknown_tokens(prepared, tokenizer, tmp_path, look):
     folder = prepared(input=text, packing="one_document", validation_fraction=0.3)
     _, figures = look(folder)
     loaded = AutoTokenizer.from_pretrained(tokenizer)
-    texts = [document for document in read_documents(text) if not is_held_out(document, 0.3)]
-    ids = [i for document in texts for i in loaded(document, add_special_tokens=False)["input_ids"]]
+    texts = train_texts(text, 0.3)
+    ids = [i for own in ids_of(tokenizer, texts) for i in own]
     assert ids.count(loaded.unk_token_id) >= 8 * len(texts) > 0
     assert figures["unknown_rate"] == pytest.approx(ids.count(loaded.unk_token_id) / len(ids))
     assert figures["bytes_per_token"] == pytest.approx(sum(len(t.encode()) for t in texts) / len(ids))
@@ -82,11 +92,10 @@ def test_lengths_of_packed_blocks(prepared, look):
     folder = prepared(block_size=128)
     printed, figures = look(folder)
     rows = all_rows(folder)
-    special = [folder.special_ids[name] for name in ("pad", "cls", "sep")]
     documents, pieces = [], []
-    for ids, numbers in zip(rows["input_ids"].tolist(), rows["document_ids"].tolist(), strict=True):
-        documents.append(len(set(numbers)))
-        found = collections.Counter(n for i, n in zip(ids, numbers, strict=True) if i not in special)
+    for ids, numbers in zip(rows["input_ids"], rows["document_ids"], strict=True):
+        documents.append(len(set(numbers.tolist())))
+        found = collections.Counter(numbers[text_mask(folder, ids)].tolist())
         pieces += found.values()
     for name, values in {"documents_per_block": documents, "tokens_per_piece": pieces}.items():
         summary = figures["lengths"][name]
@@ -97,30 +106,6 @@ def test_lengths_of_packed_blocks(prepared, look):
     assert set(figures["histograms"]["tokens_per_block"]) == {"128"}
     assert "Piece of a document in a block (tokens of text)" in printed
     assert max(documents) > 2 and len(set(pieces)) > 20
-
-
-def test_lengths_and_labels_of_pairs(prepared, look):
-    folder = prepared(packing="nsp")
-    printed, figures = look(folder)
-    rows = all_rows(folder)
-    text = ~np.isin(rows["input_ids"], [folder.special_ids[name] for name in ("pad", "cls", "sep")])
-    for number, name in enumerate(("tokens_of_a", "tokens_of_b")):
-        sizes = (text & (rows["token_type_ids"] == number)).sum(axis=1)
-        assert figures["lengths"][name]["mean"] == pytest.approx(sizes.mean())
-        assert figures["lengths"][name]["median"] == np.percentile(sizes, 50, method="inverted_cdf")
-    pairs = folder.manifest["splits"]["train"]["pairs"]
-    assert figures["random_pairs_share"] == pytest.approx(pairs["random"] / sum(pairs.values()))
-    assert f"random pairs    {figures['random_pairs_share']:.2%}" in printed
-
-
-def test_most_frequent_tokens(prepared, corpus, tokenizer, look):
-    _, figures = look(prepared(packing="one_document"))
-    counts = collections.Counter(i for ids in trained_on(corpus, tokenizer)[1] for i in ids)
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
-    assert [entry["count"] for entry in figures["top_tokens"]] == [n for _, n in counts.most_common(20)]
-    for entry in figures["top_tokens"]:
-        assert counts[entry["id"]] == entry["count"] and loaded.convert_ids_to_tokens(entry["id"]) == entry["token"]
-        assert entry["share"] == pytest.approx(entry["count"] / counts.total())
 
 
 @pytest.mark.parametrize("packing", ["packed", "one_document", "nsp"])
@@ -135,7 +120,7 @@ def test_samples_are_the_text_of_the_rows(prepared, tokenizer, look, packing):
         before = sum(entry["rows"] for entry in files[: [entry["name"] for entry in files].index(sample["file"])])
         assert 0 <= sample["row"] - before < files[0]["rows"]
         part_of = row.get("document_ids", row.get("token_type_ids", np.zeros(128, int)))
-        text = ~np.isin(row["input_ids"], [folder.special_ids[name] for name in ("pad", "cls", "sep")])
+        text = text_mask(folder, row["input_ids"])
         for number, part in enumerate(sample["parts"]):
             ids = row["input_ids"][text & (part_of == number)]
             assert part["text"] == loaded.decode(ids) and part["tokens"] == len(ids)
@@ -189,27 +174,22 @@ def test_the_validation_split(prepared, look):
     assert figures["bytes_per_token"] is None and "random pairs" not in printed
 
 
-def test_verify_names_the_first_damaged_file(prepared, tmp_path, capsys):
-    copy = shutil.copytree(prepared().path, tmp_path / "copy")
-    assert inspect.main([str(copy), "--verify", "--samples", "1"]) == 0
-    assert f"{copy}: all 6 files match their checksums" in capsys.readouterr().out  # 3 + 1 shards, tokenizer, text
-    flip(copy / "validation.txt")
-    assert "validation.txt is damaged" in error_of(inspect.main, [copy, "--verify"], capsys)
-    for name in ("train-00002-of-00003.arrow", "train-00001-of-00003.arrow"):
-        flip(copy / name)
-        assert f"{name} is damaged" in error_of(inspect.main, [copy, "--verify"], capsys)
-
-
-def test_numbers_that_cannot_be_are_refused_without_verify(prepared, tmp_path, capsys):
+def test_damage_is_named(prepared, tmp_path, capsys):
     copy = shutil.copytree(prepared().path, tmp_path / "copy")
     file = copy / "train-00000-of-00003.arrow"
     row = all_rows(prepared())["input_ids"][0].astype(np.uint16)
     content = file.read_bytes()
     assert content.count(row.tobytes()) == 1
-    row_now = row.copy()
-    row_now[5] = 60_000
-    file.write_bytes(content.replace(row.tobytes(), row_now.tobytes()))
+    changed = row.copy()
+    changed[5] = 60_000
+    file.write_bytes(content.replace(row.tobytes(), changed.tobytes()))
     assert "column input_ids holds 60000, but 499 is the largest" in error_of(inspect.main, [copy], capsys)
+    file.write_bytes(content)
+    assert inspect.main([str(copy), "--verify", "--samples", "1"]) == 0
+    assert f"{copy}: all 6 files match their checksums" in capsys.readouterr().out  # 3 + 1 shards, tokenizer, text
+    for name in ("validation.txt", "train-00002-of-00003.arrow", "train-00001-of-00003.arrow"):  # the first is named
+        flip(copy / name)
+        assert f"{name} is damaged" in error_of(inspect.main, [copy, "--verify"], capsys)
 
 
 def test_mistakes_are_one_line(prepared, tmp_path, capsys):

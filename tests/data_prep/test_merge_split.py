@@ -1,12 +1,10 @@
 """Folders dealt anew: the same rows in the same order, nothing lost, nothing leaked, refused in one line."""
 
 import collections
-import contextlib
 import json
 import resource
 import shutil
 
-import datasets
 import numpy as np
 import pytest
 
@@ -14,7 +12,7 @@ from budget_trainer.data.folder import DataFolder
 from data_prep import inspect, merge, shards, split
 from data_prep.sources import read_documents
 from tests.conftest import words
-from tests.data_prep.conftest import error_of, flip
+from tests.data_prep.conftest import dealt_rows, error_of, flip, limited_to, text_mask
 
 PACKINGS = ("packed", "one_document", "nsp")
 
@@ -35,14 +33,6 @@ def contents(folder):
     """Name -> bytes of everything but the manifest, which has the time in it."""
     files = [file for file in folder.path.rglob("*") if file.is_file() and file.name != "manifest.json"]
     return {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
-
-
-def dealt_rows(folder, name, column):
-    """The rows of a split in the order they were dealt, read by the `datasets` library."""
-    files = [folder.path / entry["name"] for entry in folder.manifest["splits"][name]["files"]]
-    tables = [datasets.Dataset.from_file(str(file))[column][:] for file in files]
-    order = sorted((row, shard) for shard, table in enumerate(tables) for row in range(len(table)))
-    return np.array([tables[shard][row] for row, shard in order])
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -85,17 +75,6 @@ def test_a_thousand_shards(prepared, tmp_path):
     assert contents(run_split(many, tmp_path / "three", 3)) == contents(source)
 
 
-@contextlib.contextmanager
-def limited_to(soft, kind=resource.RLIMIT_NOFILE):
-    """A lower limit of this process for a while."""
-    before = resource.getrlimit(kind)
-    resource.setrlimit(kind, (soft, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(kind, before)
-
-
 def test_the_limit_of_open_files_is_raised_for_many_shards(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "BATCH_BYTES", 32)  # every shard is written to, and open, from its first row on
     with limited_to(150):
@@ -111,6 +90,17 @@ def test_merging_keeps_every_row_and_column_in_order(prepared, other_corpus, tmp
     merged = run_merge([one, two], tmp_path / "merged")
     columns = merged.manifest["splits"]["train"]["columns"]
     assert columns == one.manifest["splits"]["train"]["columns"]
+    for name, keys in {
+        "train": ("rows", "tokens", "documents", "text_bytes", "filled"),
+        "validation": ("rows", "tokens", "documents", "text_bytes", "documents_held_out", "rows_cut"),
+    }.items():
+        whole, *parts = (folder.manifest["splits"][name] for folder in (merged, one, two))
+        for key in keys:
+            assert whole[key] == sum(part[key] for part in parts), key
+    assert merged.manifest["sources"] == one.manifest["sources"] + two.manifest["sources"]
+    assert merged.manifest["command"].startswith("python -m data_prep.merge --input ")
+    assert merged.manifest["validation"] == {"fraction": 0.1, "text": None, "rule": 2}
+    assert [origin["fingerprint"] for origin in merged.manifest["made_from"]] == [one.fingerprint, two.fingerprint]
     for name, column in [*(("train", column) for column in columns), ("validation", "input_ids")]:
         parts = [dealt_rows(folder, name, column) for folder in (one, two)]
         assert np.array_equal(dealt_rows(merged, name, column), np.concatenate(parts)), (name, column)
@@ -137,28 +127,9 @@ def test_labels_of_sentence_pairs_survive_and_are_counted(prepared, other_corpus
     merged = run_split(run_merge([one, two], tmp_path / "merged"), tmp_path / "split", 7)
     pairs = pairs_of(merged)
     assert pairs == pairs_of(one) + pairs_of(two)
-    labels = collections.Counter()
-    for (_, _, label), count in pairs.items():
-        labels[label] += count
+    labels = [sum(count for (*_, label), count in pairs.items() if label == wanted) for wanted in (0, 1)]
     assert merged.manifest["splits"]["train"]["pairs"] == {"follows": labels[0], "random": labels[1]}
-    assert min(labels[0], labels[1]) > 100
-
-
-def test_the_manifest_of_a_merged_folder(prepared, other_corpus, tmp_path):
-    one, two = prepared(), prepared(input=other_corpus, num_shards=2)
-    merged = run_merge([one, two], tmp_path / "merged", "--num_shards", 4).manifest
-    manifests = [one.manifest, two.manifest]
-    for name, keys in {
-        "train": ("rows", "tokens", "documents", "text_bytes", "filled"),
-        "validation": ("rows", "tokens", "documents", "text_bytes", "documents_held_out", "rows_cut"),
-    }.items():
-        for key in keys:
-            assert merged["splits"][name][key] == sum(manifest["splits"][name][key] for manifest in manifests), key
-    assert len(merged["splits"]["train"]["files"]) == 4
-    assert merged["sources"] == one.manifest["sources"] + two.manifest["sources"]
-    assert merged["command"].startswith("python -m data_prep.merge --input ")
-    assert merged["validation"] == one.manifest["validation"] == {"fraction": 0.1, "text": None, "rule": 2}
-    assert [origin["fingerprint"] for origin in merged["made_from"]] == [one.fingerprint, two.fingerprint]
+    assert min(labels) > 100
 
 
 def test_no_validation_document_is_trained_on_after_merging(prepared, corpus, other_corpus, tmp_path):
@@ -168,31 +139,26 @@ def test_no_validation_document_is_trained_on_after_merging(prepared, corpus, ot
     merged = run_merge([prepared(block_size=128), prepared(block_size=128, input=both)], tmp_path / "merged")
     blocks = dealt_rows(merged, "train", "input_ids").astype(np.uint16)
     ids = merged.validation_rows()[0].astype(np.uint16)
-    special = list(merged.special_ids.values())
-    stream = blocks[~np.isin(blocks, special)].tobytes()
+    stream = blocks[text_mask(merged, blocks)].tobytes()
     # Full ones: a short document of this language may well be a part of another one's sentence.
-    pieces = [row[1:-1].tobytes() for row in ids if not np.isin(row[1:-1], special).any()]
+    pieces = [row[1:-1].tobytes() for row in ids if text_mask(merged, row[1:-1]).all()]
     assert len(pieces) > 20 and not any(piece in stream for piece in pieces)
-    known = blocks[5][~np.isin(blocks[5], special)].tobytes()
+    known = blocks[5][text_mask(merged, blocks[5])].tobytes()
     assert known in stream  # what the search would find
 
 
-def test_without_validation_there_is_none(prepared, other_corpus, tmp_path):
+def test_the_validation_of_a_merged_folder(prepared, other_corpus, tmp_path):
+    """None where no folder has any; a text that both have is taken once."""
     folders = [prepared(validation_fraction=0), prepared(validation_fraction=0, input=other_corpus)]
     merged = run_merge(folders, tmp_path / "merged")
     assert merged.manifest["splits"]["validation"]["rows"] == 0
-    assert sorted(file.name for file in merged.path.iterdir() if "arrow" not in file.name) == [
-        "manifest.json",
-        "tokenizer",
-    ]
-
-
-def test_a_validation_text_that_is_shared_is_taken_once(prepared, other_corpus, tmp_path):
+    others = sorted(file.name for file in merged.path.iterdir() if "arrow" not in file.name)
+    assert others == ["manifest.json", "tokenizer"]
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"bada kulo {'mina ' * 20} {number}" for number in range(30)))
     copy = shutil.copy(text, tmp_path / "copy.txt")
     one, two = prepared(validation_text=text), prepared(validation_text=copy, input=other_corpus)
-    merged = run_merge([one, two], tmp_path / "merged")
+    merged = run_merge([one, two], tmp_path / "both")
     assert merged.manifest["splits"]["validation"] == one.manifest["splits"]["validation"]
     assert len(merged.validation_rows()[0]) == 30
     assert (merged.path / "validation.txt").read_bytes() == (one.path / "validation.txt").read_bytes()
@@ -223,16 +189,13 @@ def test_folders_that_do_not_go_together(prepared, corpus, other_corpus, tokeniz
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out*"))
 
 
-def with_rule(folder, path, rule):
-    """A copy of the folder whose manifest has another rule of what is held out."""
-    shutil.copytree(folder.path, path)
-    edit_manifest(path, validation={**folder.manifest["validation"], "rule": rule})
-    return DataFolder.open(path)
+def test_folders_that_were_split_by_another_rule(prepared, other_corpus, change, tmp_path, capsys):
+    def with_rule(folder, name):
+        new = {**folder.manifest["validation"], "rule": 1}
+        return DataFolder.open(change(name, lambda path: edit_manifest(path, validation=new), folder))
 
-
-def test_folders_that_were_split_by_another_rule(prepared, other_corpus, tmp_path, capsys):
     one, two = prepared(), prepared(input=other_corpus)
-    old, older = with_rule(two, tmp_path / "old", 1), with_rule(one, tmp_path / "older", 1)
+    old, older = with_rule(two, "old"), with_rule(one, "older")
     for pair, rules in (([one, old], (1, 2)), ([old, one], (2, 1))):
         argv = ["--input", *(folder.path for folder in pair), "--output_dir", tmp_path / "out"]
         line = error_of(merge.main, argv, capsys)
@@ -241,7 +204,7 @@ def test_folders_that_were_split_by_another_rule(prepared, other_corpus, tmp_pat
     merged = run_merge([older, old], tmp_path / "both").manifest
     assert merged["validation"]["rule"] == 1, "which is still known of what they became"
     nothing = [prepared(validation_fraction=0), prepared(validation_fraction=0, input=other_corpus)]
-    run_merge([nothing[0], with_rule(nothing[1], tmp_path / "nothing", 1)], tmp_path / "none")
+    run_merge([nothing[0], with_rule(nothing[1], "nothing")], tmp_path / "none")
     assert inspect.main([str(old.path)]) == 0
 
 
@@ -261,24 +224,18 @@ def test_different_validation_texts_and_manifests_that_do_not_say(prepared, corp
 def change(prepared, tmp_path):
     """A copy of a data folder in `tmp_path / name`, changed by a function."""
 
-    def make(name, edit):
-        path = shutil.copytree(prepared().path, tmp_path / name)
+    def make(name, edit, folder=None):
+        path = shutil.copytree((folder or prepared()).path, tmp_path / name)
         edit(path)
         return path
 
     return make
 
 
-def edit_manifest(path, **changes):
+def edit_manifest(path, edit=lambda manifest: None, **changes):
     manifest = json.loads((path / "manifest.json").read_text())
+    edit(manifest)
     (path / "manifest.json").write_text(json.dumps({**manifest, **changes}))
-
-
-def unequal(path):
-    """Shards as nobody deals them: the manifest names the longest last."""
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["splits"]["train"]["files"].reverse()
-    (path / "manifest.json").write_text(json.dumps(manifest))
 
 
 DAMAGES = [
@@ -291,7 +248,8 @@ DAMAGES = [
     (lambda path: flip(path / "validation.txt"), "validation.txt is damaged"),
     (lambda path: (path / "validation.txt").unlink(), "validation.txt is missing"),
     (lambda path: flip(path / "tokenizer" / "tokenizer.json"), "tokenizer does not match"),
-    (unequal, "its train shards have"),
+    # the longest shard named last, as nobody deals them
+    (lambda path: edit_manifest(path, lambda m: m["splits"]["train"]["files"].reverse()), "its train shards have"),
 ]
 
 

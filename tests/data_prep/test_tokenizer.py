@@ -4,6 +4,7 @@ import json
 import tarfile
 
 import pytest
+from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer
 
 from budget_trainer.core.errors import InputError
@@ -12,6 +13,7 @@ from data_prep.encoding import Encoder, load_tokenizer, special_ids
 from data_prep.sources import read_documents
 from data_prep.tokenizer_training import SPECIAL_TOKENS, TokenizerOptions, train_tokenizer
 from tests.conftest import SHARED_DATA
+from tests.data_prep.conftest import error_of
 
 TEXT = "The quick brown Fox jumps over the lazy dog. Caf\u00e9 na\u00efve \u00dcber 1234 (that) is \u2014 isn't it?"
 
@@ -96,24 +98,20 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, tokenizer):
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(corpus, tmp_path, capsys, change, message):
-    out = tmp_path / "tokenizer"
-    try:
-        code = stage.main(["--input", str(corpus), "--output_dir", str(out), *change])
-    except SystemExit as stop:
-        code = stop.code
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert code == 2 and len(errors) == 1 and message in errors[0]
+    argv = ["--input", corpus, "--output_dir", tmp_path / "tokenizer", *change]
+    assert message in error_of(stage.main, argv, capsys)
     assert not list(tmp_path.iterdir())
 
 
 def test_existing_output_is_kept(tmp_path, corpus, tokenizer, capsys):
     before = (tokenizer / "tokenizer.json").read_bytes()
-    assert stage.main(["--input", str(corpus), "--output_dir", str(tokenizer)]) == 2
-    assert "already holds a tokenizer; give another path or --overwrite" in capsys.readouterr().err
+    argv = ["--input", corpus, "--output_dir"]
+    assert "already holds a tokenizer; give another path or --overwrite" in error_of(
+        stage.main, [*argv, tokenizer], capsys
+    )
     assert (tokenizer / "tokenizer.json").read_bytes() == before
     (tmp_path / "notes.txt").write_text("mine")
-    assert stage.main(["--input", str(corpus), "--output_dir", str(tmp_path), "--overwrite"]) == 2
-    assert "exists and is no tokenizer" in capsys.readouterr().err
+    assert "exists and is no tokenizer" in error_of(stage.main, [*argv, tmp_path, "--overwrite"], capsys)
 
 
 ODD = [
@@ -125,25 +123,15 @@ ODD = [
 ]
 
 
-def test_word_by_word_encoding_is_exact(tokenizer, corpus):
-    encoder = Encoder(str(tokenizer / "tokenizer.json"))
-    assert encoder._words is not None
-    reference = AutoTokenizer.from_pretrained(tokenizer)
-    documents = list(read_documents(corpus))[:50]
-    for batch in (documents, ODD[:1], ODD[2:], documents, ODD):
-        expected = [reference(text, add_special_tokens=False, verbose=False)["input_ids"] for text in batch]
-        assert [ids.tolist() for ids in encoder.encode(batch)] == expected
-
-
-def test_other_tokenizers_are_not_taken_apart(tmp_path, corpus):
-    from tokenizers import ByteLevelBPETokenizer
-
+def test_encoding_is_that_of_the_library(tokenizer, corpus, tmp_path):
+    """Word by word for BERT's; a byte-level BPE's words are not apart."""
     bpe = ByteLevelBPETokenizer()
     bpe.train([str(corpus)], vocab_size=400, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     bpe.save(str(tmp_path / "tokenizer.json"))
-    encoder = Encoder(str(tmp_path / "tokenizer.json"))
-    assert encoder._words is None
-    assert [ids.tolist() for ids in encoder.encode(ODD)] == [
-        bpe.encode(text, add_special_tokens=False).ids for text in ODD
-    ]
     assert special_ids(load_tokenizer(str(tmp_path))) == {"pad": 1, "unk": 3, "cls": 0, "sep": 2, "mask": 4}
+    documents = list(read_documents(corpus))[:50]
+    for folder in (tokenizer, tmp_path):
+        encoder, reference = Encoder(str(folder / "tokenizer.json")), load_tokenizer(str(folder))
+        for batch in (documents, ODD[:1], ODD[2:], documents, ODD):
+            expected = [reference(text, add_special_tokens=False, verbose=False)["input_ids"] for text in batch]
+            assert [ids.tolist() for ids in encoder.encode(batch)] == expected

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from budget_trainer.data.whole_words import continues_word
 from budget_trainer.fill_mask import fill_mask
-from data_prep.corpus import is_held_out, split_sentences
+from data_prep.corpus import split_sentences
 from data_prep.encoding import Encoder, load_tokenizer, special_ids
 from data_prep.folders import FinishedFolder
 from data_prep.inspect import inspect
@@ -19,7 +19,7 @@ from data_prep.tokenizer import main as train
 from data_prep.tokenizer_training import SPECIAL_TOKENS, TYPES, TokenizerOptions, text_to_learn, train_tokenizer
 from tests.conftest import TINY, report, words
 from tests.conftest import train as train_model
-from tests.data_prep.conftest import all_rows
+from tests.data_prep.conftest import dealt_rows, ids_of, text_mask, train_texts
 
 NEW = ("bpe", "unigram")
 ENGLISH = (
@@ -100,20 +100,17 @@ def test_training_is_deterministic(corpus, tmp_path, kind):
     assert len(loaded) <= 400
 
 
-def test_only_what_has_rare_characters_is_unknown(trained):
-    bpe, unigram = (AutoTokenizer.from_pretrained(trained(kind)) for kind in NEW)
-    text = "two \u4e2d\u6587 times \U0001f600"
-    assert bpe.unk_token_id not in bpe(text)["input_ids"] and bpe.decode(bpe(text)["input_ids"][1:-1]) == text
-    assert unigram(text)["input_ids"].count(unigram.unk_token_id) == 2
-
-
 @pytest.mark.parametrize("limit", [20, 60])
-def test_the_alphabet_of_unigram_is_limited(tmp_path, limit):
+def test_the_alphabet_of_unigram_is_limited(trained, tmp_path, limit):
     file = tmp_path / "text.txt"
     file.write_text("".join(f"{chr(0x4E00 + i)}word {chr(0x4E00 + i)} some {'x' * i}\n" for i in range(100)))
     options = TokenizerOptions(200, "unigram", limit_alphabet=limit)
     vocab = train_tokenizer(file, options).get_vocab()
     assert len({character for piece in set(vocab) - set(SPECIAL_TOKENS) for character in piece} - {"\u2581"}) == limit
+    bpe, unigram = (AutoTokenizer.from_pretrained(trained(kind)) for kind in NEW)
+    text = "two \u4e2d\u6587 times \U0001f600"
+    assert bpe.unk_token_id not in bpe(text)["input_ids"] and bpe.decode(bpe(text)["input_ids"][1:-1]) == text
+    assert unigram(text)["input_ids"].count(unigram.unk_token_id) == 2
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -157,17 +154,14 @@ def test_sentences_joined_are_the_document(trained, kind):
 @pytest.mark.parametrize("packing", ["packed", "one_document", "sentences", "nsp"])
 @pytest.mark.parametrize("kind", NEW)
 def test_blocks_hold_the_text(folder_of, trained, corpus, kind, packing):
-    folder, tokenizer = folder_of(kind, packing), AutoTokenizer.from_pretrained(trained(kind))
-    texts = [text for text in read_documents(corpus) if not is_held_out(text, 0.1)]
-    expected = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-    total = folder.manifest["splits"]["train"]["rows"]
-    sizes = [entry["rows"] for entry in folder.manifest["splits"]["train"]["files"]]
-    order = [sum(sizes[: k % 3]) + k // 3 for k in range(total)]  # rows are dealt to the 3 files like cards
-    rows = {name: values[order] for name, values in all_rows(folder).items()}
+    folder = folder_of(kind, packing)
+    expected = ids_of(trained(kind), train_texts(corpus))
+    train = folder.manifest["splits"]["train"]
+    rows = {name: dealt_rows(folder, column=name) for name in train["columns"]}
     found, ends = [], []
-    for number in range(total):
+    for number in range(train["rows"]):
         row = {name: values[number] for name, values in rows.items()}
-        text = ~np.isin(row["input_ids"], [folder.special_ids[role] for role in ("pad", "cls", "sep")])
+        text = text_mask(folder, row["input_ids"])
         part_of = row.get("document_ids", row.get("token_type_ids", np.zeros_like(row["input_ids"])))
         if packing == "nsp" and row["next_sentence_label"] == 1:
             text &= part_of == 0
@@ -176,18 +170,13 @@ def test_blocks_hold_the_text(folder_of, trained, corpus, kind, packing):
     wanted = list(itertools.chain(*expected))
     assert found[: len(wanted)] == wanted and found[len(wanted) :] == wanted[: len(found) - len(wanted)]
     assert max(ends) == {"packed": max(ends), "nsp": 2}.get(packing, 1) and (packing != "packed" or max(ends) > 1)
+    backend = AutoTokenizer.from_pretrained(trained(kind)).backend_tokenizer
+    text = "\n".join(backend.normalizer.normalize_str(document) for document in read_documents(corpus))
+    for sample in inspect(FinishedFolder.open(folder.path), "train", None, 10, 0)[0]["samples"]:
+        assert sample["parts"] and all(part["text"] in text for part in sample["parts"])
     ids, sizes = folder.validation_rows()
     text = (folder.path / "validation.txt").read_text()
     assert 0.95 * len("".join(text.split())) < sizes.sum() <= len("".join(text.split()).encode())
-
-
-@pytest.mark.parametrize("kind", NEW)
-def test_inspect_shows_the_text(folder_of, corpus, trained, kind):
-    folder = FinishedFolder.open(folder_of(kind, "packed").path)
-    backend = AutoTokenizer.from_pretrained(trained(kind)).backend_tokenizer
-    text = "\n".join(backend.normalizer.normalize_str(document) for document in read_documents(corpus))
-    for sample in inspect(folder, "train", None, 10, 0)[0]["samples"]:
-        assert sample["parts"] and all(part["text"] in text for part in sample["parts"])
 
 
 @pytest.mark.parametrize("kind", NEW)

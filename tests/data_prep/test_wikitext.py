@@ -16,57 +16,14 @@ def plain(text, invisible=None):
     return converter(invisible or Site().invisible()).paragraphs(text)
 
 
+# What a page is made of in each case; _ stands for a space, ~ for a line end.
+UNITS = """[[ {{ }} ]] ] {{{ [[a| [[a|[[ [[File:a| [[File:a|[[b]] [[en:a| <ref> <b <!-- <nowiki> '' '''a_''b __A & -{ {|~ {{!}}~
+<ref>~~ ({{a}} <a_[[b]] [http:// [[a]]_ *_[[a]]~ {{disambig_ {{a_disambig _ {{a}}_ a -{a:b =_ =x {{_ |}}} {{disambig}}<!--
+[http://a_ [[_ __A_ <table> </table> (; TAB~ &amp; <ref_name=a_ {{lang|fr| {{lang|fr|a_ {{lang|fr|[[a| {{convert|1|-| {{quote|~
+{{lang|fr|{{lang|fr|{{lang|fr|{{lang|fr|{{lang|fr|a}}}}}}}}}} {{a}},_ ({{a}}, a_=_"""
 UNITS = [
-    "[[",
-    "{{",
-    "}}",
-    "]]",
-    "]",
-    "{{{",
-    "[[a|",
-    "[[a|[[",
-    "[[File:a|",
-    "[[File:a|[[b]]",
-    "[[en:a|",
-    "<ref>",
-    "<b",
-    "<!--",
-]
-UNITS += [
-    "<nowiki>",
-    "''",
-    "'''a ''b",
-    "__A",
-    "&",
-    "-{",
-    "{|\n",
-    "{{!}}\n",
-    "<ref>\n\n",
-    "({{a}}",
-    "<a [[b]]",
-    "[http://",
-]
-UNITS += ["[[a]] ", "* [[a]]\n", "{{disambig ", "{{a disambig", " ", "{{a}} ", "a", "-{a:b", "= ", "=x", "{{ ", "|}}}"]
-UNITS += [
-    "{{disambig}}<!--",
-    "[http://a ",
-    "[[ ",
-    "__A_",
-    "<table>",
-    "</table>",
-    "(;",
-    "\t\n",
-    "&amp;",
-    "<ref name=a ",
-    "{{lang|fr|",
-    "{{lang|fr|{{lang|fr|{{lang|fr|{{lang|fr|{{lang|fr|a}}}}}}}}}}",
-    "{{lang|fr|a ",
-    "{{lang|fr|[[a|",
-    "{{convert|1|-|",
-    "{{quote|\n",
-    "{{a}}, ",
-    "({{a}},",
-    "a = ",
+    unit.replace("__A", "\1A").replace("_", " ").replace("\1", "__").replace("TAB", "\t").replace("~", "\n")
+    for unit in UNITS.split()
 ]
 
 
@@ -130,7 +87,7 @@ def test_inline_markup(wikitext, expected):
     assert plain(wikitext) == [expected]
 
 
-def test_tables_nest_and_hold_templates():
+def test_tables_and_lines_of_interlanguage_links_are_dropped():
     text = f"""{PROSE}
 {{| class="a"
 ! head !! head
@@ -152,9 +109,6 @@ After.
 |}}
 {{{{(!}}}}"""
     assert plain(text) == [PROSE, "After."]
-
-
-def test_lines_of_interlanguage_links_and_categories_are_dropped():
     text = f"{PROSE}\n[[Category:A|b]]\n[[de:Haus]] [[zh-yue:X]]\n[[simple:House]]\n[[mw:Help]]"
     assert plain(text) == [PROSE, "mw:Help"]
 
@@ -182,11 +136,8 @@ def test_headings_stay_where_text_follows():
     kept = [PROSE, "Outer one", "Inner", "Item with words", "Holds a deeper one", "Last", PROSE]
     assert plain(text) == kept
     prose_last = text.replace("{{navbox}}", PROSE)  # then nothing at the end is only a list
+    assert plain("* [[One]]\n* [[Two]]") == ["One", "Two"]  # before the first heading
     assert plain(prose_last)[-3:] == ["External links", "b", PROSE] and "Two – a few words" in plain(prose_last)
-
-
-def test_lists_before_the_first_heading_stay():
-    assert plain("* [[One]]\n* [[Two]]") == ["One", "Two"]
 
 
 LEFT = re.compile(r"\{\{|\[\[|\|-|<ref|\{\||\]\]|\}\}|\|\}")
