@@ -15,8 +15,6 @@ from budget_trainer.core.command import run_command
 from data_prep.block_folder import BlockFolder, BlockOptions, counted
 from data_prep.cli import (
     Parser,
-    add_flags,
-    add_source_flags,
     command_line,
     options_of,
     output_folder,
@@ -39,13 +37,11 @@ def _build(args: argparse.Namespace, options: BlockOptions, folder: Path) -> dic
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser("blocks", __doc__.splitlines()[0] if __doc__ else None)
-    add_source_flags(parser)
-    add = parser.add_argument
-    add("--tokenizer", required=True, help="folder, tokenizer.json, vocab.txt or Hub name")
-    add("--output_dir", type=Path, required=True, help="the data folder to make")
-    add_flags(parser, BlockOptions)
-    add("--overwrite", action="store_true", help="replace an existing data folder")
+    parser = Parser("blocks", __doc__)
+    parser.add_sources()
+    parser.add_argument("--tokenizer", required=True, help="folder, tokenizer.json, vocab.txt or Hub name")
+    parser.add_output()
+    parser.add_options(BlockOptions)
     return parser.parse_args(argv)
 
 

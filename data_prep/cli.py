@@ -19,13 +19,53 @@ from data_prep.sources import KINDS, Source
 
 
 class Parser(CommandParser):
-    """The parser of a stage, whose help shows the defaults."""
+    """The parser of a stage, whose help shows the defaults. doc: of the stage's module; its first line is the description."""
 
-    def __init__(self, stage: str, description: str | None) -> None:
+    def __init__(self, stage: str, doc: str | None) -> None:
+        description = (doc or "").split("\n")[0]
         super().__init__(f"python -m data_prep.{stage}", description, argparse.ArgumentDefaultsHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")  # the same words for a key of data_prep.prepare
+
+    def add_sources(self) -> None:
+        """The flags that `source_of` reads."""
+        add = self.add_argument
+        add(
+            "--input",
+            nargs="+",
+            required=True,
+            help="files, folders, archives, or one name of the `datasets` library (always streamed)",
+        )
+        add("--kind", choices=KINDS, default="auto", help="form of the input; auto looks and says what it found")
+        add(
+            "--errors",
+            choices=("strict", "replace"),
+            default="strict",
+            help="what to do with bytes that are not UTF-8",
+        )
+        add("--dataset_config", default=None, help="configuration of a `datasets` name, e.g. 20231101.en")
+        add("--dataset_split", default="train", help="split of a `datasets` name or folder")
+        add("--text_column", default="text", help="column of a `datasets` name or folder that holds the text")
+
+    def add_output(self, what: str = "data folder") -> None:
+        """--output_dir and --overwrite, as `output_folder` takes them."""
+        self.add_argument("--output_dir", type=Path, required=True, help=f"the {what} to make")
+        self.add_argument("--overwrite", action="store_true", help=f"replace an existing {what}")
+
+    def add_options(self, options: type, names: Iterable[str] | None = None) -> None:
+        """A flag for each field of the dataclass `options` (those called `names`), with its default, type and help."""
+        kinds = typing.get_type_hints(options)
+        for field in dataclasses.fields(options):
+            if names is not None and field.name not in names:
+                continue
+            about: dict[str, Any] = {"default": field.default, "help": field.metadata["help"]}
+            if kinds[field.name] is bool:
+                about["action"] = argparse.BooleanOptionalAction
+            else:
+                kind = next(iter(typing.get_args(kinds[field.name])), kinds[field.name])  # of `int | None` the first
+                about |= {"type": positive if kind is int else kind, "choices": field.metadata["choices"]}
+            self.add_argument(f"--{field.name}", **about)
 
 
 def command_line(stage: str, argv: list[str] | None) -> str:
@@ -69,60 +109,22 @@ def output_folder(output: Path, overwrite: bool, what: str, mark: str) -> Iterat
 
 
 def flag(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that `add_flags` makes a flag of."""
+    """A dataclass field that `Parser.add_options` makes a flag of."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
-def add_flags(parser: argparse.ArgumentParser, options: type, names: Iterable[str] | None = None) -> None:
-    """A flag for each field of the dataclass `options` (those called `names`), with its default, type and help."""
-    kinds = typing.get_type_hints(options)
-    for field in dataclasses.fields(options):
-        if names is not None and field.name not in names:
-            continue
-        about: dict[str, Any] = {"default": field.default, "help": field.metadata["help"]}
-        if kinds[field.name] is bool:
-            about["action"] = argparse.BooleanOptionalAction
-        else:
-            kind = next(
-                kind for kind in typing.get_args(kinds[field.name]) or (kinds[field.name],) if kind is not None
-            )
-            about |= {"type": positive if kind is int else kind, "choices": field.metadata["choices"]}
-        parser.add_argument(f"--{field.name}", **about)
-
-
 def options_of(args: argparse.Namespace, options: type) -> Any:
-    """The dataclass `options` with the values of the flags that `add_flags` made."""
+    """The dataclass `options` with the values of the flags that `Parser.add_options` made."""
     return options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(options)})
 
 
-def add_source_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that `source_of` reads."""
-    add = parser.add_argument
-    add(
-        "--input",
-        nargs="+",
-        required=True,
-        help="files, folders, archives, or one name of the `datasets` library (always streamed)",
-    )
-    add("--kind", choices=KINDS, default="auto", help="form of the input; auto looks and says what it found")
-    add("--errors", choices=("strict", "replace"), default="strict", help="what to do with bytes that are not UTF-8")
-    add("--dataset_config", default=None, help="configuration of a `datasets` name, e.g. 20231101.en")
-    add("--dataset_split", default="train", help="split of a `datasets` name or folder")
-    add("--text_column", default="text", help="column of a `datasets` name or folder that holds the text")
-
-
 def source_of(args: argparse.Namespace, path: str, cache_dir: Path) -> Source:
-    """The source at `path`, read as the flags say; said on stdout when its kind was found by looking."""
+    """The source at `path`, read as the flags of `Parser.add_sources` say; printed when its kind was found by looking."""
+    names = ("kind", "errors", "dataset_config", "dataset_split", "text_column")
+    flags = {name: getattr(args, name) for name in names}
     source = Source(
-        path=path,
-        kind=args.kind,
-        errors=args.errors,
-        dataset_config=args.dataset_config,
-        dataset_split=args.dataset_split,
-        text_column=args.text_column,
-        cache_dir=cache_dir,
-        num_proc=getattr(args, "num_proc", 1),  # not every stage has several
-    )
+        path, **flags, cache_dir=cache_dir, num_proc=getattr(args, "num_proc", 1)
+    )  # not every stage has several
     if args.kind == "auto":
         print(f"{path}: read as {source.kind} (--kind says otherwise)")
     return source

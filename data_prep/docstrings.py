@@ -51,7 +51,7 @@ def _write(args: argparse.Namespace) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser("docstrings", __doc__.splitlines()[0] if __doc__ else None)
+    parser = Parser("docstrings", __doc__)
     add = parser.add_argument
     add(
         "--output_file",

@@ -110,7 +110,7 @@ class Selection:
         for number, document in enumerate(documents, self.offset + first):
             if self.duplicates is not None and is_duplicate(self.duplicates, number):
                 removed.add("duplicates", document)
-            elif self.language is not None and language_of(document) != self.language:
+            elif self.language is not None and _language_of(document) != self.language:
                 removed.add("language", document)
             else:
                 yield document
@@ -123,7 +123,7 @@ def check_language(code: str) -> None:
         raise InputError(f"language: {code!r} is not one that can be told; choose of {' '.join(known)}")
 
 
-def language_of(document: str) -> str:
+def _language_of(document: str) -> str:
     """ISO 639-1 code of the most likely language of the document's middle."""
     start = max(0, (len(document) - LANGUAGE_CHARACTERS) // 2)
     return str(_identifier().classify(document[start : start + LANGUAGE_CHARACTERS])[0])

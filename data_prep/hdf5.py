@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
 from data_prep.block_folder import BlockFolder, BlockOptions
-from data_prep.cli import Parser, add_flags, command_line, output_folder
+from data_prep.cli import Parser, command_line, output_folder
 from data_prep.corpus import is_held_out
 from data_prep.filters import digest_of, find_duplicates, is_duplicate
 from data_prep.next_sentence import SentencePairs
@@ -180,14 +180,13 @@ def _texts(tokenizer: Any, ids: np.ndarray) -> list[str]:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser("hdf5", __doc__.splitlines()[0] if __doc__ else None)
+    parser = Parser("hdf5", __doc__)
     add = parser.add_argument
     add("--input", nargs="+", required=True, help="folders of .hdf5 shards, or files")
     add("--tokenizer", required=True, help="what they were made with: folder, tokenizer.json, vocab.txt or Hub name")
-    add("--output_dir", type=Path, required=True, help="the data folder to make")
-    add_flags(parser, BlockOptions, _FLAGS)
+    parser.add_output()
+    parser.add_options(BlockOptions, _FLAGS)
     add("--keep_copies", action="store_true", help="keep blocks that differ by their masks only (dupe_factor)")
-    add("--overwrite", action="store_true", help="replace an existing data folder")
     args = parser.parse_args(argv)
     if not 0 < args.validation_fraction < 1:
         parser.error(f"--validation_fraction {args.validation_fraction}: give a share between 0 and 1")

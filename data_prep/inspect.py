@@ -36,7 +36,7 @@ _BAR, _LINE = "#3b6ea5", "#c2543d"
 _LABELS = ("B follows A", "B is from another document")
 
 
-def inspect(
+def _inspect(
     folder: FinishedFolder, split: str, max_rows: int | None, samples: int, seed: int
 ) -> tuple[dict[str, Any], list[_Lengths]]:
     """The figures of a split, as inspect.json has them, and the lengths that were counted.
@@ -375,7 +375,7 @@ def _histogram(axes: Any, kind: _Lengths) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser("inspect", __doc__.splitlines()[0] if __doc__ else None)
+    parser = Parser("inspect", __doc__)
     add = parser.add_argument
     add("data_dir", type=Path, help="a data folder")
     add("--split", choices=("train", "validation"), default="train", help="which rows to look at")
@@ -407,7 +407,7 @@ def _main(argv: list[str] | None) -> None:
         folder = FinishedFolder.open(args.data_dir)
         if args.verify:
             print(f"{args.data_dir}: all {folder.check_all()} files match their checksums")
-        figures, lengths = inspect(folder, args.split, args.max_rows, args.samples, args.seed)
+        figures, lengths = _inspect(folder, args.split, args.max_rows, args.samples, args.seed)
         if target is not None:
             content = json.dumps({**figures, "command": command_line("inspect", argv)}, indent=2, ensure_ascii=False)
             (target / "inspect.json").write_text(content + "\n", encoding="utf-8")

@@ -40,7 +40,7 @@ _READ = {("page", "title"), ("page", "ns"), ("revision", "model"), ("revision", 
 
 
 @dataclass
-class Page:
+class _Page:
     """`text`: wikitext of the last revision in the dump, empty where `too_large`. `namespace`: 0 for articles."""
 
     title: str = ""
@@ -73,8 +73,8 @@ class _Reader:
     def __init__(self, name: str, site: Site, encoding: str | None) -> None:
         self.name = name
         self.site = site
-        self.pages: list[Page] = []
-        self._page = Page()
+        self.pages: list[_Page] = []
+        self._page = _Page()
         self._path: list[str] = []
         self._pieces: list[str] = []
         self._size = 0
@@ -103,7 +103,7 @@ class _Reader:
         parent = path[-1] if path else ""
         path.append(name)
         if name == "page":
-            self._page = Page()
+            self._page = _Page()
         elif name == "redirect" and parent == "page":
             self._page.redirect = True
         elif (parent, name) in _READ:
@@ -146,7 +146,7 @@ class _Reader:
         if page.namespace is None:
             page.namespace = self.site.namespace_of(page.title)
         self.pages.append(page)
-        self._page = Page()
+        self._page = _Page()
 
     def _number(self, text: str, what: str) -> int:
         try:
@@ -162,7 +162,7 @@ class _Reader:
         raise InputError(f"input {self.name}: {what} ({at}); {fix}")
 
 
-def read_pages(name: str, stream: IO[bytes], site: Site, errors: str = "strict") -> Iterator[Page]:
+def read_pages(name: str, stream: IO[bytes], site: Site, errors: str = "strict") -> Iterator[_Page]:
     """The pages in order; `site` is filled before the first. errors="replace" makes U+FFFD of bytes that are not UTF-8.
     InputError: broken or cut off XML or compression, a DOCTYPE, markup of more than 16 MiB in one piece."""
     replace = errors == "replace"
@@ -251,7 +251,7 @@ def read_articles(
 
 def _articles(
     path: Path, errors: str, dropped: dict[str, int], advance: Callable[[int], object]
-) -> Iterator[tuple[Site, Page]]:
+) -> Iterator[tuple[Site, _Page]]:
     for name, stream in members(path, advance):
         if name != str(path) and not _DUMP_NAME.search(plain_name(name)):  # an index or checksums beside the dumps
             continue
@@ -264,7 +264,7 @@ def _articles(
                 dropped[reason] = dropped.get(reason, 0) + 1
 
 
-def _no_article(page: Page) -> str | None:
+def _no_article(page: _Page) -> str | None:
     """Why the page is dropped, as far as that can be said without looking for it in all of its text."""
     if page.namespace != 0:
         return "other_namespace"
@@ -275,7 +275,7 @@ def _no_article(page: Page) -> str | None:
     return "too_large" if page.too_large else None
 
 
-def _chunks(pages: Iterable[tuple[Site, Page]]) -> Iterator[_Chunk]:
+def _chunks(pages: Iterable[tuple[Site, _Page]]) -> Iterator[_Chunk]:
     for _, group in itertools.groupby(pages, key=itemgetter(0)):
         chunk: list[tuple[str, str]] = []
         size = 0

@@ -25,7 +25,7 @@ from data_prep.shards import write_manifest
 _SAME = ("block_size", "validation_block_size", "packing", "dtype", "vocab_size", "special_ids")
 
 
-def merge(inputs: Sequence[Path], output: Path, num_shards: int | None) -> dict[str, Any]:
+def _merge(inputs: Sequence[Path], output: Path, num_shards: int | None) -> dict[str, Any]:
     """Writes the rows of the data folders `inputs` into the empty folder `output`, all but manifest.json, and returns the
     manifest's content. num_shards: None for as many as the inputs have together.
 
@@ -130,12 +130,11 @@ def _summed(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser("merge", __doc__.splitlines()[0] if __doc__ else None)
+    parser = Parser("merge", __doc__)
     add = parser.add_argument
     add("--input", type=Path, nargs="+", required=True, help="two or more data folders, in order")
-    add("--output_dir", type=Path, required=True, help="the data folder to make")
+    parser.add_output()
     add("--num_shards", type=positive, default=None, help="train files; as many as the inputs have together")
-    add("--overwrite", action="store_true", help="replace an existing data folder")
     args = parser.parse_args(argv)
     if len(args.input) < 2:
         parser.error(f"--input {args.input[0]}: give two or more data folders")
@@ -151,7 +150,7 @@ def _main(argv: list[str] | None) -> None:
     args = _parse(argv)
     refuse_overlap(args.output_dir, args.input)
     with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
-        content = merge(args.input, folder, args.num_shards)
+        content = _merge(args.input, folder, args.num_shards)
         write_manifest(folder, content, command_line("merge", argv))
     train, validation = content["splits"]["train"], content["splits"]["validation"]
     print(

@@ -179,7 +179,7 @@ class WholeSentences(OneDocument):
 
 
 @dataclass
-class ValidationBlocks:
+class _ValidationBlocks:
     """input_ids and token_bytes int64 [n, L]. token_bytes: as the function of this name has it, 0 for special
     tokens and padding. cut: blocks beyond the limit. documents: the first so many hold all the blocks."""
 
@@ -192,7 +192,7 @@ class ValidationBlocks:
 
 def validation_rows(
     documents: Iterable[str], tokenizer: Tokenizer, block_size: int, special_ids: dict[str, int], limit: int
-) -> ValidationBlocks:
+) -> _ValidationBlocks:
     """The first `limit` blocks of the pinned evaluation: one document per block, in document order, pieces under 16
     tokens left out."""
     body = block_size - 2
@@ -216,7 +216,7 @@ def validation_rows(
             sizes.append([0, *bytes_of_text[start : start + body], 0] + [0] * unused)
     shape = (len(rows), block_size)
     ids_array, sizes_array = np.array(rows, np.int64).reshape(shape), np.array(sizes, np.int64).reshape(shape)
-    return ValidationBlocks(ids_array, sizes_array, max(0, total - limit), last, seen)
+    return _ValidationBlocks(ids_array, sizes_array, max(0, total - limit), last, seen)
 
 
 def token_bytes(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:

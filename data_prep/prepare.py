@@ -50,8 +50,8 @@ from data_prep.sources import Source
 from data_prep.tokenizer_training import train_tokenizer
 
 
-def prepare(recipe: DataRecipe, command: str) -> Path:
-    """Run the stages that are not done yet; returns the data folder."""
+def _prepare(recipe: DataRecipe, command: str) -> None:
+    """Run the stages that are not done yet."""
     output = recipe.output_dir
     done = recipe.is_done()
     if not done:
@@ -70,7 +70,6 @@ def prepare(recipe: DataRecipe, command: str) -> Path:
             _say(output, _stages(recipe, work, command))
         if not recipe.keep_work:
             shutil.rmtree(work)
-    return output
 
 
 def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
@@ -334,7 +333,7 @@ def _main(argv: list[str] | None) -> None:
     if "--version" in words:
         print(f"budget-trainer {__version__}")
         return
-    prepare(_parse(words), command_line("prepare", argv))
+    _prepare(_parse(words), command_line("prepare", argv))
 
 
 def _parse(words: list[str]) -> DataRecipe:

@@ -70,7 +70,7 @@ def read_docstrings(roots: Iterable[Path], num_proc: int = 1) -> Generator[str, 
             yield document
 
 
-def prose_of_file(file: Path) -> list[str]:
+def _prose_of_file(file: Path) -> list[str]:
     """The English paragraphs of the file's docstrings; none for a file that Python cannot parse."""
     try:
         if file.stat().st_size > _MAX_FILE_BYTES:
@@ -83,7 +83,7 @@ def prose_of_file(file: Path) -> list[str]:
             tree = ast.parse(source)
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return []
-    return [paragraph for node in _documented(tree) for paragraph in paragraphs_of(ast.get_docstring(node) or "")]
+    return [paragraph for node in _documented(tree) for paragraph in _paragraphs_of(ast.get_docstring(node) or "")]
 
 
 def _documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -120,17 +120,17 @@ def _python_files(folder: Path) -> list[Path]:
 
 
 def _parsed(files: Iterator[Path], num_proc: int) -> Iterator[list[str]]:
-    """prose_of_file of every file, in order; reads ahead a little and stops reading when the caller stops."""
+    """_prose_of_file of every file, in order; reads ahead a little and stops reading when the caller stops."""
     if num_proc == 1:
-        yield from map(prose_of_file, files)
+        yield from map(_prose_of_file, files)
         return
     # A syntax tree is many objects and no cycle: collecting cycles only costs time.
     with ProcessPoolExecutor(num_proc, initializer=gc.disable) as pool:
         while ahead := list(itertools.islice(files, _AHEAD)):
-            yield from pool.map(prose_of_file, ahead, chunksize=8)
+            yield from pool.map(_prose_of_file, ahead, chunksize=8)
 
 
-def paragraphs_of(docstring: str) -> list[str]:
+def _paragraphs_of(docstring: str) -> list[str]:
     """The English paragraphs of a docstring, each one line of text."""
     paragraphs: list[list[str]] = [[]]
     code_indent: int | None = None  # lines deeper than this belong to a code block
@@ -158,10 +158,10 @@ def paragraphs_of(docstring: str) -> list[str]:
             _add_line(text, paragraphs)
             last_indent = indent
     cleaned = (_without_markup(" ".join(lines)) for lines in paragraphs)
-    return [paragraph for paragraph in cleaned if is_english(paragraph)]
+    return [paragraph for paragraph in cleaned if _is_english(paragraph)]
 
 
-def is_english(text: str) -> bool:
+def _is_english(text: str) -> bool:
     """Whether the text reads like English sentences: enough words, mostly letters, a share of function words as in
     prose, words of ordinary length, no control characters."""
     words = _WORD.findall(text)

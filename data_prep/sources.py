@@ -104,11 +104,6 @@ class Source:
                     yield from _json_line_texts(name, content, self.text_column)
 
 
-def read_documents(path: str | Path, kind: str = "auto", **options: Any) -> Iterator[str]:
-    """Streams the documents at `path`; `options` are the other fields of `Source`."""
-    return Source(str(path), kind, **options).documents()
-
-
 def _split_at_blank_lines(paragraphs: Iterable[str]) -> Iterator[str]:
     """Splits at blank lines, strips the lines in between and joins each group with spaces."""
     document: list[str] = []

@@ -17,7 +17,7 @@ from data_prep.folders import FinishedFolder, deal, facts_of, refuse_overlap
 from data_prep.shards import write_manifest
 
 
-def split(source: Path, output: Path, num_shards: int) -> dict[str, Any]:
+def _split(source: Path, output: Path, num_shards: int) -> dict[str, Any]:
     """Writes the rows of the data folder `source` in `num_shards` shards, validation and tokenizer into the empty folder
     `output`, all but manifest.json, and returns the manifest's content. InputError: no data folder, a file that is damaged
     or missing, more shards than rows."""
@@ -32,12 +32,11 @@ def split(source: Path, output: Path, num_shards: int) -> dict[str, Any]:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser("split", __doc__.splitlines()[0] if __doc__ else None)
+    parser = Parser("split", __doc__)
     add = parser.add_argument
     add("--input", type=Path, required=True, help="a data folder")
-    add("--output_dir", type=Path, required=True, help="the data folder to make")
+    parser.add_output()
     add("--num_shards", type=positive, required=True, help="train files of the new folder")
-    add("--overwrite", action="store_true", help="replace an existing data folder")
     return parser.parse_args(argv)
 
 
@@ -50,7 +49,7 @@ def _main(argv: list[str] | None) -> None:
     args = _parse(argv)
     refuse_overlap(args.output_dir, [args.input])
     with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
-        content = split(args.input, folder, args.num_shards)
+        content = _split(args.input, folder, args.num_shards)
         write_manifest(folder, content, command_line("split", argv))
     train = content["splits"]["train"]
     print(f"{args.output_dir}: {train['rows']} train blocks in {len(train['files'])} shards, validation as it was")

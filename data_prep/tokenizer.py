@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from budget_trainer.core.command import run_command
-from data_prep.cli import Parser, add_flags, add_source_flags, options_of, output_folder, source_of
+from data_prep.cli import Parser, options_of, output_folder, source_of
 from data_prep.tokenizer_training import TokenizerOptions, train_tokenizer
 
 
@@ -27,13 +27,11 @@ def _copy_text(documents: Iterable[str], file: Path, max_bytes: float) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser("tokenizer", __doc__.splitlines()[0] if __doc__ else None)
-    add_source_flags(parser)
-    add = parser.add_argument
-    add("--output_dir", type=Path, required=True, help="folder of the tokenizer")
-    add_flags(parser, TokenizerOptions)
+    parser = Parser("tokenizer", __doc__)
+    parser.add_sources()
+    parser.add_output("tokenizer")
+    parser.add_options(TokenizerOptions)
     parser.set_defaults(vocab_size=8192)
-    add("--overwrite", action="store_true", help="replace an existing tokenizer")
     return parser.parse_args(argv)
 
 

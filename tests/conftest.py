@@ -167,6 +167,13 @@ def batch_of_epoch(data_dir, steps):
     return -(-(manifest["splits"]["train"]["rows"] // 2) // steps)
 
 
+def read_documents(path, kind="auto", **options):
+    """The documents at `path`, as data_prep reads them; `options` are the other fields of `Source`."""
+    from data_prep.sources import Source
+
+    return Source(str(path), kind, **options).documents()
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A text of 400 documents in a made-up language with structure: short, but not empty for a model."""

@@ -12,8 +12,7 @@ from budget_trainer.data.folder import DataFolder
 from data_prep import blocks
 from data_prep.corpus import is_held_out
 from data_prep.folders import FinishedFolder
-from data_prep.sources import read_documents
-from tests.conftest import words
+from tests.conftest import read_documents, words
 
 
 @pytest.fixture(scope="session")

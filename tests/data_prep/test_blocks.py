@@ -15,8 +15,7 @@ from budget_trainer.core.io import sha256
 from budget_trainer.data.folder import DataFolder
 from data_prep import blocks
 from data_prep.corpus import HASHED_WORDS, is_held_out, text_parts, tokenise
-from data_prep.sources import read_documents
-from tests.conftest import ROOT, words
+from tests.conftest import ROOT, read_documents, words
 from tests.data_prep.conftest import dealt_rows, error_of, ids_of, limited_to, text_mask, train_texts
 
 

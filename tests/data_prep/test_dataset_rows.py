@@ -15,8 +15,8 @@ import yaml
 from benchmarks import prepare_kills
 from budget_trainer.core.errors import InputError
 from data_prep import prepare
-from data_prep.sources import Source, read_documents
-from tests.conftest import run
+from data_prep.sources import Source
+from tests.conftest import read_documents, run
 
 # What `datatrove` writes beside the text of a document differs from file to file, in names and in types.
 METADATA = [{"url": "http://a", "score": 1}, {"file": "x", "score": "high", "deep": {"a": [1]}}, {}]

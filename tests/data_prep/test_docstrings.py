@@ -105,7 +105,8 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ch
 def prose(folder, docstring):
     """The documents of a package whose only module has this docstring."""
     folder.mkdir()
-    (folder / "module.py").write_text(f"{docstring!r}\n")
+    escaped = docstring.replace("\0", "\\0")
+    (folder / "module.py").write_text(f'"""{escaped}"""\n')
     return list(read_docstrings([folder]))
 
 

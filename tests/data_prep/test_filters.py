@@ -15,7 +15,6 @@ from data_prep.filters import (
     digest_of,
     find_duplicates,
     is_duplicate,
-    language_of,
 )
 
 
@@ -69,10 +68,6 @@ def test_every_later_copy_is_found_and_no_other(tmp_path, monkeypatch, bucket):
 
 def test_languages_and_digests():
     assert digest_of("The  CAT sat") == digest_of(" the cat\u00a0sat ") != digest_of("the cats at")
-    assert (
-        language_of("Das Wetter war in der ganzen Stadt schon seit Wochen schlecht, und niemand wusste, warum.")
-        == "de"
-    )
     check_language("vi")
     with pytest.raises(InputError, match="language: 'english' is not one that can be told; choose of .* en "):
         check_language("english")

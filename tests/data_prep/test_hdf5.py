@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 from budget_trainer.data.folder import DataFolder
 from data_prep import hdf5
 from data_prep.corpus import HELD_OUT_RULE
-from data_prep.sources import read_documents
+from tests.conftest import read_documents
 
 h5py = pytest.importorskip("h5py", reason="needs the extra hdf5")
 LENGTH, SLOTS = 32, 5

@@ -10,8 +10,7 @@ import pytest
 
 from budget_trainer.data.folder import DataFolder
 from data_prep import inspect, merge, shards, split
-from data_prep.sources import read_documents
-from tests.conftest import words
+from tests.conftest import read_documents, words
 from tests.data_prep.conftest import dealt_rows, error_of, flip, limited_to, text_mask
 
 PACKINGS = ("packed", "one_document", "nsp")

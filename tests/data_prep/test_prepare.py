@@ -16,8 +16,7 @@ from budget_trainer.core.io import try_lock
 from budget_trainer.data.folder import DataFolder
 from data_prep import blocks, prepare
 from data_prep.corpus import read_part
-from data_prep.sources import read_documents
-from tests.conftest import ROOT, words
+from tests.conftest import ROOT, read_documents, words
 from tests.data_prep.conftest import error_of, flip
 
 

@@ -10,9 +10,8 @@ from tokenizers import Tokenizer, models
 
 from data_prep import blocks
 from data_prep.corpus import is_held_out
-from data_prep.sources import read_documents
 from data_prep.tokenizer import main as train_tokenizer
-from tests.conftest import SHARED_DATA, words
+from tests.conftest import SHARED_DATA, read_documents, words
 
 TEXT = SHARED_DATA / "wiki2018_00.txt.xz"
 pytestmark = pytest.mark.skipif(not TEXT.exists(), reason="needs the shared data")

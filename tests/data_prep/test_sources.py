@@ -14,8 +14,8 @@ import pytest
 
 from budget_trainer.core.errors import InputError
 from data_prep.files import files_below, lines, members
-from data_prep.sources import MAX_DOCUMENT_CHARACTERS, Source, read_documents
-from tests.conftest import ROOT, SHARED_DATA
+from data_prep.sources import MAX_DOCUMENT_CHARACTERS, Source
+from tests.conftest import ROOT, SHARED_DATA, read_documents
 
 LONG = (
     "A paragraph of some length, longer than a hundred characters, so that it differs from a line of a wrapped book."
@@ -198,9 +198,9 @@ def test_a_line_of_any_length_comes_in_pieces(tmp_path, monkeypatch, words):
 def test_200_megabytes_in_one_line_take_little_memory(tmp_path):
     code = """
 import resource, sys
-from data_prep.sources import read_documents
+from data_prep.sources import Source
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-size = sum(len(document) + 1 for document in read_documents(sys.argv[1], "text"))
+size = sum(len(document) + 1 for document in Source(sys.argv[1], "text").documents())
 print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     with (tmp_path / "line.txt").open("wb") as out:

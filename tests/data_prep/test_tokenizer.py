@@ -10,9 +10,8 @@ from transformers import AutoTokenizer
 from budget_trainer.core.errors import InputError
 from data_prep import tokenizer as stage
 from data_prep.encoding import Encoder, load_tokenizer, special_ids
-from data_prep.sources import read_documents
 from data_prep.tokenizer_training import SPECIAL_TOKENS, TokenizerOptions, train_tokenizer
-from tests.conftest import SHARED_DATA
+from tests.conftest import SHARED_DATA, read_documents
 from tests.data_prep.conftest import error_of
 
 TEXT = "The quick brown Fox jumps over the lazy dog. Caf\u00e9 na\u00efve \u00dcber 1234 (that) is \u2014 isn't it?"

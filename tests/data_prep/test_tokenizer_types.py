@@ -9,15 +9,13 @@ from transformers import AutoTokenizer
 
 from budget_trainer.data.whole_words import continues_word
 from budget_trainer.fill_mask import fill_mask
+from data_prep import inspect
 from data_prep.corpus import split_sentences
 from data_prep.encoding import Encoder, load_tokenizer, special_ids
-from data_prep.folders import FinishedFolder
-from data_prep.inspect import inspect
 from data_prep.packing import token_bytes
-from data_prep.sources import read_documents
 from data_prep.tokenizer import main as train
 from data_prep.tokenizer_training import SPECIAL_TOKENS, TYPES, TokenizerOptions, text_to_learn, train_tokenizer
-from tests.conftest import TINY, report, words
+from tests.conftest import TINY, read_documents, report, words
 from tests.conftest import train as train_model
 from tests.data_prep.conftest import dealt_rows, ids_of, text_mask, train_texts
 
@@ -153,7 +151,7 @@ def test_sentences_joined_are_the_document(trained, kind):
 
 @pytest.mark.parametrize("packing", ["packed", "one_document", "sentences", "nsp"])
 @pytest.mark.parametrize("kind", NEW)
-def test_blocks_hold_the_text(folder_of, trained, corpus, kind, packing):
+def test_blocks_hold_the_text(folder_of, trained, corpus, tmp_path, kind, packing):
     folder = folder_of(kind, packing)
     expected = ids_of(trained(kind), train_texts(corpus))
     train = folder.manifest["splits"]["train"]
@@ -172,7 +170,8 @@ def test_blocks_hold_the_text(folder_of, trained, corpus, kind, packing):
     assert max(ends) == {"packed": max(ends), "nsp": 2}.get(packing, 1) and (packing != "packed" or max(ends) > 1)
     backend = AutoTokenizer.from_pretrained(trained(kind)).backend_tokenizer
     text = "\n".join(backend.normalizer.normalize_str(document) for document in read_documents(corpus))
-    for sample in inspect(FinishedFolder.open(folder.path), "train", None, 10, 0)[0]["samples"]:
+    assert inspect.main([str(folder.path), *words({"samples": 10, "output_dir": tmp_path / "inspection"})]) == 0
+    for sample in json.loads((tmp_path / "inspection" / "inspect.json").read_text())["samples"]:
         assert sample["parts"] and all(part["text"] in text for part in sample["parts"])
     ids, sizes = folder.validation_rows()
     text = (folder.path / "validation.txt").read_text()

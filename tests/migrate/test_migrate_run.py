@@ -13,8 +13,7 @@ from budget_trainer.migrate import main
 from budget_trainer.migrate.reading import read_command
 from budget_trainer.migrate.recipe import convert
 from data_prep import hdf5
-from data_prep.sources import read_documents
-from tests.conftest import ROOT, progress, report, run, words
+from tests.conftest import ROOT, progress, read_documents, report, run, words
 
 PUBLISHED = r"""
 deepspeed run_pretraining.py --model_type bert-mlm --tokenizer_name bert-large-uncased --hidden_act gelu \
