@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.core.command import run_command
 from data_prep.block_folder import BlockFolder, BlockOptions, counted
 from data_prep.cli import (
     Parser,
+    command,
     command_line,
     options_of,
     output_folder,
@@ -36,22 +36,15 @@ def _build(args: argparse.Namespace, options: BlockOptions, folder: Path) -> dic
     return target.write(tokenise(parts, *how), sources, validation)
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+@command
+def main(argv: list[str] | None) -> None:
+    """The command line."""
     parser = Parser("blocks", __doc__)
     parser.add_sources()
     parser.add_argument("--tokenizer", required=True, help="folder, tokenizer.json, vocab.txt or Hub name")
     parser.add_output()
     parser.add_options(BlockOptions)
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_command(lambda: _main(argv))
-
-
-def _main(argv: list[str] | None) -> None:
-    args = _parse(argv)
+    args = parser.parse_args(argv)
     options = options_of(args, BlockOptions)
     start = time.monotonic()
     with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:

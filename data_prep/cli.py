@@ -2,17 +2,19 @@
 
 import argparse
 import dataclasses
+import functools
 import os
 import shlex
 import shutil
 import sys
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from budget_trainer.core.command import Parser as CommandParser
+from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import fresh_folder, publish_folder
 from data_prep.sources import KINDS, Source
@@ -66,6 +68,16 @@ class Parser(CommandParser):
                 kind = next(iter(typing.get_args(kinds[field.name])), kinds[field.name])  # of `int | None` the first
                 about |= {"type": positive if kind is int else kind, "choices": field.metadata["choices"]}
             self.add_argument(f"--{field.name}", **about)
+
+
+def command(stage: Callable[[list[str] | None], None]) -> Callable[..., int]:
+    """A stage's `main`: runs it with the words of the command line, or those given; returns the exit code."""
+
+    @functools.wraps(stage)
+    def main(argv: list[str] | None = None) -> int:
+        return run_command(lambda: stage(argv))
+
+    return main
 
 
 def command_line(stage: str, argv: list[str] | None) -> str:

@@ -5,7 +5,6 @@
 Files are parsed, never imported or executed. One document is the prose of one module.
 """
 
-import argparse
 import contextlib
 import sys
 import time
@@ -13,15 +12,31 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import open_atomic
-from data_prep.cli import Parser, positive
+from data_prep.cli import Parser, command, positive
 from data_prep.prose import installed_roots, read_docstrings
 
 
-def _write(args: argparse.Namespace) -> None:
-    """Writes documents until a limit is reached or the packages are read; the file is complete or absent."""
+@command
+def main(argv: list[str] | None) -> None:
+    """Write documents until a limit is reached or the packages are read; the file is complete or absent."""
+    parser = Parser("docstrings", __doc__)
+    add = parser.add_argument
+    add(
+        "--output_file",
+        type=Path,
+        required=True,
+        help="text file to write: one line per document, blank lines between",
+    )
+    add("--packages", nargs="+", default=None, help="folders of Python packages (default: those of this interpreter)")
+    add("--max_megabytes", type=positive, default=10, help="stop at this size")
+    add(
+        "--max_seconds", type=positive, default=60, help="stop after this time; the corpus then depends on the machine"
+    )
+    add("--num_proc", type=positive, default=2, help="processes that parse; the result does not depend on it")
+    add("--overwrite", action="store_true", help="replace an existing file")
+    args = parser.parse_args(argv)
     if args.output_file.exists() and not args.overwrite:
         raise InputError(f"output_file {args.output_file} exists; give another path or --overwrite")
     roots = [Path(path) for path in args.packages] if args.packages else installed_roots()
@@ -48,30 +63,6 @@ def _write(args: argparse.Namespace) -> None:
             raise InputError(f"packages {', '.join(map(str, roots))}: no English docstrings found; give other folders")
     seconds = time.monotonic() - start
     print(f"{args.output_file}: {size / 1e6:.1f} MB in {count} documents; {reason}; {seconds:.0f} s")
-
-
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser("docstrings", __doc__)
-    add = parser.add_argument
-    add(
-        "--output_file",
-        type=Path,
-        required=True,
-        help="text file to write: one line per document, blank lines between",
-    )
-    add("--packages", nargs="+", default=None, help="folders of Python packages (default: those of this interpreter)")
-    add("--max_megabytes", type=positive, default=10, help="stop at this size")
-    add(
-        "--max_seconds", type=positive, default=60, help="stop after this time; the corpus then depends on the machine"
-    )
-    add("--num_proc", type=positive, default=2, help="processes that parse; the result does not depend on it")
-    add("--overwrite", action="store_true", help="replace an existing file")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_command(lambda: _write(_parse(argv)))
 
 
 if __name__ == "__main__":

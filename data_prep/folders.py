@@ -22,16 +22,7 @@ from data_prep.shards import ShardWriter
 
 PART_VALUES = 2**20  # token positions that are read at a time: 8 MB of each column
 _MADE_BY_WRITE_MANIFEST = ("format_version", "command", "created", "versions")
-_NEEDED: tuple[str, ...] = (
-    "block_size",
-    "validation_block_size",
-    "packing",
-    "dtype",
-    "vocab_size",
-    "special_ids",
-    "sources",
-)
-_NEEDED += ("command", "validation")
+_NEEDED = "block_size validation_block_size packing dtype vocab_size special_ids sources command validation".split()
 _ANEW = "make the folder anew with data_prep.blocks"
 
 

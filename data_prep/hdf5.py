@@ -18,10 +18,9 @@ from typing import IO, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
 from data_prep.block_folder import BlockFolder, BlockOptions
-from data_prep.cli import Parser, command_line, output_folder
+from data_prep.cli import Parser, command, command_line, output_folder
 from data_prep.corpus import is_held_out
 from data_prep.filters import digest_of, find_duplicates, is_duplicate
 from data_prep.next_sentence import SentencePairs
@@ -179,7 +178,9 @@ def _texts(tokenizer: Any, ids: np.ndarray) -> list[str]:
     return [" ".join(text.split()) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+@command
+def main(argv: list[str] | None) -> None:
+    """The command line."""
     parser = Parser("hdf5", __doc__)
     add = parser.add_argument
     add("--input", nargs="+", required=True, help="folders of .hdf5 shards, or files")
@@ -190,16 +191,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 < args.validation_fraction < 1:
         parser.error(f"--validation_fraction {args.validation_fraction}: give a share between 0 and 1")
-    return args
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_command(lambda: _main(argv))
-
-
-def _main(argv: list[str] | None) -> None:
-    args = _parse(argv)
     with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
         content = _build(args, folder)
         write_manifest(folder, content, command_line("hdf5", argv))

@@ -7,7 +7,6 @@ With --output_dir the figures are written to inspect.json and the lengths drawn 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -19,11 +18,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.plotting import png_figure
 from budget_trainer.data.rows import Rows
-from data_prep.cli import Parser, command_line, output_folder, positive
+from data_prep.cli import Parser, command, command_line, output_folder, positive
 from data_prep.encoding import load_backend
 from data_prep.folders import FinishedFolder, Layout, parts_of, refuse_overlap
 
@@ -374,7 +372,9 @@ def _histogram(axes: Any, kind: _Lengths) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+@command
+def main(argv: list[str] | None) -> None:
+    """The command line."""
     parser = Parser("inspect", __doc__)
     add = parser.add_argument
     add("data_dir", type=Path, help="a data folder")
@@ -389,16 +389,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     for name in ("samples", "seed"):
         if getattr(args, name) < 0:
             parser.error(f"--{name} {getattr(args, name)}: give 0 or more")
-    return args
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_command(lambda: _main(argv))
-
-
-def _main(argv: list[str] | None) -> None:
-    args = _parse(argv)
     with contextlib.ExitStack() as stack:
         target = None
         if args.output_dir is not None:

@@ -215,14 +215,10 @@ def _is_marked(wikitext: str) -> bool:
     for found in _TEMPLATE.finditer(wikitext):
         namespace, _, name = found[1].rpartition(":")
         name = name.replace("_", " ").strip().lower()
-        if (name in _TEMPLATES or _NAME.fullmatch(name)) and not _is_function(namespace):
+        is_function = namespace.isupper() or namespace.startswith("#")  # {{DEFAULTSORT:...}}, {{#if:...}}
+        if (name in _TEMPLATES or _NAME.fullmatch(name)) and not is_function:
             return True
     return False
-
-
-def _is_function(prefix: str) -> bool:
-    """{{DEFAULTSORT:...}}, {{#if:...}}"""
-    return prefix.isupper() or prefix.startswith("#")
 
 
 CHUNK_CHARACTERS = 512 * 1024
@@ -327,11 +323,12 @@ def _converted(chunks: Iterator[_Chunk], path: Path, num_proc: int) -> Iterator[
 
 
 def _watch_parent() -> None:
-    threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
+    """End this process when the one that started it is gone, however that ended."""
+    parent = os.getppid()
 
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
 
-def _end_without(parent: int) -> None:
-    """Ends this process when the one that started it is gone, however that ended."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()

@@ -7,7 +7,6 @@ hash of their text, so folders made with one --validation_fraction and one rule 
 the same documents; with different ones, what one trains on could be what the other is validated on.
 """
 
-import argparse
 import itertools
 import shutil
 import sys
@@ -15,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
-from data_prep.cli import Parser, command_line, output_folder, positive
+from data_prep.cli import Parser, command, command_line, output_folder, positive
 from data_prep.folders import FinishedFolder, deal, facts_of, refuse_overlap
 from data_prep.shards import write_manifest
 
@@ -129,7 +127,9 @@ def _summed(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+@command
+def main(argv: list[str] | None) -> None:
+    """The command line."""
     parser = Parser("merge", __doc__)
     add = parser.add_argument
     add("--input", type=Path, nargs="+", required=True, help="two or more data folders, in order")
@@ -138,16 +138,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if len(args.input) < 2:
         parser.error(f"--input {args.input[0]}: give two or more data folders")
-    return args
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_command(lambda: _main(argv))
-
-
-def _main(argv: list[str] | None) -> None:
-    args = _parse(argv)
     refuse_overlap(args.output_dir, args.input)
     with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
         content = _merge(args.input, folder, args.num_shards)

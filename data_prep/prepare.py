@@ -37,11 +37,11 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from budget_trainer import __version__
-from budget_trainer.core.command import exit_codes_text, program, run_command
+from budget_trainer.core.command import exit_codes_text, program
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import fresh_folder, fsync, try_lock, write_json_atomic
 from data_prep.block_folder import BlockFolder
-from data_prep.cli import command_line, output_folder
+from data_prep.cli import command, command_line, output_folder
 from data_prep.corpus import TokenGroup, read_part, read_tokens, tokenise_part, write_part
 from data_prep.filters import Removed, Selection, digest_of, find_duplicates
 from data_prep.recipe import OUTPUT, DataRecipe, read_data_recipe
@@ -318,12 +318,9 @@ def _say(output: Path, content: dict[str, Any]) -> None:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_command(lambda: _main(argv))
-
-
-def _main(argv: list[str] | None) -> None:
+@command
+def main(argv: list[str] | None) -> None:
+    """The command line."""
     words = sys.argv[1:] if argv is None else argv
     if "-h" in words or "--help" in words:
         print(

@@ -24,16 +24,10 @@ _FORMAT = 2  # raise it when the same recipe comes to give other blocks
 SOURCE_KEYS = ("input", "kind", "errors", "dataset_config", "dataset_split", "text_column", "max_documents")
 OUTPUT = ("data folder", "manifest.json")  # as `output_folder` wants it
 _BLOCK_KEYS = tuple(entry.name for entry in fields(BlockOptions))
-_OWN_KEYS: tuple[str, ...] = (
-    "output_dir",
-    "sources",
-    "tokenizer",
-    "min_characters",
-    "max_characters",
-    "language",
-    "overwrite",
+_OWN_KEYS = (
+    *"output_dir sources tokenizer min_characters max_characters language overwrite".split(),
+    *"max_tokens_per_character deduplicate piece_megabytes keep_work".split(),
 )
-_OWN_KEYS += ("max_tokens_per_character", "deduplicate", "piece_megabytes", "keep_work")
 
 
 @dataclass

@@ -6,13 +6,11 @@ The rows stay in the order of the corpus, so the shards are those that `data_pre
 Validation and tokenizer are copied.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.core.command import run_command
-from data_prep.cli import Parser, command_line, output_folder, positive
+from data_prep.cli import Parser, command, command_line, output_folder, positive
 from data_prep.folders import FinishedFolder, deal, facts_of, refuse_overlap
 from data_prep.shards import write_manifest
 
@@ -31,22 +29,15 @@ def _split(source: Path, output: Path, num_shards: int) -> dict[str, Any]:
     return {**content, "splits": {**splits, "train": train}}
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+@command
+def main(argv: list[str] | None) -> None:
+    """The command line."""
     parser = Parser("split", __doc__)
     add = parser.add_argument
     add("--input", type=Path, required=True, help="a data folder")
     parser.add_output()
     add("--num_shards", type=positive, required=True, help="train files of the new folder")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_command(lambda: _main(argv))
-
-
-def _main(argv: list[str] | None) -> None:
-    args = _parse(argv)
+    args = parser.parse_args(argv)
     refuse_overlap(args.output_dir, [args.input])
     with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
         content = _split(args.input, folder, args.num_shards)

@@ -3,15 +3,13 @@
 python -m data_prep.tokenizer --input corpus.txt --vocab_size 8192 --output_dir tokenizer
 """
 
-import argparse
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from budget_trainer.core.command import run_command
-from data_prep.cli import Parser, options_of, output_folder, source_of
+from data_prep.cli import Parser, command, options_of, output_folder, source_of
 from data_prep.tokenizer_training import TokenizerOptions, train_tokenizer
 
 
@@ -26,22 +24,15 @@ def _copy_text(documents: Iterable[str], file: Path, max_bytes: float) -> None:
                 return
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+@command
+def main(argv: list[str] | None) -> None:
+    """The command line."""
     parser = Parser("tokenizer", __doc__)
     parser.add_sources()
     parser.add_output("tokenizer")
     parser.add_options(TokenizerOptions)
     parser.set_defaults(vocab_size=8192)
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_command(lambda: _main(argv))
-
-
-def _main(argv: list[str] | None) -> None:
-    args = _parse(argv)
+    args = parser.parse_args(argv)
     options = options_of(args, TokenizerOptions)
     with output_folder(args.output_dir, args.overwrite, "tokenizer", "tokenizer.json") as folder:
         cache = Path(tempfile.mkdtemp(dir=folder))

@@ -213,30 +213,24 @@ class Endless(io.RawIOBase):
         return data
 
 
-def test_a_tag_without_end_is_refused():
-    with pytest.raises(InputError, match="one tag or comment of more than 16777216 bytes from byte 0"):
-        list(read_pages("dump", Endless(b"<mediawiki a='", b"xxxxxxxx", 30_000_000), Site()))
-
-
 def test_reading_is_lazy():
     """Pages come while the rest of an endless dump is still unread."""
     stream = Endless(HEAD.format("0.10", "0.10").encode(), page("A", PROSE).encode(), 2_000_000)
     pages = read_pages("dump", stream, Site())
     assert [next(pages).title for _ in range(1000)] == ["A"] * 1000
+    with pytest.raises(InputError, match="one tag or comment of more than 16777216 bytes from byte 0"):
+        list(read_pages("dump", Endless(b"<mediawiki a='", b"xxxxxxxx", 30_000_000), Site()))
 
 
-def test_names_of_the_dumps_language(read):
+def test_names_of_the_dumps_language_and_one_line(read):
     info = siteinfo(k6="Tập tin", k14="Thể loại", k_2="Phương tiện", k4="Wikipedia")
     text = (
         f"[[Tập_tin:a.jpg|nhỏ|[[b]]]] {PROSE} [[Hình:x]]\n[[thể loại:C]] [[File:d.jpg]] [[Image:e]] [[Phương tiện:f]]"
     )
-    assert read(dump(page("A", text), siteinfo=info))[0] == [f"A {PROSE} Hình:x"]
+    lines = page("A\n title", "One.\r\n\r\nTwo<nowiki>\n</nowiki>three.\n \n* Four&#10;five")
+    documents = read(dump(page("A", text), lines, siteinfo=info))[0]
+    assert documents == [f"A {PROSE} Hình:x", "A title One. Two three. Four five"]
     assert "Tập tin:a.jpg" not in read(dump(page("A", text.replace("_", " "))))[0][0].partition(PROSE)[2]
-
-
-def test_a_document_is_one_line(read):
-    (document,), _ = read(dump(page("A\n title", "One.\r\n\r\nTwo<nowiki>\n</nowiki>three.\n \n* Four&#10;five")))
-    assert document == "A title One. Two three. Four five"
 
 
 # ---- processes
@@ -247,11 +241,16 @@ def many(count=60):
     return dump(*(page(f"P{n}", "\n".join([text] * 5)) for n, text in enumerate(words)), page("R", "#REDIRECT [[P1]]"))
 
 
-def test_the_result_does_not_depend_on_the_processes(read, tmp_path, monkeypatch):
+def test_the_result_does_not_depend_on_the_processes(read, tokenizer, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mediawiki, "CHUNK_CHARACTERS", 1000)
     one, two = read(many()), read(many(), num_proc=2)
     assert one == two and len(one[0]) == 60 and one[1] == {"redirect": 1}
     (tmp_path / "a.xml").write_text(many())
+    flags = {"input": tmp_path / "a.xml", "tokenizer": tokenizer, "num_proc": 2, "num_shards": 1}
+    assert blocks.main(words({**flags, "output_dir": tmp_path / "out", "validation_fraction": 0})) == 0
+    assert "a.xml: read as mediawiki" in capsys.readouterr().out
+    (entry,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["sources"]
+    assert (entry["kind"], entry["documents"], entry["dropped"]) == ("mediawiki", 60, {"redirect": 1})
     source = Source(str(tmp_path / "a.xml"))
     assert len(list(source.documents())) == len(list(source.documents())) == 60
     assert source.dropped == {"redirect": 1}, "of the last reading"
@@ -291,18 +290,6 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     finally:
         for worker in filter(alive, workers):
             os.kill(worker, signal.SIGKILL)
-
-
-# ---- through to the data folder
-
-
-def test_the_manifest_says_what_was_dropped(tmp_path, tokenizer, capsys):
-    (tmp_path / "dump.xml").write_text(many())
-    flags = {"input": tmp_path / "dump.xml", "tokenizer": tokenizer, "num_proc": 2, "num_shards": 1}
-    flags |= {"output_dir": tmp_path / "out", "validation_fraction": 0}
-    assert blocks.main(words(flags)) == 0 and "dump.xml: read as mediawiki" in capsys.readouterr().out
-    (source,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["sources"]
-    assert (source["kind"], source["documents"], source["dropped"]) == ("mediawiki", 60, {"redirect": 1})
 
 
 # ---- real dumps

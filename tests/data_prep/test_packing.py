@@ -70,12 +70,6 @@ def test_document_ids_count_the_documents_of_a_block():
         assert (steps[1:][after_sep] == 1).all() and (steps[1:-1][~after_sep[:-1]] == 0).all()
 
 
-def test_packing_does_not_depend_on_the_groups():
-    for groups in (FLAT, tuple([document] for document in FLAT[0])):
-        for got, expected in zip(packed(groups), packed(GROUPS), strict=True):
-            assert (got == expected).all()
-
-
 @pytest.mark.parametrize("lengths", [[], [1], [14], [15], [28, 29, 1, 14, 3]])
 def test_one_document_blocks_lose_nothing_and_cross_no_border(lengths):
     rows = rows_of(OneDocument(16, SPECIAL), [[[length] for length in lengths]])["input_ids"]
@@ -230,12 +224,14 @@ def test_half_of_the_pairs_are_random_and_most_are_full():
         assert abs(np.mean(sizes[0]) - np.mean(sizes[1])) < 0.25 * np.mean(sizes[0]), name
 
 
-def test_the_same_rows_twice_and_other_partners_in_other_groups_only():
+def test_what_depends_on_the_groups():
+    """Of packed blocks nothing; of pairs the partners, but no label, which is a hash of the pair's number."""
+    for groups in (FLAT, tuple([document] for document in FLAT[0])):
+        assert all((got == expected).all() for got, expected in zip(packed(groups), packed(GROUPS), strict=True))
     texts = corpus(100)
     one, again, other = pairs_of(texts)[1], pairs_of(texts)[1], pairs_of(texts, per_group=7)[1]
-    for name in one:
-        assert (one[name] == again[name]).all()
-    assert (one["next_sentence_label"] == other["next_sentence_label"]).all()  # a hash of the pair's number
+    assert all((one[name] == again[name]).all() for name in one)
+    assert (one["next_sentence_label"] == other["next_sentence_label"]).all()
 
 
 def test_a_group_of_one_document_takes_partners_of_earlier_groups():
