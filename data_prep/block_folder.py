@@ -99,13 +99,20 @@ class BlockFolder:
         self.cache.mkdir()
         self._folder = folder
 
+    @property
+    def tokenising(self) -> dict[str, Any]:
+        """How `tokenise` must make the groups for this folder."""
+        options = self.options
+        how = {"tokenizer_file": self.tokenizer_file, "dtype": self.dtype, "num_proc": options.num_proc}
+        return {**how, "fraction": options.held_out_fraction, "sentences": options.by_sentence}
+
     def write(
         self, groups: Iterable[TokenGroup], sources: list[dict[str, Any]], validation: Source | None = None
     ) -> dict[str, Any]:
         """Write the blocks of `groups`, and of `validation` where the options name a text to validate on.
 
         Args:
-            groups: made with this folder's tokenizer_file and dtype, and the options' held_out_fraction and by_sentence.
+            groups: made as `tokenising` says.
             sources: the manifest's entries of what the groups are made from; read when the groups are at their end.
 
         Raises:

@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.block_folder import BlockFolder, BlockOptions, counted
-from data_prep.cli import (
-    Parser,
-    command,
-    command_line,
-    options_of,
-    output_folder,
-    source_of,
-)
+from data_prep.cli import Parser, command, command_line, options_of, output_folder, source_of
 from data_prep.corpus import text_parts, tokenise
 from data_prep.shards import write_manifest
 
@@ -32,8 +25,7 @@ def _build(args: argparse.Namespace, options: BlockOptions, folder: Path) -> dic
     validation = source_of(args, text, target.cache) if text else None
     sources: list[dict[str, Any]] = []
     parts = text_parts(counted(inputs, sources), target.cache)
-    how = (target.tokenizer_file, target.dtype, options.held_out_fraction, options.num_proc, options.by_sentence)
-    return target.write(tokenise(parts, *how), sources, validation)
+    return target.write(tokenise(parts, **target.tokenising), sources, validation)
 
 
 @command

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -107,10 +107,16 @@ def refuse_occupied(output: Path, overwrite: bool, what: str, mark: str) -> None
 
 
 @contextmanager
-def output_folder(output: Path, overwrite: bool, what: str, mark: str) -> Iterator[Path]:
+def output_folder(output: Path, overwrite: bool, what: str, mark: str, inputs: Sequence[Path] = ()) -> Iterator[Path]:
     """Gives a new folder beside `output` that takes its place when the block ends well and vanishes when it does not.
 
-    `mark` is the file by which an existing output is recognised as `what`. InputError as `refuse_occupied`."""
+    `mark` is the file by which an existing output is recognised as `what`. InputError as `refuse_occupied`, and where the
+    output is one of the folders `inputs`, is inside of one, or has one inside (and would replace it)."""
+    target = output.resolve()
+    for path in inputs:
+        source = path.resolve()
+        if target == source or source in target.parents or target in source.parents:
+            raise InputError(f"output_dir {output} and input {path} overlap; give a path outside of it")
     refuse_occupied(output, overwrite, what, mark)
     partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
     try:

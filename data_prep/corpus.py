@@ -87,19 +87,11 @@ def read_part(file: Path) -> Iterator[list[str]]:
             yield batch["documents"][0].as_py()
 
 
-def tokenise(
-    parts: Iterable[Path],
-    tokenizer_file: Path,
-    dtype: str,
-    fraction: float,
-    num_proc: int,
-    sentences: bool = False,
-) -> Iterator[TokenGroup]:
+def tokenise(parts: Iterable[Path], **options: Any) -> Iterator[TokenGroup]:
     """Tokenises the groups of the files that `text_parts` yields, in order, and deletes each file after its last group.
-    `fraction`: the share of documents held out, chosen by their hash. `sentences`: tokenise sentence by sentence and say
-    where they end."""
+    `options` as `tokenise_part`."""
     for file in parts:
-        yield from read_tokens(tokenise_part(file, tokenizer_file, dtype, fraction, num_proc, sentences))
+        yield from read_tokens(tokenise_part(file, **options))
         for used in file.parent.glob(f"{file.stem}.*"):
             used.unlink()
 
@@ -128,7 +120,8 @@ def tokenise_part(
     target: Path | None = None,
 ) -> list[Path]:
     """The files, in order, into which the groups of one part were tokenised; they lie beside `target` (the part), with its
-    stem."""
+    stem. `fraction`: the share of documents held out, chosen by their hash. `sentences`: tokenise sentence by sentence and
+    say where they end."""
     text = datasets.Dataset.from_file(str(file))
     value = datasets.Value
     features = datasets.Features(

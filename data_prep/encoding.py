@@ -35,7 +35,13 @@ def load_tokenizer(name: str) -> Any:
         raise InputError(f"tokenizer {name!r}: no such file or folder; give one that exists or a Hub name")
     try:
         if path.is_dir() and not (path / "tokenizer_config.json").exists():
-            tokenizer = _from_file(_only_file(path))
+            found = sorted(path.glob("*tokenizer.json")) or sorted(path.glob("*vocab.txt"))
+            if len(found) != 1:
+                names = ", ".join(file.name for file in found) or "none"
+                raise InputError(
+                    f"tokenizer {path}: one *tokenizer.json or *vocab.txt is needed, found {names}; name the file"
+                )
+            tokenizer = _from_file(found[0])
         elif path.is_file():
             tokenizer = _from_file(path)
         else:
@@ -58,16 +64,6 @@ def special_ids(tokenizer: Any) -> dict[str, int]:
     """Token ids by role: pad, cls, sep, mask and, where there is one, unk."""
     roles = {role: getattr(tokenizer, f"{role}_token_id") for role in ("pad", "unk", "cls", "sep", "mask")}
     return {role: int(token_id) for role, token_id in roles.items() if token_id is not None}
-
-
-def _only_file(folder: Path) -> Path:
-    found = sorted(folder.glob("*tokenizer.json")) or sorted(folder.glob("*vocab.txt"))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise InputError(
-            f"tokenizer {folder}: one *tokenizer.json or *vocab.txt is needed, found {names}; name the file"
-        )
-    return found[0]
 
 
 def _from_file(file: Path) -> Any:

@@ -130,15 +130,6 @@ class FinishedFolder(DataFolder):
         return {**origin, **({"made_from": self.manifest["made_from"]} if "made_from" in self.manifest else {})}
 
 
-def refuse_overlap(output: Path, inputs: Sequence[Path]) -> None:
-    """InputError where the output is an input, is inside of one, or has one inside (and would replace it)."""
-    target = output.resolve()
-    for path in inputs:
-        source = path.resolve()
-        if target == source or source in target.parents or target in source.parents:
-            raise InputError(f"output_dir {output} and input {path} overlap; give a path outside of it")
-
-
 def parts_of(rows: int, length: int) -> Iterator[np.ndarray]:
     """The numbers 0 to rows - 1 in parts of about PART_VALUES token positions, for rows of `length`."""
     size = max(1, PART_VALUES // length)

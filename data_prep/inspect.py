@@ -23,7 +23,7 @@ from budget_trainer.core.plotting import png_figure
 from budget_trainer.data.rows import Rows
 from data_prep.cli import Parser, command, command_line, output_folder, positive
 from data_prep.encoding import load_backend
-from data_prep.folders import FinishedFolder, Layout, parts_of, refuse_overlap
+from data_prep.folders import FinishedFolder, Layout, parts_of
 
 _TOP_TOKENS = 20
 _PERCENTILES = (5, 25, 50, 75, 95)
@@ -392,8 +392,8 @@ def main(argv: list[str] | None) -> None:
     with contextlib.ExitStack() as stack:
         target = None
         if args.output_dir is not None:
-            refuse_overlap(args.output_dir, [args.data_dir])
-            target = stack.enter_context(output_folder(args.output_dir, args.overwrite, "inspection", "inspect.json"))
+            made = output_folder(args.output_dir, args.overwrite, "inspection", "inspect.json", [args.data_dir])
+            target = stack.enter_context(made)
         folder = FinishedFolder.open(args.data_dir)
         if args.verify:
             print(f"{args.data_dir}: all {folder.check_all()} files match their checksums")

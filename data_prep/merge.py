@@ -17,7 +17,7 @@ from typing import Any
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
 from data_prep.cli import Parser, command, command_line, output_folder, positive
-from data_prep.folders import FinishedFolder, deal, facts_of, refuse_overlap
+from data_prep.folders import FinishedFolder, deal, facts_of
 from data_prep.shards import write_manifest
 
 _SAME = ("block_size", "validation_block_size", "packing", "dtype", "vocab_size", "special_ids")
@@ -31,7 +31,10 @@ def _merge(inputs: Sequence[Path], output: Path, num_shards: int | None) -> dict
     shards than rows."""
     folders = [FinishedFolder.open(path) for path in inputs]
     for first, second in itertools.combinations(folders, 2):
-        _check_distinct(first, second)
+        if first.path.resolve() == second.path.resolve() or first.fingerprint == second.fingerprint:
+            raise InputError(
+                f"input {first.path} and {second.path} hold the same training rows; give each folder once"
+            )
     for other in folders[1:]:
         _check_alike(folders[0], other)
     for folder in folders:
@@ -45,11 +48,6 @@ def _merge(inputs: Sequence[Path], output: Path, num_shards: int | None) -> dict
         "splits": {"train": train, "validation": _validation(folders, output)},
         "sources": [source for folder in folders for source in folder.manifest["sources"]],
     }
-
-
-def _check_distinct(first: FinishedFolder, second: FinishedFolder) -> None:
-    if first.path.resolve() == second.path.resolve() or first.fingerprint == second.fingerprint:
-        raise InputError(f"input {first.path} and {second.path} hold the same training rows; give each folder once")
 
 
 def _check_alike(first: FinishedFolder, other: FinishedFolder) -> None:
@@ -138,8 +136,7 @@ def main(argv: list[str] | None) -> None:
     args = parser.parse_args(argv)
     if len(args.input) < 2:
         parser.error(f"--input {args.input[0]}: give two or more data folders")
-    refuse_overlap(args.output_dir, args.input)
-    with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
+    with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json", args.input) as folder:
         content = _merge(args.input, folder, args.num_shards)
         write_manifest(folder, content, command_line("merge", argv))
     train, validation = content["splits"]["train"], content["splits"]["validation"]

@@ -77,7 +77,9 @@ def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
     print("1/4 documents", flush=True)
     pieces = _read_pieces(recipe, _open_stage(work / "documents", recipe.key("documents")))
     print("2/4 duplicates" + ("" if recipe.deduplicate else ": kept"), flush=True)
-    duplicates = _duplicates(pieces, work) if recipe.deduplicate else None
+    duplicates = work / "documents" / "duplicates" if recipe.deduplicate else None  # made anew with the documents
+    if duplicates is not None and not duplicates.exists():
+        find_duplicates([piece.digests for piece in pieces], duplicates)
     print("3/4 tokenizer", flush=True)
     tokenizer = _tokenizer(recipe, pieces, work)
     print("4/4 blocks", flush=True)
@@ -250,22 +252,12 @@ def _tokenised(piece: _Piece, folder: Path, target: BlockFolder, select: Selecti
     except FileNotFoundError:
         for stale in folder.glob(f"{piece.name}.*"):
             stale.unlink()
-        options = target.options
-        how = (target.tokenizer_file, target.dtype, options.held_out_fraction, options.num_proc, options.by_sentence)
-        files = tokenise_part(piece.file, *how, select, folder / piece.file.name)
+        files = tokenise_part(piece.file, **target.tokenising, select=select, target=folder / piece.file.name)
         for file in files:
             fsync(file)
         names = [file.name for file in files]
         write_json_atomic(mark, names)
     yield from read_tokens([folder / name for name in names])
-
-
-def _duplicates(pieces: list[_Piece], work: Path) -> Path:
-    """Which documents are later copies; made anew with the documents."""
-    target = work / "documents" / "duplicates"
-    if not target.exists():
-        find_duplicates([piece.digests for piece in pieces], target)
-    return target
 
 
 def _tokenizer(recipe: DataRecipe, pieces: list[_Piece], work: Path) -> str:

@@ -139,7 +139,10 @@ def _find_kind(path: str) -> str:
             data.add("jsonl" if _RANK_NAME.fullmatch(plain) else "dataset")
             continue
         head = [line for line, _ in zip(lines(name, stream, "replace"), range(200), strict=False)]
-        if _is_dump("\n".join(head)):  # what lies beside it is its index
+        start = "\n".join(head)
+        if (
+            _XML_HEAD.match(start) and "<mediawiki" in start
+        ):  # a dump, or what claims to be one; beside it lies its index
             return "mediawiki"
         (texts if _TEXT_NAME.search(plain) else others).append(_kind_of_lines(head))
         if len(texts) == 3:
@@ -151,11 +154,6 @@ def _find_kind(path: str) -> str:
         raise InputError(f"input {path}: the folder holds no files; give one with text")
     many = here.is_dir() or is_archive(here.name)
     return max(kinds, key=kinds.count) if many or kinds[0] != "books" else "text"
-
-
-def _is_dump(head: str) -> bool:
-    """Whether a file that begins like this is a MediaWiki dump, or claims to be one behind a DOCTYPE."""
-    return _XML_HEAD.match(head) is not None and "<mediawiki" in head
 
 
 def _kind_of_lines(head: list[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.cli import Parser, command, command_line, output_folder, positive
-from data_prep.folders import FinishedFolder, deal, facts_of, refuse_overlap
+from data_prep.folders import FinishedFolder, deal, facts_of
 from data_prep.shards import write_manifest
 
 
@@ -38,8 +38,7 @@ def main(argv: list[str] | None) -> None:
     parser.add_output()
     add("--num_shards", type=positive, required=True, help="train files of the new folder")
     args = parser.parse_args(argv)
-    refuse_overlap(args.output_dir, [args.input])
-    with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
+    with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json", [args.input]) as folder:
         content = _split(args.input, folder, args.num_shards)
         write_manifest(folder, content, command_line("split", argv))
     train = content["splits"]["train"]

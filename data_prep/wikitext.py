@@ -100,8 +100,10 @@ class _PlainText:
     def _add(self, line: str, section: _Section, open_table: bool) -> None:
         bullet = _BULLET.match(line)
         text = line[bullet.end() :] if bullet else line
-        if not text or _is_table_row(text, open_table) or _is_interlanguage(text):
+        if not text or ("[[" in text and _INTERLANGUAGE_LINE.fullmatch(text)):
             return
+        if text[0] in "|}" or text.startswith("{|") or (open_table and text[0] == "!"):
+            return  # of a table or template that was not closed; only then "!" is a mark
         plain = self._lines.plain(text)
         if _WORD.search(plain):
             section.add(plain, bullet is not None, _is_link_item(text))
@@ -111,11 +113,6 @@ class _PlainText:
 def converter(invisible: tuple[str, ...]) -> _PlainText:
     """One per process and wiki."""
     return _PlainText(invisible)
-
-
-def _is_table_row(line: str, open_table: bool) -> bool:
-    """Of a table or template that was not closed; only then "!" is a mark."""
-    return line[0] in "|}" or line.startswith("{|") or (open_table and line[0] == "!")
 
 
 def _is_link_item(text: str) -> bool:
@@ -239,11 +236,6 @@ class _LineText:
         line = _OPEN_LABEL.sub("", _OPEN_TEMPLATE.sub(CUT, line))
         line = _MARKS.sub("", line)
         return re.sub(r"\{+\|+", "{", re.sub(r"\|+-+", "-", line))
-
-
-def _is_interlanguage(line: str) -> bool:
-    """Whether a line is nothing but links to the page in other languages."""
-    return "[[" in line and _INTERLANGUAGE_LINE.fullmatch(line) is not None
 
 
 def _finished(line: str, literals: list[str]) -> str:

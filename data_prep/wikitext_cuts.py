@@ -1,7 +1,6 @@
 """Cuts out of wikitext what shows no prose and may nest or be left open: one pass each, linear in the page's length."""
 
 import calendar
-import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ _TOKEN = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 
+_REF = re.compile(r"<ref(?:\s[^<>]*[^<>/])?>", re.IGNORECASE)  # one that opens
 _MAX_RENDERED_DEPTH = 4
 
 
@@ -54,23 +54,13 @@ def _closing(text: str, name: str, at: int, ends: dict[str, int]) -> int:
     """Where the tag's content ends; the text's length where it is not closed, so that only the tag itself is cut."""
     end = ends.get(name, -1)
     if end < at:
-        found = _closer(name).search(text, at)
+        found = re.compile(rf"</{name}\s*>", re.IGNORECASE).search(text, at)
         end = ends[name] = found.start() if found else len(text)
     if name == "ref" and end < len(text):
-        again = _opener(name).search(text, at, end)  # another opens first, paragraphs later: this one was left open
+        again = _REF.search(text, at, end)  # another opens first, paragraphs later: this one was left open
         if again and text.find("\n\n", at, again.start()) >= 0:
             return len(text)
     return end
-
-
-@functools.cache
-def _closer(name: str) -> re.Pattern[str]:
-    return re.compile(rf"</{name}\s*>", re.IGNORECASE)
-
-
-@functools.cache
-def _opener(name: str) -> re.Pattern[str]:
-    return re.compile(rf"<{name}(?:\s[^<>]*[^<>/])?>", re.IGNORECASE)
 
 
 def cut_nested(text: str, invisible: re.Pattern[str]) -> str:

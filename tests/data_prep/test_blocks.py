@@ -315,7 +315,9 @@ def test_groups_and_parts_keep_the_order_and_leave_nothing(tmp_path, tokenizer, 
     taken = []
     parts = text_parts((taken.append(i) or text for i, text in enumerate(texts)), tmp_path)
     groups = []
-    for group in tokenise(parts, tokenizer / "tokenizer.json", "uint16", 0.0, num_proc=1):
+    for group in tokenise(
+        parts, tokenizer_file=tokenizer / "tokenizer.json", dtype="uint16", fraction=0.0, num_proc=1
+    ):
         groups.append((group.ids.copy(), group.lengths.copy()))
         assert len(list(tmp_path.glob("part-?????.arrow"))) == 1
         if len(groups) == 1:
