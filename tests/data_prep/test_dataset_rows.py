@@ -176,10 +176,12 @@ def recipe(corpus, tmp_path):
 
 @pytest.mark.slow
 def test_processes_and_kills_change_nothing(recipe, tmp_path):
+    """kill -9 of the whole process group at random moments, with two processes that tokenise."""
     kills = tmp_path / "kills"
     flags = ["--recipe", str(recipe), "--kills", "2", "--output_dir", str(kills), "--", "--num_proc", "2"]
     assert prepare_kills.main(flags) == 0
-    assert len(json.loads((kills / "prepare_kills.json").read_text())["kills"]) == 2
+    result = json.loads((kills / "prepare_kills.json").read_text())
+    assert len(result["kills"]) == 2 and result["different"] == [] and (kills / "disturbed" / "tokenizer").is_dir()
     assert prepare.main([str(recipe), "--num_proc", "1"]) == 0
     assert prepare_kills.differences(tmp_path / "out", kills / "disturbed") == []
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())

@@ -16,7 +16,7 @@ from budget_trainer.core.io import try_lock
 from budget_trainer.data.folder import DataFolder
 from data_prep import blocks, prepare
 from data_prep.corpus import read_part
-from tests.conftest import ROOT, read_documents, words
+from tests.conftest import ROOT, words
 from tests.data_prep.conftest import error_of, flip
 
 
@@ -143,18 +143,6 @@ def test_every_filter_says_what_it_took(recipe, tmp_path, capsys):
     piece = tmp_path / "out.work" / "documents" / "source-000-piece-00000.arrow"
     kept = [document for group in read_part(piece) for document in group]
     assert any(document.startswith("Softhyphen and caf\u00e9 and a bell. This") for document in kept)
-
-
-@pytest.mark.slow
-def test_kills_change_nothing(recipe, corpus, tmp_path):
-    """kill -9 of the whole process group at random moments, with two processes that tokenise: the benchmark, four times."""
-    path = recipe(num_proc=2, tokenizer={"vocab_size": 300}, sources=[str(corpus), str(corpus)])
-    out = tmp_path / "kills"
-    assert prepare_kills.main(["--recipe", str(path), "--kills", "4", "--output_dir", str(out)]) == 0
-    result = json.loads((out / "prepare_kills.json").read_text())
-    assert len(result["kills"]) == 4 and result["different"] == [] and (out / "disturbed" / "tokenizer").is_dir()
-    removed = made(out / "disturbed")[1]["removed"]
-    assert len(list(read_documents(corpus))) == removed["duplicates"]["documents"]
 
 
 def test_the_benchmark_of_kills_sees_what_differs(recipe, tmp_path, capsys, monkeypatch):
