@@ -50,8 +50,8 @@ def test_splitting_is_what_building_with_so_many_shards_gives(prepared, tmp_path
 
 
 def test_a_thousand_shards(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "BATCH_BYTES", 32)  # every shard is written to, and open, from its first row on
     source = prepared(block_size=16)
+    monkeypatch.setattr(shards, "BATCH_BYTES", 32)  # every shard is written to, and open, from its first row on
     with limited_to(150):
         many = run_split(source, tmp_path / "many", 1000)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1000 + shards.OTHER_FILES
