@@ -15,7 +15,7 @@ from data_prep.folders import FinishedFolder, deal, facts_of
 from data_prep.shards import write_manifest
 
 
-def _split(source: Path, output: Path, num_shards: int) -> dict[str, Any]:
+def split(source: Path, output: Path, num_shards: int) -> dict[str, Any]:
     """Writes the rows of the data folder `source` in `num_shards` shards, validation and tokenizer into the empty folder
     `output`, all but manifest.json, and returns the manifest's content. InputError: no data folder, a file that is damaged
     or missing, more shards than rows."""
@@ -39,7 +39,7 @@ def main(argv: list[str] | None) -> None:
     add("--num_shards", type=positive, required=True, help="train files of the new folder")
     args = parser.parse_args(argv)
     with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json", [args.input]) as folder:
-        content = _split(args.input, folder, args.num_shards)
+        content = split(args.input, folder, args.num_shards)
         write_manifest(folder, content, command_line("split", argv))
     train = content["splits"]["train"]
     print(f"{args.output_dir}: {train['rows']} train blocks in {len(train['files'])} shards, validation as it was")
