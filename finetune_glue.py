@@ -19,8 +19,12 @@ from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 
 from budget_trainer.core import jobs  # noqa: E402
-from budget_trainer.core.command import DONE, exit_process, run_script  # noqa: E402
-from budget_trainer.core.stop_request import StopRequest  # noqa: E402
+from budget_trainer.core.command import (  # noqa: E402
+    DONE,
+    StopRequest,  # noqa: E402
+    exit_process,
+    run_script,
+)
 
 
 def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:

@@ -17,8 +17,11 @@ import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 
-from budget_trainer.core.command import DONE, run_script  # noqa: E402
-from budget_trainer.core.stop_request import StopRequest  # noqa: E402
+from budget_trainer.core.command import (  # noqa: E402
+    DONE,
+    StopRequest,  # noqa: E402
+    run_script,
+)
 
 
 def sweep(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:

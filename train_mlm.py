@@ -16,9 +16,12 @@ from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 
 from budget_trainer.core import jobs  # noqa: E402
-from budget_trainer.core.command import exit_process, run_script  # noqa: E402
+from budget_trainer.core.command import (  # noqa: E402
+    StopRequest,  # noqa: E402
+    exit_process,
+    run_script,
+)
 from budget_trainer.core.errors import RESUME  # noqa: E402
-from budget_trainer.core.stop_request import StopRequest  # noqa: E402
 
 
 def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:

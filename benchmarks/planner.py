@@ -76,13 +76,7 @@ def plan_and_run(a: argparse.Namespace) -> dict[str, Any]:
 def scan(order: dict[str, Any]) -> dict[int, list[float]]:
     """Tokens/s of every micro-batch, a number per round; this process trains."""
     from budget_trainer.planning.probe import probe
-    from budget_trainer.planning.steps import (
-        ProbeSteps,
-        StepRequest,
-        Steps,
-        blocks_per_second,
-        micro_batches,
-    )
+    from budget_trainer.planning.steps import ProbeSteps, StepRequest, Steps, blocks_per_second, micro_batches
 
     rates: dict[int, list[float]] = {}
     sizes = micro_batches(order["total"])

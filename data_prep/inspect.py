@@ -19,7 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.plotting import png_figure
+from budget_trainer.core.output import png_figure
 from budget_trainer.data.rows import Rows
 from data_prep.cli import Parser, command, command_line, output_folder, positive
 from data_prep.encoding import load_backend

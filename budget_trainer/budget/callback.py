@@ -16,8 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from budget_trainer.budget.channel import Agreement, ControlChannel
 from budget_trainer.budget.clock import BudgetClock, format_duration, parse_duration
+from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.stop_request import StopRequest
 
 log = logging.getLogger(__name__)
 STATE_KEY = "time_budget_clock"  # in TrainerState.stateful_callbacks

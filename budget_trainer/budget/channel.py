@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from budget_trainer.core.command import StopRequest, signal_name
 from budget_trainer.core.errors import LostRank
-from budget_trainer.core.stop_request import StopRequest, signal_name
 
 _ROLL_CALL_SECONDS = 5.0  # torchrun kills the survivors of a lost process after 30 s
 _HERE, _GONE, _SILENT = 0, 1, 2  # what a roll call finds

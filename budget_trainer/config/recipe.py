@@ -31,8 +31,8 @@ from budget_trainer.data.repeated_passages import SMALLEST_PIECE, check_repeated
 from budget_trainer.model.optimizers import OptimizerOptions
 from budget_trainer.model.types import check_pair_type, resolve_model_type
 from budget_trainer.reporting.hub import PushOptions
-from budget_trainer.reporting.planned import read_plan
 from budget_trainer.reporting.publish import resolve_push
+from budget_trainer.reporting.report import read_plan
 
 EPOCHS = ("validation_epochs", "validation_epochs_begin", "validation_epochs_end")
 PROPORTIONS = ("validation_begin_proportion", "validation_end_proportion")

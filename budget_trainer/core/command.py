@@ -1,6 +1,7 @@
 """How every command begins and ends: signals, exit codes, the line of an error, colour on a terminal, the usage line's name.
 
-Standard library only: no command waits for torch before it has said what is wrong.
+Standard library only: signals are listened to before the heavy imports, and no command waits for torch before it has said what
+is wrong.
 """
 
 from __future__ import annotations
@@ -10,17 +11,55 @@ import atexit
 import logging
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, NoReturn
+from types import FrameType
+from typing import IO, Any, NoReturn
 
 from budget_trainer import __version__
 from budget_trainer.core.errors import RESUME, InputError, LostRank, RunError, StopAsked
 from budget_trainer.core.io import DISK_ERRNOS
-from budget_trainer.core.stop_request import StopRequest
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+BY_PROGRAM = 1  # no signal has this number
+
+
+class StopRequest:
+    """Remembers that this process was asked to stop; what follows is agreed on by all ranks (`Agreement`)."""
+
+    def __init__(self) -> None:
+        self.signal_number = 0  # 0: nobody asked
+        self._before: dict[int, Any] = {}
+
+    def ask(self, signal_number: int = BY_PROGRAM) -> None:
+        """Ask for a stop with a checkpoint after this step; safe in a signal handler."""
+        self.signal_number = signal_number
+
+    def listen(self) -> None:
+        """SIGTERM, SIGINT and SIGUSR1 ask from now on; a second SIGINT ends the process at once."""
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.ask(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def restore(self) -> None:
+        """Signals do again what they did before `listen`."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def signal_name(number: int) -> str:
+    """`SIGTERM` of 15; `a request` of what was no signal."""
+    return "a request" if number == BY_PROGRAM else signal.Signals(number).name
+
 
 DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 85, 130, 141
 EXIT_CODES = {

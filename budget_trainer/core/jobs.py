@@ -17,9 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from budget_trainer.core.command import StopRequest, signal_name
 from budget_trainer.core.errors import StopAsked
 from budget_trainer.core.io import write_atomic
-from budget_trainer.core.stop_request import StopRequest, signal_name
 
 VARIABLE = (
     "BUDGET_LIFELINE"  # set for a run whose standard input is a pipe that the process which started it holds open

@@ -20,8 +20,7 @@ from typing import Any
 from budget_trainer.budget.clock import parse_duration
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_atomic, write_json_atomic
-from budget_trainer.core.markdown import inline, table
-from budget_trainer.core.plotting import png_figure
+from budget_trainer.core.output import inline, png_figure, table
 from budget_trainer.glue.report import bullets
 from budget_trainer.glue.results import METRIC_NAMES, Suite, mean, points, read_object
 from budget_trainer.glue.tasks import ALL_COLUMNS

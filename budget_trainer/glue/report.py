@@ -14,18 +14,8 @@ from typing import Any
 
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.io import write_atomic, write_json_atomic
-from budget_trainer.core.markdown import Markup, inline, table
-from budget_trainer.core.plotting import png_figure
-from budget_trainer.glue.results import (
-    METRIC_NAMES,
-    Column,
-    Suite,
-    TaskResult,
-    card_scores,
-    mean,
-    points,
-    rounded,
-)
+from budget_trainer.core.output import Markup, inline, png_figure, table
+from budget_trainer.glue.results import METRIC_NAMES, Column, Suite, TaskResult, card_scores, mean, points, rounded
 from budget_trainer.glue.tasks import ALL_COLUMNS, TASKS
 
 _FORMAT = 1

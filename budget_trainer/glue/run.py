@@ -14,9 +14,9 @@ from transformers import DataCollatorWithPadding
 from budget_trainer.budget.callback import TimeBudgetCallback
 from budget_trainer.budget.channel import Agreement, ControlChannel
 from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, StopAsked
 from budget_trainer.core.io import fresh_folder, publish_folder, write_atomic, write_json_atomic
-from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.glue.arguments import Request
 from budget_trainer.glue.data import check_data, load_task
 from budget_trainer.glue.metrics import predict

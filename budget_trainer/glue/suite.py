@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from budget_trainer.budget.clock import BudgetClock, ClockFile, format_duration
+from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import fresh_folder, try_lock, write_json_atomic
 from budget_trainer.core.jobs import Job, JobEnd, devices, launch_command, run_jobs, write_profile
-from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.glue.arguments import Request
 from budget_trainer.glue.model import load_checkpoint, model_digest
 from budget_trainer.glue.over_budget import MARKDOWN, expand_checkpoints, report_over_budget

@@ -29,7 +29,7 @@ _TRAIN_SHARDS = 256  # shard_data's default, before copies
 
 
 @dataclass
-class Draft:
+class _Draft:
     """A recipe in the making: by key a value and a remark, answers to flags without a key, and what is different."""
 
     given: Given
@@ -61,13 +61,13 @@ class Draft:
         return sum(not file.name.startswith("test") for file in Path(self.given["dataset_path"]).rglob("*.hdf5"))
 
 
-def convert(given: Given, launch: Launch, data_dir: str | None = None) -> Draft:
+def convert(given: Given, launch: Launch, data_dir: str | None = None) -> _Draft:
     """The recipe of what was given, for `launch`'s processes; `data_dir` is where the converted data will be.
 
     Raises:
         InputError: what the original could not have run, or what no native class and no flag here can do.
     """
-    draft, path = Draft(given, launch), given["dataset_path"]
+    draft, path = _Draft(given, launch), given["dataset_path"]
     for defect, text, applies in DIFFERENCES:
         if all(given[name] == value for name, value in applies.items()):
             draft.differences.append(f"{text} ({defect})")
@@ -84,7 +84,7 @@ def convert(given: Given, launch: Launch, data_dir: str | None = None) -> Draft:
     return draft
 
 
-def _convert_flag(draft: Draft, flag: Flag) -> None:
+def _convert_flag(draft: _Draft, flag: Flag) -> None:
     """A line for a flag that was given, and for a default of the original that ours differs from; or an answer."""
     given, value = draft.given, draft.given[flag.name]
     unread = [f"{name} {_shown(needed)}" for name, needed in flag.read_with if given[name] != needed]
@@ -103,7 +103,7 @@ def _convert_flag(draft: Draft, flag: Flag) -> None:
 # ---- flags that belong together ----
 
 
-def _batch(draft: Draft) -> None:
+def _batch(draft: _Draft) -> None:
     """The global batch is the original's: micro-batch x processes x accumulation."""
     processes, total = draft.launch.processes, draft.given["train_batch_size"]
     micro = max(1, draft.given["train_micro_batch_size_per_gpu"])  # below 1 is refused as our key
@@ -118,7 +118,7 @@ def _batch(draft: Draft) -> None:
     draft.entries["gradient_accumulation_steps"] = (steps, remark)
 
 
-def _budget(draft: Draft) -> None:
+def _budget(draft: _Draft) -> None:
     """One budget where the original had two defaults of 24 hours; what is saved on the way."""
     given, total = draft.given, draft.given["total_training_time"]
     if given["early_exit_time_marker"] < total and "early_exit_time_marker" not in given:
@@ -142,7 +142,7 @@ def _budget(draft: Draft) -> None:
         )
 
 
-def _schedule(draft: Draft) -> None:
+def _schedule(draft: _Draft) -> None:
     """A schedule by time or by steps, and the length that its curve has."""
     given, kind, share = draft.given, draft.given["lr_schedule"], draft.given["warmup_proportion"]
     length, unit = (given["total_training_time"], "hours") if kind == "time" else (given["max_steps"], "steps")
@@ -164,7 +164,7 @@ def _schedule(draft: Draft) -> None:
         )
 
 
-def _exponential(draft: Draft, rest: float, unit: str) -> None:
+def _exponential(draft: _Draft, rest: float, unit: str) -> None:
     """`decay_rate` once every `decay_step` hours or steps, over the `rest` of the schedule behind the warmup."""
     rate, step = draft.given["decay_rate"], draft.given["decay_step"]
     every = f"{rate:g} every {step} {unit}"
@@ -185,7 +185,7 @@ def _exponential(draft: Draft, rest: float, unit: str) -> None:
     )
 
 
-def _layout(draft: Draft) -> None:
+def _layout(draft: _Draft) -> None:
     """The native class of the original's words, and what that class has not."""
     given = draft.given
     if given["encoder_ln_mode"] == "post-ln" and not given["layernorm_embedding"]:
@@ -215,7 +215,7 @@ def _layout(draft: Draft) -> None:
         )
 
 
-def _lamb(draft: Draft) -> None:
+def _lamb(draft: _Draft) -> None:
     if draft.given["optimizer_type"] != "lamb":
         return
     for key, name, value in _LAMB:
@@ -225,7 +225,7 @@ def _lamb(draft: Draft) -> None:
         draft.entries[key] = (value, "what the original's lamb had, whatever the command said")
 
 
-def _names(draft: Draft) -> None:
+def _names(draft: _Draft) -> None:
     """Where a run writes, and what it is called; runs of a sweep differ by their id."""
     name, folder, run_id = (draft.given[flag] for flag in ("job_name", "output_dir", "current_run_id"))
     if not folder:
@@ -238,7 +238,7 @@ def _names(draft: Draft) -> None:
 # ---- text ----
 
 
-def recipe_text(draft: Draft, recipe: str) -> str:
+def recipe_text(draft: _Draft, recipe: str) -> str:
     """The YAML of a recipe, in a file that the launch command names `recipe`.
 
     Comments hold the two commands to use, what is different, and the answers to flags without a key.

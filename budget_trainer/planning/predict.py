@@ -23,8 +23,8 @@ from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.mixin import TimeScheduleMixin
 from budget_trainer.budget.stages import Stage
 from budget_trainer.config.recipe import Recipe
+from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.planning.steps import MicroStep
 from budget_trainer.training.callbacks import CheckpointCadence, FinetuneMarkers, StageCadence, ValidationCadence
 from budget_trainer.training.trainer import TimeBudgetTrainer
@@ -63,7 +63,7 @@ def end_seconds(recipe: Recipe) -> float:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class _Prediction:
     """What the run will have done at its end, over all processes. Seconds by the clock's phases."""
 
     steps: int
@@ -80,7 +80,7 @@ class Prediction:
     schedule: list[dict[str, float]]
 
 
-def predict(costs: Costs, recipe: Recipe, accumulation: int, num_processes: int = 1) -> Prediction:
+def predict(costs: Costs, recipe: Recipe, accumulation: int, num_processes: int = 1) -> _Prediction:
     """Let the budget pass: set-up, steps, what is due on the way, the last save.
 
     Raises:
@@ -213,10 +213,10 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
         left = min(seconds / step, self.args.max_steps - self.state.global_step)
         return int(max(1, min(longest, left / 2)))
 
-    def result(self) -> Prediction:
+    def result(self) -> _Prediction:
         seconds = self.clock.seconds_by_phase()
         tokens = self.samples_consumed * self.costs.block_size
-        return Prediction(
+        return _Prediction(
             steps=self.state.global_step,
             samples=self.samples_consumed,
             tokens=tokens,

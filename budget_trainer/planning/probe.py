@@ -31,9 +31,9 @@ import torch
 from transformers import PrinterCallback
 
 from budget_trainer.config.recipe import parse_recipe, speed_settings
+from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import write_atomic
-from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.model.build import parameter_count
 from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
 from budget_trainer.planning.measure import ProbeTrainer, free_bytes, peak_bytes, reset_peak, return_freed

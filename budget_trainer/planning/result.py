@@ -18,7 +18,7 @@ from budget_trainer.config.recipe import Recipe
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.planning.predict import Costs, end_seconds, predict
 from budget_trainer.planning.steps import Measurements, MicroStep, blocks_per_second
-from budget_trainer.reporting.planned import FORMAT, machine
+from budget_trainer.reporting.report import FORMAT, machine
 
 FEWEST_TOKENS, MOST_TOKENS = 20.0, 200.0  # per parameter
 # (layers, width): tiny to large, of Turc et al. 2019 (arXiv 1908.08962) and Devlin et al. 2018 (arXiv 1810.04805).

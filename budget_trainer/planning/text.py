@@ -11,7 +11,7 @@ from typing import Any
 
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.io import write_atomic
-from budget_trainer.core.plotting import png_figure
+from budget_trainer.core.output import png_figure
 from budget_trainer.planning.result import FEWEST_TOKENS, MOST_TOKENS
 
 _TITLES = {

@@ -18,7 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
-from budget_trainer.core.markdown import fence, inline, table
+from budget_trainer.core.output import fence, inline, table
 from budget_trainer.reporting.report import PICTURE, REPORT, public_report
 
 GLUE_REPORT = "glue_report.json"

@@ -34,7 +34,7 @@ _FOREIGN = (run_folder.RUN, "suite.json", run_folder.FINAL)  # of another kind o
 
 
 @dataclass(frozen=True)
-class SweepRequest:
+class _SweepRequest:
     """What the command line asks for; `flags` are those that win over the file at `path`, by its keys."""
 
     path: Path
@@ -183,7 +183,7 @@ def _lists(points: list[dict[str, str]]) -> dict[str, list[str]]:
     return lists
 
 
-def parse_request(argv: Sequence[str] | None = None) -> SweepRequest:
+def parse_request(argv: Sequence[str] | None = None) -> _SweepRequest:
     """Read the command line and the text of the file. Raises InputError."""
     parser = Parser("sweep.py", "Search for the best recipe: many trainings under a total time.")
     add = parser.add_argument
@@ -218,7 +218,7 @@ def parse_request(argv: Sequence[str] | None = None) -> SweepRequest:
             flags[name] = yaml.load(flags[name], Loader=yaml.BaseLoader)
         except yaml.YAMLError:
             pass  # refused as the text that it is
-    return SweepRequest(path, text, flags, **own)
+    return _SweepRequest(path, text, flags, **own)
 
 
 def check_start(spec: SweepSpec, on_cpu: bool) -> Path:

@@ -18,8 +18,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.errors import RunError
 from budget_trainer.core.io import write_atomic
-from budget_trainer.core.markdown import Markup, fence, inline, table
-from budget_trainer.core.plotting import png_figure
+from budget_trainer.core.output import Markup, fence, inline, png_figure, table
 from budget_trainer.reporting.report import public_recipe
 from budget_trainer.sweep.results import BEST_SHARE, SweepRecord, best_recipe_text, importance
 from budget_trainer.sweep.spec import format_value, numbers_of

@@ -18,10 +18,10 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from budget_trainer.budget.clock import BudgetClock, ClockFile, format_duration
+from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import try_lock, write_atomic, write_json_atomic
 from budget_trainer.core.jobs import devices, launch_command, write_profile
-from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.sweep.command import check_start, read_profile
 from budget_trainer.sweep.runner import Runner

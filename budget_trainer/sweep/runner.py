@@ -15,9 +15,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from budget_trainer.budget.clock import BudgetClock, format_duration
+from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import RunError
 from budget_trainer.core.jobs import Job, JobEnd, run_jobs
-from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.sweep.results import SweepRecord, TrialRecord
 from budget_trainer.sweep.spec import FIRST_OVERHEAD, WHOLE, SweepSpec
 from budget_trainer.sweep.study import ask, exclusive, resume, storage_file, tell

@@ -14,9 +14,14 @@ from budget_trainer.core.io import write_json_atomic
 from budget_trainer.data.order import BlockDataset
 from budget_trainer.model.build import parameter_count
 from budget_trainer.reporting.card import write_model_card
-from budget_trainer.reporting.planned import compare_with_plan, comparison_line
 from budget_trainer.reporting.publish import BackgroundPush
-from budget_trainer.reporting.report import describe_data, draw_report, read_progress
+from budget_trainer.reporting.report import (
+    compare_with_plan,
+    comparison_line,
+    describe_data,
+    draw_report,
+    read_progress,
+)
 from budget_trainer.training import run_folder
 from budget_trainer.training.callbacks import FinetuneMarkers, ProgressLog
 from budget_trainer.training.engine import engine_name

@@ -25,7 +25,7 @@ from budget_trainer.model.engine_optimizers import let_deepspeed_step, zero_stag
 from budget_trainer.model.initialization import cooccurrence_embeddings, set_embeddings, set_offset_heads
 from budget_trainer.model.optimizers import OptimizerOptions
 from budget_trainer.model.sparse import check_document_mask
-from budget_trainer.reporting.planned import check_plan
+from budget_trainer.reporting.report import check_plan
 from budget_trainer.training.engine import engine_name
 from budget_trainer.training.evaluation import PinnedEvaluation
 

@@ -17,10 +17,9 @@ from budget_trainer.budget.callback import TimeBudgetCallback
 from budget_trainer.budget.channel import Agreement, ControlChannel
 from budget_trainer.budget.clock import BudgetClock, ClockFile
 from budget_trainer.config.recipe import Recipe
-from budget_trainer.core.command import DONE, RESUMABLE
+from budget_trainer.core.command import DONE, RESUMABLE, StopRequest
 from budget_trainer.core.errors import StopAsked
 from budget_trainer.core.io import write_json_atomic
-from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.model.build import load_pretrained
 from budget_trainer.model.flops import measure_peak_flops

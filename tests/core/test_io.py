@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from budget_trainer.core import io
-from budget_trainer.core.plotting import png_figure
+from budget_trainer.core.output import png_figure
 
 
 @pytest.mark.parametrize("durable", [True, False])

@@ -8,9 +8,9 @@ import time
 import psutil
 import pytest
 
+from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import StopAsked
 from budget_trainer.core.jobs import VARIABLE, Job, launch_command, run_jobs, write_profile
-from budget_trainer.core.stop_request import StopRequest
 from tests.conftest import wait_for
 
 

@@ -14,11 +14,7 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import train_mlm  # noqa: E402
-from budget_trainer.core.command import (  # noqa: E402
-    DONE,
-    RESUMABLE,
-    exit_process,  # noqa: E402
-)
+from budget_trainer.core.command import DONE, RESUMABLE, exit_process
 from budget_trainer.training import engine  # noqa: E402
 
 make_state, gather = AcceleratorState.__init__, accelerate.Accelerator.get_state_dict

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.glue import plan as plan_module
 from budget_trainer.glue.arguments import KEYS, parse_request
 from budget_trainer.glue.plan import PlannedRun, make_plan, read_grid, share

@@ -23,7 +23,7 @@ from transformers import (
 
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.config.arguments import RunArguments
-from budget_trainer.core.stop_request import StopRequest
+from budget_trainer.core.command import StopRequest
 from budget_trainer.glue import run
 from budget_trainer.glue.arguments import REFUSED, GlueRunArguments, parse_request
 from budget_trainer.glue.tasks import TASKS

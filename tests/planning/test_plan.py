@@ -14,7 +14,7 @@ from budget_trainer.core.io import write_json_atomic
 from budget_trainer.planning import command as command_module
 from budget_trainer.planning.command import main
 from budget_trainer.planning.result import make_plan
-from budget_trainer.reporting.planned import check_plan, read_plan
+from budget_trainer.reporting.report import check_plan, read_plan
 from tests.conftest import TINY, alive, children, report, run, spawn, wait_for
 from tests.planning.test_predict import REPORT
 

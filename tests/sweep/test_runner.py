@@ -9,8 +9,8 @@ import optuna
 import pytest
 
 from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import RunError, StopAsked
-from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.sweep.runner import ENDED, PLACE, Runner
 from budget_trainer.sweep.spec import Objective, SweepSpec
 from budget_trainer.sweep.study import open_storage, open_study

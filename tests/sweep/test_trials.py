@@ -14,7 +14,7 @@ import yaml
 
 import sweep
 from budget_trainer.budget.clock import BudgetClock
-from budget_trainer.core.stop_request import StopRequest
+from budget_trainer.core.command import StopRequest
 from budget_trainer.sweep.command import parse_request
 from budget_trainer.sweep.run import run_sweep
 from budget_trainer.sweep.runner import sweep_record

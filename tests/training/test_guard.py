@@ -11,8 +11,8 @@ from transformers import TrainerControl, TrainerState
 
 from budget_trainer.budget.callback import Reading, TimeBudgetCallback
 from budget_trainer.budget.channel import Agreement, ControlChannel
+from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import Diverged
-from budget_trainer.core.stop_request import StopRequest
 from budget_trainer.model.optimizers import OPTIMIZERS, build_optimizer
 from budget_trainer.training.callbacks import EarlyStop
 from budget_trainer.training.recovery import BadSteps, Guard, withhold

@@ -17,7 +17,7 @@ from transformers import (
 from budget_trainer import BudgetClock, InputError, TimeBudgetCallback, TimeScheduleMixin
 from budget_trainer.budget.callback import Reading
 from budget_trainer.budget.channel import Agreement
-from budget_trainer.core.stop_request import StopRequest
+from budget_trainer.core.command import StopRequest
 
 
 class Tick(TrainerCallback):

@@ -1,11 +1,41 @@
-"""The style of all pictures. Matplotlib is imported only where one is drawn."""
+"""What reports look like: Markdown that stays valid whatever the values hold, and the style of all pictures.
+
+Matplotlib is imported only where a picture is drawn.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+
+class Markup(str):
+    """Text that is Markdown already, which `inline` leaves as it is."""
+
+    __slots__ = ()
+
+
+def inline(value: Any) -> str:
+    """One line in which nothing is Markdown or HTML, whatever `value` says."""
+    if isinstance(value, Markup):
+        return value
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(str(value).split()))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *([inline(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def fence(text: str, language: str) -> str:
+    """A code block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    marks = "`" * max(3, longest + 1)
+    return f"{marks}{language}\n{text}\n{marks}"
+
 
 DARK = "#22303c"  # of all text
 _STYLE: dict[Any, Any] = {
