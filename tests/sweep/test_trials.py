@@ -172,7 +172,8 @@ def test_a_glue_score_is_an_objective(data_dir, glue_dir, tmp_path, here):  # no
     found = record(tmp_path)
     (trial,) = found.trials
     result = json.loads((tmp_path / "out" / trial.folder / "glue" / "result.json").read_text())
-    assert (found.direction, found.objective, trial.state) == ("maximize", "glue: CoLA", "finished")
+    objective = found.spec.objective
+    assert (objective.direction, objective.name, trial.state) == ("maximize", "glue: CoLA", "finished")
     assert trial.objective == result["headline"]["value"]
     (tmp_path / "sweep.yaml").write_text((tmp_path / "sweep.yaml").read_text().replace("num_train", "num_trian"))
     code, error = here(tmp_path)
