@@ -138,7 +138,7 @@ def test_a_job_ends_with_the_process_that_started_it(tmp_path):
 import sys
 from pathlib import Path
 from budget_trainer.core.jobs import Job, run_jobs
-from budget_trainer.core.stop_request import StopRequest
+from budget_trainer.core.command import StopRequest
 jobs = [Job(command=[sys.executable, "-c", {child!r}], log=Path({str(log)!r}), on_end=print)]
 run_jobs([None], lambda: jobs.pop() if jobs else None, StopRequest())
 """
