@@ -29,7 +29,7 @@ help:
 	@echo "                  BUDGET=$(BUDGET)  CONFIG=$(CONFIG)  OUT=$(OUT)"
 	@echo "                  LAUNCH='flags of accelerate launch'  ARGS='flags of train_mlm.py'"
 	@echo "make test         the tests that a change waits for (under 10 minutes on two cores)"
-	@echo "make test-all     these and the slow ones (about 20 minutes)"
+	@echo "make test-all     these and the slow ones (about 23 minutes)"
 	@echo "make acceptance   every promise measured, as a table in out/acceptance.md; CHECKS='budget resume' selects"
 	@echo "make docs         docs/api.md from the docstrings, the picture of the packages from the imports"
 	@echo "make install      only the virtual environment; TORCH_INDEX=URL takes torch from another package index"
