@@ -11,8 +11,11 @@ one command, on one line or several, with comment lines, or a sweep; other lines
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from budget_trainer.core.command import Parser, run_command
@@ -40,54 +43,53 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _read_source(command: list[str]) -> str | None:
-    """The text of a command that is one word, a file or stdin; None of one that is given as words."""
+def _read_source(command: list[str]) -> str:
+    """The text of a command: its words, a file that holds it, or stdin."""
     if command in ([], ["-"]):
         if sys.stdin.isatty():
             raise InputError("command: missing; give the original's command line, a file that holds it, or --help")
         return sys.stdin.read()
-    word = command[0]
-    if len(command) > 1 or any(sign.isspace() for sign in word):
-        return word if len(command) == 1 else None
-    if Path(word).is_file() and not word.endswith(".py"):
+    if len(command) > 1:
+        return shlex.join(command)
+    if not re.search(r"\s|\.py$", command[0]):
         try:
-            return Path(word).read_text(encoding="utf-8")
+            return Path(command[0]).read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise InputError(f"command: {word} is not text; give a text or a YAML file") from None
-    if word.endswith((".yaml", ".yml", ".sh", ".txt")):
-        raise InputError(f"command: the file {word} is not there; give one that is, or a command")
-    return word
+            raise InputError(f"command: {command[0]} is not text; give a text or a YAML file") from None
+        except OSError:
+            raise InputError(f"command: no file {command[0]!r} can be read; give one, or a whole command") from None
+    return command[0]
 
 
 def _main(argv: Sequence[str] | None) -> None:
     args = _parse(argv)
     if args.output is not None and args.output.exists():
         raise InputError(f"output: {args.output} is there already; give another name, or delete it")
-    text = None if args.table else _read_source(args.command)
+    text = "" if args.table else _read_source(args.command)
     # Heavy imports, behind what can be refused without them.
     from budget_trainer.migrate import reading, recipe
 
     if args.table:
         sys.stdout.write(recipe.table())
         return
-    if text is not None and reading.SweepFile.describes(text):
+    if reading.SweepFile.describes(text):
         given = reading.SweepFile.read(text).given(args.combination or 1)
-        launch = reading.read_launcher([], args.num_processes)
+        if args.num_processes is not None:
+            given = replace(given, processes=args.num_processes, why="--num_processes")
     elif args.combination is not None:
-        raise InputError(
-            f"combination: {args.combination} belongs to a sweep file, and this is a command; leave it out"
-        )
+        raise InputError(f"combination: {args.combination} belongs to a sweep file; leave it out with a command")
     else:
-        given, launch = reading.read_command(args.command if text is None else text, args.num_processes)
-    draft = recipe.convert(given, launch, args.data_dir)
+        given = reading.read_command(text, args.num_processes)
+    draft = recipe.convert(given, args.data_dir)
     text = recipe.recipe_text(draft, str(args.output or "recipe.yaml"))
     if args.output is None:
         sys.stdout.write(text)
         return
     with args.output.open("x", encoding="utf-8") as file:
         file.write(text)
-    print(f"{args.output}: {len(draft.entries)} keys; its comments say what is different and answer the other flags")
-    print(launch.command(str(args.output)))
+    print(
+        f"{args.output}: {len(draft.entries)} keys; its comments hold the two commands to use, and say what is different"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -161,10 +161,15 @@ FLAGS: dict[str, Flag] = {flag.name: flag for flags in ORIGINAL_GROUPS.values() 
 
 @dataclass(frozen=True)
 class Given:
-    """The flags that a command or a combination of a sweep named, typed; `remarks` on how they were read."""
+    """The flags that a command or a combination of a sweep named, typed; `remarks` on how they were read.
+
+    `processes` train, for the reason `why`: by default as many as the paper's machine had GPUs.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    processes: int = 8
+    why: str = "assumed, 8 as on the paper's machine: --num_processes N says it"
 
     def __getitem__(self, name: str) -> Any:
         """The value, or the original's default."""

@@ -15,15 +15,11 @@ from budget_trainer.config.edit import WIDTH, scalar
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.migrate.flags import DIFFERENCES, FLAGS, NO_LIMIT, ORIGINAL_GROUPS, Flag, Given
-from budget_trainer.migrate.reading import Launch
 from budget_trainer.model.types import resolve_model_type
 
 DEFAULTS: dict[str, Any] = {
     f.name: None if f.default is MISSING else f.default for group in GROUPS for f in fields(group) if f.init
 }
-_UNIT_NAMES = {"h": " hours", "m": " minutes"}
-# Key, the original's flag and what DeepSpeed's FusedLamb had for it: the adam_* flags did not reach it.
-_LAMB = (("adam_beta1", "adam_beta1", 0.9), ("adam_beta2", "adam_beta2", 0.999), ("adam_epsilon", "adam_eps", 1e-8))
 _HUB_OWNERS = {"bert": "google-bert", "roberta": "FacebookAI"}  # of the names that had no owner in 2021
 _TRAIN_SHARDS = 256  # shard_data's default, before copies
 
@@ -33,7 +29,6 @@ class _Draft:
     """A recipe in the making: by key a value and a remark, answers to flags without a key, and what is different."""
 
     given: Given
-    launch: Launch
     entries: dict[str, tuple[Any, str]] = field(default_factory=dict)
     answers: list[tuple[str, str]] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
@@ -61,13 +56,13 @@ class _Draft:
         return sum(not file.name.startswith("test") for file in Path(self.given["dataset_path"]).rglob("*.hdf5"))
 
 
-def convert(given: Given, launch: Launch, data_dir: str | None = None) -> _Draft:
-    """The recipe of what was given, for `launch`'s processes; `data_dir` is where the converted data will be.
+def convert(given: Given, data_dir: str | None = None) -> _Draft:
+    """The recipe of what was given; `data_dir` is where the converted data will be.
 
     Raises:
         InputError: what the original could not have run, or what no native class and no flag here can do.
     """
-    draft, path = _Draft(given, launch), given["dataset_path"]
+    draft, path = _Draft(given), given["dataset_path"]
     for defect, text, applies in DIFFERENCES:
         if all(given[name] == value for name, value in applies.items()):
             draft.differences.append(f"{text} ({defect})")
@@ -105,7 +100,7 @@ def _convert_flag(draft: _Draft, flag: Flag) -> None:
 
 def _batch(draft: _Draft) -> None:
     """The global batch is the original's: micro-batch x processes x accumulation."""
-    processes, total = draft.launch.processes, draft.given["train_batch_size"]
+    processes, total = draft.given.processes, draft.given["train_batch_size"]
     micro = max(1, draft.given["train_micro_batch_size_per_gpu"])  # below 1 is refused as our key
     steps, rest = divmod(total, micro * processes)
     if rest:
@@ -216,13 +211,14 @@ def _layout(draft: _Draft) -> None:
 
 
 def _lamb(draft: _Draft) -> None:
+    """DeepSpeed's FusedLamb had values of its own: the adam_* flags did not reach it."""
     if draft.given["optimizer_type"] != "lamb":
         return
-    for key, name, value in _LAMB:
+    for name, value in (("adam_beta1", 0.9), ("adam_beta2", 0.999), ("adam_eps", 1e-8)):
         given = draft.given.values.get(name, value)
         if given != value:
             draft.answers.append((name, f"{given:g} did not reach their lamb, which had {value:g}; so here"))
-        draft.entries[key] = (value, "what the original's lamb had, whatever the command said")
+        draft.entries[FLAGS[name].key or ""] = (value, "what the original's lamb had, whatever the command said")
 
 
 def _names(draft: _Draft) -> None:
@@ -239,11 +235,10 @@ def _names(draft: _Draft) -> None:
 
 
 def recipe_text(draft: _Draft, recipe: str) -> str:
-    """The YAML of a recipe, in a file that the launch command names `recipe`.
-
-    Comments hold the two commands to use, what is different, and the answers to flags without a key.
-    """
-    launch, shards = draft.launch, "" if draft.train_shards() else f"; here shard_data's default of {_TRAIN_SHARDS}"
+    """The YAML of a recipe, in a file that its launch command names `recipe`; its comments as docs/migrating.md says."""
+    given, shards = draft.given, "" if draft.train_shards() else f"; here shard_data's default of {_TRAIN_SHARDS}"
+    profile = f"ddp.yaml --num_processes {given.processes}" if given.processes > 1 else "single_gpu.yaml"
+    launch = f"accelerate launch --config_file accelerate_configs/{profile} train_mlm.py {shlex.quote(recipe)}"
     text = [
         *_comment("Made by python -m budget_trainer.migrate of flags of IntelLabs/academic-budget-bert."),
         "#",
@@ -254,10 +249,10 @@ def recipe_text(draft: _Draft, recipe: str) -> str:
         ),
         f"#   {' '.join(draft.data_command().splitlines())}",
         *_comment(
-            f"Then the training, processes: {launch.processes} ({launch.why}); for several machines "
+            f"Then the training, processes: {given.processes} ({given.why}); for several machines "
             "accelerate_configs/multi_node_ddp.yaml:"
         ),
-        f"#   {' '.join(launch.command(recipe).splitlines())}",
+        f"#   {' '.join(launch.splitlines())}",
     ]
     answers = [f"{name}: {answer}" for name, answer in draft.answers]
     for heading, lines in (("What is different now:", draft.differences), ("Flags without a key here:", answers)):
@@ -290,7 +285,8 @@ def table() -> str:
 
 
 def _row(flag: Flag) -> str:
-    theirs = f"`{flag.name}` ({_shown(flag.default)}{_UNIT_NAMES.get(flag.unit, '')})"
+    unit = {"h": " hours", "m": " minutes"}.get(flag.unit, "")
+    theirs = f"`{flag.name}` ({_shown(flag.default)}{unit})"
     here = f"`{flag.key}` ({_shown(DEFAULTS[flag.key])})" if flag.key else "-"
     conditions = " and ".join(f"{name} {_shown(value)}" for name, value in flag.read_with)
     remarks = [", ".join(flag.choices), flag.text, conditions and f"read with {conditions}"]

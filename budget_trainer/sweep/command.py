@@ -23,7 +23,7 @@ from budget_trainer.core.command import Parser
 from budget_trainer.core.errors import InputError
 from budget_trainer.migrate.flags import FLAGS as ORIGINAL
 from budget_trainer.migrate.flags import Given
-from budget_trainer.migrate.reading import SweepFile, find_flag, read_launcher
+from budget_trainer.migrate.reading import SweepFile
 from budget_trainer.migrate.recipe import convert
 from budget_trainer.sweep.spec import FIRST_OVERHEAD, FLAGS, HALVING, KEYS, SweepSpec, why_not_searched
 from budget_trainer.training import run_folder
@@ -77,8 +77,6 @@ class _SweepRequest:
         if names <= TRAINING_KEYS and not names <= ORIGINAL.keys():  # its form, with our flags
             data = {} if self.data_dir is None else {"data_dir": self.data_dir}
             return {**self.flags, "parameters": sweep.grid, "fixed": sweep.fixed | data}
-        if unknown := _unknown_names(sweep):
-            find_flag(unknown[0], "sweep file")  # raises
         points = [self._converted(sweep, number) for number in range(1, sweep.combinations + 1)]
         common = {key: text for key, text in points[0].items() if all(point.get(key) == text for point in points)}
         varied = _lists([{key: text for key, text in point.items() if key not in common} for point in points])
@@ -96,7 +94,7 @@ class _SweepRequest:
         processes = 1 if config is None else read_profile(Path(config))[1]
         values = {**sweep.given(number).values, "current_run_id": ""}
         values |= {name: self.flags[name] for name in ("job_name", "output_dir") if name in self.flags}
-        entries = convert(Given(values), read_launcher([], processes), self.data_dir).entries
+        entries = convert(Given(values, processes=processes), self.data_dir).entries
         return {key: str(v).lower() if isinstance(v, bool) else str(v) for key, (v, _) in entries.items()}
 
     def print_commands(self) -> None:

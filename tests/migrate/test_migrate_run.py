@@ -85,7 +85,7 @@ def test_the_data_command_makes_the_folder_that_the_recipe_names(corpus, tokeniz
         third = rows[number::3]
         write(tmp_path / "shards" / f"{name}.hdf5", third, (third != 0).sum(1), loaded, seed=number)
     flags = f"--dataset_path {tmp_path}/shards --tokenizer_name {tokenizer} --output_dir {tmp_path}/out"
-    draft = convert(*read_command(f"deepspeed run_pretraining.py {flags}"))
+    draft = convert(read_command(f"deepspeed run_pretraining.py {flags}"))
     assert hdf5.main(draft.data_command().split()[3:]) == 0
     data = DataFolder.open(draft.entries["data_dir"][0])
     assert data.block_size == LENGTH and len(data.manifest["splits"]["train"]["files"]) == 2
