@@ -12,11 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from budget_trainer.budget.clock import format_duration
-from budget_trainer.core.errors import RunError
 from budget_trainer.core.io import write_atomic
 from budget_trainer.core.output import Markup, fence, inline, png_figure, table
 from budget_trainer.reporting.report import public_recipe
@@ -33,44 +31,35 @@ _STATES = {
     "finished": "reached the end of its time",
     "pruned": "stopped early, behind others at the same share of its time",
     "time": "ended because the sweep's total time was up",
-    "failed": "ended with an error, or without a value",
+    "failed": "ended with an error",
     "running": "was under way when this was written",
 }
 
 
-def write_report(record: SweepRecord, study: optuna.Study) -> list[Path]:
+def write_report(record: SweepRecord) -> list[Path]:
     """Write the files into the sweep's folder, each whole or not at all; returns those that were written.
 
-    `study` gives the distributions of the parameters, by the numbers of the trials. Without a finished trial there is no
-    `best_recipe.yaml`.
+    Without a finished trial there is no `best_recipe.yaml`.
 
     Raises:
         OSError: a file cannot be written.
         RunError: the base recipe cannot be read any more; the other files are then written.
     """
-    shares, why_not = importance(record, study)
-    contents: dict[str, str | bytes] = {
-        _CSV: csv_text(record),
-        _MARKDOWN: _markdown(record, shares, why_not),
-        _PICTURE: _draw(record, shares),
-    }
-    unreadable: RunError | None = None
-    try:
-        recipe = best_recipe_text(record)
-        contents |= {} if recipe is None else {_BEST_RECIPE: recipe}
-    except RunError as error:
-        unreadable = error
-    for name, content in contents.items():
-        write_atomic(record.spec.output_dir / name, content)
-    if unreadable is not None:
-        raise unreadable
-    return [record.spec.output_dir / name for name in contents]
+    folder, (shares, why_not) = record.spec.output_dir, importance(record)
+    write_atomic(folder / _CSV, _csv(record))
+    write_atomic(folder / _MARKDOWN, _markdown(record, shares, why_not))
+    write_atomic(folder / _PICTURE, _draw(record, shares))
+    files = [folder / name for name in (_CSV, _MARKDOWN, _PICTURE)]
+    if (recipe := best_recipe_text(record)) is not None:
+        files.append(folder / _BEST_RECIPE)
+        write_atomic(files[-1], recipe)
+    return files
 
 
 # ---- sweep_report.csv ----
 
 
-def csv_text(record: SweepRecord) -> str:
+def _csv(record: SweepRecord) -> str:
     """One row per trial, best first. Empty where a trial has no value; `rank` counts those with an objective."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -78,13 +67,13 @@ def csv_text(record: SweepRecord) -> str:
     columns = [name if name not in own else f"parameter {name}" for name in record.spec.space]
     writer.writerow([*own, *columns, "share_reached", "last_value", "seconds", "folder", "error"])
     for rank, trial in enumerate(record.ranked, start=1):
-        head = [rank if trial.has_value else "", trial.number, trial.state]
-        final = "" if trial.objective is None or trial.state != "finished" else trial.objective
+        head = [rank, trial.number, trial.state, trial.objective]
+        if trial.objective is None:
+            head = ["", trial.number, trial.state, ""]
         given = [trial.parameters.get(name, "") for name in record.spec.space]
         given = [str(value).lower() if isinstance(value, bool) else value for value in given]
-        share, last = trial.last or ("", "")
-        tail = [share, last, round(trial.seconds, 1), trial.folder, " ".join((trial.error or "").split())]
-        writer.writerow([*head, final, *given, *tail])
+        tail = [round(trial.seconds, 1), trial.folder, " ".join((trial.error or "").split())]
+        writer.writerow([*head, *given, *(trial.last or ("", "")), *tail])
     return stream.getvalue()
 
 
@@ -124,7 +113,7 @@ def _plural(count: int, name: str) -> str:
 
 def _best(record: SweepRecord) -> str:
     if not record.finished:
-        return "No trial has finished with a value yet: there is no best one, and no recipe was written."
+        return "No trial has finished yet: there is no best one, and no recipe was written."
     best, worst, count = record.finished[0], record.finished[-1], len(record.finished)
     rows: list[tuple[Any, ...]] = [("best", _figure(best.value), "", best.number, best.given)]
     if count > 1:
@@ -180,12 +169,12 @@ def _trials(record: SweepRecord) -> str:
         return "None was started."
     names, rows = [*record.spec.space], []
     for place, trial in enumerate(record.ranked[:_SHOWN]):
-        number = Markup(f"**{trial.number}**") if place == 0 and trial.has_value else trial.number
+        number = Markup(f"**{trial.number}**") if place == 0 and trial.objective is not None else trial.number
         share, last = trial.last or (None, None)
         ended = trial.state if share is None or trial.state == "finished" else f"{trial.state} at {100 * share:.0f} %"
         given = [format_value(trial.parameters.get(name, "")) for name in names]
-        final = _figure(trial.objective) if trial.state == "finished" else ""
-        rows.append((number, *given, final, _figure(last), ended, format_duration(trial.seconds)))
+        values = (_figure(trial.objective), _figure(last))
+        rows.append((number, *given, *values, ended, format_duration(trial.seconds)))
     head = ("trial", *map(inline, [*names, record.spec.objective.name]), "last value on the way", "state", "time")
     more = f"\n\nThe first {_SHOWN} of {len(record.trials)}; `{_CSV}` has all." if len(record.trials) > _SHOWN else ""
     return table(head, rows) + more
@@ -228,13 +217,11 @@ def _space(record: SweepRecord) -> str:
 
 
 def _failures(record: SweepRecord) -> str:
-    lines = []
-    for trial in record.ranked:
-        about = f"- trial {trial.number} ({inline(trial.given)}):"
-        if trial.state == "failed":
-            lines.append(f"{about} {inline(trial.error or 'no message')}; its log is {inline(trial.folder)}.log")
-        elif trial.state == "finished" and not trial.has_value:
-            lines.append(f"{about} finished, but its {inline(record.spec.objective.name)} is no number")
+    lines = [
+        f"- trial {trial.number} ({inline(trial.given)}): {inline(trial.error)}; its log is {inline(trial.folder)}.log"
+        for trial in record.ranked
+        if trial.state == "failed"
+    ]
     return "## Failed\n\n" + "\n".join(lines) if lines else ""
 
 
@@ -263,16 +250,15 @@ def _next(record: SweepRecord) -> str:
 # ---- sweep_report.png ----
 
 _BEST_COLOUR, _ENDED, _PALE, _FAILED, _GREY = "#1f6f8b", "#8fb8c6", "#c3cad2", "#d1495b", "#6b7480"
+_CUT = {"color": _PALE, "linewidth": 1.3, "zorder": 2, "marker": "x", "markevery": [-1], "markeredgecolor": _GREY}
 _LOOKS: dict[str, dict[str, Any]] = {  # by state: what the lines and their ends look like
-    "finished": {"color": _ENDED, "linewidth": 1.4, "zorder": 3},
-    "pruned": {"color": _PALE, "linewidth": 1.3, "zorder": 2},
-    "time": {"color": _PALE, "linewidth": 1.3, "linestyle": "--", "zorder": 2},
-    "running": {"color": _PALE, "linewidth": 1.3, "linestyle": ":", "zorder": 2},
-    "failed": {"color": _FAILED, "linewidth": 1.2, "zorder": 2},
+    "finished": {"color": _ENDED, "linewidth": 1.4, "zorder": 3, "marker": ".", "label": "finished"},
+    "pruned": {**_CUT, "label": "pruned"},
+    "time": {**_CUT, "linestyle": "--", "label": "ended by the total time"},
+    "running": {**_CUT, "linestyle": ":", "label": "under way"},
+    "failed": {**_CUT, "color": _FAILED, "markeredgecolor": _FAILED, "label": "failed"},
 }
-_LABELS = {"time": "ended by the total time", "running": "under way"}
-_BARS = 12  # parameters at most
-_TICKS = 8  # choices at most that are all named on the axis
+_BEST_LOOK = {"color": _BEST_COLOUR, "linewidth": 2.8, "zorder": 5, "marker": "o"}
 _OUTSIDE = 2.0  # times the spread of the middle half: values that are further away than this are cut off
 
 
@@ -283,7 +269,7 @@ def _draw(record: SweepRecord, shares: Mapping[str, float]) -> bytes:
         left, right = figure.subplots(1, 2, width_ratios=(1.1, 1.0))
         figure.suptitle(_title(record), fontsize=12, x=0.02, ha="left")
         _draw_curves(left, record)
-        if len(varied) > 1 and shares:
+        if shares:
             _draw_importance(right, shares)
         elif varied:
             _draw_parameter(right, record, varied[0], len(varied) > 1)
@@ -293,14 +279,12 @@ def _draw(record: SweepRecord, shares: Mapping[str, float]) -> bytes:
 
 
 def _title(record: SweepRecord) -> str:
-    spec = record.spec
+    spec, second = record.spec, "no trial has finished"
+    if record.finished:
+        best = record.finished[0]
+        second = _cut(f"best {spec.objective.name} {best.value:.4g}: trial {best.number}, {best.given}")
     trials = f"{_plural(len(record.trials), 'trial')} of {format_duration(spec.trial_seconds)}"
-    first = _cut(f"sweep {spec.name}: {spec.search}, {trials}")
-    if not record.finished:
-        return f"{first}\nno trial has finished with a value"
-    best = record.finished[0]
-    text = f"best {spec.objective.name} {best.value:.4g}: trial {best.number}, {best.given}"
-    return f"{first}\n{_cut(text)}"
+    return _cut(f"sweep {spec.name}: {spec.search}, {trials}") + f"\n{second}"
 
 
 def _cut(text: str, width: int = 130) -> str:
@@ -309,34 +293,26 @@ def _cut(text: str, width: int = 130) -> str:
 
 
 def _draw_curves(axes: Any, record: SweepRecord) -> None:
-    best = record.finished[0] if record.finished else None
-    named: set[str] = set()
-    for trial in sorted(record.trials, key=lambda trial: trial is best):  # the best one above all others
-        points = [(100 * share, height) for share, height in trial.curve if math.isfinite(height)]
-        if not points:
-            continue
-        state = "failed" if trial.state == "finished" and not trial.has_value else trial.state
-        look, label = _LOOKS[state], _LABELS.get(state, state)
-        if trial is best:
-            look = {"color": _BEST_COLOUR, "linewidth": 2.8, "marker": "o", "markersize": 4.5, "zorder": 5}
-            label = f"best: trial {best.number}"
-        elif state != "finished":
-            edge = _FAILED if state == "failed" else _GREY
-            look = {**look, "marker": "x", "markevery": [-1], "markersize": 5, "markeredgecolor": edge}
-        elif len(points) == 1:
-            look = {**look, "marker": "o", "markersize": 4}
-        axes.plot(*zip(*points, strict=True), label=None if label in named else label, **look)
-        named.add(label)
     # On the way to a score of GLUE, trials are compared by bits per byte.
     metric = "loss (nats per predicted token)" if record.spec.objective.metric == "loss" else "bits per byte"
     axes.set_title(f"{metric} over each trial's time", loc="left")
-    if not axes.lines:
+    drawn = [trial for trial in record.trials if trial.curve]
+    if not drawn:
         _write_only(axes, "no trial was looked at on its way")
         return
+    looks = [_LOOKS[trial.state] for trial in drawn]
+    if record.finished:
+        best = record.finished[0]
+        looks[drawn.index(best)] = {**_BEST_LOOK, "label": f"best: trial {best.number}"}
+    for trial, look in zip(drawn, looks, strict=True):
+        shares, heights = zip(*trial.curve, strict=True)
+        axes.plot([100 * share for share in shares], heights, markersize=5, **look)
     axes.set_xlim(0, 102)
     axes.set_xlabel("share of the trial's time (%)")
-    _cut_heights(axes, [[height for _, height in trial.curve] for trial in record.trials], 1.0)
-    axes.legend(frameon=False, fontsize=9, loc="upper right")
+    _cut_heights(axes, [[height for _, height in trial.curve] for trial in drawn], 1.0)
+    lines, names = axes.get_legend_handles_labels()
+    each = dict(zip(names, lines, strict=True))
+    axes.legend(each.values(), each, frameon=False, fontsize=9, loc="upper right")
 
 
 def _cut_heights(axes: Any, by_trial: Sequence[Sequence[float]], sign: float) -> None:
@@ -344,16 +320,13 @@ def _cut_heights(axes: Any, by_trial: Sequence[Sequence[float]], sign: float) ->
 
     One diverged trial must not flatten all others. The picture says what lies outside.
     """
-    heights = sorted(height for of_one in by_trial for height in of_one if math.isfinite(height))
+    heights = sorted(sign * height for of_one in by_trial for height in of_one)
     low, high = (heights[round(share * (len(heights) - 1))] for share in (0.25, 0.75))
-    room = _OUTSIDE * (high - low) if len(heights) > 4 else math.inf
-    lowest, highest = (-math.inf, high + room) if sign > 0 else (low - room, math.inf)
-    shown = [height for height in heights if lowest <= height <= highest]
-    bottom, top = shown[0], shown[-1]
-    margin = 0.08 * (top - bottom) or 0.05 * abs(top) or 0.05
-    axes.set_ylim(bottom - margin, top + margin)
-    outside = sum(any(not bottom <= height <= top for height in of_one) for of_one in by_trial)
-    if outside:
+    limit = high + _OUTSIDE * (high - low) if len(heights) > 4 else math.inf
+    top = max(height for height in heights if height <= limit)
+    margin = 0.08 * (top - heights[0]) or 0.05 * abs(top) or 0.05
+    axes.set_ylim(*sorted((sign * (heights[0] - margin), sign * (top + margin))))
+    if outside := sum(any(sign * height > top for height in of_one) for of_one in by_trial):
         text = f"{_plural(outside, 'trial')} outside of the picture"
         axes.text(0.01, 0.02, text, transform=axes.transAxes, color=_FAILED, fontsize=9)
 
@@ -361,36 +334,32 @@ def _cut_heights(axes: Any, by_trial: Sequence[Sequence[float]], sign: float) ->
 def _draw_parameter(axes: Any, record: SweepRecord, name: str, one_of_several: bool) -> None:
     """The objective of every finished trial over the parameter; at the border where others were tried."""
     spec, ends = record.spec, record.finished
-    sign = spec.objective.sign
     axes.set_title(f"{_cut(spec.objective.name, 30)} over {_cut(name, 40)}", loc="left")
     place = _scale(axes, spec.space[name])
     if not ends:
-        _write_only(axes, "no trial has finished with a value")
+        _write_only(axes, "no trial has finished")
         return
     at = [place(trial.parameters[name]) for trial in ends]
     axes.plot(at, [trial.value for trial in ends], "o", color=_ENDED, markersize=7, label="finished", zorder=3)
     best = f"best: trial {ends[0].number}"
     axes.plot(at[0], ends[0].value, "o", color=_BEST_COLOUR, markersize=10, label=best, zorder=4)
-    others = [trial for trial in record.trials if not trial.has_value and name in trial.parameters]
-    for states, colour, label in (
-        (("pruned", "time", "running"), _GREY, "no final value (pruned or cut)"),
-        (("failed", "finished"), _FAILED, "failed"),
-    ):
-        tried = [place(trial.parameters[name]) for trial in others if trial.state in states]
+    _cut_heights(axes, [[trial.value] for trial in ends], spec.objective.sign)
+    border = 0.97 if spec.objective.sign > 0 else 0.03  # on the side of the worse values
+    others = [trial for trial in record.trials if trial.objective is None and name in trial.parameters]
+    failed = [trial for trial in others if trial.state == "failed"]
+    cut = [trial for trial in others if trial.state != "failed"]
+    for trials, colour, label in ((cut, _GREY, "no final value (pruned or cut)"), (failed, _FAILED, "failed")):
         look = {"color": colour, "markersize": 11, "markeredgewidth": 1.6, "label": label}
-        if tried:
-            heights = [0.97 if sign > 0 else 0.03] * len(tried)
-            axes.plot(tried, heights, "|", transform=axes.get_xaxis_transform(), **look)
-    _cut_heights(axes, [[trial.value] for trial in ends], sign)
-    bottom, top = axes.get_ylim()
-    room = 0.1 * (top - bottom) if others else 0.0  # on the side of the worse values
-    axes.set_ylim((bottom, top + room) if sign > 0 else (bottom - room, top))
+        if tried := [place(trial.parameters[name]) for trial in trials]:
+            axes.plot(tried, [border] * len(tried), "|", transform=axes.get_xaxis_transform(), **look)
     axes.set_xlabel(_cut(name, 60) + (" (one of several; too few trials for importances)" if one_of_several else ""))
     axes.legend(frameon=True, facecolor="white", edgecolor="none", framealpha=0.8, fontsize=9, loc="best")
 
 
 def _scale(axes: Any, searched: _Searched) -> Callable[[Any], float]:
     """Set the horizontal axis; returns where a value lies on it. Words stand beside each other in their order."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     choices = searched.choices if isinstance(searched, CategoricalDistribution) else ()
     numbers = numbers_of(searched)
     if not numbers:
@@ -399,45 +368,26 @@ def _scale(axes: Any, searched: _Searched) -> Callable[[Any], float]:
         axes.set_xlim(-0.5, len(words) - 0.5)
         return lambda given: words.index(format_value(given))
     low, high = min(numbers), max(numbers)
-    wide = low > 0 and high / low >= 8
-    if wide if isinstance(searched, CategoricalDistribution) else searched.log:
+    if low > 0 and high / low >= 8 if isinstance(searched, CategoricalDistribution) else searched.log:
         axes.set_xscale("log")
         axes.set_xlim(low * (low / high) ** 0.04, high * (high / low) ** 0.04)
-        _set_log_ticks(axes, low, high)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 2e3 else (1,)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
-    if 0 < len(choices) <= _TICKS:
+    if 0 < len(choices) <= 8:
         axes.set_xticks(numbers, [format_value(choice) for choice in choices])
     return float
 
 
-def _set_log_ticks(axes: Any, low: float, high: float) -> None:
-    """1, 2, 5 of each decade (1 alone over many decades), written as one types them: `2e-3`, `500`."""
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
-
-    steps = (1, 2, 5) if high / low < 2e3 else (1,)
-    ticks = [float(f"{step}e{decade}") for decade in range(-30, 30) for step in steps]
-    ticks = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
-    axes.xaxis.set_major_locator(FixedLocator(ticks if len(ticks) > 1 else [low, high]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(lambda tick, _: _tick_text(tick))
-
-
-def _tick_text(tick: float) -> str:
-    if 0.1 <= tick < 1e5:
-        return f"{tick:,.6g}"
-    digits, _, exponent = f"{tick:.2e}".partition("e")
-    return f"{float(digits):g}e{int(exponent)}"
-
-
 def _draw_importance(axes: Any, shares: Mapping[str, float]) -> None:
-    names = list(shares)[:_BARS]
+    names = list(shares)[:12]
     percent = [100 * shares[name] for name in names]
-    axes.barh(range(len(names)), percent, color=_BEST_COLOUR, height=0.6)
-    for row, width in enumerate(percent):
-        axes.text(width + 1.5, row, f"{width:.0f} %", va="center", fontsize=9)
-    axes.set_yticks(range(len(names)), [_cut(name, 34) for name in names])
+    bars = axes.barh(
+        range(len(names)), percent, tick_label=[_cut(name, 34) for name in names], color=_BEST_COLOUR, height=0.6
+    )
+    axes.bar_label(bars, fmt="%.0f %%", padding=4, fontsize=9)
     axes.set_ylim(max(len(names), 3) - 0.4, -0.6)
     axes.set_xlim(0, max(percent) * 1.18)
     axes.grid(False, axis="y")

@@ -11,16 +11,16 @@ from typing import Any
 
 import optuna
 import yaml
+from optuna.trial import FrozenTrial, TrialState
 
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.config.edit import WIDTH, edited, load, scalar
 from budget_trainer.core.errors import RunError
-from budget_trainer.sweep.spec import SweepSpec, format_value
+from budget_trainer.sweep.spec import WHOLE, SweepSpec, format_value
+from budget_trainer.sweep.trials import ENDED, ERROR, SECONDS, TrialFolder
 
 BEST_SHARE = 0.3  # of the trials, which PED-ANOVA compares with all of them
 _LEAST_FINISHED, _LEAST = 4, 10  # below this an importance is chance
-_RECIPE_COPY = "recipe.yaml"  # in the sweep's folder
-_BEST = "best"  # the folder of a run of the best recipe, in the sweep's
 # Of one run or of the machine it ran on, not of how to train: left out, also of the base recipe.
 _OF_A_RUN = {"data_dir", "output_dir", "seed", "resume_from_checkpoint", "job_time_limit", "run_name", "plan"}
 # Left out of a sweep's fixed flags: they are of its trials. A base recipe may keep them.
@@ -35,16 +35,26 @@ class TrialRecord:
     number: int  # Optuna's
     state: str  # "finished", "pruned", "time" (ended because total_time was up), "failed", "running"
     parameters: dict[str, Any]
-    objective: float | None  # final value of a finished trial
+    objective: float | None  # of a finished trial
     curve: tuple[tuple[float, float], ...]
     seconds: float  # wall clock of the trial, launch and evaluation included
     folder: str  # relative to the sweep's output_dir
     error: str | None  # one line for a failed one
 
-    @property
-    def has_value(self) -> bool:
-        """Whether it has finished, and its objective is a finite number."""
-        return self.state == "finished" and self.objective is not None and math.isfinite(self.objective)
+    @classmethod
+    def of(cls, spec: SweepSpec, trial: FrozenTrial) -> TrialRecord:
+        """A trial as it stands: its curve is what lies on disk, else what was reported; the final evaluation ends it."""
+        folder, sign = TrialFolder(spec, trial.number), spec.objective.sign
+        objective = trial.value if trial.state == TrialState.COMPLETE else None
+        reported = [(step / WHOLE, sign * value) for step, value in sorted(trial.intermediate_values.items())]
+        curve = folder.curve() or reported
+        if objective is not None and spec.objective.task is None:
+            curve = [*curve, (1.0, objective)]
+        given = trial.user_attrs
+        state = given.get(ENDED, "failed") if trial.state.is_finished() else "running"
+        seconds, error = float(given.get(SECONDS, 0.0)), given.get(ERROR)
+        name = folder.path.name
+        return cls(trial.number, state, dict(trial.params), objective, tuple(curve), seconds, name, error)
 
     @property
     def value(self) -> float:
@@ -71,30 +81,35 @@ class SweepRecord:
     used_seconds: float
     trials: tuple[TrialRecord, ...]
 
+    @classmethod
+    def of(cls, spec: SweepSpec, study: optuna.Study, used_seconds: float) -> SweepRecord:
+        """What the study and the folders hold; what waits to be run is no trial yet."""
+        trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+        return cls(spec, used_seconds, tuple(TrialRecord.of(spec, trial) for trial in trials))
+
     @cached_property
     def ranked(self) -> list[TrialRecord]:
         """Best first; then those that were ended early, the furthest first and among these by their last value; then the rest.
 
-        The values on the way are those of the pinned evaluation: lower is better, whatever the objective. A finished trial
-        whose objective is no number stands among the failed.
+        The values on the way are those of the pinned evaluation: lower is better, whatever the objective.
         """
         return sorted(self.trials, key=self._rank)
 
     def _rank(self, trial: TrialRecord) -> tuple[float, ...]:
-        if trial.has_value:
-            return (0, self.spec.objective.sign * trial.value, trial.number)
+        if trial.objective is not None:
+            return (0, self.spec.objective.sign * trial.objective, trial.number)
         if trial.state in ("pruned", "time"):
             share, value = trial.last or (0.0, math.inf)
-            return (1, -share, value if math.isfinite(value) else math.inf, trial.number)
+            return (1, -share, value, trial.number)
         return (2 if trial.state == "running" else 3, trial.number)
 
     @cached_property
     def finished(self) -> list[TrialRecord]:
         """Those with an objective, best first."""
-        return [trial for trial in self.ranked if trial.has_value]
+        return [trial for trial in self.ranked if trial.objective is not None]
 
 
-def importance(record: SweepRecord, study: optuna.Study) -> tuple[dict[str, float], str | None]:
+def importance(record: SweepRecord) -> tuple[dict[str, float], str | None]:
     """Parameter -> share of the importance (together 1), the largest first; or nothing, and why in one line.
 
     PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023) asks only which trials are among the best, and compares how their
@@ -102,29 +117,27 @@ def importance(record: SweepRecord, study: optuna.Study) -> tuple[dict[str, floa
     be counted as worse than the finished ones, where fANOVA would have to fit its value; Optuna's own call leaves it out.
     Trials that the end of the time cut are left out: nobody knows how good they were.
     """
-    if sum(not searched.single() for searched in record.spec.space.values()) < 2:
+    varied = {name: searched for name, searched in record.spec.space.items() if not searched.single()}
+    if len(varied) < 2:
         return {}, "not computed: one parameter was searched, so the differences are its, or of chance"
-    ours = {trial.number: trial for trial in record.trials if trial.has_value or trial.state == "pruned"}
-    if len(record.finished) < _LEAST_FINISHED or len(ours) < _LEAST:
+    finished = record.finished
+    compared = [trial for trial in record.trials if trial.objective is not None or trial.state == "pruned"]
+    if len(finished) < _LEAST_FINISHED or len(compared) < _LEAST:
         return {}, (
             f"not computed: PED-ANOVA needs at least {_LEAST_FINISHED} finished trials and {_LEAST} finished or "
-            f"pruned ones; here are {len(record.finished)} and {len(ours)}"
+            f"pruned ones; here are {len(finished)} and {len(compared)}"
         )
     sign = record.spec.objective.sign
-    worse = sign * record.finished[-1].value + 1.0
+    worse = sign * finished[-1].value + 1.0
     ranks = optuna.create_study(sampler=optuna.samplers.RandomSampler())  # in memory
-    for trial in study.get_trials(deepcopy=False):
-        if trial.number in ours:
-            mine = ours[trial.number]
-            varied = {name: dist for name, dist in trial.distributions.items() if not dist.single()}
-            params = {name: trial.params[name] for name in varied}
-            rank = sign * mine.value if mine.has_value else worse
-            ranks.add_trial(optuna.trial.create_trial(params=params, distributions=varied, value=rank))
-    best = min(BEST_SHARE, len(record.finished) / len(ours))
+    for trial in compared:
+        rank = worse if trial.objective is None else sign * trial.objective
+        params = {name: trial.parameters[name] for name in varied}
+        ranks.add_trial(optuna.trial.create_trial(params=params, distributions={**varied}, value=rank))
+    best = min(BEST_SHARE, len(finished) / len(compared))
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # experimental, and equal shares where nothing differs, which is answered below
+        # It is experimental, and gives equal shares where nothing differs, which is answered below.
+        warnings.simplefilter("ignore")
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=best)
         found = optuna.importance.get_param_importances(ranks, evaluator=evaluator, normalize=False)
     total = sum(found.values())
@@ -136,11 +149,8 @@ def importance(record: SweepRecord, study: optuna.Study) -> tuple[dict[str, floa
 def best_recipe_text(record: SweepRecord) -> str | None:
     """The base recipe with the fixed flags and the parameters of the best trial; None where no trial has an objective.
 
-    The base recipe keeps its comments and its order: values are replaced where they stand. `train_mlm.py` runs the file as it
-    is: on the sweep's data, for a trial's time, into a folder beside the trials.
-
-    Raises:
-        RunError: the base recipe cannot be read any more.
+    The base recipe keeps its comments and its order. `train_mlm.py` runs the file as it is: on the sweep's data, for a trial's
+    time, into a folder beside the trials. Raises RunError where the base recipe cannot be read any more.
     """
     if not record.finished:
         return None
@@ -150,7 +160,7 @@ def best_recipe_text(record: SweepRecord) -> str | None:
     values = {name: given for name, given in spec.fixed.items() if name not in _OF_TRIALS} | best.parameters
     run = {
         "data_dir": spec.fixed.get("data_dir", content.get("data_dir")),
-        "output_dir": str(spec.output_dir / _BEST),
+        "output_dir": str(spec.output_dir / "best"),
         "total_training_time": f"{spec.trial_seconds:g}s",
     }
     run = {name: given for name, given in run.items() if given is not None and name not in values}
@@ -164,31 +174,24 @@ def best_recipe_text(record: SweepRecord) -> str | None:
 def _base_recipe(spec: SweepSpec) -> tuple[str, set[str]]:
     """The text of the base recipe, and its keys that the trials did not have.
 
-    The sweep keeps a copy without comments of what its trials began with. Where the recipe has been edited since, or is gone,
-    that copy counts.
+    The sweep's copy, without comments, of what its trials began with counts where the recipe was edited since, or is gone.
     """
     if spec.recipe is None:
         return "", set()
-    copy = spec.output_dir / _RECIPE_COPY
+    copy = spec.output_dir / "recipe.yaml"
+    kept = copy.read_text(encoding="utf-8") if copy.is_file() else None
     try:
-        kept = copy.read_text(encoding="utf-8") if copy.is_file() else None
-        try:
-            text = spec.recipe.read_text(encoding="utf-8-sig")
-            content = load(text)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            if kept is None:
-                raise
-            return kept, set()
-        theirs = content if kept is None else load(kept)
+        text = spec.recipe.read_text(encoding="utf-8-sig")
+        content = load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(
-            f"recipe: {spec.recipe} cannot be read any more ({reason}), so there is no best_recipe.yaml",
-            fix="put it back",
-        ) from error
-    if all(content.get(name) == given for name, given in theirs.items()):
+        if kept is not None:
+            return kept, set()
+        reason = f"recipe: {spec.recipe} cannot be read any more ({' '.join(str(error).split())})"
+        raise RunError(f"{reason}, so there is no best_recipe.yaml", fix="put it back") from error
+    theirs = content if kept is None else load(kept)
+    if kept is None or all(content.get(name) == given for name, given in theirs.items()):
         return text, content.keys() - theirs.keys()
-    return kept or "", set()
+    return kept, set()
 
 
 def _header(record: SweepRecord, left_out: list[str]) -> str:
@@ -203,11 +206,10 @@ def _header(record: SweepRecord, left_out: list[str]) -> str:
     ]
     if left_out:
         lines.append(f"Left out, because they are of a run and not of a recipe: {', '.join(left_out)}.")
-    return "".join(_comment(line) for line in lines) + "\n"
+    return "\n".join(map(_comment, lines)) + "\n\n"
 
 
 def _comment(text: str) -> str:
     """Comment lines, out of which nothing can get: one text line each, and printable."""
     flat = "".join(character if character.isprintable() else " " for character in text)
-    wrapped = textwrap.wrap(" ".join(flat.split()), WIDTH, initial_indent="# ", subsequent_indent="#   ")
-    return "\n".join(wrapped) + "\n"
+    return textwrap.fill(" ".join(flat.split()), WIDTH, initial_indent="# ", subsequent_indent="#   ")

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -18,22 +17,13 @@ from budget_trainer.budget.clock import BudgetClock, format_duration
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import RunError
 from budget_trainer.core.jobs import Job, JobEnd, run_jobs
-from budget_trainer.sweep.results import SweepRecord, TrialRecord
-from budget_trainer.sweep.spec import FIRST_OVERHEAD, WHOLE, SweepSpec
+from budget_trainer.sweep.results import SweepRecord
+from budget_trainer.sweep.spec import FIRST_OVERHEAD, SweepSpec
 from budget_trainer.sweep.study import ask, exclusive, resume, storage_file, tell
-from budget_trainer.sweep.trials import TrialFolder, TrialLock
+from budget_trainer.sweep.trials import AGAIN, ENDED, ERROR, PLACE, SECONDS, TrialFolder, TrialLock
 
 log = logging.getLogger(__name__)
-# User attributes of a trial.
-PLACE, ENDED, _ERROR, _SECONDS = "place", "ended", "error", "seconds"
-_AGAIN = "again"  # begun by one process, ended by another: its seconds are not a whole trial's
-_RECORDED = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-_TOLD = {
-    "finished": TrialState.COMPLETE,
-    "failed": TrialState.FAIL,
-    "pruned": TrialState.PRUNED,
-    "time": TrialState.PRUNED,
-}
+_TOLD = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}  # else PRUNED
 _IDLE_SECONDS = 1.0  # between looks for a trial of another process that has ended
 _MOST_END_SECONDS, _END_SHARE = 5.0, 0.02  # of total_time for the sweep itself, when the last trial has ended
 _UNEVEN = 1.1  # the next trial may take so much longer beside its budget than the longest so far
@@ -41,7 +31,7 @@ _SAME_FAILURES = 3  # before a first step, and behind the trials that run beside
 _MOST_SHARES, _MOST_BESIDE = (
     3.0,
     3600.0,
-)  # a training that takes so many of its budgets, and so many seconds more, hangs
+)  # a training hangs that takes so many of its budgets, and so many seconds more
 _REPORT_PAUSE = 20.0  # times of what the last report took, before the next
 
 
@@ -124,7 +114,7 @@ class Runner:
                 if frozen.state == TrialState.RUNNING and (lock := self._lock_of_lost(frozen, fits)) is not None:
                     trial = resume(self.spec, self.study, frozen)
                     trial.set_user_attr(PLACE, self._place)
-                    trial.set_user_attr(_AGAIN, True)
+                    trial.set_user_attr(AGAIN, True)
                     log.info("trial %d: begun by a process that has ended; it is looked after again", trial.number)
                     return trial, lock
             taken = sum(frozen.state != TrialState.WAITING for frozen in trials)
@@ -142,8 +132,8 @@ class Runner:
 
     def _overhead(self, trials: list[FrozenTrial]) -> float:
         """Seconds that a trial takes beside its budget: the most of those that have finished."""
-        whole = [t.user_attrs for t in trials if t.state == TrialState.COMPLETE and _AGAIN not in t.user_attrs]
-        extra = [attributes[_SECONDS] - self.spec.trial_seconds for attributes in whole if _SECONDS in attributes]
+        whole = [t.user_attrs for t in trials if t.state == TrialState.COMPLETE and AGAIN not in t.user_attrs]
+        extra = [attributes[SECONDS] - self.spec.trial_seconds for attributes in whole if SECONDS in attributes]
         return max(0.0, _UNEVEN * max(extra)) if extra else FIRST_OVERHEAD
 
     def _lock_of_lost(self, frozen: FrozenTrial, fits: bool) -> TrialLock | None:
@@ -187,7 +177,7 @@ class Runner:
         trial, folder, spec = running.trial, running.folder, self.spec
         ended = trial.user_attrs.get(ENDED)
         if ended in ("pruned", "time", "failed"):  # its process was killed before it could say so
-            return _Outcome(ended, trial.user_attrs.get(_ERROR, ""))
+            return _Outcome(ended, trial.user_attrs.get(ERROR, ""))
         log.info("trial %d: %s", trial.number, ", ".join(f"{k}={v}" for k, v in trial.params.items()))
         if folder.evaluation() is not None:
             return self._after_training(running)
@@ -221,7 +211,7 @@ class Runner:
             outcome = _Outcome("time", "total_time is over")
         elif outcome is None and hangs:
             outcome = _Outcome("failed", f"it hangs: {format_duration(seconds)} have passed")
-            trial.set_user_attr(_ERROR, outcome.why)
+            trial.set_user_attr(ERROR, outcome.why)
         if outcome is None:
             return None
         trial.set_user_attr(ENDED, outcome.how)
@@ -275,11 +265,11 @@ class Runner:
         scoring, stepped = folder.is_scoring(), folder.has_stepped()
         if how != "finished":
             folder.remove_models()
-        trial.set_user_attr(_SECONDS, round(seconds, 1))
+        trial.set_user_attr(SECONDS, round(seconds, 1))
         if how == "failed":
-            trial.set_user_attr(_ERROR, why[:500])
+            trial.set_user_attr(ERROR, why[:500])
         trial.set_user_attr(ENDED, how)
-        tell(self.study, trial, outcome.value, _TOLD[how])
+        tell(self.study, trial, outcome.value, _TOLD.get(how, TrialState.PRUNED))
         self._running.remove(running)
         running.lock.release()
         text = why if outcome.value is None else f"{self.spec.objective.name} {outcome.value:.4f}"
@@ -330,37 +320,10 @@ class Runner:
         try:
             from budget_trainer.sweep.report import write_report
 
-            record = sweep_record(self.spec, self.study, self.clock.elapsed_seconds())
-            return write_report(record, self.study)
+            return write_report(SweepRecord.of(self.spec, self.study, self.clock.elapsed_seconds()))
         except Exception as error:  # of drawing, of a full disk: no reason to lose trials
             log.warning("the report could not be written: %s", " ".join(str(error).split())[:300])
             return []
         finally:
             self._reported = time.monotonic()
             self._report_seconds = self._reported - begin
-
-
-def sweep_record(spec: SweepSpec, study: optuna.Study, used_seconds: float) -> SweepRecord:
-    """All trials by number; what waits to be run is not one yet."""
-    trials = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
-    return SweepRecord(spec, used_seconds, tuple(_trial_record(spec, trial) for trial in trials))
-
-
-def _trial_record(spec: SweepSpec, trial: FrozenTrial) -> TrialRecord:
-    """A trial as it stands. Its curve is what lies on disk, else what was reported to Optuna; the final evaluation ends it."""
-    folder, finished = TrialFolder(spec, trial.number), trial.state == TrialState.COMPLETE
-    reported, sign = sorted(trial.intermediate_values.items()), spec.objective.sign
-    curve = folder.curve() or [(step / WHOLE, sign * value) for step, value in reported]
-    if finished and spec.objective.task is None and trial.value is not None:
-        curve = [*curve, (1.0, trial.value)]
-    attributes: dict[str, Any] = trial.user_attrs
-    return TrialRecord(
-        number=trial.number,
-        state="time" if attributes.get(ENDED) == "time" else _RECORDED.get(trial.state, "running"),
-        parameters=dict(trial.params),
-        objective=trial.value if finished else None,
-        curve=tuple(curve),
-        seconds=float(attributes.get(_SECONDS, 0.0)),
-        folder=folder.path.name,
-        error=attributes.get(_ERROR),
-    )

@@ -12,7 +12,9 @@ from typing import Any
 from budget_trainer.sweep.spec import WHOLE, Objective, SweepSpec
 from budget_trainer.training import run_folder
 
-_KEPT_FOLDERS = ("tensorboard", "glue")
+# User attributes of a trial in the study.
+PLACE, ENDED, ERROR, SECONDS = "place", "ended", "error", "seconds"
+AGAIN = "again"  # begun by one process, ended by another: its seconds are not a whole trial's
 
 
 def folder_name(number: int) -> str:
@@ -123,7 +125,7 @@ class TrialFolder:
         for path in self.path.glob("*"):
             if path.name.startswith(".") and path.is_file():
                 path.unlink(missing_ok=True)
-            elif path.is_dir() and path.name not in _KEPT_FOLDERS:
+            elif path.is_dir() and path.name not in ("tensorboard", "glue"):
                 shutil.rmtree(path, ignore_errors=True)
         shutil.rmtree(self.glue / "model", ignore_errors=True)
 

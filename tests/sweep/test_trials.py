@@ -16,8 +16,8 @@ import sweep
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.command import StopRequest
 from budget_trainer.sweep.command import parse_request
+from budget_trainer.sweep.results import SweepRecord
 from budget_trainer.sweep.run import run_sweep
-from budget_trainer.sweep.runner import sweep_record
 from budget_trainer.sweep.study import IDENTITY, open_storage
 from tests.conftest import ROOT, TINY, children, spawn, wait_for
 from tests.glue.conftest import glue_dir  # noqa: F401
@@ -49,7 +49,7 @@ def here(monkeypatch, capsys):
 def record(folder):
     """What the study holds now."""
     spec = parse_request([str(folder / "sweep.yaml")]).spec()
-    return sweep_record(spec, optuna.load_study(study_name=spec.name, storage=open_storage(spec.storage)), 0.0)
+    return SweepRecord.of(spec, optuna.load_study(study_name=spec.name, storage=open_storage(spec.storage)), 0.0)
 
 
 def logs(folder):
