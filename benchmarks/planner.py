@@ -76,7 +76,7 @@ def plan_and_run(a: argparse.Namespace) -> dict[str, Any]:
 def scan(order: dict[str, Any]) -> dict[int, list[float]]:
     """Tokens/s of every micro-batch, a number per round; this process trains."""
     from budget_trainer.planning.probe import probe
-    from budget_trainer.planning.steps import ProbeSteps, StepRequest, Steps, blocks_per_second, micro_batches
+    from budget_trainer.planning.steps import Measurements, ProbeSteps, StepRequest, Steps, micro_batches
 
     rates: dict[int, list[float]] = {}
     sizes = micro_batches(order["total"])
@@ -89,7 +89,8 @@ def scan(order: dict[str, Any]) -> dict[int, list[float]]:
                     result = yield StepRequest(size, eager=not order["compiled"])
                     results.append(result)
                 if number and all(result.fits for result in results):
-                    rate = blocks_per_second([result.step for result in results[1:]], size, order["total"])
+                    measured = Measurements({size: [result.step for result in results[1:]]})
+                    rate = measured.blocks_per_second(size, order["total"])
                     rates.setdefault(size, []).append(rate * order["block_size"])
 
     with tempfile.TemporaryDirectory() as folder:

@@ -138,9 +138,14 @@ class Recipe:
         """Whether next-sentence prediction is trained; the original also said it by the model type."""
         return self.model.add_nsp or self.model.model_type == "bert-mlm-nsp"
 
+    @property
+    def end_seconds(self) -> float:
+        """When training ends at the latest."""
+        return min(self.total_seconds, self.early_exit_seconds)
+
     def seconds_left(self, used: float) -> float:
         """Seconds that this job can train in at most, after `used` seconds of the run."""
-        return min(min(self.total_seconds, self.early_exit_seconds) - used, self.job_limit_seconds)
+        return min(self.end_seconds - used, self.job_limit_seconds)
 
     def _check_needed(self) -> None:
         b, endless = self.budget, math.isinf(self.total_seconds)

@@ -29,6 +29,7 @@ from budget_trainer.config.parser import read_recipe, written_flags
 from budget_trainer.core.command import Parser, run_command
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import write_atomic, write_json_atomic
+from budget_trainer.core.jobs import VARIABLE
 
 if TYPE_CHECKING:
     from budget_trainer.planning.result import ProbeReport
@@ -144,7 +145,7 @@ def ask_probe(words: Sequence[str], folder: Path, deadline: float) -> tuple[Prob
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu},
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu, VARIABLE: "1"},
         )
     code = None
     try:

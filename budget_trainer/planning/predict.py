@@ -57,11 +57,6 @@ class Costs:
         return self.step._replace(work=work).seconds(stage.accumulation, self.workers)
 
 
-def end_seconds(recipe: Recipe) -> float:
-    """When the recipe's training ends at the latest; infinite where it has no limit."""
-    return min(recipe.total_seconds, recipe.early_exit_seconds)
-
-
 @dataclass(frozen=True)
 class _Prediction:
     """What the run will have done at its end, over all processes. Seconds by the clock's phases."""
@@ -119,7 +114,7 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
     """
 
     def __init__(self, costs: Costs, recipe: Recipe, accumulation: int, num_processes: int) -> None:
-        self.costs, self.recipe, self.num_processes, self.end = costs, recipe, num_processes, end_seconds(recipe)
+        self.costs, self.recipe, self.num_processes, self.end = costs, recipe, num_processes, recipe.end_seconds
         self.now, self.samples_consumed, self.validations = 0.0, 0, 0
         self.stride, self._micro_batches = 1, 0
         self.clock = BudgetClock(recipe.total_seconds, time_fn=lambda: self.now)

@@ -17,12 +17,10 @@ CLOCK = BudgetClock()  # as in train_mlm.py: imports are a part of every run's s
 import math
 import os
 import pickle
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +32,13 @@ from budget_trainer.config.recipe import parse_recipe, speed_settings
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import write_atomic
+from budget_trainer.core.jobs import end_with_parent
 from budget_trainer.model.build import parameter_count
 from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
-from budget_trainer.planning.measure import ProbeTrainer, free_bytes, peak_bytes, reset_peak, return_freed
+from budget_trainer.planning.measure import Memory, ProbeTrainer
 from budget_trainer.planning.predict import Costs
 from budget_trainer.planning.result import REPORT_FILE, ProbeReport
-from budget_trainer.planning.steps import NO_ROOM, ProbeSteps, Steps, ladder_sizes, micro_batches
+from budget_trainer.planning.steps import NO_ROOM, ProbeSteps, Steps, micro_batches
 from budget_trainer.reporting.report import environment
 from budget_trainer.training.callbacks import CheckpointCadence, EarlyStop, FinetuneMarkers, ValidationCadence
 from budget_trainer.training.engine import engine_name
@@ -50,28 +49,24 @@ from budget_trainer.training.run import ENDLESS_STEPS, PretrainingRun
 _COUNTED_TOKENS = 250_000  # for embedding_init cooccurrence: more are extrapolated ...
 _COUNTING_GROWS = 0.44  # ... by this power: 4.1, 6.8 and 10.8 s of a core for 1, 3 and 9 million tokens, 256 wide
 _VERIFY_SECONDS = 0.5  # of reading checksums, extrapolated to the run's
-_HASHED_PER_SECOND = 1e9  # bytes, where not even one file was read in that time (see parts.VERIFY_SHARE)
+_HASHED_PER_SECOND = 1e9  # bytes, where not even one file was read in that time
 _PRECISION_SECONDS = 40.0 / 0.03  # left in the eyes of the run's probe of precision: too short for it to compile
 _STATE_BYTES = {"adafactor": 8, "muon": 12}  # of a parameter in float32, its gradient and states; Adam's: 16
-_MEMORY_SHARE = 0.7  # of what is free, on a CPU
 _FIRST_STEP_SECONDS, _USUAL_MFU = 0.2, 0.3  # of the micro-batch in which precision is chosen, by this guess
 
 
-class _SetupTimes:
-    """Seconds of set-up by what they went into."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = 0.0
-
-    def mark(self, name: str | None) -> None:
-        """What passed since the mark before belongs to `name`; None: to the probe alone."""
-        now = CLOCK.elapsed_seconds()
-        if name is not None:
-            self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
+@contextmanager
+def _want_of_memory() -> Iterator[None]:
+    """Say it in the planner's words: a run's speak of resuming."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error) or is_out_of_memory(error.__cause__):
+            raise RunError(NO_ROOM) from None
+        raise
 
 
+@_want_of_memory()
 def probe(
     words: Sequence[str],
     folder: Path,
@@ -84,7 +79,17 @@ def probe(
     Raises:
         InputError, RunError: as the run itself would.
     """
-    times = _SetupTimes()
+    setup: dict[str, float] = {}  # seconds by what they went into
+    marked = 0.0
+
+    def mark(name: str | None) -> None:
+        """What passed since the mark before belongs to `name`; None: to the probe alone."""
+        nonlocal marked
+        now = CLOCK.elapsed_seconds()
+        if name is not None:
+            setup[name] = setup.get(name, 0.0) + now - marked
+        marked = now
+
     quiet = [f"--output_dir={folder}/run", "--disable_tqdm=true", "--push_to_hub=false", "--plan="]
     asked = recipe = parse_recipe([*words, *quiet])
     counts = recipe.model.embedding_init == "cooccurrence" and recipe.model.model_name_or_path is None
@@ -92,7 +97,7 @@ def probe(
         recipe = replace(recipe, model=replace(recipe.model, embedding_init="normal"))
     os.environ["TENSORBOARD_LOGGING_DIR"] = f"{folder}/tensorboard"
     run = PretrainingRun(recipe, CLOCK, StopRequest(), ExitStack())
-    args, gpu = run.args, run.args.device.type == "cuda"
+    args, memory, on_cpu = run.args, Memory(run.args.device), run.args.device.type == "cpu"
     flags = asked.as_dict(args)  # set-up resolves some of it
     trackers: Any = [name for name in args.report_to or [] if name == "tensorboard"]  # others would show it
     args.report_to = trackers
@@ -100,11 +105,11 @@ def probe(
         raise InputError(
             f"plan: it works with one process and no engine ({engine_name(args)}); give --num_processes N"
         )
-    times.mark("imports")
+    mark("imports")
 
     run.check_data()
-    times.mark("data")
-    times.seconds["checksums"] = _checksum_seconds(run)
+    mark("data")
+    setup["checksums"] = _checksum_seconds(run)
     report = ProbeReport(
         recipe=recipe,
         costs=Costs(run.data.block_size, run.samples_per_epoch),
@@ -115,21 +120,26 @@ def probe(
         device=str(args.device),
     )
     send(report)
-    _check_weights_fit(run)
-    times.mark(None)
+    if on_cpu and recipe.model.model_name_or_path is None:
+        # Asked before they are made: what does not fit here is not refused, as by a GPU, but swapped out or killed.
+        with torch.device("meta"):
+            parameters = parameter_count(run.parts.make_model())
+        if parameters * _STATE_BYTES.get(recipe.optimizer.optimizer_type, 16) > memory.limit():
+            raise RunError(NO_ROOM)
+    mark(None)
 
     run.make_model()
-    times.mark("model")
+    mark("model")
     if counts:
-        times.seconds["counted embeddings"] = _counting_seconds(run)
+        setup["counted embeddings"] = _counting_seconds(run)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     report.flops_per_token = model_flops_per_token(run.model, run.data.block_size, run.collator.slots)
     blocks_per_second = _USUAL_MFU * measure_peak_flops(args.device, dtype, 0.5) / report.flops_per_token
     fitting = int(_FIRST_STEP_SECONDS * blocks_per_second / run.data.block_size)
     report.tried_blocks = max(1, min(args.per_device_train_batch_size, 32, fitting))
-    times.mark(None)
+    mark(None)
     run.choose_compute_mode(report.tried_blocks, min(recipe.seconds_left(0.0), _PRECISION_SECONDS))
-    times.mark("precision")
+    mark("precision")
     report.parameters, report.model_type = parameter_count(run.model), run.model.config.model_type
     if recipe.model.model_name_or_path is None:
         body: Any = getattr(run.model.base_model, "encoder", None) or run.model.base_model.layers
@@ -138,7 +148,7 @@ def probe(
     report.bf16 = bool(args.bf16)
     if args.torch_compile:
         report.compile = "regional" if run.recipe.budget.regional_compile else "whole"
-    report.setup = dict(times.seconds)
+    report.setup = dict(setup)
     send(report)
 
     total, workers, collators = report.total_per_process, args.dataloader_num_workers, _stage_collators(run)
@@ -146,11 +156,11 @@ def probe(
     allowed = [size for size in allowed if total is not None or size <= run.parts.blocks.rows]
     args.max_steps, args.gradient_accumulation_steps, args.dataloader_num_workers = ENDLESS_STEPS, 1, 0
     run.optimizer_options = run.parts.optimizer_options()
-    times.mark(None)
+    mark(None)
     run.make_trainer(ProbeTrainer)
     trainer, budget = run.trainer, run.budget
     assert isinstance(trainer, ProbeTrainer) and trainer.throughput is not None
-    times.mark("trainer")
+    mark("trainer")
     run.rehearse(reserve_disk=False)
     rehearsed = CLOCK.seconds_by_phase()
     report.costs = replace(
@@ -163,34 +173,35 @@ def probe(
         workers=workers,
     )
     report.peak_flops = trainer.throughput.peak_flops
-    times.mark(None)
+    mark(None)
     run.job = 1
     run.add_callbacks()
     for kind in (FinetuneMarkers, CheckpointCadence, ValidationCadence, EarlyStop):
         trainer.remove_callback(kind)  # steps only, however long it takes
     trainer.remove_callback(PrinterCallback)  # a run has its bar instead
     CLOCK.total_seconds = budget.early_exit_seconds = budget.job_limit_seconds = math.inf
-    times.mark("trainer")
+    mark("trainer")
 
-    return_freed()  # by the probe of precision
+    memory.return_freed()  # by the probe of precision
     # Where the high-water mark cannot be reset it is that probe's: below it no growth shows.
-    tried = 0 if gpu or reset_peak() else report.tried_blocks
-    report.results.peaks = {} if gpu else {tried: peak_bytes()}
-    memory = torch.cuda.get_device_properties(0).total_memory if gpu else peak_bytes() + _MEMORY_SHARE * free_bytes()
-    report.limit_bytes, started = float(memory), time.monotonic()
+    tried = 0 if memory.reset_peak() else report.tried_blocks
+    report.results.peaks = {tried: memory.peak()} if on_cpu else {}
+    report.limit_bytes, started = memory.limit(memory.peak()), time.monotonic()
 
     def send_results() -> None:
-        report.setup = {**times.seconds, "start of training": (trainer.first_step_at or started) - started}
+        report.setup = {**setup, "start of training": (trainer.first_step_at or started) - started}
         send(report)
 
     steps = ProbeSteps(
         report.results,
-        ladder_sizes(allowed, report.tried_blocks, tried),
+        allowed,
         total,
+        tried=report.tried_blocks,
+        marked=tried,
         workers=workers,
         limit_bytes=report.limit_bytes,
         deadline=deadline,
-        gpu=gpu,
+        gpu=not on_cpu,
         compiles=bool(args.torch_compile),
         collators=collators,
         report=send_results,
@@ -219,19 +230,6 @@ def _counting_seconds(run: PretrainingRun) -> float:
     return (time.monotonic() - begin) * (wanted / tokens) ** _COUNTING_GROWS
 
 
-def _check_weights_fit(run: PretrainingRun) -> None:
-    """RunError where weights, gradients and the optimizer's states in float32 would not fit into what is free.
-
-    Asked before they are made, on a CPU: what does not fit there is not refused but swapped out or killed.
-    """
-    if run.args.device.type != "cpu" or run.recipe.model.model_name_or_path is not None:
-        return
-    with torch.device("meta"):
-        parameters = parameter_count(run.parts.make_model())
-    if parameters * _STATE_BYTES.get(run.recipe.optimizer.optimizer_type, 16) > _MEMORY_SHARE * free_bytes():
-        raise RunError(NO_ROOM)
-
-
 def _follows(run: PretrainingRun, accumulation: int) -> bool:
     """Whether the curve of the batch gives whole micro-batches at this accumulation."""
     try:
@@ -253,36 +251,16 @@ def _stage_collators(run: PretrainingRun) -> dict[tuple[float, int], Any]:
     return made
 
 
-def planner_error(error: Exception) -> Exception:
-    """What the parent raises: want of memory in the planner's words (a run's speak of resuming). Raises what is a defect."""
-    if is_out_of_memory(error) or is_out_of_memory(error.__cause__):
-        return RunError(NO_ROOM)
-    if isinstance(error, InputError | RunError):
-        return error
-    raise error
-
-
-def _end_with_parent() -> None:
-    """Standard input ends where the parent has ended, however that came: then this process and its compilers do too."""
-
-    def wait() -> None:
-        while os.read(0, 64):
-            pass
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()
-
-
 def _main(folder: Path, deadline: float, words: Sequence[str]) -> None:
-    _end_with_parent()
+    end_with_parent()
 
     def send(message: ProbeReport | Exception) -> None:
         write_atomic(folder / REPORT_FILE, pickle.dumps(message), durable=False)
 
     try:
         probe(words, folder, deadline, send)
-    except (InputError, RuntimeError) as error:
-        send(planner_error(error))
+    except (InputError, RunError) as error:
+        send(error)
     sys.stdout.flush()
     os._exit(0)  # the parent waits: no time for taking modules down
 

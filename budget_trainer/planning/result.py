@@ -16,8 +16,8 @@ from typing import Any
 
 from budget_trainer.config.recipe import Recipe
 from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.planning.predict import Costs, end_seconds, predict
-from budget_trainer.planning.steps import Measurements, MicroStep, blocks_per_second
+from budget_trainer.planning.predict import Costs, predict
+from budget_trainer.planning.steps import Measurements, MicroStep
 from budget_trainer.reporting.report import FORMAT, machine
 
 FEWEST_TOKENS, MOST_TOKENS = 20.0, 200.0  # per parameter
@@ -63,12 +63,6 @@ class ProbeReport:
         open_ = self.recipe.explicit.isdisjoint({"per_device_train_batch_size", "gradient_accumulation_steps"})
         return None if open_ else asked.per_device_train_batch_size * asked.gradient_accumulation_steps
 
-    def stage_of_work(self) -> str:
-        """Where the probe was, for a person."""
-        if self.peak_flops:
-            return "among its first steps"
-        return "before the first step" if self.parameters else "while it was setting up"
-
 
 def make_plan(
     report: ProbeReport | None, *, num_processes: int, price_per_hour: float | None, failed: str | None = None
@@ -82,7 +76,9 @@ def make_plan(
         RunError: the probe ended before it knew enough.
     """
     if report is None or report.results.micro_batch is None:
-        where = report.stage_of_work() if report is not None else "while it was setting up"
+        where = "while it was setting up"
+        if report is not None and report.parameters:
+            where = "among its first steps" if report.peak_flops else "before the first step"
         raise RunError(
             f"probe: its time was over {where}; give it more with --probe_seconds 120 (or free the machine)"
         )
@@ -109,8 +105,7 @@ def make_plan(
     working = prediction.train_seconds + prediction.compile_seconds
     flops = report.flops_per_token * prediction.tokens / num_processes / max(working, 1e-9)
     passes = prediction.samples / report.rows
-    ends = end_seconds(recipe)
-    billed = ends if math.isfinite(ends) else prediction.used_seconds
+    billed = recipe.end_seconds if math.isfinite(recipe.end_seconds) else prediction.used_seconds
     chosen = {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": accumulation}
     return {
         "format": FORMAT,
@@ -120,7 +115,7 @@ def make_plan(
         "machine": machine(report.hardware),
         "num_processes": num_processes,
         "total_seconds": _finite(recipe.total_seconds),
-        "end_seconds": _finite(ends),
+        "end_seconds": _finite(recipe.end_seconds),
         "prediction": {name: value for name, value in vars(prediction).items() if name != "schedule"},
         "schedule": prediction.schedule,
         "stages": {name: list(value) for name, value in vars(recipe.stages(costs.block_size, accumulation)).items()},
@@ -132,11 +127,11 @@ def make_plan(
         "batch_asked": report.total_per_process is not None,
         "measured": {
             size: {
-                "tokens_per_second": blocks_per_second(steps, size, report.total_per_process, workers)
-                * costs.block_size,
+                "tokens_per_second": costs.block_size
+                * results.blocks_per_second(size, report.total_per_process, workers),
                 "memory_bytes": results.peaks.get(size),
             }
-            for size, steps in sorted(results.measured.items())
+            for size in sorted(results.measured)
         },
         "rounds": min(len(steps) for steps in results.measured.values()),
         "refused": results.refused,
@@ -171,7 +166,7 @@ def _compilation(report: ProbeReport, eager: MicroStep) -> dict[str, Any]:
         return {"kind": "no", "seconds": 0.0, "step": steady and steady["step"], "measured": True}
     if steady is None or seconds is None:
         return {"kind": report.compile, "seconds": 0.0, "step": None, "measured": False}
-    working = 1 - seconds / end_seconds(report.recipe)
+    working = 1 - seconds / report.recipe.end_seconds
     if _run_times_compiling(report) and eager.seconds() * working <= MicroStep(**steady["typical"]).seconds():
         return {"kind": "no", "seconds": 0.0, "step": None, "measured": True}  # the run's own probe will find the same
     return {"kind": report.compile, "seconds": seconds, "step": steady["step"], "measured": True}
@@ -179,7 +174,7 @@ def _compilation(report: ProbeReport, eager: MicroStep) -> dict[str, Any]:
 
 def _run_times_compiling(report: ProbeReport) -> bool:
     """Whether the budget is long enough for the run to time compiling itself (`precision`)."""
-    return report.recipe.budget.auto_speed and end_seconds(report.recipe) >= _COMPILE_PROBED_FROM_SECONDS
+    return report.recipe.budget.auto_speed and report.recipe.end_seconds >= _COMPILE_PROBED_FROM_SECONDS
 
 
 def _setup(report: ProbeReport) -> dict[str, float]:

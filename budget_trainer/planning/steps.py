@@ -15,11 +15,7 @@ from typing import Any, NamedTuple
 
 from budget_trainer.core.errors import RunError
 
-_MOST_MICRO_BATCH = 4096  # blocks; tried where the recipe leaves the batch open
-_NOISE_FLOOR, _NOISE_CEILING = (
-    0.015,
-    0.05,
-)  # shares of the best throughput within which the smaller micro-batch is taken
+_NOISE_FLOOR, _NOISE_CEILING = 0.015, 0.05  # shares of the best throughput within which the smaller size is taken
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 40
 # Shares of the time that is left when they begin; the steady steps have the rest.
 _LADDER_SHARE, _TURNS_SHARE, _STAGES_SHARE = 0.25, 0.3, 0.5
@@ -46,43 +42,18 @@ class MicroStep(NamedTuple):
         return accumulation * (fetch + self.work) + self.rest
 
 
-def _typical(steps: Sequence[MicroStep]) -> MicroStep:
-    """The medians, part by part."""
+def _medians(steps: Sequence[MicroStep]) -> MicroStep:
     return MicroStep(*map(median, zip(*steps, strict=True)))
-
-
-def blocks_per_second(steps: Sequence[MicroStep], micro_batch: int, total: int | None, workers: int = 0) -> float:
-    """Blocks per second of whole steps of `total` blocks, by the medians; of one micro-batch where the total is open."""
-    accumulation = 1 if total is None else total // micro_batch
-    return micro_batch * accumulation / _typical(steps).seconds(accumulation, workers)
 
 
 def micro_batches(total: int | None, allowed: Callable[[int], bool] = lambda accumulation: True) -> list[int]:
     """Rising micro-batches that make up `total` blocks per process and step with a whole accumulation that is `allowed`.
 
-    None leaves the batch open: powers of two up to _MOST_MICRO_BATCH, each a step of its own.
+    None leaves the batch open: powers of two up to 4096, each a step of its own.
     """
     if total is None:
-        return [2**power for power in range(_MOST_MICRO_BATCH.bit_length())]
+        return [2**power for power in range(13)]
     return [size for size in range(1, total + 1) if total % size == 0 and allowed(total // size)]
-
-
-def ladder_sizes(allowed: Sequence[int], tried: int, marked: int = 0) -> list[int]:
-    """The sizes to try, each at least 1.3 times the one before; the largest allowed one stays.
-
-    The first is at most the `tried` blocks that have run, because no growth of memory speaks for it yet, and at least a
-    quarter of them, or `marked` blocks: where the high-water mark of memory cannot be reset, no growth shows below those
-    that made it. The smallest allowed where all are larger.
-    """
-    below = [size for size in allowed if size <= tried] or allowed[:1]
-    first = next((size for size in below if size >= max(marked, tried // 4)), below[-1])
-    rising = [size for size in allowed if size >= first]
-    kept = rising[:1]
-    for size in rising:
-        if size >= 1.3 * kept[-1]:
-            kept.append(size)
-    kept[-1] = rising[-1]
-    return kept
 
 
 def _spread(steps: Sequence[MicroStep]) -> float:
@@ -130,7 +101,12 @@ class Measurements:
 
     def typical(self, micro_batch: int) -> MicroStep:
         """The medians of the eager steps of this size, part by part."""
-        return _typical(self.measured[micro_batch])
+        return _medians(self.measured[micro_batch])
+
+    def blocks_per_second(self, micro_batch: int, total: int | None, workers: int = 0) -> float:
+        """Of whole steps of `total` blocks, by the medians; of one micro-batch where the total is open."""
+        accumulation = 1 if total is None else total // micro_batch
+        return micro_batch * accumulation / self.typical(micro_batch).seconds(accumulation, workers)
 
     def predicted_memory(self, micro_batch: int) -> float:
         """Memory at `micro_batch` by the line through the peaks of the two largest sizes that were measured.
@@ -156,7 +132,7 @@ class Measurements:
         """What the first compiled step took longer than later ones; None where it is not known."""
         if self.first_compiled is None or not self.steady:
             return None
-        return max(0.0, self.first_compiled - _typical(self.steady).seconds())
+        return max(0.0, self.first_compiled - _medians(self.steady).seconds())
 
     def steady_state(self) -> dict[str, Any] | None:
         """`step`: the means, what many steps take together, stalls included; `typical`: the medians; `seconds` of all.
@@ -175,7 +151,7 @@ class Measurements:
                 seconds, count = 0.0, 0
         return {
             "step": MicroStep(*map(fmean, zip(*self.steady, strict=True)))._asdict(),
-            "typical": _typical(self.steady)._asdict(),
+            "typical": _medians(self.steady)._asdict(),
             "seconds": whole,
             "slowest": min(speeds) if len(speeds) > 1 else None,
             "fastest": max(speeds) if len(speeds) > 1 else None,
@@ -186,13 +162,17 @@ class Measurements:
 class ProbeSteps:
     """The probe's steps under its conditions; `results` has what they have shown so far, `report` sends it to the parent.
 
-    `total` blocks make up a step of a process (None: open); `deadline` is of time.monotonic(); on a CPU `limit_bytes` must
-    not be passed, a GPU refuses by itself. The `collators` are those of stages with other shapes than the first one's.
+    The `allowed` sizes rise; `tried` blocks have run before. Where the high-water mark of memory cannot be reset, no growth
+    shows below the `marked` blocks that made it. `total` blocks make up a step of a process (None: open); `deadline` is of
+    time.monotonic(); on a CPU `limit_bytes` must not be passed, a GPU refuses by itself. The `collators` are those of stages
+    with other shapes than the first one's.
     """
 
     results: Measurements
-    sizes: Sequence[int]
+    allowed: Sequence[int]
     total: int | None
+    tried: int = 1
+    marked: int = 0
     workers: int = 0
     limit_bytes: float = math.inf
     deadline: float = math.inf
@@ -217,16 +197,32 @@ class ProbeSteps:
         now = time.monotonic()
         return now + share * max(0.0, self.deadline - _CLOSING_SECONDS - now)
 
+    def sizes(self) -> list[int]:
+        """The ladder's: each at least 1.3 times the one before; the largest allowed one stays.
+
+        The first is at most what was tried, because no growth of memory speaks for it yet, and at least a quarter of that,
+        or what is marked. The smallest allowed where all are larger.
+        """
+        below = [size for size in self.allowed if size <= self.tried] or self.allowed[:1]
+        least = max(self.marked, self.tried // 4)
+        first = next((size for size in below if size >= least), below[-1])
+        kept = [first]
+        for size in self.allowed:
+            if size >= 1.3 * kept[-1]:
+                kept.append(size)
+        kept[-1] = self.allowed[-1]
+        return kept
+
     def ladder(self, until: float) -> Steps:
         """Two steps of each size, rising (the first warms up), until one does not fit, time runs out or nothing is gained.
 
         On a GPU what does not fit is refused by the device, and the border is bisected; on a CPU a size is not tried whose
         memory, by the growth so far, would be above the limit.
         """
-        found, slower = self.results, 0
+        found, rungs, slower = self.results, self.sizes(), 0
         while slower < 2:
             largest = max(found.measured, default=0)
-            sizes = [size for size in self.sizes if largest < size < (found.refused or math.inf)]
+            sizes = [size for size in rungs if largest < size < (found.refused or math.inf)]
             if found.refused and self.total is None:  # any size will do; as near to the border as an eighth
                 sizes = [*range(largest + 1, found.refused)] if found.refused - largest > largest // 8 else []
             if not sizes or (found.refused and not self.gpu):
@@ -235,30 +231,22 @@ class ProbeSteps:
             if found.measured and not self.gpu and found.predicted_memory(size) > self.limit_bytes:
                 found.refused = size
                 break
-            if found.measured and time.monotonic() + 2.5 * self._expected_seconds(size) > until:
-                found.cut_short = None if found.refused else size
-                break
-            if (yield from self._try(size)):
+            if found.measured:
+                step = found.measured[largest][-1]
+                expected = (step.fetch + step.work) * size / largest + step.rest
+                if time.monotonic() + 2.5 * expected > until:
+                    found.cut_short = None if found.refused else size
+                    break
+            for _ in range(2):
+                result = yield StepRequest(size)
+                if not result.fits:
+                    self._refuse(size)
+                    break
+                found.peaks[size] = max(found.peaks.get(size, 0.0), result.peak_bytes)
+            else:
+                found.measured[size] = [result.step]
                 rates = self._rates()
                 slower = slower + 1 if rates[size] < 0.9 * max(rates.values()) else 0
-
-    def _expected_seconds(self, size: int) -> float:
-        """Of a step of `size`, from the largest one measured."""
-        largest = max(self.results.measured)
-        step = self.results.measured[largest][-1]
-        return (step.fetch + step.work) * size / largest + step.rest
-
-    def _try(self, size: int) -> Generator[StepRequest, StepResult, bool]:
-        """Two steps of this size; whether they fit."""
-        found = self.results
-        for _ in range(2):
-            result: StepResult = yield StepRequest(size)
-            if not result.fits:
-                self._refuse(size)
-                return False
-            found.peaks[size] = max(found.peaks.get(size, 0.0), result.peak_bytes)
-        found.measured[size] = [result.step]
-        return True
 
     def _refuse(self, size: int) -> None:
         """Forget what was measured of a size that did not fit after all: what is in `peaks` did."""
@@ -280,9 +268,7 @@ class ProbeSteps:
         rounds, done = 0, False
         while not done:
             begin = time.monotonic()
-            sizes = [size for size in sizes if size in found.measured] or sorted(
-                found.measured
-            )  # what was slower is left
+            sizes = [size for size in sizes if size in found.measured] or sorted(found.measured)  # or what was slower
             if not sizes:
                 raise RunError(NO_ROOM)
             for size in sizes if rounds % 2 else sizes[::-1]:
@@ -302,17 +288,14 @@ class ProbeSteps:
 
         The noise is the spread of both medians, at least _NOISE_FLOOR and at most _NOISE_CEILING of the throughput.
         """
-        rates, measured = self._rates(), self.results.measured
+        rates, spread = self._rates(), {size: _spread(steps) for size, steps in self.results.measured.items()}
         best = max(rates, key=lambda size: rates[size])
-
-        def noise(size: int) -> float:
-            return min(max(_spread(measured[size]) + _spread(measured[best]), _NOISE_FLOOR), _NOISE_CEILING)
-
-        return min(size for size in rates if rates[size] >= rates[best] * (1 - noise(size)))
+        noise = {size: min(max(spread[size] + spread[best], _NOISE_FLOOR), _NOISE_CEILING) for size in rates}
+        return min(size for size in rates if rates[size] >= rates[best] * (1 - noise[size]))
 
     def _rates(self) -> dict[int, float]:
-        measured = self.results.measured.items()
-        return {size: blocks_per_second(steps, size, self.total, self.workers) for size, steps in measured}
+        found = self.results
+        return {size: found.blocks_per_second(size, self.total, self.workers) for size in found.measured}
 
     def stages(self, until: float) -> Steps:
         """The work of the stages' other shapes beside the first one's, in turns; what the time does not allow is noted."""
@@ -350,14 +333,13 @@ class ProbeSteps:
 
     def _chosen(self, **request: Any) -> Generator[StepRequest, StepResult, MicroStep]:
         """A step of the chosen size. RunError where it does not fit although it did before."""
-        size = self.results.micro_batch
-        assert size is not None
-        asked = StepRequest(size, **request)
+        assert self.results.micro_batch is not None
+        asked = StepRequest(self.results.micro_batch, **request)
         result: StepResult = yield asked
         if not result.fits:
             what = "of a later stage" if asked.collator else "once more" if asked.eager else "compiled"
             raise RunError(
-                f"per_device_train_batch_size: a step of {size} fits into the memory of this machine, {what} it does not; "
-                "plan a smaller per_device_train_batch_size, or a smaller model"
+                f"per_device_train_batch_size: a step of {asked.micro_batch} fits into the memory of this machine, {what} it "
+                "does not; plan a smaller per_device_train_batch_size, or a smaller model"
             )
         return result.step

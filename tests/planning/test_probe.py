@@ -7,22 +7,23 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
 
 from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.planning import probe as probe_module
 from budget_trainer.planning.command import ask_probe
-from budget_trainer.planning.measure import free_bytes, peak_bytes, reset_peak
-from budget_trainer.planning.probe import planner_error, probe
+from budget_trainer.planning.measure import Memory
+from budget_trainer.planning.probe import probe
 from budget_trainer.planning.steps import (
     Measurements,
     MicroStep,
     ProbeSteps,
     StepRequest,
     StepResult,
-    ladder_sizes,
     micro_batches,
 )
 from budget_trainer.training import run as run_module
@@ -34,13 +35,17 @@ def test_micro_batches_make_up_the_batch_and_the_ladder_takes_some():
     assert micro_batches(16) == [1, 2, 4, 8, 16] and micro_batches(12) == [1, 2, 3, 4, 6, 12]
     assert micro_batches(16, lambda accumulation: accumulation % 4 == 0) == [1, 2, 4] and micro_batches(1) == [1]
     assert micro_batches(None)[:4] == [1, 2, 4, 8] and micro_batches(None)[-1] == 4096
-    assert ladder_sizes([1, 2, 3, 4, 5, 6, 8, 24], 1) == [1, 2, 3, 4, 6, 8, 24]
-    assert ladder_sizes([10, 11], 32) == [11]  # too close to each other: the largest one stays
+
+    def sizes(allowed, tried, marked=0):
+        return ProbeSteps(Measurements(), allowed, 64, tried, marked).sizes()
+
+    assert sizes([1, 2, 3, 4, 5, 6, 8, 24], 1) == [1, 2, 3, 4, 6, 8, 24]
+    assert sizes([10, 11], 32) == [11]  # too close to each other: the largest one stays
     # The first one is at most what has run, and at least a quarter of it.
     powers = [1, 2, 4, 8, 16, 32, 64]
-    assert ladder_sizes(powers, 32)[0] == 8 and ladder_sizes([1, 61], 32)[0] == 1
-    assert ladder_sizes(powers, 32, marked=32)[0] == 32 and ladder_sizes([1, 8, 64], 32, marked=32)[0] == 8
-    assert ladder_sizes([48, 96], 32)[0] == 48 and ladder_sizes([1, 2], 1)[0] == 1
+    assert sizes(powers, 32)[0] == 8 and sizes([1, 61], 32)[0] == 1
+    assert sizes(powers, 32, marked=32)[0] == 32 and sizes([1, 8, 64], 32, marked=32)[0] == 8
+    assert sizes([48, 96], 32)[0] == 48 and sizes([1, 2], 1)[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -66,17 +71,22 @@ def test_memory_is_extrapolated_along_a_line():
         assert Measurements(peaks=peaks).predicted_memory(8) == 200.0
 
 
+CPU = torch.device("cpu")
+
+
 def test_the_high_water_mark_begins_anew():
+    memory = Memory(CPU)
+
     def peak_with(size):  # not malloc's: a test of this process may have told it to keep what is freed
         with mmap.mmap(-1, size) as block:
             for page in range(0, size, mmap.PAGESIZE):
                 block[page] = 1
-            return peak_bytes()
+            return memory.peak()
 
     with_it = peak_with(2**28)
-    if not reset_peak():
+    if not memory.reset_peak():
         pytest.skip("this system does not reset it")
-    before = peak_bytes()
+    before = memory.peak()
     assert before < with_it - 2**27 and 0.8 * 2**27 < peak_with(2**27) - before < 1.2 * 2**27
 
 
@@ -150,15 +160,18 @@ def test_the_mean_over_slow_and_fast_minutes_counts():
     assert Measurements(steady=[fast]).steady_state()["slowest"] is None  # one window tells of no difference
 
 
-def test_want_of_memory_anywhere_is_said_in_one_line():
+def test_want_of_memory_anywhere_is_said_in_one_line(tmp_path, monkeypatch):
     from_run = RunError("per_device_train_batch_size: 8 does not fit; go on with --resume_from_checkpoint auto")
     from_run.__cause__ = torch.OutOfMemoryError("CUDA out of memory")
-    for error in (torch.OutOfMemoryError("CUDA out of memory"), from_run):
-        line = planner_error(error)
-        assert isinstance(line, RunError) and "does not fit" in str(line) and "resume" not in str(line)
-    assert planner_error(known := InputError("x: y")) is known
-    with pytest.raises(RuntimeError, match="a defect"):
-        planner_error(RuntimeError("a defect"))
+    for error, expected in (
+        (torch.OutOfMemoryError("CUDA out of memory"), "does not fit into the memory of this machine, however small"),
+        (from_run, "does not fit into the memory of this machine, however small"),
+        (RunError("known"), "known"),
+        (InputError("x: y"), "x: y"),
+    ):
+        monkeypatch.setattr(probe_module, "parse_recipe", Mock(side_effect=error))
+        with pytest.raises(RunError if isinstance(error, RuntimeError) else InputError, match=expected):
+            probe([], tmp_path)
 
 
 def tiny_words(folder, data_dir, **changes):
@@ -231,11 +244,14 @@ def test_a_probe_that_crashes_is_not_taken_for_one_without_time(chosen, tmp_path
 
 
 def test_free_memory_heeds_the_cgroup(tmp_path):
-    none = free_bytes(tmp_path / "none")
+    def free(folder):
+        return Memory(CPU, folder).limit() / 0.7
+
+    none = free(tmp_path / "none")
     assert 2**20 < none < 2**50
     (tmp_path / "memory.max").write_text("3000000\n")
     (tmp_path / "memory.current").write_text("2500000\n")
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100000\n")
-    assert free_bytes(tmp_path) == 600_000
+    assert free(tmp_path) == pytest.approx(600_000)
     (tmp_path / "memory.max").write_text("max\n")
-    assert free_bytes(tmp_path) == pytest.approx(none, rel=0.5)
+    assert free(tmp_path) == pytest.approx(none, rel=0.5)
