@@ -37,7 +37,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from budget_trainer import __version__
-from budget_trainer.core.command import exit_codes_text, program
+from budget_trainer.core.command import EXIT_CODES_TEXT, program
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import fresh_folder, fsync, try_lock, write_json_atomic
 from data_prep.block_folder import BlockFolder
@@ -316,7 +316,7 @@ def main(argv: list[str] | None) -> None:
     words = sys.argv[1:] if argv is None else argv
     if "-h" in words or "--help" in words:
         print(
-            f"usage: {program('python -m data_prep.prepare')} RECIPE [--key value ...]\n\n{__doc__}\n{exit_codes_text()}"
+            f"usage: {program('python -m data_prep.prepare')} RECIPE [--key value ...]\n\n{__doc__}\n{EXIT_CODES_TEXT}"
         )
         return
     if "--version" in words:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from budget_trainer.core.command import StopRequest, signal_name
+from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import LostRank
 
 _ROLL_CALL_SECONDS = 5.0  # torchrun kills the survivors of a lost process after 30 s
@@ -183,7 +183,7 @@ class Agreement:
         self.bad_step, self._bad_here = bool(bad), False
         if stop:
             rank, number = divmod(stop, _RANK)
-            self.stop_asked_by = f"{signal_name(number)} on rank {rank}"
+            self.stop_asked_by = f"{StopRequest.name_of(number)} on rank {rank}"
         return values
 
     def agree_on_stop(self) -> bool:

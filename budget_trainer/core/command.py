@@ -24,8 +24,7 @@ from budget_trainer import __version__
 from budget_trainer.core.errors import RESUME, InputError, LostRank, RunError, StopAsked
 from budget_trainer.core.io import DISK_ERRNOS
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-BY_PROGRAM = 1  # no signal has this number
+_BY_PROGRAM = 1  # no signal has this number
 
 
 class StopRequest:
@@ -35,13 +34,13 @@ class StopRequest:
         self.signal_number = 0  # 0: nobody asked
         self._before: dict[int, Any] = {}
 
-    def ask(self, signal_number: int = BY_PROGRAM) -> None:
+    def ask(self, signal_number: int = _BY_PROGRAM) -> None:
         """Ask for a stop with a checkpoint after this step; safe in a signal handler."""
         self.signal_number = signal_number
 
     def listen(self) -> None:
         """SIGTERM, SIGINT and SIGUSR1 ask from now on; a second SIGINT ends the process at once."""
-        for number in SIGNALS:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             self._before[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -55,10 +54,10 @@ class StopRequest:
             signal.signal(number, handler)
         self._before = {}
 
-
-def signal_name(number: int) -> str:
-    """`SIGTERM` of 15; `a request` of what was no signal."""
-    return "a request" if number == BY_PROGRAM else signal.Signals(number).name
+    @staticmethod
+    def name_of(number: int) -> str:
+        """`SIGTERM` of 15; `a request` of what was no signal."""
+        return "a request" if number == _BY_PROGRAM else signal.Signals(number).name
 
 
 DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 85, 130, 141
@@ -70,6 +69,7 @@ EXIT_CODES = {
     INTERRUPTED: "Ctrl-C; in a training and in GLUE the second one, the first asks for a stop in good order (85)",
     PIPE_CLOSED: "whoever read the output has closed the pipe, as `| head` does",
 }
+EXIT_CODES_TEXT = "exit codes:\n" + "".join(f"  {code:<4} {meaning}\n" for code, meaning in EXIT_CODES.items())
 QUESTIONS = ("--help", "-h", "--print_config", "--print-config")  # answered without a run
 _SECRET = re.compile(r"(?:hf|api_org|hf_oauth|hf_jwt)_[A-Za-z0-9_.-]{6,}")
 _MODULE = re.compile(r"(budget_trainer|data_prep)\.[\w.]+")
@@ -117,23 +117,13 @@ def program(default: str) -> str:
     return name if spec is None and name.startswith("budget-") else default
 
 
-def exit_codes_text() -> str:
-    """The table of exit codes, for the end of a help text."""
-    return "exit codes:\n" + "".join(f"  {code:<4} {meaning}\n" for code, meaning in EXIT_CODES.items())
-
-
 class Parser(argparse.ArgumentParser):
     """argparse without guessing, whose errors are an InputError (one line), and whose help ends with the exit codes."""
 
     def __init__(
-        self, default_program: str, description: str | None, formatter: type[argparse.HelpFormatter] | None = None
+        self, called: str, about: str | None, formatter: type[argparse.HelpFormatter] = argparse.HelpFormatter
     ) -> None:
-        super().__init__(
-            prog=program(default_program),
-            description=description,
-            allow_abbrev=False,
-            formatter_class=formatter or argparse.HelpFormatter,
-        )
+        super().__init__(prog=program(called), description=about, allow_abbrev=False, formatter_class=formatter)
         self.color = False  # Python 3.14 has colours of its own
         self.add_argument("--version", action="version", version=f"budget-trainer {__version__}")
 
@@ -142,14 +132,7 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """The help with the exit codes, its headings in bold on a terminal."""
-        return with_bold_headings(f"{super().format_help()}\n{exit_codes_text()}", sys.stdout)
-
-
-def exit_code(error: BaseException) -> int:
-    """The exit code that an error stands for: the user's to mend (2), or not (1)."""
-    if isinstance(error, OSError):
-        return FAILED if error.errno in DISK_ERRNOS else BAD_INPUT
-    return BAD_INPUT if isinstance(error, InputError) else FAILED
+        return with_bold_headings(f"{super().format_help()}\n{EXIT_CODES_TEXT}", sys.stdout)
 
 
 def run_command(work: Callable[[], int | None], again: str = RESUME) -> int:
@@ -163,7 +146,9 @@ def run_command(work: Callable[[], int | None], again: str = RESUME) -> int:
         finally:
             sys.stdout.flush()  # here, not in the interpreter's last moments: the reader may be gone
     except BrokenPipeError:
-        _close_quietly()
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # what is still in the buffer of stdout goes there
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
         return PIPE_CLOSED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
@@ -171,19 +156,18 @@ def run_command(work: Callable[[], int | None], again: str = RESUME) -> int:
     except StopAsked as asked:
         logging.getLogger("budget_trainer").info("stopped: %s", asked)
         return RESUMABLE
-    except (InputError, RunError, OSError) as error:
-        reason, code = str(error), exit_code(error)
-        if isinstance(error, RunError):
-            reason = error.line(again)
-        elif code == FAILED and isinstance(error, OSError):
+    except (InputError, RunError) as error:
+        reason, code = error.line(again) if isinstance(error, RunError) else str(error), error.exit_code
+        others = not isinstance(error, LostRank)
+    except OSError as error:
+        reason, code, others = str(error), BAD_INPUT, True
+        if error.errno in DISK_ERRNOS:
             cause = f"{error.filename or 'a file'}: {error.strerror}"
-            reason = RunError(cause, fix="mend that", resumable=True).line(again)
-        others = os.environ.get("RANK", "0") != "0" and not isinstance(error, LostRank)
+            reason, code = RunError(cause, fix="mend that", resumable=True).line(again), FAILED
     # Only now the error lets go of what was being read, and its progress bar ends: the reason is the last line.
-    if others:
-        time.sleep(
-            3
-        )  # rank 0 speaks for all, unless it has not met the error: then the launcher has not ended this one
+    if others and os.environ.get("RANK", "0") != "0":
+        # Rank 0 speaks for all, unless it has not met the error: then the launcher has not ended this one.
+        time.sleep(3)
     _say_error(reason)
     return code
 
@@ -237,10 +221,3 @@ def exit_process(code: int) -> NoReturn:
             sys.stderr.flush()
             os._exit(code)
     sys.exit(code)
-
-
-def _close_quietly() -> None:
-    """Behind a BrokenPipeError: what is still in the buffer of stdout goes nowhere, and nobody complains of it."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)

@@ -1,21 +1,14 @@
-"""What ends a run early. The text of an error is one line; where it is in parts, it is made here, once."""
+"""What ends a run early. The text of an error is one line."""
 
 from __future__ import annotations
-
-from typing import Any
 
 RESUME = "go on with --resume_from_checkpoint auto"
 
 
 class InputError(ValueError):
-    """Bad input: `field: value problem; fix`, as one text or in parts. Nothing was written over."""
+    """Bad input: `field: value problem; fix`. Nothing was written over."""
 
-    def __init__(
-        self, text: str = "", *, field: str = "", value: Any = None, problem: str = "", fix: str = ""
-    ) -> None:
-        self.field, self.value, self.problem, self.fix = field, value, problem, fix
-        shown = "" if value is None else f"{value!r} "
-        super().__init__(text or f"{field}: {shown}{problem}; {fix}")
+    exit_code = 2
 
 
 class RunError(RuntimeError):
@@ -23,6 +16,8 @@ class RunError(RuntimeError):
 
     `resumable`: the run can be gone on with after `fix`.
     """
+
+    exit_code = 1
 
     def __init__(self, cause: str, *, fix: str = "", resumable: bool = False) -> None:
         self.cause, self.fix, self.resumable = cause, fix, resumable
@@ -39,10 +34,6 @@ class RunError(RuntimeError):
 
 class LostRank(RunError):
     """A process of the run no longer answers."""
-
-
-class Diverged(RunError):
-    """Going back to a checkpoint and lowering the learning rate did not help."""
 
 
 class StopAsked(Exception):

@@ -17,14 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from budget_trainer.core.command import StopRequest, signal_name
+from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import StopAsked
 from budget_trainer.core.io import write_atomic
 
-VARIABLE = (
-    "BUDGET_LIFELINE"  # set for a run whose standard input is a pipe that the process which started it holds open
-)
-POLL_SECONDS = 0.1
+# Set for a run whose standard input is a pipe that the process which started it holds open.
+VARIABLE = "BUDGET_LIFELINE"
+_POLL_SECONDS = 0.1
 # Variables of the launcher that started this process.
 _LAUNCHERS = ("ACCELERATE_", "TORCHELASTIC_", "FSDP_", "GROUP_", "ROLE_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_")
 _PROFILE = """# One process, for one run; so that no profile of the user's decides.
@@ -43,17 +42,15 @@ def end_with_parent() -> None:
     Nothing is ever written to the pipe; its end means that the other side has closed it, or was killed. A launcher between the
     two hands standard input on.
     """
+
+    def wait() -> None:
+        with suppress(OSError):
+            while os.read(sys.__stdin__.fileno() if sys.__stdin__ else 0, 64):
+                pass
+        os._exit(85)
+
     if os.environ.get(VARIABLE):
-        threading.Thread(target=_wait, name="lifeline", daemon=True).start()
-
-
-def _wait() -> None:
-    try:
-        while os.read(sys.__stdin__.fileno() if sys.__stdin__ else 0, 64):
-            pass
-    except OSError:
-        pass
-    os._exit(85)
+        threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
 def devices(use_cpu: bool) -> list[str | None]:
@@ -68,18 +65,21 @@ def devices(use_cpu: bool) -> list[str | None]:
     return [*names[:count]] or [None]
 
 
-def write_profile(path: Path, use_cpu: bool) -> Path:
-    """The launch configuration of runs with one process each."""
-    write_atomic(path, _PROFILE.format(cpu=str(use_cpu).lower()))
-    return path
+def make_launch(own: Path, use_cpu: bool, given: Path | None = None) -> Callable[[str, Sequence[str]], list[str]]:
+    """What makes the `accelerate launch` of a script (`train_mlm`, `finetune_glue`) with its command line, on a free port.
 
+    With the launch configuration `given`, or with `own`, which is written for runs of one process each.
+    """
+    if given is None:
+        write_atomic(own, _PROFILE.format(cpu=str(use_cpu).lower()))
 
-def launch_command(profile: Path, script: str, words: Sequence[str]) -> list[str]:
-    """`accelerate launch` of a script (`train_mlm`, `finetune_glue`) with its command line, on a free port."""
-    found = importlib.util.find_spec(script)  # its file, without running its heavy part
-    assert found is not None and found.origin is not None, script
-    head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(profile)]
-    return [*head, "--main_process_port", "0", str(Path(found.origin).resolve()), *words]
+    def launch(script: str, words: Sequence[str]) -> list[str]:
+        found = importlib.util.find_spec(script)  # its file, without running its heavy part
+        assert found is not None and found.origin is not None, script
+        head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(given or own)]
+        return [*head, "--main_process_port", "0", str(Path(found.origin).resolve()), *words]
+
+    return launch
 
 
 def last_error(log: Path, code: int | None) -> str:
@@ -130,7 +130,7 @@ def run_jobs(slots: Sequence[str | None], next_job: Callable[[], Job | None], st
     try:
         while True:
             if stop.signal_number:
-                raise StopAsked(f"{signal_name(stop.signal_number)}; repeat the command to go on")
+                raise StopAsked(f"{StopRequest.name_of(stop.signal_number)}; repeat the command to go on")
             for slot, device in enumerate(slots):
                 if slot not in running:
                     job = next_job()
@@ -139,7 +139,7 @@ def run_jobs(slots: Sequence[str | None], next_job: Callable[[], Job | None], st
                     running[slot] = _Process(job, device)
             if not running:
                 return
-            time.sleep(POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
             for slot, process in list(running.items()):
                 end = process.look()
                 if end is not None:

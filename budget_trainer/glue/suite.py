@@ -21,7 +21,7 @@ from budget_trainer.budget.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import fresh_folder, try_lock, write_json_atomic
-from budget_trainer.core.jobs import Job, JobEnd, devices, launch_command, run_jobs, write_profile
+from budget_trainer.core.jobs import Job, JobEnd, devices, make_launch, run_jobs
 from budget_trainer.glue.arguments import Request
 from budget_trainer.glue.model import load_checkpoint, model_digest
 from budget_trainer.glue.over_budget import MARKDOWN, expand_checkpoints, report_over_budget
@@ -236,8 +236,8 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> Suite:
             log.warning("%s is absent: %s", name, reason)
         clock.enter("train")
         slots = devices(request.run.use_cpu)
-        profile = write_profile(request.output_dir / "launch.yaml", request.run.use_cpu)
-        runner = Runner(request, plan, clock, stop, (folder, digest), slots, partial(launch_command, profile))
+        launch = make_launch(request.output_dir / "launch.yaml", request.run.use_cpu)
+        runner = Runner(request, plan, clock, stop, (folder, digest), slots, launch)
         runner.work()
         suite = Suite(request.output_dir, model, runner.results(), plan.absent, plan.covered, protocol)
         write_json_atomic(request.output_dir / RUNS_FILE, suite.content())

@@ -22,7 +22,7 @@ from typing import Any
 
 from huggingface_hub.utils import disable_progress_bars
 
-from budget_trainer.core.command import INTERRUPTED, Parser, exit_code, run_command
+from budget_trainer.core.command import INTERRUPTED, Parser, run_command
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.jobs import VARIABLE, end_with_parent
 from budget_trainer.reporting import hub
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.only_marked:
                 log.warning("%s; tried again at the end", message)
             print(json.dumps({"error": message}))
-            return exit_code(error)
+            return error.exit_code
         if account:
             print(json.dumps({**account, "error": None}) if args.json else account["url"])
         return 0

@@ -8,7 +8,6 @@ import logging
 import math
 import uuid
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from budget_trainer.budget.clock import BudgetClock, ClockFile, format_duration
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import try_lock, write_atomic, write_json_atomic
-from budget_trainer.core.jobs import devices, launch_command, write_profile
+from budget_trainer.core.jobs import devices, make_launch
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.sweep.command import check_start, read_profile
 from budget_trainer.sweep.runner import Runner
@@ -66,10 +65,9 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
             study = open_study(spec, open_storage(spec.storage), mine)
             place = _claim(spec, mine)
             _keep_clock(spec.output_dir, clock, at_exit)
-            profile = spec.accelerate_config or write_profile(spec.output_dir / "launch.yaml", use_cpu)
+            launch = make_launch(spec.output_dir / "launch.yaml", use_cpu, spec.accelerate_config)
             words = _write_recipe(spec, recipe)
         clock.enter("train")
-        launch = partial(launch_command, profile)
         runner = Runner(spec, study, clock, stop, slots, place, launch, words, on_cpu)
         try:
             runner.work()

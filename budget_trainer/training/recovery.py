@@ -19,7 +19,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from budget_trainer.budget.callback import store_state, stored_state
-from budget_trainer.core.errors import Diverged, RunError
+from budget_trainer.core.errors import RunError
 
 if TYPE_CHECKING:
     from budget_trainer.training.trainer import TimeBudgetTrainer
@@ -76,7 +76,7 @@ class Guard(TrainerCallback):
 
     After `max_bad_steps` in a row, or a validation loss that is not finite, `trainer.roll_back()` brings back the newest
     checkpoint (the weights stay where there is none), and from there on every learning rate is `roll_back_lr_factor` of
-    what it would be; time and data go on. After `max_roll_backs` of these the run ends with Diverged. fp16's loss scale at
+    what it would be; time and data go on. After `max_roll_backs` of these the run ends with RunError. fp16's loss scale at
     its lowest for `scale_cnt_limit` steps, seen at the lines of the log, ends it too. A logged loss of `loss_spike` nats
     above the median of the last lines is reported.
     """
@@ -158,7 +158,7 @@ class Guard(TrainerCallback):
             self._scale_low_since = state.global_step
         steps = state.global_step - self._scale_low_since
         if steps >= self.scale_cnt_limit:
-            raise Diverged(
+            raise RunError(
                 f"fp16's loss scale is at {scale:g} for {steps} steps (scale_cnt_limit {self.scale_cnt_limit}) at step "
                 f"{state.global_step}; use --bf16, or lower the learning rate"
             )
@@ -166,7 +166,7 @@ class Guard(TrainerCallback):
     def _roll_back(self, state: TrainerState, why: str) -> None:
         """Every rank comes here at the same step: what led here was agreed on."""
         if self.roll_backs >= self.max_roll_backs:
-            raise Diverged(
+            raise RunError(
                 f"step {state.global_step}: {why}, after {self.roll_backs} roll-backs (max_roll_backs "
                 f"{self.max_roll_backs}); lower learning_rate"
             )

@@ -142,8 +142,6 @@ assert not dist.is_initialized() and dict(os.environ) == before and not os.path.
 
 
 def test_errors_are_made_of_their_parts():
-    error = InputError(field="heat", value="hot", problem="is not a number", fix="give one")
-    assert str(error) == "heat: 'hot' is not a number; give one" and error.field == "heat"
     full = RunError("the disk is full", fix="make room", resumable=True)
     assert str(full) == "the disk is full; make room, then go on with --resume_from_checkpoint auto"
     assert full.line("repeat the command") == "the disk is full; make room, then repeat the command"

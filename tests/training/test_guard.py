@@ -12,7 +12,7 @@ from transformers import TrainerControl, TrainerState
 from budget_trainer.budget.callback import Reading, TimeBudgetCallback
 from budget_trainer.budget.channel import Agreement, ControlChannel
 from budget_trainer.core.command import StopRequest
-from budget_trainer.core.errors import Diverged
+from budget_trainer.core.errors import RunError
 from budget_trainer.model.optimizers import OPTIMIZERS, build_optimizer
 from budget_trainer.training.callbacks import EarlyStop
 from budget_trainer.training.recovery import BadSteps, Guard, withhold
@@ -118,7 +118,7 @@ def test_roll_back_after_bad_steps_in_a_row_and_a_clear_end(tmp_path):
     assert saved == tuple(not one for one in bad), "a bad step is not saved"
     assert roll_backs == (0, 0, 0, 0, 1, 1, 2, 2) and factors == tuple(0.5**count for count in roll_backs)
     counts = run.guard.counts()
-    with pytest.raises(Diverged, match=r"step 9: 2 steps in a row .* after 2 roll-backs \(max_roll_backs 2\)"):
+    with pytest.raises(RunError, match=r"step 9: 2 steps in a row .* after 2 roll-backs \(max_roll_backs 2\)"):
         run.step(True)
     again = Guard(Trained())  # a resumed job remembers
     again.on_train_begin(None, run.state, TrainerControl())
@@ -148,7 +148,7 @@ def test_a_stuck_loss_scale_ends_the_run():
     run = Trained(scale_cnt_limit=100)
     for step, run.scale in ((50, 1.0), (100, 2.0), (150, 1.0), (200, 1.0)):
         run.log(4.0, step)
-    with pytest.raises(Diverged, match=r"loss scale is at 1 for 100 steps \(scale_cnt_limit 100\)"):
+    with pytest.raises(RunError, match=r"loss scale is at 1 for 100 steps \(scale_cnt_limit 100\)"):
         run.log(4.0, 250)
 
 
