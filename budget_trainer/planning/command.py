@@ -34,26 +34,19 @@ from budget_trainer.core.jobs import VARIABLE
 if TYPE_CHECKING:
     from budget_trainer.planning.result import ProbeReport
 
-_PROBE_SECONDS = 60.0
-_PARENT_SECONDS = 1.0  # of the probe's time, for the prediction and the picture
-_LINES_OF_LOG = 3
-
 
 def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The planner's own flags; `words` are the recipe and the flags of train_mlm.py."""
     parser = Parser("python -m budget_trainer.plan", __doc__, argparse.RawDescriptionHelpFormatter)
     parser.epilog = "Every other flag is one of train_mlm.py (train_mlm.py --help) and part of the plan."
-    parser.add_argument(
-        "--probe_seconds", type=float, default=_PROBE_SECONDS, help="the probe's time in seconds, imports too (60)"
-    )
-    parser.add_argument(
-        "--num_processes", type=int, default=1, help="plan for so many devices like this one, speed times as much"
-    )
-    parser.add_argument("--price_per_hour", type=float, help="money per hour of the whole job, in any currency")
-    parser.add_argument("--write", type=Path, help="store the filled-in recipe here, and the plan beside it")
-    parser.add_argument("--json", type=Path, help="store the plan here, for machines and for train_mlm.py --plan")
-    parser.add_argument("--picture", type=Path, default=Path("plan.png"), help="the schedule as a picture (plan.png)")
-    parser.add_argument("--overwrite", action="store_true", help="write over files that are there")
+    add = parser.add_argument
+    add("--probe_seconds", type=float, default=60.0, help="the probe's time in seconds, imports too (60)")
+    add("--num_processes", type=int, default=1, help="plan for so many devices like this one, speed times as much")
+    add("--price_per_hour", type=float, help="money per hour of the whole job, in any currency")
+    add("--write", type=Path, help="store the filled-in recipe here, and the plan beside it")
+    add("--json", type=Path, help="store the plan here, for machines and for train_mlm.py --plan")
+    add("--picture", type=Path, default=Path("plan.png"), help="the schedule as a picture (plan.png)")
+    add("--overwrite", action="store_true", help="write over files that are there")
     words = list(sys.argv[1:] if argv is None else argv)
     recipe = [words.pop(0)] if words and not words[0].startswith("-") else []
     args, rest = parser.parse_known_args(words)
@@ -69,22 +62,28 @@ def _check(args: argparse.Namespace) -> None:
     if not args.recipe.is_file():
         there = ", ".join(sorted(path.name for path in args.recipe.parent.glob("*.yaml"))) or "no recipes"
         raise InputError(f"recipe: {args.recipe} is not there; {args.recipe.parent} has {there}")
-    if not (math.isfinite(args.probe_seconds) and args.probe_seconds > 0):
-        raise InputError(f"probe_seconds: {args.probe_seconds:g} is not above zero; give seconds such as 60")
-    if args.num_processes < 1:
-        raise InputError(f"num_processes: {args.num_processes} is below 1; give the number of devices")
-    if args.price_per_hour is not None and not (math.isfinite(args.price_per_hour) and args.price_per_hour >= 0):
-        raise InputError(
-            f"price_per_hour: {args.price_per_hour:g} is below 0 or no price; give money per hour such as 2.50"
-        )
+    price = args.price_per_hour
+    for name, value, good, fix in (
+        ("probe_seconds", args.probe_seconds, args.probe_seconds > 0, "is not above zero; give seconds such as 60"),
+        ("num_processes", args.num_processes, args.num_processes > 0, "is below 1; give the number of devices"),
+        (
+            "price_per_hour",
+            price,
+            price is None or price >= 0,
+            "is below 0 or no price; give money per hour such as 2.50",
+        ),
+    ):
+        if value is not None and not (good and math.isfinite(value)):
+            raise InputError(f"{name}: {value:g} {fix}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
             "WORLD_SIZE: the plan is made by one process; start it without a launcher, with --num_processes N"
         )
-    for path in _targets(args):
-        if path.exists() and not args.overwrite:
+    args.plan_file = args.write and args.write.with_name(f"{args.write.stem}.plan.json")
+    default = args.picture == Path("plan.png")  # always drawn anew
+    for path in filter(None, (args.json, args.write, args.plan_file, args.picture)):
+        if path.exists() and not args.overwrite and not (default and path == args.picture):
             raise InputError(f"{path}: is there already; add --overwrite, or choose another name")
-    for path in [*_targets(args), args.picture]:
         if not path.parent.is_dir():
             raise InputError(f"{path}: its folder is not there; make it first")
         if not os.access(path.parent, os.W_OK) or path.is_dir():
@@ -92,16 +91,6 @@ def _check(args: argparse.Namespace) -> None:
     args.settings = {**read_recipe(args.recipe), **written_flags(args.words[1:])}
     if not {"total_training_time", "max_steps"} & args.settings.keys():
         raise InputError("total_training_time: missing; add --total_training_time 24h")
-
-
-def _targets(args: argparse.Namespace) -> list[Path]:
-    """Every file that will be written, but for the default picture, which is always drawn anew."""
-    named = [path for path in (args.json, args.write, args.write and _plan_file(args.write)) if path is not None]
-    return named + ([args.picture] if args.picture != Path("plan.png") else [])
-
-
-def _plan_file(recipe: Path) -> Path:
-    return recipe.with_name(f"{recipe.stem}.plan.json")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -112,11 +101,8 @@ def _run(args: argparse.Namespace) -> int:
     from budget_trainer.planning.text import plan_text
 
     print(f"probing for up to {args.probe_seconds:g} s ...", file=sys.stderr, flush=True)
-    deadline = begin + args.probe_seconds - min(_PARENT_SECONDS, args.probe_seconds / 10)
-    output_dir = args.settings.get("output_dir")
-    with tempfile.TemporaryDirectory(
-        prefix="budget-plan-", dir=_disk_of(output_dir) if output_dir else None
-    ) as folder:
+    deadline = begin + args.probe_seconds - min(1.0, args.probe_seconds / 10)  # the rest: prediction and picture
+    with tempfile.TemporaryDirectory(prefix="budget-plan-", dir=_disk_of(args.settings.get("output_dir"))) as folder:
         report, failed = ask_probe(args.words, Path(folder), deadline)
     plan = make_plan(report, num_processes=args.num_processes, price_per_hour=args.price_per_hour, failed=failed)
     plan["probe_seconds"] = time.monotonic() - begin
@@ -163,26 +149,20 @@ def ask_probe(words: Sequence[str], folder: Path, deadline: float) -> tuple[Prob
         raise message
     if code in (0, None):
         return message, None
-    failed = f"it ended with {_reason(code)}; {_last_words(log)}"
+    how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+    if code == -signal.SIGKILL:
+        how = "SIGKILL, as where memory is short; plan a smaller model or micro-batch"
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    words = "its last words: " + " | ".join(lines[-3:]) if lines else "it printed nothing"
+    failed = f"it ended with {how}; {words}"
     if message is None or message.results.micro_batch is None:
         raise RunError(f"probe: {failed}")
     return message, failed
 
 
-def _reason(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "SIGKILL, as where memory is short; plan a smaller model or micro-batch"
-    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-
-
-def _last_words(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return "its last words: " + " | ".join(lines[-_LINES_OF_LOG:]) if lines else "it printed nothing"
-
-
-def _disk_of(output_dir: str) -> str | None:
+def _disk_of(output_dir: Any) -> str | None:
     """A folder that is there and can be written to, `output_dir` or one above it: saving is timed on the run's disk."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError):
         path = Path(output_dir).resolve()
         return next((str(folder) for folder in (path, *path.parents) if os.access(folder, os.W_OK)), None)
     return None
@@ -198,29 +178,23 @@ def _store(args: argparse.Namespace, plan: dict[str, Any]) -> None:
         write_json_atomic(args.json, plan)
         print(f"plan     {args.json}")
     if args.write is not None:
-        stored = _plan_file(args.write)
-        values = {
-            **{name: value for name, value in written_flags(args.words[1:]).items() if name != "output_dir"},
-            "per_device_train_batch_size": plan["micro_batch"],
-            "gradient_accumulation_steps": plan["gradient_accumulation_steps"],
-            "plan": stored.name,
+        processes = plan["num_processes"]
+        chosen = {
+            name: plan["recipe"][name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps")
         }
-        head = f"# Filled in by budget_trainer.plan from {args.recipe.name}, {plan['made_at']}; "
-        head += f"processes: {plan['num_processes']}.\n"
+        flags = {name: value for name, value in written_flags(args.words[1:]).items() if name != "output_dir"}
+        head = (
+            f"# Filled in by budget_trainer.plan from {args.recipe.name}, {plan['made_at']}; processes: {processes}.\n"
+        )
+        values = {**flags, **chosen, "plan": args.plan_file.name}
         text = edited(args.recipe.read_text(encoding="utf-8-sig"), values, whose="the plan", head=head)
-        write_json_atomic(stored, plan)
+        write_json_atomic(args.plan_file, plan)
         write_atomic(args.write, text)
-        print(f"recipe   {args.write} (its plan: {stored})")
-        profile = _launch_profile(plan["device"], plan["num_processes"])
-        print(f"run it   accelerate launch --config_file {profile} train_mlm.py {args.write} --output_dir out/run")
-
-
-def _launch_profile(device: str, processes: int) -> str:
-    """The --config_file of so many processes on devices of this kind, and the number where the file has another."""
-    one, several = ("single_gpu", "ddp") if device.startswith("cuda") else ("cpu", "cpu_2proc")
-    if processes == 1:
-        return f"accelerate_configs/{one}.yaml"
-    return f"accelerate_configs/{several}.yaml --num_processes {processes}"
+        print(f"recipe   {args.write} (its plan: {args.plan_file})")
+        one, several = ("single_gpu", "ddp") if plan["device"].startswith("cuda") else ("cpu", "cpu_2proc")
+        profile = f"{one}.yaml" if processes == 1 else f"{several}.yaml --num_processes {processes}"
+        launch = f"accelerate launch --config_file accelerate_configs/{profile}"
+        print(f"run it   {launch} train_mlm.py {args.write} --output_dir out/run")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

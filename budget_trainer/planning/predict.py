@@ -81,10 +81,7 @@ def predict(costs: Costs, recipe: Recipe, accumulation: int, num_processes: int 
     Raises:
         InputError: set-up and the last save leave no time for a step.
     """
-    trainer = _PaperTrainer(costs, recipe, accumulation, num_processes)
-    trainer.set_up()
-    trainer.train()
-    return trainer.result()
+    return _PaperTrainer(costs, recipe, accumulation, num_processes).train()
 
 
 class _StepTimes(StepTimes):
@@ -118,19 +115,11 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
         self.now, self.samples_consumed, self.validations = 0.0, 0, 0
         self.stride, self._micro_batches = 1, 0
         self.clock = BudgetClock(recipe.total_seconds, time_fn=lambda: self.now)
-        budget = TimeBudgetCallback(
-            clock=self.clock,
-            agreement=Agreement(ControlChannel(), StopRequest()),
-            early_exit_time_marker=self.end,
-        )
+        agreement = Agreement(ControlChannel(), StopRequest())
+        budget = TimeBudgetCallback(clock=self.clock, agreement=agreement, early_exit_time_marker=self.end)
         budget.steps = self.step_times = _StepTimes()
-        args = SimpleNamespace(
-            max_steps=recipe.max_steps or math.inf,
-            torch_compile=bool(costs.compile),
-            device=torch.device("cpu"),
-            should_save=False,
-            should_log=False,
-        )
+        args = SimpleNamespace(max_steps=recipe.max_steps or math.inf, torch_compile=bool(costs.compile))
+        args.device, args.should_save, args.should_log = torch.device("cpu"), False, False
         super().__init__(args, time_budget=budget, **recipe.schedule())
         stages, trainer = recipe.stages(costs.block_size, accumulation), cast(TimeBudgetTrainer, self)
         self.stage, self.compiled = stages.at(0.0), set[tuple[float, int]]()
@@ -160,16 +149,17 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
                 "more time or a smaller model"
             )
 
-    def train(self) -> None:
+    def train(self) -> _Prediction:
+        self.set_up()
         steps = min((self.end - self.now) / self.costs.step_seconds(self.stage), self.args.max_steps)
         longest = max(1, int(steps / MOST_STRIDES))
         every, number = max(1, int(steps / longest / _POINTS)), 0
-        self.schedule_points: list[dict[str, float]] = []
+        schedule: list[dict[str, float]] = []
         self.call("on_train_begin")
         while not self.control.should_training_stop:
             self.take_stride(longest)
             if number % every == 0:
-                self.schedule_points.append(self.point(self.schedule_progress()))
+                schedule.append(self.point(self.schedule_progress()))
             number += 1
             if self.control.should_evaluate:
                 self.spend("evaluate", self.costs.evaluate)
@@ -179,7 +169,17 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
             self.control.should_evaluate = self.control.should_save = False
         if self.recipe.budget.finetune_checkpoint_at_end:
             self.spend("save", self.costs.save)
-        self.schedule_points.append(self.point(1.0))
+        seconds, tokens = self.clock.seconds_by_phase(), self.samples_consumed * self.costs.block_size
+        return _Prediction(
+            steps=self.state.global_step,
+            samples=self.samples_consumed,
+            tokens=tokens,
+            tokens_per_second=tokens / (seconds["train"] + seconds["compile"]),
+            **{f"{phase}_seconds": seconds[phase] for phase in ("setup", "compile", "train", "evaluate", "save")},
+            used_seconds=self.clock.elapsed_seconds(),
+            validations=self.validations,
+            schedule=[*schedule, self.point(1.0)],
+        )
 
     def take_stride(self, longest: int) -> None:
         step, shape = self.costs.step_seconds(self.stage), _shape(self.stage)
@@ -208,22 +208,6 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
         left = min(seconds / step, self.args.max_steps - self.state.global_step)
         return int(max(1, min(longest, left / 2)))
 
-    def result(self) -> _Prediction:
-        seconds = self.clock.seconds_by_phase()
-        tokens = self.samples_consumed * self.costs.block_size
-        return _Prediction(
-            steps=self.state.global_step,
-            samples=self.samples_consumed,
-            tokens=tokens,
-            tokens_per_second=tokens / (seconds["train"] + seconds["compile"]),
-            **{f"{phase}_seconds": seconds[phase] for phase in ("setup", "compile", "train", "evaluate", "save")},
-            used_seconds=self.clock.elapsed_seconds(),
-            validations=self.validations,
-            schedule=self.schedule_points,
-        )
-
-    # ---- what the callbacks ask of a Trainer ----
-
     @property
     def micro_batches(self) -> int:
         """A new accumulation waits for a count that it divides: a stride of several steps holds one, as 0 is."""
@@ -236,8 +220,6 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
     def save_folder(self, _: Any) -> float:
         self.spend("save", self.costs.save)
         return self.costs.save
-
-    # ---- inside ----
 
     @property
     def batch_size(self) -> int:

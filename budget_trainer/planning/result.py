@@ -16,6 +16,7 @@ from typing import Any
 
 from budget_trainer.config.recipe import Recipe
 from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.io import json_types
 from budget_trainer.planning.predict import Costs, predict
 from budget_trainer.planning.steps import Measurements, MicroStep
 from budget_trainer.reporting.report import FORMAT, machine
@@ -93,20 +94,15 @@ def make_plan(
     eager, workers = results.typical(micro_batch), report.costs.workers
     compiled, setup = _compilation(report, eager), _setup(report)
     step = MicroStep(**compiled["step"]) if compiled["step"] else eager
-    costs = replace(
-        report.costs,
-        setup=sum(setup.values()),
-        compile=compiled["seconds"],
-        micro_batch=micro_batch,
-        step=step,
-        relative=results.relative,
-    )
+    costs = replace(report.costs, setup=sum(setup.values()), compile=compiled["seconds"])
+    costs = replace(costs, micro_batch=micro_batch, step=step, relative=results.relative)
     prediction = predict(costs, recipe, accumulation, num_processes)
     working = prediction.train_seconds + prediction.compile_seconds
     flops = report.flops_per_token * prediction.tokens / num_processes / max(working, 1e-9)
     passes = prediction.samples / report.rows
     billed = recipe.end_seconds if math.isfinite(recipe.end_seconds) else prediction.used_seconds
     chosen = {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": accumulation}
+    speeds = {size: results.blocks_per_second(size, report.total_per_process, workers) for size in results.measured}
     return {
         "format": FORMAT,
         "made_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -114,8 +110,7 @@ def make_plan(
         **{name: getattr(report, name) for name in ("data", "device", "model_type", "parameters", "peak_flops")},
         "machine": machine(report.hardware),
         "num_processes": num_processes,
-        "total_seconds": _finite(recipe.total_seconds),
-        "end_seconds": _finite(recipe.end_seconds),
+        **{name: json_types(getattr(recipe, name)) for name in ("total_seconds", "end_seconds")},
         "prediction": {name: value for name, value in vars(prediction).items() if name != "schedule"},
         "schedule": prediction.schedule,
         "stages": {name: list(value) for name, value in vars(recipe.stages(costs.block_size, accumulation)).items()},
@@ -126,16 +121,11 @@ def make_plan(
         "total_batch": total_batch,  # over all processes
         "batch_asked": report.total_per_process is not None,
         "measured": {
-            size: {
-                "tokens_per_second": costs.block_size
-                * results.blocks_per_second(size, report.total_per_process, workers),
-                "memory_bytes": results.peaks.get(size),
-            }
-            for size in sorted(results.measured)
+            size: {"tokens_per_second": speeds[size] * costs.block_size, "memory_bytes": results.peaks.get(size)}
+            for size in sorted(speeds)
         },
         "rounds": min(len(steps) for steps in results.measured.values()),
-        "refused": results.refused,
-        "cut_short": results.cut_short,
+        **{name: getattr(results, name) for name in ("refused", "cut_short")},
         "unmeasured_stages": [f"{rate}@{parts}" for rate, parts in results.unmeasured],
         "probe_failed": failed,
         "largest_micro_batch": {
@@ -147,9 +137,7 @@ def make_plan(
         "speed": {"bf16": report.bf16, "compile": compiled["kind"]},
         "compile": compiled,
         "setup": setup,
-        "save_seconds_each": costs.save,
-        "checkpoint_seconds_each": costs.checkpoint,
-        "evaluate_seconds_each": costs.evaluate,
+        **{f"{name}_seconds_each": getattr(costs, name) for name in ("save", "checkpoint", "evaluate")},
         "steady": results.steady_state() if compiled["step"] else None,
         "step_seconds": step.seconds(accumulation, workers),
         "mfu": flops / report.peak_flops if report.peak_flops else None,
@@ -194,9 +182,8 @@ def _repeats(passes: float, dup_factor: int | None) -> dict[str, str]:
         return {"level": "fine", "text": "repeats of up to 4 passes cost almost nothing (Muennighoff et al. 2023)"}
     known = (
         "up to 4 passes are almost as good as new text, later ones less and less, for causal models (Muennighoff et al. "
-        "2023, arXiv 2305.16264). Masked ones see other targets in each pass: BERT was trained for about 40 (Devlin et "
-        "al. 2018), while masked models of proteins over-fitted repeated data (arXiv 2411.02142). Unsure: watch the "
-        "held-out loss"
+        "2023, arXiv 2305.16264). Masked ones see other targets in each pass: BERT was trained for about 40 (Devlin et al. "
+        "2018), but masked models of proteins over-fitted repeats (arXiv 2411.02142). Watch the held-out loss"
     )
     if passes <= limit:
         return {"level": "note", "text": known}
@@ -229,7 +216,3 @@ def _judge_sizes(report: ProbeReport, tokens: float) -> list[dict[str, Any]]:
     middle = math.sqrt(FEWEST_TOKENS * MOST_TOKENS)
     nearest = min(rows, key=lambda row: abs(math.log(max(row["tokens_per_parameter"], 1e-9) / middle)))
     return [{**row, "suits": row is nearest} for row in rows]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

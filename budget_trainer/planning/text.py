@@ -19,8 +19,7 @@ _TITLES = {
     "mlm_probability": "masking rate",
     "sequence_length": "tokens per sequence",
 }
-_COLUMNS = 120
-_NAME_COLUMNS = 24
+_COLUMNS, _NAME_COLUMNS = 120, 24
 
 
 def draw_plan(plan: Mapping[str, Any], path: Path) -> None:
@@ -63,7 +62,6 @@ def plan_text(content: Mapping[str, Any]) -> str:
     setup = sorted(plan.setup.items(), key=lambda part: -part[1])
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in setup if seconds >= 0.1)
     ends = time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(time.time() + prediction.used_seconds))
-    each, in_all = plan.evaluate_seconds_each, prediction.evaluate_seconds
     lines: list[str] = []
 
     def add(name: str, text: str) -> None:
@@ -80,7 +78,15 @@ def plan_text(content: Mapping[str, Any]) -> str:
     if plan.unmeasured_stages:
         missing = f"no time to measure the stages {', '.join(plan.unmeasured_stages)}"
         add("warning", f"{missing} (masking rate@parts of a block), taken for as fast as the first")
-    add("memory", _memory(plan))
+    used, largest = plan.memory_bytes, plan.largest_micro_batch
+    limit = f"{plan.memory_limit_bytes / 2**30:.1f} GiB that may be used"
+    memory = f"{used / 2**30:.2f} GiB at most, of {limit}" if used else "not measured"
+    memory += f"; micro-batch {largest['tried']} fits"
+    if plan.refused:
+        memory += f", {plan.refused} does not"
+    elif largest["extrapolated"] and largest["extrapolated"] > largest["tried"] > 0:
+        memory += f", about {largest['extrapolated']:,} would by its growth"
+    add("memory", memory)
     add("computes in", ("bf16" if plan.speed["bf16"] else "float32") + f", compiled ({kind})" * (kind != "no"))
     add("steps", f"{prediction.steps:,} of {plan.step_seconds:.3f} s")
     add("tokens", f"{prediction.tokens:,} at {prediction.tokens_per_second:,.0f} tokens/s{peak}")
@@ -92,13 +98,22 @@ def plan_text(content: Mapping[str, Any]) -> str:
     if plan.repeats["level"] != "fine":
         add(plan.repeats["level"], plan.repeats["text"])
     add("set-up", f"{prediction.setup_seconds:.1f} s: {parts}")
-    add("compiling", _compiling(plan))
+    if kind == "no":
+        add("compiling", "off")
+    elif plan.compile["measured"]:
+        add("compiling", f"{plan.compile['seconds']:.1f} s")
+    else:
+        reason, fix = "it did not end within the probe", "; --probe_seconds 120 measures it"
+        if plan.probe_failed:
+            reason, fix = "the probe failed before it was measured", ""
+        add("compiling", f"on, but {reason}: steps are eager ones and its time is missing{fix}")
     if plan.probe_failed:
         after = "after its choice of the micro-batch, and the run may fail likewise"
         add("warning", f"the probe failed {after}: {plan.probe_failed}")
     add("saving", f"{plan.save_seconds_each:.2f} s per model, {prediction.save_seconds:.1f} s in all")
     if prediction.validations:
-        add("validating", f"{prediction.validations} x {each:.1f} s, {in_all:.1f} s in all")
+        in_all = f"{plan.evaluate_seconds_each:.1f} s, {prediction.evaluate_seconds:.1f} s in all"
+        add("validating", f"{prediction.validations} x {in_all}")
     add("ends", f"{ends} if it began now; evaluation and report come after it")
     if plan.cost is not None:
         add("cost", f"{plan.cost:,.2f} at {plan.price_per_hour:g} per hour, for the whole budget")
@@ -111,29 +126,6 @@ def plan_text(content: Mapping[str, Any]) -> str:
 def _line(name: str, text: str) -> str:
     text = f"{name:<{_NAME_COLUMNS}}{text}"
     return textwrap.fill(text, _COLUMNS, subsequent_indent=" " * _NAME_COLUMNS, break_long_words=False)
-
-
-def _memory(plan: SimpleNamespace) -> str:
-    used, limit = plan.memory_bytes, plan.memory_limit_bytes
-    tried, extrapolated = plan.largest_micro_batch["tried"], plan.largest_micro_batch["extrapolated"]
-    text = f"{used / 2**30:.2f} GiB at most, of {limit / 2**30:.1f} GiB that may be used" if used else "not measured"
-    text += f"; micro-batch {tried} fits"
-    if plan.refused:
-        return f"{text}, {plan.refused} does not"
-    return text + (
-        f", about {extrapolated:,} would by its growth" if extrapolated and extrapolated > tried > 0 else ""
-    )
-
-
-def _compiling(plan: SimpleNamespace) -> str:
-    if plan.compile["kind"] == "no":
-        return "off"
-    if plan.compile["measured"]:
-        return f"{plan.compile['seconds']:.1f} s"
-    why, fix = "it did not end within the probe", "; --probe_seconds 120 measures it"
-    if plan.probe_failed:
-        why, fix = "the probe failed before it was measured", ""
-    return f"on, but {why}: steps are eager ones and its time is missing{fix}"
 
 
 def _stages(schedule: Sequence[Mapping[str, float]]) -> list[str]:
@@ -164,9 +156,8 @@ def _model_sizes(sizes: Sequence[Mapping[str, Any]]) -> list[str]:
     size, count = ("smallest", "few") if ratio < FEWEST_TOKENS else ("largest", "many")
     bound = "" if FEWEST_TOKENS <= ratio <= MOST_TOKENS else f" Even the {size} here sees {count} tokens for its size."
     text = (
-        f"* without embeddings and head. By tokens per parameter, {best['layers']} layers x {best['width']} suits this budget "
-        f"best ({ratio:,.0f} per parameter; {FEWEST_TOKENS:g} to {MOST_TOKENS:g} is the aim).{bound} A hint, sure to a factor "
-        "of several at best: docs/planning.md has the sources. A sweep over the two best sizes at a tenth of the budget tells "
-        "more."
+        f"* without embeddings and head. By tokens per parameter, {best['layers']} layers x {best['width']} suits this "
+        f"budget best ({ratio:,.0f} per parameter; {FEWEST_TOKENS:g} to {MOST_TOKENS:g} is the aim).{bound} A hint, sure to "
+        "a factor of several at best (docs/planning.md); a sweep over the two best sizes at a tenth of the budget tells more."
     )
     return [*lines, textwrap.fill(text, _COLUMNS)]
