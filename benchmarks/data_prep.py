@@ -40,8 +40,8 @@ from budget_trainer.data.folder import DataFolder  # noqa: E402
 from budget_trainer.data.masking import MaskingCollator  # noqa: E402
 from budget_trainer.data.order import ExactSampler  # noqa: E402
 from data_prep.encoding import Encoder, load_tokenizer  # noqa: E402
+from data_prep.folders import FinishedFolder, remade  # noqa: E402
 from data_prep.sources import Source  # noqa: E402
-from data_prep.split import split  # noqa: E402
 
 FULL_MEGABYTES = {"text": 25_000, "xml": 95_000}  # English Wikipedia
 
@@ -171,7 +171,7 @@ def loading(a: argparse.Namespace) -> dict[str, float]:
         del batches
     shards = min(1000, int(data.manifest["splits"]["train"]["rows"]))
     with tempfile.TemporaryDirectory(dir=a.output_dir) as name:
-        content = data.manifest | split(data.path, Path(name), shards)
+        content = data.manifest | remade([FinishedFolder.open(data.path)], Path(name), shards)
         (Path(name) / "manifest.json").write_text(json.dumps(content))
         begin = time.perf_counter()
         opened = DataFolder.open(name).train(seed=0)

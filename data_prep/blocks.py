@@ -5,27 +5,25 @@
 While it runs it needs about 0.3 GB of disk beside --output_dir for temporary files, which it deletes.
 """
 
-import argparse
+import functools
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from data_prep.block_folder import BlockFolder, BlockOptions, counted
-from data_prep.cli import Parser, command, command_line, options_of, output_folder, source_of
-from data_prep.corpus import text_parts, tokenise
-from data_prep.shards import write_manifest
+from data_prep.cli import Arguments, Output, Parser, command
+from data_prep.corpus import token_groups
 
 
-def _build(args: argparse.Namespace, options: BlockOptions, folder: Path) -> dict[str, Any]:
+def _build(args: Arguments, options: BlockOptions, folder: Path) -> dict[str, Any]:
     """Write the data folder into the empty `folder`, all but manifest.json; return the manifest's content."""
     target = BlockFolder(folder, args.tokenizer, options)
-    inputs = [source_of(args, path, target.cache) for path in args.input]
-    text = options.validation_text
-    validation = source_of(args, text, target.cache) if text else None
+    inputs = [args.source(path, target.cache) for path in args.input]
+    validation = args.source(args.validation_text, target.cache) if args.validation_text else None
     sources: list[dict[str, Any]] = []
-    parts = text_parts(counted(inputs, sources), target.cache)
-    return target.write(tokenise(parts, **target.tokenising), sources, validation)
+    groups = token_groups(counted(inputs, sources), target.cache, **target.tokenising)
+    return target.write(groups, sources, validation)
 
 
 @command
@@ -36,19 +34,15 @@ def main(argv: list[str] | None) -> None:
     parser.add_argument("--tokenizer", required=True, help="folder, tokenizer.json, vocab.txt or Hub name")
     parser.add_output()
     parser.add_options(BlockOptions)
-    args = parser.parse_args(argv)
-    options = options_of(args, BlockOptions)
+    args = parser.parse(argv)
+    output = Output(args.output_dir, args.overwrite)
     start = time.monotonic()
-    with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
-        content = _build(args, options, folder)
-        write_manifest(folder, content, command_line("blocks", argv))
-    train, validation = content["splits"]["train"], content["splits"]["validation"]
+    content = output.write(functools.partial(_build, args, args.options(BlockOptions)), args.command_line)
     seconds = time.monotonic() - start
+    train, validation = content["splits"]["train"], content["splits"]["validation"]
     print(
-        f"{args.output_dir}: {train['rows']} train blocks of {args.block_size} ({train['tokens'] / 1e6:.1f} M tokens, "
-        f"{train['documents']} documents), {validation['rows']} validation blocks "
-        f"({validation.get('rows_cut', 0)} more were cut by --max_validation_blocks); {seconds:.1f} s, "
-        f"{train['text_bytes'] / 1e6 / seconds:.1f} MB of text per second"
+        f"{output.summary(content)} ({validation.get('rows_cut', 0)} more were cut by --max_validation_blocks); "
+        f"{seconds:.1f} s, {train['text_bytes'] / 1e6 / seconds:.1f} MB of text per second"
     )
 
 

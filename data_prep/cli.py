@@ -2,8 +2,12 @@
 
 import argparse
 import dataclasses
+import datetime
 import functools
+import importlib.metadata
+import json
 import os
+import platform
 import shlex
 import shutil
 import sys
@@ -17,41 +21,133 @@ from budget_trainer.core.command import Parser as CommandParser
 from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import fresh_folder, publish_folder
+from budget_trainer.data.folder import FORMAT_VERSION
 from data_prep.sources import KINDS, Source
+
+_LIBRARIES = ("datasets", "numpy", "pyarrow", "tokenizers", "transformers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """The folder `path` that a stage makes: a `what`, told by its file `mark`; `overwrite`: in the place of an older one."""
+
+    path: Path
+    overwrite: bool
+    what: str = "data folder"
+    mark: str = "manifest.json"
+
+    def check(self) -> None:
+        """InputError where `path` is not empty and holds something else, or a `what` that must not be replaced."""
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not (self.path / self.mark).is_file():
+            raise InputError(f"output_dir {self.path} exists and is no {self.what}; give another path")
+        if not self.overwrite:
+            raise InputError(f"output_dir {self.path} already holds a {self.what}; give another path or --overwrite")
+
+    @contextmanager
+    def new(self, inputs: Sequence[Path] = ()) -> Iterator[Path]:
+        """Gives a new folder beside `path` that takes its place when the block ends well and vanishes when it does not.
+
+        InputError as `check`, and where `path` is one of the folders `inputs`, is inside of one, or has one inside."""
+        target = self.path.resolve()
+        for path in inputs:
+            source = path.resolve()
+            if target == source or source in target.parents or target in source.parents:
+                raise InputError(f"output_dir {self.path} and input {path} overlap; give a path outside of it")
+        self.check()
+        partial = self.path.with_name(f"{self.path.name}.partial-{os.getpid()}")
+        try:
+            yield fresh_folder(partial)
+            publish_folder(partial, self.path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def write(
+        self, build: Callable[[Path], dict[str, Any]], command: str, inputs: Sequence[Path] = ()
+    ) -> dict[str, Any]:
+        """A data folder: `build` fills the empty folder that it is given and returns the manifest's content, as this does.
+
+        The manifest says the format's version, `command`, the time and the versions of what ran besides."""
+        with self.new(inputs) as folder:
+            content = build(folder)
+            manifest = {
+                "format_version": FORMAT_VERSION,
+                **content,
+                "command": command,
+                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "versions": {
+                    "python": platform.python_version(),
+                    **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+                },
+            }
+            (folder / self.mark).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        return content
+
+    def summary(self, content: dict[str, Any]) -> str:
+        """One line about a data folder with this content of its manifest."""
+        train, validation = content["splits"]["train"], content["splits"]["validation"]
+        return (
+            f"{self.path}: {train['rows']:,} train blocks of {content['block_size']} ({train['tokens'] / 1e6:.1f} M tokens, "
+            f"{train['documents']:,} documents), {validation['rows']:,} validation blocks"
+        )
+
+
+class Arguments(argparse.Namespace):
+    """What `Parser.parse` found. command_line: the command as a person would type it again; others: words of no known flag."""
+
+    command_line: str
+    others: list[str]
+
+    def options(self, kind: type) -> Any:
+        """The dataclass `kind` with the values of the flags that `Parser.add_options` made."""
+        return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})
+
+    def source(self, path: str, cache_dir: Path) -> Source:
+        """The source at `path`, read as the flags of `Parser.add_sources` say; printed when its kind was found by looking."""
+        names = ("kind", "errors", "dataset_config", "dataset_split", "text_column")
+        flags = {name: getattr(self, name) for name in names}
+        source = Source(path, **flags, cache_dir=cache_dir, num_proc=getattr(self, "num_proc", 1))
+        if self.kind == "auto":
+            print(f"{path}: read as {source.kind} (--kind says otherwise)")
+        return source
 
 
 class Parser(CommandParser):
     """The parser of a stage, whose help shows the defaults. doc: of the stage's module; its first line is the description."""
 
     def __init__(self, stage: str, doc: str | None) -> None:
-        description = (doc or "").split("\n")[0]
-        super().__init__(f"python -m data_prep.{stage}", description, argparse.ArgumentDefaultsHelpFormatter)
+        self._module = f"python -m data_prep.{stage}"
+        super().__init__(self._module, (doc or "").split("\n")[0], argparse.ArgumentDefaultsHelpFormatter)
+        self.register("type", "count", _count)
+
+    def parse(self, argv: list[str] | None, more: bool = False) -> Arguments:
+        """What `argv`, or the command line, says. more: other flags are no error, but `others`."""
+        words = sys.argv[1:] if argv is None else argv
+        args = Arguments(command_line=shlex.join([*self._module.split(), *words]))
+        if more:
+            args.others = self.parse_known_args(words, args)[1]
+        else:
+            self.parse_args(words, args)
+        return args
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")  # the same words for a key of data_prep.prepare
 
     def add_sources(self) -> None:
-        """The flags that `source_of` reads."""
+        """The flags that `Arguments.source` reads."""
         add = self.add_argument
-        add(
-            "--input",
-            nargs="+",
-            required=True,
-            help="files, folders, archives, or one name of the `datasets` library (always streamed)",
-        )
+        what = "files, folders, archives, or one name of the `datasets` library (always streamed)"
+        add("--input", nargs="+", required=True, help=what)
         add("--kind", choices=KINDS, default="auto", help="form of the input; auto looks and says what it found")
-        add(
-            "--errors",
-            choices=("strict", "replace"),
-            default="strict",
-            help="what to do with bytes that are not UTF-8",
-        )
+        what = "what to do with bytes that are not UTF-8"
+        add("--errors", choices=("strict", "replace"), default="strict", help=what)
         add("--dataset_config", default=None, help="configuration of a `datasets` name, e.g. 20231101.en")
         add("--dataset_split", default="train", help="split of a `datasets` name or folder")
         add("--text_column", default="text", help="column of a `datasets` name or folder that holds the text")
 
     def add_output(self, what: str = "data folder") -> None:
-        """--output_dir and --overwrite, as `output_folder` takes them."""
+        """--output_dir and --overwrite, as `Output` takes them."""
         self.add_argument("--output_dir", type=Path, required=True, help=f"the {what} to make")
         self.add_argument("--overwrite", action="store_true", help=f"replace an existing {what}")
 
@@ -66,7 +162,7 @@ class Parser(CommandParser):
                 about["action"] = argparse.BooleanOptionalAction
             else:
                 kind = next(iter(typing.get_args(kinds[field.name])), kinds[field.name])  # of `int | None` the first
-                about |= {"type": positive if kind is int else kind, "choices": field.metadata["choices"]}
+                about |= {"type": "count" if kind is int else kind, "choices": field.metadata["choices"]}
             self.add_argument(f"--{field.name}", **about)
 
 
@@ -80,69 +176,13 @@ def command(stage: Callable[[list[str] | None], None]) -> Callable[..., int]:
     return main
 
 
-def command_line(stage: str, argv: list[str] | None) -> str:
-    """The command as a person would type it again."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return shlex.join(["python", "-m", f"data_prep.{stage}", *arguments])
-
-
-def positive(text: str) -> int:
-    """An argparse type: an integer of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
+def _count(text: str) -> int:
+    """The argparse type "count": an integer of at least 1."""
+    if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
-
-
-def refuse_occupied(output: Path, overwrite: bool, what: str, mark: str) -> None:
-    """InputError where `output` holds a `what` already (fix: overwrite), or something else that is not empty."""
-    occupied = output.exists() and (not output.is_dir() or any(output.iterdir()))
-    if occupied and not (output / mark).is_file():
-        raise InputError(f"output_dir {output} exists and is no {what}; give another path")
-    if occupied and not overwrite:
-        raise InputError(f"output_dir {output} already holds a {what}; give another path or --overwrite")
-
-
-@contextmanager
-def output_folder(output: Path, overwrite: bool, what: str, mark: str, inputs: Sequence[Path] = ()) -> Iterator[Path]:
-    """Gives a new folder beside `output` that takes its place when the block ends well and vanishes when it does not.
-
-    `mark` is the file by which an existing output is recognised as `what`. InputError as `refuse_occupied`, and where the
-    output is one of the folders `inputs`, is inside of one, or has one inside (and would replace it)."""
-    target = output.resolve()
-    for path in inputs:
-        source = path.resolve()
-        if target == source or source in target.parents or target in source.parents:
-            raise InputError(f"output_dir {output} and input {path} overlap; give a path outside of it")
-    refuse_occupied(output, overwrite, what, mark)
-    partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
-    try:
-        yield fresh_folder(partial)
-        publish_folder(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    return int(text)
 
 
 def flag(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
     """A dataclass field that `Parser.add_options` makes a flag of."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
-
-
-def options_of(args: argparse.Namespace, options: type) -> Any:
-    """The dataclass `options` with the values of the flags that `Parser.add_options` made."""
-    return options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(options)})
-
-
-def source_of(args: argparse.Namespace, path: str, cache_dir: Path) -> Source:
-    """The source at `path`, read as the flags of `Parser.add_sources` say; printed when its kind was found by looking."""
-    names = ("kind", "errors", "dataset_config", "dataset_split", "text_column")
-    flags = {name: getattr(args, name) for name in names}
-    source = Source(
-        path, **flags, cache_dir=cache_dir, num_proc=getattr(args, "num_proc", 1)
-    )  # not every stage has several
-    if args.kind == "auto":
-        print(f"{path}: read as {source.kind} (--kind says otherwise)")
-    return source

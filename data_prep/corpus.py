@@ -50,17 +50,17 @@ class TokenGroup:
     removed: dict[str, Any]
 
 
-def text_parts(documents: Iterable[str], folder: Path) -> Iterator[Path]:
-    """Writes the documents to Arrow stream files, one group per record batch; yields each file when it is complete and
-    reads on when the next is asked for."""
-    documents = iter(documents)
+def token_groups(documents: Iterator[str], folder: Path, **options: Any) -> Iterator[TokenGroup]:
+    """The groups of the documents, read and tokenised part by part in files in `folder`; `options` as `tokenise_part`."""
     for number in itertools.count():
-        first = next(documents, None)
-        if first is None:
-            return
         file = folder / f"part-{number:05d}.arrow"
-        write_part(itertools.chain([first], documents), file)
-        yield file
+        count, last = write_part(documents, file)
+        if count:
+            yield from read_tokens(tokenise_part(file, **options))
+        for used in folder.glob(f"{file.stem}.*"):
+            used.unlink()
+        if last:
+            return
 
 
 def write_part(documents: Iterable[str], file: Path, part_bytes: float | None = None) -> tuple[int, bool]:
@@ -85,15 +85,6 @@ def read_part(file: Path) -> Iterator[list[str]]:
     with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
         for batch in reader:
             yield batch["documents"][0].as_py()
-
-
-def tokenise(parts: Iterable[Path], **options: Any) -> Iterator[TokenGroup]:
-    """Tokenises the groups of the files that `text_parts` yields, in order, and deletes each file after its last group.
-    `options` as `tokenise_part`."""
-    for file in parts:
-        yield from read_tokens(tokenise_part(file, **options))
-        for used in file.parent.glob(f"{file.stem}.*"):
-            used.unlink()
 
 
 def read_tokens(files: Iterable[Path]) -> Iterator[TokenGroup]:

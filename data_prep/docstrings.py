@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import open_atomic
-from data_prep.cli import Parser, command, positive
-from data_prep.prose import installed_roots, read_docstrings
+from data_prep.cli import Parser, command
+from data_prep.prose import read_docstrings
 
 
 @command
@@ -23,31 +23,22 @@ def main(argv: list[str] | None) -> None:
     """Write documents until a limit is reached or the packages are read; the file is complete or absent."""
     parser = Parser("docstrings", __doc__)
     add = parser.add_argument
-    add(
-        "--output_file",
-        type=Path,
-        required=True,
-        help="text file to write: one line per document, blank lines between",
-    )
+    what = "text file to write: one line per document, blank lines between"
+    add("--output_file", type=Path, required=True, help=what)
     add("--packages", nargs="+", default=None, help="folders of Python packages (default: those of this interpreter)")
-    add("--max_megabytes", type=positive, default=10, help="stop at this size")
-    add(
-        "--max_seconds", type=positive, default=60, help="stop after this time; the corpus then depends on the machine"
-    )
-    add("--num_proc", type=positive, default=2, help="processes that parse; the result does not depend on it")
+    add("--max_megabytes", type="count", default=10, help="stop at this size")
+    what = "stop after this time; the corpus then depends on the machine"
+    add("--max_seconds", type="count", default=60, help=what)
+    add("--num_proc", type="count", default=2, help="processes that parse; the result does not depend on it")
     add("--overwrite", action="store_true", help="replace an existing file")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     if args.output_file.exists() and not args.overwrite:
         raise InputError(f"output_file {args.output_file} exists; give another path or --overwrite")
-    roots = [Path(path) for path in args.packages] if args.packages else installed_roots()
-    for root in roots:
-        if not root.is_dir():
-            raise InputError(f"packages {root}: no such folder; give one with Python files")
     args.output_file.parent.mkdir(parents=True, exist_ok=True)
     start, size, count, limit = time.monotonic(), 0, 0, args.max_megabytes * 1_000_000
     reason = "all packages were read"
     progress = tqdm(desc="docstrings", total=limit, unit="B", unit_scale=True)
-    documents = read_docstrings(roots, args.num_proc)
+    documents = read_docstrings(args.packages, args.num_proc)
     with open_atomic(args.output_file) as out, progress, contextlib.closing(documents):
         for document in documents:
             count, written = count + 1, out.write(document.encode() + b"\n\n")
@@ -60,7 +51,8 @@ def main(argv: list[str] | None) -> None:
                 reason = f"--max_seconds {args.max_seconds} was reached"
                 break
         if not count:
-            raise InputError(f"packages {', '.join(map(str, roots))}: no English docstrings found; give other folders")
+            folders = ", ".join(args.packages or ["of this interpreter"])
+            raise InputError(f"packages {folders}: no English docstrings found; give other folders")
     seconds = time.monotonic() - start
     print(f"{args.output_file}: {size / 1e6:.1f} MB in {count} documents; {reason}; {seconds:.0f} s")
 

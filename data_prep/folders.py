@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from budget_trainer.data.rows import Rows
 from data_prep.shards import ShardWriter
 
 PART_VALUES = 2**20  # token positions that are read at a time: 8 MB of each column
-_MADE_BY_WRITE_MANIFEST = ("format_version", "command", "created", "versions")
+_MADE_BY_WRITE = ("format_version", "command", "created", "versions")
 _NEEDED = "block_size validation_block_size packing dtype vocab_size special_ids sources command validation".split()
 _ANEW = "make the folder anew with data_prep.blocks"
 
@@ -137,11 +137,28 @@ def parts_of(rows: int, length: int) -> Iterator[np.ndarray]:
         yield np.arange(start, min(start + size, rows))
 
 
-def deal(folders: Sequence[FinishedFolder], split: str, output: Path, num_shards: int) -> list[dict[str, Any]]:
-    """Deal the rows of all `folders`, one after the other, to `num_shards` files in `output`; return the manifest's
-    entries. Memory is bounded by a part and by the writer's batches.
+def remade(inputs: Sequence[FinishedFolder], output: Path, num_shards: int | None = None) -> dict[str, Any]:
+    """Deal the rows of the data folders `inputs`, one after the other, anew to `num_shards` files (None: as many as they have
+    together) in the empty folder `output`; return the content of its manifest, which has the first one's facts.
 
-    InputError: more shards than rows, or folders whose files hold different columns."""
+    InputError: a file that is damaged or missing, more shards than rows, files that hold different columns."""
+    for folder in inputs:
+        folder.check_all()
+    first = inputs[0]
+    first.copy_tokenizer(output)
+    train = _summed([folder.split("train") for folder in inputs])
+    shards = num_shards or sum(len(folder.split("train")["files"]) for folder in inputs)
+    train["files"] = _deal(inputs, "train", output, shards)
+    return {
+        **{key: value for key, value in first.manifest.items() if key not in _MADE_BY_WRITE},
+        "made_from": [folder.origin() for folder in inputs],
+        "splits": {"train": train, "validation": _validation(inputs, output)},
+        "sources": [source for folder in inputs for source in folder.manifest["sources"]],
+    }
+
+
+def _deal(folders: Sequence[FinishedFolder], split: str, output: Path, num_shards: int) -> list[dict[str, Any]]:
+    """The manifest's entries of the new files. Memory is bounded by a part and by the writer's batches."""
     rows = sum(int(folder.split(split)["rows"]) for folder in folders)
     if num_shards > rows:
         raise InputError(f"num_shards {num_shards}: there are {rows} {split} rows; give at most so many shards")
@@ -160,7 +177,31 @@ def deal(folders: Sequence[FinishedFolder], split: str, output: Path, num_shards
     return writer.close()
 
 
-def facts_of(folders: Sequence[FinishedFolder]) -> dict[str, Any]:
-    """What the manifest of a folder made of `folders` takes over from the first, and what it was made of."""
-    kept = {key: value for key, value in folders[0].manifest.items() if key not in _MADE_BY_WRITE_MANIFEST}
-    return {**kept, "made_from": [folder.origin() for folder in folders]}
+def _validation(folders: Sequence[FinishedFolder], output: Path) -> dict[str, Any]:
+    """The validation of all folders, in order; a --validation_text that they share is taken once."""
+    splits = [folder.split("validation") for folder in folders]
+    if len(folders) == 1 or folders[0].manifest["validation"]["text"]:
+        folders[0].copy_files("validation", output)
+        return splits[0]
+    merged = _summed(splits)
+    if not merged["rows"]:
+        return {**merged, "files": []}
+    merged["files"] = _deal(folders, "validation", output, 1)
+    text = output / splits[0]["text"]["name"]
+    with text.open("wb") as joined:
+        for folder, part in zip(folders, splits, strict=True):
+            joined.write((folder.path / part["text"]["name"]).read_bytes())
+    return {**merged, "text": {"name": text.name, "bytes": text.stat().st_size, "sha256": sha256(text)}}
+
+
+def _summed(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The counts of several splits added up, also those within; what else they say is the first one's."""
+    merged: dict[str, Any] = {}
+    for name, value in facts[0].items():
+        if isinstance(value, int):
+            merged[name] = sum(other[name] for other in facts)
+        elif isinstance(value, Mapping) and name != "text":
+            merged[name] = _summed([other[name] for other in facts])
+        elif name not in ("files", "text"):
+            merged[name] = value
+    return merged

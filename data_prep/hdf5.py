@@ -9,7 +9,7 @@ held out by hash (its neighbours of the same document may be trained on). Memory
 
 from __future__ import annotations
 
-import argparse
+import functools
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,11 +20,10 @@ from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
 from data_prep.block_folder import BlockFolder, BlockOptions
-from data_prep.cli import Parser, command, command_line, output_folder
+from data_prep.cli import Arguments, Output, Parser, command
 from data_prep.corpus import is_held_out
 from data_prep.filters import digest_of, find_duplicates, is_duplicate
 from data_prep.next_sentence import SentencePairs
-from data_prep.shards import write_manifest
 
 _NEEDED = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids")
 _LABELS = "next_sentence_labels"
@@ -116,7 +115,7 @@ def _open(file: Path) -> Any:
         ) from None
 
 
-def _build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def _build(args: Arguments, folder: Path) -> dict[str, Any]:
     """Write the data folder into the empty `folder`, all but manifest.json; return the manifest's content."""
     shards = _Shards(args.input)
     options = BlockOptions(
@@ -188,17 +187,12 @@ def main(argv: list[str] | None) -> None:
     parser.add_output()
     parser.add_options(BlockOptions, _FLAGS)
     add("--keep_copies", action="store_true", help="keep blocks that differ by their masks only (dupe_factor)")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     if not 0 < args.validation_fraction < 1:
         parser.error(f"--validation_fraction {args.validation_fraction}: give a share between 0 and 1")
-    with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json") as folder:
-        content = _build(args, folder)
-        write_manifest(folder, content, command_line("hdf5", argv))
-    train, validation = content["splits"]["train"], content["splits"]["validation"]
-    print(
-        f"{args.output_dir}: {train['rows']:,} train blocks of {content['block_size']} ({train['tokens'] / 1e6:.1f} M tokens; "
-        f"{train['copies_dropped']:,} copies were dropped), {validation['rows']:,} validation blocks"
-    )
+    output = Output(args.output_dir, args.overwrite)
+    content = output.write(functools.partial(_build, args), args.command_line)
+    print(f"{output.summary(content)}; {content['splits']['train']['copies_dropped']:,} copies were dropped")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.output import png_figure
 from budget_trainer.data.rows import Rows
-from data_prep.cli import Parser, command, command_line, output_folder, positive
+from data_prep.cli import Output, Parser, command
 from data_prep.encoding import load_backend
 from data_prep.folders import FinishedFolder, Layout, parts_of
 
@@ -381,25 +381,25 @@ def main(argv: list[str] | None) -> None:
     add("--split", choices=("train", "validation"), default="train", help="which rows to look at")
     add("--samples", type=int, default=5, help="random blocks to show as text")
     add("--seed", type=int, default=0, help="of the draw of these blocks")
-    add("--max_rows", type=positive, default=None, help="count so many evenly spaced rows only; without it all")
+    add("--max_rows", type="count", default=None, help="count so many evenly spaced rows only; without it all")
     add("--verify", action="store_true", help="compare every file with its checksum first; exit code 2 if one differs")
     add("--output_dir", type=Path, default=None, help="write inspect.json and inspect.png into this new folder")
     add("--overwrite", action="store_true", help="replace an existing --output_dir of this command")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     for name in ("samples", "seed"):
         if getattr(args, name) < 0:
             parser.error(f"--{name} {getattr(args, name)}: give 0 or more")
     with contextlib.ExitStack() as stack:
         target = None
         if args.output_dir is not None:
-            made = output_folder(args.output_dir, args.overwrite, "inspection", "inspect.json", [args.data_dir])
-            target = stack.enter_context(made)
+            output = Output(args.output_dir, args.overwrite, "inspection", "inspect.json")
+            target = stack.enter_context(output.new([args.data_dir]))
         folder = FinishedFolder.open(args.data_dir)
         if args.verify:
             print(f"{args.data_dir}: all {folder.check_all()} files match their checksums")
         figures, lengths = _inspect(folder, args.split, args.max_rows, args.samples, args.seed)
         if target is not None:
-            content = json.dumps({**figures, "command": command_line("inspect", argv)}, indent=2, ensure_ascii=False)
+            content = json.dumps({**figures, "command": args.command_line}, indent=2, ensure_ascii=False)
             (target / "inspect.json").write_text(content + "\n", encoding="utf-8")
             _draw(figures, lengths, target / "inspect.png")
     print(_printed(figures, lengths))

@@ -24,6 +24,7 @@ line wins over the file, whose keys are:
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import shutil
@@ -36,26 +37,23 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from budget_trainer import __version__
-from budget_trainer.core.command import EXIT_CODES_TEXT, program
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import fresh_folder, fsync, try_lock, write_json_atomic
 from data_prep.block_folder import BlockFolder
-from data_prep.cli import command, command_line, output_folder
+from data_prep.cli import Output, Parser, command
 from data_prep.corpus import TokenGroup, read_part, read_tokens, tokenise_part, write_part
 from data_prep.filters import Removed, Selection, digest_of, find_duplicates
-from data_prep.recipe import OUTPUT, DataRecipe, read_data_recipe
-from data_prep.shards import write_manifest
+from data_prep.recipe import DataRecipe, read_data_recipe
 from data_prep.sources import Source
 from data_prep.tokenizer_training import train_tokenizer
 
 
 def _prepare(recipe: DataRecipe, command: str) -> None:
     """Run the stages that are not done yet."""
-    output = recipe.output_dir
+    output = recipe.output.path
     done = recipe.is_done()
     if not done:
-        recipe.check_output()
+        recipe.output.check()  # before any work is done for it
     work = output.with_name(f"{output.name}.work")
     work.mkdir(parents=True, exist_ok=True)
     lock = try_lock(work / ".lock")
@@ -67,7 +65,9 @@ def _prepare(recipe: DataRecipe, command: str) -> None:
         if done:
             print(f"{output}: nothing has changed since it was made")
         else:
-            _say(output, _stages(recipe, work, command))
+            content = _stages(recipe, work, command)
+            _say_removed(content["removed"])
+            print(recipe.output.summary(content))
         if not recipe.keep_work:
             shutil.rmtree(work)
 
@@ -95,13 +95,13 @@ def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
                 removed.merge(group.removed)
                 yield group
 
-    with output_folder(recipe.output_dir, recipe.overwrite, *OUTPUT) as folder:
+    def build(folder: Path) -> dict[str, Any]:
         target = BlockFolder(folder, tokenizer, recipe.blocks)
         validation = _validation_source(recipe, target.cache)
         content = target.write(groups(target), _sources(recipe, pieces), validation)
-        content |= {"removed": removed.by, "recipe": recipe.key("blocks")}
-        write_manifest(folder, content, command)
-    return content
+        return {**content, "removed": removed.by, "recipe": recipe.key("blocks")}
+
+    return recipe.output.write(build, command)
 
 
 def _validation_source(recipe: DataRecipe, cache: Path) -> Source | None:
@@ -268,7 +268,7 @@ def _tokenizer(recipe: DataRecipe, pieces: list[_Piece], work: Path) -> str:
     stage = _open_stage(work / "tokenizer", recipe.key("tokenizer"))
     target = stage / "trained"
     if not target.exists():
-        with output_folder(target, True, "tokenizer", "tokenizer.json") as folder:
+        with Output(target, True, "tokenizer", "tokenizer.json").new() as folder:
             text = stage / "sample.txt"
             _write_sample(pieces, text, 1e6 * options.max_megabytes)
             train_tokenizer(text, options).save_pretrained(folder)
@@ -298,37 +298,22 @@ def _sources(recipe: DataRecipe, pieces: list[_Piece]) -> list[dict[str, Any]]:
     return sources
 
 
-def _say(output: Path, content: dict[str, Any]) -> None:
-    for name, account in content["removed"].items():
+def _say_removed(removed: dict[str, Any]) -> None:
+    for name, account in removed.items():
         print(f"removed by {name}: {account['documents']:,} documents, {account['characters'] / 1e6:.1f} M characters")
         for sample in account["samples"]:
             print(f"    {sample[:100]}")
-    train, validation = content["splits"]["train"], content["splits"]["validation"]
-    print(
-        f"{output}: {train['rows']:,} train blocks of {content['block_size']} ({train['tokens'] / 1e6:.1f} M tokens, "
-        f"{train['documents']:,} documents), {validation['rows']:,} validation blocks"
-    )
 
 
 @command
 def main(argv: list[str] | None) -> None:
     """The command line."""
-    words = sys.argv[1:] if argv is None else argv
-    if "-h" in words or "--help" in words:
-        print(
-            f"usage: {program('python -m data_prep.prepare')} RECIPE [--key value ...]\n\n{__doc__}\n{EXIT_CODES_TEXT}"
-        )
-        return
-    if "--version" in words:
-        print(f"budget-trainer {__version__}")
-        return
-    _prepare(_parse(words), command_line("prepare", argv))
-
-
-def _parse(words: list[str]) -> DataRecipe:
-    if not words or words[0].startswith("-"):
-        raise InputError("recipe: missing; give a YAML file, such as recipes/data/wikibooks.yaml, or see --help")
-    return read_data_recipe(Path(words[0]), words[1:])
+    parser = Parser("prepare", __doc__)
+    parser.usage, parser.description = "%(prog)s RECIPE [--key value ...]", __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("recipe", type=Path, help="a YAML file, such as recipes/data/wikibooks.yaml")
+    args = parser.parse(argv, more=True)
+    _prepare(read_data_recipe(args.recipe, args.others), args.command_line)
 
 
 if __name__ == "__main__":

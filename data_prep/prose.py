@@ -13,6 +13,8 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from budget_trainer.core.errors import InputError
+
 _MIN_DOCUMENT_CHARACTERS = 200
 _MAX_FILE_BYTES = 2_000_000  # larger ones are tables and generated code
 _SKIPPED = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
@@ -48,17 +50,20 @@ _SECTION = re.compile(r"^[A-Z][\w ]{0,30}:?$")
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 
 
-def installed_roots() -> list[Path]:
-    """The package folders of the running interpreter, then its standard library."""
-    paths = (sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib"))
-    return [Path(path) for path in dict.fromkeys(paths) if path and Path(path).is_dir()]
-
-
-def read_docstrings(roots: Iterable[Path], num_proc: int = 1) -> Generator[str, None, None]:
+def read_docstrings(roots: Iterable[str | Path] | None, num_proc: int = 1) -> Generator[str, None, None]:
     """One document per module, in a fixed order: the packages take turns, so that a limit cuts all of them alike.
-    Every paragraph occurs once in the whole corpus."""
+    Every paragraph occurs once in the whole corpus.
+
+    roots: folders of packages; None: those of the running interpreter, then its standard library. InputError: no folder."""
+    if roots is None:
+        paths = (sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib"))
+        roots = [path for path in dict.fromkeys(paths) if Path(path).is_dir()]
+    folders = list(map(Path, roots))
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"packages {folder}: no such folder; give one with Python files")
     seen: set[bytes] = set()
-    for paragraphs in _parsed(_in_turns(roots), num_proc):
+    for paragraphs in _parsed(_in_turns(folders), num_proc):
         new = []
         for paragraph in paragraphs:
             key = hashlib.blake2b(paragraph.casefold().encode(), digest_size=8).digest()

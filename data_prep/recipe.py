@@ -14,7 +14,7 @@ import yaml
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import json_types
 from data_prep.block_folder import BlockOptions
-from data_prep.cli import refuse_occupied
+from data_prep.cli import Output
 from data_prep.corpus import HELD_OUT_RULE
 from data_prep.filters import Lengths, check_language
 from data_prep.sources import KINDS, Source
@@ -22,7 +22,6 @@ from data_prep.tokenizer_training import TokenizerOptions
 
 _FORMAT = 2  # raise it when the same recipe comes to give other blocks
 SOURCE_KEYS = ("input", "kind", "errors", "dataset_config", "dataset_split", "text_column", "max_documents")
-OUTPUT = ("data folder", "manifest.json")  # as `output_folder` wants it
 _BLOCK_KEYS = tuple(entry.name for entry in fields(BlockOptions))
 _OWN_KEYS = (
     *"output_dir sources tokenizer min_characters max_characters language overwrite".split(),
@@ -34,11 +33,10 @@ _OWN_KEYS = (
 class DataRecipe:
     """What is to be made from what."""
 
-    output_dir: Path
+    output: Output
     sources: list[Source]
     tokenizer: str | TokenizerOptions
     blocks: BlockOptions
-    overwrite: bool = False
     lengths: Lengths = field(default_factory=Lengths)
     language: str | None = None
     max_tokens_per_character: float | None = None
@@ -75,19 +73,10 @@ class DataRecipe:
     def is_done(self) -> bool:
         """Whether the output was made by this recipe from these files."""
         try:
-            manifest = json.loads((self.output_dir / "manifest.json").read_text(encoding="utf-8"))
+            manifest = json.loads((self.output.path / self.output.mark).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
         return bool(manifest.get("recipe") == self.key("blocks"))
-
-    def check_output(self) -> None:
-        """InputError where the output is something that must not be replaced, before any work is done for it."""
-        refuse_occupied(self.output_dir, True, *OUTPUT)
-        if (self.output_dir / "manifest.json").exists() and not self.overwrite:
-            raise InputError(
-                f"output_dir {self.output_dir} holds something else than this recipe makes; give another path or "
-                "--overwrite true"
-            )
 
 
 def _state(path: str) -> list[tuple[str, int, int]] | None:
@@ -117,11 +106,10 @@ def read_data_recipe(file: Path, words: Sequence[str] = ()) -> DataRecipe:
     if language is not None:
         check_language(language)
     return DataRecipe(
-        output_dir=Path(str(given["output_dir"])),
+        output=Output(Path(str(given["output_dir"])), _typed(given, "overwrite", bool, False)),
         sources=_sources(given["sources"], blocks.num_proc),
         tokenizer=_tokenizer(given["tokenizer"]),
         blocks=blocks,
-        overwrite=_typed(given, "overwrite", bool, False),
         lengths=_lengths(given),
         language=language,
         max_tokens_per_character=_positive(given, "max_tokens_per_character", None),

@@ -1,9 +1,5 @@
-"""Rows of fixed length -> Arrow stream files that differ by at most one row, and the manifest that describes them."""
+"""Rows of fixed length -> Arrow stream files that differ by at most one row."""
 
-import datetime
-import importlib.metadata
-import json
-import platform
 import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +11,9 @@ import pyarrow as pa
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
-from budget_trainer.data.folder import FORMAT_VERSION
 
 BATCH_BYTES = 2**20  # of one column in one record batch: the reader maps each batch as one array, so not too many
 OTHER_FILES = 100  # that the process may need to open beside the shards
-_LIBRARIES = ("datasets", "numpy", "pyarrow", "tokenizers", "transformers")
 
 
 class ShardWriter:
@@ -126,17 +120,3 @@ def _allow_open_files(number: int) -> None:
             f"num_shards {number}: this system lets a process open {hard} files; give {hard - OTHER_FILES}"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-def write_manifest(folder: Path, content: dict[str, Any], command: str) -> None:
-    """Writes manifest.json: `content` with the format version, the command, the time and the versions of what ran."""
-    versions = {"python": platform.python_version()}
-    versions.update({name: importlib.metadata.version(name) for name in _LIBRARIES})
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        **content,
-        "command": command,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": versions,
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

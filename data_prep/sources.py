@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
 from data_prep.files import files_below, is_archive, lines, members, plain_name
-from data_prep.prose import installed_roots, read_docstrings
+from data_prep.prose import read_docstrings
 
 KINDS = ("auto", "text", "books", "wikiextractor", "mediawiki", "docstrings", "dataset", "jsonl")
 # A document is held in memory while it is tokenised; a longer one (a dump without blank lines) is cut at a line end.
@@ -78,7 +78,7 @@ class Source:
     def _read(self, advance: Callable[[int], object]) -> Iterator[str]:
         """The documents; `advance` is given the bytes that were read from the disk."""
         if self.kind == "docstrings":
-            return read_docstrings(installed_roots() if self.path == "installed" else [Path(self.path)])
+            return read_docstrings(None if self.path == "installed" else [self.path])
         return (document for text in self._texts(advance) for document in _split_at_blank_lines(text))
 
     def _texts(self, advance: Callable[[int], object]) -> Iterator[Iterable[str]]:

@@ -8,25 +8,9 @@ Validation and tokenizer are copied.
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from data_prep.cli import Parser, command, command_line, output_folder, positive
-from data_prep.folders import FinishedFolder, deal, facts_of
-from data_prep.shards import write_manifest
-
-
-def split(source: Path, output: Path, num_shards: int) -> dict[str, Any]:
-    """Writes the rows of the data folder `source` in `num_shards` shards, validation and tokenizer into the empty folder
-    `output`, all but manifest.json, and returns the manifest's content. InputError: no data folder, a file that is damaged
-    or missing, more shards than rows."""
-    folder = FinishedFolder.open(source)
-    folder.check_all()
-    folder.copy_tokenizer(output)
-    folder.copy_files("validation", output)
-    content = facts_of([folder])
-    splits = content["splits"]
-    train = {**splits["train"], "files": deal([folder], "train", output, num_shards)}
-    return {**content, "splits": {**splits, "train": train}}
+from data_prep.cli import Output, Parser, command
+from data_prep.folders import FinishedFolder, remade
 
 
 @command
@@ -36,13 +20,15 @@ def main(argv: list[str] | None) -> None:
     add = parser.add_argument
     add("--input", type=Path, required=True, help="a data folder")
     parser.add_output()
-    add("--num_shards", type=positive, required=True, help="train files of the new folder")
-    args = parser.parse_args(argv)
-    with output_folder(args.output_dir, args.overwrite, "data folder", "manifest.json", [args.input]) as folder:
-        content = split(args.input, folder, args.num_shards)
-        write_manifest(folder, content, command_line("split", argv))
-    train = content["splits"]["train"]
-    print(f"{args.output_dir}: {train['rows']} train blocks in {len(train['files'])} shards, validation as it was")
+    add("--num_shards", type="count", required=True, help="train files of the new folder")
+    args = parser.parse(argv)
+    output = Output(args.output_dir, args.overwrite)
+    content = output.write(
+        lambda folder: remade([FinishedFolder.open(args.input)], folder, args.num_shards),
+        args.command_line,
+        [args.input],
+    )
+    print(f"{output.summary(content)} in {len(content['splits']['train']['files'])} shards")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_prep.cli import Parser, command, options_of, output_folder, source_of
+from data_prep.cli import Output, Parser, command
 from data_prep.tokenizer_training import TokenizerOptions, train_tokenizer
 
 
@@ -32,14 +32,13 @@ def main(argv: list[str] | None) -> None:
     parser.add_output("tokenizer")
     parser.add_options(TokenizerOptions)
     parser.set_defaults(vocab_size=8192)
-    args = parser.parse_args(argv)
-    options = options_of(args, TokenizerOptions)
-    with output_folder(args.output_dir, args.overwrite, "tokenizer", "tokenizer.json") as folder:
+    args = parser.parse(argv)
+    options = args.options(TokenizerOptions)
+    with Output(args.output_dir, args.overwrite, "tokenizer", "tokenizer.json").new() as folder:
         cache = Path(tempfile.mkdtemp(dir=folder))
-        sources = [source_of(args, path, cache) for path in args.input]
-        _copy_text(
-            (text for source in sources for text in source.documents()), cache / "text", args.max_megabytes * 1e6
-        )
+        sources = [args.source(path, cache) for path in args.input]
+        documents = (text for source in sources for text in source.documents())
+        _copy_text(documents, cache / "text", args.max_megabytes * 1e6)
         tokenizer = train_tokenizer(cache / "text", options)
         shutil.rmtree(cache)
         tokenizer.save_pretrained(folder)

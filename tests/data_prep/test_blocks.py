@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from budget_trainer.core.io import sha256
 from budget_trainer.data.folder import DataFolder
 from data_prep import blocks
-from data_prep.corpus import HASHED_WORDS, is_held_out, text_parts, tokenise
+from data_prep.corpus import HASHED_WORDS, is_held_out, token_groups
 from tests.conftest import ROOT, read_documents, words
 from tests.data_prep.conftest import dealt_rows, error_of, ids_of, limited_to, text_mask, train_texts
 
@@ -313,11 +313,10 @@ def test_groups_and_parts_keep_the_order_and_leave_nothing(tmp_path, tokenizer, 
     monkeypatch.setattr("data_prep.corpus.PART_BYTES", 100_000)
     texts = [f"document {i} " + "word " * (i % 50) for i in range(3000)]
     taken = []
-    parts = text_parts((taken.append(i) or text for i, text in enumerate(texts)), tmp_path)
+    documents = (taken.append(i) or text for i, text in enumerate(texts))
     groups = []
-    for group in tokenise(
-        parts, tokenizer_file=tokenizer / "tokenizer.json", dtype="uint16", fraction=0.0, num_proc=1
-    ):
+    options = {"tokenizer_file": tokenizer / "tokenizer.json", "dtype": "uint16", "fraction": 0.0, "num_proc": 1}
+    for group in token_groups(documents, tmp_path, **options):
         groups.append((group.ids.copy(), group.lengths.copy()))
         assert len(list(tmp_path.glob("part-?????.arrow"))) == 1
         if len(groups) == 1:

@@ -60,7 +60,7 @@ def test_nothing_is_done_again_when_nothing_has_changed(recipe, corpus, tmp_path
     (tmp_path / "busy.work").mkdir()
     with try_lock(tmp_path / "busy.work" / ".lock"):
         for flags, message in (
-            (["--block_size", "64"], "holds something else than this recipe makes"),
+            (["--block_size", "64"], "already holds a data folder"),
             (["--output_dir", "a: b: c"], "--output_dir 'a: b: c' is no YAML value"),
             (["--output_dir", tmp_path / "other", "--overwrite", "true"], "exists and is no data folder"),
             (["--output_dir", tmp_path / "busy"], "another process works in"),
