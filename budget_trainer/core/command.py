@@ -134,6 +134,17 @@ class Parser(argparse.ArgumentParser):
         """The help with the exit codes, its headings in bold on a terminal."""
         return with_bold_headings(f"{super().format_help()}\n{EXIT_CODES_TEXT}", sys.stdout)
 
+    def print_help(self, file: Any = None) -> None:
+        """As argparse's, but a closed pipe is an error."""
+        print(self.format_help(), end="", file=file)
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code that an error stands for: the user's to mend (2), or not (1)."""
+    if isinstance(error, OSError):
+        return FAILED if error.errno in DISK_ERRNOS else BAD_INPUT
+    return BAD_INPUT if isinstance(error, InputError) else FAILED
+
 
 def run_command(work: Callable[[], int | None], again: str = RESUME) -> int:
     """The exit code of `work`, whose errors end in one line: see EXIT_CODES.
