@@ -7,6 +7,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,6 @@ from budget_trainer.training import run_folder
 
 _SCRIPT = "train_mlm.py"
 _START_SECONDS = 10.0  # of the sweep itself: imports, checks, the end
-_FOREIGN = (run_folder.RUN, "suite.json", run_folder.FINAL)  # of another kind of folder
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,8 @@ class _SweepRequest:
         if not SweepFile.describes(self.text):
             return None
         if (search := self.flags.get("search", "grid")) != "grid":
-            raise InputError(
-                f"search: {search!r} is not one of the original's, whose files hold a grid; write a file with "
-                "search, parameters and fixed"
-            )
+            fix = "write a file with search, parameters and fixed"
+            raise InputError(f"search: {search!r} is not one of the original's, whose files hold a grid; {fix}")
         return SweepFile.read(self.text)
 
     def spec(self) -> SweepSpec:
@@ -65,10 +63,10 @@ class _SweepRequest:
         if self.data_dir is not None:
             raise InputError("data_dir: belongs to a file of the original here; put it under fixed")
         content = {**read_recipe(self.path), **self.flags}
+        if (script := content.pop("script", _SCRIPT)) != _SCRIPT:
+            raise InputError(f"script: {script!r} cannot be searched; leave it out: trials run {_SCRIPT}")
         if unknown := [(key, f"sweep file {self.path}") for key in content if key not in KEYS]:
             raise unknown_keys(unknown, KEYS, f"flags of {_SCRIPT} stand under fixed or parameters")
-        if content.get("script", _SCRIPT) != _SCRIPT:
-            raise InputError(f"script: {content['script']!r} cannot be searched; leave it out: trials run {_SCRIPT}")
         return {key: value for key, value in content.items() if value not in NULLS or key == "parameters"}
 
     def _original_content(self, sweep: SweepFile) -> dict[str, Any]:
@@ -112,24 +110,20 @@ class _SweepRequest:
             return
         spec = self.spec()
         _check_trials(spec)
+        from budget_trainer.sweep.study import first_proposals
         from budget_trainer.sweep.trials import folder_name
 
-        count = spec.limit
-        if count is None:
-            count = max(1, math.floor(spec.total_seconds / (spec.trial_seconds + FIRST_OVERHEAD)))
-        if spec.search == "grid" or spec.exhaustive:
+        count = spec.limit or max(1, math.floor(spec.total_time / (spec.time_per_trial + FIRST_OVERHEAD)))
+        if spec.exhaustive:
             found, known = list(itertools.islice(spec.combinations(), count)), count
         else:
-            from budget_trainer.sweep.study import first_proposals
-
             found, known = first_proposals(spec, count)
         head = self._head(spec.accelerate_config) + ([] if spec.recipe is None else [str(spec.recipe)])
         for number, parameters in enumerate(found):
             print(shlex.join([*head, *spec.words(parameters, spec.output_dir / folder_name(number))]))
         if known < count:
             _remark(
-                f"tpe draws the first {known} as shown; the others follow from results, and are shown as random search would "
-                "draw them"
+                f"tpe draws the first {known} as shown; the others follow from results, and are shown as random ones"
             )
         if spec.search in HALVING:
             _remark(f"{spec.search} ends most of these early, and may take them in another order")
@@ -144,9 +138,7 @@ class _SweepRequest:
         except ValueError as error:
             raise InputError(f"init_cmd: {self.init_cmd!r} cannot be read ({error}); correct its quotes") from None
         if any(word.endswith("run_pretraining.py") for word in words):
-            raise InputError(
-                f"init_cmd: {self.init_cmd!r} starts the original's script, which is {_SCRIPT} here; write that"
-            )
+            raise InputError(f"init_cmd: {self.init_cmd!r} starts the original's script; write {_SCRIPT}")
         return words
 
 
@@ -162,22 +154,17 @@ def _unknown_names(sweep: SweepFile) -> list[str]:
 
 def _lists(points: list[dict[str, str]]) -> dict[str, list[str]]:
     """The lists whose product the points are. InputError where they are no product."""
-    fix = "python -m budget_trainer.migrate FILE --combination N"
+    fix = "make recipes of the combinations with python -m budget_trainer.migrate FILE --combination N"
     names = list(dict.fromkeys(name for point in points for name in point))
     # The order of the file: what changes fastest comes last.
     names.sort(key=lambda name: -next((i for i, p in enumerate(points) if p.get(name) != points[0].get(name)), 0))
     for name in names:
         if any(point.get(name, "") in NULLS for point in points):
-            raise InputError(
-                f"{name}: set in some combinations of hyperparameters only; make recipes of them with {fix}"
-            )
+            raise InputError(f"{name}: set in some combinations of hyperparameters only; {fix}")
     lists = {name: list(dict.fromkeys(point[name] for point in points)) for name in names}
     found = {tuple(point[name] for name in names) for point in points}
     if found != set(itertools.product(*lists.values())) or len(found) != len(points):
-        raise InputError(
-            f"hyperparameters: {', '.join(names)} depend on each other here; make recipes of the combinations with {fix}, "
-            "or write a file with parameters and fixed"
-        )
+        raise InputError(f"hyperparameters: {', '.join(names)} depend on each other here; {fix}")
     return lists
 
 
@@ -190,10 +177,7 @@ def parse_request(argv: Sequence[str] | None = None) -> _SweepRequest:
     for name, known in FLAGS.items():
         add(f"--{name}", *(["--search_type"] if name == "search" else []), help=known.help, metavar=known.unit)
     add("--data_dir", help="with a file of the original: the converted data (default: <dataset_path>-blocks)")
-    add(
-        "--init_cmd",
-        help="with --dry_run: what the printed commands begin with; default: accelerate launch train_mlm.py",
-    )
+    add("--init_cmd", help=f"with --dry_run: what the commands begin with; default: accelerate launch {_SCRIPT}")
     add("--dry_run", action="store_true", help="print the commands of the trials, one per line, and start nothing")
     given = vars(parser.parse_args(argv))
     file, param_file = given.pop("file"), given.pop("param_file")
@@ -202,9 +186,8 @@ def parse_request(argv: Sequence[str] | None = None) -> _SweepRequest:
         raise InputError(f"param_file: {what}; give one sweep file")
     own = {name: given.pop(name) for name in ("data_dir", "dry_run", "init_cmd")}
     if own["init_cmd"] is not None and not own["dry_run"]:
-        raise InputError(
-            "init_cmd: trials are started by accelerate launch (accelerate_config); add --dry_run to print commands"
-        )
+        fix = "add --dry_run to print commands"
+        raise InputError(f"init_cmd: trials are started by accelerate launch (accelerate_config); {fix}")
     path = file or param_file
     try:
         text = path.read_text(encoding="utf-8")
@@ -212,10 +195,8 @@ def parse_request(argv: Sequence[str] | None = None) -> _SweepRequest:
         raise InputError(f"param_file: {path} cannot be read ({error}); give a YAML file") from None
     flags = {name: value for name, value in given.items() if value is not None}
     for name in {"objective", "prune_at"} & flags.keys():  # `glue: CoLA` is a mapping, as in the file
-        try:
+        with suppress(yaml.YAMLError):  # refused as the text that it is
             flags[name] = yaml.load(flags[name], Loader=yaml.BaseLoader)
-        except yaml.YAMLError:
-            pass  # refused as the text that it is
     return _SweepRequest(path, text, flags, **own)
 
 
@@ -227,18 +208,14 @@ def check_start(spec: SweepSpec, on_cpu: bool) -> Path:
             finetune_glue.py refuse, data of GLUE that are not there.
     """
     beside = FIRST_OVERHEAD + _START_SECONDS
-    if spec.total_seconds < spec.trial_seconds + beside:
-        raise InputError(
-            f"total_time: {format_duration(spec.total_seconds)} is smaller than one trial (time_per_trial "
-            f"{format_duration(spec.trial_seconds)}, and about {beside:.0f}s to start and evaluate it); give "
-            f"{format_duration(spec.trial_seconds + beside)} or more, or lower time_per_trial"
-        )
+    if spec.total_time < (needed := spec.time_per_trial + beside):
+        total, one = format_duration(spec.total_time), format_duration(spec.time_per_trial)
+        what = f"one trial (time_per_trial {one}, and about {beside:.0f}s to start and evaluate it)"
+        raise InputError(f"total_time: {total} is smaller than {what}; give {format_duration(needed)} or more")
     run_folder.RunFolder(spec.output_dir).check_writable()
-    for name in _FOREIGN:
+    for name in (run_folder.RUN, "suite.json", run_folder.FINAL):
         if (spec.output_dir / name).exists():
-            raise InputError(
-                f"output_dir: {spec.output_dir} holds something else ({name}); give another folder for this sweep"
-            )
+            raise InputError(f"output_dir: {spec.output_dir} holds something else ({name}); give another folder")
     data_dir = _check_trials(spec, on_cpu)
     if spec.objective.task is not None:  # before hours of pre-training
         _check_glue(spec)
@@ -251,14 +228,12 @@ def _check_trials(spec: SweepSpec, on_cpu: bool = False) -> Path:
     A GPU is not touched for it: without `on_cpu` precision and device do not count here.
     """
     recipe = spec.base_recipe()
-    _check_names([*spec.space, *spec.fixed], "sweep file")
+    _check_names([*spec.parameters, *spec.fixed], "sweep file")
     _check_names([*recipe], f"recipe {spec.recipe}")
     machine = ["--use_cpu=true", "--push_to_hub=false", *([] if on_cpu else ["--fp16=false", "--tf32=false"])]
     base = recipe_words(recipe)
     recipes = [parse_recipe([*base, *spec.words(given, spec.output_dir), *machine]) for given in spec.probes()]
-    recipes[
-        0
-    ].training_arguments()  # TrainingArguments checks its values; of one trial, since it looks for devices each time
+    recipes[0].training_arguments()  # checks its values; of one trial, since it looks for devices each time
     if len({recipe.data_dir for recipe in recipes}) > 1:
         raise InputError("data_dir: losses on different data do not compare; put one data_dir under fixed")
     return recipes[0].data_dir
@@ -295,13 +270,9 @@ def read_profile(path: Path) -> tuple[bool, int]:
         use_cpu, processes = bool(profile.get("use_cpu", False)), int(profile.get("num_processes", 1))
         machines = int(profile.get("num_machines", 1))
     except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"accelerate_config: {path} cannot be read ({' '.join(str(error).split())[:200]}); give a profile as in "
-            "accelerate_configs/"
-        ) from None
+        reason, fix = " ".join(str(error).split())[:200], "give a profile as in accelerate_configs/"
+        raise InputError(f"accelerate_config: {path} cannot be read ({reason}); {fix}") from None
     if machines > 1:
-        raise InputError(
-            f"accelerate_config: {path} is for {machines} machines, and a trial runs on one; give one for one machine and "
-            "start sweep.py on each with the same storage"
-        )
+        fix = "give one for one machine and start sweep.py on each with the same storage"
+        raise InputError(f"accelerate_config: {path} is for {machines} machines, and a trial runs on one; {fix}")
     return use_cpu, max(1, processes)

@@ -64,13 +64,13 @@ def _csv(record: SweepRecord) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     own = ["rank", "trial", "state", record.spec.objective.name]
-    columns = [name if name not in own else f"parameter {name}" for name in record.spec.space]
+    columns = [name if name not in own else f"parameter {name}" for name in record.spec.parameters]
     writer.writerow([*own, *columns, "share_reached", "last_value", "seconds", "folder", "error"])
     for rank, trial in enumerate(record.ranked, start=1):
         head = [rank, trial.number, trial.state, trial.objective]
         if trial.objective is None:
             head = ["", trial.number, trial.state, ""]
-        given = [trial.parameters.get(name, "") for name in record.spec.space]
+        given = [trial.parameters.get(name, "") for name in record.spec.parameters]
         given = [str(value).lower() if isinstance(value, bool) else value for value in given]
         tail = [round(trial.seconds, 1), trial.folder, " ".join((trial.error or "").split())]
         writer.writerow([*head, *given, *(trial.last or ("", "")), *tail])
@@ -83,7 +83,7 @@ def _csv(record: SweepRecord) -> str:
 def _markdown(record: SweepRecord, shares: Mapping[str, float], why_not: str | None) -> str:
     """What was searched, every trial in order, what the time went into, and what to do next."""
     sections = [
-        f"# Sweep {inline(record.spec.name)}",
+        f"# Sweep {inline(record.spec.job_name)}",
         _summary(record),
         _best(record),
         f"![Loss over time of all trials, and what the objective depends on]({_PICTURE})",
@@ -100,10 +100,10 @@ def _markdown(record: SweepRecord, shares: Mapping[str, float], why_not: str | N
 
 def _summary(record: SweepRecord) -> str:
     spec, count = record.spec, len(record.trials)
-    total = "" if math.isinf(spec.total_seconds) else f" of {format_duration(spec.total_seconds)}"
+    total = "" if math.isinf(spec.total_time) else f" of {format_duration(spec.total_time)}"
     return (
         f"Search: {spec.search}, {spec.objective.direction} **{inline(spec.objective.name)}**; {_plural(count, 'trial')} of "
-        f"{format_duration(spec.trial_seconds)} each, {format_duration(record.used_seconds)}{total} used."
+        f"{format_duration(spec.time_per_trial)} each, {format_duration(record.used_seconds)}{total} used."
     )
 
 
@@ -132,10 +132,10 @@ def _figure(number: float | None) -> str:
 def _edges(record: SweepRecord) -> str:
     """A hint for each parameter whose best value lies at an end of what was searched."""
     best = record.finished[0].parameters if record.finished else {}
-    ends = [(name, _end(record.spec.space[name], given)) for name, given in best.items()]
+    ends = [(name, _end(record.spec.parameters[name], given)) for name, given in best.items()]
     return "\n\n".join(
         f"**Widen the range:** the best {inline(name)}, {inline(format_value(best[name]))}, lies at the {end} end of what was "
-        f"searched ({inline(_words(record.spec.space[name]))}). A better one may lie beyond it."
+        f"searched ({inline(_words(record.spec.parameters[name]))}). A better one may lie beyond it."
         for name, end in ends
         if end is not None
     )
@@ -167,7 +167,7 @@ def _words(searched: _Searched) -> str:
 def _trials(record: SweepRecord) -> str:
     if not record.trials:
         return "None was started."
-    names, rows = [*record.spec.space], []
+    names, rows = [*record.spec.parameters], []
     for place, trial in enumerate(record.ranked[:_SHOWN]):
         number = Markup(f"**{trial.number}**") if place == 0 and trial.objective is not None else trial.number
         share, last = trial.last or (None, None)
@@ -208,7 +208,7 @@ def _importance(shares: Mapping[str, float], why_not: str | None) -> str:
 
 def _space(record: SweepRecord) -> str:
     spec = record.spec
-    text = table(("parameter", "searched"), [(name, _words(searched)) for name, searched in spec.space.items()])
+    text = table(("parameter", "searched"), [(name, _words(searched)) for name, searched in spec.parameters.items()])
     text += f"\n\nBase recipe: {inline(spec.recipe or 'none, the defaults of train_mlm.py')}."
     if fixed := public_recipe(spec.fixed):
         pairs = (f"{inline(key)} {inline(format_value(given))}" for key, given in fixed.items())
@@ -228,7 +228,7 @@ def _failures(record: SweepRecord) -> str:
 def _next(record: SweepRecord) -> str:
     if not record.finished:
         return ""
-    spec, budget = record.spec, format_duration(record.spec.trial_seconds)
+    spec, budget = record.spec, format_duration(record.spec.time_per_trial)
     head = ["accelerate", "launch", "train_mlm.py", str(spec.output_dir / _BEST_RECIPE)]
     head += ["--data_dir", str(spec.fixed.get("data_dir") or "DATA_DIR"), "--output_dir"]
     tail = ["--total_training_time", budget, "--seed"]
@@ -264,7 +264,7 @@ _OUTSIDE = 2.0  # times the spread of the middle half: values that are further a
 
 def _draw(record: SweepRecord, shares: Mapping[str, float]) -> bytes:
     """All trials over their share of the time, and what the objective depends on, as PNG. Equal records give equal bytes."""
-    varied = [name for name, searched in record.spec.space.items() if not searched.single()]
+    varied = [name for name, searched in record.spec.parameters.items() if not searched.single()]
     with png_figure(13, 5.6) as (figure, png):
         left, right = figure.subplots(1, 2, width_ratios=(1.1, 1.0))
         figure.suptitle(_title(record), fontsize=12, x=0.02, ha="left")
@@ -283,8 +283,8 @@ def _title(record: SweepRecord) -> str:
     if record.finished:
         best = record.finished[0]
         second = _cut(f"best {spec.objective.name} {best.value:.4g}: trial {best.number}, {best.given}")
-    trials = f"{_plural(len(record.trials), 'trial')} of {format_duration(spec.trial_seconds)}"
-    return _cut(f"sweep {spec.name}: {spec.search}, {trials}") + f"\n{second}"
+    trials = f"{_plural(len(record.trials), 'trial')} of {format_duration(spec.time_per_trial)}"
+    return _cut(f"sweep {spec.job_name}: {spec.search}, {trials}") + f"\n{second}"
 
 
 def _cut(text: str, width: int = 130) -> str:
@@ -335,7 +335,7 @@ def _draw_parameter(axes: Any, record: SweepRecord, name: str, one_of_several: b
     """The objective of every finished trial over the parameter; at the border where others were tried."""
     spec, ends = record.spec, record.finished
     axes.set_title(f"{_cut(spec.objective.name, 30)} over {_cut(name, 40)}", loc="left")
-    place = _scale(axes, spec.space[name])
+    place = _scale(axes, spec.parameters[name])
     if not ends:
         _write_only(axes, "no trial has finished")
         return

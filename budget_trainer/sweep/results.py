@@ -117,7 +117,7 @@ def importance(record: SweepRecord) -> tuple[dict[str, float], str | None]:
     be counted as worse than the finished ones, where fANOVA would have to fit its value; Optuna's own call leaves it out.
     Trials that the end of the time cut are left out: nobody knows how good they were.
     """
-    varied = {name: searched for name, searched in record.spec.space.items() if not searched.single()}
+    varied = {name: searched for name, searched in record.spec.parameters.items() if not searched.single()}
     if len(varied) < 2:
         return {}, "not computed: one parameter was searched, so the differences are its, or of chance"
     finished = record.finished
@@ -161,7 +161,7 @@ def best_recipe_text(record: SweepRecord) -> str | None:
     run = {
         "data_dir": spec.fixed.get("data_dir", content.get("data_dir")),
         "output_dir": str(spec.output_dir / "best"),
-        "total_training_time": f"{spec.trial_seconds:g}s",
+        "total_training_time": f"{spec.time_per_trial:g}s",
     }
     run = {name: given for name, given in run.items() if given is not None and name not in values}
     left_out = (_OF_A_RUN | stripped | run.keys()) - values.keys()
@@ -197,9 +197,9 @@ def _base_recipe(spec: SweepSpec) -> tuple[str, set[str]]:
 def _header(record: SweepRecord, left_out: list[str]) -> str:
     spec, best = record.spec, record.finished[0]
     lines = [
-        f"The best of the sweep {spec.name}: trial {best.number} of {len(record.trials)} ({len(record.finished)} finished), "
-        f"{spec.objective.name} {best.value:.5g}, to {spec.objective.direction}.",
-        f"Found with {format_duration(spec.trial_seconds)} per trial; a longer run may want other values.",
+        f"The best of the sweep {spec.job_name}: trial {best.number} of {len(record.trials)} "
+        f"({len(record.finished)} finished), {spec.objective.name} {best.value:.5g}, to {spec.objective.direction}.",
+        f"Found with {format_duration(spec.time_per_trial)} per trial; a longer run may want other values.",
         f"Base recipe: {f'{spec.recipe}, with its comments' if spec.recipe else 'none, the defaults of train_mlm.py'}.",
         f"Searched: {best.given}.",
         "Run it with: train_mlm.py best_recipe.yaml --total_training_time ...",

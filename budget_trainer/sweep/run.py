@@ -59,7 +59,7 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
     _check_sweep_file(spec, mine)
 
     spec.output_dir.mkdir(parents=True, exist_ok=True)
-    clock.total_seconds = spec.total_seconds
+    clock.total_seconds = spec.total_time
     with ExitStack() as at_exit:
         with exclusive(spec):
             study = open_study(spec, open_storage(spec.storage), mine)
@@ -87,7 +87,7 @@ def make_slots(spec: SweepSpec, use_cpu: bool, processes: int) -> list[str | Non
     """The devices of the trials that run at the same time: one GPU each, or as many as the profile has processes."""
     found = devices(use_cpu)
     if found == [None]:
-        return [None] * (spec.parallel or 1)
+        return [None] * (spec.parallel_trials or 1)
     groups = [found[start : start + processes] for start in range(0, len(found) - processes + 1, processes)]
     if not groups:
         raise InputError(
@@ -95,7 +95,7 @@ def make_slots(spec: SweepSpec, use_cpu: bool, processes: int) -> list[str | Non
             "give a profile for fewer"
         )
     names = [",".join(str(name) for name in group) for group in groups]
-    return [names[place % len(names)] for place in range(spec.parallel or len(names))]
+    return [names[place % len(names)] for place in range(spec.parallel_trials or len(names))]
 
 
 def _check_sweep_file(spec: SweepSpec, mine: dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ def _check_sweep_file(spec: SweepSpec, mine: dict[str, Any]) -> None:
     if not theirs:
         return
     check_identity(mine, theirs.get("identity"), str(spec.output_dir))
-    for name, value in (("name", spec.name), ("storage", shown(spec.storage))):
+    for name, value in (("name", spec.job_name), ("storage", shown(spec.storage))):
         if theirs.get(name) != value:
             key = "job_name" if name == "name" else name
             raise InputError(
@@ -129,7 +129,7 @@ def _claim(spec: SweepSpec, mine: dict[str, Any]) -> str:
     if theirs:
         _check_sweep_file(spec, mine)
         return str(theirs["place"])
-    content = {"place": uuid.uuid4().hex, "name": spec.name, "storage": shown(spec.storage), "identity": mine}
+    content = {"place": uuid.uuid4().hex, "name": spec.job_name, "storage": shown(spec.storage), "identity": mine}
     write_json_atomic(spec.output_dir / _SWEEP_FILE, content)
     return str(content["place"])
 
@@ -164,7 +164,7 @@ def _conclude(spec: SweepSpec, study: Any, clock: BudgetClock, files: list[Path]
     trials = study.get_trials(deepcopy=False)
     finished = [t for t in trials if t.state == TrialState.COMPLETE]
     used = format_duration(clock.elapsed_seconds())
-    limit = "" if math.isinf(spec.total_seconds) else f" of {format_duration(spec.total_seconds)}"
+    limit = "" if math.isinf(spec.total_time) else f" of {format_duration(spec.total_time)}"
     counts = {state.name.lower(): sum(t.state == state for t in trials) for state in TrialState}
     parts = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     print(f"\n{len(trials)} trials ({parts}); used {used}{limit}")
@@ -178,7 +178,7 @@ def _conclude(spec: SweepSpec, study: Any, clock: BudgetClock, files: list[Path]
         return 0
     if not trials:
         log.error(
-            "total_time: set-up left no room in it for a trial of %s; give more", format_duration(spec.trial_seconds)
+            "total_time: set-up left no room in it for a trial of %s; give more", format_duration(spec.time_per_trial)
         )
     else:
         log.error("no trial has finished; the logs beside their folders in %s say why", spec.output_dir)

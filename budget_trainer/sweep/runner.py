@@ -109,7 +109,7 @@ class Runner:
         """
         with exclusive(self.spec):
             trials = self.study.get_trials(deepcopy=False)
-            fits = self._seconds_left() >= self.spec.trial_seconds + self._overhead(trials)
+            fits = self._seconds_left() >= self.spec.time_per_trial + self._overhead(trials)
             for frozen in trials:
                 if frozen.state == TrialState.RUNNING and (lock := self._lock_of_lost(frozen, fits)) is not None:
                     trial = resume(self.spec, self.study, frozen)
@@ -128,12 +128,12 @@ class Runner:
 
     def _seconds_left(self) -> float:
         """Of total_time, for trials."""
-        return self.clock.remaining_seconds() - min(_MOST_END_SECONDS, _END_SHARE * self.spec.total_seconds)
+        return self.clock.remaining_seconds() - min(_MOST_END_SECONDS, _END_SHARE * self.spec.total_time)
 
     def _overhead(self, trials: list[FrozenTrial]) -> float:
         """Seconds that a trial takes beside its budget: the most of those that have finished."""
         whole = [t.user_attrs for t in trials if t.state == TrialState.COMPLETE and AGAIN not in t.user_attrs]
-        extra = [attributes[SECONDS] - self.spec.trial_seconds for attributes in whole if SECONDS in attributes]
+        extra = [attributes[SECONDS] - self.spec.time_per_trial for attributes in whole if SECONDS in attributes]
         return max(0.0, _UNEVEN * max(extra)) if extra else FIRST_OVERHEAD
 
     def _lock_of_lost(self, frozen: FrozenTrial, fits: bool) -> TrialLock | None:
@@ -205,7 +205,7 @@ class Runner:
     def _watch(self, running: _Running) -> str | None:
         """Why the trial is given up, if it is. The verdict is noted first: killed behind that, it does not run again."""
         trial, seconds = running.trial, time.monotonic() - running.begin
-        hangs = seconds > _MOST_SHARES * self.spec.trial_seconds + _MOST_BESIDE and not running.folder.is_scoring()
+        hangs = seconds > _MOST_SHARES * self.spec.time_per_trial + _MOST_BESIDE and not running.folder.is_scoring()
         outcome = self._report_values(running)
         if outcome is None and self._seconds_left() <= 0:
             outcome = _Outcome("time", "total_time is over")
@@ -304,7 +304,7 @@ class Runner:
 
     def _drop_models(self) -> None:
         """Keep the model of the best finished trial of this folder only, unless all are wanted."""
-        if self.spec.keep_all_models:
+        if self.spec.keep_models == "all":
             return
         trials = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         mine = [trial for trial in trials if trial.user_attrs.get(PLACE) == self._place and trial.value is not None]

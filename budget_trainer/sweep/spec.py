@@ -9,16 +9,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from budget_trainer.budget.clock import format_duration, parse_duration
-from budget_trainer.config.parser import NULLS, FlagParser, flag, read_recipe, recipe_words, unknown_keys, yaml_typed
+from budget_trainer.config import parser
+from budget_trainer.config.parser import NULLS, Flag, flag, read_recipe, recipe_words, unknown_keys, yaml_typed
 from budget_trainer.config.recipe import EPOCHS, PROPORTIONS, parse_share
 from budget_trainer.core.errors import InputError
 
@@ -34,7 +34,7 @@ HALVING = ("successive_halving", "hyperband")
 _MOST_POINTS = 10_000  # of a grid
 _PARSED_POINTS = 300  # of a grid that are all checked (about 2 ms each)
 _SHARES = {"random": "0.25,0.5", "tpe": "0.25,0.5", "successive_halving": "0.125,0.25,0.5", "hyperband": "0.111,0.333"}
-_LEAST_SHARE = 0.02  # of a trial's budget between two validations
+_LEAST_STEP = 20  # thousandths of a trial's budget between two validations
 # Flags of finetune_glue.py that a trial's score cannot have: the sweep gives them, or they make a suite of it.
 _NOT_FOR_A_SCORE = "task_name model_name_or_path output_dir overwrite_output_dir grid seeds checkpoints".split()
 # Flags of train_mlm.py that the sweep gives to each trial itself, or that have no sense in one.
@@ -48,7 +48,6 @@ _OF_THE_SWEEP = {
     "hub_token": "trials are not published, and a token has no place in a study",
     "plan": "it predicts one run of another budget",
 }
-_VALIDATION = ("validate_every", *EPOCHS, *PROPORTIONS)  # given by prune_at, where there is one
 
 
 def format_value(value: Any) -> str:
@@ -62,10 +61,8 @@ def format_value(value: Any) -> str:
 
 def numbers_of(searched: Searched) -> list[float]:
     """Both ends of a range, or the choices; empty where one of these is no number."""
-    found: tuple[Any, ...] = searched.choices if hasattr(searched, "choices") else (searched.low, searched.high)
-    return (
-        list(found) if all(isinstance(value, int | float) and not isinstance(value, bool) for value in found) else []
-    )
+    found: Sequence[Any] = searched.choices if hasattr(searched, "choices") else (searched.low, searched.high)
+    return [*found] if all(isinstance(value, int | float) and not isinstance(value, bool) for value in found) else []
 
 
 def _count(searched: Searched) -> int | None:
@@ -79,15 +76,11 @@ def grid_points(searched: Searched) -> list[Any]:
     """All values; none of a range without a step."""
     if hasattr(searched, "choices"):
         return list(searched.choices)
-    found = [searched.low + place * (searched.step or 0) for place in range(_count(searched) or 0)]
-    return [round(value, 12) for value in found]
+    return [round(searched.low + n * (searched.step or 0), 12) for n in range(_count(searched) or 0)]
 
 
 def _read_dimension(name: str, given: Any) -> Searched:
-    if isinstance(given, dict) and "choices" in given:
-        other = [key for key in given if key != "choices"]
-        if other:
-            raise InputError(f"{name}: {other[0]!r} beside choices; a list of values has nothing else")
+    if isinstance(given, dict) and given.keys() == {"choices"}:
         given = given["choices"]
     if isinstance(given, list):
         return _read_choices(name, given)
@@ -103,11 +96,9 @@ def _read_choices(name: str, given: list[Any]) -> CategoricalDistribution:
         raise InputError(f"{name}: an empty list leaves nothing to try; write {name}: [first, second]")
     values: list[Any] = []
     for text in given:
-        if isinstance(text, list) or text in NULLS:
-            raise InputError(f"{name}: {text!r} is not one value; write a number, a word or a mapping")
-        value = yaml_typed(text)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{name}: {text!r} is not finite; take it out")
+        value = None if text in NULLS else yaml_typed(text)
+        if value is None or isinstance(value, list) or (isinstance(value, float) and not math.isfinite(value)):
+            raise InputError(f"{name}: {text!r} is not one value; write a finite number, a word or a mapping")
         value = json.dumps(value) if isinstance(value, dict) else value
         if any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values):
             raise InputError(f"{name}: {text} stands twice; take one out")
@@ -116,46 +107,31 @@ def _read_choices(name: str, given: list[Any]) -> CategoricalDistribution:
 
 
 def _read_range(name: str, given: dict[str, Any]) -> Searched:
+    """Of whole numbers where all are written as such. What contradicts itself is refused in Optuna's words."""
     from optuna.distributions import FloatDistribution, IntDistribution
 
-    keys = ("low", "high", "step", "log")
+    keys, fix = ("low", "high", "step", "log"), "a range has low, high, step and log, a list only choices"
     if unknown := [(key, f"parameters.{name}") for key in given if key not in keys]:
-        raise unknown_keys(unknown, (*keys, "choices"), "a range has low, high, step and log")
-    for key in ("low", "high"):
-        if key not in given:
-            raise InputError(f"{name}: {key} is missing; write {name}: {{low: , high: }}")
-    low, high, step = (_read_number(name, key, given[key]) if key in given else None for key in keys[:3])
-    assert low is not None and high is not None
-    log = yaml_typed(given.get("log", "false"))
-    if not isinstance(log, bool):
-        raise InputError(f"{name}: log {given['log']!r} is not true or false; write log: true")
-    if low > high:
-        raise InputError(f"{name}: low {given['low']} is above high {given['high']}; exchange them")
-    if log and low <= 0:
-        raise InputError(f"{name}: low {given['low']} is not above 0, and log needs it; raise it, or leave log out")
-    if log and step is not None:
-        raise InputError(f"{name}: step beside log: true; leave one of them out")
-    if step is not None:
-        if step <= 0:
-            raise InputError(f"{name}: step {given['step']} is not above 0; give a number above it")
-        places = (high - low) / step
-        if abs(places - round(places)) > 1e-6:
-            last = f"{low + math.floor(places) * step:g}"
-            raise InputError(f"{name}: high {given['high']} is not low plus a multiple of step; write high: {last}")
-    whole = all(re.fullmatch(r"[-+]?\d+", given[key].strip()) for key in keys[:3] if key in given)
-    if whole:  # both ends are written as such
-        return IntDistribution(int(low), int(high), log, int(step or 1))
-    return FloatDistribution(low, high, log, step)
-
-
-def _read_number(name: str, key: str, text: Any) -> float:
+        raise unknown_keys(unknown, keys, fix)
+    if missing := [key for key in ("low", "high") if key not in given]:
+        raise InputError(f"{name}: {missing[0]} is missing; {fix}")
+    values = {key: yaml_typed(text) for key, text in given.items()}
+    for key, value in values.items():
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if not number or isinstance(value, bool) != (key == "log"):
+            wanted = "true or false" if key == "log" else "a number"
+            raise InputError(f"{name}: {key} {given[key]!r} is not {wanted}; correct it")
+    whole = all(isinstance(value, int) for value in values.values())
     try:
-        value = float(text)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise InputError(f"{name}: {key} {text!r} is not a number; correct it")
-    return value
+        with warnings.catch_warnings(action="ignore"):  # of a `high` that is no multiple of `step`
+            found = IntDistribution(**values) if whole else FloatDistribution(**values)
+    except ValueError as error:
+        raise InputError(f"{name}: {str(error).rstrip('.')}; correct it") from None
+    if found.high != values["high"]:
+        raise InputError(
+            f"{name}: high {given['high']} is not low plus a multiple of step; write high: {found.high:g}"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -192,7 +168,7 @@ class Objective:
 
 def _read_objective(given: Any) -> Objective:
     """`bits_per_byte`, `loss`, or a mapping of `glue: TASK` and flags of finetune_glue.py."""
-    if isinstance(given, str) and given in ("bits_per_byte", "loss"):
+    if given in ("bits_per_byte", "loss"):
         return Objective(given)
     if not isinstance(given, dict) or not isinstance(given.get("glue"), str):
         raise InputError(f"objective: {given!r} is unknown; write bits_per_byte, loss, or {{glue: CoLA}}")
@@ -208,50 +184,29 @@ def _read_objective(given: Any) -> Objective:
 _URL = "sqlite:///PATH, journal:PATH (on a shared disk: many machines, one study) or a database's URL"
 
 
-@dataclass
-class _Keys:
-    """The keys of a sweep file that the command line has too, as flags that win."""
-
-    output_dir: str | None = flag(None, "folder of the sweep: trials, their logs, the study, the report", unit="DIR")
-    total_time: str | None = flag(None, "wall clock of the whole sweep, everything included, as 8h", unit="TIME")
-    time_per_trial: str | None = flag(None, "budget of each trial (its total_training_time), as 30m", unit="TIME")
-    trials: int | None = flag(None, "how many trials, over all processes on the study; failed ones count", min=1)
-    search: str = flag("grid", ", ".join(SEARCHES), choices=SEARCHES)
-    recipe: str | None = flag(None, "recipe that trials begin from; parameters and fixed win over it", unit="FILE")
-    objective: str = flag("bits_per_byte", "bits_per_byte or loss of the pinned evaluation, or 'glue: CoLA'")
-    parallel_trials: int | None = flag(None, "trials at the same time: auto (one per GPU) or a number", min=1)
-    accelerate_config: str | None = flag(None, "launch configuration of the trials", unit="FILE")
-    prune_at: str | None = flag(None, "shares of a trial's time at which trials are compared, as 0.25,0.5; []: never")
-    storage: str | None = flag(None, _URL, unit="URL")
-    seed: int = flag(0, "of what is proposed", min=0)
-    keep_models: str = flag("best", "which finished trials keep their models: best or all", choices=("best", "all"))
-    job_name: str | None = flag(None, "name of the study; default: the file's name", unit="NAME")
-
-
-FLAGS = FlagParser("sweep", (_Keys,), ()).flags
-KEYS = (*FLAGS, "parameters", "fixed", "script")
-
-
 @dataclass(frozen=True)
 class SweepSpec:
-    """A sweep, checked. Times are seconds, infinite where there is no limit; `steps` are thousandths of a trial's budget."""
+    """A sweep, checked: the keys of its file. Those with a help text are flags too, which win over the file.
 
-    name: str
-    search: str
-    space: dict[str, Searched]
-    fixed: dict[str, Any]  # flags of every trial, as text
-    recipe: Path | None
-    objective: Objective
-    total_seconds: float
-    trial_seconds: float
-    trials: int | None
-    parallel: int | None
-    accelerate_config: Path | None
-    seed: int
-    steps: tuple[int, ...]
-    output_dir: Path
-    storage: str
-    keep_all_models: bool
+    Times are seconds, infinite where there is no limit; `prune_at` has thousandths of a trial's budget.
+    """
+
+    output_dir: Path = flag(None, "folder of the sweep: trials, their logs, the study, the report", unit="DIR")
+    total_time: float = flag(math.inf, "wall clock of the whole sweep, everything included, as 8h", unit="TIME")
+    time_per_trial: float = flag(None, "budget of each trial (its total_training_time), as 30m", unit="TIME")
+    trials: int | None = flag(None, "how many trials, over all processes on the study; failed ones count", min=1)
+    search: str = flag("grid", ", ".join(SEARCHES), choices=SEARCHES)
+    recipe: Path | None = flag(None, "recipe that trials begin from; parameters and fixed win over it", unit="FILE")
+    objective: Objective = flag(Objective(), "bits_per_byte or loss of the pinned evaluation, or 'glue: CoLA'")
+    parallel_trials: int | None = flag(None, "trials at the same time: auto (one per GPU) or a number", min=1)
+    accelerate_config: Path | None = flag(None, "launch configuration of the trials", unit="FILE")
+    prune_at: tuple[int, ...] = flag((), "shares of a trial's time when trials are compared, as 0.25,0.5; []: never")
+    storage: str = flag("", _URL, unit="URL")
+    seed: int = flag(0, "of what is proposed", min=0)
+    keep_models: str = flag("best", "which finished trials keep their models: best or all", choices=("best", "all"))
+    job_name: str = flag("", "name of the study; default: the file's name", unit="NAME")
+    parameters: dict[str, Any] = field(default_factory=dict)  # Optuna's distributions
+    fixed: dict[str, Any] = field(default_factory=dict)  # flags of every trial, as text
 
     @classmethod
     def read(cls, content: dict[str, Any], default_name: str) -> SweepSpec:
@@ -262,77 +217,61 @@ class SweepSpec:
         """
         if find_spec("optuna") is None:
             raise InputError("optuna: not installed, a sweep needs it; pip install 'budget-trainer[sweep]'")
-        keys = _convert(content)
+        values = {name: _read_key(FLAGS[name], given) for name, given in content.items() if name in FLAGS}
         parameters, fixed = content.get("parameters"), content.get("fixed", {})
         if not isinstance(parameters, dict) or not parameters:
             fix = "write one `flag: [value, value]` or {low: , high: } per line"
             raise InputError(f"parameters: nothing to search; {fix}")
         if not isinstance(fixed, dict):
             raise InputError("fixed: is not a mapping; write one `flag: value` per line")
-        if keys.time_per_trial is None:
-            raise InputError("time_per_trial: missing; add the budget of each trial, such as 30m")
-        if keys.output_dir is None:
-            raise InputError("output_dir: missing; add --output_dir with a folder for this sweep")
-        output_dir = Path(keys.output_dir)
-        config = None if keys.accelerate_config is None else Path(keys.accelerate_config)
+        for name, fix in (("time_per_trial", "the budget of each trial, such as 30m"), ("output_dir", "a folder")):
+            if name not in values:
+                raise InputError(f"{name}: missing; give {fix}")
+        config = values.get("accelerate_config")
         if config is not None and not config.is_file():
             raise InputError(f"accelerate_config: {config} is not there; give a profile as in accelerate_configs/")
-        spec = cls(
-            name=keys.job_name or default_name,
-            search=keys.search,
-            space={name: _read_dimension(name, given) for name, given in parameters.items()},
-            fixed=fixed,
-            recipe=None if keys.recipe is None else Path(keys.recipe),
-            objective=_read_objective(keys.objective),
-            total_seconds=FLAGS["total_time"].seconds(keys.total_time),
-            trial_seconds=FLAGS["time_per_trial"].seconds(keys.time_per_trial),
-            trials=keys.trials,
-            parallel=keys.parallel_trials,
-            accelerate_config=config,
-            seed=keys.seed,
-            steps=_read_steps(keys.search, keys.prune_at),
-            output_dir=output_dir,
-            storage=keys.storage or f"sqlite:///{output_dir.absolute() / 'study.db'}",
-            keep_all_models=keys.keep_models == "all",
-        )
+        values["parameters"] = {name: _read_dimension(name, given) for name, given in parameters.items()}
+        values["prune_at"] = _read_steps(values.get("search", "grid"), content.get("prune_at"))
+        values.setdefault("storage", f"sqlite:///{values['output_dir'].absolute() / 'study.db'}")
+        spec = cls(**{"job_name": default_name, **values, "fixed": fixed})
         _check(spec)
         return spec
 
     @property
     def reduction_factor(self) -> int:
         """Of successive_halving and hyperband: one of so many trials goes on at each share."""
-        return round(self.steps[1] / self.steps[0]) if len(self.steps) > 1 else max(2, round(WHOLE / self.steps[0]))
+        first, *more = self.prune_at
+        return round(more[0] / first) if more else max(2, round(WHOLE / first))
 
     @property
     def validate_every(self) -> int:
-        """How often a trial is validated, in thousandths of its budget, so that all `steps` are met; 0: `steps` is empty."""
-        return math.gcd(*self.steps)
+        """How often a trial is validated, in thousandths of its budget, so that `prune_at` is met; 0: that is empty."""
+        return math.gcd(*self.prune_at)
 
     @property
     def grid_size(self) -> int | None:
         """How many combinations there are; None where a range has no step."""
-        counts = [_count(searched) for searched in self.space.values()]
-        return None if any(count is None for count in counts) else math.prod(count or 0 for count in counts)
+        counts = [_count(searched) for searched in self.parameters.values()]
+        return None if None in counts else math.prod(count or 0 for count in counts)
 
     @property
     def limit(self) -> int | None:
         """How many trials there may be over all processes; None where time alone ends the sweep."""
-        if self.search == "grid" or self.exhaustive:
-            size = self.grid_size or 0
-            return min(size, self.trials or size)
-        return self.trials
+        return min(self.grid_size or 0, self.trials or _MOST_POINTS) if self.exhaustive else self.trials
 
     @property
     def exhaustive(self) -> bool:
-        """Whether a halving search goes through a grid, so that no point is tried twice. `trials` may change between two
-        starts, and is no part of it."""
+        """Whether it goes through a grid, so that no point is tried twice; a halving search does so where there is one.
+
+        `trials` may change between two starts, and is no part of it.
+        """
         size = self.grid_size
-        return self.search in HALVING and size is not None and size <= _MOST_POINTS
+        return self.search == "grid" or (self.search in HALVING and size is not None and size <= _MOST_POINTS)
 
     def combinations(self) -> Iterator[dict[str, Any]]:
         """Every point of a grid, in the order of the file; the last parameter changes fastest."""
-        for chosen in itertools.product(*map(grid_points, self.space.values())):
-            yield dict(zip(self.space, chosen, strict=True))
+        for chosen in itertools.product(*map(grid_points, self.parameters.values())):
+            yield dict(zip(self.parameters, chosen, strict=True))
 
     def probes(self) -> Iterator[dict[str, Any]]:
         """What is checked of the trials before one starts: every point of a grid of up to _PARSED_POINTS; else each value, or
@@ -341,43 +280,47 @@ class SweepSpec:
         if size is not None and size <= _PARSED_POINTS:
             yield from self.combinations()
             return
-        values = {name: numbers_of(searched) or grid_points(searched) for name, searched in self.space.items()}
+        values = {name: numbers_of(searched) or grid_points(searched) for name, searched in self.parameters.items()}
         first = {name: found[0] for name, found in values.items()}
         yield first
-        for name, found in values.items():
-            for value in found[1:]:
-                yield {**first, name: value}
+        yield from ({**first, name: value} for name, found in values.items() for value in found[1:])
 
     def base_recipe(self) -> dict[str, Any]:
         """The recipe of all trials, without what the sweep gives itself. Raises InputError where it cannot be read."""
         content = {} if self.recipe is None else read_recipe(self.recipe)
-        return {name: value for name, value in content.items() if why_not_searched(name, self.steps) is None}
+        return {name: value for name, value in content.items() if why_not_searched(name, self.prune_at) is None}
 
     def words(self, parameters: dict[str, Any], folder: Path) -> list[str]:
         """The command line of a trial in `folder`, behind its recipe."""
         searched = [f"--{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in parameters.items()]
-        time = format_duration(self.trial_seconds)  # whole seconds
-        time = time if parse_duration(time, "time_per_trial") == self.trial_seconds else f"{self.trial_seconds}s"
+        time = format_duration(self.time_per_trial)  # whole seconds
+        time = time if parse_duration(time, "time_per_trial") == self.time_per_trial else f"{self.time_per_trial}s"
         own = [f"--total_training_time={time}", f"--output_dir={folder}"]
-        own += [f"--validate_every={self.validate_every / WHOLE}"] if self.steps else []
+        own += [f"--validate_every={self.validate_every / WHOLE}"] if self.prune_at else []
         return [*searched, *recipe_words(self.fixed), *own]
 
 
-def _convert(content: dict[str, Any]) -> SimpleNamespace:
-    """The values of the keys that are flags too. Those that may be a list or a mapping are read later."""
-    values = {name: known.default for name, known in FLAGS.items()}
-    for name, known in FLAGS.items():
-        given = content.get(name)
-        if given is None or (name == "parallel_trials" and given == "auto"):
-            continue
-        values[name] = given if name in ("objective", "prune_at") else known.convert((str(given),))
-    return SimpleNamespace(**values)
+KEYS = parser.FlagParser("sweep", (SweepSpec,), ()).flags
+FLAGS = {name: known for name, known in KEYS.items() if known.help}
+
+
+def _read_key(known: Flag, given: Any) -> Any:
+    """The value of a key that is a flag too; of `prune_at`, which needs others, as it was given."""
+    if known.name == "objective":
+        return _read_objective(given)
+    if known.name == "prune_at":
+        return given
+    if known.unit == "TIME":
+        return known.seconds(str(given))
+    if known.unit in ("DIR", "FILE"):
+        return Path(str(given))
+    return None if known.name == "parallel_trials" and given == "auto" else known.convert((str(given),))
 
 
 def why_not_searched(name: str, steps: Sequence[int]) -> str | None:
     """Why a flag cannot be one of trials, because the sweep gives it itself; None where it can."""
     name = name.removeprefix("no_")
-    if steps and name in _VALIDATION:
+    if steps and name in ("validate_every", *EPOCHS, *PROPORTIONS):
         return "prune_at says when trials are validated; leave one of the two out (prune_at: [] compares none)"
     return _OF_THE_SWEEP.get(name)
 
@@ -385,7 +328,7 @@ def why_not_searched(name: str, steps: Sequence[int]) -> str | None:
 def _check(spec: SweepSpec) -> None:
     """Refuse a grid without points or of too many, a sweep without an end, and flags that no trial can have so."""
     if spec.search == "grid":
-        for name, searched in spec.space.items():
+        for name, searched in spec.parameters.items():
             if _count(searched) is None:
                 raise InputError(
                     f"{name}: a range without step, and a grid needs points; add step, or list the values"
@@ -393,15 +336,15 @@ def _check(spec: SweepSpec) -> None:
         if (size := spec.grid_size or 0) > _MOST_POINTS:
             fix = "larger steps, or random or tpe"
             raise InputError(f"search: a grid of {size:,} points, more than {_MOST_POINTS:,}; {fix}")
-    for name in [*spec.space, *spec.fixed]:
-        if (why := why_not_searched(name, spec.steps)) is not None:
+    for name in [*spec.parameters, *spec.fixed]:
+        if (why := why_not_searched(name, spec.prune_at)) is not None:
             raise InputError(f"{name}: not a flag of trials; {why}")
     for name, value in spec.fixed.items():
-        if name in spec.space:
+        if name in spec.parameters:
             raise InputError(f"{name}: both under fixed and under parameters; take it out of one")
         if not isinstance(value, list | dict) and value in NULLS:
             raise InputError(f"{name}: null under fixed unsets nothing; give a value, or change the recipe")
-    if spec.limit is None and math.isinf(spec.total_seconds):
+    if spec.limit is None and math.isinf(spec.total_time):
         raise InputError(f"trials: missing, and total_time too: {spec.search} would never end; give one of them")
 
 
@@ -413,20 +356,17 @@ def _read_steps(search: str, given: Any) -> tuple[int, ...]:
     if not isinstance(shares, list):
         raise InputError(f"prune_at: {given!r} is no list of shares; write prune_at: [0.25, 0.5]")
     steps = [round(parse_share(str(share), "prune_at") * WHOLE) for share in shares]
-    if steps != sorted(set(steps)) or (steps and not 0 < steps[-1] < WHOLE) or 0 in steps:
+    if steps != sorted(set(steps)) or (steps and not 0 < steps[0] <= steps[-1] < WHOLE):
         raise InputError(f"prune_at: {given!r} are not rising shares below 1; write prune_at: [0.25, 0.5]")
     if search in HALVING:
         if not steps:
             raise InputError(f"prune_at: empty, and {search} compares trials on the way; leave it out, or give shares")
         factor = round(steps[1] / steps[0]) if len(steps) > 1 else 2
         if factor < 2 or any(abs(b / a - factor) > 0.02 * factor for a, b in itertools.pairwise(steps)):
-            raise InputError(
-                f"prune_at: {given!r} do not grow by one whole factor, and {search} needs it; write 0.125,0.25,0.5"
-            )
+            fix = f"{search} needs it; write 0.125,0.25,0.5"
+            raise InputError(f"prune_at: {given!r} do not grow by one whole factor, and {fix}")
         steps = [steps[0] * factor**rung for rung in range(len(steps))]
-    if steps and (every := math.gcd(*steps)) < _LEAST_SHARE * WHOLE:
-        raise InputError(
-            f"prune_at: {given!r} would need a validation every {every / 10:g} % of a trial; give shares that are "
-            f"multiples of one from {_LEAST_SHARE:g} on"
-        )
+    if steps and (every := math.gcd(*steps)) < _LEAST_STEP:
+        fix = f"give shares that are multiples of one from {_LEAST_STEP / WHOLE:g} on"
+        raise InputError(f"prune_at: {given!r} would need a validation every {every / 10:g} % of a trial; {fix}")
     return tuple(steps)

@@ -124,13 +124,13 @@ def identity(spec: SweepSpec, recipe: dict[str, Any], fingerprint: str) -> dict[
     """What makes it another sweep where it changes: total_time, trials and machines may."""
     return {
         "search": spec.search,
-        "parameters": {name: json.loads(distribution_to_json(searched)) for name, searched in spec.space.items()},
+        "parameters": {name: json.loads(distribution_to_json(searched)) for name, searched in spec.parameters.items()},
         "fixed": {name: value for name, value in spec.fixed.items() if name != "data_dir"},
         "recipe": {name: value for name, value in recipe.items() if name != "data_dir"},
         "data_dir": fingerprint,
         "objective": {"metric": spec.objective.metric, "task": spec.objective.task, **spec.objective.glue_flags},
-        "time_per_trial": spec.trial_seconds,
-        "prune_at": list(spec.steps),
+        "time_per_trial": spec.time_per_trial,
+        "prune_at": list(spec.prune_at),
         "seed": spec.seed,
     }
 
@@ -161,7 +161,7 @@ def open_study(spec: SweepSpec, storage: BaseStorage, mine: dict[str, Any]) -> o
     direction: Any = spec.objective.direction
     study = optuna.create_study(
         storage=storage,
-        study_name=spec.name,
+        study_name=spec.job_name,
         direction=direction,
         load_if_exists=True,
         sampler=RandomSampler(),
@@ -171,18 +171,18 @@ def open_study(spec: SweepSpec, storage: BaseStorage, mine: dict[str, Any]) -> o
     if theirs is None and not study.get_trials(deepcopy=False):
         study.set_user_attr(IDENTITY, mine)
     else:
-        check_identity(mine, theirs, f"study {spec.name} in {shown(spec.storage)}")
+        check_identity(mine, theirs, f"study {spec.job_name} in {shown(spec.storage)}")
     return study
 
 
 def _make_pruner(spec: SweepSpec) -> BasePruner:
     """By the pinned evaluation at the same share of time; resources are thousandths of a trial's budget."""
-    if not spec.steps:
+    if not spec.prune_at:
         return NopPruner()
     if spec.search == "successive_halving":
-        return SuccessiveHalvingPruner(spec.steps[0], spec.reduction_factor)
+        return SuccessiveHalvingPruner(spec.prune_at[0], spec.reduction_factor)
     if spec.search == "hyperband":
-        return HyperbandPruner(spec.steps[0], WHOLE, spec.reduction_factor)
+        return HyperbandPruner(spec.prune_at[0], WHOLE, spec.reduction_factor)
     return MedianPruner(n_startup_trials=3, n_min_trials=3)
 
 
@@ -221,9 +221,9 @@ def _make_sampler(spec: SweepSpec, number: int) -> BaseSampler:
     A new one for each trial: after a restart, and in a second process, one that was seeded once would repeat itself. A grid
     is gone through in an order that the seed shuffles: the first points are from all over it.
     """
-    if spec.search == "grid" or spec.exhaustive:  # one seed: it is what a point's number means
-        grid = _MiddleFirst if spec.exhaustive else GridSampler
-        return grid({name: grid_points(searched) for name, searched in spec.space.items()}, seed=spec.seed)
+    if spec.exhaustive:  # one seed: it is what a point's number means
+        grid = GridSampler if spec.search == "grid" else _MiddleFirst
+        return grid({name: grid_points(searched) for name, searched in spec.parameters.items()}, seed=spec.seed)
     seed = _seed_of(spec, number)
     if spec.search == "tpe":
         return TPESampler(n_startup_trials=_startup_trials(spec), constant_liar=True, seed=seed)
@@ -233,7 +233,7 @@ def _make_sampler(spec: SweepSpec, number: int) -> BaseSampler:
 def ask(spec: SweepSpec, study: optuna.Study) -> optuna.Trial:
     """The next trial, all its parameters drawn. Call it under `exclusive`."""
     study.sampler = _make_sampler(spec, len(study.get_trials(deepcopy=False)))
-    return study.ask({**spec.space})
+    return study.ask({**spec.parameters})
 
 
 def resume(spec: SweepSpec, study: optuna.Study, lost: FrozenTrial) -> optuna.Trial:
@@ -243,7 +243,7 @@ def resume(spec: SweepSpec, study: optuna.Study, lost: FrozenTrial) -> optuna.Tr
     """
     study.sampler = _make_sampler(spec, lost.number)
     trial = optuna.Trial(study, lost._trial_id)
-    for name, searched in spec.space.items():
+    for name, searched in spec.parameters.items():
         trial._suggest(name, searched)
     return trial
 
@@ -260,5 +260,5 @@ def first_proposals(spec: SweepSpec, count: int) -> tuple[list[dict[str, Any]], 
     found = []
     for number in range(count):
         study.sampler = RandomSampler(seed=_seed_of(spec, number))
-        found.append(dict(study.ask({**spec.space}).params))
+        found.append(dict(study.ask({**spec.parameters}).params))
     return found, min(count, _startup_trials(spec)) if spec.search == "tpe" else count

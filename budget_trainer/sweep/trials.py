@@ -106,7 +106,7 @@ class TrialFolder:
         self._read_to += len(whole)
         found = []
         for share, value in _evaluations(whole.decode("utf-8", "replace").splitlines(), self._spec.objective):
-            due = [step for step in self._spec.steps if share * WHOLE >= step - 0.5]
+            due = [step for step in self._spec.prune_at if share * WHOLE >= step - 0.5]
             # A late one, because the one that was due had no room, compares with none of the others'.
             if due and due[-1] not in self._reported and share * WHOLE < due[-1] + self._spec.validate_every:
                 self._reported.add(due[-1])

@@ -146,7 +146,7 @@ def test_values_are_what_was_written(tmp_path):
     space = {"rate": {"low": "1e-4", "high": "1e-2", "log": "true"}, "list": ["1e-4", "24h", "true", "8"]}
     space |= {"n": {"low": "8", "high": "32", "step": "8"}, "x": {"low": "0.1", "high": "0.4", "step": "0.1"}}
     spec = spec_of(tmp_path, {**OURS, "parameters": {**space, "whole": {"low": "0", "high": "2000000000"}}})
-    assert spec.space == {
+    assert spec.parameters == {
         "rate": FloatDistribution(1e-4, 1e-2, log=True),
         "list": CategoricalDistribution((1e-4, "24h", True, 8)),
         "n": IntDistribution(8, 32, step=8),
@@ -219,7 +219,7 @@ def test_searches_are_optunas(tmp_path, changes, sampler, pruner, steps):
     spec = spec_of(tmp_path, {**OURS, **changes})
     study = study_of(spec)
     ask(spec, study)
-    assert (type(study.sampler).__name__, type(study.pruner).__name__, spec.steps) == (sampler, pruner, steps)
+    assert (type(study.sampler).__name__, type(study.pruner).__name__, spec.prune_at) == (sampler, pruner, steps)
     if changes.get("search") == "hyperband":
         assert spec.reduction_factor == 3
 
@@ -270,8 +270,14 @@ BAD = [
     (parameters(learning_rate=["1e-3", "0.001"]), "learning_rate: 0.001 stands twice"),
     (parameters(learning_rate=["fast", 1]), "learning_rate: 'fast' is not a number; give one"),
     (parameters(learning_rate=3), "learning_rate: '3' is one value; put it under fixed"),
-    (parameters(learning_rate={"low": 1, "high": 0.1}), "learning_rate: low 1 is above high 0.1"),
-    (parameters(learning_rate={"low": 0, "high": 1, "log": True}), "learning_rate: low 0 is not above 0, and log"),
+    (
+        parameters(learning_rate={"low": 1, "high": 0.1}),
+        "learning_rate: `low <= high` must hold, but got (low=1, high=0.1)",
+    ),
+    (
+        parameters(learning_rate={"low": 0, "high": 1, "log": True}),
+        "learning_rate: `low >= 1` must hold for `log=True`",
+    ),
     (
         parameters(learning_rate={"low": 0, "hihg": 1}),
         "hihg: unknown key (parameters.learning_rate); did you mean high?",

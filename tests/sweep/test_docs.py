@@ -26,7 +26,7 @@ def test_sweep_file(text, tmp_path):
 
     (tmp_path / "given.yaml").write_text(text)
     request = parse_request([str(tmp_path / "given.yaml"), "--job_name", "rates"])
-    assert request.spec().space
+    assert request.spec().parameters
 
 
 def test_there_are_files_of_both_forms():

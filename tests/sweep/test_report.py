@@ -163,7 +163,7 @@ def test_markdown_and_line_breaks_stay_text(tmp_path):
         trial(1, objective=4.0, **{"model_config": "*c*\n# d"}),
     )
     space = {"model_config": ["a|b", "*c*\n# d"]}
-    record = sweep(*trials, name="a\n# b|$x^2$", space=space, fixed={"hub_token": "s3cret"})
+    record = sweep(*trials, job_name="a\n# b|$x^2$", space=space, fixed={"hub_token": "s3cret"})
     texts, _ = written(record, tmp_path)
     text = texts["sweep_report.md"]
     assert "\\# no \\| table \\<b\\>\\* \\`x\\` \\[a\\](b) =1+1" in text

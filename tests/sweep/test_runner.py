@@ -39,22 +39,13 @@ class Sweep:
         self.folder, self.does, self.score, self.started = folder, does or {}, score, []
         (folder / "locks").mkdir()
         values = {
-            "name": "s",
-            "search": "grid",
-            "space": {"seed": optuna.distributions.CategoricalDistribution(range(6))},
-            "fixed": {},
-            "recipe": None,
+            "job_name": "s",
+            "parameters": {"seed": optuna.distributions.CategoricalDistribution(range(6))},
             "objective": objective,
-            "total_seconds": 1e6,
-            "trial_seconds": 300.0,
-            "trials": None,
-            "parallel": None,
-            "accelerate_config": None,
-            "seed": 0,
-            "steps": (),
+            "total_time": 1e6,
+            "time_per_trial": 300.0,
             "output_dir": folder,
             "storage": f"sqlite:///{folder}/study.db",
-            "keep_all_models": False,
         }
         self.spec = SweepSpec(**{**values, **changes})
         self.study = open_study(self.spec, optuna.storages.InMemoryStorage(), {})
@@ -168,8 +159,8 @@ def test_a_trial_that_is_worse_at_the_same_share_is_ended(tmp_path):
     sweep = Sweep(
         tmp_path,
         search="successive_halving",
-        steps=(500,),
-        space={"seed": optuna.distributions.CategoricalDistribution((1, 2))},
+        prune_at=(500,),
+        parameters={"seed": optuna.distributions.CategoricalDistribution((1, 2))},
     )
     # The larger of two is the middle, which comes first.
     sweep.does.update({2: STEPPED % 1.0 + "\n" + EVALUATED, 1: STEPPED % 3.0 + "\n" + SLEEPS})

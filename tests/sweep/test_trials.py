@@ -49,7 +49,7 @@ def here(monkeypatch, capsys):
 def record(folder):
     """What the study holds now."""
     spec = parse_request([str(folder / "sweep.yaml")]).spec()
-    return SweepRecord.of(spec, optuna.load_study(study_name=spec.name, storage=open_storage(spec.storage)), 0.0)
+    return SweepRecord.of(spec, optuna.load_study(study_name=spec.job_name, storage=open_storage(spec.storage)), 0.0)
 
 
 def logs(folder):
