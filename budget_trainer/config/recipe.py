@@ -32,7 +32,7 @@ from budget_trainer.model.optimizers import OptimizerOptions
 from budget_trainer.model.types import check_pair_type, resolve_model_type
 from budget_trainer.reporting.hub import PushOptions
 from budget_trainer.reporting.publish import resolve_push
-from budget_trainer.reporting.report import read_plan
+from budget_trainer.reporting.report import Plan
 
 EPOCHS = ("validation_epochs", "validation_epochs_begin", "validation_epochs_end")
 PROPORTIONS = ("validation_begin_proportion", "validation_end_proportion")
@@ -89,7 +89,7 @@ class Recipe:
     checkpoint_seconds: float = field(init=False)
     early_stop_seconds: float = field(init=False)
     markers: list[float] = field(init=False)
-    plan: dict[str, Any] | None = field(init=False)  # what was predicted for this run (--plan)
+    plan: Plan | None = field(init=False)  # what was predicted for this run (--plan)
     push: PushOptions | None = field(init=False)  # how to publish it, where that was asked for
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class Recipe:
         self._check_model()
         self._check_watch()
         self._check_optimizer()
-        object.__setattr__(self, "plan", read_plan(b.plan, self.path) if b.plan else None)
+        object.__setattr__(self, "plan", Plan.read(b.plan, self.path) if b.plan else None)
         object.__setattr__(self, "push", self._push())
 
     def training_arguments(self) -> RunArguments:

@@ -22,7 +22,6 @@ from budget_trainer.core.output import fence, inline, table
 from budget_trainer.reporting.report import PICTURE, REPORT, public_report
 
 GLUE_REPORT = "glue_report.json"
-_TEMPLATE = Path(__file__).with_name("card.md.jinja")
 # Of the pinned evaluation: key in the report, name in the card, name in the metadata.
 _EVALUATION = (
     ("loss", "loss", "nats per predicted token"),
@@ -52,23 +51,25 @@ def parse_glue_scores(text: str, where: str) -> list[GlueScore]:
     "split": "validation", "seeds": 5} (the last two may be missing), or that list alone; a value beyond 1 is taken for
     GLUE's points of 100. InputError for another form.
     """
+    scores = []
     try:
         content = json.loads(text)
-        return [_score(entry) for entry in (content["scores"] if isinstance(content, dict) else content)]
+        for entry in content["scores"] if isinstance(content, dict) else content:
+            value, seeds = float(entry["value"]), entry.get("seeds")
+            if not abs(value) <= 100:
+                raise ValueError(f"value {value}")
+            value = value if abs(value) <= 1 else value / 100
+            split = str(entry.get("split", "validation"))
+            score = GlueScore(
+                str(entry["task"]), str(entry["metric"]), value, split, None if seeds is None else int(seeds)
+            )
+            scores.append(score)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f'{GLUE_REPORT}: {where} is not a list of {{"task", "metric", "value", "split"}} ({error!r}); make it anew with '
             "finetune_glue.py, or move it away"
         ) from None
-
-
-def _score(entry: Mapping[str, Any]) -> GlueScore:
-    value = float(entry["value"])
-    if not math.isfinite(value) or abs(value) > 100:
-        raise ValueError(f"value {value}")
-    value = value if abs(value) <= 1 else value / 100
-    seeds = int(entry["seeds"]) if entry.get("seeds") is not None else None
-    return GlueScore(str(entry["task"]), str(entry["metric"]), value, str(entry.get("split", "validation")), seeds)
+    return scores
 
 
 def check_license(license: str | None) -> None:
@@ -136,10 +137,10 @@ def card_text(
         tags=tags + ([kind] if kind else []),
         eval_results=[*_evaluation_results(report), *map(_glue_result, scores)] or None,
     )
-    corpus, recipe = report.get("data") or {}, report.get("recipe") or {}
+    recipe = yaml.safe_dump(report.get("recipe") or {}, sort_keys=False, allow_unicode=True, width=1000)
     card = ModelCard.from_template(
         data,
-        template_path=str(_TEMPLATE),
+        template_path=str(Path(__file__).with_name("card.md.jinja")),
         inline=inline,
         table=table,
         report=report,
@@ -148,21 +149,14 @@ def card_text(
         license=license,
         marks=marks,
         mark=mark,
-        percent=(mark or "").removeprefix("finetune-"),
         picture=picture,
         classifier=classifier,
         summary=_summary(report, classifier),
-        results=_results(report),
-        evaluated=bool((report.get("evaluation") or {}).get("blocks")),
-        has_report="shares" in report,
+        measures=_EVALUATION,
         glue=[(s.task, s.metric, s.split, f"{100 * s.value:.1f}", str(s.seeds or "")) for s in scores],
-        seconds=_seconds_by_phase(report),
-        planned=_planned(report),
-        recipe=fence(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=1000).rstrip(), "yaml"),
-        environment=_environment(report),
-        sources=_sources(corpus),
-        corpus=_corpus(corpus),
-        block_size=corpus.get("block_size"),
+        recipe=fence(recipe.rstrip(), "yaml"),
+        sources=_sources(report.get("data") or {}),
+        corpus=_corpus(report.get("data") or {}),
     )
     return _sealed(f"{str(card).rstrip()}\n")
 
@@ -226,47 +220,6 @@ def _summary(report: Mapping[str, Any], classifier: bool) -> str:
     further = (report.get("recipe") or {}).get("model_name_or_path")
     origin = "pre-trained further from existing weights" if further else "pre-trained from scratch"
     return f"{what}, {origin}{how}: {report['steps']:,} steps, {report.get('tokens') or 0:,} token positions."
-
-
-def _results(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    evaluation = report.get("evaluation") or {}
-    rows = [(label, f"{evaluation[key]:.4f}") for key, label, _ in _EVALUATION if evaluation.get(key) is not None] or [
-        ("evaluation", "none was made")
-    ]
-    if evaluation.get("blocks"):
-        rows.append(("evaluated on", f"{evaluation['blocks']:,} blocks, {evaluation.get('tokens') or 0:,} tokens"))
-    if report.get("tokens_per_second"):
-        rows.append(("training tokens per second", f"{report['tokens_per_second']:,.0f}"))
-    if report.get("mfu"):
-        rows.append(("model FLOPs utilisation", f"{100 * report['mfu']:.1f} % of the measured matmul peak"))
-    return rows
-
-
-def _seconds_by_phase(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    seconds = report.get("shares") or {}
-    whole = sum(seconds.values()) or 1.0
-    return [(key.replace("_", " "), f"{value:,.1f}", f"{100 * value / whole:.1f}") for key, value in seconds.items()]
-
-
-def _planned(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What the plan of the run promised, and what the run did."""
-    return [
-        (name.replace("_", " "), f"{pair['planned']:,.1f}", f"{pair['did']:,.1f}")
-        for name, pair in (report.get("planned") or {}).items()
-        if isinstance(pair, Mapping) and pair.get("did") is not None
-    ]
-
-
-def _environment(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    hardware = report.get("hardware") or {}
-    gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in hardware.get("gpus") or []) or "none"
-    return [
-        ("CPU", f"{hardware.get('cpu', 'unknown')}, {hardware.get('cores', '?')} cores"),
-        ("GPUs", gpus),
-        ("processes", f"{report.get('world_size') or 1} ({report.get('engine') or 'plain'})"),
-        *((key.replace("_", "-"), str(value)) for key, value in (report.get("versions") or {}).items()),
-        ("commit of budget-trainer", str(report.get("git_commit") or "not a git checkout")),
-    ]
 
 
 def _sources(corpus: Mapping[str, Any]) -> list[tuple[str, ...]]:

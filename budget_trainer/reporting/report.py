@@ -16,6 +16,7 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,70 +38,70 @@ def machine(hardware: Mapping[str, Any]) -> dict[str, Any]:
     return {"cpu": hardware.get("cpu"), "cores": hardware.get("cores"), "gpus": gpus}
 
 
-def read_plan(path: str, recipe_path: str | None = None) -> dict[str, Any]:
-    """The plan in `path`: where that is relative, looked for beside the recipe, then in the current folder.
+@dataclass(frozen=True)
+class Plan:
+    """What was predicted for a run: `content` is the JSON that `budget_trainer.plan` wrote."""
 
-    Raises:
-        InputError: there is no such file, or it is no plan.
-    """
-    places = ([Path(recipe_path).parent / path] if recipe_path is not None else []) + [Path(path)]
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
-        raise InputError(
-            f"plan: {path} is not there; make it with `python -m budget_trainer.plan RECIPE --json FILE`, or leave it out"
-        )
-    try:
-        plan = dict(json.loads(file.read_text(encoding="utf-8")))
-        if plan["format"] != FORMAT:
-            raise ValueError(f"format {plan['format']!r}, this version reads {FORMAT}")
-        settings = [plan[key] for key in ("recipe", "machine", "total_seconds", "num_processes", "data")]
-        if not all(math.isfinite(plan["prediction"][name]) for name in _QUANTITIES) or not isinstance(
-            settings[0], dict
-        ):
-            raise ValueError("a number is not finite")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"plan: {file} is not a plan ({error!r}); make it with budget_trainer.plan --json") from None
-    return plan
+    content: dict[str, Any]
 
+    @classmethod
+    def read(cls, path: str, recipe_path: str | None = None) -> Plan:
+        """The plan in `path`: where that is relative, looked for beside the recipe, then in the current folder.
 
-def check_plan(
-    plan: Mapping[str, Any], settings: Mapping[str, Any], *, total_seconds: float, processes: int, data: str
-) -> None:
-    """Refuse a plan that was made for something else.
+        Raises:
+            InputError: there is no such file, or it is no plan.
+        """
+        places = ([Path(recipe_path).parent / path] if recipe_path is not None else []) + [Path(path)]
+        file = next((place for place in places if place.is_file()), None)
+        make = "make it with `python -m budget_trainer.plan RECIPE --json FILE`"
+        if file is None:
+            raise InputError(f"plan: {path} is not there; {make}, or leave it out")
+        try:
+            plan = dict(json.loads(file.read_text(encoding="utf-8")))
+            if plan["format"] != FORMAT:
+                raise ValueError(f"format {plan['format']!r}, this version reads {FORMAT}")
+            settings = [plan[key] for key in ("recipe", "machine", "total_seconds", "num_processes", "data")]
+            numbers = [plan["prediction"][name] for name in _QUANTITIES]
+            if not all(map(math.isfinite, numbers)) or not isinstance(settings[0], dict):
+                raise ValueError("a number is not finite")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"plan: {file} is not a plan ({error!r}); {make}") from None
+        return cls(plan)
 
-    `settings` are the flags that a plan depends on (`config.recipe.speed_settings`), `data` is the folder's fingerprint.
-    """
-    seconds = math.inf if plan["total_seconds"] is None else float(plan["total_seconds"])
-    pairs = {name: (plan["recipe"].get(name), value) for name, value in settings.items()}
-    pairs["total_training_time in seconds"] = (
-        seconds,
-        seconds if abs(seconds - total_seconds) <= 0.5 else total_seconds,
-    )
-    pairs["num_processes"] = (plan["num_processes"], processes)
-    pairs["the data of data_dir"] = (plan["data"]["fingerprint"], data)
-    for name, (planned, asked) in pairs.items():
-        if planned != asked:
-            raise InputError(
-                f"plan: made for {name} {planned!r}, this run has {asked!r}; plan again, or leave --plan out"
-            )
+    def check(self, settings: Mapping[str, Any], *, total_seconds: float, processes: int, data: str) -> None:
+        """Refuse (InputError) a plan that was made for something else.
 
+        `settings` are the flags that a plan depends on (`config.recipe.speed_settings`), `data` is the folder's fingerprint.
+        """
+        plan = self.content
+        planned = math.inf if plan["total_seconds"] is None else float(plan["total_seconds"])
+        seconds = planned if abs(planned - total_seconds) <= 0.5 else total_seconds
+        pairs = {name: (plan["recipe"].get(name), value) for name, value in settings.items()}
+        pairs["total_training_time in seconds"] = (planned, seconds)
+        pairs["num_processes"] = (plan["num_processes"], processes)
+        pairs["the data of data_dir"] = (plan["data"]["fingerprint"], data)
+        for name, (made, asked) in pairs.items():
+            if made != asked:
+                raise InputError(
+                    f"plan: made for {name} {made!r}, this run has {asked!r}; plan again, or leave --plan out"
+                )
 
-def compare_with_plan(plan: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
-    """`planned` for the run's report: each quantity as planned and as it came, and whether the machine is the same."""
-    shares = report.get("shares") or {}
-    did = {**report, **{f"{phase}_seconds": shares.get(phase) for phase in _PHASES}}
-    return {
-        "same_machine": plan["machine"] == machine(report.get("hardware") or {}),
-        **{name: {"planned": plan["prediction"][name], "did": did.get(name)} for name in _QUANTITIES},
-    }
+    def compare(self, report: Mapping[str, Any]) -> dict[str, Any]:
+        """`planned` for the run's report: each quantity as planned and as it came, and whether the machine is the same."""
+        shares = report.get("shares") or {}
+        did = {**report, **{f"{phase}_seconds": shares.get(phase) for phase in _PHASES}}
+        return {
+            "same_machine": self.content["machine"] == machine(report.get("hardware") or {}),
+            **{name: {"planned": self.content["prediction"][name], "did": did.get(name)} for name in _QUANTITIES},
+        }
 
-
-def comparison_line(planned: Mapping[str, Any]) -> str:
-    """One line for the end of a run."""
-    tokens = planned["tokens"]
-    off = 100 * (tokens["did"] / tokens["planned"] - 1) if tokens["planned"] else 0.0
-    where = "" if planned["same_machine"] else " (planned on another machine)"
-    return f"planned {tokens['planned']:,.0f} tokens, did {tokens['did']:,.0f}: {off:+.1f} %{where}"
+    @staticmethod
+    def line(planned: Mapping[str, Any]) -> str:
+        """Of `planned`, for the end of a run."""
+        tokens = planned["tokens"]
+        off = 100 * (tokens["did"] / tokens["planned"] - 1) if tokens["planned"] else 0.0
+        where = "" if planned["same_machine"] else " (planned on another machine)"
+        return f"planned {tokens['planned']:,.0f} tokens, did {tokens['did']:,.0f}: {off:+.1f} %{where}"
 
 
 REPORT, PICTURE = "run_report.json", "run_report.png"
@@ -153,16 +154,7 @@ def _git_commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    describe = [
-        "git",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--exclude=*",
-        "--dirty",
-    ]  # no tag's name
+    describe = ["git", "-C", str(root), *"describe --always --abbrev=40 --exclude=* --dirty".split()]  # no tag's name
     try:
         return subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -182,20 +174,18 @@ def read_progress(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             try:
                 line = json.loads(text)
             except ValueError:
-                if damaged is not None:
-                    break
-                damaged = number
-                continue
-            new_job = not kept or line["job"] > kept[-1]["job"]
+                line = None
+            new_job = line is not None and (not kept or line["job"] > kept[-1]["job"])
             if damaged is not None and not new_job:
-                break
-            damaged = None
+                raise InputError(
+                    f"{path}: line {damaged} is not JSON, and not the last of its job; repair or delete it"
+                )
+            damaged = number if line is None else None
             if new_job:
                 kept = [old for old in kept if old["step"] < line["step"]]
-            kept.append(line)
-        else:
-            return kept
-    raise InputError(f"{path}: line {damaged} is not JSON, and not the last of its job; repair or delete it")
+            if line is not None:
+                kept.append(line)
+    return kept
 
 
 def draw_report(report: dict[str, Any], progress: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:

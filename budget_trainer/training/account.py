@@ -16,8 +16,7 @@ from budget_trainer.model.build import parameter_count
 from budget_trainer.reporting.card import write_model_card
 from budget_trainer.reporting.publish import BackgroundPush
 from budget_trainer.reporting.report import (
-    compare_with_plan,
-    comparison_line,
+    Plan,
     describe_data,
     draw_report,
     read_progress,
@@ -97,7 +96,7 @@ def write_results(recipe: Recipe, report: dict[str, Any], final: Path | None) ->
     """Write `run_report.json`, its picture and the card in `final`; print the summary (main process)."""
     output_dir = recipe.output_dir
     if recipe.plan is not None:
-        report["planned"] = compare_with_plan(recipe.plan, report)
+        report["planned"] = recipe.plan.compare(report)
     write_json_atomic(output_dir / run_folder.REPORT, report)
     draw_report(report, read_progress(output_dir / run_folder.PROGRESS), output_dir / "run_report.png")
     if final is not None:
@@ -124,7 +123,7 @@ def _print_summary(report: dict[str, Any], output_dir: Path) -> None:
             f"matmul peak; waiting for data {100 * report['data_wait_share']:.2f} %"
         )
     if report.get("planned"):
-        print(comparison_line(report["planned"]))
+        print(Plan.line(report["planned"]))
     if report["overrun_seconds"] > 0:
         print(f"the budget was overrun by {report['overrun_seconds']:.1f}s")
     print(

@@ -25,7 +25,6 @@ from budget_trainer.model.engine_optimizers import let_deepspeed_step, zero_stag
 from budget_trainer.model.initialization import cooccurrence_embeddings, set_embeddings, set_offset_heads
 from budget_trainer.model.optimizers import OptimizerOptions
 from budget_trainer.model.sparse import check_document_mask
-from budget_trainer.reporting.report import check_plan
 from budget_trainer.training.engine import engine_name
 from budget_trainer.training.evaluation import PinnedEvaluation
 
@@ -83,7 +82,7 @@ class RunParts:
         if recipe.plan is not None:
             settings, seconds = speed_settings(recipe.as_dict(self.args)), recipe.total_seconds
             processes = self.args.world_size
-            check_plan(recipe.plan, settings, total_seconds=seconds, processes=processes, data=data.fingerprint)
+            recipe.plan.check(settings, total_seconds=seconds, processes=processes, data=data.fingerprint)
 
     def check_contents(self, channel: ControlChannel) -> None:
         """Refuse damaged files on all ranks: one process of each machine reads as much as VERIFY_SHARE of the job allows."""

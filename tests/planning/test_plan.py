@@ -14,7 +14,7 @@ from budget_trainer.core.io import write_json_atomic
 from budget_trainer.planning import command as command_module
 from budget_trainer.planning.command import main
 from budget_trainer.planning.result import make_plan
-from budget_trainer.reporting.report import check_plan, read_plan
+from budget_trainer.reporting.report import Plan
 from tests.conftest import TINY, alive, children, report, run, spawn, wait_for
 from tests.planning.test_predict import REPORT
 
@@ -79,12 +79,12 @@ def test_what_a_plan_is_compared_with(tmp_path, monkeypatch):
     write_json_atomic(tmp_path / "own.json", plan)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "new.plan.json").write_text("another recipe's")
-    plan = read_plan("new.plan.json", "beside/new.yaml")  # beside the recipe first, then in the current folder
-    assert plan == read_plan("own.json", "beside/new.yaml")
+    plan = Plan.read("new.plan.json", "beside/new.yaml").content  # beside the recipe first, then in the current folder
+    assert plan == Plan.read("own.json", "beside/new.yaml").content
     same = {"total_seconds": 100.0, "processes": 1, "data": plan["data"]["fingerprint"]}
     endless = {**plan, "total_seconds": None}
-    check_plan(plan, plan["recipe"], **same)
-    check_plan(endless, plan["recipe"], **(same | {"total_seconds": math.inf}))
+    Plan(plan).check(plan["recipe"], **same)
+    Plan(endless).check(plan["recipe"], **(same | {"total_seconds": math.inf}))
     for made, change, text in (
         (endless, {}, "made for total_training_time in seconds inf, this run has 100.0; plan again"),
         (plan, {"total_seconds": 60.0}, "total_training_time in seconds 100.0, this run has 60.0"),
@@ -92,16 +92,16 @@ def test_what_a_plan_is_compared_with(tmp_path, monkeypatch):
         (plan, {"data": "other"}, "made for the data of data_dir 'f', this run has 'other'"),
     ):
         with pytest.raises(InputError, match=text):
-            check_plan(made, plan["recipe"], **(same | change))
+            Plan(made).check(plan["recipe"], **(same | change))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 7}', '{"format": 1, "prediction": {}}'])
 def test_a_file_that_is_no_plan(content, tmp_path):
     (tmp_path / "plan.json").write_text(content)
     with pytest.raises(InputError, match="plan: "):
-        read_plan(str(tmp_path / "plan.json"))
+        Plan.read(str(tmp_path / "plan.json"))
     with pytest.raises(InputError, match="is not there"):
-        read_plan("nowhere.json", str(tmp_path / "recipe.yaml"))
+        Plan.read("nowhere.json", str(tmp_path / "recipe.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -188,5 +188,5 @@ def test_what_is_stored_of_a_plan(device, processes, profile, tmp_path, monkeypa
     expected = {"total_training_time": "24h", "bf16": "true", "mlm_probability_curve": "0.3@0,0.15@0.5", "seed": "-1"}
     expected |= {"data_dir": "d", "per_device_train_batch_size": "8", "gradient_accumulation_steps": "2"}
     assert stored == expected | {"output_dir": str(tmp_path / "a" / "b"), "plan": "new.plan.json"}
-    assert read_plan("new.plan.json", "new.yaml")["num_processes"] == processes
+    assert Plan.read("new.plan.json", "new.yaml").content["num_processes"] == processes
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
