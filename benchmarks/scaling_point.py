@@ -14,7 +14,6 @@ from benchmarks.measured import Stretches, shares  # noqa: E402
 from benchmarks.workload import Text, Workload  # noqa: E402
 from budget_trainer.core.errors import InputError  # noqa: E402
 from budget_trainer.core.io import write_json_atomic  # noqa: E402
-from budget_trainer.model.build import parameter_count  # noqa: E402
 from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token  # noqa: E402
 from budget_trainer.training.launch import check_launch  # noqa: E402
 
@@ -27,7 +26,7 @@ def measure(order: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     check_launch(world, trainer.args.n_gpu)
     model: Any = trainer.model
     flops = model_flops_per_token(model, w.block_size, w.slots)
-    parameters = parameter_count(model)
+    parameters = model.num_parameters()
     trainer.accelerator.wait_for_everyone()
     peak = measure_peak_flops(trainer.args.device, w.dtype, order["peak_seconds"])
     accounts: list[dict[str, Any]] = []

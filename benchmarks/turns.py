@@ -14,7 +14,6 @@ import torch
 from benchmarks.measured import Stretches
 from benchmarks.workload import Text, Workload
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.build import parameter_count
 from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +36,7 @@ def work(order: dict[str, Any]) -> None:
             "threads": torch.get_num_threads(),
             "dtype": str(w.dtype).removeprefix("torch."),
             "compile": ("regional" if w.regional_compile else "whole") if w.compile else "no",
-            "parameters": parameter_count(model),
+            "parameters": model.num_parameters(),
             "flops_per_token": model_flops_per_token(model, w.block_size, w.slots),
             "flops_per_token_computed": model_flops_per_token(
                 model, w.block_size, w.slots if w.sparse else w.block_size

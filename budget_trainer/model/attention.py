@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.attention.varlen import varlen_attn
 
 from budget_trainer.model.cpu import dropout as few_bit_dropout
-from budget_trainer.model.patches import change_class, with_mixin
+from budget_trainer.model.patches import with_mixin
 
 PADDING = -1  # the document of padding
+_HAS_TRITON = find_spec("triton") is not None
 
 
 class _Segments(NamedTuple):
@@ -39,48 +40,12 @@ def separate_padding(document_ids: Tensor, attention_mask: Tensor | None) -> Ten
 
 
 def _document_mask(document_ids: Tensor) -> Tensor:
-    """Return [B, 1, L, L]: True where both tokens are of the same document."""
+    """[B, 1, L, L]: True where both tokens are of the same document."""
     return document_ids[:, None, :, None] == document_ids[:, None, None, :]
 
 
-def _within_window(mask: Tensor, reach: int) -> Tensor:
-    """Return the boolean mask, broadcastable to [B, 1, L, L], where tokens are at most `reach` apart: [B, 1, L, L]."""
-    place = torch.arange(mask.shape[-1], device=mask.device)
-    distance = (place[:, None] - place[None, :]).abs()
-    # A token always sees itself: far inside padding a window would hold nothing, and a softmax of nothing is NaN.
-    return (mask & (distance <= reach)) | (distance == 0)
-
-
-def _additive(mask: Tensor) -> Tensor:
-    """Return a boolean mask as eager attention adds it: 0, or float32's lowest where attention must not go."""
-    return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, torch.finfo(torch.float32).min)
-
-
-def _document_positions(document_ids: Tensor) -> Tensor:
-    """Return [B, L] int64: the distance of each token from the first token of its document in the block."""
-    place = torch.arange(document_ids.shape[1], device=document_ids.device)
-    return place - torch.where(_begins(document_ids), place, 0).cummax(dim=1).values
-
-
-def document_segments(document_ids: Tensor, max_documents: int | None = None) -> _Segments:
-    """Return the documents of ids [B, L] as flash varlen takes them, in a number that the shape alone decides.
-
-    Args:
-        max_documents: the most documents in any block; by default L, which always suffices, but each possible one costs
-            the kernel a little. More documents than that stop a GPU with an index error instead of a wrong result.
-    """
-    batch, length = document_ids.shape
-    # One more for the padding. Documents that do not exist start and end where the batch ends: they are empty.
-    count = batch * min(length, (max_documents or length) + 1)
-    begins = _begins(document_ids).flatten()
-    place = torch.arange(batch * length, device=document_ids.device)
-    starts = torch.full((count + 1,), batch * length, dtype=torch.int64, device=document_ids.device)
-    starts = starts.scatter_reduce(0, begins.cumsum(0) - 1, place, "amin")
-    return _Segments(starts.int(), length)
-
-
 def _begins(document_ids: Tensor) -> Tensor:
-    """Return [B, L]: True where a document begins."""
+    """[B, L]: True where a document begins."""
     begins = torch.ones_like(document_ids, dtype=torch.bool)
     begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
     return begins
@@ -100,15 +65,22 @@ def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int = 64,
     return "flex" if _HAS_TRITON and head_dim >= 16 else "sdpa"
 
 
-_HAS_TRITON = find_spec("triton") is not None
-
-
 def build_mask(document_ids: Tensor, backend: str, max_documents: int | None = None) -> AttentionMask:
-    """Return the mask of ids [B, L] in the form of the backend; made once per forward pass, used by every layer."""
+    """Return the mask of ids [B, L] in the form of the backend; made once per forward pass, used by every layer.
+
+    Args:
+        max_documents: the most documents in any block; by default L, which always suffices, but each possible one costs
+            flash varlen a little. More documents than that stop a GPU with an index error instead of a wrong result.
+    """
+    batch, length = document_ids.shape
     if backend == "varlen":
-        return document_segments(document_ids, max_documents)
+        # One more for the padding. Documents that do not exist start and end where the batch ends: they are empty.
+        count = batch * min(length, (max_documents or length) + 1)
+        place = torch.arange(batch * length, device=document_ids.device)
+        starts = torch.full((count + 1,), batch * length, dtype=torch.int64, device=document_ids.device)
+        starts = starts.scatter_reduce(0, _begins(document_ids).flatten().cumsum(0) - 1, place, "amin")
+        return _Segments(starts.int(), length)
     if backend == "flex":
-        batch, length = document_ids.shape
 
         def same(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return document_ids[b, query] == document_ids[b, key]
@@ -121,7 +93,7 @@ def attend(qkv: Tensor, mask: AttentionMask, dropout: float = 0.0) -> Tensor:
     """Return the context [B, L, H * D] of queries, keys and values [B, L, 3, H, D].
 
     Args:
-        mask: _Segments or a BlockMask of `build_mask`; or a tensor that broadcasts to [B, H, L, L], bool or additive.
+        mask: of `build_mask`; or a tensor that broadcasts to [B, H, L, L], bool (True where attention may go) or additive.
         dropout: probability of dropping an attention weight; 0 with _Segments and BlockMask.
     """
     batch, length = qkv.shape[:2]
@@ -137,12 +109,7 @@ def attend(qkv: Tensor, mask: AttentionMask, dropout: float = 0.0) -> Tensor:
 
 
 def attend_by_head(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """Return the context [B, S, H * D] of queries [B, H, S, D] over keys and values [B, H, L, D].
-
-    Args:
-        mask: a tensor that broadcasts to [B, H, S, L], bool (True where attention may go) or additive.
-        dropout: probability of dropping an attention weight.
-    """
+    """Return the context [B, S, H * D] of queries [B, H, S, D] over keys and values [B, H, L, D]; see `attend` for the rest."""
     if dropout > 0 and query.device.type == "cpu" and not torch.compiler.is_compiling():
         # SDPA drops out on a CPU in separate steps too, and draws more bits.
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
@@ -159,38 +126,39 @@ def attend_by_head(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Non
 
 @cache
 def _compiled_flex_attention() -> Any:
-    """Return flex_attention as a kernel; uncompiled it would compute all scores in separate steps."""
-    return torch.compile(flex_attention, dynamic=False)
+    return torch.compile(flex_attention, dynamic=False)  # uncompiled it would compute all scores in separate steps
 
 
 def position_ids(base: Any, document_ids: Tensor) -> Tensor:
     """Return the position ids [B, L] that restart at each document; RoBERTa's begin behind the padding id."""
     padding = base.embeddings.position_embeddings.padding_idx
-    return _document_positions(document_ids) + (0 if padding is None else padding + 1)
+    place = torch.arange(document_ids.shape[1], device=document_ids.device)
+    restarted = place - torch.where(_begins(document_ids), place, 0).cummax(dim=1).values
+    return restarted + (0 if padding is None else padding + 1)
 
 
 def static_mask(config: Any, mask: Tensor | None, document_ids: Tensor | None) -> Any:
     """Return the mask as SDPA or eager attention takes it; the library would first read `mask.all()` to the host."""
+    how = config._attn_implementation
     if document_ids is not None:
         full = _document_mask(document_ids)  # padding has a document of its own
-    elif mask is None or config._attn_implementation not in ("sdpa", "eager"):
+    elif mask is None or how not in ("sdpa", "eager"):
         return mask
     else:
         full = mask[:, None, None, :].bool()
-    prepare = _additive if config._attn_implementation == "eager" else lambda mask: mask
-    if config.model_type != "modernbert":
-        return prepare(full)
-    near = _within_window(full, config.sliding_window)
-    return {"full_attention": prepare(full), "sliding_attention": prepare(near)}
+    masks = {"full_attention": full}
+    if config.model_type == "modernbert":
+        place = torch.arange(full.shape[-1], device=full.device)
+        distance = (place[:, None] - place[None, :]).abs()
+        # A token always sees itself: far inside padding a window would hold nothing, and a softmax of nothing is NaN.
+        masks["sliding_attention"] = (full & (distance <= config.sliding_window)) | (distance == 0)
+    if how == "eager":  # which adds a mask: 0, or float32's lowest where attention must not go
+        lowest = torch.finfo(torch.float32).min
+        masks = {name: torch.zeros_like(m, dtype=torch.float32).masked_fill(~m, lowest) for name, m in masks.items()}
+    return masks if len(masks) > 1 else masks["full_attention"]
 
 
-if TYPE_CHECKING:
-    _Base = nn.Module
-else:
-    _Base = object
-
-
-class _FusedSelfAttention(_Base):
+class _FusedSelfAttention(nn.Module):
     """Mixed into a BERT-like self-attention module of the library: same parameters, same state, faster forward.
 
     The three projections stay the module's parameters (checkpoints, optimizer groups and partitions do not change);
@@ -205,12 +173,13 @@ class _FusedSelfAttention(_Base):
     ) -> tuple[Tensor, ...]:
         """Return the context [B, L, H] of states [B, L, H], and no probabilities; see `attend` for the mask.
 
-        Where the caller wants probabilities, a cache or cross attention, the library's own forward answers.
+        Where the caller wants probabilities, a cache or cross attention, or not SDPA, the library's own forward answers.
         """
-        wanted = any(v is not None and v is not False for k, v in kwargs.items() if k not in self.UNUSED)
-        if args or wanted or not self._fused():
-            return super().forward(hidden_states, attention_mask, *args, **kwargs)
         module: Any = self
+        config = getattr(self, "config", None)  # megatron-bert's attention has none, and no other path in the library
+        wanted = any(v is not None and v is not False for k, v in kwargs.items() if k not in self.UNUSED)
+        if args or wanted or not (config is None or config._attn_implementation == "sdpa"):
+            return super().forward(hidden_states, attention_mask, *args, **kwargs)
         layers = (module.query, module.key, module.value)
         weight = torch.cat([layer.weight for layer in layers])
         bias = torch.cat([layer.bias for layer in layers])
@@ -218,14 +187,9 @@ class _FusedSelfAttention(_Base):
         qkv = F.linear(hidden_states, weight, bias).view(*hidden_states.shape[:-1], *heads)
         return attend(qkv, attention_mask, module.dropout.p if self.training else 0.0), None  # type: ignore
 
-    def _fused(self) -> bool:
-        """Whether the module may attend by SDPA; megatron-bert's has no config, and no other path in the library."""
-        config = getattr(self, "config", None)
-        return config is None or config._attn_implementation == "sdpa"
 
-
-def fuse_attention(model: nn.Module) -> None:
+def fuse_attention(model: Any) -> None:
     """Give every BERT-like self-attention module of a model the forward of _FusedSelfAttention."""
     for module in model.modules():
         if type(module).__name__.endswith("SelfAttention"):
-            change_class(module, with_mixin(_FusedSelfAttention, type(module)))
+            module.__class__ = with_mixin(_FusedSelfAttention, module.__class__)

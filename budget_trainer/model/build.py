@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
@@ -19,7 +19,6 @@ from budget_trainer.model.next_sentence import pair_class
 from budget_trainer.model.sparse import HEADS, sparse_class
 from budget_trainer.model.types import ALIASES
 
-MODEL_TYPES = ("bert-mlm", *HEADS)
 # Their position numbers start behind the padding id.
 _OFFSET_POSITIONS = {"camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "roberta"}
 _OFFSET_POSITIONS |= {"roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
@@ -42,53 +41,43 @@ _SPECIAL_NAMES = {
 _UNDECLARED_KEYS = {"attn_implementation", "global_attn_every_n_layers", "global_rope_theta", "local_rope_theta"}
 
 
-def _build_config(
-    model_type: str,
-    *,
-    vocab_size: int,
-    special_ids: Mapping[str, int],
-    max_position_embeddings: int,
-    model_config: Mapping[str, Any] | None = None,
-    **recipe: Any,
-) -> PretrainedConfig:
-    """Return the native config of a recipe; see `build_model` for the keys and errors."""
+def _build_config(model_type: str, special_ids: Mapping[str, int], recipe: dict[str, Any]) -> PretrainedConfig:
+    """Return the native config of a recipe with `vocab_size`; see `build_model` for the other keys and the errors."""
     model_type = ALIASES.get(model_type, model_type)
     if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_MASKED_LM_MAPPING:
         raise InputError(
-            f"model_type={model_type!r} has no masked-language-model head; use one of {', '.join(MODEL_TYPES)}, or "
+            f"model_type={model_type!r} has no masked-language-model head; use one of bert-mlm, {', '.join(HEADS)}, or "
             "another type of AutoModelForMaskedLM"
         )
-    _check_sizes(recipe)
-    config_class = CONFIG_MAPPING[model_type]
-    known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
-    positions = max_position_embeddings + position_offset(model_type, special_ids["pad"])
-    values: dict[str, Any] = {"vocab_size": vocab_size, "max_position_embeddings": positions}
-    for key, value in recipe.items():
-        values |= _native_values(key, value, known, model_type)
-    for name, keys in _SPECIAL_NAMES.items():
-        values |= {key: special_ids[name] for key in keys if key in known}
-    for key in model_config or {}:
-        if key not in known | _UNDECLARED_KEYS and not isinstance(getattr(config_class, key, None), property):
-            raise InputError(f"model_config key {key!r} is unknown to {config_class.__name__}: remove or correct it")
-    try:
-        return config_class(**values | dict(model_config or {}))
-    except Exception as error:  # the library's strict dataclasses have error classes of their own
-        reason = " ".join(str(error).split())
-        raise InputError(f"model_type={model_type!r} refuses its configuration: {reason}") from error
-
-
-def _check_sizes(recipe: Mapping[str, Any]) -> None:
-    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    for key in sizes:
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
         if isinstance(recipe.get(key), int) and recipe[key] < 1:
             raise InputError(f"{key}={recipe[key]} must be 1 or more")
     width, heads = recipe.get("hidden_size"), recipe.get("num_attention_heads")
     if isinstance(width, int) and isinstance(heads, int) and width % heads:
         raise InputError(f"num_attention_heads={heads} does not divide hidden_size={width}; change one of them")
+    config_class = CONFIG_MAPPING[model_type]
+    known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
+    model_config = recipe.pop("model_config", None) or {}
+    values: dict[str, Any] = {}
+    for key, value in recipe.items():
+        values |= _native_values(key, value, known, model_type)
+    values["max_position_embeddings"] = recipe["max_position_embeddings"] + position_offset(
+        model_type, special_ids["pad"]
+    )
+    for name, keys in _SPECIAL_NAMES.items():
+        values |= {key: special_ids[name] for key in keys if key in known}
+    for key in model_config:
+        if key not in known | _UNDECLARED_KEYS and not isinstance(getattr(config_class, key, None), property):
+            raise InputError(f"model_config key {key!r} is unknown to {config_class.__name__}: remove or correct it")
+    try:
+        return config_class(**values | model_config)
+    except Exception as error:  # the library's strict dataclasses have error classes of their own
+        reason = " ".join(str(error).split())
+        raise InputError(f"model_type={model_type!r} refuses its configuration: {reason}") from error
 
 
 def _native_values(key: str, value: Any, known: set[str], model_type: str) -> dict[str, Any]:
-    """Return a recipe's key under the names that the config has; None keeps the library's default."""
+    """A recipe's key under the names that the config has; None keeps the library's default."""
     if value is None:
         return {}
     found = {name: value for name in _NATIVE_NAMES.get(key, (key,)) if name in known}
@@ -120,8 +109,6 @@ def check_positions(config: PretrainedConfig, longest: int, field: str) -> None:
 
 # exp(-10000) is 0 in every precision, so a padded row has no probability and no gradient; fp16 still holds the number.
 PADDED_ROW_BIAS = -1e4
-# What a recipe need not say: the paper's values, whatever the model type's own are.
-_PAPER = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "initializer_range": 0.02}
 
 
 def build_model(
@@ -138,7 +125,7 @@ def build_model(
     """Return a new model of a recipe, initialised by the stock class from the seed alone.
 
     Args:
-        model_type: one of MODEL_TYPES, or any type that AutoModelForMaskedLM knows.
+        model_type: bert-mlm, one of `sparse.HEADS`, or any type that AutoModelForMaskedLM knows.
         vocab_size: len(tokenizer); rows are added up to a multiple of `pad_vocab_to_multiple_of` and never predicted.
         special_ids: token ids named pad, unk, cls, sep and mask.
         sparse_mask_prediction: False computes the logits of every position first; same loss, for comparison.
@@ -157,7 +144,9 @@ def build_model(
     if pad_vocab_to_multiple_of < 1:
         raise InputError(f"pad_vocab_to_multiple_of={pad_vocab_to_multiple_of} must be 1 or more")
     padded = -(-vocab_size // pad_vocab_to_multiple_of) * pad_vocab_to_multiple_of
-    config = _build_config(model_type, vocab_size=padded, special_ids=special_ids, **_PAPER | recipe)
+    # What a recipe need not say: the paper's values, whatever the model type's own are.
+    paper = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "initializer_range": 0.02}
+    config = _build_config(model_type, special_ids, paper | recipe | {"vocab_size": padded})
     cls = _class(config, add_nsp)
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.default_generator.manual_seed(seed)
@@ -211,10 +200,9 @@ def load_pretrained(
     return model.train()
 
 
-def _output_bias(model: Any) -> nn.Parameter | None:
-    """Return the bias [V] of the vocabulary projection, or None where the model has none."""
-    decoder = model.get_output_embeddings()
-    return None if decoder is None else getattr(decoder, "bias", None)
+def _output_bias(model: Any) -> Any:
+    """The bias [V] of the vocabulary projection, or None where the model has none."""
+    return getattr(model.get_output_embeddings(), "bias", None)
 
 
 def set_output_bias(model: Any, unigram_counts: NDArray[Any]) -> None:
@@ -233,16 +221,10 @@ def set_output_bias(model: Any, unigram_counts: NDArray[Any]) -> None:
     counts = np.array(unigram_counts, dtype=np.float64)
     if counts.ndim != 1 or not 0 < len(counts) <= len(bias) or (counts < 0).any():
         raise InputError(f"unigram_counts of shape {counts.shape} must hold up to {len(bias)} counts, one per token")
-    for name in ("pad", "cls", "sep", "mask"):  # never a label
-        for key in _SPECIAL_NAMES[name]:
-            token = getattr(model.config, key, None)
-            if isinstance(token, int) and token < len(counts):
-                counts[token] = 0
+    for key in chain(*_SPECIAL_NAMES.values()):  # never a label
+        token = getattr(model.config, key, None)
+        if isinstance(token, int) and token < len(counts):
+            counts[token] = 0
     with torch.no_grad():
         bias.fill_(PADDED_ROW_BIAS)
         bias[: len(counts)] = torch.from_numpy(np.log((counts + 1) / (counts + 1).sum())).to(bias)
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Return the number of parameters, tied ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -18,17 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from budget_trainer.model.patches import change_class
-
 _LEVELS = 2**16
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
-    """Return `x` with each element zeroed with probability `p` and the others scaled by 1 / (1 - p).
-
-    As F.dropout, and F.dropout itself on other devices, inside of torch.compile (which has a generator of its own) and
-    where `p` rounds to 0 or 1.
-    """
+    """As F.dropout, which it is on other devices, inside of torch.compile (with its own generator), and for `p` near 0 or 1."""
     dropped = round(p * _LEVELS)
     if not training or x.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < dropped < _LEVELS:
         return F.dropout(x, p, training)
@@ -39,10 +33,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
 
 class _FewBitDropout(nn.Dropout):
-    """nn.Dropout from few bits on a CPU."""
-
     def forward(self, input: Tensor) -> Tensor:
-        """As nn.Dropout's."""
         return dropout(input, self.p, self.training)
 
 
@@ -50,19 +41,13 @@ def use_few_bit_dropout(model: nn.Module) -> None:
     """Give every nn.Dropout of a model the faster forward."""
     for module in model.modules():
         if type(module) is nn.Dropout:
-            change_class(module, _FewBitDropout)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
-_SET_BY_USER = ("MALLOC_", "GLIBC_TUNABLES")  # beginnings of environment variables
+            module.__class__ = _FewBitDropout
 
 
 def keep_freed_memory() -> bool:
     """Tell glibc to keep what is freed; return whether it does. Another C library, or the user's own settings, stay."""
-    if sys.platform != "linux" or any(name.startswith(_SET_BY_USER) for name in os.environ):
+    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    # Never a mapping of its own for a large block, and never back to the kernel.
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+    # malloc.h's M_MMAP_MAX and M_TRIM_THRESHOLD: no mapping of its own for a large block, and never back to the kernel.
+    return mallopt is not None and bool(mallopt(-4, 0)) and bool(mallopt(-1, -1))

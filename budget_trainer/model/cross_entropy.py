@@ -17,8 +17,7 @@ _IGNORED_LABEL = -100
 # Bytes that a chunk's float32 logits may take. Each chunk adds a pass over the weight's gradient, each large one leaves the
 # cache. Two cores, V = 30,528, H = 256, 640 rows, medians in float32: 142 ms in 6 chunks, 126 in 3, 127 in 1 (all logits
 # kept: 199); compiled 164, 143, 147. In bf16, which is slow there: 246 in 6, 231 in 3, 219 in 2, 240 in 1.
-_CHUNK_BYTES = {"cpu": 32 * 2**20}
-_ACCELERATOR_CHUNK_BYTES = 512 * 2**20
+_CHUNK_BYTES, _ACCELERATOR_CHUNK_BYTES = 32 * 2**20, 512 * 2**20
 IN_PLACE = ("cpu",)  # device types
 
 
@@ -38,7 +37,7 @@ def linear_cross_entropy(
         labels: [N] int64; rows labelled -100 do not count.
         chunk_size: rows per chunk, at least 1; by default as many as the cache or memory can hold, and at least 16.
     """
-    most = _CHUNK_BYTES.get(weight.device.type, _ACCELERATOR_CHUNK_BYTES)
+    most = _CHUNK_BYTES if weight.device.type == "cpu" else _ACCELERATOR_CHUNK_BYTES
     size = max(16, most // (4 * len(weight))) if chunk_size is None else chunk_size
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(hidden, weight, bias, labels, size)
@@ -65,17 +64,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _loss_and_gradients(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    chunk_size: int,
-    needed: tuple[bool, ...],
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk_size: int, needed: tuple[bool, ...]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Return the summed loss and its gradients by hidden, weight and bias in float32, None where not `needed`."""
-    dtype = _matmul_dtype(hidden)
+    dtype = matmul_dtype(hidden.device, hidden.dtype)
     matrix = weight.to(dtype)
-    in_place = hidden.device.type in IN_PLACE
+    forward = _in_place if hidden.device.type in IN_PLACE else _by_log_softmax
     valid = (labels != _IGNORED_LABEL).float()[:, None]
     targets = labels.clamp(min=0)[:, None]
     chunks = -(-len(hidden) // chunk_size)
@@ -87,7 +81,7 @@ def _loss_and_gradients(
     for begin in range(0, len(hidden), rows):
         end = min(begin + rows, len(hidden))
         states, on, target = hidden[begin:end].to(dtype), valid[begin:end], targets[begin:end]
-        losses, probabilities = (_in_place if in_place else _by_log_softmax)(states, matrix, bias, target)
+        losses, probabilities = forward(states, matrix, bias, target)
         total = total + (losses * on).sum()
         if not any(needed):
             continue
@@ -120,10 +114,9 @@ def _by_log_softmax(states: Tensor, matrix: Tensor, bias: Tensor | None, target:
     return -scores.gather(1, target), scores.exp_()
 
 
-def _matmul_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the precision that autocast gives matrix products on this device, else that of the states."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+def matmul_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The precision that autocast gives matrix products on this device, else `dtype`."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:

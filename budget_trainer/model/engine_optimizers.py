@@ -1,4 +1,4 @@
-"""Optimizers of apex and DeepSpeed, and which optimizer runs where: every refusal is made before training.
+"""What apex and DeepSpeed bring: optimizers, apex's LayerNorm, and which optimizer runs where, refused before training.
 
 Both packages are imported only where they are asked for.
 """
@@ -11,14 +11,15 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from torch import nn
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.apex import fused_class
 
 IMPLEMENTATIONS = ("auto", "torch", "apex", "deepspeed")
 MAX_COEFF, MIN_COEFF = 0.3, 0.01  # of LAMB's trust ratio, in the original project (Izsak et al. 2021)
 _KERNELS = {"apex": ("adam", "adamw", "lamb"), "deepspeed": ("lamb",)}
 _TORCH = "use optimizer_impl auto"
+_LEAVE_NORM = "use layer_norm_type pytorch, or leave it out"
 _INSTALL = "pip install 'deepspeed>=0.19'"
 _FLAT = "ZeRO cuts the parameters into flat partitions"
 _WHOLE = {
@@ -82,9 +83,26 @@ def check_engine(
         _kernel_class(impl, name)
 
 
+def _apex_class(name: str, field: str, instead: str) -> Any:
+    """apex's FusedLayerNorm, FusedAdam or FusedLAMB; InputError of the flag `field` where it or its kernels are missing."""
+    try:
+        if name == "FusedLayerNorm":
+            fused = import_module("apex.normalization").FusedLayerNorm
+            fused(1)  # loads the CUDA extension
+            return fused
+        import_module("amp_C")  # the kernels; apex without them fails only when an optimizer is made
+        return getattr(import_module("apex.optimizers"), name)
+    except (ImportError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{field}: apex is not installed ({reason}); build NVIDIA's from source (https://github.com/NVIDIA/apex with its "
+            f"CUDA extensions; the package named apex on the public index is another one), or {instead}"
+        ) from None
+
+
 def _kernel_class(impl: str, name: str) -> Any:
     if impl == "apex":
-        return fused_class("FusedLAMB" if name == "lamb" else "FusedAdam", "optimizer_impl", _TORCH)
+        return _apex_class("FusedLAMB" if name == "lamb" else "FusedAdam", "optimizer_impl", _TORCH)
     try:
         return import_module("deepspeed.ops.lamb").FusedLamb
     except (ImportError, AttributeError) as error:
@@ -168,3 +186,32 @@ def zero_muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
 def full_shape(parameter: torch.Tensor) -> tuple[int, ...]:
     """The shape of the whole parameter: ZeRO-3 leaves an empty tensor and notes the shape as `ds_shape`."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def use_apex(model: nn.Module, device: torch.device | str) -> int:
+    """Put apex's module in the place of every nn.LayerNorm of `model`; returns how many.
+
+    The parameters stay themselves, under their names: only the kernel differs from the stock model.
+
+    Raises:
+        InputError: `device` is no NVIDIA GPU, apex is not installed, or the model has no LayerNorm, or one without a bias,
+            which apex does not compute.
+    """
+    kind = torch.device(device).type
+    if kind != "cuda":
+        raise InputError(f"layer_norm_type: apex runs on NVIDIA GPUs, this run is on {kind!r}; {_LEAVE_NORM}")
+    fused = _apex_class("FusedLayerNorm", "layer_norm_type", _LEAVE_NORM)
+    norms = {name: module for name, module in model.named_modules() if type(module) is nn.LayerNorm}
+    if not norms:
+        raise InputError(f"layer_norm_type: apex has no LayerNorm to replace in this model; {_LEAVE_NORM}")
+    for name, norm in norms.items():
+        if norm.elementwise_affine and norm.bias is None:
+            raise InputError(
+                f"layer_norm_type: apex computes LayerNorm with a bias, and {name} has none; give the model one (modernbert: "
+                f"model_config {{norm_bias: true}}), or {_LEAVE_NORM}"
+            )
+        module = fused(norm.normalized_shape, eps=norm.eps, elementwise_affine=norm.elementwise_affine)
+        for own, parameter in norm.named_parameters(recurse=False):
+            setattr(module, own, parameter)
+        model.set_submodule(name, module.train(norm.training))
+    return len(norms)

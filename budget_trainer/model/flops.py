@@ -16,17 +16,14 @@ from torch import nn
 from budget_trainer.core.errors import InputError
 
 # Modules of next-sentence prediction: they look at [CLS] only, once per block.
-PER_BLOCK = ("pooler", "seq_relationship")
-CPU_SIZES = (1024, 2048)
-GPU_SIZE = 8192
+_PER_BLOCK = {"pooler", "seq_relationship"}
 
 
 def model_flops_per_token(model: Any, block_size: int, predictions_per_block: float) -> float:
     """Training FLOPs per token position: 3 x (encoder + attention + share of the head).
 
-    Counted is what is computed: where the last layer's queries, output and feed-forward block are computed at masked
-    positions only (see `last_layer`), they count as the head does. (Packed documents of megatron-bert on a GPU have all
-    queries of that layer computed, which is not counted.)
+    Counted is what is computed: where the last layer is sparse (see `sparse`), its queries, output and feed-forward block
+    count as the head does, for packed documents of megatron-bert on a GPU too, which compute all of its queries.
 
     Per position of a forward pass: 2 per weight of every linear layer of the encoder; 4 * L * A per layer for the two
     attention products (L the block, A heads x head size), the whole L x L whatever windows or document masks leave
@@ -42,11 +39,9 @@ def model_flops_per_token(model: Any, block_size: int, predictions_per_block: fl
     Raises:
         InputError: block_size is below 1, or predictions_per_block outside of [0, block_size].
     """
-    if block_size < 1:
-        raise InputError(f"block_size={block_size} must be 1 or more")
-    if not 0 <= predictions_per_block <= block_size:
+    if block_size < 1 or not 0 <= predictions_per_block <= block_size:
         raise InputError(
-            f"predictions_per_block={predictions_per_block} must be between 0 and block_size={block_size}"
+            f"predictions_per_block={predictions_per_block} must be between 0 and block_size={block_size}, which is 1 or more"
         )
     config = model.config
     encoder = {id(module) for module in model.base_model.modules()}
@@ -58,12 +53,9 @@ def model_flops_per_token(model: Any, block_size: int, predictions_per_block: fl
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue
-        if any(part in name.split(".") for part in PER_BLOCK):
+        uses = last.get(module, 1.0 if id(module) in encoder else share)
+        if _PER_BLOCK.intersection(name.split(".")):
             uses = 1 / block_size
-        elif module in last:
-            uses = last[module]
-        else:
-            uses = 1.0 if id(module) in encoder else share
         forward += 2.0 * module.in_features * module.out_features * uses
     return 3.0 * forward
 
@@ -78,14 +70,10 @@ def measure_peak_flops(device: torch.device | str, dtype: torch.dtype, seconds: 
     """
     begin = time.perf_counter()
     device = torch.device(device)
-    if device.type == "cuda":
-        product, count = _product(device, dtype, GPU_SIZE)
-    else:
-        product, count = _product(device, dtype, CPU_SIZES[0])
-        expected = _seconds(product, device) * (CPU_SIZES[1] / CPU_SIZES[0]) ** 3
-        if 10 * expected < seconds:
-            product, count = _product(device, dtype, CPU_SIZES[1])
-            product()
+    product, count = _product(device, dtype, 8192 if device.type == "cuda" else 1024)
+    if device.type != "cuda" and 10 * 2**3 * _seconds(product, device) < seconds:
+        product, count = _product(device, dtype, 2048)
+        product()
     best = _seconds(product, device)
     while time.perf_counter() - begin < seconds:
         best = min(best, _seconds(product, device))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from budget_trainer.core.errors import InputError
 
-CONTEXT_WORDS = 8192  # columns per relative position: the most frequent tokens
+_Entries = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]  # row, column, value
 
 
 def cooccurrence_embeddings(
@@ -29,52 +29,42 @@ def cooccurrence_embeddings(
     *,
     special_ids: Mapping[str, int],
     distances: Sequence[int] = (1, 2),
-    context_words: int = CONTEXT_WORDS,
+    context_words: int = 8192,
     seed: int = 0,
 ) -> NDArray[np.float32]:
     """Return [vocab_size, size] embeddings from the co-occurrences in `rows` ([n, L] token ids).
 
     Each token is described by what stands `distances` before and after it, as PPMI with the context distribution
     smoothed by 0.75 (Levy, Goldberg and Dagan, TACL 2015), reduced by a randomised SVD to U * sqrt(S). Pairs with a
-    special token do not count. Tokens that never occur get zeros.
+    special token do not count. Tokens that never occur get zeros. The contexts of a relative position are the
+    `context_words` most frequent tokens.
     """
     blocks = []
-    frequent = _most_frequent(rows, vocab_size, special_ids, context_words)
+    occurrences = np.bincount(rows.reshape(-1), minlength=vocab_size)
+    special = list(special_ids.values())
+    occurrences[special] = 0
+    order = np.argsort(-occurrences, kind="stable")[:context_words]
+    order = order[occurrences[order] > 0]
+    frequent = np.full(vocab_size, -1, np.int64)  # the column of each token, -1 without one
+    frequent[order] = np.arange(len(order))
     for distance in distances:
-        left, right, counts = _pairs(rows, distance, vocab_size, special_ids)
+        left, right, counts = _pairs(rows, distance, vocab_size, special)
         blocks.append(_ppmi(left, frequent[right], counts))  # the context stands after the token
         blocks.append(_ppmi(right, frequent[left], counts))  # ... before it
     return _reduce(blocks, vocab_size, context_words, size, seed)
 
 
-def _most_frequent(
-    rows: NDArray[np.int64], vocab_size: int, special_ids: Mapping[str, int], context_words: int
-) -> NDArray[np.int64]:
-    """[vocab_size]: the column of each token among the most frequent ones, -1 for the others."""
-    counts = np.bincount(rows.reshape(-1), minlength=vocab_size)
-    counts[list(special_ids.values())] = 0
-    order = np.argsort(-counts, kind="stable")[:context_words]
-    columns = np.full(vocab_size, -1, np.int64)
-    order = order[counts[order] > 0]
-    columns[order] = np.arange(len(order))
-    return columns
-
-
-def _pairs(
-    rows: NDArray[np.int64], distance: int, vocab_size: int, special_ids: Mapping[str, int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def _pairs(rows: NDArray[np.int64], distance: int, vocab_size: int, special: list[int]) -> _Entries:
     """The different pairs (token, token `distance` later within a row) and how often each occurs."""
     ordinary = np.ones(vocab_size, bool)
-    ordinary[list(special_ids.values())] = False
+    ordinary[special] = False
     left, right = rows[:, :-distance].reshape(-1), rows[:, distance:].reshape(-1)
     keep = ordinary[left] & ordinary[right]
     keys, counts = np.unique(left[keep] * vocab_size + right[keep], return_counts=True)
     return keys // vocab_size, keys % vocab_size, counts.astype(np.float64)
 
 
-def _ppmi(
-    tokens: NDArray[np.int64], columns: NDArray[np.int64], counts: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+def _ppmi(tokens: NDArray[np.int64], columns: NDArray[np.int64], counts: NDArray[np.float64]) -> _Entries:
     """The positive entries (token, column, value) of the PMI matrix."""
     known = columns >= 0
     tokens, columns, counts = tokens[known], columns[known], counts[known]
@@ -88,11 +78,7 @@ def _ppmi(
 
 
 def _reduce(
-    blocks: Sequence[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]],
-    vocab_size: int,
-    context_words: int,
-    size: int,
-    seed: int,
+    blocks: Sequence[_Entries], vocab_size: int, context_words: int, size: int, seed: int
 ) -> NDArray[np.float32]:
     """U * sqrt(S) of the blocks side by side, by a randomised range finder with one power iteration (Halko 2011)."""
     row = torch.from_numpy(np.concatenate([tokens for tokens, _, _ in blocks]))

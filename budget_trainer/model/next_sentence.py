@@ -9,28 +9,22 @@ assembles the step adds the number of its pairs to every batch: `count_pairs`, w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import BertForPreTraining, MegatronBertForPreTraining, PretrainedConfig
+from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_PRETRAINING_MAPPING
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.patches import with_mixin
 from budget_trainer.model.sparse import SparsePrediction, sparse_class
-from budget_trainer.model.types import PAIR_TYPES, check_pair_type
-
-PAIR_CLASSES = dict(zip(PAIR_TYPES, (BertForPreTraining, MegatronBertForPreTraining), strict=True))
-
-if TYPE_CHECKING:
-    _Base = SparsePrediction
-else:
-    _Base = object
+from budget_trainer.model.types import check_pair_type
 
 
-class _PairPrediction(_Base):
+class _PairPrediction(SparsePrediction):
     """Mixed into the sparse form of a class with both heads by `pair_class`."""
 
     last_layer_is_sparse = False  # the pooler reads [CLS], and both heads share one pass
@@ -42,26 +36,18 @@ class _PairPrediction(_Base):
         return super().encode(input_ids, attention_mask, **kwargs) if hidden is None else hidden
 
     def predict(self, hidden: Tensor) -> Tensor:
-        """Return the logits [..., V] of hidden states [..., H]."""
+        """As the parent's."""
         heads: Any = self.cls
         return heads.predictions(hidden)
 
-    def dense_logits(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        document_ids: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Return the logits [B, L, V]; the stock class names its own differently."""
-        assert input_ids is not None
-        return self.predict(self.encode(input_ids, attention_mask, document_ids=document_ids, **kwargs))
+    def dense_logits(self, input_ids: Any, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """As the parent's; the stock class names its own differently."""
+        return self.predict(self.encode(input_ids, attention_mask, **kwargs))
 
     def pair_scores(self, hidden: Tensor) -> Tensor:
         """Return the scores [B, 2] of "B follows A" and "B is random" from hidden states [B, L, H]."""
-        heads: Any = self.cls
-        base: Any = self.base_model
-        return heads.seq_relationship(base.pooler(hidden))
+        model: Any = self
+        return model.cls.seq_relationship(model.base_model.pooler(hidden))
 
     def forward(  # type: ignore[override]
         self,
@@ -100,8 +86,8 @@ class _PairPrediction(_Base):
             return super().forward(input_ids=input_ids, **given)
         if num_items_in_batch is not None and num_pairs_in_batch is None:
             raise InputError(
-                "num_pairs_in_batch: missing beside num_items_in_batch; add the number of sentence pairs of the whole "
-                "optimizer step to the batch (budget_trainer.model.next_sentence.count_pairs)"
+                "num_pairs_in_batch: missing beside num_items_in_batch; add the number of sentence pairs of the optimizer "
+                "step to the batch (budget_trainer.model.next_sentence.count_pairs)"
             )
         assert input_ids is not None
         hidden = self.encode(input_ids, attention_mask, token_type_ids=token_type_ids, **kwargs)
@@ -139,4 +125,4 @@ def pair_class(config: PretrainedConfig) -> Any:
             f"type_vocab_size: {config.type_vocab_size} cannot tell the sentences of a pair apart; set it to 2, or leave "
             "add_nsp out"
         )
-    return with_mixin(_PairPrediction, sparse_class(PAIR_CLASSES[config.model_type]))
+    return with_mixin(_PairPrediction, sparse_class(MODEL_FOR_PRETRAINING_MAPPING[type(config)]))

@@ -65,7 +65,12 @@ class Lamb(torch.optim.Optimizer):
         return loss
 
     def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-        first, second = self._moments(params)
+        for parameter in params:
+            state = self.state[parameter]
+            for name in ("exp_avg", "exp_avg_sq"):
+                if name not in state:
+                    state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        first, second = ([self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq"))
         beta1, beta2 = group["betas"]
         torch._foreach_lerp_(first, grads, 1 - beta1)
         torch._foreach_mul_(second, beta2)
@@ -79,17 +84,13 @@ class Lamb(torch.optim.Optimizer):
             torch._foreach_div_(direction, 1 - beta1 ** group["step"])
         if group["weight_decay"] != 0:
             torch._foreach_add_(direction, params, alpha=group["weight_decay"])
-        ratios = _trust_ratios(params, list(direction), group["min_coeff"], group["max_coeff"])
+        # The trust ratios as one vector on the device of their tensors.
+        weights = torch.stack(list(torch._foreach_norm(params)))
+        updates = torch.stack(list(torch._foreach_norm(direction)))
+        ratios = (weights / updates).clamp(group["min_coeff"], group["max_coeff"])
+        ratios = torch.where((weights > 0) & (updates > 0), ratios, torch.ones_like(ratios))
         torch._foreach_mul_(direction, list(ratios.unbind()))
         torch._foreach_add_(params, direction, alpha=-group["lr"])
-
-    def _moments(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        for parameter in params:
-            state = self.state[parameter]
-            if not state:
-                state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return [self.state[p]["exp_avg"] for p in params], [self.state[p]["exp_avg_sq"] for p in params]
 
 
 def _evaluate(closure: Callable[[], Any] | None) -> Any:
@@ -97,14 +98,6 @@ def _evaluate(closure: Callable[[], Any] | None) -> Any:
         return None
     with torch.enable_grad():
         return closure()
-
-
-def _trust_ratios(params: list[Tensor], direction: list[Tensor], min_coeff: float, max_coeff: float) -> Tensor:
-    """Return ||x|| / ||r|| for each pair of tensors, clamped, as one vector on their device; 1 where a norm is zero."""
-    weights = torch.stack(list(torch._foreach_norm(params)))
-    updates = torch.stack(list(torch._foreach_norm(direction)))
-    ratios = (weights / updates).clamp(min_coeff, max_coeff)
-    return torch.where((weights > 0) & (updates > 0), ratios, torch.ones_like(ratios))
 
 
 OPTIMIZERS = ("adam", "adamw", "adafactor", "lamb", "muon")
@@ -123,7 +116,7 @@ class OptimizerOptions:
             the same size.
         embedding_learning_rate: of embeddings and the output projection; None takes learning_rate.
         bias_correction, max_coeff, min_coeff: of lamb only; None takes the original project's False, 0.3 and 0.01.
-        optimizer_impl: auto is torch's fused kernel where the device has one, and DeepSpeed's Muon under ZeRO.
+        optimizer_impl: auto is torch's fused kernel, and DeepSpeed's Muon under ZeRO.
         zero_stage: DeepSpeed's ZeRO stage, or None.
 
     Raises:
@@ -177,22 +170,14 @@ class OptimizerOptions:
         check_engine(self.name, self.optimizer_impl, device=device, zero_stage=self.zero_stage, lamb=lamb, **engine)
 
 
-_PAIR_HEAD = "seq_relationship"  # of next-sentence prediction
-_FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
-
-
 class _MuonWithAdamW(torch.optim.Optimizer):
     """torch.optim.Muon and fused AdamW behind one interface; every group says which by its `use_muon`.
 
     The groups and the state belong to this object; both inner optimizers borrow them for the length of a step. So
     loading a state, or a group changed by a scheduler, needs no copying back and forth.
-
-    Args:
-        groups: parameter groups, each with `params`, `lr`, `use_muon` and the options of its own algorithm.
-        fused: let AdamW use its fused kernel.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, fused: bool) -> None:
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
         muon = [group for group in groups if group["use_muon"]]
         adamw = [group for group in groups if not group["use_muon"]]
         # Moonshot's scaling gives an update the size AdamW's has, so one learning rate serves both (arXiv 2502.16982).
@@ -200,7 +185,7 @@ class _MuonWithAdamW(torch.optim.Optimizer):
         if muon:
             inner.append((True, torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw")))
         if adamw:
-            inner.append((False, torch.optim.AdamW(adamw, fused=fused)))
+            inner.append((False, torch.optim.AdamW(adamw, fused=True)))
         super().__init__(groups, {})  # the same dicts, which now hold every option
         self._inner = inner
 
@@ -231,15 +216,7 @@ def build_optimizer(name: str | OptimizerOptions, model: nn.Module, **options: A
     o = OptimizerOptions(name, **options) if isinstance(name, str) else name
     name = o.name
     o.check_engine(next((parameter.device.type for parameter in model.parameters()), "cpu"))
-    rate, embedding_lr = o.learning_rate, o.embedding_learning_rate
-    groups = parameter_groups(
-        model,
-        lr=rate,
-        weight_decay=o.weight_decay,
-        embedding_lr=rate if embedding_lr is None else embedding_lr,
-        split_hidden=name == "muon",
-    )
-    fused = _can_fuse(groups)
+    rate, groups = o.learning_rate, _parameter_groups(model, o)
     adam: dict[str, Any] = {"betas": (o.adam_beta1, o.adam_beta2), "eps": o.adam_epsilon}
     if name == "lamb":
         adam |= o.lamb
@@ -248,9 +225,9 @@ def build_optimizer(name: str | OptimizerOptions, model: nn.Module, **options: A
     if name == "lamb":
         return Lamb(groups, **adam)
     if name == "adam":  # with weight_decay as a term of the gradient; adamw decouples it
-        return torch.optim.Adam(groups, fused=fused, **adam)
+        return torch.optim.Adam(groups, fused=True, **adam)
     if name == "adamw":
-        return torch.optim.AdamW(groups, fused=fused, **adam)
+        return torch.optim.AdamW(groups, fused=True, **adam)
     if name == "adafactor":
         from transformers.optimization import Adafactor  # the only one that needs more than torch
 
@@ -263,20 +240,19 @@ def build_optimizer(name: str | OptimizerOptions, model: nn.Module, **options: A
             group["weight_decay"] = o.weight_decay if o.muon_weight_decay is None else o.muon_weight_decay
         else:
             group.update(adam)
-    return zero_muon(groups) if o.zero_stage else _MuonWithAdamW(groups, fused=fused)
+    return zero_muon(groups) if o.zero_stage else _MuonWithAdamW(groups)
 
 
-def parameter_groups(
-    model: nn.Module, *, lr: float, weight_decay: float, embedding_lr: float, split_hidden: bool
-) -> list[dict[str, Any]]:
-    """Return the non-empty groups of trainable parameters, as dicts with name, params, lr and weight_decay.
+def _parameter_groups(model: nn.Module, o: OptimizerOptions) -> list[dict[str, Any]]:
+    """The non-empty groups of trainable parameters, as dicts with name, params, lr and weight_decay.
 
     `no_decay` holds biases, the weights of norms and all other vectors; `embeddings` the embedding tables and the
-    output projection (often one tensor); `hidden` the other matrices; `decay` the rest. Without `split_hidden`,
-    `hidden` is part of `decay`, and so are `embeddings` unless they learn at another rate.
+    output projection (often one tensor); `hidden` the other matrices; `decay` the rest. Without Muon `hidden` is part
+    of `decay`, and so are `embeddings` unless they learn at another rate.
     """
-    merged = {} if split_hidden else {"hidden": "decay"}
-    if embedding_lr == lr:
+    embedding_rate = o.learning_rate if o.embedding_learning_rate is None else o.embedding_learning_rate
+    merged = {} if o.name == "muon" else {"hidden": "decay"}
+    if embedding_rate == o.learning_rate:
         merged["embeddings"] = "decay"
     params: dict[str, list[nn.Parameter]] = {"decay": [], "hidden": [], "embeddings": [], "no_decay": []}
     for kind, parameter in _classified(model):
@@ -285,8 +261,8 @@ def parameter_groups(
         {
             "name": kind,
             "params": members,
-            "lr": embedding_lr if kind == "embeddings" else lr,
-            "weight_decay": 0.0 if kind == "no_decay" else weight_decay,
+            "lr": embedding_rate if kind == "embeddings" else o.learning_rate,
+            "weight_decay": 0.0 if kind == "no_decay" else o.weight_decay,
         }
         for kind, members in params.items()
         if members
@@ -294,35 +270,18 @@ def parameter_groups(
 
 
 def _classified(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield each trainable parameter once with its kind, in the order of `model.parameters()`."""
-    kinds: dict[int, str] = {}
+    """Each trainable parameter once with its kind, in the order of `model.parameters()`."""
     tables: list[Any] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     find_decoder: Any = getattr(model, "get_output_embeddings", lambda: None)
-    for table in [*tables, find_decoder()]:
-        if table is not None:
-            kinds[id(table.weight)] = "embeddings"
+    kinds = {id(table.weight): "embeddings" for table in [*tables, find_decoder()] if table is not None}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if path.endswith(_PAIR_HEAD) and name == "weight":
-                kinds[id(parameter)] = "decay"  # two rows: an output projection, not a hidden matrix
-            elif len(full_shape(parameter)) < 2 or name.endswith("bias") or _is_norm(module):
+            if path.endswith("seq_relationship") and name == "weight":
+                kinds[id(parameter)] = "decay"  # of next-sentence prediction: an output projection, no hidden matrix
+            elif len(full_shape(parameter)) < 2 or name.endswith("bias") or type(module).__name__.endswith("Norm"):
                 kinds.setdefault(id(parameter), "no_decay")
             elif len(full_shape(parameter)) == 2:
                 kinds.setdefault(id(parameter), "hidden")
     for parameter in model.parameters():
         if parameter.requires_grad:
             yield kinds.get(id(parameter), "decay"), parameter
-
-
-def _is_norm(module: nn.Module) -> bool:
-    """Say whether the module normalises: by type, or by a class name that ends in Norm (RMSNorm of any library)."""
-    return isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)) or type(module).__name__.endswith("Norm")
-
-
-def _can_fuse(groups: list[dict[str, Any]]) -> bool:
-    """Say whether every parameter is a float on a device with a fused Adam."""
-    return all(
-        parameter.device.type in _FUSED_DEVICES and parameter.is_floating_point()
-        for group in groups
-        for parameter in group["params"]
-    )

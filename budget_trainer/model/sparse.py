@@ -26,20 +26,14 @@ from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_
 from budget_trainer.core.errors import InputError
 from budget_trainer.model import attention
 from budget_trainer.model.attention import attend_by_head, fuse_attention
-from budget_trainer.model.cross_entropy import linear_cross_entropy, logits_loss, loss_per_label
-from budget_trainer.model.patches import change_class, with_mixin
-
-if TYPE_CHECKING:
-    _LayerBase = nn.Module
-    _ModelBase = PreTrainedModel
-else:
-    _LayerBase = _ModelBase = object
+from budget_trainer.model.cross_entropy import linear_cross_entropy, logits_loss, loss_per_label, matmul_dtype
+from budget_trainer.model.patches import with_mixin
 
 
-class _AtMaskedPositions(_LayerBase):
+class _AtMaskedPositions(nn.Module):
     """Mixed into an encoder layer of the library: same modules, same state, and a forward for some positions."""
 
-    at: Callable[..., Any]  # a function of _FORMS
+    at: Callable[..., Any]
 
     def forward(
         self,
@@ -55,71 +49,42 @@ class _AtMaskedPositions(_LayerBase):
         return self.at(hidden_states, masked_positions, _rows_at(attention_mask, masked_positions), **kwargs)
 
 
-def _bert_at(layer: Any, states: Tensor, positions: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
+class _BertLayer(_AtMaskedPositions):
     """Of bert, roberta and their kin; attends by SDPA, whatever the other layers do."""
-    here = gather_states(states, positions)
-    context = _attend(layer.attention.self, here, states, mask)
-    return layer.feed_forward_chunk(layer.attention.output(context, here))
+
+    def at(self: Any, states: Tensor, positions: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
+        here = _gather(states, positions)
+        context = _attend(self.attention.self, here, states, mask)
+        return self.feed_forward_chunk(self.attention.output(context, here))
 
 
-def _megatron_at(layer: Any, states: Tensor, positions: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor]:
+class _MegatronLayer(_AtMaskedPositions):
     """Of megatron-bert, which normalises before attention and returns a tuple."""
-    normal = layer.attention.ln(states)
-    if isinstance(mask, Tensor | None):
-        context = _attend(layer.attention.self, gather_states(normal, positions), normal, mask)
-    else:  # the kernels of packed documents on a GPU take all queries
-        context = gather_states(layer.attention.self(normal, mask)[0], positions)
-    return (layer.feed_forward_chunk(layer.attention.output(context, gather_states(states, positions))),)
+
+    def at(self: Any, states: Tensor, positions: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor]:
+        normal = self.attention.ln(states)
+        if isinstance(mask, Tensor | None):
+            context = _attend(self.attention.self, _gather(normal, positions), normal, mask)
+        else:  # the kernels of packed documents on a GPU take all queries
+            context = _gather(self.attention.self(normal, mask)[0], positions)
+        return (self.feed_forward_chunk(self.attention.output(context, _gather(states, positions))),)
 
 
-def _modernbert_at(
-    layer: Any, states: Tensor, positions: Tensor, mask: Tensor | None, position_embeddings: Any, **kwargs: Any
-) -> Tensor:
+class _ModernLayer(_AtMaskedPositions):
     """Of modernbert: rotary positions, one Wqkv, the library's choice of attention."""
-    attended = _attend_rotary(layer.attn, layer.attn_norm(states), positions, position_embeddings, mask)
-    here = gather_states(states, positions) + attended
-    return here + layer.mlp(layer.mlp_norm(here))
+
+    def at(self: Any, states: Tensor, positions: Tensor, mask: Any, position_embeddings: Any, **kwargs: Any) -> Tensor:
+        here = _gather(states, positions)
+        here = here + _attend_rotary(self.attn, self.attn_norm(states), positions, position_embeddings, mask)
+        return here + self.mlp(self.mlp_norm(here))
 
 
-_FORMS: dict[str, Callable[..., Any]] = dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _bert_at)
-_FORMS |= {"megatron-bert": _megatron_at, "modernbert": _modernbert_at}
+_LAST_LAYERS: dict[str, Any] = dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _BertLayer)
+_LAST_LAYERS |= {"megatron-bert": _MegatronLayer, "modernbert": _ModernLayer}
 
 
-def use_last_layer(model: Any) -> None:
-    """Give the last layer the forward that takes `masked_positions`, where the model type has one."""
-    if _has_form(model.config):
-        layer = _last_layer(model)
-        change_class(layer, with_mixin(_AtMaskedPositions, type(layer), _FORMS[model.config.model_type]))
-
-
-def takes_positions(config: Any) -> bool:
-    """Whether a model with this config computes a last layer for `masked_positions`.
-
-    Its attention has to take other queries than keys: megatron-bert's is ours, others' must be SDPA or eager.
-    """
-    return _has_form(config) and (
-        config.model_type == "megatron-bert" or config._attn_implementation in ("sdpa", "eager")
-    )
-
-
-def _has_form(config: Any) -> bool:
-    return config.model_type in _FORMS and not getattr(config, "is_decoder", False)
-
-
-def _last_layer(model: Any) -> Any:
-    base = model.base_model
-    return (base.layers if model.config.model_type == "modernbert" else base.encoder.layer)[-1]
-
-
-def positions_used(model: Any, share: float) -> dict[nn.Module, float]:
-    """Return the share of a block's positions that each linear map of the last layer sees, `share` being masked."""
-    everywhere = {"key": 1.0, "value": 1.0, "Wqkv": (2 + share) / 3}
-    parts = _last_layer(model).named_modules()
-    return {m: everywhere.get(name.rsplit(".", 1)[-1], share) for name, m in parts if isinstance(m, nn.Linear)}
-
-
-def gather_states(states: Tensor, positions: Tensor) -> Tensor:
-    """Return [B, S, D]: states [B, L, D] at positions [B, S]."""
+def _gather(states: Tensor, positions: Tensor) -> Tensor:
+    """[B, S, D]: states [B, L, D] at positions [B, S]."""
     batch, length, width = states.shape
     start = torch.arange(batch, device=states.device)[:, None] * length
     flat = states.reshape(batch * length, width).index_select(0, (positions + start).flatten())
@@ -140,9 +105,8 @@ def _rows_at(mask: Any, positions: Tensor) -> Any:
 def _attend(attention: Any, queries: Tensor, states: Tensor, mask: Tensor | None) -> Tensor:
     """Return the context [B, S, H] of `queries` [B, S, H] over `states` [B, L, H] in a BERT-like attention module."""
     heads = (attention.num_attention_heads, attention.attention_head_size)
-    query = attention.query(queries).unflatten(-1, heads).transpose(1, 2)
-    key = attention.key(states).unflatten(-1, heads).transpose(1, 2)
-    value = attention.value(states).unflatten(-1, heads).transpose(1, 2)
+    parts = (attention.query(queries), attention.key(states), attention.value(states))
+    query, key, value = (part.unflatten(-1, heads).transpose(1, 2) for part in parts)
     return attend_by_head(query, key, value, mask, attention.dropout.p if attention.training else 0.0)
 
 
@@ -154,7 +118,7 @@ def _attend_rotary(
     weight, bias = attention.Wqkv.weight, attention.Wqkv.bias
     biases = (None, None) if bias is None else (bias[:width], bias[width:])
     head = attention.head_dim
-    query = F.linear(gather_states(normal, positions), weight[:width], biases[0]).unflatten(-1, (-1, head))
+    query = F.linear(_gather(normal, positions), weight[:width], biases[0]).unflatten(-1, (-1, head))
     key, value = F.linear(normal, weight[width:], biases[1]).unflatten(-1, (2, -1, head)).unbind(-3)
     query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     cos, sin = (table.expand(len(positions), -1, -1) for table in position_embeddings)
@@ -163,16 +127,9 @@ def _attend_rotary(
     query, _ = apply_rotary_pos_emb(query, query[:, :0], cos.gather(1, place), sin.gather(1, place), unsqueeze_dim=1)
     key, _ = apply_rotary_pos_emb(key, key[:, :0], cos, sin, unsqueeze_dim=1)
     how = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
-    context, _ = how(
-        attention,
-        query,
-        key,
-        value,
-        mask,
-        dropout=attention.attention_dropout if attention.training else 0.0,
-        scaling=head**-0.5,
-        sliding_window=attention.sliding_window,
-    )
+    options = {"scaling": head**-0.5, "sliding_window": attention.sliding_window}
+    options["dropout"] = attention.attention_dropout if attention.training else 0.0
+    context, _ = how(attention, query, key, value, mask, **options)
     return attention.out_drop(attention.Wo(context.reshape(*positions.shape, -1)))
 
 
@@ -202,6 +159,12 @@ FUSED = ("bert", "megatron-bert", "roberta", "roberta-prelayernorm", "xlm-robert
 RELATIVE = ("modernbert", "eurobert")
 
 
+if TYPE_CHECKING:
+    _ModelBase = PreTrainedModel
+else:
+    _ModelBase = object
+
+
 class SparsePrediction(_ModelBase):
     """Mixed into a masked-LM class of the library by `sparse_class`."""
 
@@ -209,24 +172,40 @@ class SparsePrediction(_ModelBase):
     # (The stock BertForMaskedLM only looks as if it did, and trains with a loss several times too large.)
     accepts_loss_kwargs = True
     sparse_mask_prediction = True
-    sparse_last_layer = True  # see `last_layer`
+    sparse_last_layer = True
     cross_entropy = "chunked"  # or "full": all logits of a batch at once
-    max_documents: int | None = None  # in a block; see `attention.document_segments`
+    max_documents: int | None = None  # in a block; see `attention.build_mask`
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        if config.model_type in FUSED and not getattr(config, "is_decoder", False):
+        if config.model_type in FUSED:
             fuse_attention(self)
-        use_last_layer(self)
+        if config.model_type in _LAST_LAYERS:
+            layer = self._last_layer
+            layer.__class__ = with_mixin(_LAST_LAYERS[config.model_type], layer.__class__)
+
+    @property
+    def _last_layer(self) -> Any:
+        base: Any = self.base_model
+        return (base.layers if self.config.model_type == "modernbert" else base.encoder.layer)[-1]
 
     @property
     def last_layer_is_sparse(self) -> bool:
-        """Whether training computes the last layer at masked positions only."""
-        return self._is_sparse and self.sparse_last_layer and takes_positions(self.config)
+        """Whether training computes the last layer at masked positions only.
+
+        Its attention has to take other queries than keys: megatron-bert's is ours, others' must be SDPA or eager.
+        """
+        kind, how = self.config.model_type, self.config._attn_implementation
+        able = kind in _LAST_LAYERS and (kind == "megatron-bert" or how in ("sdpa", "eager"))
+        return able and self._is_sparse and self.sparse_last_layer
 
     def positions_used(self, share: float) -> dict[nn.Module, float]:
-        """Return the share of positions that each linear map of a sparse last layer sees; nothing for a whole one."""
-        return positions_used(self, share) if self.last_layer_is_sparse else {}
+        """Return the share of positions that each linear map of a sparse last layer sees, `share` being masked."""
+        if not self.last_layer_is_sparse:
+            return {}
+        everywhere = {"key": 1.0, "value": 1.0, "Wqkv": (2 + share) / 3}
+        parts = self._last_layer.named_modules()
+        return {m: everywhere.get(name.rsplit(".", 1)[-1], share) for name, m in parts if isinstance(m, nn.Linear)}
 
     def encode(
         self,
@@ -268,7 +247,7 @@ class SparsePrediction(_ModelBase):
         """Return the last hidden states [B * S, H] at positions [B, S] of each block; the rest is for `encode`."""
         if self.last_layer_is_sparse:
             return self.encode(input_ids, masked_positions=masked_positions, **kwargs).flatten(0, 1)
-        return gather_states(self.encode(input_ids, **kwargs), masked_positions).flatten(0, 1)
+        return _gather(self.encode(input_ids, **kwargs), masked_positions).flatten(0, 1)
 
     def masked_logits(
         self, input_ids: Tensor, attention_mask: Tensor | None, masked_positions: Tensor, **kwargs: Any
@@ -278,7 +257,7 @@ class SparsePrediction(_ModelBase):
             return self.predict(
                 self.masked_hidden(input_ids, masked_positions, attention_mask=attention_mask, **kwargs)
             )
-        return gather_states(self.dense_logits(input_ids, attention_mask, **kwargs), masked_positions).flatten(0, 1)
+        return _gather(self.dense_logits(input_ids, attention_mask, **kwargs), masked_positions).flatten(0, 1)
 
     @property
     def _is_sparse(self) -> bool:
@@ -373,8 +352,7 @@ class _SparseMegatronBert(SparsePrediction):
         return base.encoder.ln(last(states, mask, masked_positions=masked_positions)[0])
 
     def _backend(self, device: torch.device) -> str:
-        kind, config = device.type, self.config
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
+        config, dtype = self.config, matmul_dtype(device, self.dtype)
         dropout = config.attention_probs_dropout_prob if self.training else 0.0
         return attention.choose_backend(device, dtype, config.hidden_size // config.num_attention_heads, dropout)
 

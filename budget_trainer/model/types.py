@@ -38,14 +38,11 @@ def resolve_model_type(
     Raises:
         InputError: an unknown word, a combination that no native class has, or one that contradicts the native type.
     """
-    given = {
-        "encoder_ln_mode": encoder_ln_mode,
-        "layernorm_embedding": layernorm_embedding,
-        "layer_norm_type": layer_norm_type,
-    }
-    for name, words in _WORDS.items():
-        if given[name] not in (None, *words):
-            raise InputError(f"{name}: {given[name]!r} is unknown; choose {' or '.join(words)}")
+    words = (encoder_ln_mode, layernorm_embedding, layer_norm_type)
+    given = dict(zip(("encoder_ln_mode", "layernorm_embedding", "layer_norm_type"), words, strict=True))
+    for name, known in _WORDS.items():
+        if given[name] not in (None, *known):
+            raise InputError(f"{name}: {given[name]!r} is unknown; choose {' or '.join(known)}")
     rms_norm = None if layer_norm_type is None else layer_norm_type == "rms_norm"
     asked: tuple[object, ...] = (encoder_ln_mode, layernorm_embedding, rms_norm)
     if model_type in ALIASES:

@@ -33,7 +33,6 @@ from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import write_atomic
 from budget_trainer.core.jobs import end_with_parent
-from budget_trainer.model.build import parameter_count
 from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
 from budget_trainer.planning.measure import Memory, ProbeTrainer
 from budget_trainer.planning.predict import Costs
@@ -123,7 +122,7 @@ def probe(
     if on_cpu and recipe.model.model_name_or_path is None:
         # Asked before they are made: what does not fit here is not refused, as by a GPU, but swapped out or killed.
         with torch.device("meta"):
-            parameters = parameter_count(run.parts.make_model())
+            parameters = run.parts.make_model().num_parameters()
         if parameters * _STATE_BYTES.get(recipe.optimizer.optimizer_type, 16) > memory.limit():
             raise RunError(NO_ROOM)
     mark(None)
@@ -140,7 +139,7 @@ def probe(
     mark(None)
     run.choose_compute_mode(report.tried_blocks, min(recipe.seconds_left(0.0), _PRECISION_SECONDS))
     mark("precision")
-    report.parameters, report.model_type = parameter_count(run.model), run.model.config.model_type
+    report.parameters, report.model_type = run.model.num_parameters(), run.model.config.model_type
     if recipe.model.model_name_or_path is None:
         body: Any = getattr(run.model.base_model, "encoder", None) or run.model.base_model.layers
         report.body_parameters = sum(parameter.numel() for parameter in body.parameters())

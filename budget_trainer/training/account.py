@@ -12,7 +12,6 @@ from budget_trainer.budget.clock import format_duration
 from budget_trainer.config.recipe import Recipe
 from budget_trainer.core.io import write_json_atomic
 from budget_trainer.data.order import BlockDataset
-from budget_trainer.model.build import parameter_count
 from budget_trainer.reporting.card import write_model_card
 from budget_trainer.reporting.publish import BackgroundPush
 from budget_trainer.reporting.report import (
@@ -75,7 +74,7 @@ def account(trainer: TimeBudgetTrainer, callbacks: RunCallbacks, recipe: Recipe)
         **callbacks.guard.counts(),
         "stop_reason": budget.stop_reason or "max_steps",
         "jobs": progress.job,
-        "parameters": parameter_count(model),
+        "parameters": model.num_parameters(),
         "model_type": model.config.model_type,
         "recipe": recipe.as_dict(trainer.args),
         "data": _data(recipe.data_dir),

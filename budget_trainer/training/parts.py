@@ -18,10 +18,9 @@ from budget_trainer.data.masking import MaskingCollator
 from budget_trainer.data.order import BlockDataset
 from budget_trainer.data.repeated_passages import check_repeated_passages
 from budget_trainer.data.whole_words import continues_word
-from budget_trainer.model.apex import use_apex
 from budget_trainer.model.build import build_model, check_positions, load_pretrained, set_output_bias
 from budget_trainer.model.cpu import use_few_bit_dropout
-from budget_trainer.model.engine_optimizers import let_deepspeed_step, zero_stage
+from budget_trainer.model.engine_optimizers import let_deepspeed_step, use_apex, zero_stage
 from budget_trainer.model.initialization import cooccurrence_embeddings, set_embeddings, set_offset_heads
 from budget_trainer.model.optimizers import OptimizerOptions
 from budget_trainer.model.sparse import check_document_mask

@@ -14,7 +14,6 @@ from budget_trainer.model.attention import (
     attend,
     build_mask,
     choose_backend,
-    document_segments,
     position_ids,
     separate_padding,
     static_mask,
@@ -83,15 +82,15 @@ def test_positions_and_segments(ids, positions, starts):
         table = SimpleNamespace(padding_idx=padding)
         base = SimpleNamespace(embeddings=SimpleNamespace(position_embeddings=table))
         assert (position_ids(base, ids) - first).tolist() == positions
-    segments = document_segments(ids)
+    segments = build_mask(ids, "varlen")
     assert segments.starts.tolist() == starts and segments.starts.dtype == torch.int32 and segments.longest == 3
 
 
 def test_the_number_of_documents_can_be_bounded():
     ids = torch.tensor([[0, 0, 1, 1], [0, 0, 1, -1]])
-    assert document_segments(ids, 2).starts.tolist() == [0, 2, 4, 6, 7, 8, 8]
+    assert build_mask(ids, "varlen", 2).starts.tolist() == [0, 2, 4, 6, 7, 8, 8]
     with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
-        document_segments(torch.arange(8).reshape(2, 4), 1)
+        build_mask(torch.arange(8).reshape(2, 4), "varlen", 1)
 
 
 def mask_of(how, mask, ids, model_type="bert", **config):

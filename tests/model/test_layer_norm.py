@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
-from budget_trainer.model.apex import use_apex
+from budget_trainer.model.engine_optimizers import use_apex
 from budget_trainer.model.optimizers import build_optimizer
 from budget_trainer.training.parts import RunParts
 from tests.conftest import TINY, words

@@ -17,7 +17,6 @@ from budget_trainer.model.build import (
     PADDED_ROW_BIAS,
     check_positions,
     load_pretrained,
-    parameter_count,
     set_output_bias,
 )
 from budget_trainer.model.sparse import HEADS, sparse_class
@@ -314,10 +313,9 @@ def test_bad_counts_and_missing_bias():
         set_output_bias(tiny("eurobert"), np.ones(VOCAB))
 
 
-def test_tied_parameters_are_counted_once_and_classes_are_reused():
+def test_classes_are_reused():
     model = tiny("bert")
     stock = stock_twin(model, AutoModelForMaskedLM)
-    assert parameter_count(model) == stock.num_parameters()
     assert sparse_class(type(stock)) is type(model)
 
 

@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBe
 from transformers.optimization import Adafactor
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.model import optimizers
 from budget_trainer.model.engine_optimizers import (
     check_engine,
     fused_optimizer,
@@ -20,7 +21,7 @@ from budget_trainer.model.engine_optimizers import (
     zero_muon,
     zero_stage,
 )
-from budget_trainer.model.optimizers import OPTIMIZERS, Lamb, build_optimizer, parameter_groups
+from budget_trainer.model.optimizers import OPTIMIZERS, Lamb, build_optimizer
 from tests.model.models import WITH_PAIRS, tiny
 
 SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24}
@@ -235,7 +236,8 @@ def test_every_trainable_parameter_is_in_one_group(make, name):
 def test_groups_of_real_models(make):
     model = make()
     names = {id(p): n for n, p in model.named_parameters()}
-    groups = parameter_groups(model, lr=0.1, weight_decay=0.01, embedding_lr=0.2, split_hidden=True)
+    options = {"learning_rate": 0.1, "weight_decay": 0.01, "embedding_learning_rate": 0.2}
+    groups = build_optimizer("muon", model, **options).param_groups
     by_kind = {g["name"]: {names[id(p)] for p in g["params"]} for g in groups}
     assert "decay" not in by_kind
     for name in by_kind["hidden"]:
@@ -272,7 +274,7 @@ def test_heads_are_no_hidden_matrices():
     decoder = model.get_output_embeddings().weight
     assert [group["use_muon"] for group in groups for p in group["params"] if p is decoder] == [False]
     model = tiny("bert", add_nsp=True)
-    groups = parameter_groups(model, lr=0.1, weight_decay=0.01, embedding_lr=0.1, split_hidden=True)
+    groups = build_optimizer("muon", model, learning_rate=0.1, embedding_learning_rate=0.2).param_groups
     kinds = {id(p): group["name"] for group in groups for p in group["params"]}
     assert kinds[id(model.cls.seq_relationship.weight)] == "decay"
     assert kinds[id(model.bert.pooler.dense.weight)] == "hidden"
@@ -430,12 +432,13 @@ def test_zero_stage_of_accelerates_plugin():
     assert plugin.deepspeed_config["zero_allow_untested_optimizer"] is True
 
 
-def test_groups_know_the_shapes_that_zero_3_has_taken_away():
+def test_groups_know_the_shapes_that_zero_3_has_taken_away(monkeypatch):
     model = small()
     expected = {g["name"]: len(g["params"]) for g in build_optimizer("muon", model, learning_rate=0.1).param_groups}
     for parameter in model.parameters():
         parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
-    groups = parameter_groups(model, lr=0.1, weight_decay=0.1, embedding_lr=0.1, split_hidden=True)
+    monkeypatch.setattr(optimizers, "zero_muon", lambda groups: groups)
+    groups = build_optimizer("muon", model, learning_rate=0.1, zero_stage=3)
     assert {g["name"]: len(g["params"]) for g in groups} == expected
 
 
