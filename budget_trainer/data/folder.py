@@ -23,11 +23,7 @@ from budget_trainer.data.rows import Rows
 FORMAT_VERSION = 1
 # Columns beside input_ids, and the packing whose folders hold them.
 _MADE_BY = {"document_ids": "packed", "token_type_ids": "nsp", "next_sentence_label": "nsp"}
-_NO_DOCUMENTS_TO_PART = {
-    "one_document": "a block holds one document, so there is nothing to mask",
-    "sentences": "a block holds one document, so there is nothing to mask",
-    "nsp": "a block holds one sentence pair, so there is nothing to mask",
-}
+_ANEW = "make the folder anew with data_prep.blocks"
 
 
 @dataclass(frozen=True)
@@ -43,18 +39,14 @@ class DataFolder:
         blocks were made with. InputError names what is wrong. `verify` looks at the contents."""
         path = Path(path)
         manifest = _read_manifest(path)
-        for split in manifest["splits"].values():
-            for entry in split["files"]:
-                _check_file(path / entry["name"], entry["bytes"])
+        for entry in (entry for split in manifest["splits"].values() for entry in split["files"]):
+            _check_file(path / entry["name"], entry["bytes"])
         tokenizer = manifest["tokenizer"]
         file = path / tokenizer["folder"] / "tokenizer.json"
         if not file.is_file():
-            raise InputError(f"data folder {path}: {file} is missing; make the folder anew with data_prep.blocks")
+            raise InputError(f"data folder {path}: {file} is missing; {_ANEW}")
         if sha256(file) != tokenizer["sha256"]:
-            raise InputError(
-                f"data folder {path}: tokenizer does not match: {file} is not the one the blocks were made "
-                "with; restore it or make the folder anew with data_prep.blocks"
-            )
+            raise InputError(f"data folder {path}: tokenizer does not match the blocks: {file} is another; {_ANEW}")
         return cls(path, manifest)
 
     def verify(self, seconds: float = math.inf, threads: int = 4) -> float:
@@ -76,10 +68,8 @@ class DataFolder:
             if stream.tell() < entry["bytes"]:
                 return 0
         if digest.hexdigest() != entry["sha256"]:
-            raise InputError(
-                f"data file {self.path / entry['name']} is damaged: it does not match its checksum; copy it again or make "
-                "the folder anew with data_prep.blocks"
-            )
+            file = self.path / entry["name"]
+            raise InputError(f"data file {file} is damaged: it does not match its checksum; copy it again or {_ANEW}")
         return int(entry["bytes"])
 
     @property
@@ -113,13 +103,13 @@ class DataFolder:
     def columns_for(self, *, document_mask: bool = False, next_sentence: bool = False) -> tuple[str, ...]:
         """The columns to train with: `document_ids` for a document mask, types and labels for next-sentence prediction.
 
-        InputError names the flag (document_mask, add_nsp or data_dir) that this folder's packing does not serve: sentence
-        pairs are for next-sentence prediction alone."""
+        InputError names the flag (document_mask, add_nsp or data_dir) that this folder's packing does not serve."""
         packing = self.manifest["packing"]
-        if document_mask and packing in _NO_DOCUMENTS_TO_PART:
+        if document_mask and packing != "packed":
+            content = "sentence pair" if packing == "nsp" else "document"
             raise InputError(
-                f"document_mask: data folder {self.path} has packing {packing}: {_NO_DOCUMENTS_TO_PART[packing]}; leave "
-                "document_mask out, or make the folder anew with `python -m data_prep.blocks --packing packed`"
+                f"document_mask: data folder {self.path} has packing {packing}: a block holds one {content}, so there is "
+                "nothing to mask; leave it out, or make the folder anew with `python -m data_prep.blocks --packing packed`"
             )
         if next_sentence and "next_sentence_label" not in self.train_columns:
             raise InputError(
@@ -175,38 +165,31 @@ class DataFolder:
         entry = self.manifest["splits"].get(split, {"rows": 0, "files": []})
         if not entry["rows"]:
             more = "more text" if split == "train" else "--validation_fraction or --validation_text"
-            raise InputError(
-                f"data folder {self.path}: no {split} rows; make it anew with data_prep.blocks and {more}"
-            )
+            raise InputError(f"data folder {self.path}: no {split} rows; {_ANEW} and {more}")
         return Rows([self.path / file["name"] for file in entry["files"]], columns, int(entry["rows"]))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / "manifest.json"
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         version = manifest["format_version"]
     except FileNotFoundError as error:
         raise InputError(
-            f"data folder {path}: no manifest.json; make the folder with `python -m data_prep.blocks`"
+            f"data folder {path}: no manifest.json; make one with `python -m data_prep.blocks`"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"data folder {path}: manifest.json cannot be read ({error!r}); make the folder anew with data_prep.blocks"
-        ) from error
+        raise InputError(f"data folder {path}: manifest.json cannot be read ({error!r}); {_ANEW}") from error
     if version != FORMAT_VERSION:
         raise InputError(
-            f"data folder {path}: format_version {version!r}, this program reads {FORMAT_VERSION}; make "
-            "the folder anew with data_prep.blocks"
+            f"data folder {path}: format_version {version!r}, this program reads {FORMAT_VERSION}; {_ANEW}"
         )
     return dict(manifest)
 
 
 def _check_file(file: Path, size: int) -> None:
     if not file.is_file():
-        raise InputError(f"data file {file} is missing; copy it again or make the folder anew with data_prep.blocks")
-    if file.stat().st_size != size:
+        raise InputError(f"data file {file} is missing; copy it again or {_ANEW}")
+    if (found := file.stat().st_size) != size:
         raise InputError(
-            f"data file {file} is truncated or changed: {file.stat().st_size} bytes, the manifest lists "
-            f"{size}; copy it again or make the folder anew with data_prep.blocks"
+            f"data file {file} is truncated or changed: {found} bytes, the manifest lists {size}; copy it again or {_ANEW}"
         )

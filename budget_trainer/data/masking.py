@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +25,6 @@ U64 = NDArray[np.uint64]
 Batch = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: the increment of SplitMix64
-_MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
 _TOP = np.uint64(1 << 63)
 # One constant per decision, so that which token is chosen says nothing about what happens to it.
 _STREAM_CHOICE, _STREAM_ACTION, _STREAM_TOKEN = np.uint64(1), np.uint64(2), np.uint64(3)
@@ -52,14 +50,6 @@ def _from_arrays(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-class _Realised(NamedTuple):
-    """What masking did to one batch, in tokens: the rate is predicted / candidates, [MASK]'s share masked / predicted."""
-
-    predicted: int
-    candidates: int  # ordinary tokens: not [CLS], [SEP] or padding
-    masked: int  # predicted tokens that are shown as [MASK]
-
-
 def prediction_slots(mlm_probability: float, block_size: int) -> int:
     """Return the largest number of predictions a block of `block_size` tokens with [CLS] and [SEP] can need."""
     return max(1, round(mlm_probability * (block_size - 2)))
@@ -69,7 +59,7 @@ class MaskingCollator:
     """Turn rows of token ids into a masked-language-modelling batch with a fixed number of prediction slots.
 
     Of the n tokens of a block that are not [CLS], [SEP] or padding, `min(S, max(1, round(mlm_probability * n)))` are
-    chosen, those with the _smallest hash. A chosen token becomes [MASK] with probability `mask_replace_prob`, a uniform
+    chosen, those with the smallest hash. A chosen token becomes [MASK] with probability `mask_replace_prob`, a uniform
     random ordinary token with `random_replace_prob`, and else stays.
 
     Args:
@@ -78,7 +68,7 @@ class MaskingCollator:
         vocab_size: len(tokenizer); random tokens are drawn below it, never a special one.
         mlm_probability: the share of tokens to predict, in (0, 1].
         mask_replace_prob, random_replace_prob: 0.8 and 0.1 as in BERT, 1 and 0 for all-[MASK]; together at most 1.
-        max_predictions_per_seq: S, the slots of a block (20 in the paper). By default `prediction_slots`, the _smallest
+        max_predictions_per_seq: S, the slots of a block (20 in the paper). By default `prediction_slots`, the smallest
             number that never cuts a choice short: 19 for blocks of 128 at 15 %.
         block_size: L, tokens in a block, [CLS] and [SEP] included.
         dup_factor: with N, the epoch counts modulo N: N fixed maskings of each block, as the original's data held;
@@ -112,17 +102,36 @@ class MaskingCollator:
         sequence_parts: int = 1,
         twin_probability: float = 0.0,
     ) -> None:
-        _check_special_ids(special_ids, vocab_size)
-        _check_rates(mlm_probability, mask_replace_prob, random_replace_prob)
-        _check_counts(block_size, max_predictions_per_seq, dup_factor)
-        self.seed = seed
-        self.mask_replace_prob = mask_replace_prob
-        self.random_replace_prob = random_replace_prob
-        self.block_size = block_size
-        self.max_predictions_per_seq = max_predictions_per_seq
-        self.dup_factor = dup_factor
-        self.has_padding = has_padding
-        self.twin_probability = twin_probability
+        for name in ("pad", "unk", "cls", "sep", "mask"):
+            token = special_ids.get(name, -1)
+            _check(
+                (
+                    0 <= token < vocab_size,
+                    f"special_ids={dict(special_ids)}: no {name!r} in [0, {vocab_size}); give one",
+                )
+            )
+        slots, both = max_predictions_per_seq, mask_replace_prob + random_replace_prob
+        _check(
+            (
+                vocab_size > len(set(special_ids.values())),
+                f"vocab_size={vocab_size} holds special tokens only; use more",
+            ),
+            (mask_replace_prob >= 0, f"mask_replace_prob={mask_replace_prob} is below 0; give a share such as 0.8"),
+            (
+                random_replace_prob >= 0,
+                f"random_replace_prob={random_replace_prob} is below 0; give a share such as 0.1",
+            ),
+            (both <= 1 + 1e-9, f"random_replace_prob={random_replace_prob} and mask_replace_prob exceed 1; lower one"),
+            (block_size >= 3, f"block_size={block_size} leaves no token between [CLS] and [SEP]; use 3 or more"),
+            (slots is None or slots >= 1, f"max_predictions_per_seq={slots} is below 1; give a number such as 20"),
+            (
+                dup_factor is None or dup_factor >= 1,
+                f"dup_factor={dup_factor} is below 1; leave it out for fresh masks",
+            ),
+        )
+        self.seed, self.block_size, self.max_predictions_per_seq = seed, block_size, max_predictions_per_seq
+        self.mask_replace_prob, self.random_replace_prob = mask_replace_prob, random_replace_prob
+        self.dup_factor, self.has_padding, self.twin_probability = dup_factor, has_padding, twin_probability
         self.pad_id, self.cls_id, self.sep_id, self.mask_id = (special_ids[n] for n in ("pad", "cls", "sep", "mask"))
         specials = sorted(set(special_ids.values()))
         self._ordinary_ids = np.setdiff1d(np.arange(vocab_size), specials)
@@ -137,19 +146,26 @@ class MaskingCollator:
         The slots follow rate and parts, or the parts alone where max_predictions_per_seq was given.
         """
         other = copy.copy(self)
-        other._set_stage(
-            self.mlm_probability if mlm_probability is None else mlm_probability,
-            self.sequence_parts if sequence_parts is None else sequence_parts,
-        )
+        rate = self.mlm_probability if mlm_probability is None else mlm_probability
+        other._set_stage(rate, self.sequence_parts if sequence_parts is None else sequence_parts)
         return other
 
     def _set_stage(self, mlm_probability: float, sequence_parts: int) -> None:
-        _check_rates(mlm_probability, self.mask_replace_prob, self.random_replace_prob)
-        _check_parts(sequence_parts, self.block_size)
-        check_repeated_passages(self.twin_probability, self.block_size // sequence_parts)
+        parts, rate = f"sequence_parts={sequence_parts}", mlm_probability
+        _check(
+            (0 < rate <= 1, f"mlm_probability={rate} is not above 0 and at most 1; give a share such as 0.15"),
+            (
+                sequence_parts >= 1 and self.block_size % sequence_parts == 0,
+                f"{parts} does not divide block_size={self.block_size}; use 1, 2 or 4",
+            ),
+        )
+        length = self.block_size // sequence_parts
+        body = f"{parts} leaves {length - 2} tokens between [CLS] and [SEP]; use fewer, for {_SMALLEST_BODY} or more"
+        _check((sequence_parts == 1 or length - 2 >= _SMALLEST_BODY, body))
+        check_repeated_passages(self.twin_probability, length)
         self.mlm_probability, self.sequence_parts = mlm_probability, sequence_parts
         if self.max_predictions_per_seq is None:
-            self.slots = prediction_slots(mlm_probability, self.block_size // sequence_parts)
+            self.slots = prediction_slots(mlm_probability, length)
         else:
             self.slots = -(-self.max_predictions_per_seq // sequence_parts)
 
@@ -190,14 +206,6 @@ class MaskingCollator:
         out |= {"input_ids": ids, "masked_positions": positions, "labels": np.where(used, originals, _IGNORED_LABEL)}
         return _MaskedBatch((name, torch.from_numpy(array)) for name, array in out.items())
 
-    def realised(self, batch: Mapping[str, Any]) -> _Realised:
-        """Count what masking did to a collated batch (CPU tensors or arrays; exact: corruption keeps specials apart)."""
-        ids, labels = np.asarray(batch["input_ids"]), np.asarray(batch["labels"])
-        used = labels != _IGNORED_LABEL
-        shown = np.take_along_axis(ids, np.asarray(batch["masked_positions"]), axis=1)
-        masked = np.count_nonzero(used & (shown == self.mask_id))
-        return _Realised(int(np.count_nonzero(used)), int(np.count_nonzero(self._candidates(ids))), int(masked))
-
     def _row_keys(self, epoch: NDArray[Any], row: NDArray[Any]) -> U64:
         """Return the key [B, 1] of each block's masking in its epoch."""
         if self.dup_factor is not None:
@@ -231,18 +239,14 @@ class MaskingCollator:
             documents -= documents[:, :1].copy()
         if "next_sentence_label" in rows:
             if self.sequence_parts > 1:
-                raise InputError(
-                    f"sequence_parts={self.sequence_parts} would cut sentence pairs apart: use 1 with next-sentence prediction"
-                )
+                raise InputError(f"sequence_parts={self.sequence_parts} would cut sentence pairs apart; use 1")
             out["next_sentence_label"] = np.array(rows["next_sentence_label"], dtype=np.int64)
         return out
 
     def _repeat_passages(self, ids: I64, keys: U64, out: dict[str, NDArray[Any]]) -> None:
         """Let a share of the blocks [N, M] hold passages twice, and say so in `document_ids`; in place."""
         if "token_type_ids" in out or "next_sentence_label" in out:
-            raise InputError(
-                f"twin_probability: {self.twin_probability} beside sentence pairs; use 0, or data without pairs"
-            )
+            raise InputError(f"twin_probability: {self.twin_probability} beside sentence pairs; use 0, or other data")
         own = hash64(keys ^ _STREAM_REPEATED, np.arange(self.sequence_parts, dtype=np.uint64)).reshape(-1)
         rows = np.flatnonzero(uniform(own) < self.twin_probability)
         chosen, own = ids[rows], own[rows, None]
@@ -287,9 +291,8 @@ class MaskingCollator:
         action = uniform(hash64(keys ^ _STREAM_ACTION, place))
         # The modulo favours some ids by at most vocab_size / 2**64.
         drawn = hash64(keys ^ _STREAM_TOKEN, place) % np.uint64(len(self._ordinary_ids))
-        kept = np.where(
-            action < self.mask_replace_prob + self.random_replace_prob, self._ordinary_ids[drawn], originals
-        )
+        replaced = action < self.mask_replace_prob + self.random_replace_prob
+        kept = np.where(replaced, self._ordinary_ids[drawn], originals)
         return np.where(action < self.mask_replace_prob, self.mask_id, kept)
 
 
@@ -299,9 +302,9 @@ class MaskingCollator:
 def _mix64(x: U64) -> U64:
     """Return a bijective scrambling of uint64 values of any shape (the output function of SplitMix64)."""
     x = x ^ (x >> np.uint64(30))  # the only copy: the rest works in place
-    x *= _MULTIPLY_1
+    x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)
-    x *= _MULTIPLY_2
+    x *= np.uint64(0x94D049BB133111EB)
     x ^= x >> np.uint64(31)
     return x
 
@@ -320,7 +323,7 @@ def uniform(bits: U64) -> NDArray[np.float64]:
 
 
 def _smallest(score: U64, place_mask: np.uint64, wanted: NDArray[Any], slots: int) -> tuple[I64, NDArray[np.bool_]]:
-    """Return the positions [N, slots] of the `wanted` [N] _smallest scores [N, M], rising, 0 if unused; and the used."""
+    """Return the positions [N, slots] of the `wanted` [N] smallest scores [N, M], rising, 0 if unused; and the used."""
     length = score.shape[1]
     kept = min(slots, length)
     if kept < length:
@@ -344,58 +347,13 @@ def _slots_of(chosen: NDArray[np.bool_], slots: int) -> tuple[I64, NDArray[np.bo
 
 
 def _stack(batch: Batch) -> Mapping[str, Any]:
-    """Return the batch as a mapping of arrays, stacking a list of samples."""
     if isinstance(batch, Mapping):
         return batch
     return {name: np.stack([np.asarray(sample[name]) for sample in batch]) for name in batch[0]}
 
 
-# ---- what the collator's arguments must be
-
-
-def _check_special_ids(special_ids: Mapping[str, int], vocab_size: int) -> None:
-    """The five special tokens are there, inside of the vocabulary, and not all of it."""
-    for name in ("pad", "unk", "cls", "sep", "mask"):
-        if name not in special_ids:
-            raise InputError(f"special_ids={dict(special_ids)} lacks {name!r}: give pad, unk, cls, sep and mask")
-        if not 0 <= special_ids[name] < vocab_size:
-            raise InputError(f"special_ids[{name!r}]={special_ids[name]} is outside the vocabulary of {vocab_size}")
-    if vocab_size <= len(set(special_ids.values())):
-        raise InputError(f"vocab_size={vocab_size} holds special tokens only: use a larger tokenizer")
-
-
-def _check_rates(mlm_probability: float, mask_replace_prob: float, random_replace_prob: float) -> None:
-    """Shares are between 0 and 1, also together."""
-    if not 0 < mlm_probability <= 1:
-        raise InputError(f"mlm_probability={mlm_probability} must be above 0 and at most 1, such as 0.15")
-    for name, value in (("mask_replace_prob", mask_replace_prob), ("random_replace_prob", random_replace_prob)):
-        if not 0 <= value <= 1:
-            raise InputError(f"{name}={value} must be between 0 and 1")
-    if mask_replace_prob + random_replace_prob > 1 + 1e-9:
-        raise InputError(
-            f"mask_replace_prob={mask_replace_prob} and random_replace_prob={random_replace_prob} exceed 1 together: "
-            "lower one of them"
-        )
-
-
-def _check_counts(block_size: int, max_predictions_per_seq: int | None, dup_factor: int | None) -> None:
-    """Sizes that are whole numbers are large enough."""
-    if block_size < 3:
-        raise InputError(f"block_size={block_size} leaves no token between [CLS] and [SEP]: use 3 or more")
-    if max_predictions_per_seq is not None and max_predictions_per_seq < 1:
-        raise InputError(f"max_predictions_per_seq={max_predictions_per_seq} must be 1 or more, such as 20")
-    if dup_factor is not None and dup_factor < 1:
-        raise InputError(f"dup_factor={dup_factor} must be 1 or more; leave it out for fresh masks in every epoch")
-
-
-def _check_parts(sequence_parts: int, block_size: int) -> None:
-    """The parts divide the block and leave a body."""
-    if sequence_parts == 1:
-        return
-    if sequence_parts < 1 or block_size % sequence_parts:
-        raise InputError(f"sequence_parts={sequence_parts} does not divide block_size={block_size}: use 1, 2 or 4")
-    if block_size // sequence_parts - 2 < _SMALLEST_BODY:
-        raise InputError(
-            f"sequence_parts={sequence_parts} leaves {block_size // sequence_parts - 2} tokens between [CLS] and [SEP] in "
-            f"parts of block_size={block_size}: use fewer parts, for {_SMALLEST_BODY} tokens or more"
-        )
+def _check(*rules: tuple[bool, str]) -> None:
+    """Raise InputError with the text of the first rule that does not hold."""
+    for holds, text in rules:
+        if not holds:
+            raise InputError(text)

@@ -26,8 +26,8 @@ def check_repeated_passages(twin_probability: float, length: int) -> None:
         raise InputError(f"twin_probability: {twin_probability} is not a share; give one between 0 and 1, such as 0.3")
     if twin_probability and length < SMALLEST_PIECE:
         raise InputError(
-            f"twin_probability: {twin_probability} needs blocks of {SMALLEST_PIECE} tokens or more, and there are some of "
-            f"{length}; use longer ones, fewer parts (sequence_length_curve), or 0"
+            f"twin_probability: {twin_probability} needs blocks of {SMALLEST_PIECE} tokens, and there are some of {length}; "
+            "use longer ones, fewer parts (sequence_length_curve), or 0"
         )
 
 
@@ -53,10 +53,9 @@ def repeat_passages(
     for place, pieces in enumerate(counts):
         rows = np.flatnonzero(drawn == place)
         shape = (len(rows) * pieces, length // pieces)
-        twice, enough = _twice(
-            ids[rows].reshape(shape), ordinary[rows].reshape(shape), turns[rows, :pieces], (pad_id, cls_id, sep_id)
-        )
-        out[rows] = np.where(enough, twice, ids[rows].reshape(shape)).reshape(len(rows), length)
+        before, special = ids[rows].reshape(shape), (pad_id, cls_id, sep_id)
+        twice, enough = _twice(before, ordinary[rows].reshape(shape), turns[rows, :pieces], special)
+        out[rows] = np.where(enough, twice, before).reshape(len(rows), length)
         numbers[rows] = np.repeat(np.arange(pieces), length // pieces)
         written[rows] = np.broadcast_to(enough, shape).reshape(len(rows), length)
     return out, numbers, written

@@ -52,10 +52,8 @@ class Rows:
             self._open()
         batch = np.searchsorted(self._ends, rows, side="right")
         within = rows - np.concatenate([[0], self._ends])[batch]
-        out = {
-            name: np.empty((len(rows), length) if length else len(rows), np.int64)
-            for name, length in self._columns.items()
-        }
+        shapes = {name: (len(rows), length) if length else len(rows) for name, length in self._columns.items()}
+        out = {name: np.empty(shape, np.int64) for name, shape in shapes.items()}
         places: list[tuple[Any, int, Any]]  # in the result, number of the record batch, in the record batch
         if len(rows) <= _FEW:
             places = list(zip(range(len(rows)), batch.tolist(), within.tolist(), strict=True))
@@ -75,13 +73,12 @@ class Rows:
             try:
                 table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
                 for name, length in self._columns.items():
-                    batches[name] += [
-                        _as_array(name, chunk, length) for chunk in table.column(name).chunks if len(chunk)
-                    ]
+                    chunks = [chunk for chunk in table.column(name).chunks if len(chunk)]
+                    batches[name] += [_as_array(name, chunk, length) for chunk in chunks]
             except (pa.ArrowInvalid, KeyError, OSError, ValueError) as error:
+                reason = str(error).splitlines()[0]
                 raise InputError(
-                    f"data file {file} cannot be read ({str(error).splitlines()[0]}); make the folder anew "
-                    "with data_prep.blocks"
+                    f"data file {file} cannot be read ({reason}); make the folder anew with data_prep.blocks"
                 ) from error
         ends = np.cumsum([len(batch) for batch in next(iter(batches.values()))], dtype=np.int64)
         found = int(ends[-1]) if len(ends) else 0

@@ -37,10 +37,10 @@ def continues_word(tokenizer: Any) -> NDArray[np.bool_]:
     elif marks:
         continues = np.array([not token.startswith(marks) for token in tokens])
     else:
+        kind = content["model"].get("type", "not a fast one")
         raise InputError(
-            f"whole_word_mask: the tokenizer ({content['model'].get('type', 'not a fast one')}) marks neither the starts "
-            "nor the continuations of words; leave whole_word_mask out, or use a WordPiece, byte-level BPE or "
-            "SentencePiece tokenizer"
+            f"whole_word_mask: the tokenizer ({kind}) marks neither the starts nor the continuations of words; leave it out, "
+            "or use a WordPiece, byte-level BPE or SentencePiece tokenizer"
         )
     special = {*tokenizer.all_special_ids, *(token["id"] for token in content.get("added_tokens", []))}
     continues[sorted(i for i in special if i < len(continues))] = False
@@ -56,8 +56,7 @@ def word_table(continues: NDArray[Any], special_ids: list[int], vocab_size: int)
     continues = np.asarray(continues)
     if continues.shape != (vocab_size,):
         raise InputError(
-            f"whole_words: shape {continues.shape} for a vocabulary of {vocab_size}; give one bool per token "
-            "(continues_word(tokenizer))"
+            f"whole_words: shape {continues.shape} for a vocabulary of {vocab_size}; give one bool per token"
         )
     table = np.where(continues.astype(bool), _CONTINUES, _STARTS).astype(np.int8)
     table[special_ids] = _SPECIAL
