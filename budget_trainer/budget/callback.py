@@ -115,10 +115,10 @@ class TimeBudgetCallback(TrainerCallback):
         early_exit_time_marker: str | float | None = None,
         job_time_limit: str | float | None = None,
     ) -> None:
-        if total_training_time is None and clock is None:
-            raise InputError("total_training_time: None is no budget; give a duration such as '2h', or a clock")
-        if total_training_time is not None and clock is not None:
-            raise InputError("total_training_time: given beside a clock, which has its own; give one of them")
+        if (total_training_time is None) == (clock is None):
+            raise InputError(
+                f"total_training_time: {total_training_time!r} beside clock {clock!r}; give one of the two"
+            )
         self.total_training_time, self.clock = total_training_time, clock
         self.early_exit_seconds = _seconds(early_exit_time_marker, "early_exit_time_marker")
         self.job_limit_seconds = _seconds(job_time_limit, "job_time_limit")
@@ -139,6 +139,11 @@ class TimeBudgetCallback(TrainerCallback):
         self._bad_step: bool | torch.Tensor = False  # of this rank, for the next control message
 
     # ---- the agreed reading, and what follows from it ----
+
+    @property
+    def _clock(self) -> BudgetClock:
+        assert self.clock is not None  # from on_train_begin on
+        return self.clock
 
     @property
     def channel(self) -> ControlChannel:
@@ -183,24 +188,20 @@ class TimeBudgetCallback(TrainerCallback):
     def check_room(self, resumed: bool = False) -> None:
         """Raise InputError on all ranks where nothing is left to train in (a resumed run may still finish)."""
         self._agree()
-        now = self.reading
-        earlier = now.elapsed - now.job
-        if now.job + now.checkpoint >= self.job_limit_seconds:
-            raise InputError(
-                f"job_time_limit: {self.job_limit_seconds:.1f}s is spent before the first step (set-up and a checkpoint "
-                f"take {now.job + now.checkpoint:.1f}s on this machine); give the job more time"
-            )
-        if now.elapsed + now.save < self.end_seconds or resumed:
-            return
-        if earlier > 0:
-            raise InputError(
-                f"total_training_time: {self.end_seconds:.1f}s is spent, earlier jobs used {earlier:.1f}s and left no "
-                "checkpoint; give more time, or another output_dir to start again"
-            )
-        raise InputError(
-            f"total_training_time: {self.end_seconds:.1f}s is spent before the first step (set-up and the final save "
-            f"take {now.elapsed + now.save:.1f}s on this machine); give more time or a smaller model"
+        now, end = self.reading, self.end_seconds
+        text = (
+            "{}: {:.1f}s is spent before the first step (set-up and {} take {:.1f}s on this machine); give more time"
         )
+        if (needed := now.job + now.checkpoint) >= self.job_limit_seconds:
+            raise InputError(text.format("job_time_limit", self.job_limit_seconds, "a checkpoint", needed))
+        if (needed := now.elapsed + now.save) < end or resumed:
+            return
+        if (earlier := now.elapsed - now.job) > 0:
+            raise InputError(
+                f"total_training_time: {end:.1f}s is spent, earlier jobs used {earlier:.1f}s and left no checkpoint; give "
+                "more time, or another output_dir to start again"
+            )
+        raise InputError(text.format("total_training_time", end, "the final save", needed) + " or a smaller model")
 
     def request_stop(self) -> None:
         """Ask for a stop with a checkpoint after this step; safe from a signal handler, on any rank."""
@@ -225,17 +226,16 @@ class TimeBudgetCallback(TrainerCallback):
             self.clock.restore(restored.get("shares", {}))
         if not self.save_seconds and args.should_save:
             self._rehearse(args, kwargs.get("model"))
-        self.clock.enter("train")
+        self._clock.enter("train")
         self.check_room(resumed=bool(restored))
         self._stepped, self._fresh = False, not restored
-        self.steps.begin(self.clock.seconds_by_phase())
+        self.steps.begin(self._clock.seconds_by_phase())
         self.begin_seconds = float(restored.get("begin_seconds", self.reading.elapsed))
         self.progress = max(self.progress, self._progress())
         self.stop_if_due(state, control)
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        assert self.clock is not None
-        self.clock.enter("compile" if self.steps.compiles and args.torch_compile else "train")
+        self._clock.enter("compile" if self.steps.compiles and args.torch_compile else "train")
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The tick: just before `lr_scheduler.step()`, with every engine that uses Trainer's optimizer."""
@@ -243,8 +243,7 @@ class TimeBudgetCallback(TrainerCallback):
         if self._bad_step:  # a tensor is read here
             self._make_agreement().report_bad_step()
         self._bad_step = False
-        assert self.clock is not None
-        self.steps.step_done(self.clock.seconds_by_phase(), bool(args.torch_compile))
+        self.steps.step_done(self._clock.seconds_by_phase(), bool(args.torch_compile))
         self._agree()
         if not self._stepped and self._fresh:
             self.begin_seconds = self.reading.elapsed
@@ -252,10 +251,8 @@ class TimeBudgetCallback(TrainerCallback):
         self.progress = max(self.progress, self._progress())
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        assert self.clock is not None
-        shares = self.clock.seconds_by_phase()
-        values = {"elapsed_seconds": self.reading.elapsed, "shares": shares, "begin_seconds": self.begin_seconds}
-        store_state(state, STATE_KEY, values)
+        values = {"elapsed_seconds": self.reading.elapsed, "begin_seconds": self.begin_seconds}
+        store_state(state, STATE_KEY, {**values, "shares": self._clock.seconds_by_phase()})
         self.stop_if_due(state, control)
 
     # ---- inside ----
@@ -264,8 +261,7 @@ class TimeBudgetCallback(TrainerCallback):
         """In a plain Trainer: write the model once and delete it, to know how long the save after training will take."""
         if not hasattr(model, "save_pretrained"):
             return
-        assert self.clock is not None
-        with self.clock.phase("save") as spent:
+        with self._clock.phase("save") as spent:
             with TemporaryDirectory(dir=args.output_dir, prefix=".partial-") as folder:
                 model.save_pretrained(folder)
             self.save_seconds = self.save_allowance(spent())
@@ -291,15 +287,14 @@ class TimeBudgetCallback(TrainerCallback):
         return self.agreement
 
     def _agree(self) -> None:
-        assert self.clock is not None
         mine = Reading(
-            self.clock.elapsed_seconds(),
-            self.clock.job_seconds(),
-            self.steps.next_step(),
-            self.save_seconds,
-            self.checkpoint_seconds,
-            self.evaluate_seconds,
-            self.steps.compile_seconds,
+            elapsed=self._clock.elapsed_seconds(),
+            job=self._clock.job_seconds(),
+            step=self.steps.next_step(),
+            save=self.save_seconds,
+            checkpoint=self.checkpoint_seconds,
+            evaluate=self.evaluate_seconds,
+            compile=self.steps.compile_seconds,
         )
         self.reading = Reading(*self._make_agreement().exchange(astuple(mine)))
         self._reserved = 0.0

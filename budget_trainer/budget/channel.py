@@ -21,7 +21,6 @@ from budget_trainer.core.errors import LostRank
 
 _ROLL_CALL_SECONDS = 5.0  # torchrun kills the survivors of a lost process after 30 s
 _HERE, _GONE, _SILENT = 0, 1, 2  # what a roll call finds
-_BROKEN = ("gloo", "NCCL", "Connection reset", "Connection closed", "ProcessGroup")
 
 
 class ControlChannel:
@@ -33,9 +32,8 @@ class ControlChannel:
     """
 
     def __init__(self, timeout_seconds: float = 600.0) -> None:
-        distributed = dist.is_available() and dist.is_initialized()
-        self.rank = dist.get_rank() if distributed else 0
-        self.world_size = dist.get_world_size() if distributed else 1
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.timeout_seconds = timeout_seconds
         self._group: dist.ProcessGroup | None = None
         self._roll_call: dist.ProcessGroup | None = None
@@ -149,10 +147,9 @@ def _wait(work: Any, end: float) -> int:
 
 def is_lost_connection(error: BaseException) -> bool:
     """Whether an error of training itself (DDP's or DeepSpeed's collectives) means that a peer has gone."""
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        isinstance(error, getattr(dist, "DistError", ())) or any(word in text for word in _BROKEN)
-    )
+    broken = ("gloo", "NCCL", "Connection reset", "Connection closed", "ProcessGroup")
+    found = isinstance(error, dist.DistError) or any(word in str(error) for word in broken)
+    return isinstance(error, RuntimeError) and found
 
 
 _RANK = 1000  # a stop travels as its signal's number + _RANK x the rank
@@ -161,8 +158,7 @@ _RANK = 1000  # a stop travels as its signal's number + _RANK x the rank
 class Agreement:
     """Flags over a channel: raised at any moment, by a signal handler too, and acted on only once all ranks know them.
 
-    After each `exchange` (the same on all ranks): `stop_asked_by` says who asked for a stop, and `bad_step` whether any rank
-    reported one since the reading before.
+    After each `exchange`: `stop_asked_by` says who asked for a stop, `bad_step` whether any rank reported one since the last.
     """
 
     def __init__(self, channel: ControlChannel, stop: StopRequest) -> None:

@@ -72,9 +72,7 @@ class BudgetClock:
         elif total_training_time is not None:
             self.total_seconds = float(total_training_time)
             if not self.total_seconds > 0:
-                raise InputError(
-                    f"total_training_time: {total_training_time!r} is not above zero; give seconds or '2h'"
-                )
+                raise InputError(f"total_training_time: {total_training_time!r} is not above zero; write it as 2h")
         self._time_fn = time_fn
         self._lock = threading.RLock()
         self._seconds = dict.fromkeys(PHASES, 0.0)
@@ -163,9 +161,7 @@ class ClockFile:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"clock.json: {path} cannot be read ({error!r}); delete it to restart the clock"
-            ) from None
+            raise InputError(f"clock.json: {path} cannot be read ({error!r}); delete it to begin anew") from None
 
     def write(self) -> None:
         seconds = self.clock.seconds_by_phase()
@@ -187,10 +183,8 @@ class ClockFile:
 
     def _run(self) -> None:
         while not self._done.wait(self.every_seconds):
-            try:
+            with suppress(OSError):  # a full disk must not end the run; the save that needs the disk will speak up
                 self.write()
-            except OSError:  # a full disk must not end the run; the save that needs the disk will speak up
-                continue
 
     def close(self) -> None:
         """Stop the thread and write once more; where the disk takes no more, what it has is a second old."""

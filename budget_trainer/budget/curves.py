@@ -70,13 +70,20 @@ def make_curve(name: str, warmup_proportion: float = 0.0, **options: float | str
     share of the whole progress; the other curves run over what the warmup leaves. Raises InputError for an unknown
     name and for proportions outside of [0, 1).
     """
+    decay, shape = float(options.get("decay_proportion", 0.4)), options.get("decay_shape", "sqrt")
     if name not in CURVES:
         raise InputError(f"curve: {name!r} is unknown; choose one of {', '.join(sorted(CURVES))}")
     if not 0.0 <= warmup_proportion < 1.0:
+        raise InputError(f"warmup_proportion: {warmup_proportion!r} is not in [0, 1); give a share such as 0.06")
+    for option in ("decay_rate", "decay_step", "decay_proportion", "timescale"):
+        if option in options and not float(options[option]) > 0.0:
+            raise InputError(f"{option}: {options[option]!r} is not above zero; give a positive number")
+    if name == "wsd" and decay + warmup_proportion > 1.0:
         raise InputError(
-            f"warmup_proportion: {warmup_proportion!r} is beyond the budget; give a share in [0, 1) such as 0.06"
+            f"decay_proportion: {decay!r} and warmup_proportion {warmup_proportion!r} exceed 1; lower one"
         )
-    _check_options(name, warmup_proportion, options)
+    if shape not in ("sqrt", "linear"):
+        raise InputError(f"decay_shape: {shape!r} is unknown; choose sqrt or linear")
     function = CURVES[name]
 
     def curve(progress: float) -> float:
@@ -88,18 +95,3 @@ def make_curve(name: str, warmup_proportion: float = 0.0, **options: float | str
         return function(progress, **options)
 
     return curve
-
-
-def _check_options(name: str, warmup_proportion: float, options: dict[str, float | str]) -> None:
-    for option in ("decay_rate", "decay_step", "decay_proportion", "timescale"):
-        value = options.get(option)
-        if value is not None and not float(value) > 0.0:
-            raise InputError(f"{option}: {value!r} is not above zero; give a positive number")
-    decay = float(options.get("decay_proportion", 0.4))
-    if name == "wsd" and decay + warmup_proportion > 1.0:
-        raise InputError(
-            f"decay_proportion: {decay!r} and warmup_proportion {warmup_proportion!r} make more than the whole budget; "
-            "lower one of them"
-        )
-    if options.get("decay_shape", "sqrt") not in ("sqrt", "linear"):
-        raise InputError(f"decay_shape: {options['decay_shape']!r} is unknown; choose sqrt or linear")

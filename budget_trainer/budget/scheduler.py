@@ -38,25 +38,21 @@ class TimeScheduler(LRScheduler):
 
     def refresh(self) -> None:
         """Set the rates of the present progress again, where something else has changed them."""
-        self._last_lr = self.get_lr()
+        self._set(self.get_lr())
+
+    def _set(self, rates: list[Any]) -> None:
+        self._last_lr = rates
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "base_lrs": list(self.base_lrs),
-            "last_epoch": self.last_epoch,
-            "progress": self.progress,
-            "_last_lr": list(self._last_lr),
-        }
+        numbers = {"last_epoch": self.last_epoch, "progress": self.progress}
+        return {"base_lrs": list(self.base_lrs), **numbers, "_last_lr": list(self._last_lr)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the counters and the rates. The base rates stay those of the optimizer."""
-        self.last_epoch = state_dict["last_epoch"]
-        self.progress = state_dict["progress"]
-        self._last_lr = list(state_dict["_last_lr"])
-        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            group["lr"] = rate
+        self.last_epoch, self.progress = state_dict["last_epoch"], state_dict["progress"]
+        self._set(list(state_dict["_last_lr"]))
 
 
 def get_time_budget_schedule(

@@ -71,22 +71,18 @@ def make_stages(
         InputError: a curve that cannot be read, leaves (0, 1], has too many stages, or asks for a part of a
             micro-batch or of a token.
     """
-    rates: Steps = ((0.0, mlm_probability),)
-    if mlm_probability_curve is not None:
-        rates = _parse_curve(mlm_probability_curve, "mlm_probability_curve")
-    batches: Steps = ((0.0, gradient_accumulation_steps),)
-    if batch_size_curve is not None:
-        shares = _parse_curve(batch_size_curve, "batch_size_curve")
-        batches = tuple((at, _micro_batches(share, gradient_accumulation_steps)) for at, share in shares)
-    parts: Steps = ((0.0, 1),)
-    if sequence_length_curve is not None:
-        shares = _parse_curve(sequence_length_curve, "sequence_length_curve")
-        parts = tuple((at, _parts(share, block_size)) for at, share in shares)
-    return Stages(rates, batches, parts)
+    accumulation = gradient_accumulation_steps
+    rates = _parse_curve(mlm_probability_curve, "mlm_probability_curve") or ((0.0, mlm_probability),)
+    shares = _parse_curve(batch_size_curve, "batch_size_curve") or ((0.0, 1.0),)
+    batches = tuple((at, _micro_batches(share, accumulation)) for at, share in shares)
+    shares = _parse_curve(sequence_length_curve, "sequence_length_curve") or ((0.0, 1.0),)
+    return Stages(rates, batches, tuple((at, _parts(share, block_size)) for at, share in shares))
 
 
-def _parse_curve(text: str, name: str) -> Steps:
-    """`0.3@0,0.15@0.6` as ((0.0, 0.3), (0.6, 0.15))."""
+def _parse_curve(text: str | None, name: str) -> Steps:
+    """`0.3@0,0.15@0.6` as ((0.0, 0.3), (0.6, 0.15)); () of None."""
+    if text is None:
+        return ()
     example = "write value@share,value@share as 0.3@0,0.15@0.6"
     steps = []
     for part in str(text).split(","):
@@ -116,14 +112,15 @@ def _micro_batches(share: float, full: int) -> int:
     if abs(count - round(count)) > 1e-6 or round(count) < 1:
         raise InputError(
             f"batch_size_curve: {share:g} of gradient_accumulation_steps {full} is {count:g} micro-batches; use shares "
-            "that give whole ones, or lower per_device_train_batch_size and accumulate more"
+            "that give whole ones, or accumulate more"
         )
     return round(count)
 
 
 def _parts(share: float, block_size: int) -> int:
     parts = 1 / Fraction(share).limit_denominator(1024)
-    if parts.denominator != 1 or block_size % parts.numerator or block_size // parts.numerator < 8:
+    whole = parts.denominator == 1 and block_size % parts.numerator == 0
+    if parts != 1 and not (whole and block_size // parts.numerator >= 8):
         raise InputError(
             f"sequence_length_curve: {share:g} of a block of {block_size} tokens is no equal part of 8 tokens or more; "
             "use 1, 0.5, 0.25, ..."

@@ -26,8 +26,8 @@ def check_repeated_passages(twin_probability: float, length: int) -> None:
         raise InputError(f"twin_probability: {twin_probability} is not a share; give one between 0 and 1, such as 0.3")
     if twin_probability and length < SMALLEST_PIECE:
         raise InputError(
-            f"twin_probability: {twin_probability} needs blocks of {SMALLEST_PIECE} tokens, and there are some of {length}; "
-            "use longer ones, fewer parts (sequence_length_curve), or 0"
+            f"twin_probability: {twin_probability} needs blocks of {SMALLEST_PIECE} tokens or more, and there are some of "
+            f"{length}; use longer ones, fewer parts (sequence_length_curve), or 0"
         )
 
 
