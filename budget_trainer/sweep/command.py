@@ -111,7 +111,6 @@ class _SweepRequest:
         spec = self.spec()
         _check_trials(spec)
         from budget_trainer.sweep.study import first_proposals
-        from budget_trainer.sweep.trials import folder_name
 
         count = spec.limit or max(1, math.floor(spec.total_time / (spec.time_per_trial + FIRST_OVERHEAD)))
         if spec.exhaustive:
@@ -120,7 +119,7 @@ class _SweepRequest:
             found, known = first_proposals(spec, count)
         head = self._head(spec.accelerate_config) + ([] if spec.recipe is None else [str(spec.recipe)])
         for number, parameters in enumerate(found):
-            print(shlex.join([*head, *spec.words(parameters, spec.output_dir / folder_name(number))]))
+            print(shlex.join([*head, *spec.words(parameters, number)]))
         if known < count:
             _remark(
                 f"tpe draws the first {known} as shown; the others follow from results, and are shown as random ones"
@@ -232,7 +231,7 @@ def _check_trials(spec: SweepSpec, on_cpu: bool = False) -> Path:
     _check_names([*recipe], f"recipe {spec.recipe}")
     machine = ["--use_cpu=true", "--push_to_hub=false", *([] if on_cpu else ["--fp16=false", "--tf32=false"])]
     base = recipe_words(recipe)
-    recipes = [parse_recipe([*base, *spec.words(given, spec.output_dir), *machine]) for given in spec.probes()]
+    recipes = [parse_recipe([*base, *spec.words(given, 0), *machine]) for given in spec.probes()]
     recipes[0].training_arguments()  # checks its values; of one trial, since it looks for devices each time
     if len({recipe.data_dir for recipe in recipes}) > 1:
         raise InputError("data_dir: losses on different data do not compare; put one data_dir under fixed")

@@ -47,7 +47,7 @@ class TrialRecord:
         folder, sign = TrialFolder(spec, trial.number), spec.objective.sign
         objective = trial.value if trial.state == TrialState.COMPLETE else None
         reported = [(step / WHOLE, sign * value) for step, value in sorted(trial.intermediate_values.items())]
-        curve = folder.curve() or reported
+        curve = folder.evaluations() or reported
         if objective is not None and spec.objective.task is None:
             curve = [*curve, (1.0, objective)]
         given = trial.user_attrs

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import uuid
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,16 @@ from budget_trainer.sweep.command import check_start, read_profile
 from budget_trainer.sweep.runner import Runner
 from budget_trainer.sweep.spec import SweepSpec
 from budget_trainer.sweep.study import (
+    SweepStudy,
     check_identity,
     check_storage,
     exclusive,
     identity,
     open_storage,
-    open_study,
     shown,
 )
 
 log = logging.getLogger(__name__)
-_SWEEP_FILE = "sweep.json"  # whose folder this is, from the beginning on
 
 
 def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
@@ -47,40 +47,35 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
     """
     form = "%(asctime)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", force=True)
-    use_cpu, processes = (devices(False) == [None], 1)
-    if spec.accelerate_config is not None:
-        use_cpu, processes = read_profile(spec.accelerate_config)
-    slots = make_slots(spec, use_cpu, processes)
-    on_cpu = use_cpu or devices(False) == [None]
+    no_gpu = devices(False) == [None]
+    use_cpu, processes = (no_gpu, 1) if spec.accelerate_config is None else read_profile(spec.accelerate_config)
+    slots, on_cpu = make_slots(spec, use_cpu, processes), use_cpu or no_gpu
     data = DataFolder.open(check_start(spec, on_cpu))
     check_storage(spec.storage, spec.output_dir)
     recipe = spec.base_recipe()
     mine = identity(spec, recipe, data.fingerprint)
-    _check_sweep_file(spec, mine)
+    _place(spec, mine)
 
     spec.output_dir.mkdir(parents=True, exist_ok=True)
     clock.total_seconds = spec.total_time
     with ExitStack() as at_exit:
         with exclusive(spec):
-            study = open_study(spec, open_storage(spec.storage), mine)
-            place = _claim(spec, mine)
+            study = SweepStudy(spec, open_storage(spec.storage), mine)
+            place = _place(spec, mine, begin=True)
             _keep_clock(spec.output_dir, clock, at_exit)
             launch = make_launch(spec.output_dir / "launch.yaml", use_cpu, spec.accelerate_config)
             words = _write_recipe(spec, recipe)
         clock.enter("train")
-        runner = Runner(spec, study, clock, stop, slots, place, launch, words, on_cpu)
+        runner = Runner(study, clock, stop, slots, place, launch, words, on_cpu)
         try:
             runner.work()
-        except (
-            SQLAlchemyError,
-            StorageInternalError,
-            json.JSONDecodeError,
-        ) as error:  # a full disk, a lock that stays, a server that is gone
+        # A full disk, a lock that stays, a server that is gone.
+        except (SQLAlchemyError, StorageInternalError, json.JSONDecodeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise RunError(f"storage: {shown(spec.storage)} failed ({reason}); repeat the command to go on") from error
         finally:
             files = runner.report(final=True)
-    return _conclude(spec, study, clock, files)
+    return _conclude(study, clock, files)
 
 
 def make_slots(spec: SweepSpec, use_cpu: bool, processes: int) -> list[str | None]:
@@ -88,50 +83,37 @@ def make_slots(spec: SweepSpec, use_cpu: bool, processes: int) -> list[str | Non
     found = devices(use_cpu)
     if found == [None]:
         return [None] * (spec.parallel_trials or 1)
-    groups = [found[start : start + processes] for start in range(0, len(found) - processes + 1, processes)]
-    if not groups:
-        raise InputError(
-            f"accelerate_config: {spec.accelerate_config} starts {processes} processes, and there are {len(found)} GPUs; "
-            "give a profile for fewer"
-        )
-    names = [",".join(str(name) for name in group) for group in groups]
+    names = [
+        ",".join(map(str, found[start : start + processes]))
+        for start in range(0, len(found) - processes + 1, processes)
+    ]
+    if not names:
+        what = f"{spec.accelerate_config} starts {processes} processes, and there are {len(found)} GPUs"
+        raise InputError(f"accelerate_config: {what}; give a profile for fewer")
     return [names[place % len(names)] for place in range(spec.parallel_trials or len(names))]
 
 
-def _check_sweep_file(spec: SweepSpec, mine: dict[str, Any]) -> None:
-    """Refuse a folder of another sweep, and one whose study lies elsewhere."""
-    theirs = _read_sweep_file(spec)
-    if not theirs:
-        return
-    check_identity(mine, theirs.get("identity"), str(spec.output_dir))
-    for name, value in (("name", spec.job_name), ("storage", shown(spec.storage))):
-        if theirs.get(name) != value:
-            key = "job_name" if name == "name" else name
-            raise InputError(
-                f"{key}: {spec.output_dir} was begun with another one ({theirs.get(name)}); give that, or another output_dir"
-            )
+def _place(spec: SweepSpec, mine: dict[str, Any], begin: bool = False) -> str:
+    """The folder's own mark, which its first process makes where it may `begin` (under `exclusive`).
 
-
-def _read_sweep_file(spec: SweepSpec) -> dict[str, Any]:
-    path = spec.output_dir / _SWEEP_FILE
+    Refuses (InputError) a folder of another sweep, and one whose study lies elsewhere.
+    """
+    path = spec.output_dir / "sweep.json"
+    study = {"name": spec.job_name, "storage": shown(spec.storage)}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        theirs = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        return {}
+        place = uuid.uuid4().hex
+        if begin:
+            (spec.output_dir / "locks").mkdir(exist_ok=True)
+            write_json_atomic(path, {"place": place, **study, "identity": mine})
+        return place
     except (OSError, ValueError, TypeError):
         raise InputError(f"output_dir: {path} is damaged; give another folder") from None
-
-
-def _claim(spec: SweepSpec, mine: dict[str, Any]) -> str:
-    """The folder's own mark, made by the first process that works here. Call it under `exclusive`."""
-    (spec.output_dir / "locks").mkdir(exist_ok=True)
-    theirs = _read_sweep_file(spec)
-    if theirs:
-        _check_sweep_file(spec, mine)
-        return str(theirs["place"])
-    content = {"place": uuid.uuid4().hex, "name": spec.job_name, "storage": shown(spec.storage), "identity": mine}
-    write_json_atomic(spec.output_dir / _SWEEP_FILE, content)
-    return str(content["place"])
+    check_identity(mine, theirs.get("identity"), str(spec.output_dir))
+    named = {"job_name": spec.job_name, "storage": study["storage"]}
+    check_identity(named, {**theirs, "job_name": theirs.get("name")}, str(spec.output_dir))
+    return str(theirs["place"])
 
 
 def _keep_clock(output_dir: Path, clock: BudgetClock, at_exit: ExitStack) -> None:
@@ -159,27 +141,23 @@ def _write_recipe(spec: SweepSpec, recipe: dict[str, Any]) -> list[str]:
     return [str(path)]
 
 
-def _conclude(spec: SweepSpec, study: Any, clock: BudgetClock, files: list[Path]) -> int:
+def _conclude(study: SweepStudy, clock: BudgetClock, files: list[Path]) -> int:
     """A few lines for whoever watches; the exit code."""
-    trials = study.get_trials(deepcopy=False)
-    finished = [t for t in trials if t.state == TrialState.COMPLETE]
-    used = format_duration(clock.elapsed_seconds())
+    spec, counts = study.spec, Counter(trial.state for trial in study.get_trials(deepcopy=False))
     limit = "" if math.isinf(spec.total_time) else f" of {format_duration(spec.total_time)}"
-    counts = {state.name.lower(): sum(t.state == state for t in trials) for state in TrialState}
-    parts = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    print(f"\n{len(trials)} trials ({parts}); used {used}{limit}")
-    if finished:
+    parts = ", ".join(f"{count} {state.name.lower()}" for state, count in counts.items())
+    print(f"\n{counts.total()} trials ({parts}); used {format_duration(clock.elapsed_seconds())}{limit}")
+    if counts[TrialState.COMPLETE]:
         best = study.best_trial
         values = ", ".join(f"{name}={value}" for name, value in best.params.items())
         print(f"best: trial {best.number}, {spec.objective.name} {best.value:.4f} with {values}")
     for path in files:
         print(path)
-    if finished:
+    if counts[TrialState.COMPLETE]:
         return 0
-    if not trials:
-        log.error(
-            "total_time: set-up left no room in it for a trial of %s; give more", format_duration(spec.time_per_trial)
-        )
-    else:
+    if counts:
         log.error("no trial has finished; the logs beside their folders in %s say why", spec.output_dir)
+    else:
+        one = format_duration(spec.time_per_trial)
+        log.error("total_time: set-up left no room in it for a trial of %s; give more", one)
     return 1

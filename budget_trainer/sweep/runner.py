@@ -18,8 +18,8 @@ from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import RunError
 from budget_trainer.core.jobs import Job, JobEnd, run_jobs
 from budget_trainer.sweep.results import SweepRecord
-from budget_trainer.sweep.spec import FIRST_OVERHEAD, SweepSpec
-from budget_trainer.sweep.study import ask, exclusive, resume, storage_file, tell
+from budget_trainer.sweep.spec import FIRST_OVERHEAD
+from budget_trainer.sweep.study import SweepStudy, exclusive, storage_file
 from budget_trainer.sweep.trials import AGAIN, ENDED, ERROR, PLACE, SECONDS, TrialFolder, TrialLock
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ _REPORT_PAUSE = 20.0  # times of what the last report took, before the next
 class _Running:
     """A trial that this process runs: its training, and with an objective of GLUE the fine-tuning behind it."""
 
-    def __init__(self, spec: SweepSpec, trial: optuna.Trial, lock: TrialLock) -> None:
-        self.trial, self.lock, self.folder = trial, lock, TrialFolder(spec, trial.number)
+    def __init__(self, trial: optuna.Trial, lock: TrialLock, folder: TrialFolder) -> None:
+        self.trial, self.lock, self.folder = trial, lock, folder
         self.begin = time.monotonic()
 
 
@@ -61,8 +61,7 @@ class Runner:
 
     def __init__(
         self,
-        spec: SweepSpec,
-        study: optuna.Study,
+        study: SweepStudy,
         clock: BudgetClock,
         stop: StopRequest,
         slots: Sequence[str | None],
@@ -71,7 +70,7 @@ class Runner:
         recipe: Sequence[str] = (),
         on_cpu: bool = False,
     ) -> None:
-        self.spec, self.study, self.clock, self.stop = spec, study, clock, stop
+        self.spec, self.study, self.clock, self.stop = study.spec, study, clock, stop
         self._slots, self._place, self._launch = slots, place, launch
         self._recipe, self._on_cpu = recipe, on_cpu
         self._running: list[_Running] = []
@@ -93,14 +92,13 @@ class Runner:
         if self._running and time.monotonic() - self._looked < _IDLE_SECONDS:
             return None
         job = None
-        while job is None and (found := self._next_trial()) is not None:
-            running = _Running(self.spec, *found)
+        while job is None and (running := self._next_trial()) is not None:
             self._running.append(running)
             job = self._go_on(running, self._first_step(running))
         self._looked = time.monotonic()
         return job
 
-    def _next_trial(self) -> tuple[optuna.Trial, TrialLock] | None:
+    def _next_trial(self) -> _Running | None:
         """A trial that lost its process, or a new one; None where neither is left.
 
         Optuna's own answer, a heartbeat with `RetryHeartbeatStaleTrialCallback`, does not do: the journal has none, a lost
@@ -112,19 +110,19 @@ class Runner:
             fits = self._seconds_left() >= self.spec.time_per_trial + self._overhead(trials)
             for frozen in trials:
                 if frozen.state == TrialState.RUNNING and (lock := self._lock_of_lost(frozen, fits)) is not None:
-                    trial = resume(self.spec, self.study, frozen)
-                    trial.set_user_attr(PLACE, self._place)
+                    trial = self.study.resume(frozen)
                     trial.set_user_attr(AGAIN, True)
                     log.info("trial %d: begun by a process that has ended; it is looked after again", trial.number)
-                    return trial, lock
-            taken = sum(frozen.state != TrialState.WAITING for frozen in trials)
-            if not fits or (self.spec.limit is not None and taken >= self.spec.limit):
-                return None
-            trial = ask(self.spec, self.study)
-            lock = TrialLock(self.spec.output_dir, trial.number)
-            lock.take()
+                    break
+            else:
+                taken = sum(frozen.state != TrialState.WAITING for frozen in trials)
+                if not fits or (self.spec.limit is not None and taken >= self.spec.limit):
+                    return None
+                trial = self.study.propose()
+                lock = TrialLock(self.spec.output_dir, trial.number)
+                lock.take()
             trial.set_user_attr(PLACE, self._place)
-            return trial, lock
+            return _Running(trial, lock, TrialFolder(self.spec, trial.number))
 
     def _seconds_left(self) -> float:
         """Of total_time, for trials."""
@@ -174,14 +172,14 @@ class Runner:
 
     def _first_step(self, running: _Running) -> Job | _Outcome:
         """What is left to do of a trial, or how it ended where that was only not recorded."""
-        trial, folder, spec = running.trial, running.folder, self.spec
-        ended = trial.user_attrs.get(ENDED)
-        if ended in ("pruned", "time", "failed"):  # its process was killed before it could say so
+        trial, folder = running.trial, running.folder
+        ended = trial.user_attrs.get(ENDED, "finished")
+        if ended != "finished":  # its process was killed before it could say so
             return _Outcome(ended, trial.user_attrs.get(ERROR, ""))
         log.info("trial %d: %s", trial.number, ", ".join(f"{k}={v}" for k, v in trial.params.items()))
         if folder.evaluation() is not None:
             return self._after_training(running)
-        words = [*self._recipe, *spec.words(trial.params, folder.path)]
+        words = [*self._recipe, *self.spec.words(trial.params, trial.number)]
         if folder.awaits_evaluation():
             words += ["--resume_from_checkpoint", "auto"]
         else:
@@ -205,11 +203,11 @@ class Runner:
     def _watch(self, running: _Running) -> str | None:
         """Why the trial is given up, if it is. The verdict is noted first: killed behind that, it does not run again."""
         trial, seconds = running.trial, time.monotonic() - running.begin
-        hangs = seconds > _MOST_SHARES * self.spec.time_per_trial + _MOST_BESIDE and not running.folder.is_scoring()
         outcome = self._report_values(running)
         if outcome is None and self._seconds_left() <= 0:
             outcome = _Outcome("time", "total_time is over")
-        elif outcome is None and hangs:
+        longest = _MOST_SHARES * self.spec.time_per_trial + _MOST_BESIDE
+        if outcome is None and seconds > longest and not running.folder.is_scoring():
             outcome = _Outcome("failed", f"it hangs: {format_duration(seconds)} have passed")
             trial.set_user_attr(ERROR, outcome.why)
         if outcome is None:
@@ -235,13 +233,10 @@ class Runner:
         error = f"{' '.join(end.error.split())} (exit code {end.code})"
         if running.folder.is_scoring():
             score = running.folder.score()
-            if score is None:
-                return _Outcome("failed", f"{self.spec.objective.task}: {error}")
-            return _Outcome("finished", value=score)
+            failed = _Outcome("failed", f"{self.spec.objective.task}: {error}")
+            return failed if score is None else _Outcome("finished", value=score)
         self._report_values(running)  # what came since the last look; a trial that has ended is not pruned
-        if running.folder.evaluation() is None:
-            return _Outcome("failed", error)
-        return self._after_training(running)
+        return _Outcome("failed", error) if running.folder.evaluation() is None else self._after_training(running)
 
     def _after_training(self, running: _Running) -> Job | _Outcome:
         """The pinned evaluation is the objective, or the model goes to GLUE."""
@@ -269,7 +264,7 @@ class Runner:
         if how == "failed":
             trial.set_user_attr(ERROR, why[:500])
         trial.set_user_attr(ENDED, how)
-        tell(self.study, trial, outcome.value, _TOLD.get(how, TrialState.PRUNED))
+        self.study.conclude(trial, outcome.value, _TOLD.get(how, TrialState.PRUNED))
         self._running.remove(running)
         running.lock.release()
         text = why if outcome.value is None else f"{self.spec.objective.name} {outcome.value:.4f}"
@@ -278,34 +273,29 @@ class Runner:
             log.warning("trial %d: its log is %s", trial.number, folder.log)
             if scoring or not stepped:
                 self._judge_failure(why, scoring)
-        if how == "finished":
+        if how == "finished" and self.spec.keep_models == "best":
             self._drop_models()
         self.report(final=False)
 
     def _judge_failure(self, error: str, scoring: bool) -> None:
         """Stop where the first trials all fail in the same way, before a step or behind the training: that concerns all.
 
-        Those that run beside the first may be better ones: as many failures more are waited for, and none of them may have
-        stepped.
+        Those that run beside the first may be better: as many failures more are waited for, and none of them may have stepped.
         """
         self._failures.append(re.sub(r"\d+", "#", error))
         beside = [] if scoring else self._running
         if any(running.folder.has_stepped() for running in beside):
             return
         done = (TrialState.COMPLETE, TrialState.PRUNED)
-        none_done = not any(trial.state in done for trial in self.study.get_trials(deepcopy=False))
+        none_done = not self.study.get_trials(deepcopy=False, states=done)
         if none_done and len(self._failures) >= _SAME_FAILURES + len(beside) and len(set(self._failures)) == 1:
-            raise RunError(
-                f"trials: the first {len(self._failures)} all failed in the same way ({error}); mend that, then begin in "
-                "another output_dir"
-            )
+            what = f"the first {len(self._failures)} all failed in the same way ({error})"
+            raise RunError(f"trials: {what}; mend that, then begin in another output_dir")
 
     # ---- what comes of it ----
 
     def _drop_models(self) -> None:
-        """Keep the model of the best finished trial of this folder only, unless all are wanted."""
-        if self.spec.keep_models == "all":
-            return
+        """Keep the model of the best finished trial of this folder only."""
         trials = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         mine = [trial for trial in trials if trial.user_attrs.get(PLACE) == self._place and trial.value is not None]
         sign = self.spec.objective.sign

@@ -181,7 +181,7 @@ def _read_objective(given: Any) -> Objective:
     return Objective(task=find_task(given["glue"]).name, glue_flags=flags)
 
 
-_URL = "sqlite:///PATH, journal:PATH (on a shared disk: many machines, one study) or a database's URL"
+STORAGES = "sqlite:///PATH, journal:PATH (on a shared disk: many machines, one study) or a database's URL"
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class SweepSpec:
     parallel_trials: int | None = flag(None, "trials at the same time: auto (one per GPU) or a number", min=1)
     accelerate_config: Path | None = flag(None, "launch configuration of the trials", unit="FILE")
     prune_at: tuple[int, ...] = flag((), "shares of a trial's time when trials are compared, as 0.25,0.5; []: never")
-    storage: str = flag("", _URL, unit="URL")
+    storage: str = flag("", STORAGES, unit="URL")
     seed: int = flag(0, "of what is proposed", min=0)
     keep_models: str = flag("best", "which finished trials keep their models: best or all", choices=("best", "all"))
     job_name: str = flag("", "name of the study; default: the file's name", unit="NAME")
@@ -290,12 +290,16 @@ class SweepSpec:
         content = {} if self.recipe is None else read_recipe(self.recipe)
         return {name: value for name, value in content.items() if why_not_searched(name, self.prune_at) is None}
 
-    def words(self, parameters: dict[str, Any], folder: Path) -> list[str]:
-        """The command line of a trial in `folder`, behind its recipe."""
+    def folder(self, number: int) -> Path:
+        """The folder of a trial."""
+        return self.output_dir / f"trial-{number:04d}"
+
+    def words(self, parameters: dict[str, Any], number: int) -> list[str]:
+        """The command line of a trial, behind its recipe."""
         searched = [f"--{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in parameters.items()]
         time = format_duration(self.time_per_trial)  # whole seconds
         time = time if parse_duration(time, "time_per_trial") == self.time_per_trial else f"{self.time_per_trial}s"
-        own = [f"--total_training_time={time}", f"--output_dir={folder}"]
+        own = [f"--total_training_time={time}", f"--output_dir={self.folder(number)}"]
         own += [f"--validate_every={self.validate_every / WHOLE}"] if self.prune_at else []
         return [*searched, *recipe_words(self.fixed), *own]
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,11 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.sweep.spec import WHOLE, SweepSpec, grid_points
+from budget_trainer.sweep.spec import STORAGES, WHOLE, SweepSpec, grid_points, numbers_of
 
-log = logging.getLogger(__name__)
 IDENTITY = "budget_trainer_sweep"  # user attribute of a study: what it searches
 _BUSY_SECONDS = 60  # how long SQLite waits for another process
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -40,38 +37,19 @@ def storage_file(url: str) -> Path | None:
 
 
 def check_storage(url: str, output_dir: Path) -> None:
-    """Refuse (InputError) a storage that cannot be reached, as far as can be known without writing."""
+    """Refuse (InputError) a storage that cannot be reached, as far as can be known without writing a file."""
     file = storage_file(url)
     if file is None:
-        _check_server(url)
+        open_storage(url)
         return
-    if not file.name:
-        raise InputError(f"storage: {url!r} names no file; write sqlite:///PATH or journal:PATH")
-    if file.is_dir():
-        raise InputError(f"storage: {file} is a folder; name a file in it, such as {file / 'study.db'}")
     folder = file.absolute().parent
-    if file.exists():
-        if not os.access(file, os.W_OK):
-            raise InputError(f"storage: {file} is read-only for this user; give a file that can be written")
-    elif not folder.is_dir() and folder != output_dir.absolute():
+    if not file.name or file.is_dir():
+        raise InputError(f"storage: {url!r} names no file; write sqlite:///PATH or journal:PATH")
+    if not folder.is_dir() and folder != output_dir.absolute():
         raise InputError(f"storage: the folder {folder} is not there; make it, or give another file")
-    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"storage: {folder} is read-only for this user; give a file that can be written")
-
-
-def _check_server(url: str) -> None:
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-
-    fix = "write sqlite:///PATH, journal:PATH, or a database's URL"
-    try:
-        dialect = make_url(url).get_dialect()
-        dialect.import_dbapi()
-    except ArgumentError as error:  # NoSuchModuleError is one
-        what = "has an unknown scheme" if isinstance(error, NoSuchModuleError) else "is no URL"
-        raise InputError(f"storage: {shown(url)} {what}; {fix}") from None
-    except ModuleNotFoundError as error:
-        raise InputError(f"storage: {shown(url)} needs the driver {error.name}; pip install it, or {fix}") from None
+    for path in (file, folder):
+        if path.exists() and not os.access(path, os.W_OK):
+            raise InputError(f"storage: {path} is read-only for this user; give a file that can be written")
 
 
 def shown(url: str) -> str:
@@ -91,22 +69,18 @@ def open_storage(url: str) -> BaseStorage:
         arguments = {"connect_args": {"timeout": _BUSY_SECONDS}} if file is not None else None
         return RDBStorage(url, engine_kwargs=arguments)
     except Exception as error:  # of SQLAlchemy, its drivers, alembic and JSON: a storage that cannot be used
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"storage: {shown(url)} cannot be used ({reason}); give one that can") from None
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise InputError(f"storage: {shown(url)} cannot be used ({reason}); give {STORAGES}") from None
 
 
 def _drop_half_line(journal: Path) -> None:
-    """Take away the record that a full disk or a power cut has left half written: the next one would be glued to it, and
-    nothing behind that could be read."""
+    """Take away a record that was left half written: the next one would be glued to it, and nothing behind be readable."""
     if not journal.is_file():
         return
     lock = JournalFileSymlinkLock(str(journal))  # as those who write
     lock.acquire()
     try:
-        content = journal.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(journal, whole)
+        os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
     finally:
         lock.release()
 
@@ -142,37 +116,17 @@ def check_identity(mine: dict[str, Any], theirs: Any, where: str) -> None:
         other = theirs.get(name)
         if value == other:
             continue
+        key = name
         if isinstance(value, dict) and isinstance(other, dict):
-            key = next(key for key in [*value, *other] if value.get(key) != other.get(key))
-            name, value, other = f"{name}.{key}", value.get(key), other.get(key)
-        raise InputError(
-            f"{name.partition('.')[0]}: {where} holds another sweep, with {name}={_short(other)}, this one has "
-            f"{_short(value)}; use the file it was begun with, or another output_dir and storage"
-        )
+            inner = next(inner for inner in [*value, *other] if value.get(inner) != other.get(inner))
+            key, value, other = f"{name}.{inner}", value.get(inner), other.get(inner)
+        what = f"{where} holds another sweep, with {key}={_short(other)}, this one has {_short(value)}"
+        raise InputError(f"{name}: {what}; use the file it was begun with, or another output_dir and storage")
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def open_study(spec: SweepSpec, storage: BaseStorage, mine: dict[str, Any]) -> optuna.Study:
-    """This sweep's study, made where there is none. Call it under `exclusive`. InputError where it is another's."""
-    direction: Any = spec.objective.direction
-    study = optuna.create_study(
-        storage=storage,
-        study_name=spec.job_name,
-        direction=direction,
-        load_if_exists=True,
-        sampler=RandomSampler(),
-        pruner=_make_pruner(spec),
-    )
-    theirs = study.user_attrs.get(IDENTITY)
-    if theirs is None and not study.get_trials(deepcopy=False):
-        study.set_user_attr(IDENTITY, mine)
-    else:
-        check_identity(mine, theirs, f"study {spec.job_name} in {shown(spec.storage)}")
-    return study
 
 
 def _make_pruner(spec: SweepSpec) -> BasePruner:
@@ -187,22 +141,22 @@ def _make_pruner(spec: SweepSpec) -> BasePruner:
 
 
 class _MiddleFirst(GridSampler):
-    """A shuffled grid that begins with its middle. The first trial of a halving search has nobody to be compared with and
-    runs to its end, and the next ones only have to be better than it: an extreme value there costs a whole trial, and more.
-    """
+    """A shuffled grid that begins with its middle: the first trial of a halving search runs to its end, and the next ones only
+    have to be better than it, so an extreme value there costs a whole trial, and more."""
 
-    def __init__(self, search_space: Mapping[str, Sequence[Any]], seed: int | None = None) -> None:
-        super().__init__(search_space, seed=seed)
-        grids, names = self._all_grids, self._param_names
-        place = grids.index(tuple(_middle(search_space[name]) for name in names))
+    def __init__(self, spec: SweepSpec) -> None:
+        super().__init__(_grid_of(spec), seed=spec.seed)
+        grids, middle = self._all_grids, []
+        for searched in map(spec.parameters.__getitem__, self._param_names):
+            points = grid_points(searched)
+            # Of numbers the one in their middle, by size; of anything else what is named first.
+            middle.append(sorted(points)[len(points) // 2] if numbers_of(searched) else points[0])
+        place = grids.index(tuple(middle))
         grids[0], grids[place] = grids[place], grids[0]
 
 
-def _middle(values: Sequence[Any]) -> Any:
-    """Of numbers the one in their middle, by size; of anything else what is named first."""
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return sorted(values)[len(values) // 2]
-    return values[0]
+def _grid_of(spec: SweepSpec) -> dict[str, list[Any]]:
+    return {name: grid_points(searched) for name, searched in spec.parameters.items()}
 
 
 def _startup_trials(spec: SweepSpec) -> int:
@@ -222,40 +176,51 @@ def _make_sampler(spec: SweepSpec, number: int) -> BaseSampler:
     is gone through in an order that the seed shuffles: the first points are from all over it.
     """
     if spec.exhaustive:  # one seed: it is what a point's number means
-        grid = GridSampler if spec.search == "grid" else _MiddleFirst
-        return grid({name: grid_points(searched) for name, searched in spec.parameters.items()}, seed=spec.seed)
+        return GridSampler(_grid_of(spec), seed=spec.seed) if spec.search == "grid" else _MiddleFirst(spec)
     seed = _seed_of(spec, number)
     if spec.search == "tpe":
         return TPESampler(n_startup_trials=_startup_trials(spec), constant_liar=True, seed=seed)
     return RandomSampler(seed=seed)
 
 
-def ask(spec: SweepSpec, study: optuna.Study) -> optuna.Trial:
-    """The next trial, all its parameters drawn. Call it under `exclusive`."""
-    study.sampler = _make_sampler(spec, len(study.get_trials(deepcopy=False)))
-    return study.ask({**spec.parameters})
+class SweepStudy(optuna.Study):
+    """This sweep's study, made where there is none. Make it, and ask, under `exclusive`. InputError where it is another's."""
 
+    def __init__(self, spec: SweepSpec, storage: BaseStorage, mine: dict[str, Any]) -> None:
+        direction: Any = spec.objective.direction
+        optuna.create_study(storage=storage, study_name=spec.job_name, direction=direction, load_if_exists=True)
+        super().__init__(spec.job_name, storage, RandomSampler(), _make_pruner(spec))
+        self.spec = spec
+        theirs = self.user_attrs.get(IDENTITY)
+        if theirs is None and not self.get_trials(deepcopy=False):
+            self.set_user_attr(IDENTITY, mine)
+        else:
+            check_identity(mine, theirs, f"study {spec.job_name} in {shown(spec.storage)}")
 
-def resume(spec: SweepSpec, study: optuna.Study, lost: FrozenTrial) -> optuna.Trial:
-    """A trial that lost its process, with the parameters it had; those that it had not yet are drawn.
+    def propose(self) -> optuna.Trial:
+        """The next trial, all its parameters drawn."""
+        self.sampler = _make_sampler(self.spec, len(self.get_trials(deepcopy=False)))
+        return self.ask({**self.spec.parameters})
 
-    Optuna has no public way to take up a trial that is running in its storage.
-    """
-    study.sampler = _make_sampler(spec, lost.number)
-    trial = optuna.Trial(study, lost._trial_id)
-    for name, searched in spec.parameters.items():
-        trial._suggest(name, searched)
-    return trial
+    def resume(self, lost: FrozenTrial) -> optuna.Trial:
+        """A trial that lost its process, with the parameters it had; those that it had not yet are drawn.
 
+        Optuna has no public way to take up a trial that is running in its storage.
+        """
+        self.sampler = _make_sampler(self.spec, lost.number)
+        trial = optuna.Trial(self, lost._trial_id)
+        for name, searched in self.spec.parameters.items():
+            trial._suggest(name, searched)
+        return trial
 
-def tell(study: optuna.Study, trial: optuna.Trial, value: float | None, state: Any) -> None:
-    """Record how a trial ended. A GridSampler would try to stop `Study.optimize` here, which nobody runs."""
-    study.sampler = RandomSampler()
-    study.tell(trial, value, state=state)
+    def conclude(self, trial: optuna.Trial, value: float | None, state: TrialState) -> None:
+        """Record how a trial ended. A GridSampler would try to stop `Study.optimize` here, which nobody runs."""
+        self.sampler = RandomSampler()
+        self.tell(trial, value, state=state)
 
 
 def first_proposals(spec: SweepSpec, count: int) -> tuple[list[dict[str, Any]], int]:
-    """The first trials of a search that is no grid, as they come without results, and how many of them do not depend on any."""
+    """The first trials of a search that is no grid, as they come without results, and how many do not depend on any."""
     study = optuna.create_study()
     found = []
     for number in range(count):

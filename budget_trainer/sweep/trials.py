@@ -9,17 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.sweep.spec import WHOLE, Objective, SweepSpec
+from budget_trainer.sweep.spec import WHOLE, SweepSpec
 from budget_trainer.training import run_folder
 
 # User attributes of a trial in the study.
 PLACE, ENDED, ERROR, SECONDS = "place", "ended", "error", "seconds"
 AGAIN = "again"  # begun by one process, ended by another: its seconds are not a whole trial's
-
-
-def folder_name(number: int) -> str:
-    """`trial-0007`."""
-    return f"trial-{number:04d}"
 
 
 class TrialLock:
@@ -30,7 +25,7 @@ class TrialLock:
     """
 
     def __init__(self, output_dir: Path, number: int) -> None:
-        self._file = open(output_dir / "locks" / folder_name(number), "a", encoding="utf-8")
+        self._file = open(output_dir / "locks" / f"trial-{number:04d}", "a", encoding="utf-8")
 
     def take(self) -> bool:
         """Whether it was free."""
@@ -53,7 +48,7 @@ class TrialFolder:
     """What a trial has left on disk so far."""
 
     def __init__(self, spec: SweepSpec, number: int) -> None:
-        self.path = spec.output_dir / folder_name(number)
+        self.path = spec.folder(number)
         self.log = self.path.with_suffix(".log")
         self.glue = self.path / "glue"
         self.model = self.path / run_folder.FINAL
@@ -65,15 +60,13 @@ class TrialFolder:
     def report(self) -> dict[str, Any]:
         """`run_report.json`; empty where there is none."""
         try:
-            report = json.loads((self.path / run_folder.REPORT).read_text(encoding="utf-8"))
+            return dict(json.loads((self.path / run_folder.REPORT).read_text(encoding="utf-8")))
         except (OSError, ValueError):
             return {}
-        return report if isinstance(report, dict) else {}
 
     def evaluation(self) -> dict[str, Any] | None:
         """The pinned evaluation of a finished training; None where it is not finished."""
-        evaluation = self.report().get("evaluation")
-        return evaluation if isinstance(evaluation, dict) else None
+        return self.report().get("evaluation")
 
     def awaits_evaluation(self) -> bool:
         """Whether its training is finished, and the final evaluation is missing."""
@@ -88,37 +81,37 @@ class TrialFolder:
         return self.glue.exists()
 
     def score(self) -> float | None:
-        """The score on GLUE; None where there is none yet."""
+        """The score on GLUE; None where there is none."""
         from budget_trainer.glue.results import read_result
 
         result = read_result(self.glue)
-        return None if result is None else float(result["headline"]["value"])
+        return None if result is None else result["headline"]["value"]
+
+    def evaluations(self) -> list[tuple[float, float]]:
+        """Pinned evaluations on the way since the last call, as (share of the budget, metric)."""
+        found = []
+        with suppress(OSError), open(self._progress, "rb") as file:
+            file.seek(self._read_to)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._read_to += len(line)
+                with suppress(ValueError):
+                    content = json.loads(line)
+                    if (value := self._spec.objective.of_evaluation(content.get("evaluation"))) is not None:
+                        found.append((float(content["share"]), value))
+        return found
 
     def new_values(self) -> list[tuple[int, float]]:
-        """Pinned evaluations since the last call as (step, metric), each at the step (thousandth) that it was due at."""
-        try:
-            with open(self._progress, "rb") as file:
-                file.seek(self._read_to)
-                text = file.read()
-        except OSError:
-            return []
-        whole = text[: text.rfind(b"\n") + 1]
-        self._read_to += len(whole)
+        """The `evaluations` that compare with others', as (step, metric), each at the step (thousandth) that it was due at."""
         found = []
-        for share, value in _evaluations(whole.decode("utf-8", "replace").splitlines(), self._spec.objective):
+        for share, value in self.evaluations():
             due = [step for step in self._spec.prune_at if share * WHOLE >= step - 0.5]
             # A late one, because the one that was due had no room, compares with none of the others'.
             if due and due[-1] not in self._reported and share * WHOLE < due[-1] + self._spec.validate_every:
                 self._reported.add(due[-1])
                 found.append((due[-1], value))
         return found
-
-    def curve(self) -> list[tuple[float, float]]:
-        """All pinned evaluations on the way as (share of the budget, metric)."""
-        try:
-            return _evaluations(self._progress.read_text(encoding="utf-8").splitlines(), self._spec.objective)
-        except OSError:
-            return []
 
     def remove_models(self) -> None:
         """Delete models, checkpoints and what is held free; logs, progress and reports stay."""
@@ -128,15 +121,3 @@ class TrialFolder:
             elif path.is_dir() and path.name not in ("tensorboard", "glue"):
                 shutil.rmtree(path, ignore_errors=True)
         shutil.rmtree(self.glue / "model", ignore_errors=True)
-
-
-def _evaluations(lines: list[str], objective: Objective) -> list[tuple[float, float]]:
-    """(share, metric) of the pinned evaluations among lines of progress.jsonl."""
-    found = []
-    for line in lines:
-        with suppress(ValueError, TypeError, AttributeError):
-            content = json.loads(line)
-            value = objective.of_evaluation(content.get("evaluation"))
-            if value is not None:
-                found.append((float(content["share"]), value))
-    return found

@@ -15,7 +15,7 @@ from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.sweep.command import parse_request
 from budget_trainer.sweep.run import make_slots
-from budget_trainer.sweep.study import ask, open_study, tell
+from budget_trainer.sweep.study import SweepStudy
 from budget_trainer.sweep.trials import TrialFolder
 from tests.conftest import ROOT, TINY
 
@@ -76,7 +76,7 @@ def spec_of(tmp_path, content, *argv):
 
 
 def study_of(spec):
-    return open_study(spec, optuna.storages.InMemoryStorage(), {})
+    return SweepStudy(spec, optuna.storages.InMemoryStorage(), {})
 
 
 # ---- the original's form ----
@@ -169,10 +169,10 @@ def test_a_dry_run_prints_what_the_sweep_will_try(answer, tmp_path):
     spec = spec_of(tmp_path, OURS)
     study = study_of(spec)
     for number, line in enumerate(lines):
-        trial = ask(spec, study)
-        words = spec.words(trial.params, tmp_path / "out" / f"trial-{number:04d}")
+        trial = study.propose()
+        words = spec.words(trial.params, number)
         assert shlex.split(line)[3:] == words and "--validate_every=0.25" in words
-        tell(study, trial, 1.0, optuna.trial.TrialState.COMPLETE)
+        study.conclude(trial, 1.0, optuna.trial.TrialState.COMPLETE)
 
 
 def test_a_dry_run_of_tpe_prints_what_depends_on_no_result(answer, tmp_path):
@@ -181,9 +181,9 @@ def test_a_dry_run_of_tpe_prints_what_depends_on_no_result(answer, tmp_path):
     spec = spec_of(tmp_path, {**OURS, "search": "tpe"})
     study = study_of(spec)
     for line in lines[:4]:
-        trial = ask(spec, study)
+        trial = study.propose()
         assert all(f"--{name}={value}" in line for name, value in trial.params.items())
-        tell(study, trial, 1.0, optuna.trial.TrialState.COMPLETE)
+        study.conclude(trial, 1.0, optuna.trial.TrialState.COMPLETE)
 
 
 def test_a_grid_has_every_point_once_whoever_asks(tmp_path):
@@ -192,9 +192,9 @@ def test_a_grid_has_every_point_once_whoever_asks(tmp_path):
     spec = spec_of(tmp_path, {**OURS, **changes})
     assert spec.limit == 6
     study = study_of(spec)
-    trials = [ask(spec, study) for _ in range(3)]
-    tell(study, trials[1], None, optuna.trial.TrialState.FAIL)
-    trials += [ask(spec, study) for _ in range(3)]
+    trials = [study.propose() for _ in range(3)]
+    study.conclude(trials[1], None, optuna.trial.TrialState.FAIL)
+    trials += [study.propose() for _ in range(3)]
     assert len({tuple(trial.params.values()) for trial in trials}) == 6
 
 
@@ -218,7 +218,7 @@ HALVING = {"search": "successive_halving"}
 def test_searches_are_optunas(tmp_path, changes, sampler, pruner, steps):
     spec = spec_of(tmp_path, {**OURS, **changes})
     study = study_of(spec)
-    ask(spec, study)
+    study.propose()
     assert (type(study.sampler).__name__, type(study.pruner).__name__, spec.prune_at) == (sampler, pruner, steps)
     if changes.get("search") == "hyperband":
         assert spec.reduction_factor == 3
@@ -228,8 +228,8 @@ def test_searches_are_optunas(tmp_path, changes, sampler, pruner, steps):
 def test_a_halving_search_begins_in_the_middle_and_tries_all_of_the_grid(tmp_path, seed):
     lists = {"learning_rate": ["5e-2", "5e-4", "1e-3", "8e-3", "3e-3"], "curve": ["linear", "cosine"]}
     changes = {"search": "successive_halving", "seed": seed, "parameters": lists}
-    spec, study = spec_of(tmp_path, {**OURS, **changes}), optuna.create_study()
-    tried = [ask(spec, study).params for _ in range(10)]
+    study = study_of(spec_of(tmp_path, {**OURS, **changes}))
+    tried = [study.propose().params for _ in range(10)]
     assert tried[0] == {"learning_rate": 3e-3, "curve": "linear"}
     assert len({tuple(sorted(point.items())) for point in tried}) == 10
 
@@ -237,8 +237,7 @@ def test_a_halving_search_begins_in_the_middle_and_tries_all_of_the_grid(tmp_pat
 def test_more_or_fewer_trials_do_not_change_what_a_halving_search_tries(tmp_path):
     changes = {"search": "hyperband", "parameters": {"seed": [1, 2, 3, 4]}}
     specs = [spec_of(tmp_path, {**OURS, **changes, "trials": trials}) for trials in (2, 4)]
-    studies = [optuna.create_study() for _ in specs]
-    one, other = ([ask(spec, study).params for _ in range(2)] for spec, study in zip(specs, studies, strict=True))
+    one, other = ([study.propose().params for _ in range(2)] for study in map(study_of, specs))
     assert one == other and [spec.limit for spec in specs] == [2, 4]
 
 
@@ -248,7 +247,7 @@ def test_evaluations_are_read_from_progress(tmp_path, objective, value):
     folder.path.mkdir(parents=True)
     line = '{"share": 0.26, "evaluation": {"loss": 2.0, "bits_per_byte": 1.5}}'
     (folder.path / "progress.jsonl").write_text(f'{line}\n{{"share": 0.3, "loss": 1}}\n{{"sha')
-    assert folder.curve() == [(0.26, value)]
+    assert folder.evaluations() == [(0.26, value)]
 
 
 def parameters(**given):
@@ -313,9 +312,12 @@ BAD = [
     ({"script": "other.py"}, "script: 'other.py' cannot be searched"),
     ({"storage": "sqlite:////none/study.db"}, "storage: the folder /none is not there"),
     ({"storage": "journal:/none/journal.log"}, "storage: the folder /none is not there"),
-    ({"storage": "file.db"}, "storage: file.db is no URL"),
-    ({"storage": "oracel://host/db"}, "storage: oracel://host/db has an unknown scheme"),
-    ({"storage": "postgresql://me:secret@host/db"}, "storage: postgresql://me:***@host/db needs the driver psycopg"),
+    ({"storage": "file.db"}, "storage: file.db cannot be used (Could not parse"),
+    ({"storage": "oracel://host/db"}, "storage: oracel://host/db cannot be used (Can't load plugin"),
+    (
+        {"storage": "postgresql://me:secret@host/db"},
+        "storage: postgresql://me:***@host/db cannot be used (No module named 'psycopg",
+    ),
 ]
 
 

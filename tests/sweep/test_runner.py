@@ -13,7 +13,7 @@ from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import RunError, StopAsked
 from budget_trainer.sweep.runner import ENDED, PLACE, Runner
 from budget_trainer.sweep.spec import Objective, SweepSpec
-from budget_trainer.sweep.study import open_storage, open_study
+from budget_trainer.sweep.study import SweepStudy, open_storage
 from budget_trainer.sweep.trials import TrialLock
 
 # What a trial does, by its seed; `{}` are its folder and the sweep's.
@@ -48,10 +48,10 @@ class Sweep:
             "storage": f"sqlite:///{folder}/study.db",
         }
         self.spec = SweepSpec(**{**values, **changes})
-        self.study = open_study(self.spec, optuna.storages.InMemoryStorage(), {})
+        self.study = SweepStudy(self.spec, optuna.storages.InMemoryStorage(), {})
         self.stop = StopRequest()
         clock = BudgetClock(seconds + 4.9)  # 5 seconds are kept for the sweep's own end
-        self.runner = Runner(self.spec, self.study, clock, self.stop, [None] * slots, "here", self.launch)
+        self.runner = Runner(self.study, clock, self.stop, [None] * slots, "here", self.launch)
 
     def launch(self, script, words):
         flags = dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word)
@@ -150,9 +150,7 @@ def test_the_same_failure_of_the_first_ones_ends_a_sweep(tmp_path, does, slots, 
 
 def _first_seed(sweep):
     """The seed of the first point of the shuffled grid."""
-    from budget_trainer.sweep.study import ask
-
-    return ask(sweep.spec, optuna.create_study()).params["seed"]
+    return SweepStudy(sweep.spec, optuna.storages.InMemoryStorage(), {}).propose().params["seed"]
 
 
 def test_a_trial_that_is_worse_at_the_same_share_is_ended(tmp_path):
@@ -182,12 +180,12 @@ def test_a_signal_leaves_the_trials_to_the_next_process(tmp_path):
         sweep.stop.ask(15)
         return launch(script, words)
 
-    sweep.runner = Runner(sweep.spec, sweep.study, BudgetClock(1e6), sweep.stop, [None, None], "here", launch_and_stop)
+    sweep.runner = Runner(sweep.study, BudgetClock(1e6), sweep.stop, [None, None], "here", launch_and_stop)
     with pytest.raises(StopAsked, match="SIGTERM"):
         sweep.runner.work()
     assert set(sweep.states()) == {"RUNNING"}
     sweep.does.clear()
-    Runner(sweep.spec, sweep.study, BudgetClock(1e6), StopRequest(), [None], "here", launch).work()
+    Runner(sweep.study, BudgetClock(1e6), StopRequest(), [None], "here", launch).work()
     assert sweep.states() == ["COMPLETE"] * 6 and len(sweep.study.trials) == 6
 
 
