@@ -1,13 +1,9 @@
 """`glue_over_budget.json`, `.md` and `.png`: GLUE scores against minutes of pre-training, over the checkpoints of one run.
 
-`train_mlm.py` keeps the model at shares of the budget (`finetune_time_markers`) in folders called `finetune-<percent>`, and at
-the end in `final/`; the run's `run_report.json` has the budget and what was used of it. A marker is written at the first step
-behind its share, so its minutes are exact to one step; none is later than what the run used. One that the report lists in
-`markers_in_final` is the final model.
-
-Each checkpoint has had a suite of its own; a line is a column of GLUE (`Suite.columns`), a point of it the median over seeds
-of the best configuration there, with the lowest and the highest seed. The mean is over the columns that all checkpoints
-have, so that it never changes what it is a mean of along the way.
+The checkpoints are `finetune-<percent>` (shares of the budget, exact to one step) and `final/`; the run's `run_report.json`
+has the budget and what was used of it. A marker that it lists in `markers_in_final` is the final model. A line is a column of
+GLUE, a point of it the median over seeds of the best configuration there, with the lowest and the highest seed. The mean is
+over the columns that all checkpoints have, so that it never changes what it is a mean of along the way.
 """
 
 from __future__ import annotations
@@ -22,13 +18,12 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_atomic, write_json_atomic
 from budget_trainer.core.output import inline, png_figure, table
 from budget_trainer.glue.report import bullets
-from budget_trainer.glue.results import METRIC_NAMES, Suite, mean, points, read_object
+from budget_trainer.glue.results import METRIC_NAMES, Suite, points, read_object
 from budget_trainer.glue.tasks import ALL_COLUMNS
 from budget_trainer.reporting.hub import FINAL, MARK
 from budget_trainer.reporting.report import REPORT
 
 MARKDOWN = "glue_over_budget.md"
-_FORMAT = 1
 _COLOURS = "#1f6f8b #d1495b #edae49 #66a182 #7b5ea7 #b08968 #3d8bfd #e07a5f #8d99ae #5a9a3c".split()
 
 
@@ -54,7 +49,7 @@ def expand_checkpoints(patterns: Sequence[str]) -> dict[Path, float]:
 
 
 def _minutes_of(folder: Path) -> float:
-    """Minutes of pre-training behind `folder`, from the run's `run_report.json` beside it; InputError where it has none."""
+    """Minutes of pre-training behind `folder`, from the run's `run_report.json` beside it."""
     if not (folder / "config.json").is_file():
         raise InputError(f"checkpoints: {folder} has no config.json, it is no model; give folders such as finetune-50")
     name = folder.resolve().name
@@ -91,18 +86,16 @@ def report_over_budget(pairs: Sequence[tuple[tuple[Path, float], Suite]], output
     names = sorted({name for ours in scored for name in ours}, key=ALL_COLUMNS.index)
     rows = {name: {ours[name].rows if name in ours else None for ours in scored} for name in names}
     shared = [name for name in names if len(rows[name]) == 1 and None not in rows[name]]
-    means = [found for ours in scored if (found := mean(ours, shared, least=2)) is not None]
-    report = {
-        "format": _FORMAT,
+    means = [found for _, suite in pairs if (found := suite.mean(shared, least=2)) is not None]
+    report: dict[str, Any] = {
+        "format": 1,
         "run": pairs[0][0][0].resolve().parent.name,
         "split": "dev",
         "checkpoints": [
             {
                 "name": path.resolve().name,
                 "minutes": round(minutes, 4),
-                "best_configurations": {
-                    name: result.configurations[result.best or 0].flags for name, result in suite.scored.items()
-                },
+                "best_configurations": {name: task.best.flags for name, task in suite.scored.items() if task.best},
                 "absent": suite.unscored,
                 "seconds": sum(result.seconds for result in suite.scored.values()),
             }
@@ -111,13 +104,11 @@ def report_over_budget(pairs: Sequence[tuple[tuple[Path, float], Suite]], output
         "metrics": {name: next(ours[name].metric for ours in scored if name in ours) for name in names},
         "partial": sorted({name for ours in scored for name, column in ours.items() if not column.official}),
         "lines": {name: [ours[name].score.reported() if name in ours else None for ours in scored] for name in names},
-        "mean": {
-            **{key: means[0][key] for key in ("columns", "left_out")},
-            "points": [{key: found[key] for key in ("median", "min", "max", "seeds")} for found in means],
-        }
-        if means
-        else None,
+        "mean": None,
     }
+    if means:
+        line = [{key: mean[key] for key in ("median", "min", "max", "seeds")} for mean in means]
+        report["mean"] = {**{key: means[0][key] for key in ("columns", "left_out")}, "points": line}
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json_atomic(output_dir / "glue_over_budget.json", report)
     write_atomic(output_dir / MARKDOWN, _markdown(report))
@@ -146,9 +137,7 @@ def _markdown(report: Mapping[str, Any]) -> str:
     if report["partial"]:
         sections.append(f"Not on all of the official dev rows: {', '.join(report['partial'])}.")
     absent = {
-        f"{checkpoint['name']}: {name}": reason
-        for checkpoint in report["checkpoints"]
-        for name, reason in checkpoint["absent"].items()
+        f"{one['name']}: {name}": reason for one in report["checkpoints"] for name, reason in one["absent"].items()
     }
     sections.append(bullets("## Absent", absent))
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -182,14 +171,9 @@ def _draw(report: Mapping[str, Any]) -> bytes:
         drawn.sort(key=lambda entry: -entry[0])
         if found is not None:
             drawn.insert(0, (*_draw_line(axes, minutes, found["points"], "black", zorder=3, linewidth=3.2), "mean"))
-        figure.legend(
-            [handle for _, handle, _ in drawn],
-            [f"{points(last)}  {words}" for last, _, words in drawn],
-            title="last score",
-            alignment="left",
-            loc="outside right center",
-            frameon=False,
-        )
+        words = [f"{points(last)}  {word}" for last, _, word in drawn]
+        place = {"title": "last score", "alignment": "left", "loc": "outside right center", "frameon": False}
+        figure.legend([handle for _, handle, _ in drawn], words, **place)
         axes.set_xlim(0, 1.04 * max(minutes))
         axes.set_xlabel("minutes of pre-training")
         axes.set_ylabel("points of 100 on the dev set")
@@ -201,10 +185,8 @@ def _draw_line(
     axes: Any, minutes: Sequence[float], scores: Sequence[Mapping[str, Any] | None], colour: str, **style: Any
 ) -> tuple[float, Any]:
     """Draw a line through the checkpoints that have the score, with a bar for its range; returns its last score and handle."""
-    times = [minute for minute, score in zip(minutes, scores, strict=True) if score is not None]
-    there = [score for score in scores if score is not None]
-    middle = [100 * score["median"] for score in there]
-    below = [100 * (score["median"] - score["min"]) for score in there]
-    above = [100 * (score["max"] - score["median"]) for score in there]
+    there = [(minute, score) for minute, score in zip(minutes, scores, strict=True) if score is not None]
+    middle = [100 * score["median"] for _, score in there]
+    bars = [[100 * abs(score["median"] - score[end]) for _, score in there] for end in ("min", "max")]
     style |= {"elinewidth": 1.0, "capsize": 2.5, "marker": "o", "markersize": 4}
-    return there[-1]["median"], axes.errorbar(times, middle, yerr=[below, above], color=colour, **style)
+    return middle[-1] / 100, axes.errorbar([minute for minute, _ in there], middle, yerr=bars, color=colour, **style)

@@ -1,12 +1,13 @@
 """The results of a run (`result.json`) and of a suite (`glue_runs.json`), and what is computed from them.
 
-Scores are shares of 1 (Matthews and correlations from -1), as the metrics give them; times are in seconds. A column is what
-a table of GLUE shows as one: a task's dev split, so that MNLI has two. Standard library only.
+Scores are shares of 1 (Matthews and correlations from -1); times are in seconds. A column is what a table of GLUE shows as
+one: a task's dev split, so that MNLI has two. Standard library only.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +20,10 @@ from budget_trainer.glue.tasks import ALL_COLUMNS, TASKS, Split, Task
 
 RESULT, PREDICTIONS, MODEL = "result.json", "predictions", "model"  # in the folder of a run
 RUNS_FILE = "glue_runs.json"  # in the folder of a suite
-_RUNS_FORMAT, _RESULT_FORMAT = 1, 1  # raise one when what is in the file comes to mean something else
+_FORMAT = 1  # of both files: raise it when what is in one comes to mean something else
 _NOT_IN_MEAN = ("WNLI",)  # left out of means as in Devlin et al. (arXiv 1810.04805)
-METRIC_NAMES = {  # as people write them
-    "accuracy": "accuracy",
-    "f1": "F1",
-    "matthews_correlation": "Matthews",
-    "pearson": "Pearson",
-    "spearmanr": "Spearman",
-}
+METRIC_NAMES = {"accuracy": "accuracy", "f1": "F1", "matthews_correlation": "Matthews"}  # as people write them
+METRIC_NAMES |= {"pearson": "Pearson", "spearmanr": "Spearman"}
 
 
 def read_object(path: Path, fix: str) -> dict[str, Any]:
@@ -45,19 +41,17 @@ def read_object(path: Path, fix: str) -> dict[str, Any]:
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """Write `result.json`, the last file of a run, atomically."""
-    write_json_atomic(folder / RESULT, {"format": _RESULT_FORMAT, **result})
+    write_json_atomic(folder / RESULT, {"format": _FORMAT, **result})
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The result of a finished run, None where it is not finished or its predictions are not all there."""
     try:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        complete = result["format"] == _RESULT_FORMAT and all(
-            (folder / path).is_file() for path in result["predictions"].values()
-        )
+        there = all((folder / path).is_file() for path in result["predictions"].values())
+        return result if there and result["format"] == _FORMAT else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return result if complete else None
 
 
 # ---- scores ----
@@ -66,11 +60,6 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 def points(value: float) -> str:
     """A share of 1 in points of 100, as text."""
     return f"{100 * value:.1f}"
-
-
-def rounded(value: float) -> float:
-    """Six decimals: more than any dev split resolves, and the same text on every machine."""
-    return round(value, 6)
 
 
 @dataclass(frozen=True)
@@ -87,12 +76,11 @@ class Spread:
         return cls(median(values), min(values), max(values), len(values))
 
     def scores(self) -> dict[str, float]:
-        """As they are, under the names that files use."""
         return {"median": self.median, "min": self.min, "max": self.max}
 
     def reported(self) -> dict[str, Any]:
-        """The same rounded, with the number of seeds."""
-        return {**{name: rounded(value) for name, value in self.scores().items()}, "seeds": self.seeds}
+        """With the number of seeds, and six decimals: more than any dev split resolves, the same text on every machine."""
+        return {**{name: round(value, 6) for name, value in self.scores().items()}, "seeds": self.seeds}
 
 
 def card_scores(
@@ -107,7 +95,7 @@ def card_scores(
         {
             "task": task.name,
             "metric": name,
-            "value": rounded(metrics[split.name][name]),
+            "value": round(metrics[split.name][name], 6),
             "split": split.hub,
             "seeds": seeds,
         }
@@ -124,8 +112,7 @@ def card_scores(
 class Run:
     """One run of a suite, with the keys of `glue_runs.json`: its `folder` and the result in it, or the `error`.
 
-    `folder` is inside of the suite's, `predictions` are files in it by split. `metrics` are by dev split and name, `rows` by
-    split.
+    `folder` is inside of the suite's, `predictions` are files in it by split, `metrics` by dev split and name, `rows` by split.
     """
 
     seed: int
@@ -172,6 +159,16 @@ class Configuration:
         scores = [run.headline for run in self.finished if run.headline is not None]
         return Spread.of(scores) if scores else None
 
+    @property
+    def rank(self) -> tuple[float, float]:
+        """One whose runs have all finished goes before one whose have not, whatever the scores: few seeds are luck."""
+        return len(self.finished) / len(self.runs), -math.inf if self.headline is None else self.headline.median
+
+    def content(self) -> dict[str, Any]:
+        """The configuration in `glue_runs.json`."""
+        scores = None if self.headline is None else self.headline.scores()
+        return {"flags": self.flags, "headline": scores, "runs": [vars(run) for run in self.runs]}
+
 
 @dataclass(frozen=True)
 class TaskResult:
@@ -183,23 +180,15 @@ class TaskResult:
     data_sha256: str = ""
 
     @property
-    def best(self) -> int | None:
-        """The place of the configuration with the highest median over its seeds, None where all runs failed.
-
-        A configuration whose runs have all finished goes before one whose have not, whatever the scores: few seeds are luck.
-        """
-        ranks = {
-            place: (len(one.finished) / len(one.runs), one.headline.median)
-            for place, one in enumerate(self.configurations)
-            if one.headline is not None
-        }
-        return max(ranks, key=lambda place: ranks[place], default=None)
+    def best(self) -> Configuration | None:
+        """The configuration with the highest median over its seeds, None where all runs failed."""
+        best = max(self.configurations, key=lambda one: one.rank)
+        return None if best.headline is None else best
 
     @property
     def best_runs(self) -> list[Run]:
         """The finished runs of the best configuration, by seed."""
-        runs = [] if self.best is None else self.configurations[self.best].finished
-        return sorted(runs, key=lambda run: run.seed)
+        return sorted(self.best.finished if self.best else [], key=lambda run: run.seed)
 
     @property
     def best_run(self) -> Run | None:
@@ -234,42 +223,35 @@ class TaskResult:
         return Spread.of([run.metrics[split.name][metric] for run in self.best_runs])
 
     @property
+    def failed(self) -> int:
+        """How many runs have failed."""
+        return sum(len(one.runs) - len(one.finished) for one in self.configurations)
+
+    @property
     def notes(self) -> list[str]:
         """What a reader has to know: the runs that failed."""
-        failed = [
-            (place, r) for place, one in enumerate(self.configurations) for r in one.runs if r.status == "failed"
-        ]
-        notes = [
-            f"seed {r.seed} of the best configuration failed ({r.error})" for place, r in failed if place == self.best
-        ]
-        if others := len(failed) - len(notes):
+        failed = [run for run in (self.best.runs if self.best else ()) if run.status == "failed"]
+        notes = [f"seed {run.seed} of the best configuration failed ({run.error})" for run in failed]
+        if others := self.failed - len(notes):
             notes.append(f"runs of other configurations that failed: {others}")
         return notes
 
     def content(self) -> dict[str, Any]:
         """The task in `glue_runs.json`."""
-        best = None if self.best is None else self.configurations[self.best].headline
-        highest = self.best_run
+        best, highest = self.best, self.best_run
         return {
             "headline_metric": self.task.headline,
             "starts_from": self.base,
             "official_rows": all(run.official_rows for run in self.finished),
             "data_sha256": self.data_sha256,
-            "headline": None if best is None else best.scores(),
+            "headline": None if best is None else best.content()["headline"],
             "metrics": {
                 split.name: {metric: self.spread(split, metric).scores() for metric in self.task.metrics}
                 for split in (self.dev if highest else ())
             },
             "best_run": None if highest is None else {"seed": highest.seed, "folder": highest.folder},
-            "best_configuration": self.best,
-            "configurations": [
-                {
-                    "flags": one.flags,
-                    "headline": None if one.headline is None else one.headline.scores(),
-                    "runs": [vars(run) for run in one.runs],
-                }
-                for one in self.configurations
-            ],
+            "best_configuration": None if best is None else self.configurations.index(best),
+            "configurations": [one.content() for one in self.configurations],
             "seconds": self.seconds,
         }
 
@@ -291,7 +273,7 @@ class Suite:
     @property
     def failed(self) -> int:
         """How many runs have failed."""
-        return sum(len(one.runs) - len(one.finished) for task in self.tasks.values() for one in task.configurations)
+        return sum(task.failed for task in self.tasks.values())
 
     @property
     def model_name(self) -> str:
@@ -314,25 +296,34 @@ class Suite:
                 reasons[name] = f"all {len(runs)} runs failed ({runs[0].error})"
         return {name: reasons[name] for name in TASKS if name in reasons}
 
-    def columns(self) -> dict[str, Column]:
+    def columns(self) -> dict[str, _Column]:
         """The headline scores by column, in GLUE's order."""
-        found = {
-            split.column: Column(
-                split,
-                result.task.headline,
-                result.spread(split, result.task.headline),
-                result.best_runs[0].rows[split.name],
-            )
-            for result in self.scored.values()
-            for split in result.dev
-        }
+        found = {}
+        for result in self.scored.values():
+            metric = result.task.headline
+            for split in result.dev:
+                rows = result.best_runs[0].rows[split.name]
+                found[split.column] = _Column(split, metric, result.spread(split, metric), rows)
         return {name: found[name] for name in ALL_COLUMNS if name in found}
+
+    def mean(self, names: Sequence[str], least: int = 1) -> dict[str, Any] | None:
+        """The mean over the columns `names`: of their medians, their lowest seeds and their highest, as reports hold it.
+
+        Some columns never count. None of fewer than `least`. The seeds are the fewest that any column has.
+        """
+        counted, ours = [name for name in names if name not in _NOT_IN_MEAN], self.columns()
+        if len(counted) < least:
+            return None
+        scores = [ours[name].score for name in counted]
+        middle, low, high = (fmean(getattr(score, part) for score in scores) for part in ("median", "min", "max"))
+        found = Spread(middle, low, high, min(score.seeds for score in scores))
+        return {"columns": counted, "left_out": list(_NOT_IN_MEAN), **found.reported()}
 
     def content(self) -> dict[str, Any]:
         """What `glue_runs.json` holds: the same for the same runs, however often they were begun."""
         tasks = {name: self.tasks[name].content() for name in TASKS if name in self.tasks}
         return {
-            "format": _RUNS_FORMAT,
+            "format": _FORMAT,
             "model": self.model,
             "protocol": self.protocol,
             "tasks": tasks,
@@ -344,7 +335,7 @@ class Suite:
 
 
 @dataclass(frozen=True)
-class Column:
+class _Column:
     """Our score of one dev split, and the `rows` it was scored on."""
 
     split: Split
@@ -356,16 +347,6 @@ class Column:
     def official(self) -> bool:
         return self.rows == self.split.rows
 
-
-def mean(ours: Mapping[str, Column], names: Sequence[str], least: int = 1) -> dict[str, Any] | None:
-    """The mean over the columns `names`: of their medians, of their lowest seeds and of their highest, as reports hold it.
-
-    Some columns never count. None of fewer than `least`. The seeds are the fewest that any column has.
-    """
-    counted = [name for name in names if name not in _NOT_IN_MEAN]
-    if len(counted) < least:
-        return None
-    scores = [ours[name].score for name in counted]
-    middle, low, high = (fmean(getattr(score, part) for score in scores) for part in ("median", "min", "max"))
-    found = Spread(middle, low, high, min(score.seeds for score in scores))
-    return {"columns": counted, "left_out": list(_NOT_IN_MEAN), **found.reported()}
+    def reported(self) -> dict[str, Any]:
+        rows = {"rows": self.rows, "official_rows": self.split.rows, "comparable": self.official}
+        return {"metric": self.metric, **self.score.reported(), **rows}

@@ -306,7 +306,7 @@ def _print_table(suite: Suite) -> None:
     print()
     for name in (name for name in TASKS if name in suite.tasks):
         result, text = suite.tasks[name], "every run failed"
-        if result.best is not None and (score := result.configurations[result.best].headline) is not None:
+        if result.best is not None and (score := result.best.headline) is not None:
             text = f"{100 * score.median:6.2f}  ({100 * score.min:.2f} to {100 * score.max:.2f})"
         print(f"{name:6} {result.task.headline:21} {text}  {format_duration(max(0.1, result.seconds))}")
     for name, reason in suite.absent.items():

@@ -62,11 +62,7 @@ def rewrite(**changes: Any) -> Any:
         (["run_report.json"], None, "has no config.json, it is no model"),
         (["finetune-50"], lambda run: (run / "finetune-50" / "config.json").unlink(), "has no config.json"),
         (["checkpoint-7"], None, "does not say when in its run it was written"),
-        (
-            ["finetune-50"],
-            lambda run: (run / "run_report.json").unlink(),
-            "run_report.json: missing; only it says",
-        ),
+        (["finetune-50"], lambda run: (run / "run_report.json").unlink(), "run_report.json: missing; only it says"),
         (["finetune-50"], lambda run: (run / "run_report.json").write_text("{"), "run_report.json: cannot be read"),
         (["finetune-50"], lambda run: (run / "run_report.json").write_text("[]"), "run_report.json: holds no object"),
         (["finetune-50"], rewrite(recipe={}), "has no total_training_time; give another run"),

@@ -8,7 +8,7 @@ import pytest
 
 from budget_trainer.glue.check_submission import check_submission
 from budget_trainer.glue.report import DEV, TEST, write_report
-from budget_trainer.glue.results import Configuration, Run, Spread, Suite, TaskResult, mean
+from budget_trainer.glue.results import Configuration, Run, Spread, Suite, TaskResult
 from budget_trainer.glue.submission import write_submission
 from budget_trainer.glue.tasks import ALL_COLUMNS, TASKS
 from tests.glue.suites import MODEL, RECIPE, complete_suite, result_of, suite_of
@@ -116,10 +116,10 @@ def test_a_part_of_the_dev_rows_is_compared_with_nothing(report_of) -> None:
 
 
 def test_the_mean_of_lowest_and_highest_seeds() -> None:
-    ours = suite_of(CoLA=[0.1, 0.2, 0.3], RTE=[0.5, 0.6], WNLI=[0.1]).columns()
+    suite = suite_of(CoLA=[0.1, 0.2, 0.3], RTE=[0.5, 0.6], WNLI=[0.1])
     found = {"columns": ["CoLA", "RTE"], "left_out": ["WNLI"], "median": 0.375, "min": 0.3, "max": 0.45, "seeds": 2}
-    assert mean(ours, ["CoLA", "RTE", "WNLI"]) == found
-    assert mean(ours, ["WNLI"]) is None and mean(ours, ["RTE", "WNLI"], least=2) is None
+    assert suite.mean(["CoLA", "RTE", "WNLI"]) == found
+    assert suite.mean(["WNLI"]) is None and suite.mean(["RTE", "WNLI"], least=2) is None
 
 
 def test_published_rows_are_of_known_columns() -> None:
