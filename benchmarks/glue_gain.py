@@ -48,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def check(a: argparse.Namespace) -> None:
     """Refuse, before hours of fine-tuning, what could not be judged after them; tasks become lists of their names."""
-    from budget_trainer.glue.data import check_data, load_task
+    from budget_trainer.glue.data import load_task
     from budget_trainer.glue.model import load_checkpoint
     from budget_trainer.glue.plan import read_grid
     from budget_trainer.glue.tasks import find_tasks
@@ -63,7 +63,7 @@ def check(a: argparse.Namespace) -> None:
         raise InputError(f"grid: {a.grid} has one seed, which has no spread; give seeds: [1, 2, 3]")
     for task in judged:
         data = load_task(task, [Path(a.glue_dir).resolve()])
-        check_data(data, do_train=True, do_eval=True, do_predict=False)
+        data.check(do_train=True, do_eval=True, do_predict=False)
 
 
 def draw_weights(source: Path, folder: Path, seed: int) -> None:

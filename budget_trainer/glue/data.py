@@ -1,13 +1,13 @@
 """A task's examples, from `nyu-mll/glue` or from TSV files in the official layout: the same either way.
 
-In the TSV files quotes are text (csv.QUOTE_NONE): sentences hold lone quotation marks, and a reader that pairs them swallows
-rows. Nothing is stripped. Every row has as many columns as the header; only QQP's official files have broken rows (two dozen
-of 363,870), which the data set on the Hub leaves out, and so does this.
+In the TSV files quotes are text: sentences hold lone quotation marks, and a reader that pairs them swallows rows. Nothing is
+stripped. Only QQP's official files have broken rows (two dozen of 363,870), which the data set leaves out, and so does this.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.glue.tasks import HUB_DATASET, MRPC_DEV_IDS, UNLABELLED, Split, Task
+from budget_trainer.glue.tasks import HUB_DATASET, Split, Task
 
 _BROKEN_ALLOWED = {"QQP": 0.001}  # share of the rows
 _AGAIN = "take the official file again"
@@ -36,8 +36,7 @@ class Examples:
 
     def first(self, rows: int | None) -> Examples:
         """The first `rows` rows, all where None."""
-        columns = {name: texts[:rows] for name, texts in self.columns.items()}
-        return Examples(columns, self.labels[:rows])
+        return Examples({name: texts[:rows] for name, texts in self.columns.items()}, self.labels[:rows])
 
 
 @dataclass
@@ -69,6 +68,21 @@ class TaskData:
         rows = {split.name: split.rows for split, _ in self.task.answered}
         return {name: len(examples) == rows[name] for name, examples in self.splits.items()}
 
+    def check(self, *, do_train: bool, do_eval: bool, do_predict: bool) -> None:
+        """Refuse a task without the data that is asked for; of several dev or test splits one is enough."""
+        task = self.task
+        groups = {"do_train": (do_train, [task.train] if task.train else []), "do_eval": (do_eval, list(task.dev))}
+        if not do_train and not do_eval:
+            groups["do_predict"] = (do_predict, [split for split, _ in task.answered if split.is_test])
+        for flag, (wanted, splits) in groups.items():
+            if not wanted or any(split.name in self.splits for split in splits):
+                continue
+            if not splits:
+                raise InputError(
+                    f"task_name: {task.name} has nothing to {flag.removeprefix('do_')} on; use {task.shared}"
+                )
+            raise InputError(f"{flag}: {task.name} has no data for it ({self.absent[splits[0].name]}); add the file")
+
 
 def load_task(task: Task, glue_dir: list[Path] | None = None, dataset_name: str = HUB_DATASET) -> TaskData:
     """The data of `task`: from TSV files where `glue_dir` names folders, else through `datasets`.
@@ -94,22 +108,8 @@ def load_task(task: Task, glue_dir: list[Path] | None = None, dataset_name: str 
     return data
 
 
-def check_data(data: TaskData, do_train: bool, do_eval: bool, do_predict: bool) -> None:
-    """Refuse a task without the data that is asked for; of several dev or test splits one is enough."""
-    task = data.task
-    groups = {"do_train": (do_train, [task.train] if task.train else []), "do_eval": (do_eval, list(task.dev))}
-    if not do_train and not do_eval:
-        groups["do_predict"] = (do_predict, [split for split, _ in task.answered if split.is_test])
-    for flag, (wanted, splits) in groups.items():
-        if not wanted or any(split.name in data.splits for split in splits):
-            continue
-        if not splits:
-            raise InputError(f"task_name: {task.name} has nothing to {flag.removeprefix('do_')} on; use {task.shared}")
-        raise InputError(f"{flag}: {task.name} has no data for it ({data.absent[splits[0].name]}); add the file")
-
-
 def _read_tsv(path: Path, task: Task, split: Split) -> Examples:
-    """The examples in an official file. InputError names the file, the row (from 1, without the header) and the fix."""
+    """The examples in an official file; errors number its rows from 1, without the header."""
     by_position = task.without_header if task.without_header and not split.is_test else ()
     rows = _rows(path, by_position)
     header = list(by_position) or next(rows, (0, []))[1]
@@ -131,7 +131,7 @@ def _read_tsv(path: Path, task: Task, split: Split) -> Examples:
             continue
         if len(row) != len(header):
             raise InputError(f"{path}: row {number} has {len(row)} columns of {len(header)}, it is cut off; {_AGAIN}")
-        labels.append(_label(row[label_place] if label_place is not None else None, task, path, number))
+        labels.append(task.unlabelled if label_place is None else _label(row[label_place], task, path, number))
         for cells, place in zip(texts, places, strict=True):
             cells.append(row[place])
     if broken > max(_BROKEN_ALLOWED.get(task.name, 0.0) * seen, 1):
@@ -143,34 +143,23 @@ def _read_tsv(path: Path, task: Task, split: Split) -> Examples:
 
 def _rows(path: Path, by_position: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
     """The columns of every line with the row's number: 0 is the header, where there is one."""
-    number = 1 if by_position else 0
     try:
-        with open(path, encoding="utf-8-sig") as lines:  # MRPC begins with a byte-order mark
-            for line in lines:
-                if line.strip("\n"):
-                    yield number, line.rstrip("\n").split("\t")
-                    number += 1
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: line {_first_undecodable_line(path)} is not UTF-8; {_AGAIN}") from None
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")  # MRPC begins with a byte-order mark
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}: line {line} is not UTF-8; {_AGAIN}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {_AGAIN}") from None
-
-
-def _first_undecodable_line(path: Path) -> int:
-    """The number of the first line that is not UTF-8, from 1."""
-    content = path.read_bytes()
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return content.count(b"\n", 0, error.start) + 1
-    return 0
+    rows = (line.rstrip("\n").split("\t") for line in io.StringIO(text, newline=None) if line != "\n")
+    return enumerate(rows, 1 if by_position else 0)
 
 
 def _of_mrpc(
     rows: Iterator[tuple[int, list[str]]], header: list[str], path: Path, split: Split
 ) -> Iterator[tuple[int, list[str]]]:
     """Of Microsoft's file the rows that GLUE has put into train, or into dev."""
-    ids_file = path.with_name(Path(MRPC_DEV_IDS).name)
+    ids_file = path.with_name("dev_ids.tsv")
     if not ids_file.is_file():
         raise InputError(f"{ids_file}: missing, and it says which rows of {path.name} are dev; add it, or train.tsv")
     dev = {tuple(row[:2]) for _, row in _rows(ids_file, ("#1 ID", "#2 ID"))}
@@ -183,10 +172,8 @@ def _of_mrpc(
             yield number, row
 
 
-def _label(text: str | None, task: Task, path: Path, number: int) -> int | float:
+def _label(text: str, task: Task, path: Path, number: int) -> int | float:
     if task.regression:
-        if text is None:
-            return float(UNLABELLED)
         try:
             score = float(text)
         except ValueError:
@@ -194,15 +181,11 @@ def _label(text: str | None, task: Task, path: Path, number: int) -> int | float
         if not 0 <= score <= 5:
             raise InputError(f"{path}: row {number} has the score {text!r}, not a number from 0 to 5; {_AGAIN}")
         return round(score, 3)
-    if text is None:
-        return UNLABELLED
-    if text in task.labels:
-        return task.labels.index(text)
-    if text.isdecimal() and int(text) < len(task.labels) and len(text) == 1:
-        return int(text)
-    raise InputError(
-        f"{path}: row {number} has the label {text!r}; {task.name} knows {', '.join(task.labels)}; {_AGAIN}"
-    )
+    for place, label in enumerate(task.labels):
+        if text in (label, str(place)):
+            return place
+    known = ", ".join(task.labels)
+    raise InputError(f"{path}: row {number} has the label {text!r}; {task.name} knows {known}; {_AGAIN}")
 
 
 def _from_datasets(data: TaskData, task: Task, dataset_name: str) -> None:
@@ -234,8 +217,7 @@ def _examples(rows: Any, task: Task, split: Split, dataset_name: str) -> Example
         raise InputError(f"{where} numbers its labels {', '.join(names)}, GLUE {', '.join(task.labels)}; reorder them")
     columns = {name: list(rows[name]) for name in task.sentences}
     if split.is_test:
-        unknown: Any = float(UNLABELLED) if task.regression else UNLABELLED
-        return Examples(columns, [unknown] * len(rows))
+        return Examples(columns, [task.unlabelled] * len(rows))
     labels = list(rows["label"])
     top = 5 if task.regression else len(task.labels) - 1
     for number, label in enumerate(labels, 1):

@@ -1,9 +1,8 @@
 """GLUE's metrics as an `evaluate.Metric` of this package, under the keys of the Hub's `glue` metric.
 
 `evaluate.load("glue")` downloads code and runs it; this computes the same with scikit-learn and scipy. Where a metric is not
-defined it is 0.0, so that a model that has learnt nothing counts as such and no NaN hides in a mean: Matthews where predictions
-or labels are all of one class (as scikit-learn and the leaderboard have it), F1 where nothing is true and nothing is
-predicted, Pearson and Spearman where one side is constant or has fewer than two values (scipy: NaN).
+defined it is 0.0, so that no NaN hides in a mean: Matthews where predictions or labels are all of one class (as the leaderboard
+has it), F1 where nothing is true or predicted, correlations where one side is constant or has fewer than two values.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.glue.tasks import TASKS, UNLABELLED, Task
+from budget_trainer.glue.tasks import UNLABELLED, Task, find_task
 
 
 def _correlation(function: Any, references: np.ndarray, predictions: np.ndarray) -> float:
@@ -45,11 +44,8 @@ class GlueMetric(evaluate.Metric):
     """
 
     def __init__(self, config_name: str, **kwargs: Any) -> None:
-        task = next((task for task in TASKS.values() if config_name in (task.config, task.name)), None)
-        if task is None:
-            raise InputError(f"config_name: {config_name!r} is no task of GLUE; choose one of {', '.join(TASKS)}")
-        self.task = task
-        super().__init__(config_name=task.config, **kwargs)
+        self.task = find_task(config_name, "config_name")
+        super().__init__(config_name=self.task.config, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
         kind = "float64" if self.task.regression else "int64"
@@ -63,9 +59,7 @@ class GlueMetric(evaluate.Metric):
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         predictions, references = np.asarray(predictions), np.asarray(references)
         if (references == UNLABELLED).any():
-            raise InputError(
-                f"references: rows of {self.task.name} without label (-1); only train and dev can be scored"
-            )
+            raise InputError(f"references: {self.task.name} has rows without label (-1); score train or dev")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of one class, or nearly constant: defined as 0.0, see above
             return {name: _COMPUTE[name](references, predictions) for name in self.task.metrics}
@@ -77,7 +71,6 @@ def predict(task: Task, split: str, logits: np.ndarray) -> np.ndarray:
     RunError where a logit is not finite: training has diverged.
     """
     if not np.isfinite(logits).all():
-        raise RunError(
-            f"predictions: {task.name}, {split}, has some that are not finite: training diverged; lower learning_rate"
-        )
+        where = f"{task.name}, {split}"
+        raise RunError(f"predictions: {where}, has some that are not finite: training diverged; lower learning_rate")
     return logits.reshape(len(logits)).astype(np.float64) if task.regression else logits.argmax(axis=-1)

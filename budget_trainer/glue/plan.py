@@ -15,7 +15,7 @@ from budget_trainer.config.parser import read_recipe, unknown_keys
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
 from budget_trainer.glue.arguments import COMPUTING, PARSER, Request, parse_request
-from budget_trainer.glue.data import TaskData, check_data, load_task
+from budget_trainer.glue.data import TaskData, load_task
 from budget_trainer.glue.tasks import Task, find_task
 
 _FROM_INTERMEDIATE = ("MRPC", "STS-B", "RTE")  # as in the paper
@@ -162,7 +162,7 @@ def make_plan(request: Request, grid: Grid) -> Plan:
     for task in (task for task in asked if task.shared is None):
         data = load_task(task, request.glue_dir, request.glue.dataset_name)
         try:
-            check_data(data, do_train=True, do_eval=True, do_predict=False)
+            data.check(do_train=True, do_eval=True, do_predict=False)
             loaded[task.name] = data
         except InputError as reason:
             plan.absent[task.name] = str(reason)

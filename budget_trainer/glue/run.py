@@ -18,7 +18,7 @@ from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, StopAsked
 from budget_trainer.core.io import fresh_folder, publish_folder, write_atomic, write_json_atomic
 from budget_trainer.glue.arguments import Request
-from budget_trainer.glue.data import check_data, load_task
+from budget_trainer.glue.data import load_task
 from budget_trainer.glue.metrics import predict
 from budget_trainer.glue.model import load_checkpoint, load_classifier
 from budget_trainer.glue.results import MODEL, PREDICTIONS, RESULT, card_scores, read_result, write_result
@@ -83,7 +83,7 @@ class GlueRun:
         """Load and check the data, the checkpoint's folder and the tokenizer, and encode the rows."""
         glue, args = self.request.glue, self.args
         self.data = load_task(self.task, self.request.glue_dir, glue.dataset_name)
-        check_data(self.data, args.do_train, args.do_eval, args.do_predict)
+        self.data.check(do_train=args.do_train, do_eval=args.do_eval, do_predict=args.do_predict)
         self.splits = [(split, owner) for split, owner in self.task.answered if split.name in self.data.splits]
         for split, _ in self.splits:
             limit = glue.max_predict_samples if split.is_test else glue.max_eval_samples

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Any
 
 from budget_trainer.core.errors import InputError
 
 HUB_DATASET = "nyu-mll/glue"
-UNLABELLED = -1  # the label of a test row, as in nyu-mll/glue; of STS-B -1.0
+UNLABELLED = -1
 
 
 @dataclass(frozen=True)
 class Split:
     """A part of a task: its name here, its name in `nyu-mll/glue`, its official file and rows (header not counted).
 
-    `files` are paths inside of a GLUE folder, the first that exists is read. `column` is its name in tables of GLUE: MNLI's
-    two dev and two test splits are MNLI-m and MNLI-mm.
+    `files` are paths inside of a GLUE folder, the first that exists is read. `column` is its name in tables (MNLI-m, MNLI-mm).
     """
 
     name: str
@@ -37,10 +37,9 @@ class Task:
     """One task of GLUE.
 
     `sentences` are one or two columns of `nyu-mll/glue`, `labels` are in the order of their numbers; none for a regression.
-    `tsv_sentences` (the same where empty) and `tsv_label` are the columns of the official files. A file of `without_header`
-    gives its columns by position (CoLA). The last of the `metrics` is the headline. `submits_names` says that the leaderboard
-    wants label names instead of numbers. `shared` is the task whose model answers a task that has no training data (AX:
-    MNLI).
+    `tsv_sentences` (the same where empty) and `tsv_label` are the columns of the official files; `without_header` are those of
+    a file that has none (CoLA). The last of the `metrics` is the headline. `submits_names`: the leaderboard wants label names
+    instead of numbers. `shared` is the task whose model answers a task without training data (AX: MNLI).
     """
 
     name: str
@@ -66,6 +65,11 @@ class Task:
     @property
     def regression(self) -> bool:
         return not self.labels
+
+    @property
+    def unlabelled(self) -> Any:
+        """The label of a test row, as in `nyu-mll/glue`."""
+        return float(UNLABELLED) if self.regression else UNLABELLED
 
     @property
     def train(self) -> Split | None:
@@ -119,11 +123,8 @@ _QUESTIONS, _ANSWER = ("question1", "question2"), ("question", "sentence")
 _NLI, _TWO_WAY = ("entailment", "neutral", "contradiction"), ("entailment", "not_entailment")
 _ACCURACY, _F1, _MATTHEWS = ("accuracy",), ("accuracy", "f1"), ("matthews_correlation",)
 _CORRELATIONS = ("pearson", "spearmanr")
-_ACCEPTABLE, _SAME, _DUPLICATE = (
-    ("unacceptable", "acceptable"),
-    ("not_equivalent", "equivalent"),
-    ("not_duplicate", "duplicate"),
-)
+_ACCEPTABLE, _SAME = ("unacceptable", "acceptable"), ("not_equivalent", "equivalent")
+_DUPLICATE = ("not_duplicate", "duplicate")
 _MRPC_COLUMNS = (("#1 String", "#2 String"), "Quality")
 _COLA_COLUMNS = ("source", "label", "mark", "sentence")  # of train and dev; test has a header
 
@@ -142,22 +143,21 @@ _ALL = (
 TASKS = {task.name: task for task in _ALL}
 ALL_COLUMNS = tuple(split.column for task in _ALL for split in task.dev)  # of a table of dev scores
 SUBMISSION_FILES = {f"{split.column}.tsv": (task, split) for task in _ALL for split in task.test}  # of the leaderboard
-MRPC_DEV_IDS = "MRPC/dev_ids.tsv"  # which rows of msr_paraphrase_train.txt are the dev split
 
 
 def _squeezed(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str, field: str = "task_name") -> Task:
     """The task called `name`, in any case, with or without hyphen (`sst2`, `STS-B`). InputError names the nearest."""
-    by_name = {_squeezed(task.name): task for task in _ALL}
+    by_config = {task.config: task for task in _ALL}
     squeezed = _squeezed(name)
-    if squeezed in by_name:
-        return by_name[squeezed]
-    close = difflib.get_close_matches(squeezed, by_name, n=1, cutoff=0.5)
-    fix = f"did you mean {by_name[close[0]].name}?" if close else f"choose one of {', '.join(TASKS)} or all"
-    raise InputError(f"task_name: {name!r} is no task of GLUE; {fix}")
+    if squeezed in by_config:
+        return by_config[squeezed]
+    close = difflib.get_close_matches(squeezed, by_config, n=1, cutoff=0.5)
+    fix = f"did you mean {by_config[close[0]].name}?" if close else f"choose one of {', '.join(TASKS)} or all"
+    raise InputError(f"{field}: {name!r} is no task of GLUE; {fix}")
 
 
 def find_tasks(names: list[str]) -> list[Task]:

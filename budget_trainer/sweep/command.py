@@ -252,14 +252,14 @@ def _check_names(names: list[str], where: str) -> None:
 
 def _check_glue(spec: SweepSpec) -> None:
     from budget_trainer.glue.arguments import check_installed, parse_request
-    from budget_trainer.glue.data import check_data, load_task
+    from budget_trainer.glue.data import load_task
 
     check_installed()
     request = parse_request([*spec.objective.words("final", str(spec.output_dir)), "--use_cpu=true"])
     if request.is_suite:
         raise InputError("objective: a trial's score is one task with one seed; leave grid, seeds and others out")
     data = load_task(request.tasks[0], request.glue_dir, request.glue.dataset_name)
-    check_data(data, do_train=True, do_eval=True, do_predict=False)
+    data.check(do_train=True, do_eval=True, do_predict=False)
 
 
 def read_profile(path: Path) -> tuple[bool, int]:
