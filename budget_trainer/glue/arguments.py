@@ -19,8 +19,8 @@ from budget_trainer.reporting.hub import PushOptions
 from budget_trainer.reporting.publish import resolve_push
 
 _TASK, _SUITE = "Task and model", "Several runs (a suite)"
-_task, _elsewhere = partial(flag, topic=_TASK), partial(flag, topic=_TASK, computes=False)
-_suite, _watch = (partial(flag, topic=topic, computes=False) for topic in (_SUITE, WATCH))
+_task, _budget = partial(flag, topic=_TASK), partial(flag, topic=BUDGET)
+_elsewhere, _suite, _watch = (partial(flag, topic=topic, computes=False) for topic in (_TASK, _SUITE, WATCH))
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,12 @@ class _GlueArguments:
     max_predict_samples: int | None = _task(
         None, "Predict the first so many rows of each test split only.", unit="ROWS", min=1
     )
-    early_stopping_patience: int = flag(
-        -1,
-        "Stop after so many evaluations that were not better.",
-        topic=BUDGET,
-        unit="EVALUATIONS",
-        min=1,
-        special={-1: "never"},
+    early_stopping_patience: int = _budget(
+        -1, "Stop after so many evaluations that were not better.", unit="EVALUATIONS", min=1, special={-1: "never"}
     )
-    total_training_time: str | None = flag(
+    total_training_time: str | None = _budget(
         None,
         "Time for all of it, until the result is on disk (a suite: for all of its runs); a bare number is hours.",
-        topic=BUDGET,
         unit="TIME",
         bare="h",
         computes=False,
@@ -90,7 +84,7 @@ class _SuiteArguments:
 
 
 @dataclass
-class GlueRunArguments(RunArguments):
+class _GlueRunArguments(RunArguments):
     """Hugging Face's TrainingArguments with the defaults of a fine-tuning, for the machine that it is made on."""
 
     learning_rate: float = flag(5e-5, "Peak learning rate.")
@@ -114,7 +108,7 @@ class GlueRunArguments(RunArguments):
         self.do_eval = evaluates  # TrainingArguments switches it on where there is an eval_strategy
 
 
-GROUPS = (_GlueArguments, _SuiteArguments, CardArguments, GlueRunArguments)
+GROUPS = (_GlueArguments, _SuiteArguments, CardArguments, _GlueRunArguments)
 
 # Flags of earlier Trainers, as they are spelt today.
 RENAMED: dict[str, tuple[str, Mapping[bool, str]]] = {
@@ -122,25 +116,21 @@ RENAMED: dict[str, tuple[str, Mapping[bool, str]]] = {
     "warmup_ratio": ("warmup_steps", {}),
     "group_by_length": ("train_sampling_strategy", {True: "group_by_length", False: "random"}),
 }
-_BEST = "the best model by the task's dev score is kept, once; leave it out"
-_PRECISION = "evaluation has the precision of training (bf16, fp16); leave it out"
-_LEAVE = "leave it out"
-_TOKEN = "log in with `hf auth login` or set HF_TOKEN: launchers print the command line of a run that fails"
-_PUSH = "the model is pushed once, when the run has ended; leave it out"
 REFUSED = {
-    **dict.fromkeys(("save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end"), _BEST),
-    **dict.fromkeys(("metric_for_best_model", "greater_is_better", "save_only_model", "save_on_each_node"), _BEST),
-    **dict.fromkeys(("fp16_full_eval", "bf16_full_eval"), _PRECISION),
-    **dict.fromkeys(("resume_from_checkpoint", "enable_jit_checkpoint"), "a run on GLUE is begun anew; leave it out"),
-    **dict.fromkeys(("eval_accumulation_steps", "prediction_loss_only", "batch_eval_metrics"), _LEAVE),
-    **dict.fromkeys(("include_for_metrics", "eval_do_concat_batches", "eval_use_gather_object"), _LEAVE),
-    **dict.fromkeys(("label_names", "remove_unused_columns", "ignore_data_skip", "auto_find_batch_size"), _LEAVE),
-    **dict.fromkeys(("length_column_name", "restore_callback_states_from_checkpoint"), _LEAVE),
-    **dict.fromkeys(
-        ("torch_compile", "torch_compile_backend", "torch_compile_mode"), "rows differ in length; " + _LEAVE
-    ),
-    "hub_token": _TOKEN,
-    **dict.fromkeys(("hub_strategy", "hub_always_push", "hub_revision"), _PUSH),
+    name: reason
+    for reason, names in {
+        "the best model by the task's dev score is kept, once; leave it out": """save_strategy save_steps save_total_limit
+            load_best_model_at_end metric_for_best_model greater_is_better save_only_model save_on_each_node""",
+        "evaluation has the precision of training (bf16, fp16); leave it out": "fp16_full_eval bf16_full_eval",
+        "a run on GLUE is begun anew; leave it out": "resume_from_checkpoint enable_jit_checkpoint",
+        "leave it out": """eval_accumulation_steps prediction_loss_only batch_eval_metrics include_for_metrics
+            eval_do_concat_batches eval_use_gather_object label_names remove_unused_columns ignore_data_skip
+            auto_find_batch_size length_column_name restore_callback_states_from_checkpoint""",
+        "rows differ in length; leave it out": "torch_compile torch_compile_backend torch_compile_mode",
+        "log in with `hf auth login` or set HF_TOKEN: launchers print the command line of a run that fails": "hub_token",
+        "the model is pushed once, when the run has ended; leave it out": "hub_strategy hub_always_push hub_revision",
+    }.items()
+    for name in names.split()
 }
 PARSER = FlagParser(
     "finetune_glue",
@@ -166,7 +156,7 @@ COMPUTING = {name for name, known in PARSER.flags.items() if known.computes and 
 class Request:
     """What was asked for: the tasks, and all flags checked against each other.
 
-    `training` has the values of GlueRunArguments' flags as they were asked for, `explicit` the flags that were named, as text.
+    `training` has the values of TrainingArguments' flags as they were asked for, `explicit` the flags that were named, as text.
     """
 
     glue: _GlueArguments
@@ -180,23 +170,22 @@ class Request:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", find_tasks(self.glue.task_name))
-        asked = self.training
-        if self.suite.checkpoints is not None and self.glue.model_name_or_path is not None:
-            raise InputError("checkpoints: they are the models; leave model_name_or_path out")
-        if self.suite.checkpoints is None and self.glue.model_name_or_path is None:
-            raise InputError("model_name_or_path: missing; add a checkpoint's folder or a name on the Hub")
-        if asked.output_dir is None:
-            raise InputError("output_dir: missing; add --output_dir with a folder for this run")
-        if asked.num_train_epochs <= 0 and asked.max_steps <= 0:
-            raise InputError(f"num_train_epochs: {asked.num_train_epochs:g} is not above 0; give 3")
-        if asked.push_to_hub and self.is_suite:
-            raise InputError(
-                "push_to_hub: a suite scores a model and keeps none; publish that one with its scores: python -m "
-                "budget_trainer.publish DIR --glue_report OUTPUT_DIR"
-            )
+        asked, model, epochs = self.training, self.glue.model_name_or_path, self.training.num_train_epochs
         trains = asked.do_train or not (asked.do_eval or asked.do_predict)  # of all three where none is named
-        if asked.push_to_hub and not (self.glue.save_model and trains):
-            raise InputError("push_to_hub: the run keeps no model; let it train (do_train), with save_model true")
+        given = self.suite.checkpoints is not None
+        _refuse(given and model, "checkpoints: they are the models; leave model_name_or_path out")
+        _refuse(not (given or model), "model_name_or_path: missing; add a checkpoint's folder or a name on the Hub")
+        _refuse(asked.output_dir is None, "output_dir: missing; add --output_dir with a folder for this run")
+        _refuse(epochs <= 0 and asked.max_steps <= 0, f"num_train_epochs: {epochs:g} is not above 0; give 3")
+        _refuse(
+            asked.push_to_hub and self.is_suite,
+            "push_to_hub: a suite scores a model and keeps none; publish that one with its scores: python -m "
+            "budget_trainer.publish DIR --glue_report OUTPUT_DIR",
+        )
+        _refuse(
+            asked.push_to_hub and not (self.glue.save_model and trains),
+            "push_to_hub: the run keeps no model; let it train (do_train), with save_model true",
+        )
         name = asked.hub_model_id or self.output_dir.resolve().name
         push = resolve_push(
             self.output_dir,
@@ -210,13 +199,13 @@ class Request:
         object.__setattr__(self, "push", push)
 
     @cached_property
-    def run(self) -> GlueRunArguments:
+    def run(self) -> _GlueRunArguments:
         """The TrainingArguments of this process, made once: it opens the process group and looks for the device."""
         # the original's names for Weights & Biases, as its environment variables
         for variable, value in (("WANDB_RUN_GROUP", self.glue.group_name), ("WANDB_PROJECT", self.glue.project_name)):
             if value is not None:
                 os.environ.setdefault(variable, value)
-        return GlueRunArguments(**{**vars(self.training), "push_to_hub": False})  # Trainer would push while it trains
+        return _GlueRunArguments(**{**vars(self.training), "push_to_hub": False})  # Trainer would push while it trains
 
     @property
     def glue_dir(self) -> list[Path] | None:
@@ -247,6 +236,11 @@ class Request:
     def own_flags(self) -> dict[str, str]:
         """The flags of the command line that change what a run computes, for the runs of a suite."""
         return {name: value for name, value in self.explicit.items() if PARSER.flags[name].computes}
+
+
+def _refuse(wrong: object, message: str) -> None:
+    if wrong:
+        raise InputError(message)
 
 
 def check_installed() -> None:

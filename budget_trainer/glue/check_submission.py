@@ -1,8 +1,7 @@
 """Check files for the GLUE leaderboard against its format: `python -m budget_trainer.glue.check_submission ZIP_OR_FOLDER`.
 
-One line per finding: file, row, what is wrong, and the fix. Rows count from 0 as the leaderboard's index does. Exit code 0:
-the submission is complete and as the leaderboard wants it; 1: it is not, the findings say why; 2: there is nothing to check
-(no such path, not a zip). `--partial` accepts missing files: those that are there are checked. Standard library only.
+One line per finding: file, row (from 0, as the leaderboard counts), what is wrong, and the fix. Exit code 0: as the leaderboard
+wants it; 1: there are findings; 2: there is nothing to check (no such path, not a zip). Standard library only.
 """
 
 from __future__ import annotations
@@ -19,13 +18,10 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.glue.submission import FOLDER, HEADER, ZIP
 from budget_trainer.glue.tasks import SUBMISSION_FILES, Split, Task, find_task
 
-_PER_FILE = 5  # findings of one kind that are printed of one file
-
 
 def check_submission(path: Path, partial: bool = False) -> list[str]:
     """The findings on a zip or a folder, none where it is complete and right; with `partial` files may be missing."""
-    files = _read_files(path)
-    findings = []
+    files, findings = _read_files(path), []
     for name, times in Counter(name for name, _ in files).items():
         if name not in SUBMISSION_FILES:
             findings.append(f"{name}: superfluous; {_advice(name)}")
@@ -41,10 +37,7 @@ def check_submission(path: Path, partial: bool = False) -> list[str]:
 
 
 def _read_files(path: Path) -> list[tuple[str, bytes]]:
-    """Names and contents in a zip or a folder; a zip can have a name twice. Only the leaderboard's files are read.
-
-    InputError where there are none.
-    """
+    """Names and contents in a zip or a folder; a zip can have a name twice. Only the leaderboard's files are read."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
         if (path / FOLDER).is_dir() and not any(file.name in SUBMISSION_FILES for file in path.iterdir()):
@@ -93,9 +86,9 @@ def _check_file(name: str, content: bytes, task: Task, split: Split) -> list[str
         if wrong is not None:
             found.setdefault(wrong[0], []).append(f"{name}: row {place}: {wrong[1]}")
     for kind, lines_of_kind in found.items():
-        findings += lines_of_kind[:_PER_FILE]
-        if len(lines_of_kind) > _PER_FILE:
-            findings.append(f"{name}: {len(lines_of_kind) - _PER_FILE:,} more rows with {kind}; correct them all")
+        findings += lines_of_kind[:5]
+        if (more := len(lines_of_kind) - 5) > 0:
+            findings.append(f"{name}: {more:,} more rows with {kind}; correct them all")
     if len(rows) != split.rows:
         findings.append(f"{name}: {len(rows):,} rows; give one for each of the {split.rows:,} of {split.files[0]}")
     return findings
@@ -116,31 +109,26 @@ def _wrong(place: int, line: str, seen: set[int], task: Task, split: Split) -> t
         return "a repeated index", f"the index {number} is there twice; number the rows 0 to {split.rows - 1}"
     if number != place:
         return "another index", f"the index is {number}; write {place}, in the order of {split.files[0]}"
-    wanted = _wanted(task, prediction)
-    return ("another prediction", f"{prediction[:40]!r}; {wanted}") if wanted else None
-
-
-def _wanted(task: Task, prediction: str) -> str | None:
-    """How the prediction should read; None where it is right."""
+    right, wanted = prediction in task.submission_words, " or ".join(task.submission_words)
     if task.regression:
         right = re.fullmatch(r"\d+(\.\d+)?", prediction, re.ASCII) is not None and float(prediction) <= 5
-        return None if right else "write a number from 0 to 5"
-    return None if prediction in task.submission_words else f"write {' or '.join(task.submission_words)}"
+        wanted = "a number from 0 to 5"
+    return None if right else ("another prediction", f"{prediction[:40]!r}; write {wanted}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 right, 1 findings, 2 nothing to check."""
-    return run_command(lambda: _main(arguments))
-
-
-def _main(arguments: list[str] | None) -> int:
     parser = Parser("python -m budget_trainer.glue.check_submission", "Check files for the GLUE leaderboard.")
     parser.add_argument("path", type=Path, help="glue_submission.zip, or the folder submission/")
     parser.add_argument("--partial", action="store_true", help="files may be missing; check those that are there")
-    given = parser.parse_args(arguments)
-    findings = check_submission(given.path, given.partial)
-    print("\n".join(findings) if findings else f"{given.path}: as the GLUE leaderboard wants it")
-    return 1 if findings else 0
+
+    def work() -> int:
+        given = parser.parse_args(arguments)
+        findings = check_submission(given.path, given.partial)
+        print("\n".join(findings) if findings else f"{given.path}: as the GLUE leaderboard wants it")
+        return 1 if findings else 0
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """The leaderboard's files: eleven TSVs of test predictions, and `glue_submission.zip` of them. Standard library only.
 
-Which run is submitted: of each task the run of the best configuration whose dev score is the median over its seeds
-(`TaskResult.median_run`). So the test scores are those of the run that stands in `glue_report.md` as the median; choosing the
-best seed would report a higher dev score than the leaderboard can confirm. AX is answered by MNLI's run.
-
-The leaderboard (gluebenchmark.com) wants all eleven files in one flat zip. Where some are missing there is no zip: the others
-are in `submission/`, and `submission_missing.txt` says what is missing and why.
+Of each task the run whose dev score is the median over the seeds is submitted (`TaskResult.median_run`): choosing the best
+seed would report a higher dev score than the leaderboard can confirm. AX is answered by MNLI's run. The leaderboard wants all
+eleven files in one flat zip. Where some are missing there is no zip: the others are in `submission/`, and
+`submission_missing.txt` says what is missing and why.
 """
 
 from __future__ import annotations
@@ -33,14 +31,9 @@ def write_submission(suite: Suite, output_dir: Path, overwrite: bool = False) ->
     results each time, with the same bytes from the same results. InputError for predictions that are damaged, and where an
     older complete zip would stand beside an incomplete submission (with `overwrite` it goes).
     """
-    contents: dict[str, bytes] = {}
-    missing: dict[str, str] = {}
-    for name, (task, split) in SUBMISSION_FILES.items():
-        found = _predictions(suite, task, split)
-        if isinstance(found, str):
-            missing[name] = found
-        else:
-            contents[name] = _tsv(task, found)
+    found = {name: _tsv(suite, task, split) for name, (task, split) in SUBMISSION_FILES.items()}
+    contents = {name: tsv for name, tsv in found.items() if isinstance(tsv, bytes)}
+    missing = {name: reason for name, reason in found.items() if isinstance(reason, str)}
     archive = output_dir / ZIP
     if missing and archive.exists() and not overwrite:
         raise InputError(
@@ -55,15 +48,21 @@ def write_submission(suite: Suite, output_dir: Path, overwrite: bool = False) ->
         write_atomic(folder / name, content)
     if missing:
         archive.unlink(missing_ok=True)
-        write_atomic(output_dir / _MISSING, _statement(contents, missing).encode())
+        lines = [f"{len(contents)} of {len(found)} files for the GLUE leaderboard are in {FOLDER}/."]
+        lines += [f"There is no {ZIP}: the leaderboard takes all of them together. Missing:"]
+        lines += [f"  {name}: {reason}" for name, reason in missing.items()]
+        write_atomic(output_dir / _MISSING, "\n".join(lines) + "\n")
     else:
         write_atomic(archive, _zip_bytes(contents))
         (output_dir / _MISSING).unlink(missing_ok=True)
     return {"complete": not missing, "files": list(contents), "missing": missing}
 
 
-def _predictions(suite: Suite, task: Task, split: Split) -> list[int] | list[float] | str:
-    """The predictions of the run that is submitted, or why there are none."""
+def _tsv(suite: Suite, task: Task, split: Split) -> bytes | str:
+    """One file of the leaderboard, index and prediction of every row of the run that is submitted; or why there is none.
+
+    Scores are clipped to 0..5 and given with 3 decimals; classes are names where the leaderboard wants words, else 0 and 1.
+    """
     owner = task.shared or task.name
     result = suite.scored.get(owner)
     if result is None:
@@ -76,14 +75,15 @@ def _predictions(suite: Suite, task: Task, split: Split) -> list[int] | list[flo
     found = _read_predictions(suite.folder / run.folder / run.predictions[split.name], task)
     if len(found) != split.rows:
         return f"{len(found):,} rows were predicted, the official file has {split.rows:,}"
-    return found
+    if task.regression:
+        words = [f"{min(5.0, max(0.0, value)):.3f}" for value in found]
+    else:
+        words = [task.submission_words[int(value)] for value in found]
+    return ("\n".join([HEADER, *(f"{row}\t{word}" for row, word in enumerate(words))]) + "\n").encode()
 
 
 def _read_predictions(path: Path, task: Task) -> list[int] | list[float]:
-    """The class numbers, or scores, in a run's `predictions/<split>.json`, in the order of the official file.
-
-    InputError for a file of another task, of other labels, or with anything that is no prediction.
-    """
+    """The class numbers, or scores, in a run's `predictions/<split>.json`, in the order of the official file."""
     again = "run the task again"
     content = read_object(path, again)
     names, found = content.get("label_names"), content.get("predictions")
@@ -98,18 +98,6 @@ def _read_predictions(path: Path, task: Task) -> list[int] | list[float]:
     return list(found)
 
 
-def _tsv(task: Task, predictions: list[int] | list[float]) -> bytes:
-    """One file of the leaderboard: a header, then index and prediction of every row.
-
-    Scores are clipped to 0..5 and given with 3 decimals; classes are names where the leaderboard wants words, else 0 and 1.
-    """
-    if task.regression:
-        words = [f"{min(5.0, max(0.0, value)):.3f}" for value in predictions]
-    else:
-        words = [task.submission_words[int(value)] for value in predictions]
-    return ("\n".join([HEADER, *(f"{row}\t{word}" for row, word in enumerate(words))]) + "\n").encode()
-
-
 def _zip_bytes(contents: dict[str, bytes]) -> bytes:
     """A zip with the same bytes for the same contents: sorted names, one date, one mode."""
     stream = io.BytesIO()
@@ -119,9 +107,3 @@ def _zip_bytes(contents: dict[str, bytes]) -> bytes:
             entry.compress_type, entry.create_system, entry.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
             archive.writestr(entry, contents[name])
     return stream.getvalue()
-
-
-def _statement(contents: dict[str, bytes], missing: dict[str, str]) -> str:
-    lines = [f"{len(contents)} of {len(contents) + len(missing)} files for the GLUE leaderboard are in {FOLDER}/."]
-    lines += [f"There is no {ZIP}: the leaderboard takes all of them together. Missing:"]
-    return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in missing.items())]) + "\n"
