@@ -28,54 +28,43 @@ def load_checkpoint(
 ) -> tuple[Path, PreTrainedTokenizerBase, str]:
     """The folder of a checkpoint, its tokenizer (or another one's), and the digest of both; fetched from the Hub if need be.
 
-    InputError where it is no checkpoint, or the tokenizer none for this.
+    The digest is the SHA-256 of what a classifier is made from: config, weights and tokenizer. InputError where it is no
+    checkpoint, or the tokenizer none for this.
     """
     folder = _resolve_model(model_name_or_path, "model_name_or_path")
     tokenizer_folder = folder if tokenizer_name is None else _resolve_model(tokenizer_name, "tokenizer_name")
-    return folder, _load_tokenizer(tokenizer_folder), model_digest(folder, tokenizer_folder)
+    tokenizer, whole = _load_tokenizer(tokenizer_folder), hashlib.sha256()
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    files += sorted(path for path in tokenizer_folder.iterdir() if _of_tokenizer(path.name))
+    for path in files:
+        whole.update(f"{path.name} {sha256(path)}\n".encode())
+    return folder, tokenizer, whole.hexdigest()
 
 
 def _resolve_model(name_or_path: str, field: str) -> Path:
-    """The folder of a checkpoint, fetched from the Hub where it is no folder. InputError where it is no checkpoint."""
+    """The folder of a checkpoint, fetched from the Hub where it is no folder."""
     path = Path(name_or_path)
     if not path.is_dir():
-        path = _fetched(name_or_path, field)
+        from huggingface_hub import snapshot_download
+
+        try:
+            path = Path(snapshot_download(name_or_path, allow_patterns=_WANTED, ignore_patterns=["*/*"]))
+        except (OSError, ValueError) as error:  # those of the Hub are of these
+            raise InputError(
+                f"{field}: {name_or_path} is no folder and cannot be fetched from the Hub ({_reason(error)}); give one"
+            ) from None
     if not (path / "config.json").is_file():
         better = path / "final"
         fix = f"give {better}" if (better / "config.json").is_file() else "give the folder that has one"
         raise InputError(f"{field}: {name_or_path} has no config.json; {fix}")
     if field == "model_name_or_path" and not list(path.glob("*.safetensors")):
-        raise InputError(
-            f"{field}: {name_or_path} has no *.safetensors, and other weights are not loaded; convert it with "
-            "save_pretrained"
-        )
+        why = "has no *.safetensors, and other weights are not loaded"
+        raise InputError(f"{field}: {name_or_path} {why}; convert it with save_pretrained")
     return path
-
-
-def _fetched(name: str, field: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=["*/*"]))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise InputError(
-            f"{field}: {name} is no folder and cannot be fetched from the Hub ({_reason(error)}); give one"
-        ) from None
 
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
-
-
-def model_digest(folder: Path, tokenizer_folder: Path) -> str:
-    """SHA-256 of what a classifier is made from: config, weights and tokenizer."""
-    whole = hashlib.sha256()
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    files += sorted(path for path in tokenizer_folder.iterdir() if _of_tokenizer(path.name))
-    for path in files:
-        whole.update(f"{path.name} {sha256(path)}\n".encode())
-    return whole.hexdigest()
 
 
 def _of_tokenizer(name: str) -> bool:
@@ -84,38 +73,32 @@ def _of_tokenizer(name: str) -> bool:
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder; InputError where there is none, or none for this."""
+    """The tokenizer in a folder, if it marks beginning, end, padding and masks, under whatever names (RoBERTa's <s>, ...).
+
+    No row has a mask here; a tokenizer without one is of no masked language model, so most likely of another checkpoint.
+    """
     if not any(_of_tokenizer(path.name) and "config" not in path.name for path in folder.iterdir()):
         # without these files the library would make one with an empty vocabulary
         raise InputError(f"tokenizer_name: {folder} has no tokenizer (tokenizer.json, ...); give --tokenizer_name")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except UNREADABLE as error:
-        raise InputError(
-            f"tokenizer_name: {folder} cannot be loaded ({_reason(error)}); give --tokenizer_name"
-        ) from None
-    _check_tokenizer(tokenizer, str(folder))
-    return tokenizer
-
-
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Refuse a tokenizer that does not mark beginning, end, padding and masks, under whatever names (RoBERTa's <s>, ...).
-
-    No row has a mask here; a tokenizer without one is of no masked language model, so most likely of another checkpoint.
-    """
+        reason = f"cannot be loaded ({_reason(error)})"
+        raise InputError(f"tokenizer_name: {folder} {reason}; give --tokenizer_name") from None
     names = ("cls", "sep", "pad", "mask")
     missing = [f"[{name.upper()}]" for name in names if getattr(tokenizer, f"{name}_token") is None]
     if missing:
         raise InputError(
-            f"tokenizer_name: {where} ({type(tokenizer).__name__}) has no {', '.join(missing)} token; give the tokenizer of a "
+            f"tokenizer_name: {folder} ({type(tokenizer).__name__}) has no {', '.join(missing)} token; give the tokenizer of a "
             "BERT-like model (RoBERTa's are the same under other names), or name them in its tokenizer_config.json"
         )
     ids: Any = tokenizer("a", "a")["input_ids"]
-    if tokenizer.cls_token_id not in ids or tokenizer.sep_token_id not in ids:
+    if not {tokenizer.cls_token_id, tokenizer.sep_token_id} <= set(ids):
         raise InputError(
-            f"tokenizer_name: {where} puts no {tokenizer.cls_token} and {tokenizer.sep_token} around a text; give it the "
+            f"tokenizer_name: {folder} puts no {tokenizer.cls_token} and {tokenizer.sep_token} around a text; give it the "
             "post-processor of a BERT-like tokenizer"
         )
+    return tokenizer
 
 
 def load_classifier(
@@ -144,47 +127,36 @@ def load_classifier(
                 output_loading_info=True,
             )
     except UNREADABLE as error:
-        raise InputError(
-            f"model_name_or_path: {folder} gives no classifier of {task.name} ({_reason(error)}); give an encoder's checkpoint"
-        ) from None
+        why = f"gives no classifier of {task.name} ({_reason(error)})"
+        raise InputError(f"model_name_or_path: {folder} {why}; give an encoder's checkpoint") from None
     _check_loaded(model, set(info["missing_keys"]), folder, task, new_head)
     if model.config.model_type == "megatron-bert":  # the paper's; eager only in the library
         fuse_attention(model)
     ours = [label.lower() for label in task.labels]
     if not new_head and theirs != ours and sorted(theirs) == sorted(ours):
-        _reorder_head(model, [theirs.index(label) for label in ours])
+        order = [theirs.index(label) for label in ours]  # of a head that numbers the same labels differently
+        last = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == len(order)][-1]
+        with torch.no_grad():
+            for parameter in last.parameters():  # [labels, ...]
+                parameter.copy_(parameter[order].clone())
     return model
-
-
-def _reorder_head(model: Any, order: list[int]) -> None:
-    """Put the outputs of a head that numbers the same labels differently into GLUE's order."""
-    last = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == len(order)][-1]
-    with torch.no_grad():
-        last.weight.copy_(last.weight[order].clone())
-        if last.bias is not None:
-            last.bias.copy_(last.bias[order].clone())
 
 
 def _config(folder: Path, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Any:
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except UNREADABLE as error:
-        raise InputError(
-            f"model_name_or_path: {folder}/config.json cannot be read ({_reason(error)}); correct it"
-        ) from None
+        path = folder / "config.json"
+        raise InputError(f"model_name_or_path: {path} cannot be read ({_reason(error)}); correct it") from None
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
         positions -= position_offset(config.model_type, config.pad_token_id)
         if positions < max_seq_length:
-            raise InputError(
-                f"max_seq_length: {max_seq_length} is beyond the {positions} tokens of {folder}; give --max_seq_length "
-                f"{positions}"
-            )
+            beyond = f"{max_seq_length} is beyond the {positions} tokens of {folder}"
+            raise InputError(f"max_seq_length: {beyond}; give --max_seq_length {positions}")
     if len(tokenizer) > config.vocab_size:
-        raise InputError(
-            f"tokenizer_name: its {len(tokenizer)} tokens are more than the {config.vocab_size} of {folder}; give the model's "
-            "own tokenizer"
-        )
+        more = f"its {len(tokenizer)} tokens are more than the {config.vocab_size} of {folder}"
+        raise InputError(f"tokenizer_name: {more}; give the model's own tokenizer")
     return config
 
 
@@ -192,12 +164,8 @@ def _check_loaded(model: Any, missing: set[str], folder: Path, task: Task, new_h
     """Only the head, and a pooler, may be new."""
     of_encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key]
     if of_encoder:
-        raise InputError(
-            f"model_name_or_path: {folder} lacks {len(of_encoder)} weights of its encoder ({sorted(of_encoder)[0]}, ...); "
-            "give a whole checkpoint"
-        )
+        lacks = f"lacks {len(of_encoder)} weights of its encoder ({min(of_encoder)}, ...)"
+        raise InputError(f"model_name_or_path: {folder} {lacks}; give a whole checkpoint")
     if missing and not new_head:
-        raise InputError(
-            f"model_name_or_path: {folder} has no head for {task.name} ({sorted(missing)[0]} is not there); add --do_train, "
-            "or give a model fine-tuned on it"
-        )
+        lacks = f"has no head for {task.name} ({min(missing)} is not there)"
+        raise InputError(f"model_name_or_path: {folder} {lacks}; add --do_train, or give a model fine-tuned on it")

@@ -23,7 +23,7 @@ from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import fresh_folder, try_lock, write_json_atomic
 from budget_trainer.core.jobs import Job, JobEnd, devices, make_launch, run_jobs
 from budget_trainer.glue.arguments import Request
-from budget_trainer.glue.model import load_checkpoint, model_digest
+from budget_trainer.glue.model import load_checkpoint
 from budget_trainer.glue.over_budget import MARKDOWN, expand_checkpoints, report_over_budget
 from budget_trainer.glue.plan import Grid, Plan, PlannedRun, make_plan, read_grid, share
 from budget_trainer.glue.results import MODEL, RUNS_FILE, Configuration, Run, Suite, TaskResult, read_result
@@ -107,7 +107,7 @@ class Runner:
         model = self.output_dir / best.folder / MODEL
         if not model.is_dir():
             raise RunError(f"intermediate_task: {model} is gone; delete {model.parent} to have it made again")
-        self._bases[name] = (model, model_digest(model, model))
+        self._bases[name] = (model, load_checkpoint(str(model))[2])
         return runs
 
     def _work_through(self, runs: list[PlannedRun], later: list[PlannedRun]) -> None:
