@@ -23,11 +23,8 @@ RESULTS_VERSION = 1  # raise it with every change that moves the scores of a run
 _SECTIONS = ("seeds", "flags", "grid", "tasks")
 
 
-# ---- configurations and seeds ----
-
-
 @dataclass(frozen=True)
-class Grid:
+class _Grid:
     """`flags` of every run, `grid` of lists of which every combination is run, both also by task; values are text."""
 
     seeds: list[int]
@@ -44,16 +41,12 @@ class Grid:
         return [{**flags, **dict(zip(lists, values, strict=True)), **own} for values in combinations]
 
 
-def read_grid(path: str | None, seeds: str | None, default_seed: int) -> Grid:
-    """The grid in a YAML file; without a file one configuration. `seeds` (`1,2,3`) wins over the file's.
-
-    InputError names the file, the key and the fix.
-    """
+def read_grid(path: str | None, seeds: str | None, default_seed: int) -> _Grid:
+    """The grid in a YAML file; without a file one configuration. `seeds` (`1,2,3`) wins over the file's."""
     content: dict[str, Any] = read_recipe(Path(path)) if path is not None else {}
     where = f"grid: {path}"
-    for key in content:
-        if key not in _SECTIONS:
-            raise InputError(f"{where}: {key!r} is unknown; it has {', '.join(_SECTIONS)}")
+    for key in sorted(content.keys() - set(_SECTIONS)):
+        raise InputError(f"{where}: {key!r} is unknown; it has {', '.join(_SECTIONS)}")
     parts = [part for part in (content, *(content.get("tasks") or {}).values()) if isinstance(part, dict)]
     mappings = [part[key] for part in parts for key in ("flags", "grid") if isinstance(part.get(key), dict)]
     if unknown := [(name, where) for mapping in mappings for name in mapping if name not in PARSER.flags]:
@@ -68,7 +61,11 @@ def read_grid(path: str | None, seeds: str | None, default_seed: int) -> Grid:
             )
         tasks[task.name] = {key: _section(special, key, where) for key in ("flags", *(set(special) & {"grid"}))}
     given = seeds.split(",") if seeds is not None else content.get("seeds") or [str(default_seed)]
-    return Grid(_seeds(given), **general, tasks=tasks)
+    given = given if isinstance(given, list) else [given]
+    numbers = [int(seed) if str(seed).strip().isdecimal() else -1 for seed in given]
+    if min(numbers) < 0 or len(set(numbers)) < len(numbers):
+        raise InputError(f"seeds: {given!r} are not different whole numbers from 0 on; write 1,2,3,4,5")
+    return _Grid(numbers, **general, tasks=tasks)
 
 
 def _section(content: dict[str, Any], key: str, where: str) -> dict[str, Any]:
@@ -85,20 +82,6 @@ def _section(content: dict[str, Any], key: str, where: str) -> dict[str, Any]:
         if not lists and not isinstance(value, str):
             raise InputError(f"{where}: {name} has several values; put it under grid")
     return mapping
-
-
-def _seeds(given: Any) -> list[int]:
-    values = given if isinstance(given, list) else [given]
-    try:
-        seeds = [int(value) for value in values]
-    except (TypeError, ValueError):
-        seeds = [-1]
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds: {given!r} are not different whole numbers from 0 on; write 1,2,3,4,5")
-    return seeds
-
-
-# ---- the runs ----
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,18 +101,9 @@ class PlannedRun:
         return ["--task_name", self.task.name, "--model_name_or_path", model, "--output_dir", output_dir, *own]
 
     def key(self, **made_from: Any) -> str:
-        """What its folder is called: 16 hexadecimal digits of all that its content follows from.
-
-        `made_from` is what the suite adds: digests of model and data, time, device.
-        """
-        content = {
-            "task": self.task.name,
-            "seed": self.seed,
-            "flags": self.flags,
-            **made_from,
-            "results_version": RESULTS_VERSION,
-            "libraries": [version(name) for name in ("torch", "transformers")],
-        }
+        """Its folder's name: 16 hexadecimal digits of all that its content follows from, `made_from` being the suite's part."""
+        content = {"task": self.task.name, "seed": self.seed, "flags": self.flags, "results_version": RESULTS_VERSION}
+        content |= {**made_from, "libraries": [version(name) for name in ("torch", "transformers")]}
         return sha256(json.dumps(content, sort_keys=True))[:16]
 
 
@@ -137,6 +111,7 @@ class PlannedRun:
 class Plan:
     """All runs in order, what is `absent` and why, and which tasks another one's model `covers` (AX: MNLI)."""
 
+    grid: _Grid
     runs: list[PlannedRun] = field(default_factory=list)
     data_digests: dict[str, str] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
@@ -147,13 +122,15 @@ class Plan:
         return [run for run in self.runs if run.task.name == task_name]
 
 
-def make_plan(request: Request, grid: Grid) -> Plan:
+def make_plan(request: Request) -> Plan:
     """Load every task's data once, and list its runs: the intermediate task first, then from small to large.
 
     Small ones first, because what they leave of their time goes to the larger ones. A task that cannot be trained here is
-    absent, with the reason; InputError for damaged data, where no task is left, and where the intermediate task cannot be.
+    absent, with the reason; InputError for a damaged grid or data, where no task is left, and where the intermediate task
+    cannot be.
     """
-    plan, asked = Plan(), list(request.tasks)
+    plan = Plan(read_grid(request.suite.grid, request.suite.seeds, request.training.seed))
+    asked = list(request.tasks)
     if request.suite.intermediate_task is not None:
         first = find_task(request.suite.intermediate_task)
         plan.intermediate = first.name
@@ -182,16 +159,16 @@ def make_plan(request: Request, grid: Grid) -> Plan:
     sizes = {name: (name != plan.intermediate, len(data.splits["train"])) for name, data in loaded.items()}
     for name in sorted(loaded, key=lambda name: sizes[name]):
         plan.data_digests[name] = loaded[name].digest
-        plan.runs += _runs(loaded[name], grid, request, plan.intermediate)
+        plan.runs += _runs(loaded[name], plan, request)
     return plan
 
 
-def _runs(data: TaskData, grid: Grid, request: Request, intermediate: str | None) -> list[PlannedRun]:
+def _runs(data: TaskData, plan: Plan, request: Request) -> list[PlannedRun]:
     task, rows = data.task, len(data.splits["train"])
-    base = intermediate if task.name in _FROM_INTERMEDIATE and task.name != intermediate else None
+    base = plan.intermediate if task.name in _FROM_INTERMEDIATE and task.name != plan.intermediate else None
     others = sum(len(examples) for name, examples in data.splits.items() if name != "train")
     found = []
-    for place, flags in enumerate(grid.configurations(task, request.own_flags())):
+    for place, flags in enumerate(plan.grid.configurations(task, request.own_flags())):
         run = PlannedRun(task, place, flags, 0, base, 0.0)
         # Parsed as its process will, so that a mistake in a grid is seen before anything runs.
         parsed = parse_request(run.words(str(request.glue.model_name_or_path), str(request.output_dir)))
@@ -201,7 +178,7 @@ def _runs(data: TaskData, grid: Grid, request: Request, intermediate: str | None
             trained = parsed.training.max_steps * batch
         # The root, so that a task of 2,500 rows does not get a hundredth of what MNLI gets; a forward pass is a third.
         weight = math.sqrt(trained + others / 3)
-        found += [replace(run, seed=seed, weight=weight) for seed in grid.seeds]
+        found += [replace(run, seed=seed, weight=weight) for seed in plan.grid.seeds]
     return found
 
 
@@ -211,8 +188,7 @@ def share(
     """The seconds of the first of the runs that are left, start and end included.
 
     There are `remaining` seconds on each of the `devices`, less what the `running` ones may still use. Each run gets
-    `overhead`, and of the rest a part by its weight; what a run leaves goes to those after it. With less than the overhead
-    for each, equal parts.
+    `overhead`, and of the rest a part by its weight; with less than the overhead for each, equal parts.
     """
     free = max(0.0, remaining * devices - sum(min(max(left, 0.0), remaining) for left in running))
     rest = free - overhead * len(weights)

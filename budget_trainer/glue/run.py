@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,8 +48,8 @@ label_smoothing_factor""".split()
 class GlueRun:
     """One run. Every rank calls its methods, in this order.
 
-    Nothing is written before `claim_folder`; `result.json` is written last and says that the run is finished. The methods
-    raise InputError or RunError, and StopAsked on all ranks where a signal has come to any of them.
+    Nothing is written before `claim_folder`. The methods raise InputError or RunError, and StopAsked on all ranks where a
+    signal has come to any of them.
     """
 
     def __init__(self, request: Request, clock: BudgetClock, stop: StopRequest) -> None:
@@ -59,25 +60,19 @@ class GlueRun:
         resolve_engine_config(self.args)
         engine = engine_name(self.args)
         if engine in ("deepspeed-zero3", "fsdp"):  # scoring, and keeping the best weights, would gather them each time
+            shards = f"{engine} shards the weights, which an encoder on GLUE does not need"
             raise InputError(
-                f"distributed_type: {engine} shards the weights, which an encoder on GLUE does not need; launch with "
-                "accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml"
+                f"distributed_type: {shards}; launch with accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml"
             )
         if not math.isinf(clock.total_seconds):
             GlueTrainer.curve_name(self.args)  # refuses early what does not follow time
-        self._check_folder()
-        launch.check_trackers(self.args)
-        self.agreement = Agreement(ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout)), stop)
-
-    def _check_folder(self) -> None:
-        """Refuse a folder that cannot be written, or holds a result that may not be replaced."""
         RunFolder(self.output_dir).check_writable()
         there = [name for name in (RESULT, PREDICTIONS, MODEL) if (self.output_dir / name).exists()]
         if there and not self.request.glue.overwrite_output_dir:
-            raise InputError(
-                f"output_dir: {self.output_dir} already has {there[0]}; add --overwrite_output_dir to replace it, or give "
-                "another folder"
-            )
+            has = f"{self.output_dir} already has {there[0]}"
+            raise InputError(f"output_dir: {has}; add --overwrite_output_dir to replace it, or give another folder")
+        launch.check_trackers(self.args)
+        self.agreement = Agreement(ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout)), stop)
 
     def load(self) -> None:
         """Load and check the data, the checkpoint's folder and the tokenizer, and encode the rows."""
@@ -92,8 +87,7 @@ class GlueRun:
         self.folder, self.tokenizer, self.digest = load_checkpoint(str(glue.model_name_or_path), glue.tokenizer_name)
         dev = self.task.dev if args.do_eval else ()
         self.dev = {split.name: self._encoded(split.name) for split in dev if split.name in self.data.splits}
-        test = [split.name for split, _ in self.splits if split.is_test]
-        self.test = test if args.do_predict else []
+        self.test = [split.name for split, _ in self.splits if split.is_test and args.do_predict]
 
     def _encoded(self, split: str) -> Rows:
         return Rows.encode(self.tokenizer, self.data.splits[split], self.request.glue.max_seq_length)
@@ -110,9 +104,7 @@ class GlueRun:
         self.predictor = Predictor(collator, args.per_device_eval_batch_size, args.device, self.agreement, dtype)
         if not self.dev:
             args.eval_strategy = "no"
-        self.model = load_classifier(
-            self.folder, self.task, self.tokenizer, glue.max_seq_length, args.seed, new_head=args.do_train
-        )
+        self.model = self._classifier(self.folder, glue.max_seq_length, new_head=args.do_train)
         self.trainer = GlueTrainer(
             model=self.model,
             args=args,
@@ -155,10 +147,7 @@ class GlueRun:
         self._keep_best()
 
     def _reserve_end(self) -> None:
-        """Measure what has to happen after training, and reserve the time for it.
-
-        That is one evaluation, the predictions, and writing and reading the model. Two batches of the longest rows are timed.
-        """
+        """Reserve the time for one evaluation, the predictions, and writing and reading the model: a few batches are timed."""
         trainer, budget, clock = self.trainer, self.trainer.time_budget, self.clock
         begin = clock.elapsed_seconds()
         with clock.phase("save"):
@@ -173,15 +162,11 @@ class GlueRun:
         per_row = _UNEVEN * (clock.elapsed_seconds() - begin) / probed
         budget.evaluate_seconds = per_row * sum(len(split) for split in self.dev.values())
         tested = sum(len(self.data.splits[name]) for name in self.test)
-        budget.save_seconds = (
-            2 * budget.save_allowance(save) + budget.evaluate_seconds + per_row * tested + _FIXED_SECONDS
-        )
+        score = budget.evaluate_seconds + per_row * tested
+        budget.save_seconds = 2 * budget.save_allowance(save) + score + _FIXED_SECONDS
 
     def _keep_best(self) -> None:
-        """Write the best weights to `model/`, complete or absent, and read them back as a plain model on every rank.
-
-        One way for all engines: only the rank that saves holds the best weights, and what predicts is what was saved.
-        """
+        """Write the best weights, which only one rank holds, to `model/`, and read them back as a plain model on every rank."""
         target, trainer = self.output_dir / MODEL, self.trainer
         with self.clock.phase("save"):
             if self.args.should_save:
@@ -191,9 +176,10 @@ class GlueRun:
                 publish_folder(staging, target)
                 trainer.best_state = None
             self.agreement.channel.barrier()
-            self.model = load_classifier(
-                target, self.task, self.tokenizer, max_seq_length=1, seed=self.args.seed, new_head=False
-            )
+            self.model = self._classifier(target, 1, new_head=False)
+
+    def _classifier(self, folder: Path, max_seq_length: int, new_head: bool) -> Any:
+        return load_classifier(folder, self.task, self.tokenizer, max_seq_length, self.args.seed, new_head)
 
     def predict(self) -> None:
         """The logits of every split: of dev those that were scored, of the test splits the model's."""
@@ -205,11 +191,8 @@ class GlueRun:
         """Write the predictions and, last, `result.json` (main process); the budget ends here."""
         if self.args.should_save:
             with self.clock.phase("save"):
-                paths = {
-                    split.name: self._write_predictions(split.name, owner)
-                    for split, owner in self.splits
-                    if split.name in self.logits
-                }
+                scored = [(split.name, owner) for split, owner in self.splits if split.name in self.logits]
+                paths = {name: self._write_predictions(name, owner) for name, owner in scored}
                 if not self.request.glue.save_model:
                     shutil.rmtree(self.output_dir / MODEL, ignore_errors=True)
             self.clock.stop()
@@ -219,11 +202,10 @@ class GlueRun:
         self.agreement.channel.barrier()
 
     def _write_predictions(self, split: str, task: Task) -> str:
-        """Write a split's outputs; returns the path inside of `output_dir`. RunError where an output is not finite.
+        """Write a split's outputs, row i of its official file as row i; returns the path inside of `output_dir`.
 
-        `logits` [rows][classes] as the model gave them (STS-B: [rows][1], the score), `predictions` class numbers or
-        scores, `label_names` in the order of the classes (empty for STS-B), `references` the labels of a dev split, null in
-        test. Row i is row i of the split's official file.
+        `logits` [rows][classes] as the model gave them (STS-B: [rows][1], the score), `predictions` class numbers or scores,
+        `label_names` in the order of the classes (empty for STS-B), `references` the labels of a dev split, null in test.
         """
         logits = self.logits[split]
         content = {
@@ -241,10 +223,7 @@ class GlueRun:
         return path
 
     def _result(self, predictions: dict[str, str]) -> dict[str, Any]:
-        """Everything a reader of a run may want: scores, how they came about, from what, on what.
-
-        `metrics` are those of the best evaluation; `headline` is the one that chose it. Times are in seconds.
-        """
+        """`result.json`: `metrics` of the best evaluation, the `headline` that chose it, how, from what, on what; seconds."""
         args, trainer, best, budget = self.args, self.trainer, self.trainer.best, self.trainer.time_budget
         model: Any = trainer.model
         trained_best = best if args.do_train else None
@@ -260,13 +239,13 @@ class GlueRun:
             "configuration": self._configuration(),
             "headline": {
                 "metric": self.task.headline,
-                "split": None if best is None else next(iter(self.dev)),
+                "split": best and next(iter(self.dev)),
                 "value": trainer.headline,
             },
-            "metrics": {} if best is None else best["metrics"],
+            "metrics": best["metrics"] if best else {},
             "evaluations": trainer.evaluations,
-            "best_epoch": None if trained_best is None else trained_best["epoch"],
-            "best_step": None if trained_best is None else trained_best["step"],
+            "best_epoch": trained_best and trained_best["epoch"],
+            "best_step": trained_best and trained_best["step"],
             "steps": trainer.state.global_step,
             "epochs": round(trainer.state.epoch or 0.0, 4),
             "stopped_by": (budget.stop_reason or "num_train_epochs") if args.do_train else None,

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -25,7 +26,7 @@ from budget_trainer.core.jobs import Job, JobEnd, devices, make_launch, run_jobs
 from budget_trainer.glue.arguments import Request
 from budget_trainer.glue.model import load_checkpoint
 from budget_trainer.glue.over_budget import MARKDOWN, expand_checkpoints, report_over_budget
-from budget_trainer.glue.plan import Grid, Plan, PlannedRun, make_plan, read_grid, share
+from budget_trainer.glue.plan import Plan, PlannedRun, make_plan, share
 from budget_trainer.glue.results import MODEL, RUNS_FILE, Configuration, Run, Suite, TaskResult, read_result
 from budget_trainer.glue.submission import write_submission
 from budget_trainer.glue.tasks import TASKS
@@ -33,7 +34,6 @@ from budget_trainer.training import run_folder
 from budget_trainer.training.launch import configure_logging
 
 log = logging.getLogger(__name__)
-_SUITE_FILE = "suite.json"  # whose folder this is, from the beginning on
 _FIRST_OVERHEAD = 15.0  # seconds: a guess at starting and ending a process, until one was measured
 _LEAST_RUN = 20.0  # below this not even the set-up of a tiny model fits
 _UNEVEN = 1.2  # the next start may take so much longer than the longest so far
@@ -88,10 +88,7 @@ class Runner:
         return TaskResult(planned[0].task, configurations, planned[0].base, self.plan.data_digests[name])
 
     def _startable(self, runs: list[PlannedRun], name: str) -> list[PlannedRun]:
-        """Those of the runs that have something to start from when the intermediate task has ended; the others failed.
-
-        Of the intermediate task the model of its best run is kept.
-        """
+        """Those of the runs that have something to start from when the intermediate task has ended; its best model is kept."""
         result = self._result(name)
         best = result.best_run
         if best is None:
@@ -114,7 +111,7 @@ class Runner:
         """Run what is not finished; `later` is what else the time has to do for."""
         waiting = []
         for run in runs:
-            if (result := read_result(self.output_dir / self._place(run)[1])) is None:
+            if (result := self._read(run)) is None:
                 waiting.append(run)
             else:
                 self._note(run, result, None)
@@ -151,6 +148,9 @@ class Runner:
         )
         return key, f"runs/{run.task.name}/{key}"
 
+    def _read(self, run: PlannedRun) -> dict[str, Any] | None:
+        return read_result(self.output_dir / self._place(run)[1])
+
     def _keeps_model(self, run: PlannedRun) -> bool:
         """The intermediate task's runs do, until the best is known; the others where the command line says so."""
         asked = "save_model" in self.request.explicit and self.request.glue.save_model
@@ -182,7 +182,7 @@ class Runner:
 
     def _ended(self, run: PlannedRun, end: JobEnd) -> None:
         del self._ends[run]
-        result = read_result(self.output_dir / self._place(run)[1]) if end.reason is None else None
+        result = self._read(run) if end.reason is None else None
         if result is not None:
             self._overhead = max(_LEAST_RUN / 4, _UNEVEN * (end.seconds - result["seconds"]["total"]))
         self._note(run, result, end.reason or end.error)
@@ -204,27 +204,19 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> Suite:
     """
     configure_logging(request.run)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            "num_processes: a suite starts its own processes, one for each GPU; start it with python finetune_glue.py"
-        )
+        raise InputError("num_processes: a suite starts its own processes; start it with python finetune_glue.py")
     if not (request.run.do_train and request.run.do_eval and request.run.do_predict):
-        raise InputError(
-            "do_predict: a suite trains, evaluates and predicts; leave do_train, do_eval and do_predict out"
-        )
-    grid = read_grid(request.suite.grid, request.suite.seeds, request.training.seed)
+        raise InputError("do_predict: a suite does all; leave do_train, do_eval and do_predict out")
     run_folder.RunFolder(request.output_dir).check_writable()
-    folder, _, digest = load_checkpoint(str(request.glue.model_name_or_path), request.glue.tokenizer_name)
-    plan = make_plan(request, grid)
-    model = {"name_or_path": str(request.glue.model_name_or_path), "sha256": digest}
-    protocol = _protocol(request, grid, plan)
+    plan, name = make_plan(request), str(request.glue.model_name_or_path)
+    folder, _, digest = load_checkpoint(name, request.glue.tokenizer_name)
+    model, protocol = {"name_or_path": name, "sha256": digest}, _protocol(request, plan)
     _check_time(request, plan)
     request.output_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as at_exit:
-        lock = try_lock(request.output_dir / ".lock")
-        if lock is None:
-            raise InputError(
-                f"output_dir: another suite works in {request.output_dir}; wait for it, or give another folder"
-            )
+        if (lock := try_lock(request.output_dir / ".lock")) is None:
+            works = f"another suite works in {request.output_dir}"
+            raise InputError(f"output_dir: {works}; wait for it, or give another folder")
         at_exit.enter_context(lock)
         _claim_folder(request, {"protocol": protocol, "model": model})
         if not math.isinf(clock.total_seconds):
@@ -244,15 +236,15 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> Suite:
         clock.stop()
     from budget_trainer.glue.report import write_report  # late: pictures are drawn outside of the budget
 
-    write_report(
-        suite, request.output_dir, write_submission(suite, request.output_dir, request.glue.overwrite_output_dir)
-    )
+    submission = write_submission(suite, request.output_dir, request.glue.overwrite_output_dir)
+    write_report(suite, request.output_dir, submission)
     _print_table(suite)
     return suite
 
 
-def _protocol(request: Request, grid: Grid, plan: Plan) -> dict[str, Any]:
-    """What decides which runs there are, and on what: a folder holds one protocol."""
+def _protocol(request: Request, plan: Plan) -> dict[str, Any]:
+    """What decides which runs there are, and on what."""
+    grid = plan.grid
     return {
         "tasks": [task.name for task in request.tasks],
         "grid": {"flags": grid.flags, "grid": grid.grid, "tasks": grid.tasks},
@@ -273,7 +265,7 @@ def _check_time(request: Request, plan: Plan) -> None:
     if each < _LEAST_RUN:
         raise InputError(
             f"total_training_time: {request.glue.total_training_time} for {len(plan.runs)} runs leaves {each:.1f}s for each, "
-            f"and starting one takes about {_LEAST_RUN:.0f}s; give more time, or fewer tasks, seeds or configurations"
+            f"less than the {_LEAST_RUN:.0f}s that one needs; give more, or fewer tasks, seeds or configurations"
         )
 
 
@@ -282,7 +274,7 @@ def _claim_folder(request: Request, suite: dict[str, Any]) -> None:
 
     Finished runs stay in any case: they are known by what they were made from.
     """
-    path = request.output_dir / _SUITE_FILE
+    path = request.output_dir / "suite.json"  # from the beginning on
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
         if theirs["protocol"] == suite["protocol"] and theirs["model"]["sha256"] == suite["model"]["sha256"]:
@@ -293,10 +285,8 @@ def _claim_folder(request: Request, suite: dict[str, Any]) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         other = True
     if other and not request.glue.overwrite_output_dir:
-        raise InputError(
-            f"output_dir: {path} is of another suite (model, data, tasks, grid or time); add --overwrite_output_dir to replace "
-            "it, or give another folder"
-        )
+        other_suite = f"{path} is of another suite (model, data, tasks, grid or time)"
+        raise InputError(f"output_dir: {other_suite}; add --overwrite_output_dir, or give another folder")
     (request.output_dir / run_folder.CLOCK).unlink(missing_ok=True)
     write_json_atomic(path, suite)
 
@@ -311,30 +301,27 @@ def _print_table(suite: Suite) -> None:
         print(f"{name:6} {result.task.headline:21} {text}  {format_duration(max(0.1, result.seconds))}")
     for name, reason in suite.absent.items():
         print(f"{name:6} absent: {reason}")
-    print(
-        f"report in {suite.folder / 'glue_report.md'}, .json and .png; runs in {suite.folder / RUNS_FILE}", flush=True
-    )
+    report, runs = suite.folder / "glue_report.md", suite.folder / RUNS_FILE
+    print(f"report in {report}, .json and .png; runs in {runs}", flush=True)
 
 
 def run_checkpoints(request: Request, clock: BudgetClock, stop: StopRequest) -> list[Suite]:
     """The suite that `request` asks for, for each of its `checkpoints`, and the report over their minutes.
 
-    Each has an equal part of `total_training_time`. The same command goes on after a kill, as a suite does. InputError before
-    anything is started where a checkpoint is no model of one finished run.
+    Each has an equal part of `total_training_time`. InputError before anything is started where a checkpoint is no model of
+    one finished run.
     """
     minutes = expand_checkpoints(request.suite.checkpoints or [])
-    names = [path.resolve().name for path in minutes]
-    for name in names:
-        if names.count(name) > 1:
+    for name, times in Counter(path.resolve().name for path in minutes).items():
+        if times > 1:
             raise InputError(f"checkpoints: {name} is named twice; give each folder once")
-    seconds = None if request.total_seconds is None else request.total_seconds / len(minutes)
+    seconds = math.inf if request.total_seconds is None else request.total_seconds / len(minutes)
     suites: list[Suite] = []
     for path in minutes:
         own = BudgetClock() if suites else clock  # the first pays for the imports
-        own.total_seconds = math.inf if seconds is None else seconds
-        suites.append(
-            run_suite(request.of_checkpoint(path, None if seconds is None else f"{seconds:.2f}s"), own, stop)
-        )
+        own.total_seconds = seconds
+        time = None if math.isinf(seconds) else f"{seconds:.2f}s"
+        suites.append(run_suite(request.of_checkpoint(path, time), own, stop))
     report_over_budget(list(zip(minutes.items(), suites, strict=True)), request.output_dir)
     print(f"scores against minutes of pre-training in {request.output_dir / MARKDOWN}, .json and .png", flush=True)
     return suites

@@ -11,14 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import (
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from budget_trainer.budget.channel import Agreement
@@ -33,16 +26,12 @@ from budget_trainer.glue.tasks import Task
 log = logging.getLogger(__name__)
 _TOKENIZED_TOGETHER = 1000  # examples
 _POLL_EVERY = 20  # batches of an evaluation between two questions whether a signal has come
-# lr_scheduler_type: the curve over the time of a budget
-_CURVES = {"linear": "linear", "polynomial": "linear", "cosine": "cosine"}
+_CURVES = {"linear": "linear", "polynomial": "linear", "cosine": "cosine"}  # lr_scheduler_type: that over a budget
 _CURVES |= dict.fromkeys(("constant", "constant_with_warmup"), "constant")
 
 
 class Rows(Dataset):
-    """A split as flat arrays: row i is `input_ids[offsets[i]:offsets[i + 1]]`, with its label.
-
-    An item is a dict of lists (`input_ids`, where the model has them `token_type_ids`) and `label`.
-    """
+    """A split as flat arrays, row i from `offsets[i]` on; an item has `label` and lists, as `input_ids`."""
 
     def __init__(self, columns: dict[str, list[list[int]]], labels: list[int] | list[float]) -> None:
         lengths = [len(row) for row in columns["input_ids"]]
@@ -85,8 +74,7 @@ class Rows(Dataset):
 class Predictor:
     """Runs a model over rows, longest first, divided over the ranks: each row exactly once, whatever their number.
 
-    Every rank computes the same number of batches, so that all ask for signals together; what a rank computes beyond its part
-    is thrown away. `dtype` is that of autocast, None for none.
+    Every rank computes the same number of batches, so that all ask for signals together. `dtype` is autocast's, None for none.
     """
 
     def __init__(
@@ -139,10 +127,10 @@ class Predictor:
 class GlueTrainer(TimeScheduleMixin, Trainer):
     """`evaluate` scores the splits of `dev` and keeps outputs and weights of the best evaluation so far.
 
-    The best has the highest headline metric on the first dev split (MNLI: matched); of equals it is the earlier one. Its
-    weights are kept in the memory of the process that saves, once: a model of 340 M parameters takes 1.3 GB. Under a budget the
-    learning rate follows whichever comes first, the end of the time or of `num_train_epochs`: it is down at both. Without
-    one it is Trainer's own. `patience` is the number of evaluations without a better one that ends training, -1 for none.
+    The best has the highest headline metric on the first dev split (MNLI: matched), of equals the earlier one. Its weights are
+    kept in memory by the process that saves (340 M parameters take 1.3 GB). Under a budget the learning rate is down at
+    whichever comes first, the end of the time or of `num_train_epochs`; without one it is Trainer's own. `patience` is the
+    number of evaluations without a better one that ends training, -1 for none.
     """
 
     def __init__(
@@ -182,11 +170,10 @@ class GlueTrainer(TimeScheduleMixin, Trainer):
     @staticmethod
     def curve_name(args: TrainingArguments) -> str:
         """The curve over a budget that `lr_scheduler_type` asks for; InputError where there is none."""
-        name = getattr(args.lr_scheduler_type, "value", str(args.lr_scheduler_type))
+        name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
         if name not in _CURVES:
-            raise InputError(
-                f"lr_scheduler_type: {name!r} does not follow total_training_time; choose one of {', '.join(_CURVES)}"
-            )
+            known = ", ".join(_CURVES)
+            raise InputError(f"lr_scheduler_type: {name!r} does not follow total_training_time; choose one of {known}")
         return _CURVES[name]
 
     @property
@@ -244,7 +231,7 @@ class GlueTrainer(TimeScheduleMixin, Trainer):
         return {}
 
     def evaluate_last_weights(self) -> None:
-        """After training: score the last weights where that has not been done; without dev data they are the best."""
+        """Score the last weights of a training where that has not been done; without dev data they are the best."""
         if not self.dev:
             self.best_state = self._state_dict()
         elif self.time_budget.stop_reason != "diverged" and not (
@@ -269,7 +256,7 @@ class _GlueCallback(TrainerCallback):
     def __init__(self, trainer: GlueTrainer, patience: int) -> None:
         self.trainer, self.patience = trainer, patience
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_save = False
         budget = self.trainer.time_budget
         # All ranks have the same reading; the time of the last evaluation is reserved.
@@ -278,7 +265,7 @@ class _GlueCallback(TrainerCallback):
 
     on_epoch_end = on_train_end = on_step_end
 
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         budget = self.trainer.time_budget
         if 0 < self.patience <= self.trainer.evaluations_since_best and budget.stop_reason is None:
             budget.stop_reason = "early_stopping"

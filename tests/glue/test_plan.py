@@ -29,10 +29,6 @@ def request_of(options):
     return call
 
 
-def plan_of(request):
-    return make_plan(request, read_grid(request.suite.grid, request.suite.seeds, request.training.seed))
-
-
 def names(plan):
     return list(dict.fromkeys(run.task.name for run in plan.runs))
 
@@ -40,7 +36,7 @@ def names(plan):
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_every_grid_is_taken(path, request_of):
     request = request_of(grid=path, task_name="all", **dict.fromkeys(SHORT))
-    plan = plan_of(request)
+    plan = make_plan(request)
     assert set(names(plan)) == {"CoLA", "SST-2", "MRPC", "STS-B", "MNLI", "RTE", "WNLI"}
     assert set(plan.absent) == {"QQP", "QNLI"} and plan.covered == {"AX": "MNLI"}
     if path.stem == "paper":  # as the paper has it: five seeds of each
@@ -91,24 +87,24 @@ def test_a_value_of_a_grid_is_checked_before_anything_runs(request_of, tmp_path)
     path = tmp_path / "grid.yaml"
     path.write_text("grid: {learning_rate: [1e-5, fast]}\n")
     with pytest.raises(InputError, match="learning_rate: 'fast' is not a number"):
-        plan_of(request_of(grid=path, learning_rate=None))
+        make_plan(request_of(grid=path, learning_rate=None))
 
 
 def test_the_intermediate_task_comes_first(request_of):
-    plan = plan_of(request_of(task_name="RTE,STS-B,WNLI", intermediate_task="mnli", seeds="1,2"))
+    plan = make_plan(request_of(task_name="RTE,STS-B,WNLI", intermediate_task="mnli", seeds="1,2"))
     assert names(plan)[0] == "MNLI" == plan.intermediate
     assert {run.task.name for run in plan.runs if run.base == "MNLI"} == {"RTE", "STS-B"}
     with pytest.raises(InputError, match="^intermediate_task: .*QNLI.*; or leave it out, and all start from"):
-        plan_of(request_of(task_name="RTE", intermediate_task="QNLI"))
+        make_plan(request_of(task_name="RTE", intermediate_task="QNLI"))
 
 
 def test_no_task_left(request_of):
     with pytest.raises(InputError, match="task_name: no task can be run .*QNLI/train.tsv is not in"):
-        plan_of(request_of(task_name="QNLI", seeds="1,2"))
+        make_plan(request_of(task_name="QNLI", seeds="1,2"))
 
 
 def test_ax_needs_mnli(request_of):
-    plan = plan_of(request_of(task_name="AX,RTE"))
+    plan = make_plan(request_of(task_name="AX,RTE"))
     assert plan.absent == {"AX": "task_name: AX is answered by the model of MNLI, which is not run"}
 
 
@@ -199,7 +195,7 @@ def test_one_run_on_each_device_at_a_time(request_of, tmp_path):
 
     def runner():
         return Runner(
-            request, plan_of(request), BudgetClock(900.0), StopRequest(), (tmp_path, "digest"), ["0", "1"], launch
+            request, make_plan(request), BudgetClock(900.0), StopRequest(), (tmp_path, "digest"), ["0", "1"], launch
         )
 
     def said():
@@ -232,7 +228,7 @@ def test_runs_that_fail_are_noted_and_those_without_time_not_begun(request_of, t
     def errors():
         command = [sys.executable, "-c", "print('error: no memory'); raise SystemExit(1)"]
         model = (tmp_path, "digest")
-        runner = Runner(request, plan_of(request), clock, StopRequest(), model, [None], lambda *line: command)
+        runner = Runner(request, make_plan(request), clock, StopRequest(), model, [None], lambda *line: command)
         runner.work()
         return [task.configurations[0].runs[0].error for task in runner.results().values()]
 

@@ -194,9 +194,9 @@ def test_a_suite_ends_inside_of_its_time(suite, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"total_training_time": "10s"}, "total_training_time: 10s for 3 runs leaves 3.3s for each, and starting one"),
+        ({"total_training_time": "10s"}, "total_training_time: 10s for 3 runs leaves 3.3s for each, less than"),
         ({"grid": "/nowhere.yaml"}, "recipe: /nowhere.yaml cannot be read"),
-        ({"do_train": "true"}, "do_predict: a suite trains, evaluates and predicts; leave do_train,"),
+        ({"do_train": "true"}, "do_predict: a suite does all; leave do_train,"),
         ({"seeds": "1,1"}, "seeds: ['1', '1'] are not different whole numbers"),
         ({"intermediate_task": "MLNI"}, "task_name: 'MLNI' is no task of GLUE; did you mean MNLI?"),
         ({"model_name_or_path": "/"}, "model_name_or_path: / has no config.json"),
