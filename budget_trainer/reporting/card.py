@@ -87,11 +87,10 @@ def write_model_card(final: Path, *, license: str | None = None, language: Seque
     Both are read from the folder above. The copy of the report is without secrets and folders of this machine. Returns
     the card's path. Raises OSError where a file cannot be read or written.
     """
-    run = final.resolve().parent
+    run, card = final.resolve().parent, final / "README.md"
     report = json.loads((run / REPORT).read_text(encoding="utf-8"))
     (final / REPORT).write_bytes(public_report(report))
     shutil.copyfile(run / PICTURE, final / PICTURE)
-    card = final / "README.md"
     card.write_text(card_text(report, name=run.name, license=license, language=language), encoding="utf-8")
     return card
 
@@ -222,22 +221,19 @@ def _summary(report: Mapping[str, Any], classifier: bool) -> str:
     return f"{what}, {origin}{how}: {report['steps']:,} steps, {report.get('tokens') or 0:,} token positions."
 
 
-def _sources(corpus: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _sources(corpus: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """The sources of `report.describe_data`; those beyond _SHOWN_SOURCES become one row."""
     sources = list(corpus.get("sources") or [])
     rest = sources[_SHOWN_SOURCES:]
     if rest:
         total = {key: sum(source.get(key) or 0 for source in rest) for key in ("documents", "text_bytes")}
         sources = [*sources[:_SHOWN_SOURCES], {"name": f"{len(rest)} more", **total}]
-    return [
-        (
-            str(source["name"]),
-            str(source.get("kind", "")),
-            f"{source['documents']:,}" if source.get("documents") else "",
-            f"{source['text_bytes'] / 1e6:,.1f}" if source.get("text_bytes") else "",
-        )
-        for source in sources
-    ]
+    rows = []
+    for source in sources:
+        documents, size = source.get("documents"), source.get("text_bytes")
+        counts = (f"{documents:,}" if documents else "", f"{size / 1e6:,.1f}" if size else "")
+        rows.append((str(source["name"]), str(source.get("kind", "")), *counts))
+    return rows
 
 
 def _corpus(corpus: Mapping[str, Any]) -> str:

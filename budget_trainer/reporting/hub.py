@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,17 +36,15 @@ MAIN, FINAL, CARD = "main", "final", "README.md"
 MARK = re.compile(r"finetune-(\d+(?:\.\d+)?)")  # a time-marked model's folder, by per cent of the budget
 TIMEOUT_SECONDS = 120.0  # without a byte from the other side; the client itself would wait for ever
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access from https://huggingface.co/settings/tokens"
+_OFFLINE = "HF_HUB_OFFLINE: set, so the Hub is not asked for anything; unset it to publish"
 _GLUE_FILES = (GLUE_REPORT, "glue_report.png", "glue_report.md")
 _TOKENIZERS = (
     "tokenizer.json vocab.txt vocab.json tokenizer.model spiece.model spm.model sentencepiece.bpe.model".split()
 )
 # Patterns of the files that are published; all others stay here.
-_PUBLISHED = (
-    """config.json generation_config.json *.safetensors *.safetensors.index.json tokenizer_config.json
+_PUBLISHED = """config.json generation_config.json *.safetensors *.safetensors.index.json tokenizer_config.json
 special_tokens_map.json added_tokens.json merges.txt chat_template.jinja README.md LICENSE LICENSE.txt LICENSE.md NOTICE
 NOTICE.txt NOTICE.md run_report.json run_report.png""".split()
-    + [*_TOKENIZERS, *_GLUE_FILES]
-)
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".joblib", ".npy", ".npz")
 _WEIGHTS = (".safetensors", *_PICKLES, ".onnx", ".gguf")
 _KEPT = (".gitattributes", "LICENSE", "NOTICE")  # of another model that is replaced
@@ -78,14 +75,9 @@ class PushOptions:
 
     def words(self, folder: Path) -> list[str]:
         """The arguments of `python -m budget_trainer.publish` for this push, but for --overwrite."""
-        words = [str(folder)]
-        for name in ("hub_model_id", "license", "language", "glue_report"):
-            words += [f"--{name}", str(getattr(self, name))] if getattr(self, name) else []
-        return words + (["--hub_private_repo"] if self.hub_private_repo else [])
-
-    def command(self, folder: Path) -> str:
-        """The command that repeats the push."""
-        return shlex.join(["python", "-m", "budget_trainer.publish", *self.words(folder)])
+        named = ("hub_model_id", "license", "language", "glue_report")
+        given = [word for name in named if (value := getattr(self, name)) for word in (f"--{name}", str(value))]
+        return [str(folder), *given, *["--hub_private_repo"] * bool(self.hub_private_repo)]
 
 
 @dataclass(frozen=True)
@@ -102,13 +94,10 @@ class HubBusy(RunError):
     """The Hub is out of reach, silent or busy: the same push may succeed later."""
 
 
-# ---- the folder ----
-
-
 def marked_models(folder: Path) -> list[Path]:
     """The time-marked models of a run that are complete (they are renamed into place), by their share of the budget."""
-    found = [(match, path) for path in folder.glob("finetune-*") if (match := MARK.fullmatch(path.name))]
-    return [path for match, path in sorted(found, key=lambda pair: float(pair[0][1]))]
+    found = [path for path in folder.glob("finetune-*") if MARK.fullmatch(path.name)]
+    return sorted(found, key=lambda path: float(path.name.removeprefix("finetune-")))
 
 
 def _read_revisions(folder: Path) -> list[_Revision]:
@@ -126,61 +115,46 @@ def _read_revisions(folder: Path) -> list[_Revision]:
 
 
 def _read_model(folder: Path, name: str) -> _Revision:
+    def refused(reason: str) -> InputError:
+        return InputError(f"publish: {folder} {reason}")
+
     try:
         config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         reason = "" if "model_type" in config else "config.json names no model_type"
     except FileNotFoundError:
         reason = "no config.json"
     except (OSError, ValueError, TypeError) as error:
-        reason = f"config.json cannot be read: {error}"
+        reason = f"config.json cannot be read: {' '.join(str(error).split())}"
     if reason:
-        raise InputError(
-            f"publish: {folder} is not a model's folder ({' '.join(reason.split())}); give a run's --output_dir, or a folder "
-            "that save_pretrained wrote"
-        )
+        raise refused(f"is not a model's folder ({reason}); give a run's --output_dir, or what save_pretrained wrote")
     if "auto_map" in config:
-        raise InputError(
-            f"publish: {folder} needs code of its own (auto_map in config.json), which is not published; use a type that "
-            "Transformers has"
+        raise refused(
+            "needs code of its own (auto_map in config.json), which stays here; use a type that Transformers has"
         )
     paths = sorted(path for path in folder.iterdir() if path.name[0] != ".")
-    files: dict[str, Path | bytes] = {
-        path.name: path
-        for path in paths
-        if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in _PUBLISHED)
-    }
+    patterns = [*_PUBLISHED, *_TOKENIZERS, *_GLUE_FILES]
+    known = [path for path in paths if path.is_file() and any(fnmatchcase(path.name, one) for one in patterns)]
+    files: dict[str, Path | bytes] = {path.name: path for path in known}
     left_out = tuple(path.name for path in paths if path.name not in files)
-    _check_weights(folder, [name for name in files if name.endswith(".safetensors")], left_out)
-    if not any(name in files for name in _TOKENIZERS):
-        raise InputError(
-            f"publish: {folder} has no tokenizer ({_TOKENIZERS[0]}, {_TOKENIZERS[1]}, ...); save it there with "
-            "tokenizer.save_pretrained"
-        )
-    return _Revision(name, files, config, left_out)
-
-
-def _check_weights(folder: Path, weights: Sequence[str], left_out: Sequence[str]) -> None:
+    weights = [path for path in known if path.suffix == ".safetensors"]
     if not weights:
         pickles = [name for name in left_out if name.endswith(_PICKLES)]
         reason = f"only {pickles[0]}, whose format can run code when it is loaded" if pickles else "none"
-        raise InputError(
-            f"publish: {folder} has no weights as safetensors ({reason}); save them with model.save_pretrained"
-        )
-    for name in weights:
+        raise refused(f"has no weights as safetensors ({reason}); save them with model.save_pretrained")
+    for path in weights:
         try:
-            with safe_open(folder / name, framework="np"):  # reads the header, and compares it with the file's length
+            with safe_open(path, framework="np"):  # reads the header, and compares it with the file's length
                 pass
         except SafetensorError:
-            raise InputError(
-                f"publish: {folder / name} is no complete safetensors file; save the model anew"
-            ) from None
+            raise refused(f"is damaged: {path.name} is no complete safetensors file; save the model anew") from None
     for index in folder.glob("*.safetensors.index.json"):
-        content = json.loads(index.read_text(encoding="utf-8"))
-        missing = set(content.get("weight_map", {}).values()) - set(weights)
+        missing = {*json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()} - {*files}
         if missing:
-            raise InputError(
-                f"publish: {folder} lacks {min(missing)}, which {index.name} names; save the model anew with save_pretrained"
-            )
+            raise refused(f"lacks {min(missing)}, which {index.name} names; save the model anew with save_pretrained")
+    if not any(name in files for name in _TOKENIZERS):
+        tried = ", ".join(_TOKENIZERS[:2])
+        raise refused(f"has no tokenizer ({tried}, ...); save it there with tokenizer.save_pretrained")
+    return _Revision(name, files, config, left_out)
 
 
 def prepare(folder: Path, options: PushOptions, repo_id: str, hub_scores: Sequence[GlueScore] = ()) -> list[_Revision]:
@@ -247,16 +221,13 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path.name}: {path} cannot be read ({error}); repair it, or move it away") from None
 
 
-# ---- the Hub ----
-
-
 def check_locally(repo_id: str, hub_token: str | None = None) -> None:
     """InputError for what is known to fail without asking the Hub: no token, offline, a name that cannot be one."""
     # With HF_OIDC_RESOURCE the client gets a token from the Hub: it is asked only when something is sent.
     if not (hub_token or os.environ.get("HF_OIDC_RESOURCE") or get_token()):
         raise InputError(f"hub_token: there is none; {_LOG_IN}")
     if constants.HF_HUB_OFFLINE:
-        raise InputError("HF_HUB_OFFLINE: set, so the Hub is not asked for anything; unset it to publish")
+        raise InputError(_OFFLINE)
     try:
         validate_repo_id(repo_id)
     except ValueError:
@@ -377,7 +348,7 @@ def _explain(error: Exception, what: str, token: str | None) -> InputError | Run
     while causes[-1].__cause__ is not None:  # the client wraps failed uploads
         causes.append(causes[-1].__cause__)
     if isinstance(error, OfflineModeIsEnabled):
-        return InputError("HF_HUB_OFFLINE: set, so the Hub is not asked for anything; unset it to publish")
+        return InputError(_OFFLINE)
     answered = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
     if answered is not None:
         status = answered.response.status_code

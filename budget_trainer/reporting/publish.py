@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -32,7 +33,7 @@ from budget_trainer.reporting.hub import PushOptions
 log = logging.getLogger("publish")
 PAUSE_SECONDS = (5.0, 30.0)  # before the second and the third attempt
 _LOOK_EVERY_SECONDS = 1.0
-_PUSH_FLAGS = ("hub_model_id", "hub_private_repo", "hub_strategy")
+_MODULE = "budget_trainer.publish"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,18 +68,11 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="the --output_dir of a run, or the folder of one model")
     add("--hub_model_id", help="user/name; without user the token's owner, without both the folder's name")
-    add(
-        "--hub_private_repo",
-        action="store_true",
-        default=None,
-        help="make the repository private (a public one is refused)",
-    )
+    add("--hub_private_repo", action="store_true", default=None, help="make it private (a public one is refused)")
     add("--hub_token", help="better in HF_TOKEN or by `hf auth login`: command lines are seen by others")
     add("--license", help="of the weights, as apache-2.0 (the recipe's; else the card says that it is unknown)")
     add("--language", help="of the text, as en or en,de")
-    suite = (
-        "a suite of finetune_glue.py whose scores are the card's; without it those in DIR, where there are none those"
-    )
+    suite = "a suite of finetune_glue.py whose scores are the card's; without it those in DIR, else those"
     add("--glue_report", type=Path, metavar="DIR", help=f"{suite} on the Hub, which stay while the weights do")
     add("--overwrite", action="store_true", help="replace another model that is there")
     add("--dry_run", action="store_true", help="show what would be published; asks the network for nothing")
@@ -93,7 +87,14 @@ def _publish(args: argparse.Namespace) -> dict[str, Any] | None:
     given = {field.name: getattr(args, field.name) for field in fields(PushOptions) if hasattr(args, field.name)}
     options = PushOptions(**given)
     if args.dry_run:
-        _show(args.folder, options)
+        repo_id = options.name(args.folder)
+        for revision in hub.prepare(args.folder, options, repo_id):
+            print(f"{repo_id}, {revision.name}:")
+            for name, content in sorted(revision.files.items()):
+                size = len(content) if isinstance(content, bytes) else content.stat().st_size  # bytes
+                print(f"  {size:>14,}  {name}")
+            if revision.left_out:
+                print(f"  not published: {', '.join(revision.left_out)}")
         return None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
     for noisy in (
@@ -119,18 +120,6 @@ def _publish(args: argparse.Namespace) -> dict[str, Any] | None:
     raise AssertionError("unreachable")
 
 
-def _show(folder: Path, options: PushOptions) -> None:
-    """Print what would be published, with sizes in bytes, and what would stay here."""
-    repo_id = options.name(folder)
-    for revision in hub.prepare(folder, options, repo_id):
-        print(f"{repo_id}, {revision.name}:")
-        for name, content in sorted(revision.files.items()):
-            size = len(content) if isinstance(content, bytes) else content.stat().st_size
-            print(f"  {size:>14,}  {name}")
-        if revision.left_out:
-            print(f"  not published: {', '.join(revision.left_out)}")
-
-
 def resolve_push(
     folder: Path,
     options: PushOptions,
@@ -149,7 +138,7 @@ def resolve_push(
     check_license(options.license)
     if not push_to_hub:
         if "push_to_hub" not in explicit:  # who says no to it says no to the flags that belong to it
-            for name in sorted({*explicit} & {*_PUSH_FLAGS}):
+            for name in sorted({*explicit} & {"hub_model_id", "hub_private_repo", "hub_strategy"}):
                 raise InputError(f"{name}: given without push_to_hub; add --push_to_hub, or leave it out")
         return None
     if hub_strategy not in ("every_save", "end"):
@@ -205,15 +194,15 @@ class BackgroundPush:
         makes up for it.
         """
         log.info("waiting for the Hub%s", "" if math.isinf(seconds) else f", {seconds:.0f} s at most")
-        deadline = time.monotonic() + seconds
+        deadline = None if math.isinf(seconds) else time.monotonic() + seconds
         self._finishing.set()
         if self._watcher is not None:
             self._watcher.join()
         try:
             if self._process is not None:
-                _wait(self._process, deadline)
+                self._process.wait(deadline and max(0.0, deadline - time.monotonic()))
             self._process = self._publish()
-            _wait(self._process, deadline)
+            self._process.wait(deadline and max(0.0, deadline - time.monotonic()))
             assert self._process.stdout is not None
             account = dict(json.loads(self._process.stdout.read()))
         except subprocess.TimeoutExpired:
@@ -226,29 +215,20 @@ class BackgroundPush:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        if account["error"] is not None:
-            account["repeat"] = self.options.command(self.folder)
-            log.warning(
-                "not pushed: %s; the model is in %s; repeat: %s", account["error"], self.folder, account["repeat"]
-            )
-        else:
+        if account["error"] is None:
             log.info("pushed to %s: %s", account["url"], ", ".join(account["revisions"]))
+            return account
+        account["repeat"] = repeat = shlex.join(["python", "-m", _MODULE, *self.options.words(self.folder)])
+        log.warning("not pushed: %s; the model is in %s; repeat: %s", account["error"], self.folder, repeat)
         return account
 
     def _publish(self, *flags: str) -> subprocess.Popen[str]:
         overwrite = ["--overwrite"] if self.options.overwrite else []
         root = str(Path(__file__).resolve().parents[2])
         paths = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+        words = [*self.options.words(self.folder), *overwrite, "--json", *flags]
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "budget_trainer.publish",
-                *self.options.words(self.folder),
-                *overwrite,
-                "--json",
-                *flags,
-            ],
+            [sys.executable, "-m", _MODULE, *words],
             env={**os.environ, "PYTHONPATH": paths, VARIABLE: "1"},
             stdin=subprocess.PIPE,  # its end tells the process that this one is gone
             stdout=subprocess.PIPE,
@@ -257,11 +237,6 @@ class BackgroundPush:
         )
         os.setpriority(os.PRIO_PROCESS, process.pid, 19)
         return process
-
-
-def _wait(process: subprocess.Popen[str], deadline: float) -> None:
-    left = deadline - time.monotonic()
-    process.wait(None if math.isinf(left) else max(0.0, left))
 
 
 if __name__ == "__main__":

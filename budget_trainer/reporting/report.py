@@ -137,16 +137,12 @@ def _hardware() -> dict[str, Any]:
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         gpu = torch.cuda.get_device_properties(index)
         gpus.append({"name": gpu.name, "memory_gib": round(gpu.total_memory / 2**30, 1)})
-    memory = round(psutil.virtual_memory().total / 2**30, 1)
-    return {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_gib": memory, "gpus": gpus}
-
-
-def _cpu_model() -> str:
+    memory, cpu = round(psutil.virtual_memory().total / 2**30, 1), platform.processor() or platform.machine()
     with suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         if found := re.search(r"^model name\s*: *(.+)$", text, re.MULTILINE):
-            return found[1].strip()
-    return platform.processor() or platform.machine()
+            cpu = found[1].strip()
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gib": memory, "gpus": gpus}
 
 
 def _git_commit() -> str | None:
@@ -194,7 +190,9 @@ def draw_report(report: dict[str, Any], progress: Sequence[dict[str, Any]], path
         (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2)
         figure.suptitle(_title(report), fontsize=12, x=0.02, ha="left")
         last = max([line["elapsed_seconds"] for line in progress] + [report.get("used_seconds") or 0.0])
-        unit, unit_name = _time_unit(last)
+        unit, unit_name = (60.0, "minutes") if last < 6 * 3600 else (3600.0, "hours")
+        if last < 120:
+            unit, unit_name = 1.0, "seconds"
         _draw_loss(top_left, progress, report, unit)
         _draw_line(top_right, progress, "learning_rate", unit, COLOURS["evaluate"])
         _draw_line(bottom_left, progress, "tokens_per_second", unit, COLOURS["save"])
@@ -218,11 +216,8 @@ def _title(report: dict[str, Any]) -> str:
         f"{report.get('engine') or 'plain'}, {world} process" + ("es" if world != 1 else ""),
     ]
     evaluation = report.get("evaluation") or {}
-    results = [
-        f"{label} {evaluation[key]:.3f}"
-        for key, label in (("loss", "final evaluation loss"), ("bits_per_byte", "bits per byte"))
-        if evaluation.get(key) is not None
-    ]
+    named = (("loss", "final evaluation loss"), ("bits_per_byte", "bits per byte"))
+    results = [f"{label} {evaluation[key]:.3f}" for key, label in named if evaluation.get(key) is not None]
     return "  ·  ".join(parts) + "\n" + ("  ·  ".join(results) or "not evaluated")
 
 
@@ -242,12 +237,6 @@ def _series(progress: Sequence[dict[str, Any]], key: str) -> tuple[Any, Any]:
     if len(points) > _MAX_POINTS:
         points = np.stack([part.mean(axis=0) for part in np.array_split(points, _MAX_POINTS)])
     return points[:, 0], points[:, 1]
-
-
-def _time_unit(last_seconds: float) -> tuple[float, str]:
-    if last_seconds < 120:
-        return 1.0, "seconds"
-    return (60.0, "minutes") if last_seconds < 6 * 3600 else (3600.0, "hours")
 
 
 def _draw_line(axes: Any, progress: Sequence[dict[str, Any]], key: str, unit: float, colour: str) -> None:
@@ -313,13 +302,15 @@ def describe_data(data_dir: Path) -> dict[str, Any]:
     described |= {"validation_rows": validation.get("rows"), "validation_fraction": held_out.get("fraction")}
     if held_out.get("text"):
         described["validation_text"] = _source_name(held_out["text"])
-    described["sources"] = [_source(source) for source in manifest.get("sources") or []]
+    kept = ("kind", "documents", "text_bytes", "dropped")
+    described["sources"] = [
+        {
+            "name": _source_name(str(source.get("path", "?"))),
+            **{name: source[name] for name in kept if source.get(name)},
+        }
+        for source in manifest.get("sources") or []
+    ]
     return {key: value for key, value in described.items() if value is not None}
-
-
-def _source(source: Mapping[str, Any]) -> dict[str, Any]:
-    counts = {name: source[name] for name in ("kind", "documents", "text_bytes", "dropped") if source.get(name)}
-    return {"name": _source_name(str(source.get("path", "?"))), **counts}
 
 
 def _source_name(path: str) -> str:
