@@ -91,7 +91,13 @@ def _loss_and_gradients(
         if needed[0]:
             by_hidden.append((errors @ matrix).float() * on)
         if needed[1]:
-            by_weight = _add_product(by_weight, errors.t(), states * on.to(dtype))
+            left, right = errors.t(), states * on.to(dtype)
+            if by_weight is None:
+                by_weight = (left @ right).float()
+            elif dtype == torch.float32:
+                by_weight = by_weight.addmm_(left, right)
+            else:  # the product itself has the precision of its factors
+                by_weight = by_weight.add_(left @ right)
         if needed[2]:
             share = scores.t().mv(on.squeeze(1))
             by_bias = share if by_bias is None else by_bias + share
@@ -117,15 +123,6 @@ def _by_log_softmax(states: Tensor, matrix: Tensor, bias: Tensor | None, target:
 def matmul_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """The precision that autocast gives matrix products on this device, else `dtype`."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
-
-
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """Return total + left @ right in float32; the product itself has the precision of its factors."""
-    if total is None:
-        return (left @ right).float()
-    if left.dtype == torch.float32:
-        return total.addmm_(left, right)
-    return total.add_(left @ right)
 
 
 def logits_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:

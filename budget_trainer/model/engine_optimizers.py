@@ -22,10 +22,7 @@ _TORCH = "use optimizer_impl auto"
 _LEAVE_NORM = "use layer_norm_type pytorch, or leave it out"
 _INSTALL = "pip install 'deepspeed>=0.19'"
 _FLAT = "ZeRO cuts the parameters into flat partitions"
-_WHOLE = {
-    "lamb": f"needs the norm of whole tensors, and {_FLAT}",
-    "adafactor": f"factors whole matrices, and {_FLAT}",
-}
+_WHOLE = {"lamb": f"needs the norm of whole tensors, and {_FLAT}", "adafactor": f"factors whole matrices, and {_FLAT}"}
 
 
 def check_engine(
@@ -129,15 +126,13 @@ def fused_optimizer(impl: str, name: str, groups: list[dict[str, Any]], **option
 
 
 def zero_stage(plugin: Any) -> int | None:
-    """The ZeRO stage in Accelerate's DeepSpeedPlugin (`TrainingArguments.deepspeed_plugin`); None without DeepSpeed."""
+    """The ZeRO stage in Accelerate's DeepSpeedPlugin (`TrainingArguments.deepspeed_plugin`); None without it."""
     return None if plugin is None else int(plugin.deepspeed_config.get("zero_optimization", {}).get("stage", 0))
 
 
 def let_deepspeed_step(plugin: Any, name: str) -> bool:
     """Let ZeRO step the optimizer that we build where it would refuse it or take its own: Muon, and torch's own where the step
-    is offloaded to the CPU and DeepSpeed's CPU Adam is not built. Returns whether that is so.
-
-    Compiling it would take a minute out of the budget; DS_BUILD_CPU_ADAM=1 when DeepSpeed is installed builds it in advance.
+    is offloaded to the CPU and DeepSpeed's CPU Adam is not built. Returns whether that is so: building takes a minute.
     """
     stage = zero_stage(plugin)
     if not stage:

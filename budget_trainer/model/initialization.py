@@ -81,10 +81,8 @@ def _reduce(
     blocks: Sequence[_Entries], vocab_size: int, context_words: int, size: int, seed: int
 ) -> NDArray[np.float32]:
     """U * sqrt(S) of the blocks side by side, by a randomised range finder with one power iteration (Halko 2011)."""
-    row = torch.from_numpy(np.concatenate([tokens for tokens, _, _ in blocks]))
-    shifted = [columns + index * context_words for index, (_, columns, _) in enumerate(blocks)]
-    column = torch.from_numpy(np.concatenate(shifted))
-    value = torch.from_numpy(np.concatenate([values for _, _, values in blocks]))
+    shifted = [(tokens, columns + i * context_words, values) for i, (tokens, columns, values) in enumerate(blocks)]
+    row, column, value = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*shifted, strict=True))
     shape = (vocab_size, context_words * len(blocks))
     with warnings.catch_warnings():  # sparse CSR is called beta at every first use
         warnings.simplefilter("ignore", UserWarning)

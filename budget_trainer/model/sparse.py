@@ -155,8 +155,6 @@ HEADS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 # Types whose self-attention has `query`, `key` and `value` projections, which are joined.
 FUSED = ("bert", "megatron-bert", "roberta", "roberta-prelayernorm", "xlm-roberta", "camembert")
-# Rotary positions are relative: they need no restart at a document.
-RELATIVE = ("modernbert", "eurobert")
 
 
 if TYPE_CHECKING:
@@ -222,7 +220,7 @@ class SparsePrediction(_ModelBase):
         if document_ids is not None:
             check_document_mask(self)
             document_ids = attention.separate_padding(document_ids, attention_mask)
-            if self.config.model_type not in RELATIVE:
+            if self.config.model_type not in ("modernbert", "eurobert"):  # rotary positions need no restart
                 kwargs.setdefault("position_ids", attention.position_ids(self.base_model, document_ids))
         mask = attention.static_mask(self.config, attention_mask, document_ids)
         return self.base_model(input_ids=input_ids, attention_mask=mask, **kwargs)[0]
@@ -253,26 +251,20 @@ class SparsePrediction(_ModelBase):
         self, input_ids: Tensor, attention_mask: Tensor | None, masked_positions: Tensor, **kwargs: Any
     ) -> Tensor:
         """Return the logits [B * S, V] at positions [B, S] of each block, not through a compiled `__call__`."""
+        kwargs["attention_mask"] = attention_mask
         if self._is_sparse:
-            return self.predict(
-                self.masked_hidden(input_ids, masked_positions, attention_mask=attention_mask, **kwargs)
-            )
-        return _gather(self.dense_logits(input_ids, attention_mask, **kwargs), masked_positions).flatten(0, 1)
+            return self.predict(self.masked_hidden(input_ids, masked_positions, **kwargs))
+        return _gather(self.dense_logits(input_ids, **kwargs), masked_positions).flatten(0, 1)
 
     @property
     def _is_sparse(self) -> bool:
         return self.sparse_mask_prediction and self.config.model_type in HEADS
 
     def dense_logits(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        document_ids: Tensor | None = None,
-        **kwargs: Any,
+        self, input_ids: Any, attention_mask: Tensor | None, document_ids: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
         """Return the stock class's logits [B, L, V], or what it lacks: those of packed documents."""
         if document_ids is not None:
-            assert input_ids is not None
             return self.predict(self.encode(input_ids, attention_mask, document_ids=document_ids, **kwargs))
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs).logits
 
@@ -305,22 +297,22 @@ class SparsePrediction(_ModelBase):
         Raises:
             InputError: document_ids for a type that cannot keep documents apart.
         """
-        given: dict[str, Any] = {"attention_mask": attention_mask, **kwargs}
+        given: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
         if document_ids is not None:
             given["document_ids"] = document_ids
         if masked_positions is None:
             if labels is None and document_ids is None:
-                return super().forward(input_ids=input_ids, **given)
-            logits = self.dense_logits(input_ids, **given)
+                return super().forward(**given)
+            logits = self.dense_logits(**given)
             if labels is None:
                 return MaskedLMOutput(logits=logits)
             logits = logits.flatten(0, 1)
         else:
-            assert input_ids is not None
+            given["masked_positions"] = masked_positions
             if labels is not None and not return_logits and self._is_sparse:
-                hidden = self.masked_hidden(input_ids, masked_positions, **given)
+                hidden = self.masked_hidden(**given)
                 return MaskedLMOutput(loss=self.masked_loss(hidden, labels.flatten(), num_items_in_batch))
-            logits = self.masked_logits(input_ids, masked_positions=masked_positions, **given)
+            logits = self.masked_logits(**given)
         loss = None if labels is None else logits_loss(logits, labels.flatten(), num_items_in_batch)
         return MaskedLMOutput(loss=loss, logits=logits if return_logits or loss is None else None)
 

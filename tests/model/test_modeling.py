@@ -13,12 +13,7 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, Trainer
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.build import (
-    PADDED_ROW_BIAS,
-    check_positions,
-    load_pretrained,
-    set_output_bias,
-)
+from budget_trainer.model.build import PADDED_ROW_BIAS, check_positions, load_pretrained, set_output_bias
 from budget_trainer.model.sparse import HEADS, sparse_class
 from tests.model.models import (
     SPECIAL,

@@ -345,8 +345,7 @@ def test_what_every_engine_runs(name):
 
 
 @pytest.mark.parametrize(
-    ("impl", "fix"),
-    [("apex", "build NVIDIA's from source"), ("deepspeed", "pip install 'deepspeed>=0.19'")],
+    ("impl", "fix"), [("apex", "build NVIDIA's from source"), ("deepspeed", "pip install 'deepspeed>=0.19'")]
 )
 def test_a_missing_package_is_named_with_its_installation(monkeypatch, impl, fix):
     for module in ("apex", "apex.optimizers", "deepspeed", "deepspeed.ops", "deepspeed.ops.lamb"):
