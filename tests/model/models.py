@@ -1,18 +1,29 @@
 """Small models, batches and comparisons that the tests of models share."""
 
 import copy
+import itertools
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import TrainingArguments
 
 from budget_trainer.model.build import build_model
+from budget_trainer.model.sparse import HEADS
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 VOCAB = 100
 # The types with a sparse head of their own, with and without next-sentence prediction.
 TYPES = ["megatron-bert", "bert", "roberta-prelayernorm", "eurobert", "modernbert"]
 WITH_PAIRS = [*((name, False) for name in TYPES), ("megatron-bert", True), ("bert", True)]
+# Every type with a sparse head by the library's implementations; megatron-bert's attention is fused whatever its config says.
+KINDS = [(kind, how) for kind in HEADS for how in ("sdpa", "eager") if (kind, how) != ("megatron-bert", "sdpa")]
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+# Packed documents, longer and shorter than the window of 8 on each side of a `sharp` modernbert; the block ends with padding.
+DOCUMENTS, PADDING = (13, 30, 1, 22), 6
+ENDS = list(itertools.accumulate(DOCUMENTS))
+SPANS = [slice(end - size, end) for end, size in zip(ENDS, DOCUMENTS, strict=True)]
+LENGTH = ENDS[-1] + PADDING
 
 
 def tiny(model_type, **changes):
@@ -21,6 +32,34 @@ def tiny(model_type, **changes):
     options |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     options |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return build_model(model_type, **options | changes)
+
+
+def sharp(model_type, how=None, **changes):
+    """Three layers whose attention is far from uniform, with the library's implementation `how`."""
+    config = {"local_attention": 16} if model_type == "modernbert" else {}
+    if how is not None and model_type != "megatron-bert":
+        config["attn_implementation"] = how
+    options = {"num_hidden_layers": 3, "initializer_range": 0.2, "model_config": config}
+    return tiny(model_type, **options | changes)
+
+
+def packed(rows=2, padded=True):
+    """Blocks of DOCUMENTS."""
+    length = LENGTH if padded else LENGTH - PADDING
+    ids = torch.randint(5, VOCAB, (rows, length), generator=torch.Generator().manual_seed(0))
+    ids[:, 0] = SPECIAL["cls"]
+    documents = torch.repeat_interleave(torch.arange(len(DOCUMENTS)), torch.tensor(DOCUMENTS)).repeat(rows, 1)
+    out = {"input_ids": ids, "document_ids": F.pad(documents, (0, length - documents.shape[1]), value=3)}
+    if padded:
+        ids[:, -PADDING:] = SPECIAL["pad"]
+        out["attention_mask"] = (ids != SPECIAL["pad"]).long()
+    return out
+
+
+def predictions(ids, slots=6):
+    """Masked positions, other ones in every row, and their labels."""
+    positions = torch.arange(slots) * 10 + 1 + torch.arange(len(ids))[:, None]
+    return {"masked_positions": positions, "labels": ids.gather(1, positions)}
 
 
 def batch(rows=3, length=40, slots=6, padded=True, seed=0):

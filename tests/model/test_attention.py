@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoModelForMaskedLM
 
@@ -19,51 +18,21 @@ from budget_trainer.model.attention import (
     static_mask,
 )
 from budget_trainer.model.sparse import FUSED, check_document_mask
-from tests.model import models
-from tests.model.models import SPECIAL, VOCAB, assert_near, loss_and_gradients, pick, stock_twin
-
-# Longer and shorter than modernbert's window of 8 on each side below; the block ends with padding.
-DOCUMENTS, PADDING = (13, 30, 1, 22), 6
-LENGTH = sum(DOCUMENTS) + PADDING
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-PACKED = [("megatron-bert", "eager")]  # what the config says; the attention is fused all the same
-PACKED += [
-    (kind, how) for kind in (*FUSED, "modernbert", "eurobert") if kind != "megatron-bert" for how in ("sdpa", "eager")
-]
-
-
-def tiny(model_type, how=None, **changes):
-    """Three layers whose attention is far from uniform, with the library's implementation `how`."""
-    config = {"local_attention": 16} if model_type == "modernbert" else {}
-    if how is not None and model_type != "megatron-bert":
-        config["attn_implementation"] = how
-    options = {"num_hidden_layers": 3, "initializer_range": 0.2, "model_config": config}
-    return models.tiny(model_type, **options | changes)
-
-
-def packed(rows=2, padded=True, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    length = LENGTH if padded else LENGTH - PADDING
-    ids = torch.randint(5, VOCAB, (rows, length), generator=generator)
-    ids[:, 0] = SPECIAL["cls"]
-    documents = torch.repeat_interleave(torch.arange(len(DOCUMENTS)), torch.tensor(DOCUMENTS)).repeat(rows, 1)
-    out = {"input_ids": ids, "document_ids": F.pad(documents, (0, length - documents.shape[1]), value=3)}
-    if padded:
-        ids[:, -PADDING:] = SPECIAL["pad"]
-        out["attention_mask"] = (ids != SPECIAL["pad"]).long()
-    return out
-
-
-def spans():
-    ends = list(itertools.accumulate(DOCUMENTS))
-    return [slice(end - size, end) for end, size in zip(ends, DOCUMENTS, strict=True)]
-
-
-def predictions(ids, slots=6):
-    rows = torch.arange(len(ids), device=ids.device)[:, None]  # other positions in every row
-    positions = torch.arange(slots, device=ids.device) * 10 + 1 + rows
-    return {"masked_positions": positions, "labels": ids.gather(1, positions)}
-
+from tests.model.models import (
+    DOCUMENTS,
+    GPU,
+    KINDS,
+    LENGTH,
+    PADDING,
+    SPANS,
+    assert_near,
+    loss_and_gradients,
+    packed,
+    pick,
+    predictions,
+    sharp,
+    stock_twin,
+)
 
 # ---- the pure functions ----
 
@@ -152,32 +121,9 @@ def test_dropout_keeps_the_mean_and_respects_the_mask():
 # ---- the joined projections ----
 
 
-@pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize("model_type", FUSED)
-def test_joined_projections_equal_the_stock_class(model_type, padded):
-    model = tiny(model_type)
-    assert any(type(module).forward.__module__.startswith("budget_trainer") for module in model.modules())
-    stock = stock_twin(model, AutoModelForMaskedLM)
-    inputs = packed(padded=padded)
-    given = pick(inputs, "input_ids", "attention_mask")
-    valid = given.get("attention_mask", torch.ones_like(given["input_ids"])).bool()
-    logits = stock(**given).logits
-    assert torch.allclose(model(**given).logits[valid], logits[valid], atol=1e-5, rtol=1e-5)
-    hidden = model.encode(**given)
-    assert torch.allclose(model.predict(hidden)[valid], logits[valid], atol=1e-5, rtol=1e-5)
-    wanted = predictions(inputs["input_ids"])
-    loss, gradients = loss_and_gradients(model, given | wanted)
-    chosen = logits.gather(1, wanted["masked_positions"][..., None].expand(-1, -1, logits.shape[-1]))
-    expected = F.cross_entropy(chosen.flatten(0, 1), wanted["labels"].flatten())
-    assert loss == pytest.approx(expected.item(), abs=1e-5)
-    expected.backward()
-    theirs = {name: parameter.grad for name, parameter in stock.named_parameters() if parameter.grad is not None}
-    assert_near(gradients, theirs, 1e-5)
-
-
 @pytest.mark.parametrize("model_type", FUSED)
 def test_dropout_of_attention_acts_in_training_only(model_type):
-    model = tiny(model_type, attention_probs_dropout_prob=0.5)
+    model = sharp(model_type, attention_probs_dropout_prob=0.5)
     inputs = packed()
     inputs |= predictions(inputs["input_ids"])
     assert model(**inputs).loss.item() != model(**inputs).loss.item()
@@ -187,7 +133,7 @@ def test_dropout_of_attention_acts_in_training_only(model_type):
 
 @pytest.mark.parametrize("model_type", ["megatron-bert", "bert", "roberta"])
 def test_probabilities_come_from_the_library(model_type):
-    model = tiny(model_type, "eager").eval()
+    model = sharp(model_type, "eager").eval()
     stock = stock_twin(model, AutoModelForMaskedLM).eval()
     inputs = pick(packed(), "input_ids", "attention_mask")
     ours, theirs = (m(**inputs, output_attentions=True).attentions for m in (model, stock))
@@ -198,14 +144,14 @@ def test_probabilities_come_from_the_library(model_type):
 
 
 @pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize(("model_type", "how"), PACKED)
+@pytest.mark.parametrize(("model_type", "how"), KINDS)
 def test_a_packed_document_equals_one_in_its_own_block(model_type, how, padded):
-    model, inputs = tiny(model_type, how).eval(), packed(padded=padded)
+    model, inputs = sharp(model_type, how).eval(), packed(padded=padded)
     plain = {name: tensor for name, tensor in inputs.items() if name != "document_ids"}
     slots = torch.arange(DOCUMENTS[0], LENGTH - PADDING).repeat(2, 1)
     with torch.no_grad():
         logits = model(**inputs).logits
-        for span in spans():
+        for span in SPANS:
             alone = model(input_ids=inputs["input_ids"][:, span]).logits
             assert torch.allclose(logits[:, span], alone, atol=1e-5, rtol=1e-5)
         assert not torch.allclose(model(**plain).logits[:, : DOCUMENTS[0]], logits[:, : DOCUMENTS[0]], atol=1e-3)
@@ -217,13 +163,13 @@ def test_a_packed_document_equals_one_in_its_own_block(model_type, how, padded):
 
 @pytest.mark.parametrize("model_type", ["megatron-bert", "bert", "roberta", "modernbert", "eurobert"])
 def test_training_on_packed_documents_equals_training_on_each(model_type):
-    model, inputs = tiny(model_type), packed()
+    model, inputs = sharp(model_type), packed()
     positions = torch.arange(LENGTH - PADDING).repeat(2, 1)
     labels = inputs["input_ids"].gather(1, positions)
     loss, gradients = loss_and_gradients(model, inputs | {"masked_positions": positions, "labels": labels})
     model.zero_grad()
     total = 0.0
-    for span in spans():
+    for span in SPANS:
         ids = inputs["input_ids"][:, span]
         slots = torch.arange(ids.shape[1]).repeat(2, 1)
         part = model(input_ids=ids, masked_positions=slots, labels=ids, num_items_in_batch=labels.numel()).loss
@@ -243,7 +189,7 @@ def test_training_on_packed_documents_equals_training_on_each(model_type):
 )  # roberta's layers are bert's
 def test_compiled_training_on_packed_documents(model_type, layers_only):
     torch._dynamo.reset()
-    model, inputs = tiny(model_type), packed()
+    model, inputs = sharp(model_type), packed()
     inputs |= predictions(inputs["input_ids"]) | {"num_items_in_batch": 12}
     loss, gradients = loss_and_gradients(model, inputs)
     if layers_only:  # as Accelerate's regional compilation does
@@ -260,14 +206,14 @@ def test_compiled_training_on_packed_documents(model_type, layers_only):
 
 
 def test_what_cannot_keep_documents_apart_says_so():
-    for model_type, _ in PACKED:
-        check_document_mask(tiny(model_type))
-    other = tiny("distilbert")
+    for model_type, _ in KINDS:
+        check_document_mask(sharp(model_type))
+    other = sharp("distilbert")
     with pytest.raises(InputError, match="'distilbert' cannot keep packed documents apart"):
         check_document_mask(other)
     with pytest.raises(InputError, match="distilbert"):
         other(**packed())
-    model = tiny("modernbert")
+    model = sharp("modernbert")
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(InputError, match="attn_implementation='flex_attention'"):
         check_document_mask(model)
@@ -309,7 +255,7 @@ def test_gpu_backends_equal_sdpa(backend, dtype):
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("model_type", ["modernbert", "bert", "megatron-bert"])
 def test_a_training_step_never_waits_for_the_gpu(model_type, padded, documents):
-    model = tiny(model_type, hidden_dropout_prob=0.1).cuda()
+    model = sharp(model_type, hidden_dropout_prob=0.1).cuda()
     inputs = packed(padded=padded)
     inputs |= predictions(inputs["input_ids"])
     inputs = {name: tensor.cuda() for name, tensor in inputs.items() if documents or name != "document_ids"}

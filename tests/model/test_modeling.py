@@ -29,43 +29,9 @@ from tests.model.models import (
 )
 
 FAMILIES = ["bert-mlm", "bert", "roberta", "roberta-prelayernorm", "modernbert", "eurobert"]
-DENSE_FAMILIES = ["distilbert", "electra"]
 # modernbert divides the range of what writes into the residual stream, and of its head, by sqrt(2 * layers).
 NARROWER = {"modernbert": ("Wo", "head.dense")}
 TRUNCATED = {"modernbert": 0.88}  # the standard deviation of a normal cut at 2
-
-
-@pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize("model_type", FAMILIES + DENSE_FAMILIES)
-def test_sparse_prediction_equals_dense(model_type, padded):
-    model = tiny(model_type)
-    # The second is longer than modernbert's local window of 128, so that its mask matters.
-    for given in (batch(padded=padded), batch(length=150, padded=padded)):
-        model.sparse_mask_prediction = True
-        loss, gradients = loss_and_gradients(model, given)
-        model.sparse_mask_prediction = False
-        dense_loss, dense_gradients = loss_and_gradients(model, given)
-        assert loss == pytest.approx(dense_loss, abs=1e-6)
-        assert_near(gradients, dense_gradients)
-
-
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_loss_is_that_of_the_stock_class_on_scattered_labels(model_type):
-    model, inputs = tiny(model_type).eval(), batch()
-    labels = torch.full_like(inputs["input_ids"], -100)
-    rows = torch.arange(3)[:, None].expand_as(inputs["labels"])
-    used = inputs["labels"] != -100
-    labels[rows[used], inputs["masked_positions"][used]] = inputs["labels"][used]
-    stock = stock_twin(model, AutoModelForMaskedLM).eval()
-    given = pick(inputs, "input_ids", "attention_mask")
-    expected = stock(**given, labels=labels).loss
-    assert model(**inputs).loss.item() == pytest.approx(expected.item(), abs=1e-5)
-    assert model(**given, labels=labels).loss.item() == pytest.approx(expected.item(), abs=1e-5)
-    assert torch.allclose(model(**given).logits, stock(**given).logits, atol=1e-5)
-    returned = model(**inputs, return_logits=True).logits
-    wanted = stock(**given).logits.gather(1, inputs["masked_positions"][..., None].expand(-1, -1, 128))
-    assert torch.allclose(returned, wanted.flatten(0, 1), atol=1e-5)
-    assert model(**inputs).logits is None
 
 
 def test_num_items_in_batch_divides_the_sum():

@@ -87,19 +87,6 @@ def test_losses_and_logits_are_the_stock_classes(model_type):
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_sparse_prediction_equals_dense_and_every_parameter_learns(model_type):
-    model = tiny(model_type)
-    loss, gradients = loss_and_gradients(model, pairs())
-    model.sparse_mask_prediction = False
-    dense_loss, dense_gradients = loss_and_gradients(model, pairs())
-    assert loss == pytest.approx(dense_loss, abs=1e-6)
-    assert_near(gradients, dense_gradients)
-    assert {name for name, gradient in gradients.items() if not gradient.any()} <= {
-        name for name in gradients if name.endswith("key.bias")  # softmax does not see them
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("model_type", TYPES)
 @pytest.mark.parametrize(("micro", "ranks"), [(8, 1), (1, 1), (2, 1), (1, 2), (4, 2)])
 def test_accumulation_and_ranks_do_not_change_the_loss(model_type, micro, ranks):
     """1 x 8 == 8 x 1 == 2 ranks x 4, with micro-batches that hold different numbers of labels."""
