@@ -13,9 +13,9 @@ import numpy as np
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
-from data_prep.cli import flag
+from data_prep.cli import Options, flag
 from data_prep.corpus import HELD_OUT_RULE, TokenGroup
-from data_prep.encoding import load_backend, load_tokenizer, special_ids
+from data_prep.encoding import Encoder, load_tokenizer, special_ids
 from data_prep.next_sentence import SentencePairs
 from data_prep.packing import OneDocument, PackedBlocks, Packer, WholeSentences, validation_rows
 from data_prep.shards import ShardWriter
@@ -30,42 +30,25 @@ PACKERS: dict[str, type[Packer]] = {
 _HELD_OUT = "validation.txt"  # the text of the validation blocks, so that any other model can be scored on it
 
 
+_SIZES = (16, 8192)
+_PACKINGS = "several documents in a block, one only, one's whole sentences, or pairs for next-sentence prediction"
+
+
 @dataclass(frozen=True)
-class BlockOptions:
-    """How text becomes blocks: the flags of `data_prep.blocks`, and keys of a recipe for `data_prep.prepare`.
+class BlockOptions(Options):
+    """How text becomes blocks: the flags of `data_prep.blocks`, and keys of a recipe for `data_prep.prepare`."""
 
-    Raises InputError for a value out of its range.
-    """
-
-    block_size: int = flag(128, "token positions of a block, [CLS] and [SEP] included")
-    packing: str = flag(
-        "packed",
-        "several documents in a block, one only, one's whole sentences, or pairs for next-sentence prediction",
-        choices=tuple(PACKERS),
+    block_size: int = flag(128, "token positions of a block, [CLS] and [SEP] included", within=_SIZES)
+    packing: str = flag("packed", _PACKINGS, tuple(PACKERS))
+    short_seq_prob: float = flag(
+        0.1, "share of blocks cut short (packing sentences and nsp), as BERT's", within=(0, 1)
     )
-    short_seq_prob: float = flag(0.1, "share of blocks cut short (packing sentences and nsp), as BERT's")
     num_shards: int = flag(8, "train files; they differ by at most one row")
     num_proc: int = flag(2, "processes that read dumps and tokenise; the result does not depend on it")
-    validation_fraction: float = flag(0.01, "share of documents held out, by hash of their text")
+    validation_fraction: float = flag(0.01, "share of documents held out, by hash of their text", within=(0, 1))
     validation_text: str | None = flag(None, "corpus to validate on instead; then all of --input is for training")
-    validation_block_size: int = flag(128, "128 is the pinned evaluation's")
+    validation_block_size: int = flag(128, "128 is the pinned evaluation's", within=_SIZES)
     max_validation_blocks: int = flag(2000, "validation blocks beyond this are left out")
-
-    def __post_init__(self) -> None:
-        if self.packing not in PACKERS:
-            raise InputError(f"packing: {self.packing!r} is unknown; choose of {', '.join(PACKERS)}")
-        for name in ("block_size", "validation_block_size"):
-            if not 16 <= getattr(self, name) <= 8192:
-                raise InputError(f"{name} {getattr(self, name)}: give 16 to 8192")
-        for name in ("num_shards", "num_proc", "max_validation_blocks"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)}: give 1 or more")
-        if not 0 <= self.short_seq_prob <= 1:
-            raise InputError(f"short_seq_prob {self.short_seq_prob}: give a share of 0 to 1")
-        if not 0 <= self.validation_fraction < 1:
-            raise InputError(
-                f"validation_fraction {self.validation_fraction}: give a share of at least 0 and less than 1"
-            )
 
     @property
     def held_out_fraction(self) -> float:
@@ -81,11 +64,8 @@ class BlockOptions:
 class BlockFolder:
     """A data folder in the making, in an empty `folder`; all but manifest.json, whose content `write` returns.
 
-    Attributes:
-        tokenizer, tokenizer_file: the one called `tokenizer` (see `load_tokenizer`), and its copy in the folder.
-        special_ids: token ids by role.
-        dtype: of stored token ids, uint16 or uint32.
-        cache: a folder for what is not kept; `content` deletes it.
+    tokenizer: see `load_tokenizer`. special_ids: token ids by role. dtype: of stored token ids. cache: a folder for what is
+    not kept; `content` deletes it.
     """
 
     def __init__(self, folder: Path, tokenizer: str, options: BlockOptions) -> None:
@@ -103,25 +83,25 @@ class BlockFolder:
     def tokenising(self) -> dict[str, Any]:
         """How `tokenise` must make the groups for this folder."""
         options = self.options
-        how = {"tokenizer_file": self.tokenizer_file, "dtype": self.dtype, "num_proc": options.num_proc}
-        return {**how, "fraction": options.held_out_fraction, "sentences": options.by_sentence}
+        return {
+            "tokenizer_file": self.tokenizer_file,
+            "dtype": self.dtype,
+            "num_proc": options.num_proc,
+            "fraction": options.held_out_fraction,
+            "sentences": options.by_sentence,
+        }
 
     def write(
         self, groups: Iterable[TokenGroup], sources: list[dict[str, Any]], validation: Source | None = None
     ) -> dict[str, Any]:
-        """Write the blocks of `groups`, and of `validation` where the options name a text to validate on.
+        """Write the blocks of `groups`, made as `tokenising` says, and of the text to validate on, `validation`, if there is one.
 
-        Args:
-            groups: made as `tokenising` says.
-            sources: the manifest's entries of what the groups are made from; read when the groups are at their end.
-
-        Raises:
-            InputError: nothing is left to train on, or to validate on.
-        """
+        sources: the manifest's entries of what the groups are made from; read when the groups are at their end. InputError:
+        nothing is left to train on, or to validate on."""
         held_out = self.cache / "held_out.txt"
-        train = self._write_train(_set_aside(groups, held_out), sources)
+        train = self._write_train(groups, held_out, sources)
         if validation is not None:
-            _write_lines(counted([validation], sources), held_out)
+            _write_lines(validation.counted(sources), held_out)
         return self.content(train, self.write_validation(held_out), sources)
 
     def content(
@@ -154,21 +134,19 @@ class BlockFolder:
         columns = {"input_ids": self.dtype, **columns}
         return ShardWriter(self._folder, "train", options.num_shards, columns, options.block_size, scalars)
 
-    def _write_train(self, groups: Iterable[TokenGroup], sources: list[dict[str, Any]]) -> dict[str, Any]:
+    def _write_train(
+        self, groups: Iterable[TokenGroup], held_out: Path, sources: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         options = self.options
         packer = PACKERS[options.packing](options.block_size, self.special_ids, options.short_seq_prob)
         writer = self.shard_writer(packer.columns, packer.scalars)
         documents = text_bytes = tokens = 0
-
-        def write(rows: dict[str, np.ndarray]) -> None:
-            nonlocal tokens
-            tokens += int((rows["input_ids"] != self.special_ids["pad"]).sum())
-            writer.add(**rows)
-
-        for group in groups:
-            documents, text_bytes = documents + len(group.lengths), text_bytes + group.train_bytes
-            write(packer.add(group))
-        write(packer.finish())
+        with held_out.open("w", encoding="utf-8", newline="\n") as out:
+            for group in groups:
+                out.writelines(f"{document}\n" for document in group.held_out)
+                documents, text_bytes = documents + len(group.lengths), text_bytes + group.train_bytes
+                tokens += self.add_rows(writer, packer.add(group))
+        tokens += self.add_rows(writer, packer.finish())
         if not writer.rows:
             paths = " ".join(source["path"] for source in sources)
             raise InputError(f"input {paths}: no text is left to train on; give more documents or less validation")
@@ -183,61 +161,32 @@ class BlockFolder:
         writer = ShardWriter(self._folder, "validation", 1, columns, options.validation_block_size)
         if not options.validation_text and not options.validation_fraction:
             return writer.close_split(0, 0, 0)
-        blocks = validation_rows(
-            _read_lines(held_out),
-            load_backend(str(self.tokenizer_file)),
-            options.validation_block_size,
-            self.special_ids,
-            options.max_validation_blocks,
-        )
+        backend, size = Encoder(str(self.tokenizer_file)).backend, options.validation_block_size
+        limit = options.max_validation_blocks
+        blocks = validation_rows(_read_lines(held_out), backend, size, self.special_ids, limit)
         if not len(blocks.input_ids):
-            given = f"validation_fraction {options.validation_fraction}"
-            if options.validation_text:
-                given = f"validation_text {options.validation_text}"
+            name = "validation_text" if options.validation_text else "validation_fraction"
             raise InputError(
-                f"{given} gives no validation block of 16 tokens or more; raise it or give --validation_text"
+                f"{name} {getattr(options, name)} gives no validation block of 16 tokens or more; give more text"
             )
-        writer.add(input_ids=blocks.input_ids, token_bytes=blocks.token_bytes)
+        tokens = self.add_rows(writer, {"input_ids": blocks.input_ids, "token_bytes": blocks.token_bytes})
         file = self._folder / _HELD_OUT
         used = itertools.islice(_read_lines(held_out), blocks.documents)
-        documents, text_bytes = _write_lines((f"{text}\n" for text in used), file)
-        text_bytes -= documents  # the blank lines
-        tokens = int((blocks.input_ids != self.special_ids["pad"]).sum())
-        split = writer.close_split(tokens, documents, text_bytes)
-        text = {"name": _HELD_OUT, "bytes": file.stat().st_size, "sha256": sha256(file)}
+        _write_lines((f"{text}\n" for text in used), file)  # a blank line behind each
+        size = file.stat().st_size
+        split = writer.close_split(tokens, blocks.documents, size - 2 * blocks.documents)
+        text = {"name": _HELD_OUT, "bytes": size, "sha256": sha256(file)}
         return {**split, "documents_held_out": blocks.documents_seen, "rows_cut": blocks.cut, "text": text}
 
-
-def counted(sources: Iterable[Source], entries: list[dict[str, Any]]) -> Iterator[str]:
-    """The documents of all sources; appends one entry per source to `entries`, for the manifest."""
-    for source in sources:
-        entry: dict[str, Any] = {"path": source.path, "kind": source.kind, "documents": 0, "text_bytes": 0}
-        entries.append(entry)
-        for document in source.documents():
-            entry["documents"] += 1
-            entry["text_bytes"] += len(document.encode())
-            yield document
-        if source.dropped:
-            entry["dropped"] = dict(source.dropped)
+    def add_rows(self, writer: ShardWriter, rows: dict[str, np.ndarray]) -> int:
+        """Add the rows to those of `writer`; return how many tokens they hold without padding."""
+        writer.add(**rows)
+        return int((rows["input_ids"] != self.special_ids["pad"]).sum())
 
 
-def _set_aside(groups: Iterable[TokenGroup], file: Path) -> Iterator[TokenGroup]:
-    """Passes the groups on and writes their held-out documents to `file`, one line each."""
-    with file.open("w", encoding="utf-8", newline="\n") as out:
-        for group in groups:
-            out.writelines(f"{document}\n" for document in group.held_out)
-            yield group
-
-
-def _write_lines(documents: Iterable[str], file: Path) -> tuple[int, int]:
-    """Write one document per line; return (documents, UTF-8 bytes without the line ends)."""
-    count = size = 0
+def _write_lines(documents: Iterable[str], file: Path) -> None:
     with file.open("wb") as out:
-        for document in documents:
-            size += out.write(document.encode())
-            out.write(b"\n")
-            count += 1
-    return count, size
+        out.writelines(document.encode() + b"\n" for document in documents)
 
 
 def _read_lines(file: Path) -> Iterator[str]:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_prep.block_folder import BlockFolder, BlockOptions, counted
+from data_prep.block_folder import BlockFolder, BlockOptions
 from data_prep.cli import Arguments, Output, Parser, command
 from data_prep.corpus import token_groups
 
@@ -22,8 +22,8 @@ def _build(args: Arguments, options: BlockOptions, folder: Path) -> dict[str, An
     inputs = [args.source(path, target.cache) for path in args.input]
     validation = args.source(args.validation_text, target.cache) if args.validation_text else None
     sources: list[dict[str, Any]] = []
-    groups = token_groups(counted(inputs, sources), target.cache, **target.tokenising)
-    return target.write(groups, sources, validation)
+    documents = (document for source in inputs for document in source.counted(sources))
+    return target.write(token_groups(documents, target.cache, **target.tokenising), sources, validation)
 
 
 @command

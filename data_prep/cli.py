@@ -6,6 +6,7 @@ import datetime
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
@@ -183,6 +184,21 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def flag(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that `Parser.add_options` makes a flag of."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def flag(
+    default: Any, help: str, choices: tuple[str, ...] | None = None, within: tuple[float, float] = (1, math.inf)
+) -> Any:
+    """A field of `Options`, of which `Parser.add_options` makes a flag. within: the least and the largest number it may be."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "within": within})
+
+
+class Options:
+    """Base of a dataclass of `flag` fields. Raises InputError for a value that is no choice or out of its range."""
+
+    def __post_init__(self: Any) -> None:
+        for field in dataclasses.fields(self):
+            name, value, choices = field.name, getattr(self, field.name), field.metadata["choices"]
+            if choices and value not in choices:
+                raise InputError(f"{name} {value!r} is unknown; choose of {', '.join(choices)}")
+            least, most = field.metadata["within"]
+            if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value <= most:
+                raise InputError(f"{name} {value}: give {least} " + ("or more" if most == math.inf else f"to {most}"))

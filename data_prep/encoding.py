@@ -1,6 +1,5 @@
 """Tokenizers: loading those of others, and text -> token ids, fast."""
 
-import functools
 import json
 import re
 from collections.abc import Sequence
@@ -94,7 +93,9 @@ class Encoder:
     """
 
     def __init__(self, tokenizer_file: str) -> None:
-        self.backend = load_backend(tokenizer_file)
+        self.backend = Tokenizer.from_file(tokenizer_file)
+        self.backend.no_truncation()
+        self.backend.no_padding()
         content = json.loads(self.backend.to_str())
         self._added = [token["content"] for token in content["added_tokens"]]
         self._words: dict[str, tuple[int, ...]] | None = {} if _is_wordwise(content) else None
@@ -114,15 +115,6 @@ class Encoder:
 
     def _backend_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-
-@functools.cache
-def load_backend(tokenizer_file: str) -> Tokenizer:
-    """The Rust tokenizer of a tokenizer.json, without truncation and padding."""
-    tokenizer = Tokenizer.from_file(tokenizer_file)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _is_wordwise(content: dict[str, Any]) -> bool:

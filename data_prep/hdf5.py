@@ -164,8 +164,7 @@ def _write_train(shards: _Shards, copies: Path | None, target: BlockFolder, held
             else:
                 train.append(row)
                 text_bytes += len(text.encode())
-        tokens += int((ids[train] != target.special_ids["pad"]).sum())
-        writer.add(**{name: column[train] for name, column in rows.items()})
+        tokens += target.add_rows(writer, {name: column[train] for name, column in rows.items()})
     split = writer.close_split(tokens, writer.rows, text_bytes)
     return {"columns": ["input_ids", *columns], **split, "copies_dropped": dropped}
 

@@ -22,7 +22,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.core.output import png_figure
 from budget_trainer.data.rows import Rows
 from data_prep.cli import Output, Parser, command
-from data_prep.encoding import load_backend
+from data_prep.encoding import Encoder
 from data_prep.folders import FinishedFolder, Layout, parts_of
 
 _TOP_TOKENS = 20
@@ -46,7 +46,7 @@ def _inspect(
         raise InputError(f"split {split}: data folder {folder.path} has no {split} rows; give --split train")
     layout, total = folder.layout(split), int(folder.split(split)["rows"])
     reader = folder.reader(split, layout)
-    tokenizer = load_backend(str(folder.path / folder.manifest["tokenizer"]["folder"] / "tokenizer.json"))
+    tokenizer = Encoder(str(folder.path / folder.manifest["tokenizer"]["folder"] / "tokenizer.json")).backend
     counts = _counted(folder, layout, reader, min(total, max_rows or total), total)
     chosen = np.sort(np.random.default_rng(seed).choice(total, min(samples, total), replace=False))
     ends = np.cumsum([entry["rows"] for entry in files])

@@ -69,6 +69,17 @@ class Source:
         if empty:
             raise InputError(f"input {self.path}: no text found when read as {self.kind}; check the file or --kind")
 
+    def counted(self, entries: list[dict[str, Any]]) -> Iterator[str]:
+        """The documents; appends the manifest's entry for them to `entries`."""
+        entry: dict[str, Any] = {"path": self.path, "kind": self.kind, "documents": 0, "text_bytes": 0}
+        entries.append(entry)
+        for document in self.documents():
+            entry["documents"] += 1
+            entry["text_bytes"] += len(document.encode())
+            yield document
+        if self.dropped:
+            entry["dropped"] = dict(self.dropped)
+
     def _bytes(self) -> int | None:
         """How much there is to read from the disk; None where that cannot be known."""
         if self.kind in ("dataset", "docstrings"):

@@ -24,7 +24,7 @@ from tokenizers import (
 )
 
 from budget_trainer.core.errors import InputError
-from data_prep.cli import flag
+from data_prep.cli import Options, flag
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TYPES = ("wordpiece", "bpe", "unigram")
@@ -33,36 +33,28 @@ _BYTES = 256
 _MASK = AddedToken("[MASK]", lstrip=True, normalized=False, special=True)
 
 
+_TYPES = "wordpiece is BERT's, bpe (of bytes) RoBERTa's and ModernBERT's, unigram ALBERT's and XLM-R's"
+_ALPHABET = "characters with an entry (default: a 32nd of the vocabulary; bpe: all bytes)"
+
+
 @dataclass(frozen=True)
-class TokenizerOptions:
-    """What to train. lowercase takes accents away too, as BERT does. limit_alphabet: characters that get an entry, what
-    holds a rarer one becomes [UNK]; None: a 32nd of the vocabulary, 100 to 1000. bpe knows every byte and has no limit.
-    max_megabytes: of text. InputError: a value that cannot be."""
+class TokenizerOptions(Options):
+    """What to train. lowercase takes accents away too, as BERT does. limit_alphabet: what holds a rarer character becomes
+    [UNK]; None: a 32nd of the vocabulary, 100 to 1000."""
 
     vocab_size: int = flag(32_768, "entries, special tokens included")
-    tokenizer_type: str = flag(
-        "wordpiece",
-        "wordpiece is BERT's, bpe (of bytes) RoBERTa's and ModernBERT's, unigram ALBERT's and XLM-R's",
-        choices=TYPES,
-    )
+    tokenizer_type: str = flag("wordpiece", _TYPES, TYPES)
     lowercase: bool = flag(True, "--no-lowercase for a cased model")
-    limit_alphabet: int | None = flag(
-        None, "characters with an entry (default: a 32nd of the vocabulary; bpe: all bytes)"
-    )
+    limit_alphabet: int | None = flag(None, _ALPHABET)
     max_megabytes: int = flag(300, "text to read: more changes a vocabulary little")
 
     def __post_init__(self) -> None:
-        if self.tokenizer_type not in TYPES:
-            raise InputError(f"tokenizer_type {self.tokenizer_type!r} is unknown; choose of {', '.join(TYPES)}")
+        super().__post_init__()
         bpe = self.tokenizer_type == "bpe"
         least = len(SPECIAL_TOKENS) + _BYTES if bpe else 2 * len(SPECIAL_TOKENS) + 1
         if self.vocab_size < least:
             why = f" for bpe ({_BYTES} bytes and {len(SPECIAL_TOKENS)} special tokens)" if bpe else ""
             raise InputError(f"vocab_size {self.vocab_size} is too small{why}; give at least {least}")
-        for name in ("limit_alphabet", "max_megabytes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} {value} is too small; give 1 or more")
         if bpe and self.limit_alphabet is not None:
             raise InputError(f"limit_alphabet {self.limit_alphabet}: bpe has all bytes as its alphabet; leave it out")
 

@@ -194,7 +194,7 @@ def test_the_benchmark_of_kills_sees_what_differs(recipe, tmp_path, capsys, monk
         ({"tokenizer": 5}, "tokenizer: 5 is neither a name nor a mapping"),
         ({"tokenizer": {"vocab_size": 3}}, "tokenizer: vocab_size 3 is too small"),
         ({"tokenizer": {"vocab_size": "many"}}, "vocab_size: 'many' is not a int"),
-        ({"tokenizer": {"max_megabytes": 0}}, "tokenizer: max_megabytes 0 is too small; give 1 or more"),
+        ({"tokenizer": {"max_megabytes": 0}}, "tokenizer: max_megabytes 0: give 1 or more"),
         (
             {"tokenizer": {"tokenizer_type": "bytes"}},
             "tokenizer: tokenizer_type 'bytes' is unknown; choose of wordpiece, bpe, unigram",
