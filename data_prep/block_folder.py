@@ -94,7 +94,7 @@ class BlockFolder:
     def write(
         self, groups: Iterable[TokenGroup], sources: list[dict[str, Any]], validation: Source | None = None
     ) -> dict[str, Any]:
-        """Write the blocks of `groups`, made as `tokenising` says, and of the text to validate on, `validation`, if there is one.
+        """Write the blocks of `groups`, made as `tokenising` says, and of a text to validate on, `validation`.
 
         sources: the manifest's entries of what the groups are made from; read when the groups are at their end. InputError:
         nothing is left to train on, or to validate on."""

@@ -27,13 +27,19 @@ _ANEW = "make the folder anew with data_prep.blocks"
 
 
 @dataclass(frozen=True)
-class Layout:
+class _Layout:
     """The columns of a split as its files hold them. dtypes: name -> dtype; scalars: those with one value per row
     instead of a list of `length`."""
 
     dtypes: dict[str, str]
     scalars: tuple[str, ...]
     length: int
+
+    def parts(self, rows: int) -> Iterator[np.ndarray]:
+        """The numbers 0 to rows - 1 in parts of about PART_VALUES token positions."""
+        size = max(1, PART_VALUES // self.length)
+        for start in range(0, rows, size):
+            yield np.arange(start, min(start + size, rows))
 
 
 class FinishedFolder(DataFolder):
@@ -47,9 +53,8 @@ class FinishedFolder(DataFolder):
             missing = [name for name in _NEEDED if name not in folder.manifest]
             missing += [name for name in ("train", "validation") if name not in folder.manifest["splits"]]
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"data folder {path}: manifest.json is not that of a data folder ({error!r}); {_ANEW}"
-            ) from error
+            fault = f"manifest.json is not that of a data folder ({error!r})"
+            raise InputError(f"data folder {path}: {fault}; {_ANEW}") from error
         if missing:
             raise InputError(f"data folder {path}: manifest.json has no field {missing[0]!r}; {_ANEW}")
         return folder
@@ -61,18 +66,16 @@ class FinishedFolder(DataFolder):
     def check_all(self) -> int:
         """Compare every file that the manifest gives a checksum of; return how many. InputError names one that differs."""
         self.verify()
-        count = sum(len(split["files"]) for split in self.manifest["splits"].values()) + 1  # and tokenizer.json
         text = self.split("validation").get("text")
-        if not text:
-            return count
-        file = self.path / text["name"]
-        if not file.is_file():
-            raise InputError(f"data file {file} is missing; copy it again or {_ANEW}")
-        if sha256(file) != text["sha256"]:
-            raise InputError(f"data file {file} is damaged: it does not match its checksum; copy it again or {_ANEW}")
-        return count + 1
+        if text:
+            file = self.path / text["name"]
+            if not file.is_file() or sha256(file) != text["sha256"]:
+                fault = "damaged: it does not match its checksum" if file.is_file() else "missing"
+                raise InputError(f"data file {file} is {fault}; copy it again or {_ANEW}")
+        files = sum(len(split["files"]) for split in self.manifest["splits"].values())
+        return files + (2 if text else 1)  # tokenizer.json is one
 
-    def layout(self, split: str) -> Layout:
+    def layout(self, split: str) -> _Layout:
         """Read the schema of the split's first file. InputError: that is no file of a data folder."""
         file = self.path / self.split(split)["files"][0]["name"]
         try:
@@ -86,15 +89,15 @@ class FinishedFolder(DataFolder):
             raise InputError(
                 f"data file {file} cannot be read ({str(error).splitlines()[0]}); copy it again or {_ANEW}"
             ) from error
-        return Layout(dtypes, tuple(name for name in fields if name not in listed), length)
+        return _Layout(dtypes, tuple(name for name in fields if name not in listed), length)
 
-    def reader(self, split: str, layout: Layout) -> Rows:
+    def reader(self, split: str, layout: _Layout) -> Rows:
         """Random access to a split's rows, all columns, numbered through the files."""
         entry = self.split(split)
         lengths = {name: 0 if name in layout.scalars else layout.length for name in layout.dtypes}
         return Rows([self.path / file["name"] for file in entry["files"]], lengths, int(entry["rows"]))
 
-    def rows_in_order(self, split: str, layout: Layout) -> Iterator[dict[str, np.ndarray]]:
+    def rows_in_order(self, split: str, layout: _Layout) -> Iterator[dict[str, np.ndarray]]:
         """All rows of a split, some at a time, as they were dealt: row k of the corpus is row k // n of shard k % n.
 
         Integer arrays [n, L] per column, [n] per scalar one. InputError: the counts are not those of rows that were dealt.
@@ -102,39 +105,23 @@ class FinishedFolder(DataFolder):
         counts = [int(entry["rows"]) for entry in self.split(split)["files"]]
         total, shards = sum(counts), len(counts)
         if counts != [(total - shard + shards - 1) // shards for shard in range(shards)]:
-            raise InputError(
-                f"data folder {self.path}: its {split} shards have {min(counts)} to {max(counts)} rows, not as they were "
-                f"dealt, so their order is unknown; {_ANEW}"
-            )
+            spread = f"{min(counts)} to {max(counts)} rows, not as they were dealt, so their order is unknown"
+            raise InputError(f"data folder {self.path}: its {split} shards have {spread}; {_ANEW}")
         first = np.cumsum([0, *counts[:-1]])
         reader = self.reader(split, layout)
-        for wanted in parts_of(total, layout.length):
+        for wanted in layout.parts(total):
             yield reader.take(first[wanted % shards] + wanted // shards)
 
     def copy_files(self, split: str, output: Path) -> None:
         """Copy the files of a split, and the validation's text, as they are."""
         entry = self.split(split)
-        names = [file["name"] for file in entry["files"]]
-        text = entry.get("text")
-        for name in [*names, *([text["name"]] if text else [])]:
-            shutil.copyfile(self.path / name, output / name)
-
-    def copy_tokenizer(self, output: Path) -> None:
-        """Copy the tokenizer's folder."""
-        name = self.manifest["tokenizer"]["folder"]
-        shutil.copytree(self.path / name, output / name)
+        for file in [*entry["files"], *([entry["text"]] if entry.get("text") else [])]:
+            shutil.copyfile(self.path / file["name"], output / file["name"])
 
     def origin(self) -> dict[str, Any]:
         """What the manifest of a folder that is made of this one says of it."""
-        origin = {"path": str(self.path), "command": self.manifest["command"], "fingerprint": self.fingerprint}
-        return {**origin, **({"made_from": self.manifest["made_from"]} if "made_from" in self.manifest else {})}
-
-
-def parts_of(rows: int, length: int) -> Iterator[np.ndarray]:
-    """The numbers 0 to rows - 1 in parts of about PART_VALUES token positions, for rows of `length`."""
-    size = max(1, PART_VALUES // length)
-    for start in range(0, rows, size):
-        yield np.arange(start, min(start + size, rows))
+        before = {key: value for key, value in self.manifest.items() if key in ("command", "made_from")}
+        return {"path": str(self.path), "fingerprint": self.fingerprint, **before}
 
 
 def remade(inputs: Sequence[FinishedFolder], output: Path, num_shards: int | None = None) -> dict[str, Any]:
@@ -145,7 +132,8 @@ def remade(inputs: Sequence[FinishedFolder], output: Path, num_shards: int | Non
     for folder in inputs:
         folder.check_all()
     first = inputs[0]
-    first.copy_tokenizer(output)
+    tokenizer = first.manifest["tokenizer"]["folder"]
+    shutil.copytree(first.path / tokenizer, output / tokenizer)
     train = _summed([folder.split("train") for folder in inputs])
     shards = num_shards or sum(len(folder.split("train")["files"]) for folder in inputs)
     train["files"] = _deal(inputs, "train", output, shards)
@@ -165,9 +153,7 @@ def _deal(folders: Sequence[FinishedFolder], split: str, output: Path, num_shard
     layout = folders[0].layout(split)
     for other in folders[1:]:
         if (found := other.layout(split)) != layout:
-            raise InputError(
-                f"input {other.path}: its {split} files hold {found}, those of {folders[0].path} {layout}"
-            )
+            raise InputError(f"input {other.path}: its {split} files hold {found}, those of the first {layout}")
     writer = ShardWriter(output, split, num_shards, layout.dtypes, layout.length, layout.scalars)
     parts = itertools.chain.from_iterable(folder.rows_in_order(split, layout) for folder in folders)
     with tqdm(desc=f"dealing {split}", total=rows, unit=" rows", disable=None) as progress:

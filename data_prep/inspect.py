@@ -20,17 +20,12 @@ from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.output import png_figure
-from budget_trainer.data.rows import Rows
 from data_prep.cli import Output, Parser, command
 from data_prep.encoding import Encoder
-from data_prep.folders import FinishedFolder, Layout, parts_of
+from data_prep.folders import FinishedFolder
 
-_TOP_TOKENS = 20
 _PERCENTILES = (5, 25, 50, 75, 95)
 _FRAME = ("pad", "cls", "sep")  # tokens that stand for no text
-_WIDTH = 110
-_MAX_BARS = 60
-_BAR, _LINE = "#3b6ea5", "#c2543d"
 _LABELS = ("B follows A", "B is from another document")
 
 
@@ -41,48 +36,28 @@ def _inspect(
 
     max_rows: look at so many evenly spaced rows; None: at all. samples: how many rows, drawn by `seed`, to show as text;
     they are numbered as in training, through the files. InputError: no rows, or files that cannot be read."""
-    files = folder.split(split)["files"]
+    manifest, entry = folder.manifest, folder.split(split)
+    files = entry["files"]
     if not files:
         raise InputError(f"split {split}: data folder {folder.path} has no {split} rows; give --split train")
-    layout, total = folder.layout(split), int(folder.split(split)["rows"])
+    layout, total = folder.layout(split), int(entry["rows"])
     reader = folder.reader(split, layout)
-    tokenizer = Encoder(str(folder.path / folder.manifest["tokenizer"]["folder"] / "tokenizer.json")).backend
-    counts = _counted(folder, layout, reader, min(total, max_rows or total), total)
+    tokenizer = Encoder(str(folder.path / manifest["tokenizer"]["folder"] / "tokenizer.json")).backend
+    counts = _Counts(layout.length, folder.vocab_size, folder.special_ids, tuple(layout.dtypes))
+    number = min(total, max_rows or total)
+    with tqdm(desc="counting", total=number, unit=" rows", disable=None) as progress:
+        for part in layout.parts(number):
+            counts.add(reader.take(part * total // number))
+            progress.update(len(part))
     chosen = np.sort(np.random.default_rng(seed).choice(total, min(samples, total), replace=False))
-    ends = np.cumsum([entry["rows"] for entry in files])
+    ends = np.cumsum([file["rows"] for file in files])
     shown = []
     for row in chosen.tolist():
         found = {name: values[0] for name, values in reader.take(np.array([row])).items()}
         file = files[int(np.searchsorted(ends, row, side="right"))]["name"]
         shown.append({"row": row, "file": file, **_sample(found, tokenizer, folder.special_ids)})
+    rows = [file["rows"] for file in files]
     figures = {
-        **_facts(folder, split, layout),
-        **_shares(folder, split, counts),
-        "lengths": {name: lengths.summary() for name, lengths in counts.lengths.items()},
-        "histograms": {name: lengths.seen() for name, lengths in counts.lengths.items()},
-        "top_tokens": [
-            {"id": token, "token": tokenizer.id_to_token(token), "count": count, "share": count / counts.text_tokens}
-            for token, count in counts.most_frequent(_TOP_TOKENS)
-        ],
-        "samples": shown,
-    }
-    return figures, list(counts.lengths.values())
-
-
-def _counted(folder: FinishedFolder, layout: Layout, reader: Rows, number: int, total: int) -> _Counts:
-    counts = _Counts(layout.length, folder.vocab_size, folder.special_ids, tuple(layout.dtypes))
-    with tqdm(desc="counting", total=number, unit=" rows", disable=None) as progress:
-        for part in parts_of(number, layout.length):
-            counts.add(reader.take(part * total // number))
-            progress.update(len(part))
-    return counts
-
-
-def _facts(folder: FinishedFolder, split: str, layout: Layout) -> dict[str, Any]:
-    """What the manifest says of the folder and of the split."""
-    manifest, entry = folder.manifest, folder.split(split)
-    rows = [file["rows"] for file in entry["files"]]
-    return {
         "data_dir": str(folder.path),
         "split": split,
         "packing": manifest["packing"] if split == "train" else "one_document",  # as the pinned evaluation cuts
@@ -93,12 +68,21 @@ def _facts(folder: FinishedFolder, split: str, layout: Layout) -> dict[str, Any]
         **{name: entry[name] for name in ("rows", "tokens", "documents", "text_bytes")},
         "shards": len(rows),
         "rows_per_shard": {"min": min(rows), "max": max(rows)},
-        "file_bytes": sum(file["bytes"] for file in entry["files"]),
+        "file_bytes": sum(file["bytes"] for file in files),
         "validation_rows": manifest["splits"]["validation"]["rows"],
-        "validation": manifest.get("validation"),
+        "validation": manifest["validation"],
         "sources": manifest["sources"],
         "made_by": manifest["command"],
+        **_shares(folder, split, counts),
+        "lengths": {name: lengths.summary() for name, lengths in counts.lengths.items()},
+        "histograms": {name: lengths.seen() for name, lengths in counts.lengths.items()},
+        "top_tokens": [
+            {"id": token, "token": tokenizer.id_to_token(token), "count": count, "share": count / counts.text_tokens}
+            for token, count in counts.most_frequent(20)
+        ],
+        "samples": shown,
     }
+    return figures, list(counts.lengths.values())
 
 
 def _shares(folder: FinishedFolder, split: str, counts: _Counts) -> dict[str, Any]:
@@ -125,7 +109,7 @@ def _shares(folder: FinishedFolder, split: str, counts: _Counts) -> dict[str, An
 def _characters_per_byte(folder: FinishedFolder) -> float | None:
     """Of the validation text; None where there is none."""
     text = folder.split("validation").get("text")
-    if not text or not (folder.path / text["name"]).is_file():
+    if not text:
         return None
     with (folder.path / text["name"]).open(encoding="utf-8", errors="replace", newline="\n") as lines:
         return sum(len(line) for line in lines) / max(1, int(text["bytes"]))
@@ -139,11 +123,9 @@ class _Lengths:
         self.counts = np.zeros(longest + 1, np.int64)
 
     def add(self, values: np.ndarray) -> None:
-        """Counts the whole numbers `values`."""
         self.counts += np.bincount(values.ravel(), minlength=len(self.counts))
 
     def seen(self) -> dict[int, int]:
-        """Number -> how often, of those that were seen."""
         return {int(value): int(self.counts[value]) for value in np.flatnonzero(self.counts)}
 
     def summary(self) -> dict[str, float]:
@@ -163,10 +145,8 @@ class _Lengths:
 
 
 class _Counts:
-    """Counts of rows of `length` positions that have `columns`.
-
-    rows; frequency [vocabulary] of the tokens; labels [2] of sentence pairs; own_text_tokens: tokens that stand for text,
-    but for random second segments, whose text is in other rows as well; lengths by name."""
+    """Of rows of `length` positions that have `columns`: frequency [vocabulary] of the tokens; labels [2] of sentence pairs;
+    own_text_tokens: those that stand for text, but for random second segments, whose text is in other rows as well."""
 
     def __init__(self, length: int, vocab_size: int, special_ids: Mapping[str, int], columns: Sequence[str]) -> None:
         self.length = length
@@ -174,16 +154,15 @@ class _Counts:
         self.frequency = np.zeros(vocab_size, np.int64)
         self.labels = np.zeros(2, np.int64)
         self._pad, self._frame = special_ids["pad"], [special_ids[role] for role in _FRAME]
-        self.lengths = {
-            "tokens_per_block": _Lengths("Length of a block", "tokens, special ones included", "blocks", length)
-        }
+        kinds = {"tokens_per_block": ("Length of a block", "tokens, special ones included", "blocks")}
         text = "tokens of text"
         if "document_ids" in columns:
-            self.lengths["documents_per_block"] = _Lengths("Documents in a block", "documents", "blocks", length)
-            self.lengths["tokens_per_piece"] = _Lengths("Piece of a document in a block", text, "pieces", length)
+            kinds["documents_per_block"] = ("Documents in a block", "documents", "blocks")
+            kinds["tokens_per_piece"] = ("Piece of a document in a block", text, "pieces")
         if "token_type_ids" in columns:
-            self.lengths["tokens_of_a"] = _Lengths("First segment of a pair (A)", text, "pairs", length)
-            self.lengths["tokens_of_b"] = _Lengths("Second segment of a pair (B)", text, "pairs", length)
+            kinds["tokens_of_a"] = ("First segment of a pair (A)", text, "pairs")
+            kinds["tokens_of_b"] = ("Second segment of a pair (B)", text, "pairs")
+        self.lengths = {name: _Lengths(*about, length) for name, about in kinds.items()}
 
     @property
     def tokens(self) -> int:
@@ -236,10 +215,8 @@ class _Counts:
 
 def _check(column: str, values: np.ndarray, end: int) -> None:
     if values.size and values.max() >= end:
-        raise InputError(
-            f"column {column} holds {values.max()}, but {end - 1} is the largest that can be; find the damaged file with "
-            "--verify and copy it again"
-        )
+        fix = "find the damaged file with --verify and copy it again"
+        raise InputError(f"column {column} holds {values.max()}, but {end - 1} is the largest that can be; {fix}")
 
 
 def _sample(row: Mapping[str, np.ndarray], tokenizer: Any, special_ids: Mapping[str, int]) -> dict[str, Any]:
@@ -263,15 +240,17 @@ def _sample(row: Mapping[str, np.ndarray], tokenizer: Any, special_ids: Mapping[
 
 
 def _printed(figures: Mapping[str, Any], lengths: Sequence[_Lengths]) -> str:
-    """All figures for the terminal."""
-    sections = ["\n".join(_fact_lines(figures)), "\n".join(_length_table(figures, lengths)), _tokens(figures)]
-    return "\n\n".join([*sections, *(_sample_lines(sample) for sample in figures["samples"])])
+    sections = [_fact_lines(figures), _length_table(figures, lengths), _token_table(figures)]
+    sections += map(_sample_lines, figures["samples"])
+    return "\n\n".join("\n".join(lines) for lines in sections)
 
 
 def _fact_lines(figures: Mapping[str, Any]) -> list[str]:
     shards, counted = figures["rows_per_shard"], figures["rows_counted"]
     spread = f"{shards['min']:,}" if shards["min"] == shards["max"] else f"{shards['min']:,} to {shards['max']:,}"
     every = "all" if counted == figures["rows"] else f"{counted:,} evenly spaced"
+    held = figures["validation"]
+    given = f" of {held['text']}" if held["text"] else f", held out: {held['fraction']:.4g} of the documents"
     facts = {
         "packing": f"{figures['packing']}, columns {', '.join(figures['columns'])}",
         "vocabulary": f"{figures['vocab_size']:,} tokens, stored as {figures['dtype']}",
@@ -279,15 +258,13 @@ def _fact_lines(figures: Mapping[str, Any]) -> list[str]:
         "shards": f"{figures['shards']:,} of {spread} rows, {figures['file_bytes'] / 1e6:,.1f} MB",
         "tokens": f"{figures['tokens']:,}, [CLS] and [SEP] included",
         "documents": f"{figures['documents']:,} with {figures['text_bytes']:,} bytes of text",
-        "validation": f"{figures['validation_rows']:,} blocks{_held_out(figures['validation'])}",
+        "validation": f"{figures['validation_rows']:,} blocks{given}",
         "made by": figures["made_by"],
         "counted here": f"{every} rows",
         "padding": f"{figures['padding_share']:.2%} of the positions",
     }
-    if figures["bytes_per_token"]:
-        facts["bytes per token"] = (
-            f"{figures['bytes_per_token']:.2f} ({figures['tokens_per_byte']:.3f} tokens per byte)"
-        )
+    if per_token := figures["bytes_per_token"]:
+        facts["bytes per token"] = f"{per_token:.2f} ({figures['tokens_per_byte']:.3f} tokens per byte)"
     if figures["characters_per_token"]:
         facts["characters"] = f"{figures['characters_per_token']:.2f} per token, judging by validation.txt"
     if figures["unknown_rate"] is not None:
@@ -295,14 +272,6 @@ def _fact_lines(figures: Mapping[str, Any]) -> list[str]:
     if figures["random_pairs_share"] is not None:
         facts["random pairs"] = f"{figures['random_pairs_share']:.2%}"
     return [f"{figures['data_dir']}, {figures['split']}", *(f"  {name:<16}{value}" for name, value in facts.items())]
-
-
-def _held_out(validation: Mapping[str, Any] | None) -> str:
-    if validation is None:
-        return ""
-    if validation["text"]:
-        return f" of {validation['text']}"
-    return f", held out: {validation['fraction']:.4g} of the documents"
 
 
 def _length_table(figures: Mapping[str, Any], lengths: Sequence[_Lengths]) -> list[str]:
@@ -315,20 +284,20 @@ def _length_table(figures: Mapping[str, Any], lengths: Sequence[_Lengths]) -> li
     return lines
 
 
-def _tokens(figures: Mapping[str, Any]) -> str:
+def _token_table(figures: Mapping[str, Any]) -> list[str]:
     cells = [f"{entry['token']:<14} {entry['share']:>6.2%}" for entry in figures["top_tokens"]]
-    lines = ["   ".join(cells[start : start + 4]) for start in range(0, len(cells), 4)]
-    return "\n  ".join(["most frequent tokens, share of the tokens of text", *lines])
+    lines = ["  " + "   ".join(cells[start : start + 4]) for start in range(0, len(cells), 4)]
+    return ["most frequent tokens, share of the tokens of text", *lines]
 
 
-def _sample_lines(sample: Mapping[str, Any]) -> str:
+def _sample_lines(sample: Mapping[str, Any]) -> list[str]:
     label = "" if sample["label"] is None else f", label {sample['label']}: {_LABELS[sample['label']]}"
     lines = [f"row {sample['row']:,} ({sample['file']}), {sample['tokens']} tokens{label}"]
     for part in sample["parts"]:
         text = part["text"] if part["tokens"] else "(its closing [SEP] only)"
         head = f"  {part['name']} | "
-        lines.append(textwrap.fill(text, _WIDTH, initial_indent=head, subsequent_indent=" " * (len(head) - 2) + "| "))
-    return "\n".join(lines)
+        lines.append(textwrap.fill(text, 110, initial_indent=head, subsequent_indent=" " * (len(head) - 2) + "| "))
+    return lines
 
 
 def _draw(figures: Mapping[str, Any], lengths: Sequence[_Lengths], file: Path) -> None:
@@ -351,11 +320,13 @@ def _histogram(axes: Any, kind: _Lengths) -> None:
     """Bars that end at the largest length, so that full blocks are not in a bar of their own by chance."""
     seen, summary = kind.seen(), kind.summary()
     low, high = min(seen), max(seen)
-    width = -(-(high - low + 1) // _MAX_BARS)
+    width = -(-(high - low + 1) // 60)  # bars at most
     edges = high + 0.5 - width * np.arange(-(-(high - low + 1) // width), -1, -1)
     shares = np.array(list(seen.values())) * 100 / summary["number"]
-    axes.hist(list(seen), bins=edges, weights=shares, color=_BAR, rwidth=0.9)
-    axes.axvline(summary["median"], color=_LINE, linestyle="--", linewidth=1.5, label=f"median {summary['median']}")
+    axes.hist(list(seen), bins=edges, weights=shares, color="#3b6ea5", rwidth=0.9)
+    axes.axvline(
+        summary["median"], color="#c2543d", linestyle="--", linewidth=1.5, label=f"median {summary['median']}"
+    )
     steep = len(seen) > 8 and shares.max() > 50  # one bar would hide the others
     if steep:
         axes.set_yscale("log")
@@ -368,8 +339,7 @@ def _histogram(axes: Any, kind: _Lengths) -> None:
     axes.legend(frameon=False)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 @command

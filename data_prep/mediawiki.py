@@ -12,13 +12,12 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 from xml.parsers import expat
 
 from budget_trainer.core.errors import InputError
@@ -71,30 +70,17 @@ class _Reader:
     """expat's handlers; complete pages wait in `pages`."""
 
     def __init__(self, name: str, site: Site, encoding: str | None) -> None:
-        self.name = name
-        self.site = site
-        self.pages: list[_Page] = []
-        self._page = _Page()
+        self.name, self.site, self.pages = name, site, list[_Page]()
+        self._page, self._key = _Page(), 0
         self._path: list[str] = []
         self._pieces: list[str] = []
         self._size = 0
-        self._key = 0
         self.parser = parser = expat.ParserCreate(encoding)
         parser.buffer_text = True
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
         parser.StartDoctypeDeclHandler = self._refuse_declaration
         parser.EntityDeclHandler = self._refuse_declaration
-
-    def feed(self, data: bytes, last: bool = False) -> None:
-        """InputError, naming line and column, for what is not XML."""
-        try:
-            self.parser.Parse(data, last)
-        except expat.ExpatError as error:
-            raise InputError(
-                f"input {self.name}: broken XML at line {error.lineno}, column {error.offset} "
-                f"({expat.errors.messages[error.code]}); fetch the file again"
-            ) from error
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         path = self._path
@@ -122,7 +108,11 @@ class _Reader:
     def _end(self, name: str) -> None:
         self._path.pop()
         if name == "page":
-            self._close_page()
+            page = self._page
+            if page.namespace is None:
+                page.namespace = self.site.namespace_of(page.title)
+            self.pages.append(page)
+            self._page = _Page()
         elif self._path and (self._path[-1], name) in _READ:
             self.parser.CharacterDataHandler = None
             self._take(name, "".join(self._pieces))
@@ -140,13 +130,6 @@ class _Reader:
             page.model = text.strip()
         elif text:
             self.site.names.setdefault(self._key, []).append(text.strip().lower())
-
-    def _close_page(self) -> None:
-        page = self._page
-        if page.namespace is None:
-            page.namespace = self.site.namespace_of(page.title)
-        self.pages.append(page)
-        self._page = _Page()
 
     def _number(self, text: str, what: str) -> int:
         try:
@@ -168,21 +151,23 @@ def read_pages(name: str, stream: IO[bytes], site: Site, errors: str = "strict")
     replace = errors == "replace"
     reader = _Reader(name, site, "utf-8" if replace else None)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    fed = 0
+    fed, last = 0, False
     with naming_errors(name):
-        while chunk := stream.read(_CHUNK_BYTES):
+        while not last:
+            chunk = stream.read(_CHUNK_BYTES)
+            last = not chunk
             chunk = decoder.decode(chunk).encode() if replace else chunk
-            reader.feed(chunk)
+            try:
+                reader.parser.Parse(chunk, last)
+            except expat.ExpatError as error:
+                at = f"at line {error.lineno}, column {error.offset} ({expat.errors.messages[error.code]})"
+                raise InputError(f"input {name}: broken XML {at}; fetch the file again") from error
             fed += len(chunk)
-            if fed - reader.parser.CurrentByteIndex > _MAX_TOKEN_BYTES:
-                raise InputError(
-                    f"input {name}: one tag or comment of more than {_MAX_TOKEN_BYTES} bytes from byte "
-                    f"{reader.parser.CurrentByteIndex}; fetch the file again"
-                )
+            if not last and fed - reader.parser.CurrentByteIndex > _MAX_TOKEN_BYTES:
+                what = f"more than {_MAX_TOKEN_BYTES} bytes from byte {reader.parser.CurrentByteIndex}"
+                raise InputError(f"input {name}: one tag or comment of {what}; fetch the file again")
             yield from reader.pages
             reader.pages.clear()
-        reader.feed(b"", last=True)
-    yield from reader.pages
 
 
 # Templates that mark such a page, lower-case. Lists of people by name ({{surname}}) are articles.
@@ -222,11 +207,8 @@ def _is_marked(wikitext: str) -> bool:
 
 
 CHUNK_CHARACTERS = 512 * 1024
-_PAGE_OVERHEAD = 200  # so that a chunk of empty pages ends, too
-_REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)
-_DUMP_NAME = re.compile(r"\.xml(?:-p\d+p\d+)?$")
-_Chunk = tuple[tuple[str, ...], list[tuple[str, str]]]
-_Converted = list[tuple[str | None, list[str]]]
+_Pages = list[tuple[str, str]]
+_Converted = list[tuple[str, list[str]]]
 
 
 def read_articles(
@@ -237,71 +219,65 @@ def read_articles(
     10 million characters), empty (no prose). `advance` as in `members`.
 
     InputError: damaged input, a process that was killed."""
-    pages = _articles(path, errors, dropped, advance)
-    for reason, document in itertools.chain.from_iterable(_converted(_chunks(pages), path, num_proc)):
-        if reason is None:
-            yield document
+
+    def drop(reason: str) -> None:
+        dropped[reason] = dropped.get(reason, 0) + 1
+
+    chunks = _chunks(path, errors, drop, advance)
+    for reason, document in itertools.chain.from_iterable(_converted(chunks, path, num_proc)):
+        if reason:
+            drop(reason)
         else:
-            dropped[reason] = dropped.get(reason, 0) + 1
+            yield document
 
 
-def _articles(
-    path: Path, errors: str, dropped: dict[str, int], advance: Callable[[int], object]
-) -> Iterator[tuple[Site, _Page]]:
+def _chunks(
+    path: Path, errors: str, drop: Callable[[str], None], advance: Callable[[int], object]
+) -> Iterator[tuple[tuple[str, ...], _Pages]]:
+    """(invisible prefixes, [title, wikitext] of pages that may be articles), of one file each."""
     for name, stream in members(path, advance):
-        if name != str(path) and not _DUMP_NAME.search(plain_name(name)):  # an index or checksums beside the dumps
-            continue
+        if name != str(path) and not re.search(r"\.xml(?:-p\d+p\d+)?$", plain_name(name)):
+            continue  # an index or checksums beside the dumps
         site = Site()
+        chunk: _Pages = []
+        size = 0
         for page in read_pages(name, stream, site, errors):
-            reason = _no_article(page)
-            if reason is None:
-                yield site, page
-            else:
-                dropped[reason] = dropped.get(reason, 0) + 1
+            if reason := _no_article(page):
+                drop(reason)
+                continue
+            chunk.append((page.title, page.text))
+            size += len(page.text) + 200  # so that a chunk of empty pages ends, too
+            if size >= CHUNK_CHARACTERS:
+                yield site.invisible(), chunk
+                chunk, size = [], 0
+        if chunk:
+            yield site.invisible(), chunk
 
 
-def _no_article(page: _Page) -> str | None:
-    """Why the page is dropped, as far as that can be said without looking for it in all of its text."""
+def _no_article(page: _Page) -> str:
+    """Why the page is dropped, "" where that cannot be said without looking for it in all of its text."""
     if page.namespace != 0:
         return "other_namespace"
-    if page.redirect or _REDIRECT.match(page.text):
+    if page.redirect or re.match(r"(?i)\s*#redirect\b", page.text):
         return "redirect"
     if page.model != "wikitext":
         return "not_wikitext"
-    return "too_large" if page.too_large else None
+    return "too_large" if page.too_large else ""
 
 
-def _chunks(pages: Iterable[tuple[Site, _Page]]) -> Iterator[_Chunk]:
-    for _, group in itertools.groupby(pages, key=itemgetter(0)):
-        chunk: list[tuple[str, str]] = []
-        size = 0
-        names: tuple[str, ...] = ()
-        for site, page in group:
-            names = names or site.invisible()
-            chunk.append((page.title, page.text))
-            size += len(page.text) + _PAGE_OVERHEAD
-            if size >= CHUNK_CHARACTERS:
-                yield names, chunk
-                chunk, size = [], 0
-        if chunk:
-            yield names, chunk
-
-
-def _convert(chunk: _Chunk) -> _Converted:
-    """(reason to drop it or None, [title, paragraph, ...]) of every page."""
+def _convert(chunk: tuple[tuple[str, ...], _Pages]) -> _Converted:
+    """(reason to drop it or "", [title, paragraph, ...]) of every page."""
     names, pages = chunk
-    convert = converter(names)
     converted: _Converted = []
     for title, text in pages:
-        if is_disambiguation(title, text):
-            converted.append(("disambiguation", []))
-        else:
-            paragraphs = convert.paragraphs(text)
-            converted.append((None, [title, *paragraphs]) if paragraphs else ("empty", []))
+        meanings = is_disambiguation(title, text)
+        paragraphs = [] if meanings else converter(names).paragraphs(text)
+        reason = "disambiguation" if meanings else "" if paragraphs else "empty"
+        converted.append((reason, [title, *paragraphs]))
     return converted
 
 
-def _converted(chunks: Iterator[_Chunk], path: Path, num_proc: int) -> Iterator[_Converted]:
+def _converted(chunks: Iterator[Any], path: Path, num_proc: int) -> Iterator[_Converted]:
     if num_proc == 1:
         yield from map(_convert, chunks)
         return
@@ -315,9 +291,8 @@ def _converted(chunks: Iterator[_Chunk], path: Path, num_proc: int) -> Iterator[
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise InputError(
-            f"input {path}: a process that converts pages was killed (out of memory?); give a smaller --num_proc"
-        ) from error
+        fix = "give a smaller --num_proc"
+        raise InputError(f"input {path}: a process that converts pages was killed (out of memory?); {fix}") from error
     finally:
         pool.shutdown(cancel_futures=True)
 

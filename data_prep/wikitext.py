@@ -33,7 +33,6 @@ _HEADING = re.compile(r"(={1,6})(.+?)\1")
 _BULLET = re.compile(r"[*#:;][*#:;\s]*|-{4,}")
 _WORD = re.compile(r"\w+")
 _LINK = re.compile(r"\[\[[^\[\]]*\]\]|\[(?:https?:)?//[^\[\]]*\]|https?://\S+")
-_TABLE = re.compile(r"^[ \t:*#]*\{\|", re.MULTILINE)
 # Lists at the end below these are of sources, in the languages of larger Wikipedias.
 _REFERENCE_HEADINGS = frozenset(
     "see also;references;external links;further reading;notes;footnotes;citations;bibliography;sources;works cited;"
@@ -44,6 +43,25 @@ _REFERENCE_HEADINGS = frozenset(
     "外部連結;関連項目;外部リンク;脚注".split(";")
 )
 _LIST_OF_LINKS = 40  # characters beside the links up to which a list item is one
+_MAX_PARSED = 20_000  # characters of a line; the parser's time may grow with their square
+_LESS = "\4"  # stands for < while a line is parsed
+_LINK_START = re.compile(r"\[\[|\[(?:https?:|ftps?:|mailto:|irc:|news:)?//", re.IGNORECASE)
+_LANGUAGE = re.compile(r"(?!(?:mw|wmf|doi|rfc)\b)(?:[a-z]{2,3}|simple)(?:-[a-z]+)*")  # not those of other sites
+_INTERLANGUAGE_LINE = re.compile(rf"(?:\s*\[\[\s*{_LANGUAGE.pattern}\s*:[^\[\]|]*\]\])+\s*")
+_MAGIC_WORD = re.compile(r"__[^\W\d_a-z]+(?:_[^\W\d_a-z]+)*__")
+_VARIANT = re.compile(r"-\{(?:[^{}|]*+\|)?(?:[\w-]++:)?([^{};]*+)[^{}]*+\}-")  # of Chinese and other scripts
+_QUOTES = re.compile("'{2,}")
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});")
+_LITERAL = re.compile(rf"{LITERAL}(\d+){LITERAL_END}")
+_BRACKET_BEFORE_CUT = re.compile(rf"\([\s,;:]*{CUT}[\s,;:{CUT}]*(\))?")
+_MARKS_AROUND_CUT = re.compile(rf"([,;:])\s*{CUT}[\s,;:{CUT}]*([,;:)])")
+_CUTS = re.compile(rf" ?{CUT}[ {CUT}]*+([.,;:!?)])?")
+_SPACES = re.compile(r"[ \t\u00a0\u2002\u2003\u2009\r\n\f\v]{2,}|[\t\u00a0\u2002\u2003\u2009\r\n\f\v]")
+
+# For brackets that do not match.
+_CLOSED_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]]*)\]\]")
+_CLOSED_URL = re.compile(r"\[(?:https?:|ftps?:)?//[^\s\[\]]*+\s*+([^\[\]]*+)\]", re.IGNORECASE)
+_LEFT = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|\|-|</?ref", re.IGNORECASE)
 
 
 @dataclass
@@ -68,13 +86,15 @@ class _PlainText:
     """Converter for one wiki. `invisible`: lower-case prefixes (namespace names) of links that show nothing."""
 
     def __init__(self, invisible: tuple[str, ...]) -> None:
-        self._lines = _LineText(invisible)
+        names = "|".join(re.escape(name).replace(r"\ ", "[ _]+") for name in invisible)
+        self._invisible = re.compile(rf"[\s_]*(?:{names})[\s_]*:", re.IGNORECASE)
+        self._open_file = re.compile(rf"\[\[{self._invisible.pattern}.*", re.IGNORECASE)
 
     def paragraphs(self, wikitext: str) -> list[str]:
         """The page's paragraphs, list items and headings in order; none where it holds no prose."""
         text, literals = cut_extensions(wikitext.replace("\r", "\n"))
         text = text.replace("{{!}}", "|") if "{{!}}" in text else text
-        text = cut_nested(text, self._lines.invisible)
+        text = cut_nested(text, self._invisible)
         text = _INLINE_TAG.sub("", _BLOCK_TAG.sub("\n", _BREAK.sub(" ", text)))
         return [
             paragraph
@@ -84,7 +104,7 @@ class _PlainText:
         ]
 
     def _sections(self, text: str) -> Iterator[_Section]:
-        open_table = _TABLE.search(text) is not None
+        open_table = re.search(r"(?m)^[ \t:*#]*\{\|", text) is not None
         section = _Section(only_list=False, only_links=False)  # what stands before the first heading always stays
         for line in text.split("\n"):
             line = line.strip()
@@ -92,7 +112,7 @@ class _PlainText:
                 continue
             if line[0] == "=" and (found := _HEADING.fullmatch(line.rstrip(f" {CUT}"))):
                 yield section
-                section = _Section(len(found[1]), self._lines.plain(found[2].strip()))
+                section = _Section(len(found[1]), self._plain(found[2].strip()))
             else:
                 self._add(line, section, open_table)
         yield section
@@ -104,73 +124,12 @@ class _PlainText:
             return
         if text[0] in "|}" or text.startswith("{|") or (open_table and text[0] == "!"):
             return  # of a table or template that was not closed; only then "!" is a mark
-        plain = self._lines.plain(text)
+        plain = self._plain(text)
         if _WORD.search(plain):
-            section.add(plain, bullet is not None, _is_link_item(text))
+            rest = _LINK.sub("", text)
+            section.add(plain, bullet is not None, len(rest) < len(text) and len(rest) <= _LIST_OF_LINKS)
 
-
-@functools.cache
-def converter(invisible: tuple[str, ...]) -> _PlainText:
-    """One per process and wiki."""
-    return _PlainText(invisible)
-
-
-def _is_link_item(text: str) -> bool:
-    rest = _LINK.sub("", text)
-    return len(rest) < len(text) and len(rest) <= _LIST_OF_LINKS
-
-
-def _with_text(sections: Iterator[_Section]) -> list[_Section]:
-    """Without lists of links at the end, then without headings that nothing follows."""
-    kept = list(sections)
-    while kept and kept[-1].is_no_prose():
-        kept.pop()
-    level = 0  # of the section that follows
-    filled = []
-    for section in reversed(kept):
-        if section.paragraphs or level > section.level:
-            filled.append(section)
-            level = section.level
-    return filled[::-1]
-
-
-_MAX_PARSED = 20_000  # characters of a line; the parser's time may grow with their square
-_LESS = "\4"  # stands for < while a line is parsed
-_LINK_START = re.compile(r"\[\[|\[(?:https?:|ftps?:|mailto:|irc:|news:)?//", re.IGNORECASE)
-_LANGUAGE = re.compile(r"(?!(?:mw|wmf|doi|rfc)\b)(?:[a-z]{2,3}|simple)(?:-[a-z]+)*")  # not those of other sites
-_INTERLANGUAGE_LINE = re.compile(rf"(?:\s*\[\[\s*{_LANGUAGE.pattern}\s*:[^\[\]|]*\]\])+\s*")
-_MAGIC_WORD = re.compile(r"__[^\W\d_a-z]+(?:_[^\W\d_a-z]+)*__")
-_VARIANT = re.compile(
-    r"-\{(?:[^{}|]*+\|)?(?:[\w-]++:)?([^{};]*+)[^{}]*+\}-"
-)  # of Chinese and other scripts: the first
-_QUOTES = re.compile("'{2,}")
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});")
-_LITERAL = re.compile(rf"{LITERAL}(\d+){LITERAL_END}")
-_BRACKET_BEFORE_CUT = re.compile(rf"\([\s,;:]*{CUT}[\s,;:{CUT}]*(\))?")
-_MARKS_AROUND_CUT = re.compile(rf"([,;:])\s*{CUT}[\s,;:{CUT}]*([,;:)])")
-_CUTS = re.compile(rf" ?{CUT}[ {CUT}]*+([.,;:!?)])?")
-_SPACES = re.compile(r"[ \t\u00a0\u2002\u2003\u2009\r\n\f\v]{2,}|[\t\u00a0\u2002\u2003\u2009\r\n\f\v]")
-
-# For brackets that do not match.
-_CLOSED_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]]*)\]\]")
-_CLOSED_URL = re.compile(r"\[(?:https?:|ftps?:)?//[^\s\[\]]*+\s*+([^\[\]]*+)\]", re.IGNORECASE)
-_LEFT = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|\|-|</?ref", re.IGNORECASE)
-_OPEN_REF = re.compile(r"</?ref[^<>]*>?", re.IGNORECASE)
-_OPEN_TEMPLATE = re.compile(r"\{\{.*")
-_OPEN_LABEL = re.compile(r"\[\[[^\[\]|]*\|")
-_MARKS = re.compile(r"\}\}+|\[\[+|\]\]+|\|\}")
-_BRACKETS = re.compile(r"[\[\]{}|]")
-
-
-class _LineText:
-    """Converter for one wiki. `invisible`: lower-case prefixes (namespace names) of links that show nothing."""
-
-    def __init__(self, invisible: tuple[str, ...]) -> None:
-        names = "|".join(re.escape(name).replace(r"\ ", "[ _]+") for name in invisible)
-        self.invisible = re.compile(rf"[\s_]*(?:{names})[\s_]*:", re.IGNORECASE)
-        self._open_file = re.compile(rf"\[\[{self.invisible.pattern}.*", re.IGNORECASE)
-
-    def plain(self, line: str) -> str:
+    def _plain(self, line: str) -> str:
         """The line without markup; what was cut and the numbers of literals are still in it."""
         if "[" in line and _LINK_START.search(line):
             line = self._with_labels(line)
@@ -184,7 +143,7 @@ class _LineText:
             if not _LEFT.search(line):
                 return line
             line = self._without_rest(line)
-        return _BRACKETS.sub("", line) if _LEFT.search(line) else line
+        return re.sub(r"[\[\]{}|]", "", line) if _LEFT.search(line) else line
 
     def _with_labels(self, line: str) -> str:
         """With the labels of links in their place. The parser sees no tags: what is left of them is text."""
@@ -221,7 +180,7 @@ class _LineText:
 
     def _label(self, link: nodes.Wikilink) -> str:
         title = str(link.title).strip()
-        if self.invisible.match(title):
+        if self._invisible.match(title):
             return CUT
         if link.text is not None and (label := self._shown(link.text)).strip():
             return label
@@ -232,10 +191,30 @@ class _LineText:
 
     def _without_rest(self, line: str) -> str:
         """Without what is open or closed twice: a file or template to the end of its line, else the marks alone."""
-        line = _OPEN_REF.sub("", self._open_file.sub(CUT, line))
-        line = _OPEN_LABEL.sub("", _OPEN_TEMPLATE.sub(CUT, line))
-        line = _MARKS.sub("", line)
+        line = re.sub(r"(?i)</?ref[^<>]*>?", "", self._open_file.sub(CUT, line))
+        line = re.sub(r"\[\[[^\[\]|]*\|", "", re.sub(r"\{\{.*", CUT, line))
+        line = re.sub(r"\}\}+|\[\[+|\]\]+|\|\}", "", line)
         return re.sub(r"\{+\|+", "{", re.sub(r"\|+-+", "-", line))
+
+
+@functools.cache
+def converter(invisible: tuple[str, ...]) -> _PlainText:
+    """One per process and wiki."""
+    return _PlainText(invisible)
+
+
+def _with_text(sections: Iterator[_Section]) -> list[_Section]:
+    """Without lists of links at the end, then without headings that nothing follows."""
+    kept = list(sections)
+    while kept and kept[-1].is_no_prose():
+        kept.pop()
+    level = 0  # of the section that follows
+    filled = []
+    for section in reversed(kept):
+        if section.paragraphs or level > section.level:
+            filled.append(section)
+            level = section.level
+    return filled[::-1]
 
 
 def _finished(line: str, literals: list[str]) -> str:

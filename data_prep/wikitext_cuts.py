@@ -3,7 +3,7 @@
 import calendar
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # Characters that XML cannot contain, so that no page does: where something was cut; around the number of a literal.
 CUT, LITERAL, LITERAL_END = "\3", "\1", "\2"  # not "\0", where the parser stops reading
@@ -20,7 +20,6 @@ _TOKEN = re.compile(
 )
 
 _REF = re.compile(r"<ref(?:\s[^<>]*[^<>/])?>", re.IGNORECASE)  # one that opens
-_MAX_RENDERED_DEPTH = 4
 
 
 def cut_extensions(text: str) -> tuple[str, list[str]]:
@@ -66,7 +65,7 @@ def _closing(text: str, name: str, at: int, ends: dict[str, int]) -> int:
 def cut_nested(text: str, invisible: re.Pattern[str]) -> str:
     """Without closed templates (but for the text of those within a sentence), tables, and links to what `invisible` matches
     behind the brackets. What is left open or closed twice stays."""
-    nesting = _Nesting(text)
+    nesting = _Nesting(text, invisible)
     for found in _TOKEN.finditer(text):
         token = found[0]
         if token == "[[" or token.startswith("{{"):
@@ -76,18 +75,15 @@ def cut_nested(text: str, invisible: re.Pattern[str]) -> str:
         elif token.startswith("}}"):
             nesting.close_braces(found.end(), len(token))
         elif token.startswith("]]"):
-            nesting.close_links(found.end(), len(token), lambda start: invisible.match(text, start + 2) is not None)
-        elif token.startswith("</"):
-            nesting.close("<table", found.end())
-        elif token.startswith("<"):
+            nesting.close_links(found.end(), len(token))
+        elif token[0] == "<" and token[1] != "/":
             nesting.open("<table", found.start())
         else:
-            nesting.close("{|", found.end())
+            nesting.close("<table" if token[0] == "<" else "{|", found.end())
     return _replaced(text, 0, len(text), nesting.cuts)
 
 
-@dataclass(frozen=True)
-class _Cut:
+class _Cut(NamedTuple):
     """What is closed from `start` to `end`, and the text in its place. `depth`: templates rendered one in another."""
 
     start: int
@@ -107,9 +103,9 @@ def _replaced(text: str, start: int, end: int, cuts: list[_Cut]) -> str:
 class _Nesting:
     """What is open, innermost last. `cuts`: what was closed, outermost only, in order."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, invisible: re.Pattern[str]) -> None:
         self.cuts: list[_Cut] = []
-        self._text = text
+        self._text, self._invisible = text, invisible
         self._open: list[tuple[str, int, int]] = []  # kind, start, braces
         self._count = dict.fromkeys(("{{", "{|", "<table", "[["), 0)
 
@@ -133,12 +129,12 @@ class _Nesting:
             if opened >= 2:
                 self.open("{{", start, opened)
 
-    def close_links(self, end: int, brackets: int, invisible: Callable[[int], bool]) -> None:
+    def close_links(self, end: int, brackets: int) -> None:
         """]] and longer, but never across a template or table."""
         while brackets >= 2 and self._open and self._open[-1][0] == "[[":
             start = self._pop("[[")[1]
             brackets -= 2
-            if invisible(start):
+            if self._invisible.match(self._text, start + 2):
                 self._cut(start, end - (brackets if brackets > 1 else 0))
 
     def _pop(self, kind: str) -> tuple[str, int, int]:
@@ -154,19 +150,16 @@ class _Nesting:
             first -= 1
         inner = self.cuts[first:]
         del self.cuts[first:]
-        self.cuts.append((self._template(start, end, inner) if is_template else None) or _Cut(start, end))
-
-    def _template(self, start: int, end: int, inner: list[_Cut]) -> _Cut | None:
-        """One that shows text. Not where they nest deeper than anybody writes, which would take quadratic time."""
-        found = _template_at(self._text, start + 2)
+        found = _template_at(self._text, start + 2) if is_template else None
         if found is None:
-            return None
+            self.cuts.append(_Cut(start, end))
+            return
         depth = 1 + max((cut.depth for cut in inner), default=0)
         shown = ""
-        if depth <= _MAX_RENDERED_DEPTH:
+        if depth <= 4:  # rendering those that nest deeper than anybody writes would take quadratic time
             name, body = found
             shown = _rendered(name, _replaced(self._text, body, end - 2, inner))
-        return _Cut(start, end, shown or CUT, depth)
+        self.cuts.append(_Cut(start, end, shown or CUT, depth))
 
 
 _Parameters = dict[str, str]
@@ -176,32 +169,24 @@ _NAME = re.compile(r"[\s_]*+(\w[\w. -]{0,20})\s*(:|\||\}\})")
 _LANGUAGE = re.compile(r"lang-[a-z]{2,3}(?:-[a-z]+)*")  # {{lang-fr|...}}
 _PARAMETER = re.compile(r"(?:^|\|)((?:\[\[[^\[\]]*+\]\]|[^|])*+)")  # a | in a link is the link's
 _NAMED = re.compile(r"\s*+(\w[\w -]{0,30})=(.*)", re.DOTALL)
-_WORD = re.compile(r"\w")
-_MIXED_NUMBER = re.compile(r"(?<=\d)\+(?=\d+/\d)")  # 5+1/2
 _RANGES = {"-": "–", "–": "–", "&ndash;": "–", "to": " to ", "to(-)": " to ", "and": " and ", "and(-)": " and "}
 _RANGES |= {"or": " or ", "by": " by ", "x": " × ", "xx": " × ", "×": " × ", "*": " × ", "±": " ± ", "+/-": " ± "}
 # {{convert}}'s codes where they are no words: km2, sqmi, e6acre, Goilbbl, PD/sqmi (people).
-_UNITS = [(re.compile(pattern), text) for pattern, text in (("^C$", "°C"), ("^F$", "°F"), ("(?<=m)2$", "²"))]
-_UNITS += [
-    (re.compile("(?<=m)3$"), "³"),
-    (re.compile("(sq|cu)(?=mi|ft|in|yd)"), r"\1 "),
-    (re.compile("oil(?=bbl)"), ""),
-]
-_UNITS += [(re.compile("^PD/"), "per "), (re.compile("^e3"), "thousand "), (re.compile("^e6"), "million ")]
-_UNITS += [(re.compile("^e9"), "billion "), (re.compile("^e12"), "trillion ")]
+_UNITS = {
+    "^C$": "°C",
+    "^F$": "°F",
+    "(?<=m)2$": "²",
+    "(?<=m)3$": "³",
+    "(sq|cu)(?=mi|ft|in|yd)": r"\1 ",
+    "oil(?=bbl)": "",
+}
+_UNITS |= {"^PD/": "per ", "^e3": "thousand ", "^e6": "million ", "^e9": "billion ", "^e12": "trillion "}
 _SMALLER_UNITS = frozenset(("in", "inch", "inches", "ft", "foot", "feet", "yd", "oz", "lb"))  # 6 ft 2 in, 4 st 3 lb
-_MONTHS = dict(zip(map(str, range(1, 13)), calendar.month_name[1:], strict=True))
 
 
 def _first(*names: str) -> _Template:
     """What the first of the parameters that is given holds."""
     return lambda given: next((given[name] for name in names if given.get(name)), "")
-
-
-def _unit(code: str) -> str:
-    for pattern, text in _UNITS:
-        code = pattern.sub(text, code)
-    return code
 
 
 def _convert(given: _Parameters) -> str:
@@ -213,7 +198,10 @@ def _convert(given: _Parameters) -> str:
         del values[:2]
     if not any(map(str.isdigit, text)):
         return ""
-    text = f"{_MIXED_NUMBER.sub(' ', text)} {_unit(values[0])}"
+    unit = values[0]
+    for pattern, shown in _UNITS.items():
+        unit = re.sub(pattern, shown, unit)
+    text = re.sub(r"(?<=\d)\+(?=\d+/\d)", " ", text) + f" {unit}"  # 5+1/2
     if len(values) > 2 and values[1][:1].isdigit() and values[2] in _SMALLER_UNITS:
         text += f" {values[1]} {values[2]}"
     return text
@@ -240,7 +228,8 @@ def _as_of(given: _Parameters) -> str:
     year, month, day = (given.get(name, "") for name in "123")
     if given.get("alt") or not year:
         return given.get("alt", "")
-    month = _MONTHS.get(month.lstrip("0"), month)
+    if re.fullmatch("0*([1-9]|1[0-2])", month):
+        month = calendar.month_name[int(month)]
     date = f"{month} {day}, {year}" if day and given.get("df", "").upper() == "US" else f"{day} {month} {year}"
     start = "Since" if given.get("since") else "As of"
     return f"{start.lower() if given.get('lc') else start} {' '.join(date.split())}"
@@ -256,9 +245,7 @@ _SENTENCE: dict[str, _Template] = {
     **dict.fromkeys(("circa", "c.", "ca."), _circa),
     "as of": _as_of,
 }
-_LANG_OF_NAME = _first("1", "text")
-_QUOTE = _first("1", "text", "quote")  # a paragraph of its own
-_QUOTES = frozenset(("quote", "blockquote", "bquote", "cquote", "quotation"))
+_QUOTES = frozenset(("quote", "blockquote", "bquote", "cquote", "quotation"))  # paragraphs of their own
 
 
 def _template_at(text: str, start: int) -> tuple[str, int] | None:
@@ -284,7 +271,7 @@ def _rendered(name: str, body: str) -> str:
             number += 1
             given[str(number)] = piece.strip()
     if name in _QUOTES:
-        text = _QUOTE(given)
-        return f"\n{text}\n" if _WORD.search(text) else ""
-    text = " ".join(_SENTENCE.get(name, _LANG_OF_NAME)(given).split())
-    return text if _WORD.search(text) else ""
+        text = f"\n{_first('1', 'text', 'quote')(given)}\n"
+    else:
+        text = " ".join(_SENTENCE.get(name, _first("1", "text"))(given).split())
+    return text if re.search(r"\w", text) else ""
