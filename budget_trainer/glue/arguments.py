@@ -20,6 +20,7 @@ from budget_trainer.reporting.publish import resolve_push
 
 _TASK, _SUITE = "Task and model", "Several runs (a suite)"
 _task, _budget = partial(flag, topic=_TASK), partial(flag, topic=BUDGET)
+_rows = partial(_task, None, unit="ROWS", min=1)
 _elsewhere, _suite, _watch = (partial(flag, topic=topic, computes=False) for topic in (_TASK, _SUITE, WATCH))
 
 
@@ -44,13 +45,9 @@ class _GlueArguments:
     )
     max_seq_length: int = _task(128, "Tokens of a row; the rest is cut off.", unit="TOKENS", min=8)
     pad_to_max_length: bool = _task(False, "Pad every row to max_seq_length instead of to the longest of its batch.")
-    max_train_samples: int | None = _task(None, "Train on the first so many rows only.", unit="ROWS", min=1)
-    max_eval_samples: int | None = _task(
-        None, "Evaluate on the first so many rows of each dev split only.", unit="ROWS", min=1
-    )
-    max_predict_samples: int | None = _task(
-        None, "Predict the first so many rows of each test split only.", unit="ROWS", min=1
-    )
+    max_train_samples: int | None = _rows("Train on the first so many rows only.")
+    max_eval_samples: int | None = _rows("Evaluate on the first so many rows of each dev split only.")
+    max_predict_samples: int | None = _rows("Predict the first so many rows of each test split only.")
     early_stopping_patience: int = _budget(
         -1, "Stop after so many evaluations that were not better.", unit="EVALUATIONS", min=1, special={-1: "never"}
     )

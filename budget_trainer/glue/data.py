@@ -195,10 +195,8 @@ def _from_datasets(data: TaskData, task: Task, dataset_name: str) -> None:
         loaded = load_dataset(dataset_name, task.config)
     except (OSError, ValueError, RuntimeError) as error:  # no network, no such data set, no such configuration
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"dataset_name: {dataset_name} ({task.config}) cannot be loaded ({reason}); connect, or give --glue_dir with "
-            "the official files"
-        ) from None
+        failed = f"{dataset_name} ({task.config}) cannot be loaded ({reason})"
+        raise InputError(f"dataset_name: {failed}; connect, or give --glue_dir with the official files") from None
     for split in task.splits:
         if split.hub in loaded:
             data.splits[split.name] = _examples(loaded[split.hub], task, split, dataset_name)

@@ -28,10 +28,9 @@ _COLOURS = "#1f6f8b #d1495b #edae49 #66a182 #7b5ea7 #b08968 #3d8bfd #e07a5f #8d9
 
 
 def expand_checkpoints(patterns: Sequence[str]) -> dict[Path, float]:
-    """The checkpoints that `--checkpoints` names (folders, or patterns that the shell has left alone), earliest first.
+    """The checkpoints that `--checkpoints` names (folders or patterns), earliest first, with their minutes of pre-training.
 
-    With each the minutes of pre-training behind it. All are of one run. InputError for a pattern that fits nothing, a folder
-    that is no model or says nothing about its time, and for checkpoints of several runs.
+    InputError for a pattern that fits nothing, a folder that is no model or says nothing about its time, and for several runs.
     """
     if not patterns:
         raise InputError("checkpoints: none given; add --checkpoints out/run/finetune-*")
@@ -55,9 +54,8 @@ def _minutes_of(folder: Path) -> float:
     name = folder.resolve().name
     marker = MARK.fullmatch(name)
     if marker is None and name != FINAL:
-        raise InputError(
-            f"checkpoints: {folder} does not say when in its run it was written; give finetune-<percent> folders, or final"
-        )
+        when = "does not say when in its run it was written"
+        raise InputError(f"checkpoints: {folder} {when}; give finetune-<percent> folders, or final")
     path = folder.resolve().parent / REPORT
     report = read_object(path, f"only it says when {name} was written: give the folder inside of its finished run")
     used, recipe = report.get("used_seconds"), report.get("recipe")
@@ -68,18 +66,15 @@ def _minutes_of(folder: Path) -> float:
     # A marker is a share of the whole budget: an early exit does not shorten it.
     total = recipe.get("total_training_time") if isinstance(recipe, dict) else None
     if total is None:
-        raise InputError(
-            f"checkpoints: {folder} is a share of a budget, and {path} has no total_training_time; give another run"
-        )
+        raise InputError(f"checkpoints: {folder}: {path} has no total_training_time; give another run")
     return min(used, float(marker.group(1)) / 100 * parse_duration(total, "total_training_time", "h")) / 60
 
 
 def report_over_budget(pairs: Sequence[tuple[tuple[Path, float], Suite]], output_dir: Path) -> dict[str, Any]:
     """Write the three files from the suite of each checkpoint and its minutes; returns what the JSON holds.
 
-    Scores in it are shares of 1, times minutes; earliest checkpoint first. `lines` has for each column one entry per
-    checkpoint, null where it has not been scored on that; `mean` is null where fewer than two columns are shared. OSError
-    where the disk takes no more.
+    Scores in it are shares of 1, earliest checkpoint first. `lines` has for each column one entry per checkpoint, null where
+    it has no such score; `mean` is null where fewer than two columns are shared.
     """
     pairs = sorted(pairs, key=lambda pair: pair[0][1])
     scored = [suite.columns() for _, suite in pairs]
@@ -146,9 +141,8 @@ def _markdown(report: Mapping[str, Any]) -> str:
 def _cell(point: Mapping[str, Any] | None) -> str:
     if point is None:
         return ""
-    if point["min"] == point["max"]:
-        return points(point["median"])
-    return f"{points(point['median'])} ({points(point['min'])} to {points(point['max'])})"
+    spread = "" if point["min"] == point["max"] else f" ({points(point['min'])} to {points(point['max'])})"
+    return points(point["median"]) + spread
 
 
 def _draw(report: Mapping[str, Any]) -> bytes:

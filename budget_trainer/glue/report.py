@@ -1,8 +1,8 @@
 """`glue_report.json`, `.md` and `.png`: a suite's scores beside published ones, dev beside dev, test beside test.
 
-Our scores are of dev splits, the median over seeds of the best configuration, and are compared with dev rows only. The test
-rows stand in a table of their own: only the leaderboard can put a number of ours there. The JSON is made from the results
-alone, so it is the same bytes whenever it is made again; scores in it are shares of 1, in the Markdown points of 100.
+Our scores are of dev splits, the median over seeds of the best configuration, and are compared with dev rows only: only the
+leaderboard can put a number of ours beside the test rows. The JSON is the same bytes whenever it is made again; scores in it
+are shares of 1, in the Markdown points of 100.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from budget_trainer.glue.results import METRIC_NAMES, Suite, TaskResult, card_sc
 from budget_trainer.glue.tasks import ALL_COLUMNS, TASKS
 
 _OURS = "#1f6f8b"
-_MARKERS = list(zip("#d1495b #edae49 #7b5ea7 #66a182 #b08968".split(), "sD^vP", strict=True))  # of published rows
+_MARKERS = list(zip("#d1495b #edae49 #7b5ea7 #66a182 #b08968".split(), "sD^vP", strict=True))  # of DEV's rows
 
 
 # ---- what others have published: never dev beside test, since both scales differ by up to a few points ----
@@ -82,10 +82,7 @@ _NOT_BY_TASK = (
 
 
 def write_report(suite: Suite, output_dir: Path, submission: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write the three files into `output_dir`; `submission` is what was written for the leaderboard.
-
-    Returns what the JSON holds. RunError or OSError where the disk is full.
-    """
+    """Write the three files into `output_dir` with what `write_submission` has returned; returns what the JSON holds."""
     report = _summarize(suite, submission)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json_atomic(output_dir / "glue_report.json", report)
@@ -97,10 +94,9 @@ def write_report(suite: Suite, output_dir: Path, submission: dict[str, Any] | No
 def _summarize(suite: Suite, submission: dict[str, Any] | None) -> dict[str, Any]:
     """Everything that the report says, in plain types.
 
-    `scores` is a flat list for a model card: task, metric, value (median over seeds, a share of 1), split as in
-    `nyu-mll/glue`, seeds; only those of all official dev rows. `columns` are the headline scores as tables show them, `mean`
-    their mean where they are of all official dev rows. `published.dev` has for each row the `difference` (ours less theirs)
-    and the means over the columns that both have with the same metric; `published.test` has no numbers of ours.
+    `scores` is a flat list for a model card (`card_scores`), `columns` are the headline scores as tables show them, `mean` is
+    that of all official dev rows. `published.dev` has for each row the `difference` (ours less theirs) and the means over the
+    columns that both have with the same metric; `published.test` has no numbers of ours.
     """
     ours, scored = suite.columns(), suite.scored
     return {
@@ -304,7 +300,7 @@ def _draw_ours(axes: Any, place: int, name: str, column: Mapping[str, Any] | Non
 
 def _draw_published(axes: Any, names: Sequence[str], row: Mapping[str, Any], number: int, rows: int) -> None:
     """Hollow marks below ours, each row at its own height, so that equal scores can be told apart."""
-    colour, marker = _MARKERS[number % len(_MARKERS)]
+    colour, marker = _MARKERS[number]
     style = {"color": "none", "markeredgecolor": colour, "markeredgewidth": 1.4, "markersize": 6.5}
     for stated in (True, False):
         shown = [name for name in row["scores"] if stated == (name not in row["metric_not_stated"])]

@@ -90,19 +90,12 @@ def card_scores(
 
     Only splits of all official rows: a card cannot say that rows were left out.
     """
-    names = sorted(task.metrics, key=lambda name: name != task.headline)
-    return [
-        {
-            "task": task.name,
-            "metric": name,
-            "value": round(metrics[split.name][name], 6),
-            "split": split.hub,
-            "seeds": seeds,
-        }
-        for split in task.dev
-        if split.name in metrics and rows[split.name] == split.rows
-        for name in names
-    ]
+    found = []
+    for split in (split for split in task.dev if split.name in metrics and rows[split.name] == split.rows):
+        for name in sorted(task.metrics, key=lambda name: name != task.headline):
+            value = round(metrics[split.name][name], 6)
+            found.append({"task": task.name, "metric": name, "value": value, "split": split.hub, "seeds": seeds})
+    return found
 
 
 # ---- runs ----
@@ -166,7 +159,7 @@ class Configuration:
 
     def content(self) -> dict[str, Any]:
         """The configuration in `glue_runs.json`."""
-        scores = None if self.headline is None else self.headline.scores()
+        scores = self.headline and self.headline.scores()
         return {"flags": self.flags, "headline": scores, "runs": [vars(run) for run in self.runs]}
 
 

@@ -90,7 +90,7 @@ class GlueRun:
         self.test = [split.name for split, _ in self.splits if split.is_test and args.do_predict]
 
     def _encoded(self, split: str) -> Rows:
-        return Rows.encode(self.tokenizer, self.data.splits[split], self.request.glue.max_seq_length)
+        return Rows(self.tokenizer, self.data.splits[split], self.request.glue.max_seq_length)
 
     def build_trainer(self) -> None:
         """The model with a head for the task, and the Trainer with the budget."""

@@ -36,10 +36,8 @@ def write_submission(suite: Suite, output_dir: Path, overwrite: bool = False) ->
     missing = {name: reason for name, reason in found.items() if isinstance(reason, str)}
     archive = output_dir / ZIP
     if missing and archive.exists() and not overwrite:
-        raise InputError(
-            f"{archive}: a complete submission of earlier results, these lack {', '.join(missing)}; move it away, or add "
-            "--overwrite_output_dir"
-        )
+        lack = f"a complete submission of earlier results, these lack {', '.join(missing)}"
+        raise InputError(f"{archive}: {lack}; move it away, or add --overwrite_output_dir")
     folder = output_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for name in missing:
@@ -88,9 +86,8 @@ def _read_predictions(path: Path, task: Task) -> list[int] | list[float]:
     content = read_object(path, again)
     names, found = content.get("label_names"), content.get("predictions")
     if names != list(task.labels) or not isinstance(found, list):
-        raise InputError(
-            f"{path}: no predictions of {task.name} (its labels are {names}, not {list(task.labels)}); {again}"
-        )
+        labels = f"its labels are {names}, not {list(task.labels)}"
+        raise InputError(f"{path}: no predictions of {task.name} ({labels}); {again}")
     for row, value in enumerate(found):
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not number or not (task.regression or value in range(len(task.labels))):

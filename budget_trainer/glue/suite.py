@@ -13,6 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -34,12 +35,12 @@ from budget_trainer.training import run_folder
 from budget_trainer.training.launch import configure_logging
 
 log = logging.getLogger(__name__)
-_FIRST_OVERHEAD = 15.0  # seconds: a guess at starting and ending a process, until one was measured
 _LEAST_RUN = 20.0  # below this not even the set-up of a tiny model fits
 _UNEVEN = 1.2  # the next start may take so much longer than the longest so far
 _END_SECONDS = 1.0  # of the suite itself, when the last run has ended
 
 
+@dataclass
 class Runner:
     """Works through a plan in `request.output_dir`: `runs/<task>/<key>/` for each run.
 
@@ -47,23 +48,20 @@ class Runner:
     `launch` makes the command of a script's name and its command line.
     """
 
-    def __init__(
-        self,
-        request: Request,
-        plan: Plan,
-        clock: BudgetClock,
-        stop: StopRequest,
-        model: tuple[Path, str],
-        slots: Sequence[str | None],
-        launch: Callable[[str, Sequence[str]], Sequence[str]],
-    ) -> None:
-        self.request, self.plan, self.clock, self.stop = request, plan, clock, stop
-        self.output_dir = request.output_dir
+    request: Request
+    plan: Plan
+    clock: BudgetClock
+    stop: StopRequest
+    model: tuple[Path, str]
+    slots: Sequence[str | None]
+    launch: Callable[[str, Sequence[str]], Sequence[str]]
+
+    def __post_init__(self) -> None:
+        self.output_dir = self.request.output_dir
         self._runs: dict[PlannedRun, Run] = {}  # what has ended
         self._ends: dict[PlannedRun, float] = {}  # of what runs: when its time is over
-        self._bases: dict[str | None, tuple[Path, str]] = {None: model}  # what runs start from
-        self._overhead = _FIRST_OVERHEAD  # of starting and ending a run
-        self._slots, self._launch = slots, launch
+        self._bases: dict[str | None, tuple[Path, str]] = {None: self.model}  # what runs start from
+        self._overhead = 15.0  # seconds: a guess at starting and ending a process, until one was measured
 
     def work(self) -> None:
         """All runs: the intermediate task first, then what may start from its best model."""
@@ -125,7 +123,7 @@ class Runner:
                 self._note(run, None, "total_training_time is over; give more, or fewer runs")
             return None
 
-        run_jobs(self._slots, next_job, self.stop)
+        run_jobs(self.slots, next_job, self.stop)
 
     def _seconds(self, left: list[PlannedRun]) -> float:
         """The time of the first of the runs that are `left`; infinite without a budget."""
@@ -133,19 +131,16 @@ class Runner:
             return math.inf
         running = [end - self.clock.elapsed_seconds() for end in self._ends.values()]
         remaining = self.clock.remaining_seconds() - _END_SECONDS
-        return share([run.weight for run in left], self._overhead, remaining, running, len(self._slots))
+        return share([run.weight for run in left], self._overhead, remaining, running, len(self.slots))
 
     # ---- one run ----
 
     def _place(self, run: PlannedRun) -> tuple[str, str]:
         """The run's key, and its folder inside of `output_dir`."""
-        key = run.key(
-            model=self._bases[run.base][1],
-            data=self.plan.data_digests[run.task.name],
-            total_training_time=self.request.glue.total_training_time,
-            keeps_model=self._keeps_model(run),
-            device="cpu" if self._slots == [None] else "cuda",
-        )
+        asked = {"total_training_time": self.request.glue.total_training_time, "keeps_model": self._keeps_model(run)}
+        device = "cpu" if self.slots == [None] else "cuda"
+        data, model = self.plan.data_digests[run.task.name], self._bases[run.base][1]
+        key = run.key(model=model, data=data, device=device, **asked)
         return key, f"runs/{run.task.name}/{key}"
 
     def _read(self, run: PlannedRun) -> dict[str, Any] | None:
@@ -174,7 +169,7 @@ class Runner:
         self._ends[run] = self.clock.elapsed_seconds() + seconds
         late = f"stopped: total_training_time is over (it had {seconds:.0f}s)"
         return Job(
-            command=self._launch("finetune_glue", words),
+            command=self.launch("finetune_glue", words),
             log=folder / "log.txt",
             watch=lambda _: late if self.clock.remaining_seconds() < _END_SECONDS else None,
             on_end=partial(self._ended, run),
@@ -258,10 +253,7 @@ def _protocol(request: Request, plan: Plan) -> dict[str, Any]:
 
 
 def _check_time(request: Request, plan: Plan) -> None:
-    seconds = request.total_seconds
-    if seconds is None:
-        return
-    each = seconds * len(devices(request.run.use_cpu)) / len(plan.runs)
+    each = (request.total_seconds or math.inf) * len(devices(request.run.use_cpu)) / len(plan.runs)
     if each < _LEAST_RUN:
         raise InputError(
             f"total_training_time: {request.glue.total_training_time} for {len(plan.runs)} runs leaves {each:.1f}s for each, "

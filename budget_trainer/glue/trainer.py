@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -31,32 +32,24 @@ _CURVES |= dict.fromkeys(("constant", "constant_with_warmup"), "constant")
 
 
 class Rows(Dataset):
-    """A split as flat arrays, row i from `offsets[i]` on; an item has `label` and lists, as `input_ids`."""
+    """The token ids of a split as flat arrays, row i from `offsets[i]` on; an item has `label` and lists, as `input_ids`.
 
-    def __init__(self, columns: dict[str, list[list[int]]], labels: list[int] | list[float]) -> None:
-        lengths = [len(row) for row in columns["input_ids"]]
-        self.offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    A row has at most `max_seq_length` ids; of a pair the longer sentence is cut first.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_length: int) -> None:
+        columns: dict[str, list[list[int]]] = {}
+        options = {"truncation": True, "max_length": max_seq_length, "return_attention_mask": False}
+        for begin in range(0, len(examples), _TOKENIZED_TOGETHER):
+            texts = (column[begin : begin + _TOKENIZED_TOGETHER] for column in examples.columns.values())
+            for name, rows in tokenizer(*texts, **options).items():
+                columns.setdefault(name, []).extend(rows)
+        self.offsets = np.cumsum([0, *map(len, columns["input_ids"])], dtype=np.int64)
         self.columns = {
             name: np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(self.offsets[-1]))
             for name, rows in columns.items()
         }
-        self.labels = np.asarray(labels)
-
-    @classmethod
-    def encode(cls, tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_length: int) -> Rows:
-        """The token ids of the examples, at most `max_seq_length` a row; of a pair the longer sentence is cut first."""
-        columns: dict[str, list[list[int]]] = {}
-        texts = list(examples.columns.values())
-        for begin in range(0, len(examples), _TOKENIZED_TOGETHER):
-            batch = tokenizer(
-                *(column[begin : begin + _TOKENIZED_TOGETHER] for column in texts),
-                truncation=True,
-                max_length=max_seq_length,
-                return_attention_mask=False,
-            )
-            for name, rows in batch.items():
-                columns.setdefault(name, []).extend(rows)
-        return cls(columns, examples.labels)
+        self.labels = np.asarray(examples.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,28 +64,24 @@ class Rows(Dataset):
         return np.argsort(-np.diff(self.offsets), kind="stable")
 
 
+@dataclass
 class Predictor:
     """Runs a model over rows, longest first, divided over the ranks: each row exactly once, whatever their number.
 
     Every rank computes the same number of batches, so that all ask for signals together. `dtype` is autocast's, None for none.
     """
 
-    def __init__(
-        self,
-        collate: Callable[[list[dict[str, Any]]], Any],
-        batch_size: int,
-        device: torch.device,
-        agreement: Agreement,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self.collate, self.batch_size, self.device = collate, batch_size, device
-        self.agreement, self.dtype = agreement, dtype
+    collate: Callable[[list[dict[str, Any]]], Any]
+    batch_size: int
+    device: torch.device
+    agreement: Agreement
+    dtype: torch.dtype | None = None
 
     def logits(self, model: Any, rows: Rows, batches: int | None = None) -> np.ndarray:
         """Float32 [len(rows), classes], in the order of the rows, the same on every rank.
 
-        With `batches` only the first so many of each rank (the longest rows; the others are zeros), to measure their time.
-        Raises StopAsked on all ranks where a signal has come to any of them.
+        With `batches` only the first so many of each rank (the others are zeros), to measure their time. Raises StopAsked on
+        all ranks where a signal has come to any of them.
         """
         channel = self.agreement.channel
         order, together = rows.longest_first(), self.batch_size * channel.world_size
