@@ -2,49 +2,35 @@
 
 import json
 import sys
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, TrainingArguments
 
-from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
-from budget_trainer.data.folder import DataFolder
 from budget_trainer.model.engine_optimizers import use_apex
 from budget_trainer.model.optimizers import build_optimizer
-from budget_trainer.training.parts import RunParts
-from tests.conftest import TINY, words
-from tests.model.models import assert_near, batch, loss_and_gradients, pick, tiny
+from tests.model.models import GPU, assert_near, batch, loss_and_gradients, pick, run_parts, tiny
 
 BIASED = {"modernbert": {"model_config": {"norm_bias": True}}}
 
 
-class FusedLayerNorm(nn.Module):
+class FusedLayerNorm(nn.LayerNorm):
     """The interface of apex's class, with torch's kernel: only a stand-in at the import."""
 
     calls = 0
 
-    def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True, memory_efficient=False):
-        super().__init__()
-        shape = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
-        self.normalized_shape = torch.Size(shape)
-        self.eps, self.memory_efficient = eps, memory_efficient
-        self.weight = nn.Parameter(torch.empty(self.normalized_shape)) if elementwise_affine else None
-        self.bias = nn.Parameter(torch.empty(self.normalized_shape)) if elementwise_affine else None
-
     def forward(self, states):
         FusedLayerNorm.calls += 1
-        return F.layer_norm(states, self.normalized_shape, self.weight, self.bias, self.eps)
+        return super().forward(states)
 
 
 @pytest.fixture
 def apex(monkeypatch):
-    package, module = ModuleType("apex"), ModuleType("apex.normalization")
-    module.FusedLayerNorm = FusedLayerNorm
-    monkeypatch.setitem(sys.modules, "apex", package)
+    module = SimpleNamespace(FusedLayerNorm=FusedLayerNorm)
+    monkeypatch.setitem(sys.modules, "apex", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "apex.normalization", module)
     return module
 
@@ -93,9 +79,7 @@ def test_models_it_cannot_serve(apex, model_type, expected):
 
 def test_it_is_nvidias_and_needs_a_gpu(apex, monkeypatch):
     model = tiny("bert")
-    with pytest.raises(
-        InputError, match="^layer_norm_type: apex runs on NVIDIA GPUs, this run is on 'cpu'; use layer_norm"
-    ):
+    with pytest.raises(InputError, match="^layer_norm_type: apex runs on NVIDIA GPUs, this run is on 'cpu'; use"):
         use_apex(model, torch.device("cpu"))
 
     def no_extension(*args, **kwargs):
@@ -114,26 +98,15 @@ def test_it_is_nvidias_and_needs_a_gpu(apex, monkeypatch):
 
 @pytest.mark.parametrize("layer_norm_type", ["apex", "pytorch"])
 def test_the_flag(apex, data_dir, tmp_path, monkeypatch, layer_norm_type):
-    options = {**TINY, "model_type": "bert-mlm", "layer_norm_type": layer_norm_type, "data_dir": data_dir}
-    recipe = parse_recipe(words({**options, "output_dir": tmp_path / "out", "total_training_time": "30s"}))
-    args = recipe.training_arguments()
-    monkeypatch.setattr(type(args), "device", torch.device("cuda"))
-    data = DataFolder.open(data_dir)
-    model = RunParts(recipe, args, data).make_model()
+    monkeypatch.setattr(TrainingArguments, "device", torch.device("cuda"))
+    model = run_parts(data_dir, tmp_path, model_type="bert-mlm", layer_norm_type=layer_norm_type).make_model()
     assert model.config.model_type == "megatron-bert"
     assert any(type(module) is FusedLayerNorm for module in model.modules()) is (layer_norm_type == "apex")
 
 
-def _has_apex():
-    try:
-        use_apex(nn.Sequential(nn.LayerNorm(1)), "cuda" if torch.cuda.is_available() else "cpu")
-    except InputError:
-        return False
-    return True
-
-
-@pytest.mark.skipif(not _has_apex(), reason="needs NVIDIA's apex and a GPU")
+@GPU
 def test_apex_itself_gives_the_same_loss():
+    pytest.importorskip("apex.normalization")
     model, plain = (tiny("bert-mlm").cuda() for _ in range(2))
     use_apex(model, "cuda")
     inputs = {name: tensor.cuda() for name, tensor in batch().items()}

@@ -1,7 +1,6 @@
 """Next-sentence prediction: the stock classes' losses, the right means, and it learns (the original's defect B7)."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,18 +15,25 @@ from transformers import (
 )
 
 from budget_trainer import TimeBudgetTrainer
-from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.build import load_pretrained, set_output_bias
 from budget_trainer.model.next_sentence import count_pairs
 from budget_trainer.training.evaluation import PinnedEvaluation
-from budget_trainer.training.parts import RunParts
-from tests.conftest import TINY, words
 from tests.model import models
-from tests.model.models import SPECIAL, VOCAB, assert_near, check_step_of, loss_and_gradients, pick, stock_twin
+from tests.model.models import (
+    SPECIAL,
+    VOCAB,
+    assert_near,
+    check_step_of,
+    loss_and_gradients,
+    pick,
+    run_parts,
+    stock_twin,
+)
 
 STOCK = {"bert": BertForPreTraining, "megatron-bert": MegatronBertForPreTraining}
 TYPES = sorted(STOCK)
+OTHERS = ("roberta", "roberta-prelayernorm", "modernbert", "eurobert", "distilbert")
 ENCODED = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -78,9 +84,8 @@ def test_losses_and_logits_are_the_stock_classes(model_type):
     assert model(**inputs).prediction_logits is None
     given = pick(inputs, *ENCODED)
     valid = inputs["attention_mask"].bool()
-    assert torch.allclose(
-        model(**given).prediction_logits[valid], stock(**given).prediction_logits[valid], atol=1e-5
-    )  # without labels the stock forward
+    ours, theirs = model(**given).prediction_logits, stock(**given).prediction_logits
+    assert torch.allclose(ours[valid], theirs[valid], atol=1e-5), "without labels it is the stock forward"
     without = {name: value for name, value in inputs.items() if name != "next_sentence_label"}
     used = inputs["labels"].flatten()
     assert model(**without).loss.item() == pytest.approx(F.cross_entropy(wanted.flatten(0, 1), used).item(), abs=1e-5)
@@ -176,14 +181,10 @@ def test_the_pinned_evaluation_scores_it_as_the_masked_model(model_type, tmp_pat
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
-TYPE = "add_nsp: model_type {} .*; use model_type bert or megatron-bert"
-OTHERS = ("roberta", "roberta-prelayernorm", "modernbert", "eurobert", "distilbert")
-
-
 @pytest.mark.parametrize(
     ("model_type", "changes", "message"),
     [
-        *((name, {}, TYPE.format(name)) for name in OTHERS),
+        *((name, {}, f"add_nsp: model_type {name} .*; use model_type bert or megatron-bert") for name in OTHERS),
         ("bert", {"type_vocab_size": 1}, "type_vocab_size: 1 cannot tell the sentences of a pair apart; set it to 2"),
     ],
 )
@@ -193,9 +194,8 @@ def test_models_that_cannot_have_it(model_type, changes, message):
 
 
 def test_a_run_cannot_go_on_with_another_objective(tmp_path):
-    data, found = SimpleNamespace(fingerprint="x"), []
+    found = []
     for add_nsp in (True, False):
-        flags = {**TINY, "model_type": "bert", "add_nsp": add_nsp, "data_dir": "d", "output_dir": tmp_path}
-        recipe = parse_recipe(words({**flags, "total_training_time": "30s"}))
-        found.append(RunParts(recipe, recipe.training_arguments(), data).identity(tiny("bert", add_nsp=add_nsp)))
+        parts = run_parts(None, tmp_path, model_type="bert", add_nsp=add_nsp)
+        found.append(parts.identity(tiny("bert", add_nsp=add_nsp)))
     assert {key for key in found[0] if found[0][key] != found[1][key]} == {"add_nsp"}

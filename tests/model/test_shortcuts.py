@@ -5,13 +5,19 @@ import torch
 from torch import nn
 from transformers import AutoModelForMaskedLM
 
-from budget_trainer.config.recipe import parse_recipe
-from budget_trainer.data.folder import DataFolder
 from budget_trainer.model import attention
 from budget_trainer.model.sparse import FUSED, HEADS
-from budget_trainer.training.parts import RunParts
-from tests.conftest import TINY, words
-from tests.model.models import KINDS, assert_near, loss_and_gradients, packed, pick, predictions, sharp, stock_twin
+from tests.model.models import (
+    KINDS,
+    assert_near,
+    loss_and_gradients,
+    packed,
+    pick,
+    predictions,
+    run_parts,
+    sharp,
+    stock_twin,
+)
 
 LAST_LAYERS = ["bert", "roberta", "xlm-roberta", "camembert", "megatron-bert", "modernbert"]
 PLAIN = {"sparse_last_layer": False, "cross_entropy": "full", "sparse_mask_prediction": False}
@@ -124,15 +130,9 @@ def test_packed_documents_by_a_kernel_that_takes_all_queries(monkeypatch):
         torch.testing.assert_close(model(**batch).loss, whole, rtol=1e-6, atol=1e-6)
 
 
-def made(data_dir, folder, **flags):
-    """The model that train_mlm.py makes of these flags, on a CPU."""
-    flags = {**TINY, "data_dir": data_dir, "output_dir": folder / "out", "total_training_time": "10m", **flags}
-    recipe = parse_recipe(words({**flags, "use_cpu": "true"}))
-    return RunParts(recipe, recipe.training_arguments(), DataFolder.open(recipe.data_dir)).make_model()
-
-
 def test_a_run_s_model_is_made_so(data_dir, tmp_path):
-    model = made(data_dir, tmp_path)
-    assert model.last_layer_is_sparse
+    model, plain = (
+        run_parts(data_dir, tmp_path, use_cpu=True, sparse_last_layer=sparse).make_model() for sparse in (True, False)
+    )
+    assert model.last_layer_is_sparse and not plain.last_layer_is_sparse
     assert any(isinstance(module, nn.Dropout) and type(module) is not nn.Dropout for module in model.modules())
-    assert not made(data_dir, tmp_path, sparse_last_layer="false").last_layer_is_sparse
