@@ -34,6 +34,8 @@ from budget_trainer.core.jobs import VARIABLE
 if TYPE_CHECKING:
     from budget_trainer.planning.result import ProbeReport
 
+REPORT_FILE = "report.pickle"  # by which the probe speaks to its parent
+
 
 def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The planner's own flags; `words` are the recipe and the flags of train_mlm.py."""
@@ -119,8 +121,6 @@ def ask_probe(words: Sequence[str], folder: Path, deadline: float) -> tuple[Prob
     Raises:
         InputError, RunError: as the probe did; RunError where it died before that choice.
     """
-    from budget_trainer.planning.result import REPORT_FILE
-
     command = [sys.executable, "-m", "budget_trainer.planning.probe", str(folder), str(deadline), *words]
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one: Trainer would spread over all of them
     log = folder / "log.txt"

@@ -57,26 +57,11 @@ class Costs:
         return self.step._replace(work=work).seconds(stage.accumulation, self.workers)
 
 
-@dataclass(frozen=True)
-class _Prediction:
-    """What the run will have done at its end, over all processes. Seconds by the clock's phases."""
-
-    steps: int
-    samples: int
-    tokens: int
-    tokens_per_second: float
-    setup_seconds: float
-    compile_seconds: float
-    train_seconds: float
-    evaluate_seconds: float
-    save_seconds: float
-    used_seconds: float
-    validations: int
-    schedule: list[dict[str, float]]
-
-
-def predict(costs: Costs, recipe: Recipe, accumulation: int, num_processes: int = 1) -> _Prediction:
+def predict(costs: Costs, recipe: Recipe, accumulation: int, num_processes: int = 1) -> dict[str, Any]:
     """Let the budget pass: set-up, steps, what is due on the way, the last save.
+
+    Returns what the run will have done, over all processes: `steps`, `samples`, `tokens`, `tokens_per_second`,
+    `validations`, seconds by the clock's phases and as a whole (`used_seconds`), and the points of its `schedule`.
 
     Raises:
         InputError: set-up and the last save leave no time for a step.
@@ -149,7 +134,7 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
                 "more time or a smaller model"
             )
 
-    def train(self) -> _Prediction:
+    def train(self) -> dict[str, Any]:
         self.set_up()
         steps = min((self.end - self.now) / self.costs.step_seconds(self.stage), self.args.max_steps)
         longest = max(1, int(steps / MOST_STRIDES))
@@ -170,20 +155,26 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
         if self.recipe.budget.finetune_checkpoint_at_end:
             self.spend("save", self.costs.save)
         seconds, tokens = self.clock.seconds_by_phase(), self.samples_consumed * self.costs.block_size
-        return _Prediction(
-            steps=self.state.global_step,
-            samples=self.samples_consumed,
-            tokens=tokens,
-            tokens_per_second=tokens / (seconds["train"] + seconds["compile"]),
-            **{f"{phase}_seconds": seconds[phase] for phase in ("setup", "compile", "train", "evaluate", "save")},
-            used_seconds=self.clock.elapsed_seconds(),
-            validations=self.validations,
-            schedule=[*schedule, self.point(1.0)],
-        )
+        phases = ("setup", "compile", "train", "evaluate", "save")
+        return {
+            "steps": self.state.global_step,
+            "samples": self.samples_consumed,
+            "tokens": tokens,
+            "tokens_per_second": tokens / (seconds["train"] + seconds["compile"]),
+            **{f"{phase}_seconds": seconds[phase] for phase in phases},
+            "used_seconds": self.clock.elapsed_seconds(),
+            "validations": self.validations,
+            "schedule": [*schedule, self.point(1.0)],
+        }
 
     def take_stride(self, longest: int) -> None:
         step, shape = self.costs.step_seconds(self.stage), _shape(self.stage)
-        self.stride = self.steps_until_asked(step, longest)
+        times, budget = self.time_budget.steps, self.time_budget
+        self.stride = 1  # where the next reading is not like the last
+        if not times.compiles and times.next_step():
+            seconds = budget.end_seconds - self.now - budget.reading.save - budget.reading.step
+            left = min(seconds / step, self.args.max_steps - self.state.global_step)
+            self.stride = int(max(1, min(longest, left / 2)))
         self.call("on_step_begin")
         if shape not in self.compiled:
             self.now += self.costs.compile
@@ -198,15 +189,6 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
         self.call("on_step_end")
         if self.state.global_step >= self.args.max_steps:
             self.control.should_training_stop = True
-
-    def steps_until_asked(self, step: float, longest: int) -> int:
-        """Steps of the next stride: one where the next reading is not like the last, and half of what is left at most."""
-        times, budget = self.time_budget.steps, self.time_budget
-        if times.compiles or not times.next_step():
-            return 1
-        seconds = budget.end_seconds - self.now - budget.reading.save - budget.reading.step
-        left = min(seconds / step, self.args.max_steps - self.state.global_step)
-        return int(max(1, min(longest, left / 2)))
 
     @property
     def micro_batches(self) -> int:

@@ -20,7 +20,7 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,10 @@ from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import write_atomic
 from budget_trainer.core.jobs import end_with_parent
 from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
+from budget_trainer.planning.command import REPORT_FILE
 from budget_trainer.planning.measure import Memory, ProbeTrainer
 from budget_trainer.planning.predict import Costs
-from budget_trainer.planning.result import REPORT_FILE, ProbeReport
+from budget_trainer.planning.result import ProbeReport
 from budget_trainer.planning.steps import NO_ROOM, ProbeSteps, Steps, micro_batches
 from budget_trainer.reporting.report import environment
 from budget_trainer.training.callbacks import CheckpointCadence, EarlyStop, FinetuneMarkers, ValidationCadence
@@ -151,7 +152,14 @@ def probe(
     send(report)
 
     total, workers, collators = report.total_per_process, args.dataloader_num_workers, _stage_collators(run)
-    allowed = micro_batches(total, lambda accumulation: _follows(run, accumulation))
+
+    def follows(accumulation: int) -> bool:
+        """Whether the curve of the batch gives whole micro-batches."""
+        with suppress(InputError):
+            return bool(recipe.stages(run.data.block_size, accumulation))
+        return False
+
+    allowed = micro_batches(total, follows)
     allowed = [size for size in allowed if total is not None or size <= run.parts.blocks.rows]
     args.max_steps, args.gradient_accumulation_steps, args.dataloader_num_workers = ENDLESS_STEPS, 1, 0
     run.optimizer_options = run.parts.optimizer_options()
@@ -162,15 +170,9 @@ def probe(
     mark("trainer")
     run.rehearse(reserve_disk=False)
     rehearsed = CLOCK.seconds_by_phase()
-    report.costs = replace(
-        report.costs,
-        save=rehearsed["save"],
-        rehearse=rehearsed["evaluate"],
-        reserve=budget.save_seconds,
-        checkpoint=budget.checkpoint_seconds,
-        evaluate=budget.evaluate_seconds,
-        workers=workers,
-    )
+    costs = replace(report.costs, save=rehearsed["save"], rehearse=rehearsed["evaluate"], workers=workers)
+    reserve, checkpoint = budget.save_seconds, budget.checkpoint_seconds
+    report.costs = replace(costs, reserve=reserve, checkpoint=checkpoint, evaluate=budget.evaluate_seconds)
     report.peak_flops = trainer.throughput.peak_flops
     mark(None)
     run.job = 1
@@ -191,20 +193,9 @@ def probe(
         report.setup = {**setup, "start of training": (trainer.first_step_at or started) - started}
         send(report)
 
-    steps = ProbeSteps(
-        report.results,
-        allowed,
-        total,
-        tried=report.tried_blocks,
-        marked=tried,
-        workers=workers,
-        limit_bytes=report.limit_bytes,
-        deadline=deadline,
-        gpu=not on_cpu,
-        compiles=bool(args.torch_compile),
-        collators=collators,
-        report=send_results,
-    )
+    steps = ProbeSteps(report.results, allowed, total, tried=report.tried_blocks, marked=tried, workers=workers)
+    steps.limit_bytes, steps.deadline, steps.gpu = report.limit_bytes, deadline, not on_cpu
+    steps.compiles, steps.collators, steps.report = bool(args.torch_compile), collators, send_results
     trainer.measure(take_steps(steps))
     send_results()
 
@@ -227,15 +218,6 @@ def _counting_seconds(run: PretrainingRun) -> float:
     begin = time.monotonic()
     run.parts.count_embeddings(size, tokens)
     return (time.monotonic() - begin) * (wanted / tokens) ** _COUNTING_GROWS
-
-
-def _follows(run: PretrainingRun, accumulation: int) -> bool:
-    """Whether the curve of the batch gives whole micro-batches at this accumulation."""
-    try:
-        run.recipe.stages(run.data.block_size, accumulation)
-    except InputError:
-        return False
-    return True
 
 
 def _stage_collators(run: PretrainingRun) -> dict[tuple[float, int], Any]:

@@ -27,7 +27,6 @@ _SHAPES = ((2, 128), (4, 256), (4, 512), (8, 512), (12, 768), (24, 1024))
 _NEIGHBOURS = 2  # shapes on either side of the recipe's
 _NOTE_PASSES = 4  # repeats are almost as good as new text up to here for causal models (Muennighoff et al. 2023)
 _WARN_PASSES = 40  # the most that is known of masked ones: BERT itself (Devlin et al. 2018, about 40 epochs)
-REPORT_FILE = "report.pickle"  # by which the probe speaks to its parent
 _COMPILE_PROBED_FROM_SECONDS = 1500.0  # precision._COMPILE_PROBE_SECONDS / precision._PROBE_SHARE
 
 
@@ -97,12 +96,17 @@ def make_plan(
     costs = replace(report.costs, setup=sum(setup.values()), compile=compiled["seconds"])
     costs = replace(costs, micro_batch=micro_batch, step=step, relative=results.relative)
     prediction = predict(costs, recipe, accumulation, num_processes)
-    working = prediction.train_seconds + prediction.compile_seconds
-    flops = report.flops_per_token * prediction.tokens / num_processes / max(working, 1e-9)
-    passes = prediction.samples / report.rows
-    billed = recipe.end_seconds if math.isfinite(recipe.end_seconds) else prediction.used_seconds
+    schedule, tokens = prediction.pop("schedule"), prediction["tokens"]
+    working = prediction["train_seconds"] + prediction["compile_seconds"]
+    flops = report.flops_per_token * tokens / num_processes / max(working, 1e-9)
+    passes = prediction["samples"] / report.rows
+    billed = recipe.end_seconds if math.isfinite(recipe.end_seconds) else prediction["used_seconds"]
     chosen = {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": accumulation}
-    speeds = {size: results.blocks_per_second(size, report.total_per_process, workers) for size in results.measured}
+    measured = {}
+    for size in sorted(results.measured):
+        speed = costs.block_size * results.blocks_per_second(size, report.total_per_process, workers)
+        measured[size] = {"tokens_per_second": speed, "memory_bytes": results.peaks.get(size)}
+    largest = {"tried": max(results.peaks), "extrapolated": results.largest_that_fits(report.limit_bytes)}
     return {
         "format": FORMAT,
         "made_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -111,8 +115,8 @@ def make_plan(
         "machine": machine(report.hardware),
         "num_processes": num_processes,
         **{name: json_types(getattr(recipe, name)) for name in ("total_seconds", "end_seconds")},
-        "prediction": {name: value for name, value in vars(prediction).items() if name != "schedule"},
-        "schedule": prediction.schedule,
+        "prediction": prediction,
+        "schedule": schedule,
         "stages": {name: list(value) for name, value in vars(recipe.stages(costs.block_size, accumulation)).items()},
         "passes_over_corpus": passes,
         "repeats": _repeats(passes, recipe.data.dup_factor),
@@ -120,18 +124,12 @@ def make_plan(
         "gradient_accumulation_steps": accumulation,
         "total_batch": total_batch,  # over all processes
         "batch_asked": report.total_per_process is not None,
-        "measured": {
-            size: {"tokens_per_second": speeds[size] * costs.block_size, "memory_bytes": results.peaks.get(size)}
-            for size in sorted(speeds)
-        },
+        "measured": measured,
         "rounds": min(len(steps) for steps in results.measured.values()),
         **{name: getattr(results, name) for name in ("refused", "cut_short")},
         "unmeasured_stages": [f"{rate}@{parts}" for rate, parts in results.unmeasured],
         "probe_failed": failed,
-        "largest_micro_batch": {
-            "tried": max(results.peaks),
-            "extrapolated": results.largest_that_fits(report.limit_bytes),
-        },
+        "largest_micro_batch": largest,
         "memory_bytes": results.peaks.get(micro_batch),
         "memory_limit_bytes": report.limit_bytes,
         "speed": {"bf16": report.bf16, "compile": compiled["kind"]},
@@ -141,7 +139,7 @@ def make_plan(
         "steady": results.steady_state() if compiled["step"] else None,
         "step_seconds": step.seconds(accumulation, workers),
         "mfu": flops / report.peak_flops if report.peak_flops else None,
-        "sizes": _judge_sizes(report, prediction.tokens),
+        "sizes": _judge_sizes(report, tokens),
         "cost": None if price_per_hour is None else price_per_hour * billed / 3600,
         "price_per_hour": price_per_hour,
     }
@@ -149,15 +147,16 @@ def make_plan(
 
 def _compilation(report: ProbeReport, eager: MicroStep) -> dict[str, Any]:
     """`kind`, `seconds` that compiling will take the run, the steady `step` of that kind (None: not measured), `measured`."""
-    steady, seconds = report.results.steady_state(), report.results.compile_seconds()
+    found, none = report.results, {"kind": "no", "seconds": 0.0, "step": None, "measured": True}
+    steady, seconds = found.steady_state(), found.compile_seconds()
     if report.compile == "no":
-        return {"kind": "no", "seconds": 0.0, "step": steady and steady["step"], "measured": True}
+        return {**none, "step": steady and steady["step"]}
     if steady is None or seconds is None:
-        return {"kind": report.compile, "seconds": 0.0, "step": None, "measured": False}
+        return {**none, "kind": report.compile, "measured": False}
     working = 1 - seconds / report.recipe.end_seconds
     if _run_times_compiling(report) and eager.seconds() * working <= MicroStep(**steady["typical"]).seconds():
-        return {"kind": "no", "seconds": 0.0, "step": None, "measured": True}  # the run's own probe will find the same
-    return {"kind": report.compile, "seconds": seconds, "step": steady["step"], "measured": True}
+        return none  # the run's own probe will find the same
+    return {**none, "kind": report.compile, "seconds": seconds, "step": steady["step"]}
 
 
 def _run_times_compiling(report: ProbeReport) -> bool:

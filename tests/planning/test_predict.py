@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,7 +28,7 @@ def recipe_of(**flags):
 
 
 def result(costs=None, processes=1, **flags):
-    return predict(replace(COSTS, **(costs or {})), recipe_of(**flags), 2, processes)
+    return SimpleNamespace(**predict(replace(COSTS, **(costs or {})), recipe_of(**flags), 2, processes))
 
 
 def test_a_budget_is_spent_as_the_run_spends_it():
