@@ -146,8 +146,10 @@ def make_plan(
 
 
 def _compilation(report: ProbeReport, eager: MicroStep) -> dict[str, Any]:
-    """`kind`, `seconds` that compiling will take the run, the steady `step` of that kind (None: not measured), `measured`."""
-    found, none = report.results, {"kind": "no", "seconds": 0.0, "step": None, "measured": True}
+    """`kind`, `seconds` that compiling will take the run and without the probe's cache (`cold_seconds`; None: not measured),
+    the steady `step` of that kind (None: not measured), `measured`."""
+    found = report.results
+    none = {"kind": "no", "seconds": 0.0, "step": None, "cold_seconds": None, "measured": True}
     steady, seconds = found.steady_state(), found.compile_seconds()
     if report.compile == "no":
         return {**none, "step": steady and steady["step"]}
@@ -156,7 +158,8 @@ def _compilation(report: ProbeReport, eager: MicroStep) -> dict[str, Any]:
     working = 1 - seconds / report.recipe.end_seconds
     if _run_times_compiling(report) and eager.seconds() * working <= MicroStep(**steady["typical"]).seconds():
         return none  # the run's own probe will find the same
-    return {**none, "kind": report.compile, "seconds": seconds, "step": steady["step"]}
+    cold = seconds + found.cached
+    return {**none, "kind": report.compile, "seconds": seconds, "step": steady["step"], "cold_seconds": cold}
 
 
 def _run_times_compiling(report: ProbeReport) -> bool:

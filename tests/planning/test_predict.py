@@ -147,12 +147,13 @@ def test_a_plan_follows_from_what_the_probe_measured(tmp_path):
 @pytest.mark.parametrize("kind", ["no", "whole"])
 def test_a_plan_is_made_of_the_steady_steps(kind):
     steady = [MicroStep(0.0, 0.8, 0.2)] * 8 + [MicroStep(0.0, 0.7, 0.1)] * 10
-    options = {"results": {"steady": steady, "first_compiled": 5.0 + 0.8}, "compile": kind}
+    options = {"results": {"steady": steady, "first_compiled": 9.0 + 0.8, "cached": 4.0}, "compile": kind}
     plan = plan_of(**options)
     assert plan["step_seconds"] == pytest.approx(2 * 13.4 / 18 + 2.6 / 18)
     compiling = 0 if kind == "no" else 5 + plan["step_seconds"]
     assert plan["prediction"]["compile_seconds"] == pytest.approx(compiling)
-    assert "within the 16 s that were measured of it" in text_of(**options)
+    text = text_of(**options)
+    assert "within the 16 s that were measured of it" in text and ("(9.0 s without)" in text) == (kind == "whole")
 
 
 def test_an_epoch_is_a_shard_per_process():

@@ -5,6 +5,7 @@ import mmap
 import pickle
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from unittest.mock import Mock
@@ -12,6 +13,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 import yaml
+from torch._dynamo import utils as dynamo
 
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.planning import probe as probe_module
@@ -132,13 +134,19 @@ def test_a_size_that_fails_after_it_fitted_is_not_chosen():
         play(steps.turns(0.0), fits=lambda size: False)
 
 
-def test_the_rest_of_the_time_goes_to_steps_as_the_run_takes_them():
+def test_the_rest_of_the_time_goes_to_steps_as_the_run_takes_them(monkeypatch):
+    """What the compiler did for graphs that were not in its cache the run behind the probe finds there."""
+    monkeypatch.setitem(dynamo.compilation_time_metrics, "fx_codegen_and_compile", [1.0, 2.0])
+    monkeypatch.setitem(dynamo.counters, "inductor", Counter())
     found, reported, begin = Measurements(micro_batch=8), [], time.monotonic()
     steps = ProbeSteps(found, [8], 8, compiles=True, report=lambda: reported.append(len(found.steady)))
     assert play(steps.compilation(), seconds=lambda size: 5.0) == [8] and found.compile_seconds() is None
     play(steps.steady(begin + 0.2), seconds=lambda size: 5e-4)
     assert begin + 0.19 <= time.monotonic() and len(found.steady) > 2 and reported == [1]  # and not at every step
     assert found.compile_seconds() == pytest.approx(4.9995)
+    dynamo.counters["inductor"]["fxgraph_cache_miss"] += 2
+    play(steps.compilation(), seconds=lambda size: 5.0)
+    assert found.compile_seconds() == pytest.approx(1.9995)
     with pytest.raises(RunError, match="compiled it does not"):
         play(steps.steady(begin), fits=lambda size: False)
 
