@@ -13,10 +13,10 @@ import numpy as np
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
-from data_prep.cli import Options, flag
 from data_prep.corpus import HELD_OUT_RULE, TokenGroup
 from data_prep.encoding import Encoder, load_tokenizer, special_ids
 from data_prep.next_sentence import SentencePairs
+from data_prep.options import Options, flag
 from data_prep.packing import OneDocument, PackedBlocks, Packer, WholeSentences, validation_rows
 from data_prep.shards import ShardWriter
 from data_prep.sources import Source

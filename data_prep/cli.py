@@ -6,7 +6,6 @@ import datetime
 import functools
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import shlex
@@ -23,8 +22,9 @@ from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import fresh_folder, publish_folder
 from budget_trainer.data.folder import FORMAT_VERSION
-from data_prep.sources import KINDS, Source
+from data_prep.sources import Source
 
+_SOURCE_FLAGS = ("kind", "errors", "dataset_config", "dataset_split", "text_column")
 _LIBRARIES = ("datasets", "numpy", "pyarrow", "tokenizers", "transformers")
 
 
@@ -106,8 +106,7 @@ class Arguments(argparse.Namespace):
 
     def source(self, path: str, cache_dir: Path) -> Source:
         """The source at `path`, read as the flags of `Parser.add_sources` say; printed when its kind was found by looking."""
-        names = ("kind", "errors", "dataset_config", "dataset_split", "text_column")
-        flags = {name: getattr(self, name) for name in names}
+        flags = {name: getattr(self, name) for name in _SOURCE_FLAGS}
         source = Source(path, **flags, cache_dir=cache_dir, num_proc=getattr(self, "num_proc", 1))
         if self.kind == "auto":
             print(f"{path}: read as {source.kind} (--kind says otherwise)")
@@ -137,15 +136,9 @@ class Parser(CommandParser):
 
     def add_sources(self) -> None:
         """The flags that `Arguments.source` reads."""
-        add = self.add_argument
         what = "files, folders, archives, or one name of the `datasets` library (always streamed)"
-        add("--input", nargs="+", required=True, help=what)
-        add("--kind", choices=KINDS, default="auto", help="form of the input; auto looks and says what it found")
-        what = "what to do with bytes that are not UTF-8"
-        add("--errors", choices=("strict", "replace"), default="strict", help=what)
-        add("--dataset_config", default=None, help="configuration of a `datasets` name, e.g. 20231101.en")
-        add("--dataset_split", default="train", help="split of a `datasets` name or folder")
-        add("--text_column", default="text", help="column of a `datasets` name or folder that holds the text")
+        self.add_argument("--input", nargs="+", required=True, help=what)
+        self.add_options(Source, _SOURCE_FLAGS)
 
     def add_output(self, what: str = "data folder") -> None:
         """--output_dir and --overwrite, as `Output` takes them."""
@@ -182,23 +175,3 @@ def _count(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
-
-
-def flag(
-    default: Any, help: str, choices: tuple[str, ...] | None = None, within: tuple[float, float] = (1, math.inf)
-) -> Any:
-    """A field of `Options`, of which `Parser.add_options` makes a flag. within: the least and the largest number it may be."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "within": within})
-
-
-class Options:
-    """Base of a dataclass of `flag` fields. Raises InputError for a value that is no choice or out of its range."""
-
-    def __post_init__(self: Any) -> None:
-        for field in dataclasses.fields(self):
-            name, value, choices = field.name, getattr(self, field.name), field.metadata["choices"]
-            if choices and value not in choices:
-                raise InputError(f"{name} {value!r} is unknown; choose of {', '.join(choices)}")
-            least, most = field.metadata["within"]
-            if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value <= most:
-                raise InputError(f"{name} {value}: give {least} " + ("or more" if most == math.inf else f"to {most}"))

@@ -21,6 +21,7 @@ import numpy as np
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_atomic
 from data_prep.encoding import I64, Encoder
+from data_prep.options import Options, flag
 
 SAMPLES, SAMPLE_CHARACTERS = 3, 200
 LANGUAGE_CHARACTERS = 2000  # of a document's middle: enough to tell, and its first line is often a name
@@ -58,11 +59,16 @@ def clean(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Lengths:
+class Lengths(Options):
     """Bounds of a document in characters, both included."""
 
-    min_characters: int = 1
-    max_characters: int | None = None
+    min_characters: int = flag(1, "shorter documents are dropped")
+    max_characters: int | None = flag(None, "longer documents are dropped")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_characters is not None and self.max_characters < self.min_characters:
+            raise InputError(f"max_characters: {self.max_characters} is below min_characters {self.min_characters}")
 
     def keep(self, documents: Iterable[str], remove: Callable[[str, str], object]) -> Iterator[str]:
         """The documents that are kept, cleaned; `remove` is told the filter and the document of the others."""

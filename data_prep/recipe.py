@@ -17,7 +17,7 @@ from data_prep.block_folder import BlockOptions
 from data_prep.cli import Output
 from data_prep.corpus import HELD_OUT_RULE
 from data_prep.filters import Lengths, check_language
-from data_prep.sources import KINDS, Source
+from data_prep.sources import Source
 from data_prep.tokenizer_training import TokenizerOptions
 
 _FORMAT = 2  # raise it when the same recipe comes to give other blocks
@@ -101,7 +101,7 @@ def read_data_recipe(file: Path, words: Sequence[str] = ()) -> DataRecipe:
     for name in ("output_dir", "sources", "tokenizer"):
         if not given.get(name):
             raise InputError(f"recipe {file}: {name} is missing; give it")
-    blocks = _filled(BlockOptions, {name: value for name, value in given.items() if name in _BLOCK_KEYS})
+    blocks = _filled(BlockOptions, given)
     language = _typed(given, "language", str, None)
     if language is not None:
         check_language(language)
@@ -110,7 +110,7 @@ def read_data_recipe(file: Path, words: Sequence[str] = ()) -> DataRecipe:
         sources=_sources(given["sources"], blocks.num_proc),
         tokenizer=_tokenizer(given["tokenizer"]),
         blocks=blocks,
-        lengths=_lengths(given),
+        lengths=_filled(Lengths, given),
         language=language,
         max_tokens_per_character=_positive(given, "max_tokens_per_character", None),
         deduplicate=_typed(given, "deduplicate", bool, True),
@@ -157,10 +157,9 @@ def _typed(given: Mapping[str, Any], name: str, kind: type, default: Any) -> Any
 
 
 def _filled(options: type, given: Mapping[str, Any]) -> Any:
-    """The dataclass `options` with the values that are given, each of its field's type; null leaves the default."""
-    hints = get_type_hints(options)
-    kinds = {name: (get_args(hints[name]) or (hints[name],))[0] for name in given}
-    return options(**{name: _typed(given, name, kinds[name], None) for name in given if given[name] is not None})
+    """The dataclass `options` with those of its fields that are given, each of its type; null leaves the default."""
+    kinds = {name: (get_args(hint) or (hint,))[0] for name, hint in get_type_hints(options).items()}
+    return options(**{name: _typed(given, name, kinds[name], None) for name in kinds if given.get(name) is not None})
 
 
 def _positive(given: dict[str, Any], name: str, default: float | None) -> Any:
@@ -168,15 +167,6 @@ def _positive(given: dict[str, Any], name: str, default: float | None) -> Any:
     if value is not None and value <= 0:
         raise InputError(f"{name}: {value:g} is not above 0; give a larger number")
     return value
-
-
-def _lengths(given: dict[str, Any]) -> Lengths:
-    least, most = _typed(given, "min_characters", int, 1), _typed(given, "max_characters", int, None)
-    if least is None or least < 1:
-        raise InputError(f"min_characters: {least} is below 1; give 1 or more")
-    if most is not None and most < least:
-        raise InputError(f"max_characters: {most} is below min_characters {least}")
-    return Lengths(least, most)
 
 
 def _sources(given: Any, num_proc: int) -> list[Source]:
@@ -188,14 +178,7 @@ def _sources(given: Any, num_proc: int) -> list[Source]:
         if not isinstance(entry, dict) or not isinstance(entry.get("input"), str):
             raise InputError(f"sources: number {number} has no input; write `- input: PATH`")
         _check_names(f"sources: number {number}", entry, SOURCE_KEYS)
-        kinds = dict.fromkeys(SOURCE_KEYS[1:], str) | {"max_documents": int}
-        options = {key: _typed(entry, key, kind, None) for key, kind in kinds.items() if entry.get(key) is not None}
-        if options.get("max_documents", 1) < 1:
-            raise InputError(f"max_documents: {options['max_documents']} is below 1; give 1 or more")
-        for key, known in (("kind", KINDS), ("errors", ("strict", "replace"))):
-            if options.get(key, known[0]) not in known:
-                raise InputError(f"{key}: {options[key]!r} is unknown; choose of {', '.join(known)}")
-        source = Source(entry["input"], num_proc=num_proc, **options)
+        source = _filled(Source, {"path": entry["input"], "num_proc": num_proc, **entry})
         if entry.get("kind", "auto") == "auto":
             print(f"{source.path}: read as {source.kind} (kind says otherwise)")
         sources.append(source)

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
 from data_prep.files import files_below, is_archive, lines, members, plain_name
+from data_prep.options import Options, flag
 from data_prep.prose import read_docstrings
 
 KINDS = ("auto", "text", "books", "wikiextractor", "mediawiki", "docstrings", "dataset", "jsonl")
@@ -31,27 +32,26 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass
-class Source:
+class Source(Options):
     """Where documents come from. `path`: a file, folder, archive, `datasets` name, or for docstrings "installed" (this
     interpreter's packages) or a folder of Python files. kind "auto" is replaced by the kind found. `cache_dir` takes
     what the `datasets` library must keep on disk. `num_proc`: processes that convert the pages of a MediaWiki dump; the
-    documents do not depend on it. `max_documents`: it ends behind so many. `dropped`: pages of a dump that the last
-    reading left out, by reason. InputError: nothing there, or a kind that it cannot be."""
+    documents do not depend on it. `dropped`: pages of a dump that the last reading left out, by reason. InputError:
+    nothing there, or a kind that it cannot be."""
 
     path: str
-    kind: str = "auto"
-    errors: str = "strict"
-    dataset_config: str | None = None
-    dataset_split: str = "train"
-    text_column: str = "text"
+    kind: str = flag("auto", "form of the input; auto looks and says what it found", KINDS)
+    errors: str = flag("strict", "what to do with bytes that are not UTF-8", ("strict", "replace"))
+    dataset_config: str | None = flag(None, "configuration of a `datasets` name, e.g. 20231101.en")
+    dataset_split: str = flag("train", "split of a `datasets` name or folder")
+    text_column: str = flag("text", "column of a `datasets` name or folder that holds the text")
     cache_dir: Path | None = None
     num_proc: int = 1
-    max_documents: int | None = None
+    max_documents: int | None = flag(None, "it ends behind so many")
     dropped: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"kind {self.kind!r} is unknown; give one of {', '.join(KINDS)}")
+        super().__post_init__()
         if self.kind == "auto":
             self.kind = _find_kind(self.path)
 

@@ -24,7 +24,7 @@ from tokenizers import (
 )
 
 from budget_trainer.core.errors import InputError
-from data_prep.cli import Options, flag
+from data_prep.options import Options, flag
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TYPES = ("wordpiece", "bpe", "unigram")
