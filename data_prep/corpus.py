@@ -37,10 +37,9 @@ Select = Callable[[list[str], int, Encoder], tuple[list[str], list[I64] | None, 
 
 @dataclass
 class TokenGroup:
-    """Tokens of one group. ids [sum(lengths)], lengths [training documents]: without special tokens; documents
-    without a token are left out. held_out: the texts of the group's validation documents. sentences: the lengths of the
-    documents' sentences in tokens, those without a token left out; empty where they were not asked for. removed: what a
-    `Select` says that it took out."""
+    """ids [sum(lengths)] and lengths [training documents] in tokens, without special ones; documents without a token are
+    left out. held_out: the texts of validation. sentences: the lengths of the documents' sentences, empty where they were not
+    asked for. removed: what a `Select` says that it took out."""
 
     ids: np.ndarray
     lengths: np.ndarray
@@ -64,8 +63,8 @@ def token_groups(documents: Iterator[str], folder: Path, **options: Any) -> Iter
 
 
 def write_part(documents: Iterable[str], file: Path, part_bytes: float | None = None) -> tuple[int, bool]:
-    """Writes documents to `file` until it holds `part_bytes` (PART_BYTES) and a group ends, or there are no more; returns
-    how many, and whether there are no more."""
+    """Writes documents to an Arrow stream file, one group per record batch, until it holds `part_bytes` (PART_BYTES) and a
+    group ends, or there are no more; returns how many, and whether there are no more."""
     part_bytes = PART_BYTES if part_bytes is None else part_bytes
     count = size = 0
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, _TEXT) as writer:
@@ -91,13 +90,10 @@ def read_tokens(files: Iterable[Path]) -> Iterator[TokenGroup]:
     """The groups in files of `tokenise_part`, in order."""
     for file in files:
         for table in datasets.Dataset.from_file(str(file)).with_format("arrow").iter(batch_size=1):
-            ids, lengths, ends = (
-                table.column(name).chunk(0).flatten().to_numpy() for name in ("ids", "lengths", "sentences")
-            )
-            train_bytes, held_out, removed = (
-                table[name][0].as_py() for name in ("train_bytes", "held_out", "removed")
-            )
-            yield TokenGroup(ids, lengths, train_bytes, held_out, ends, json.loads(removed))
+            arrays = {name: table[name].chunk(0).flatten().to_numpy() for name in ("ids", "lengths", "sentences")}
+            removed = json.loads(table["removed"][0].as_py())
+            others = {name: table[name][0].as_py() for name in ("train_bytes", "held_out")}
+            yield TokenGroup(**arrays, **others, removed=removed)
 
 
 def tokenise_part(
@@ -114,14 +110,10 @@ def tokenise_part(
     stem. `fraction`: the share of documents held out, chosen by their hash. `sentences`: tokenise sentence by sentence and
     say where they end."""
     text = datasets.Dataset.from_file(str(file))
-    value = datasets.Value
+    lists = {"ids": dtype, "lengths": "int64", "held_out": "string", "sentences": "int64"}
     features = datasets.Features(
-        ids=datasets.LargeList(value(dtype)),
-        lengths=datasets.LargeList(value("int64")),
-        train_bytes=value("int64"),
-        held_out=datasets.LargeList(value("string")),
-        sentences=datasets.LargeList(value("int64")),
-        removed=value("string"),
+        {name: datasets.LargeList(datasets.Value(kind)) for name, kind in lists.items()}
+        | {"train_bytes": datasets.Value("int64"), "removed": datasets.Value("string")}
     )
     tokens = text.with_format("arrow").map(
         _tokenise_groups,
@@ -145,9 +137,7 @@ def tokenise_part(
     return [Path(entry["filename"]) for entry in tokens.cache_files]
 
 
-@functools.cache
-def _encoder(tokenizer_file: str) -> Encoder:
-    return Encoder(tokenizer_file)  # one per process: loading costs as much as tokenising a megabyte
+_encoder = functools.cache(Encoder)  # one per process: loading costs as much as tokenising a megabyte
 
 
 def _groups(documents: Iterable[str], characters: float) -> Iterator[list[str]]:
@@ -205,9 +195,8 @@ HELD_OUT_RULE = 2  # of `is_held_out`, raised with every change of what it answe
 
 
 def is_held_out(document: str, fraction: float) -> bool:
-    """Whether the document belongs to validation: a function of its words alone, so that it stays where it is as the
-    corpus grows, and copies that differ in case or spacing are never on both sides. Of a long document the first and the
-    last HASHED_WORDS words decide, so that it costs little and copies that differ in between are together too."""
+    """Whether the document belongs to validation: a function of its first and last HASHED_WORDS words, so that it stays where
+    it is as the corpus grows, and copies that differ in case, in spacing or in between are never on both sides."""
     words = document.split(None, HASHED_WORDS)
     if len(words) > HASHED_WORDS:
         words[-1:] = words[-1].rsplit(None, HASHED_WORDS)[-HASHED_WORDS:]
@@ -222,9 +211,6 @@ def split_sentences(text: str) -> list[str]:
     """The sentences in order, each but the first with the white space before it: joined they are the text again.
 
     The space belongs to the sentence because byte-level tokenizers write it into the word that follows."""
-    ends = [
-        match.end()
-        for match in _END.finditer(text)
-        if match["next"].isupper() or match["next"].isdigit() or match["next"].istitle()
-    ]
+    found = ((match.end(), match["next"]) for match in _END.finditer(text))
+    ends = [end for end, behind in found if behind.isupper() or behind.isdigit() or behind.istitle()]
     return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)] if text else []

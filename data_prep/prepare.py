@@ -97,33 +97,26 @@ def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
 
     def build(folder: Path) -> dict[str, Any]:
         target = BlockFolder(folder, tokenizer, recipe.blocks)
-        validation = _validation_source(recipe, target.cache)
+        validation = None
+        if text := recipe.blocks.validation_text:
+            validation = Source(text, cache_dir=target.cache, num_proc=recipe.blocks.num_proc)
+            print(f"{text}: read as {validation.kind}")
         content = target.write(groups(target), _sources(recipe, pieces), validation)
         return {**content, "removed": removed.by, "recipe": recipe.key("blocks")}
 
     return recipe.output.write(build, command)
 
 
-def _validation_source(recipe: DataRecipe, cache: Path) -> Source | None:
-    path = recipe.blocks.validation_text
-    if not path:
-        return None
-    source = Source(path, cache_dir=cache, num_proc=recipe.blocks.num_proc)
-    print(f"{path}: read as {source.kind}")
-    return source
-
-
 @dataclass(frozen=True)
 class _Piece:
-    """Some documents of one source, up to `piece_megabytes`.
+    """Some documents of one source, up to `piece_megabytes`: the Arrow `file`, the `digests` and an account.
 
     `read` counts them as they came, `documents` those that were kept; `first` is the number of the first one among all
     that were kept; `last` says that the source ends here, and has what its reader left out of it, by reason, in `dropped`.
     """
 
-    folder: Path
+    file: Path
     source: int
-    number: int
     first: int
     read: int = 0
     documents: int = 0
@@ -133,16 +126,12 @@ class _Piece:
     dropped: dict[str, int] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        return f"source-{self.source:03d}-piece-{self.number:05d}"
-
-    @property
-    def file(self) -> Path:
-        return self.folder / f"{self.name}.arrow"
-
-    @property
     def digests(self) -> Path:
-        return self.folder / f"{self.name}.digests"
+        return self.file.with_suffix(".digests")
+
+    @property
+    def account(self) -> Path:
+        return self.file.with_suffix(".json")
 
 
 def _open_stage(folder: Path, key: dict[str, Any]) -> Path:
@@ -162,95 +151,75 @@ def _read_pieces(recipe: DataRecipe, folder: Path) -> list[_Piece]:
     """The pieces of all sources in order; those that are not in `folder` yet are made."""
     pieces: list[_Piece] = []
     for number, source in enumerate(recipe.sources):
-        done = list(_finished(folder, number, sum(piece.documents for piece in pieces)))
-        pieces += done
-        if not done or not done[-1].last:
-            first = sum(piece.documents for piece in pieces)
-            skip = sum(piece.read for piece in done)
-            pieces += _make(recipe, source, folder, number, len(done), first, skip)
+        while (piece := _following(pieces, folder, number)).account.exists():
+            pieces.append(replace(piece, **json.loads(piece.account.read_text(encoding="utf-8"))))
+        mine = [piece for piece in pieces if piece.source == number]
+        if mine and mine[-1].last:
+            continue
+        source.cache_dir, last = folder / "cache", False
+        source.cache_dir.mkdir(exist_ok=True)
+        with closing(source.documents()) as documents:
+            skipped = sum(piece.read for piece in mine)
+            reader = _Reader(recipe, source, itertools.islice(documents, skipped, None))
+            while not last:
+                pieces.append(reader.write(_following(pieces, folder, number), 1e6 * recipe.piece_megabytes))
+                last = pieces[-1].last
+        shutil.rmtree(source.cache_dir)
     return pieces
 
 
-def _finished(folder: Path, source: int, first: int) -> Iterator[_Piece]:
-    for number in itertools.count():
-        piece = _Piece(folder, source, number, first)
-        try:
-            account = json.loads((folder / f"{piece.name}.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return
-        yield replace(piece, **account)
-        first += account["documents"]
+def _following(pieces: list[_Piece], folder: Path, source: int) -> _Piece:
+    """The next piece of the source, still empty."""
+    number = sum(piece.source == source for piece in pieces)
+    file = folder / f"source-{source:03d}-piece-{number:05d}.arrow"
+    return _Piece(file, source, sum(piece.documents for piece in pieces))
 
 
-def _make(
-    recipe: DataRecipe, source: Source, folder: Path, number: int, piece: int, first: int, skip: int
-) -> Iterator[_Piece]:
-    """Read a source from document `skip` on, and write one piece after the other."""
-    cache = folder / "cache"
-    cache.mkdir(exist_ok=True)
-    source.cache_dir, size = cache, 1e6 * recipe.piece_megabytes
-    with closing(source.documents()) as documents:
-        counted = _Counted(recipe, source, itertools.islice(documents, skip, None))
-        while True:
-            made = _write(counted, _Piece(folder, number, piece, first), size)
-            yield made
-            if made.last:
-                break
-            first, piece = first + made.documents, piece + 1
-    shutil.rmtree(cache)
-
-
-class _Counted:
-    """Those of a source's `documents` that are kept, with an account of those since `start`."""
+class _Reader:
+    """Those of a source's `documents` that are kept, written in pieces, each with an account."""
 
     def __init__(self, recipe: DataRecipe, source: Source, documents: Iterator[str]) -> None:
-        self.source, self._kept = source, recipe.lengths.keep(self._counting(documents), self._remove)
-        self.start()
+        self._source, self._removed = source, Removed()
+        self._kept = recipe.lengths.keep(self._counted(documents), self._removed.add)
+        self._read = self._text_bytes = 0  # of this piece, as what was removed
 
-    def start(self) -> None:
-        self.read = self.text_bytes = 0
-        self.removed = Removed()
-
-    def _remove(self, name: str, document: str) -> None:
-        self.removed.add(name, document)
-
-    def _counting(self, documents: Iterator[str]) -> Iterator[str]:
+    def _counted(self, documents: Iterator[str]) -> Iterator[str]:
         for document in documents:
-            self.read += 1
+            self._read += 1
             yield document
 
-    def into(self, digests: Any) -> Iterator[str]:
-        """The documents, each with its digest written to the open file `digests`."""
+    def _digested(self, digests: Any) -> Iterator[str]:
         for document in self._kept:
-            self.text_bytes += len(document.encode())
+            self._text_bytes += len(document.encode())
             digests.write(digest_of(document))
             yield document
 
-
-def _write(counted: _Counted, piece: _Piece, piece_bytes: float) -> _Piece:
-    counted.start()
-    aside = piece.file.with_suffix(".writing")
-    with piece.digests.open("wb") as digests:
-        documents, last = write_part(counted.into(digests), aside, piece_bytes)
-    fsync(piece.digests)
-    fsync(aside)
-    aside.rename(piece.file)
-    account: dict[str, Any] = {"read": counted.read, "documents": documents, "text_bytes": counted.text_bytes}
-    account |= {"last": last, "removed": counted.removed.by}
-    account["dropped"] = dict(counted.source.dropped) if account["last"] else {}
-    write_json_atomic(piece.folder / f"{piece.name}.json", account)
-    return replace(piece, **account)
+    def write(self, piece: _Piece, piece_bytes: float) -> _Piece:
+        """The piece with its account; its files are complete or absent."""
+        self._read = self._text_bytes = 0
+        self._removed.by = {}
+        aside = piece.file.with_suffix(".writing")
+        with piece.digests.open("wb") as digests:
+            documents, last = write_part(self._digested(digests), aside, piece_bytes)
+        fsync(piece.digests)
+        fsync(aside)
+        aside.rename(piece.file)
+        account: dict[str, Any] = {"read": self._read, "documents": documents, "text_bytes": self._text_bytes}
+        dropped = dict(self._source.dropped) if last else {}
+        account |= {"last": last, "removed": self._removed.by, "dropped": dropped}
+        write_json_atomic(piece.account, account)
+        return replace(piece, **account)
 
 
 def _tokenised(piece: _Piece, folder: Path, target: BlockFolder, select: Selection) -> Iterator[TokenGroup]:
     """The groups of one piece, tokenised into files of `folder` where that is not done yet."""
     if not piece.documents:
         return
-    mark = folder / f"{piece.name}.json"
-    try:
+    mark = folder / piece.account.name
+    if mark.exists():
         names = json.loads(mark.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        for stale in folder.glob(f"{piece.name}.*"):
+    else:
+        for stale in folder.glob(f"{piece.file.stem}.*"):
             stale.unlink()
         files = tokenise_part(piece.file, **target.tokenising, select=select, target=folder / piece.file.name)
         for file in files:
@@ -289,12 +258,12 @@ def _write_sample(pieces: list[_Piece], file: Path, max_bytes: float) -> None:
 
 def _sources(recipe: DataRecipe, pieces: list[_Piece]) -> list[dict[str, Any]]:
     """The manifest's account of each source: documents and bytes as read."""
-    sources = []
+    sources: list[dict[str, Any]] = []
     for number, source in enumerate(recipe.sources):
         mine = [piece for piece in pieces if piece.source == number]
-        count: dict[str, Any] = {"documents": sum(p.read for p in mine), "text_bytes": sum(p.text_bytes for p in mine)}
-        count |= {"dropped": mine[-1].dropped} if mine[-1].dropped else {}
-        sources.append({"path": source.path, "kind": source.kind, **count})
+        counts = {"documents": sum(p.read for p in mine), "text_bytes": sum(p.text_bytes for p in mine)}
+        dropped = {"dropped": mine[-1].dropped} if mine[-1].dropped else {}
+        sources.append({"path": source.path, "kind": source.kind, **counts, **dropped})
     return sources
 
 
