@@ -9,6 +9,7 @@ its partner must be random, a later pair that would have been random as well is 
 import hashlib
 import struct
 from bisect import bisect_right
+from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,28 +38,17 @@ class _Document:
         return self.ends[min(number, len(self.ends)) - 1]
 
 
-@dataclass(frozen=True)
-class _Draws:
+_Draws = namedtuple("_Draws", "label short length border document sentence")
+
+
+def _draws_of(pair: int) -> _Draws:
     """The random decisions of one pair: uniform whole numbers of 64 bits, a hash of the pair's number."""
-
-    label: int
-    short: int
-    length: int
-    border: int
-    document: int
-    sentence: int
-
-    @classmethod
-    def of(cls, pair: int) -> "_Draws":
-        return cls(*struct.unpack("<6Q", hashlib.blake2b(f"nsp {pair}".encode(), digest_size=48).digest()))
+    return _Draws(*struct.unpack("<6Q", hashlib.blake2b(f"nsp {pair}".encode(), digest_size=48).digest()))
 
 
 class SentencePairs(Packer):
-    """Makes pairs of a stream of groups, in order: the same for any number of processes. Memory is that of one group and
-    of a piece of each of `RESERVOIR` documents before it.
-
-    A share `short_seq_prob` of the pairs is cut to a random length, as in BERT: see `WholeSentences`.
-    """
+    """Memory is that of one group and of a piece of each of `RESERVOIR` documents before it. A share `short_seq_prob` of the
+    pairs is cut to a random length, as in BERT: see `WholeSentences`."""
 
     columns = {"token_type_ids": "uint8", "next_sentence_label": "uint8"}
     scalars = ("next_sentence_label",)
@@ -75,7 +65,7 @@ class SentencePairs(Packer):
 
     def add(self, group: TokenGroup) -> dict[str, np.ndarray]:
         """Return input_ids and token_type_ids int64 [n, L] and next_sentence_label int64 [n]."""
-        documents = self._waiting + list(self._documents(group.ids, group.lengths, group.sentences))
+        documents = self._waiting + list(self._documents(group))
         pool = self._reservoir + documents
         if len(pool) < 2:
             self._waiting = documents
@@ -91,9 +81,8 @@ class SentencePairs(Packer):
         if self._waiting:
             raise InputError("packing nsp: the corpus has one document only, so no random partner; give two or more")
         if sum(self._counts) and not self._counts[FOLLOWS]:
-            raise InputError(
-                "packing nsp: no document has two sentences, so nothing follows; give longer documents, or --packing packed"
-            )
+            fix = "give longer documents, or --packing packed"
+            raise InputError(f"packing nsp: no document has two sentences, so nothing follows; {fix}")
         return self._stacked([])
 
     def facts(self) -> dict[str, Any]:
@@ -102,7 +91,6 @@ class SentencePairs(Packer):
         return {"filled": 0, "short_seq_prob": self.short_seq_prob, "pairs": pairs}
 
     def _stacked(self, rows: list[tuple[np.ndarray, np.ndarray, int]]) -> dict[str, np.ndarray]:
-        """The columns of these rows."""
         shape = (len(rows), self.block_size)
         return {
             "input_ids": np.array([ids for ids, _, _ in rows], np.int64).reshape(shape),
@@ -110,28 +98,23 @@ class SentencePairs(Packer):
             "next_sentence_label": np.array([label for _, _, label in rows], np.int64),
         }
 
-    def _documents(self, ids: np.ndarray, lengths: np.ndarray, sentences: np.ndarray) -> Iterator[_Document]:
-        ends = np.cumsum(self._cut(sentences))
-        borders = np.cumsum(lengths)
-        starts = borders - lengths
+    def _documents(self, group: TokenGroup) -> Iterator[_Document]:
+        # Sentences that are too long are cut into pieces of the longest length and a rest.
+        pieces = -(-group.sentences // self._longest)
+        sizes = np.full(int(pieces.sum()), self._longest, np.int64)
+        sizes[np.cumsum(pieces) - 1] = group.sentences - (pieces - 1) * self._longest
+        ends, borders = np.cumsum(sizes), np.cumsum(group.lengths)
         inside = np.searchsorted(ends, borders)  # each document ends with a sentence
-        first = 0
-        for start, border, last in zip(starts.tolist(), borders.tolist(), inside.tolist(), strict=True):
-            yield _Document(ids[start:border], (ends[first : last + 1] - start).tolist())
-            first = last + 1
-
-    def _cut(self, sentences: np.ndarray) -> np.ndarray:
-        """The lengths of the sentences, those that are too long cut into pieces of the longest length and a rest."""
-        pieces = -(-sentences // self._longest)
-        lengths = np.full(int(pieces.sum()), self._longest, np.int64)
-        lengths[np.cumsum(pieces) - 1] = sentences - (pieces - 1) * self._longest
-        return lengths
+        start = first = 0
+        for border, last in zip(borders.tolist(), inside.tolist(), strict=True):
+            yield _Document(group.ids[start:border], (ends[first : last + 1] - start).tolist())
+            start, first = border, last + 1
 
     def _rows(self, own: int, pool: list[_Document]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """The pairs of document number `own`: ids [L], types [L] and label. All its tokens are in them, in order."""
         document, start = pool[own], 0
         while start < len(document.ids):
-            draws = _Draws.of(sum(self._counts))
+            draws = _draws_of(sum(self._counts))
             short = draws.short < self.short_seq_prob * 2.0**64
             target = 2 + draws.length % (self._room - 1) if short else self._room
             end = document.last_end(start, target, sentences=2)

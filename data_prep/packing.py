@@ -19,17 +19,12 @@ from tokenizers import Tokenizer
 
 from data_prep.corpus import TokenGroup
 
-_MIN_VALIDATION_TOKENS = 16  # a shorter piece is left out by the pinned evaluation
-
 
 class Packer(ABC):
     """Turns groups, in order, into the columns of the training rows.
 
-    Class attributes:
-        columns: name -> dtype of each column besides input_ids.
-        scalars: the columns with one value per row.
-        by_sentence: whether the groups must come with the lengths of their sentences.
-    """
+    columns: name -> dtype of each column besides input_ids. scalars: those with one value per row. by_sentence: whether the
+    groups must come with the lengths of their sentences."""
 
     columns: dict[str, str] = {}
     scalars: tuple[str, ...] = ()
@@ -37,6 +32,7 @@ class Packer(ABC):
 
     def __init__(self, block_size: int, special_ids: dict[str, int], short_seq_prob: float = 0.0) -> None:
         self.block_size, self.special_ids, self.short_seq_prob = block_size, special_ids, short_seq_prob
+        self.body = block_size - 2
 
     @abstractmethod
     def add(self, group: TokenGroup) -> dict[str, np.ndarray]:
@@ -72,7 +68,7 @@ class PackedBlocks(Packer):
         # Every document is followed by one [SEP], so its tokens move by one place per document before it.
         stream = np.full(len(ids) + len(lengths), self.special_ids["sep"], np.int64)
         stream[np.arange(len(ids)) + np.repeat(np.arange(len(lengths)), lengths)] = ids
-        body = self.block_size - 2
+        body = self.body
         self._first = np.concatenate([self._first, stream[: body - len(self._first)]])
         self._ids = np.concatenate([self._ids, stream])
         self._documents = np.concatenate([self._documents, np.repeat(numbers, lengths + 1)])
@@ -82,11 +78,9 @@ class PackedBlocks(Packer):
         return rows
 
     def finish(self) -> dict[str, np.ndarray]:
-        """Return the last block: [1, L], or [0, L] where nothing is left.
-
-        It is filled up with the corpus's first tokens as one more document; a corpus of less than a block is repeated.
-        """
-        body = self.block_size - 2
+        """Return the last block [1, L], filled up with the corpus's first tokens as one more document (a corpus of less than a
+        block is repeated); [0, L] where nothing is left."""
+        body = self.body
         if len(self._ids) <= 1:  # at most the [SEP] of a document that ended with its block, which has its own
             empty = np.zeros((0, body), np.int64)
             return self._rows(empty, empty)
@@ -96,7 +90,6 @@ class PackedBlocks(Packer):
         return self._rows(ids[None], documents[None])
 
     def facts(self) -> dict[str, Any]:
-        """See `Packer`."""
         return {"filled": self._filled}
 
     def _rows(self, bodies: np.ndarray, documents: np.ndarray) -> dict[str, np.ndarray]:
@@ -112,12 +105,11 @@ class OneDocument(Packer):
     """Blocks that do not cross the border of a document."""
 
     def add(self, group: TokenGroup) -> dict[str, np.ndarray]:
-        """See `Packer`."""
         return {"input_ids": self._rows(group.ids, group.lengths)}
 
     def _rows(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """ids [sum(lengths)], lengths (each at least 1) of what no row may cross -> input_ids [n, L], in order."""
-        body = self.block_size - 2
+        body = self.body
         blocks = -(-lengths // body)  # rounded up
         first_block = np.cumsum(blocks) - blocks
         position = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # of a token in its document
@@ -133,10 +125,8 @@ class OneDocument(Packer):
 class WholeSentences(OneDocument):
     """Blocks of as many whole sentences of one document as fit, the paper's way. A sentence longer than a block is cut.
 
-    A share `short_seq_prob` of the blocks has a random length to fill instead (but holds a sentence at least), as in BERT's
-    preparation: fine-tuning sees short inputs. Which ones is a hash of the block's number: the same for any number of
-    processes.
-    """
+    A share `short_seq_prob` of the blocks, chosen by a hash of their number, has a random length to fill instead (but holds a
+    sentence at least), as in BERT's preparation: fine-tuning sees short inputs."""
 
     by_sentence = True
 
@@ -146,7 +136,6 @@ class WholeSentences(OneDocument):
         self._number = 0  # of blocks so far
 
     def add(self, group: TokenGroup) -> dict[str, np.ndarray]:
-        """See `Packer`."""
         ends = np.cumsum(group.sentences).tolist()
         sizes, start = [], 0
         for border in np.cumsum(group.lengths).tolist():
@@ -162,26 +151,23 @@ class WholeSentences(OneDocument):
 
     def _end(self, ends: list[int], start: int) -> int:
         """Where the block that begins at `start` ends; `ends` are the rising ends of all sentences."""
-        body = self.block_size - 2
-        behind = bisect_right(ends, start)
-        fitting = bisect_right(ends, start + self._room(body), lo=behind)
-        end = ends[max(fitting - 1, behind)]
-        if end - start <= body:
-            return end
-        self._sentences_cut += 1
-        return start + body
-
-    def _room(self, body: int) -> int:
         self._number += 1
         digest = hashlib.blake2b(f"short {self._number}".encode(), digest_size=16).digest()
         chance, length = struct.unpack("<2Q", digest)
-        return 2 + length % (body - 1) if chance < self.short_seq_prob * 2.0**64 else body
+        room = 2 + length % (self.body - 1) if chance < self.short_seq_prob * 2.0**64 else self.body
+        behind = bisect_right(ends, start)
+        fitting = bisect_right(ends, start + room, lo=behind)
+        end = ends[max(fitting - 1, behind)]
+        if end - start <= self.body:
+            return end
+        self._sentences_cut += 1
+        return start + self.body
 
 
 @dataclass
 class _ValidationBlocks:
-    """input_ids and token_bytes int64 [n, L]. token_bytes: as the function of this name has it, 0 for special
-    tokens and padding. cut: blocks beyond the limit. documents: the first so many hold all the blocks."""
+    """input_ids and token_bytes int64 [n, L], the latter 0 for special tokens and padding. cut: blocks beyond the limit.
+    documents: the first so many hold all the blocks."""
 
     input_ids: np.ndarray
     token_bytes: np.ndarray
@@ -199,16 +185,13 @@ def validation_rows(
     rows: list[list[int]] = []
     sizes: list[list[int]] = []
     total = seen = last = 0
-    for text in documents:
-        seen += 1
+    for seen, text in enumerate(documents, 1):
         encoding = tokenizer.encode(text, add_special_tokens=False)
         ids, bytes_of_text = encoding.ids, token_bytes(text, encoding.offsets)
         for start in range(0, len(ids), body):
             piece = ids[start : start + body]
-            if len(piece) < _MIN_VALIDATION_TOKENS:
-                continue
-            total += 1
-            if total > limit:
+            total += len(piece) >= 16  # the pinned evaluation leaves a shorter piece out
+            if len(piece) < 16 or total > limit:
                 continue
             last = seen
             unused = body - len(piece)
