@@ -16,12 +16,12 @@ import pyarrow as pa
 from budget_trainer.core.errors import InputError
 
 
-def _open_zstandard(stream: IO[bytes], mode: str) -> IO[bytes]:
+def _open_zstandard(stream: IO[bytes]) -> IO[bytes]:
     return io.BufferedReader(pa.CompressedInputStream(stream, "zstd"))  # its own lines are not implemented
 
 
-_OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open, ".zst": _open_zstandard}
-_ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz", ".txz")
+_OPENERS: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open, ".zst": _open_zstandard}
+ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz", ".txz")
 _BROKEN = (lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile, tarfile.TarError)
 _RAW_BYTES = 128 * 1024  # read from the disk at once
 LINE_BYTES = 16 * 2**20  # a line of any length must not be held in memory whole
@@ -32,11 +32,6 @@ def plain_name(name: str) -> str:
     """The name without a compression suffix: a.txt.xz -> a.txt"""
     path = Path(name)
     return path.with_suffix("").name if path.suffix in _OPENERS else path.name
-
-
-def is_archive(name: str) -> bool:
-    """Whether the name is that of a tar archive."""
-    return name.endswith(_ARCHIVES)
 
 
 def files_below(path: Path) -> list[Path]:
@@ -54,15 +49,19 @@ def members(path: Path, advance: Callable[[int], object] = lambda size: None) ->
     if path.is_dir():
         for file in files_below(path):
             yield from members(file, advance)
-    elif is_archive(path.name):
+    elif path.name.endswith(ARCHIVES):
         # A stream: one pass, bounded memory.
-        with naming_errors(str(path)), _open(path, advance) as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
+        with (
+            naming_errors(str(path)),
+            io.BufferedReader(_Counted(path, advance), _RAW_BYTES) as raw,
+            tarfile.open(fileobj=raw, mode="r|*") as archive,
+        ):
             for entry in archive:
                 stream = archive.extractfile(entry) if entry.isfile() else None
                 if stream is not None and not Path(entry.name).name.startswith("."):
                     yield f"{path}:{entry.name}", _decompressed(entry.name, stream)
     elif path.is_file():
-        with _open(path, advance) as stream:
+        with io.BufferedReader(_Counted(path, advance), _RAW_BYTES) as stream:
             yield str(path), _decompressed(path.name, stream)
     else:
         raise InputError(f"input {path}: no such file or folder; give a path that exists")
@@ -81,10 +80,6 @@ class _Counted(io.FileIO):
         return size
 
 
-def _open(path: Path, advance: Callable[[int], object]) -> IO[bytes]:
-    return io.BufferedReader(_Counted(path, advance), _RAW_BYTES)
-
-
 def lines(name: str, stream: IO[bytes], errors: str = "strict") -> Iterator[str]:
     """Lines without their ends (\\n, \\r\\n or \\r), as Python's text mode splits them. A BOM is dropped.
 
@@ -99,10 +94,8 @@ def lines(name: str, stream: IO[bytes], errors: str = "strict") -> Iterator[str]
                 line = raw[start:].decode("utf-8", errors)
             except UnicodeDecodeError as error:
                 at = start + error.start
-                raise InputError(
-                    f"input {name}: byte 0x{raw[at]:02x} at offset {offset + at} is not UTF-8; convert the file or "
-                    "give --errors replace"
-                ) from error
+                what = f"byte 0x{raw[at]:02x} at offset {offset + at} is not UTF-8"
+                raise InputError(f"input {name}: {what}; convert the file or give --errors replace") from error
             offset += len(raw)
             if "\r" in line:
                 yield from line.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
@@ -115,14 +108,11 @@ def _raw_lines(stream: IO[bytes]) -> Iterator[bytes]:
     while raw := rest + stream.readline(LINE_BYTES - len(rest)):
         rest = b""
         if len(raw) == LINE_BYTES and not raw.endswith(b"\n"):
-            cut = raw.rfind(b" ", LINE_BYTES // 2) + 1 or _last_character(raw)
+            # Where there is no space, before the last character of UTF-8: it may not be complete.
+            begin = next((len(raw) - back for back in range(1, 5) if raw[-back] & 0xC0 != 0x80), len(raw))
+            cut = raw.rfind(b" ", LINE_BYTES // 2) + 1 or begin
             raw, rest = raw[:cut], raw[cut:]
         yield raw
-
-
-def _last_character(raw: bytes) -> int:
-    """Where the last character of UTF-8 begins; it may not be complete."""
-    return next((len(raw) - back for back in range(1, 5) if raw[-back] & 0xC0 != 0x80), len(raw))
 
 
 @contextlib.contextmanager
@@ -130,14 +120,12 @@ def naming_errors(name: str) -> Iterator[None]:
     """Turns what the decompressors raise for a damaged file into an InputError with its name."""
     try:
         yield
-    except _BROKEN as error:
+    except (*_BROKEN, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the system; bz2's has none
+            raise
         raise InputError(f"input {name}: damaged or cut off ({error}); fetch the file again") from error
-    except OSError as error:
-        if error.errno is None:  # bz2's, for data that are not bz2
-            raise InputError(f"input {name}: damaged ({error}); fetch the file again") from error
-        raise
 
 
 def _decompressed(name: str, stream: IO[bytes]) -> IO[bytes]:
     opener = _OPENERS.get(Path(name).suffix)
-    return stream if opener is None else opener(stream, "rb")  # type: ignore[operator, no-any-return]
+    return stream if opener is None else opener(stream)

@@ -17,7 +17,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
-from data_prep.files import files_below, is_archive, lines, members, plain_name
+from data_prep.files import ARCHIVES, files_below, lines, members, plain_name
 from data_prep.options import Options, flag
 from data_prep.prose import read_docstrings
 
@@ -163,7 +163,7 @@ def _find_kind(path: str) -> str:
     kinds = texts or others
     if not kinds:
         raise InputError(f"input {path}: the folder holds no files; give one with text")
-    many = here.is_dir() or is_archive(here.name)
+    many = here.is_dir() or here.name.endswith(ARCHIVES)
     return max(kinds, key=kinds.count) if many or kinds[0] != "books" else "text"
 
 

@@ -1,6 +1,7 @@
 """Trains a tokenizer on a text file: BERT's WordPiece, RoBERTa's byte-level BPE, or Unigram as SentencePiece has it."""
 
 import collections
+import itertools
 import json
 import re
 import tempfile
@@ -29,8 +30,10 @@ from data_prep.options import Options, flag
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TYPES = ("wordpiece", "bpe", "unigram")
 _BYTES = 256
+_WITHOUT_CASE = [normalizers.StripAccents(), normalizers.Lowercase()]
 # Where a token is a word with the space before it, so must be its mask.
 _MASK = AddedToken("[MASK]", lstrip=True, normalized=False, special=True)
+_SPECIAL = [*SPECIAL_TOKENS[:-1], _MASK]
 
 
 _TYPES = "wordpiece is BERT's, bpe (of bytes) RoBERTa's and ModernBERT's, unigram ALBERT's and XLM-R's"
@@ -60,10 +63,8 @@ class TokenizerOptions(Options):
 
 
 def train_tokenizer(file: Path, options: TokenizerOptions) -> Any:
-    """A fast tokenizer with at most `vocab_size` entries, the special tokens first, whose model_max_length is 512.
-
-    file: UTF-8 text, one document per line. Too few words give a smaller vocabulary. The same text always gives the
-    same tokenizer, byte for byte."""
+    """A fast tokenizer with at most `vocab_size` entries, the special tokens first, whose model_max_length is 512. The same
+    `file` (UTF-8, one document per line) always gives the same one, byte for byte; too few words give a smaller one."""
     if options.tokenizer_type == "bpe":
         return _train_bpe(file, options.vocab_size, options.lowercase)
     limit = options.limit_alphabet or max(min(100, options.vocab_size // 4), min(1000, options.vocab_size // 32))
@@ -83,14 +84,12 @@ def _train_wordpiece(file: Path, vocab_size: int, lowercase: bool, limit: int) -
     # The trainer numbers characters in the order of a hash table that differs from run to run, and breaks ties between
     # pairs by these numbers. "Special" tokens are numbered first, in the order given: that makes it reproducible.
     numbered = [*SPECIAL_TOKENS, *alphabet, *(f"##{character}" for character in alphabet if _continues(character))]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=numbered[:vocab_size],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
+    letters: dict[str, Any] = {
+        "initial_alphabet": alphabet,
+        "limit_alphabet": len(alphabet),
+        "special_tokens": numbered[:vocab_size],
+    }
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=False, **letters)
     backend.train([str(file)], trainer=trainer)
     return BertTokenizer(vocab=backend.get_vocab(), do_lower_case=lowercase, model_max_length=512)
 
@@ -98,16 +97,15 @@ def _train_wordpiece(file: Path, vocab_size: int, lowercase: bool, limit: int) -
 def _train_bpe(file: Path, vocab_size: int, lowercase: bool) -> Any:
     """As ModernBERT's: NFC, RoBERTa's words, all bytes in the alphabet, so that nothing is ever unknown."""
     backend = Tokenizer(models.BPE())
-    backend.normalizer = normalizers.Sequence(_without_case("NFD")) if lowercase else normalizers.NFC()
+    without_case = normalizers.Sequence([normalizers.NFD(), *_WITHOUT_CASE])
+    backend.normalizer = without_case if lowercase else normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=[*SPECIAL_TOKENS[:-1], _MASK],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+    letters: dict[str, Any] = {
+        "initial_alphabet": sorted(pre_tokenizers.ByteLevel.alphabet()),
+        "special_tokens": _SPECIAL,
+    }
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=False, **letters)
     with text_to_learn(file) as text:
         backend.train([str(text)], trainer=trainer)
     return _wrapped(backend, processors.ByteLevel(trim_offsets=True))
@@ -118,27 +116,18 @@ def _train_unigram(file: Path, vocab_size: int, lowercase: bool, limit: int) -> 
 
     Words end at spaces alone. Splitting at punctuation too, as BPE does, cost 14 % more tokens (5 MB of Wikipedia, 8192
     entries): the trainer begins with counts over different words, where common ones are then too rare."""
-    form = _without_case("NFKD") if lowercase else [normalizers.NFKC()]
+    form = [normalizers.NFKD(), *_WITHOUT_CASE] if lowercase else [normalizers.NFKC()]
     spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(left=False)]
     backend = Tokenizer(models.Unigram())
     backend.normalizer = normalizers.Sequence([*form, *spaces])
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     backend.decoder = decoders.Metaspace(prepend_scheme="first")
     alphabet = _alphabet_of(file, normalizers.Sequence(form), limit)
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[*SPECIAL_TOKENS[:-1], _MASK],
-        unk_token="[UNK]",
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    known = set(alphabet)
+    letters: dict[str, Any] = {"initial_alphabet": alphabet, "special_tokens": _SPECIAL, "unk_token": "[UNK]"}
+    trainer = trainers.UnigramTrainer(vocab_size=vocab_size, show_progress=False, **letters)
+    known, normalize = set(alphabet), normalizers.Sequence(form).normalize_str
     # The trainer gives every character that it meets an entry: it must not meet the rare ones.
-    rare = {
-        ord(character): " "
-        for character in _characters_of(file)
-        if not known.issuperset(normalizers.Sequence(form).normalize_str(character))
-    }
+    rare = {ord(letter): " " for letter in _characters_of(file) if not known.issuperset(normalize(letter))}
     with text_to_learn(file, rare) as text:
         backend.train([str(text)], trainer=trainer)
     backend.model = models.Unigram(_reproducible(json.loads(backend.to_str())["model"]["vocab"]), unk_id=1)
@@ -153,18 +142,13 @@ def _reproducible(pieces: list[list[Any]]) -> list[tuple[str, float]]:
     scores = {piece: score for piece, score in pieces if piece not in SPECIAL_TOKENS}
     lowest = min(scores.values(), default=0.0)
     added = lowest + 1e-4 * sum(len(piece) == 1 for piece in scores)
-    rounded = [
-        (piece, round(lowest if len(piece) == 1 and score <= added else score, 3)) for piece, score in scores.items()
-    ]
-    return [(token, 0.0) for token in SPECIAL_TOKENS] + sorted(rounded, key=lambda entry: (-entry[1], entry[0]))
-
-
-def _without_case(form: str) -> list[Any]:
-    return [getattr(normalizers, form)(), normalizers.StripAccents(), normalizers.Lowercase()]
+    for piece, score in scores.items():
+        scores[piece] = round(lowest if len(piece) == 1 and score <= added else score, 3)
+    learned = sorted(scores.items(), key=lambda entry: (-entry[1], entry[0]))
+    return [*((token, 0.0) for token in SPECIAL_TOKENS), *learned]
 
 
 def _wrapped(backend: Tokenizer, *post_processors: Any) -> Any:
-    """With [CLS] and [SEP] around a text or a pair."""
     from transformers import PreTrainedTokenizerFast
 
     ends = processors.TemplateProcessing(
@@ -184,7 +168,6 @@ def _continues(character: str) -> bool:
 
 # Bytes of different words. On 29 MB of text without spaces BPE took 100 times as much memory, Unigram 40: under 2 GiB.
 _MAX_DISTINCT_BYTES = 16e6
-_WORDS = re.compile(r"\w+").findall
 
 
 @contextmanager
@@ -192,17 +175,13 @@ def text_to_learn(
     file: Path, spaces_for: Mapping[int, str] | None = None, max_distinct: float = _MAX_DISTINCT_BYTES
 ) -> Iterator[Path]:
     """A file with the documents, to be read at once by the trainer's threads: `file` itself, or one that is deleted in the
-    end, with code points replaced by `spaces_for` and, where there are too many different words, a share of the documents,
-    spread evenly.
-
-    That is for text without spaces, where nearly every run of letters is different from all others."""
-    share = 1.0
-    if file.stat().st_size > max_distinct:
-        distinct = _distinct_bytes(file)
-        share = min(1.0, max_distinct / distinct)
+    end, with code points replaced by `spaces_for` and, where there are too many different words (as in text without spaces),
+    a share of the documents, spread evenly."""
+    distinct = _distinct_bytes(file) if file.stat().st_size > max_distinct else 0
+    share = min(1.0, max_distinct / max(distinct, 1))
     if share < 1:
         print(f"{distinct / 1e6:.1f} MB of different words: learning from {share:.0%} of the documents, spread evenly")
-    if share == 1 and not spaces_for:
+    elif not spaces_for:
         yield file
         return
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
@@ -215,16 +194,12 @@ def text_to_learn(
 
 
 def _characters_of(file: Path) -> "collections.Counter[str]":
-    """How often each character occurs."""
-    counts: collections.Counter[str] = collections.Counter()
-    for line in _read(file):
-        counts.update(line)
-    return counts
+    return collections.Counter(itertools.chain.from_iterable(_read(file)))
 
 
 def _alphabet_of(file: Path, normalizer: Any, limit: int) -> list[str]:
     """The `limit` most frequent characters after normalisation, in the order of their code points."""
-    counts: collections.Counter[str] = collections.Counter()
+    counts = collections.Counter[str]()
     for character, count in _characters_of(file).items():
         for part in normalizer.normalize_str(character).replace(" ", ""):
             counts[part] += count
@@ -232,14 +207,14 @@ def _alphabet_of(file: Path, normalizer: Any, limit: int) -> list[str]:
 
 
 def _distinct_bytes(file: Path) -> int:
-    """UTF-8 bytes of the different runs of letters and digits; at least 1."""
+    """UTF-8 bytes of the different runs of letters and digits."""
     seen: set[int] = set()  # hashes: a set of the words would take several times the memory
     size = 0
     for line in _read(file):
-        new = {hash(word): len(word.encode()) for word in _WORDS(line)}
+        new = {hash(word): len(word.encode()) for word in re.findall(r"\w+", line)}
         size += sum(length for word, length in new.items() if word not in seen)
         seen.update(new)
-    return max(1, size)
+    return size
 
 
 def _read(file: Path) -> Iterator[str]:
