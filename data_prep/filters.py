@@ -24,7 +24,6 @@ from data_prep.encoding import I64, Encoder
 from data_prep.options import Options, flag
 
 SAMPLES, SAMPLE_CHARACTERS = 3, 200
-LANGUAGE_CHARACTERS = 2000  # of a document's middle: enough to tell, and its first line is often a name
 # Nothing to see in them, and tokenizers disagree about them: soft hyphen, zero-width spaces and marks, BOM. The joiners
 # (U+200C, U+200D) are letters of Persian and Indic words and stay.
 _INVISIBLE = dict.fromkeys([0x00AD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF])
@@ -86,10 +85,8 @@ class Lengths(Options):
 class Selection:
     """The filters that run beside the tokenizer, in its processes.
 
-    duplicates: file of `find_duplicates`, or None; offset: number of the first document of this piece in it.
-    language: ISO 639-1 code of the language to keep. max_tokens_per_character: documents that the tokenizer compresses
-    worse are dropped (Cramming, arXiv 2212.14034, section 4.4, used 0.3).
-    """
+    duplicates: file of `find_duplicates`; offset: number of the first document of this piece in it. language: ISO 639-1 code.
+    max_tokens_per_character: worse ones are dropped (Cramming, arXiv 2212.14034, section 4.4, used 0.3)."""
 
     duplicates: Path | None = None
     offset: int = 0
@@ -102,7 +99,14 @@ class Selection:
         """Those that are kept of a group whose first document is the piece's `first`, their ids where they had to be
         counted, and what was removed."""
         removed = Removed()
-        kept = list(self._passing(documents, first, removed))
+        kept = []
+        for number, document in enumerate(documents, self.offset + first):
+            if self.duplicates is not None and is_duplicate(self.duplicates, number):
+                removed.add("duplicates", document)
+            elif self.language is not None and _language_of(document) != self.language:
+                removed.add("language", document)
+            else:
+                kept.append(document)
         limit = self.max_tokens_per_character
         if limit is None:
             return kept, None, removed.by
@@ -111,15 +115,6 @@ class Selection:
         for text in compress(kept, [not here for here in fits]):
             removed.add("max_tokens_per_character", text)
         return list(compress(kept, fits)), list(compress(encoded, fits)), removed.by
-
-    def _passing(self, documents: list[str], first: int, removed: Removed) -> Iterator[str]:
-        for number, document in enumerate(documents, self.offset + first):
-            if self.duplicates is not None and is_duplicate(self.duplicates, number):
-                removed.add("duplicates", document)
-            elif self.language is not None and _language_of(document) != self.language:
-                removed.add("language", document)
-            else:
-                yield document
 
 
 def check_language(code: str) -> None:
@@ -130,9 +125,9 @@ def check_language(code: str) -> None:
 
 
 def _language_of(document: str) -> str:
-    """ISO 639-1 code of the most likely language of the document's middle."""
-    start = max(0, (len(document) - LANGUAGE_CHARACTERS) // 2)
-    return str(_identifier().classify(document[start : start + LANGUAGE_CHARACTERS])[0])
+    """ISO 639-1 code of the most likely language of the document's middle: its first line is often a name."""
+    start = max(0, (len(document) - 2000) // 2)
+    return str(_identifier().classify(document[start : start + 2000])[0])
 
 
 @functools.cache
@@ -159,10 +154,9 @@ def find_duplicates(digest_files: Sequence[Path], target: Path) -> int:
     """Number the documents through `digest_files` (digests, one after the other) and write to `target` one bit for each:
     1 where an earlier one is the same. Returns how many there are. Written aside and renamed."""
     total = sum(file.stat().st_size for file in digest_files) // DIGEST_BYTES
-    count = max(1, -(-total // BUCKET_DIGESTS))
     folder = target.with_name(f"{target.name}.buckets")
     folder.mkdir(exist_ok=True)
-    buckets = [folder / f"{number:05d}" for number in range(count)]
+    buckets = [folder / f"{number:05d}" for number in range(max(1, -(-total // BUCKET_DIGESTS)))]
     _deal(digest_files, buckets)
     again = np.zeros(-(-total // 8), np.uint8)
     found = 0

@@ -22,6 +22,7 @@ from budget_trainer.core.errors import InputError
 from data_prep.block_folder import BlockFolder, BlockOptions
 from data_prep.cli import Arguments, Output, Parser, command
 from data_prep.corpus import is_held_out
+from data_prep.files import files_below
 from data_prep.filters import digest_of, find_duplicates, is_duplicate
 from data_prep.next_sentence import SentencePairs
 
@@ -35,22 +36,16 @@ class _Shards:
     """The files of one or several folders, all of one form. InputError: none, one that is damaged, or of another form."""
 
     def __init__(self, paths: Iterable[str]) -> None:
-        found = [file for path in paths for file in _files(Path(path))]
+        found = [file for path in map(Path, paths) for file in files_below(path)]
+        found = [file for file in found if file.suffix in (".hdf5", ".h5") or str(file) in paths]
         self.train = [file for file in found if not file.name.startswith("test")]
         self.test = [file for file in found if file.name.startswith("test")]
         if not self.train:
-            raise InputError(
-                f"input {' '.join(paths)}: holds no .hdf5 file to train on; give the folder of the shards"
-            )
-        self.block_size, self.pairs = self._form(self.train[0])
+            what = "holds no .hdf5 file to train on"
+            raise InputError(f"input {' '.join(paths)}: {what}; give the folder of the shards")
+        with _open(self.train[0]) as data:
+            self.block_size, self.pairs = _form(data)
         self._names = (*_NEEDED, _LABELS) if self.pairs else _NEEDED
-
-    def _form(self, file: Path) -> tuple[int, bool]:
-        with _open(file) as data:
-            missing = [name for name in _NEEDED if name not in data]
-            if missing:
-                raise InputError(f"input {file}: has no data set {missing[0]}; give shards of create_pretraining_data")
-            return int(data["input_ids"].shape[1]), _LABELS in data
 
     def rows(self, files: Iterable[Path], target: BlockFolder) -> Iterator[dict[str, np.ndarray]]:
         """input_ids [n, L] as they were before masking, and for pairs token_type_ids [n, L], next_sentence_label [n].
@@ -58,22 +53,19 @@ class _Shards:
         InputError: ids that are not of the tokenizer of `target`.
         """
         for file in files:
-            form = self._form(file)
-            if form != (self.block_size, self.pairs):
-                raise InputError(
-                    f"input {file}: blocks of {form[0]} or other labels than in {self.train[0]} "
-                    f"({self.block_size}); convert them apart"
-                )
             with _open(file) as data:
+                form = _form(data)
+                if form != (self.block_size, self.pairs):
+                    what = f"blocks of {form[0]} or other labels than in {self.train[0]} ({self.block_size})"
+                    raise InputError(f"input {file}: {what}; convert them apart")
                 for start in range(0, len(data["input_ids"]), _ROWS):
                     part = {name: data[name][start : start + _ROWS] for name in self._names}
                     ids = _unmasked(part, target, file)
+                    pairs = {}
                     if self.pairs:
                         types, labels = part["segment_ids"].astype(np.int64), part[_LABELS].reshape(-1)
                         pairs = {"token_type_ids": types, "next_sentence_label": labels.astype(np.int64)}
-                        yield {"input_ids": ids, **pairs}
-                    else:
-                        yield {"input_ids": ids}
+                    yield {"input_ids": ids, **pairs}
 
 
 def _unmasked(data: dict[str, np.ndarray], target: BlockFolder, file: Path) -> np.ndarray:
@@ -86,33 +78,33 @@ def _unmasked(data: dict[str, np.ndarray], target: BlockFolder, file: Path) -> n
     last = data["input_mask"].astype(bool).sum(1) - 1
     framed = (ids[:, 0] == special["cls"]).all() and (ids[np.arange(len(ids)), last] == special["sep"]).all()
     if not framed or ids.min() < 0 or ids.max() >= len(target.tokenizer):
-        raise InputError(
-            f"tokenizer: its ids are not those of {file}; give the vocabulary that the shards were made with"
-        )
+        fix = "give the vocabulary that the shards were made with"
+        raise InputError(f"tokenizer: its ids are not those of {file}; {fix}")
     return ids
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise InputError(f"input {path}: no such file or folder; give a path that exists")
-    return sorted(file for file in path.rglob("*") if file.suffix in (".hdf5", ".h5"))
+def _form(data: Any) -> tuple[int, bool]:
+    """The block size of an open file, and whether it holds pairs."""
+    missing = [name for name in _NEEDED if name not in data]
+    if missing:
+        fix = "give shards of create_pretraining_data"
+        raise InputError(f"input {data.filename}: has no data set {missing[0]}; {fix}")
+    return int(data["input_ids"].shape[1]), _LABELS in data
 
 
 def _open(file: Path) -> Any:
+    if not file.is_file():
+        raise InputError(f"input {file}: no such file or folder; give a path that exists")
     try:
         import h5py
-    except ImportError as error:
-        raise InputError(
-            f"input {file}: reading it needs h5py ({error}); pip install 'budget-trainer[hdf5]'"
-        ) from None
-    try:
+
         return h5py.File(file, "r")
+    except ImportError as error:
+        fix = "pip install 'budget-trainer[hdf5]'"
+        raise InputError(f"input {file}: reading it needs h5py ({error}); {fix}") from None
     except OSError as error:
-        raise InputError(
-            f"input {file}: damaged or no HDF5 file ({' '.join(str(error).split())}); fetch it again"
-        ) from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"input {file}: damaged or no HDF5 file ({reason}); fetch it again") from None
 
 
 def _build(args: Arguments, folder: Path) -> dict[str, Any]:
@@ -171,8 +163,6 @@ def _write_train(shards: _Shards, copies: Path | None, target: BlockFolder, held
 
 def _texts(tokenizer: Any, ids: np.ndarray) -> list[str]:
     """The text of each block as far as its tokens tell it (an uncased vocabulary has no capitals)."""
-    if not len(ids):
-        return []
     return [" ".join(text.split()) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 

@@ -33,7 +33,6 @@ _CHUNK_BYTES = 256 * 1024
 _NAMES = {-2: ["media"], 6: ["file", "image"], 14: ["category"], 1: ["talk"], 2: ["user"], 3: ["user talk"]}
 _NAMES |= {4: ["wikipedia", "project"], 8: ["mediawiki"], 10: ["template"], 12: ["help"], 100: ["portal"]}
 _NAMES |= {828: ["module"], 118: ["draft"]}
-_INVISIBLE = (-2, 6, 14)
 # Elements whose text is read, with their parents: <text> of other slots (below <content>) is not wikitext.
 _READ = {("page", "title"), ("page", "ns"), ("revision", "model"), ("revision", "text"), ("namespaces", "namespace")}
 
@@ -58,7 +57,7 @@ class Site:
 
     def invisible(self) -> tuple[str, ...]:
         """Prefixes of links that show no text: files and categories."""
-        return tuple(sorted(name for key in _INVISIBLE for name in self.names[key]))
+        return tuple(sorted(name for key in (-2, 6, 14) for name in self.names[key]))
 
     def namespace_of(self, title: str) -> int:
         """By the title's prefix, for dumps older than <ns>."""
@@ -77,10 +76,8 @@ class _Reader:
         self._size = 0
         self.parser = parser = expat.ParserCreate(encoding)
         parser.buffer_text = True
-        parser.StartElementHandler = self._start
-        parser.EndElementHandler = self._end
-        parser.StartDoctypeDeclHandler = self._refuse_declaration
-        parser.EntityDeclHandler = self._refuse_declaration
+        parser.StartElementHandler, parser.EndElementHandler = self._start, self._end
+        parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = self._refuse_declaration
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         path = self._path
@@ -100,9 +97,8 @@ class _Reader:
 
     def _characters(self, text: str) -> None:
         self._size += len(text)
-        if self._size <= MAX_PAGE_CHARACTERS:
-            self._pieces.append(text)
-        else:
+        self._pieces.append(text)
+        if self._size > MAX_PAGE_CHARACTERS:
             self._pieces = []
 
     def _end(self, name: str) -> None:
@@ -115,8 +111,8 @@ class _Reader:
             self._page = _Page()
         elif self._path and (self._path[-1], name) in _READ:
             self.parser.CharacterDataHandler = None
-            self._take(name, "".join(self._pieces))
-            self._pieces = []
+            text, self._pieces = "".join(self._pieces), []
+            self._take(name, text)
 
     def _take(self, name: str, text: str) -> None:
         page = self._page

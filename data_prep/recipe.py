@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -17,12 +19,14 @@ from data_prep.block_folder import BlockOptions
 from data_prep.cli import Output
 from data_prep.corpus import HELD_OUT_RULE
 from data_prep.filters import Lengths, check_language
+from data_prep.options import Options, flag
 from data_prep.sources import Source
 from data_prep.tokenizer_training import TokenizerOptions
 
 _FORMAT = 2  # raise it when the same recipe comes to give other blocks
 SOURCE_KEYS = ("input", "kind", "errors", "dataset_config", "dataset_split", "text_column", "max_documents")
 _BLOCK_KEYS = tuple(entry.name for entry in fields(BlockOptions))
+_POSITIVE = (1e-6, math.inf)
 _OWN_KEYS = (
     *"output_dir sources tokenizer min_characters max_characters language overwrite".split(),
     *"max_tokens_per_character deduplicate piece_megabytes keep_work".split(),
@@ -30,19 +34,24 @@ _OWN_KEYS = (
 
 
 @dataclass
-class DataRecipe:
+class DataRecipe(Options):
     """What is to be made from what."""
 
     output: Output
     sources: list[Source]
     tokenizer: str | TokenizerOptions
     blocks: BlockOptions
-    lengths: Lengths = field(default_factory=Lengths)
-    language: str | None = None
-    max_tokens_per_character: float | None = None
-    deduplicate: bool = True
-    piece_megabytes: float = 128
-    keep_work: bool = False
+    lengths: Lengths
+    language: str | None = flag(None, "keep documents in this one")
+    max_tokens_per_character: float | None = flag(None, "drop what the tokenizer compresses worse", within=_POSITIVE)
+    deduplicate: bool = flag(True, "drop later copies")
+    piece_megabytes: float = flag(128, "text between two points from which the work can go on", within=_POSITIVE)
+    keep_work: bool = flag(False, "keep the folder of the work")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.language is not None:
+            check_language(self.language)
 
     def key(self, stage: str) -> dict[str, Any]:
         """What the result of a stage depends on; each holds that of the stages before it."""
@@ -102,36 +111,31 @@ def read_data_recipe(file: Path, words: Sequence[str] = ()) -> DataRecipe:
         if not given.get(name):
             raise InputError(f"recipe {file}: {name} is missing; give it")
     blocks = _filled(BlockOptions, given)
-    language = _typed(given, "language", str, None)
-    if language is not None:
-        check_language(language)
-    return DataRecipe(
-        output=Output(Path(str(given["output_dir"])), _typed(given, "overwrite", bool, False)),
+    recipe: DataRecipe = _filled(
+        DataRecipe,
+        given,
+        output=Output(Path(str(given["output_dir"])), bool(_typed(given, "overwrite", bool))),
         sources=_sources(given["sources"], blocks.num_proc),
         tokenizer=_tokenizer(given["tokenizer"]),
         blocks=blocks,
         lengths=_filled(Lengths, given),
-        language=language,
-        max_tokens_per_character=_positive(given, "max_tokens_per_character", None),
-        deduplicate=_typed(given, "deduplicate", bool, True),
-        piece_megabytes=_positive(given, "piece_megabytes", 128.0),
-        keep_work=_typed(given, "keep_work", bool, False),
     )
+    return recipe
 
 
 def _overrides(words: Sequence[str]) -> dict[str, Any]:
     if len(words) % 2:
         raise InputError(f"command line: {words[-1]!r} has no value; write --key value")
     over = {}
-    for flag, value in zip(words[::2], words[1::2], strict=True):
-        if not flag.startswith("--"):
-            raise InputError(f"command line: {flag!r} is no flag; write --key value")
-        if flag == "--sources":
+    for key, value in zip(words[::2], words[1::2], strict=True):
+        if not key.startswith("--"):
+            raise InputError(f"command line: {key!r} is no flag; write --key value")
+        if key == "--sources":
             raise InputError("command line: sources stand in the recipe; write them there")
         try:
-            over[flag.removeprefix("--")] = yaml.safe_load(value)
+            over[key.removeprefix("--")] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise InputError(f"command line: {flag} {value!r} is no YAML value; put it in quotes of its own") from None
+            raise InputError(f"command line: {key} {value!r} is no YAML value; put it in quotes of its own") from None
     return over
 
 
@@ -143,30 +147,24 @@ def _check_names(where: str, given: dict[str, Any], known: Sequence[str]) -> Non
             raise InputError(f"{where}: the key {name!r} is unknown; {hint}")
 
 
-def _typed(given: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
-    value = given.get(name, default)
-    if kind is float and not isinstance(value, bool):
-        try:
-            value = None if value is None else float(value)  # YAML has 1e-1 as a string, and 1 as an int
-        except (TypeError, ValueError):
-            pass
+def _typed(given: Mapping[str, Any], name: str, kind: type) -> Any:
+    value = given.get(name)
+    if kind is float and not isinstance(value, bool | None):
+        with contextlib.suppress(TypeError, ValueError):
+            value = float(value)  # YAML has 1e-1 as a string, and 1 as an int
     if value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
         return value
     hint = " (YAML reads some words as true or false: put quotes around them)" if isinstance(value, bool) else ""
     raise InputError(f"{name}: {value!r} is not a {kind.__name__}{hint}")
 
 
-def _filled(options: type, given: Mapping[str, Any]) -> Any:
-    """The dataclass `options` with those of its fields that are given, each of its type; null leaves the default."""
-    kinds = {name: (get_args(hint) or (hint,))[0] for name, hint in get_type_hints(options).items()}
-    return options(**{name: _typed(given, name, kinds[name], None) for name in kinds if given.get(name) is not None})
-
-
-def _positive(given: dict[str, Any], name: str, default: float | None) -> Any:
-    value = _typed(given, name, float, default)
-    if value is not None and value <= 0:
-        raise InputError(f"{name}: {value:g} is not above 0; give a larger number")
-    return value
+def _filled(options: type, given: Mapping[str, Any], **made: Any) -> Any:
+    """The dataclass `options` of what is `made` and of what else is given of its fields, each of its type; null leaves the
+    default."""
+    kinds = {
+        name: (get_args(hint) or (hint,))[0] for name, hint in get_type_hints(options).items() if name not in made
+    }
+    return options(**made, **{name: _typed(given, name, kinds[name]) for name in kinds if given.get(name) is not None})
 
 
 def _sources(given: Any, num_proc: int) -> list[Source]:

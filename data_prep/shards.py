@@ -35,18 +35,15 @@ class ShardWriter:
         _allow_open_files(num_shards)
         self._folder, self._split, self._length, self._scalars = folder, split, length, frozenset(scalars)
         self._columns = {name: np.dtype(dtype) for name, dtype in columns.items()}
-        feature = {
-            name: datasets.Value(dtype)
-            if name in self._scalars
-            else datasets.Sequence(datasets.Value(dtype), length=length)
-            for name, dtype in columns.items()
+        values = {name: datasets.Value(dtype) for name, dtype in columns.items()}
+        lists = {
+            name: datasets.Sequence(value, length=length) for name, value in values.items() if name not in scalars
         }
-        self._schema = datasets.Features(feature).arrow_schema
+        self._schema = datasets.Features({**values, **lists}).arrow_schema
         itemsize = max(dtype.itemsize for dtype in self._columns.values())
         self._batch_rows = max(1, BATCH_BYTES // (length * itemsize))
         self._waiting: list[list[dict[str, np.ndarray]]] = [[] for _ in range(num_shards)]
         self._counts = [0] * num_shards
-        self._written = [0] * num_shards
         self._sinks: list[Any] = [None] * num_shards
         self._writers: list[Any] = [None] * num_shards
         self.rows = 0
@@ -64,8 +61,7 @@ class ShardWriter:
         self.rows += n
 
     def close(self) -> list[dict[str, Any]]:
-        """Writes the rest, closes and names the files; returns their manifest entries. A shard without rows (fewer
-        rows than shards) leaves no file."""
+        """Writes the rest, closes and names the files; returns their manifest entries. A shard without rows leaves no file."""
         used = [shard for shard, count in enumerate(self._counts) if count]
         entries = []
         for shard in used:
@@ -74,8 +70,8 @@ class ShardWriter:
             self._sinks[shard].close()
             file = self._folder / f"{self._split}-{shard:05d}-of-{len(used):05d}.arrow"
             self._unnamed(shard).rename(file)
-            entry = {"name": file.name, "rows": self._counts[shard], "bytes": file.stat().st_size}
-            entries.append({**entry, "sha256": sha256(file)})
+            sizes = {"rows": self._counts[shard], "bytes": file.stat().st_size}
+            entries.append({"name": file.name, **sizes, "sha256": sha256(file)})
         return entries
 
     def close_split(self, tokens: int, documents: int, text_bytes: int) -> dict[str, Any]:
@@ -88,9 +84,10 @@ class ShardWriter:
 
     def _flush(self, shard: int, at_least: int) -> None:
         """Writes whole record batches of `_batch_rows` rows; with at_least=1 also the last, shorter one."""
-        if self._counts[shard] - self._written[shard] < at_least:
+        parts = self._waiting[shard]
+        if sum(len(part["input_ids"]) for part in parts) < at_least:
             return
-        parts, self._waiting[shard] = self._waiting[shard], []
+        self._waiting[shard] = []
         joined = {name: np.concatenate([part[name] for part in parts]) for name in self._columns}
         n = len(joined["input_ids"])
         full = n if at_least == 1 else n // self._batch_rows * self._batch_rows
@@ -104,7 +101,6 @@ class ShardWriter:
                 listed = name not in self._scalars
                 arrays.append(pa.FixedSizeListArray.from_arrays(flat, self._length) if listed else flat)
             self._writers[shard].write_batch(pa.record_batch(arrays, schema=self._schema))
-        self._written[shard] += full
         if full < n:
             self._waiting[shard].append({name: values[full:] for name, values in joined.items()})
 
@@ -116,7 +112,6 @@ def _allow_open_files(number: int) -> None:
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
-        raise InputError(
-            f"num_shards {number}: this system lets a process open {hard} files; give {hard - OTHER_FILES}"
-        )
+        fix = f"give {hard - OTHER_FILES}"
+        raise InputError(f"num_shards {number}: this system lets a process open {hard} files; {fix}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

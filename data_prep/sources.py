@@ -119,17 +119,13 @@ def _split_at_blank_lines(paragraphs: Iterable[str]) -> Iterator[str]:
     """Splits at blank lines, strips the lines in between and joins each group with spaces."""
     document: list[str] = []
     size = 0
-    for paragraph in paragraphs:
-        paragraph = paragraph.strip()
-        if paragraph and size < MAX_DOCUMENT_CHARACTERS:
+    for paragraph in itertools.chain(map(str.strip, paragraphs), [""]):
+        if document and (not paragraph or size >= MAX_DOCUMENT_CHARACTERS):
+            yield " ".join(document)
+            document, size = [], 0
+        if paragraph:
             document.append(paragraph)
             size += len(paragraph)
-        elif document:
-            yield " ".join(document)
-            document = [paragraph] if paragraph else []
-            size = len(paragraph)
-    if document:
-        yield " ".join(document)
 
 
 def _find_kind(path: str) -> str:
@@ -149,11 +145,9 @@ def _find_kind(path: str) -> str:
         if plain.endswith(_DATASET_SUFFIXES):
             data.add("jsonl" if _RANK_NAME.fullmatch(plain) else "dataset")
             continue
-        head = [line for line, _ in zip(lines(name, stream, "replace"), range(200), strict=False)]
+        head = list(itertools.islice(lines(name, stream, "replace"), 200))
         start = "\n".join(head)
-        if (
-            _XML_HEAD.match(start) and "<mediawiki" in start
-        ):  # a dump, or what claims to be one; beside it lies its index
+        if _XML_HEAD.match(start) and "<mediawiki" in start:  # or what claims to be one; beside it lies its index
             return "mediawiki"
         (texts if _TEXT_NAME.search(plain) else others).append(_kind_of_lines(head))
         if len(texts) == 3:
@@ -182,16 +176,15 @@ def _kind_of_lines(head: list[str]) -> str:
 def _wikiextractor_articles(name: str, lines: Iterable[str]) -> Iterator[list[str]]:
     """The paragraphs of each article: <doc ...> paragraphs </doc>, or one JSON object with "text" per line; both may stand in
     one folder. InputError naming the line that is neither."""
-    article: list[str] | None = None  # the paragraphs since <doc>
+    article: list[str] | None = None  # the lines since <doc>
     for number, line in enumerate(lines, 1):
         if line.startswith("<doc "):
             article = []
         elif line.strip() == "</doc>" and article is not None:
-            yield article
+            yield list(filter(str.strip, article))
             article = None
         elif article is not None:
-            if line.strip():
-                article.append(line)
+            article.append(line)
         elif line.startswith("{"):
             yield _paragraphs_of_object(name, number, line, "text", "extract anew")
         elif line.strip():
@@ -222,43 +215,29 @@ def _lines_of_text(text: str) -> list[str]:
 
 _HEAD_LINES = 1000  # a header ends in these; older small print takes 300
 _HEAD_ENDS = re.compile(
-    r"\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG|\*END ?\*? ?THE SMALL PRINT|\*\*\* ?START: FULL LICENSE",
-    re.IGNORECASE,
+    r"(?i)\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG|\*END ?\*? ?THE SMALL PRINT|\*\*\* ?START: FULL LICENSE"
 )
 _BOOK_ENDS = re.compile(
-    r"\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG|(?:This is the )?End of (?:the |this )?Project Gutenberg(?:'s|\u2019s)? ",
-    re.IGNORECASE,
+    r"(?i)\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG|(?:This is the )?End of (?:the |this )?Project Gutenberg(?:['’]s)? "
 )
-_CREDIT = re.compile(
-    r"(?:E-text |Etext |This (?:e-?text|ebook) was )?(?:Produced|Prepared|Transcribed) by ", re.IGNORECASE
-)
+_CREDIT = re.compile(r"(?i)(?:E-text |Etext |This (?:e-?text|ebook) was )?(?:Produced|Prepared|Transcribed) by ")
 
 
 def _book_lines(lines: Iterable[str]) -> Iterator[str]:
-    """The lines of a book that are not blank, without header and licence where it carries Gutenberg's marks.
-
-    A header is cut to the last of its marks in the first _HEAD_LINES lines, with the credits ("Produced by ...") behind it; the
-    licence from the mark of the book's end on. A book without marks comes through whole.
-    """
+    """The lines of a book that are not blank, without header and licence where it carries Gutenberg's marks: to the last of
+    the header's in the first _HEAD_LINES lines, with the credits ("Produced by ...") behind it, and from that of the end on."""
     lines = iter(lines)
     head = list(itertools.islice(lines, _HEAD_LINES))
     marks = [number for number, line in enumerate(head) if _HEAD_ENDS.match(line.strip())]
     if marks:
-        head = _without_credits(head[marks[-1] + 1 :])
+        head = list(itertools.dropwhile(lambda line: not line.strip(), head[marks[-1] + 1 :]))
+        if head and _CREDIT.match(head[0].strip()):  # a paragraph that says who made the electronic text
+            head = list(itertools.dropwhile(str.strip, head))
     for line in itertools.chain(head, lines):
         if _BOOK_ENDS.match(line.strip()):
             return
         if line.strip():
             yield line
-
-
-def _without_credits(lines: list[str]) -> list[str]:
-    """Without the first paragraph, where it says who made the electronic text."""
-    first = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
-    if first < len(lines) and _CREDIT.match(lines[first].strip()):
-        blank = (number for number, line in enumerate(lines[first:], first) if not line.strip())
-        return lines[next(blank, len(lines)) :]
-    return lines
 
 
 def _dataset_rows(path: str, config: str | None, split: str, column: str, cache_dir: Path | None) -> Iterator[str]:
@@ -271,19 +250,16 @@ def _dataset_rows(path: str, config: str | None, split: str, column: str, cache_
                 raise InputError(f"text_column {column!r} is not in {path}; it has {sorted(row)}")
             text = row[column]
             if not isinstance(text, str | None):
-                raise InputError(
-                    f"text_column {column!r} of {path} holds {type(text).__name__}, no text; name another"
-                )
+                kind = type(text).__name__
+                raise InputError(f"text_column {column!r} of {path} holds {kind}, no text; name another")
             yield text or ""
     except InputError:
         raise
     except (ValueError, TypeError, OSError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         hint = " (pip install zstandard)" if "zstd" in reason else ""
-        raise InputError(
-            f"input {path}: the dataset (config {config}, split {split}) cannot be read: {reason[:300]}{hint}; check "
-            "input, dataset_config and dataset_split"
-        ) from error
+        what = f"the dataset (config {config}, split {split}) cannot be read: {reason[:300]}{hint}"
+        raise InputError(f"input {path}: {what}; check input, dataset_config and dataset_split") from error
 
 
 def _open_rows(path: str, config: str | None, split: str, column: str, cache_dir: Path | None) -> Any:

@@ -207,7 +207,7 @@ def test_the_benchmark_of_kills_sees_what_differs(recipe, tmp_path, capsys, monk
         ({"language": False}, "language: False is not a str (YAML reads some words"),
         ({"min_characters": 0}, "min_characters 0: give 1 or more"),
         ({"min_characters": 9, "max_characters": 5}, "max_characters: 5 is below min_characters 9"),
-        ({"max_tokens_per_character": -1}, "max_tokens_per_character: -1 is not above 0"),
+        ({"max_tokens_per_character": -1}, "max_tokens_per_character -1"),
         ({"block_size": 4}, "block_size 4: give 16 to 8192"),
         ({"deduplicate": "sometimes"}, "deduplicate: 'sometimes' is not a bool"),
         ({"min_characters": 10**9}, "no text is left to train on"),
