@@ -117,37 +117,15 @@ def assert_near(found, expected, atol=1e-6, rtol=1e-5):
     torch.testing.assert_close(found, expected, atol=atol, rtol=rtol, check_dtype=False)
 
 
-class Blocks(torch.utils.data.Dataset):
-    """The rows of one batch."""
-
-    def __init__(self, inputs):
-        self.inputs = inputs
-
-    def __len__(self):
-        return len(self.inputs["input_ids"])
-
-    def __getitem__(self, i):
-        return {name: tensor[i] for name, tensor in self.inputs.items()}
-
-
 def check_step_of(trainer_class, model, inputs, micro, folder, **options):
     """Loss and gradient norm that a Trainer logs of one step in micro-batches are those of the whole batch."""
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=len(inputs["input_ids"]) // micro,
-        max_steps=1,
-        logging_steps=1,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        learning_rate=0.0,
-        max_grad_norm=1e9,
-        disable_tqdm=True,
-    )
+    options |= {"train_dataset": [dict(zip(inputs, row, strict=True)) for row in zip(*inputs.values(), strict=True)]}
+    flags = {"max_steps": 1, "logging_steps": 1, "use_cpu": True, "report_to": "none", "save_strategy": "no"}
+    flags |= {"learning_rate": 0.0, "max_grad_norm": 1e9, "disable_tqdm": True}
+    flags |= {"gradient_accumulation_steps": len(inputs["input_ids"]) // micro, "per_device_train_batch_size": micro}
     expected, gradients = loss_and_gradients(copy.deepcopy(model), inputs)
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
-    trainer = trainer_class(model, arguments, train_dataset=Blocks(inputs), **options)
+    trainer = trainer_class(model, TrainingArguments(output_dir=str(folder), **flags), **options)
     trainer.train()
     logged = trainer.state.log_history[0]
     assert logged["loss"] == pytest.approx(expected, abs=1e-4)

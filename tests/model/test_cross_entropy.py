@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from budget_trainer.model import cross_entropy
 from budget_trainer.model.cross_entropy import linear_cross_entropy, logits_loss, loss_per_label
-from tests.model.models import batch, tiny
+from tests.model.models import GPU, batch, tiny
 
 N, H, V = 37, 16, 211
 
@@ -36,12 +36,12 @@ def close(a, b, tolerance):
     return (a.float() - b.float()).norm() <= tolerance * b.float().norm().clamp(min=1e-6)
 
 
-@pytest.mark.parametrize("in_place", [("cpu",), ()])
+@pytest.mark.parametrize(("device", "in_place"), [("cpu", ("cpu",)), ("cpu", ()), pytest.param("cuda", (), marks=GPU)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("chunk_size", [1, 8, 36, 37, 1000])
-def test_equals_the_plain_loss_in_float32(chunk_size, bias, in_place, monkeypatch):
+def test_equals_the_plain_loss_in_float32(chunk_size, bias, device, in_place, monkeypatch):
     monkeypatch.setattr(cross_entropy, "IN_PLACE", in_place)
-    tensors, labels = inputs(bias)
+    tensors, labels = inputs(bias, device)
     expected, wanted = value_and_gradients(plain, tensors, labels)
     loss, gradients = value_and_gradients(lambda *x: linear_cross_entropy(*x, chunk_size), tensors, labels)
     assert loss.dtype == torch.float32 and loss.shape == ()
@@ -154,16 +154,3 @@ def test_a_projection_of_another_kind_is_called_not_read():
     doubled.weight, doubled.bias = stock.weight, torch.nn.Parameter(torch.zeros_like(stock.bias))
     model.cls.predictions.decoder = doubled
     assert model(**batch()).loss.item() != pytest.approx(before, abs=1e-6)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_equals_the_plain_loss_on_a_gpu(dtype):
-    tensors, labels = inputs(device="cuda")
-    tensors = [t.detach().to(dtype).requires_grad_() for t in tensors]
-    expected, wanted = value_and_gradients(plain, tensors, labels)
-    loss, gradients = value_and_gradients(lambda *x: linear_cross_entropy(*x, 8), tensors, labels)
-    tolerance = 1e-4 if dtype == torch.float32 else 2**-6
-    assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
-    for got, want in zip(gradients, wanted, strict=True):
-        assert close(got, want, tolerance)

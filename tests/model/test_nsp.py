@@ -71,24 +71,37 @@ def scattered(inputs):
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_losses_and_logits_are_the_stock_classes(model_type):
+def test_the_checkpoint_is_native_and_the_losses_are_those_of_the_stock_class(model_type, tmp_path):
     model, inputs = tiny(model_type).eval(), pairs()
-    stock = stock_twin(model, STOCK[model_type]).eval()
-    expected = stock(**scattered(inputs))
-    ours = model(**inputs, return_logits=True)
-    assert ours.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
-    assert model(**scattered(inputs)).loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
-    assert torch.allclose(ours.seq_relationship_logits, expected.seq_relationship_logits, atol=1e-5)
+    set_output_bias(model, np.arange(VOCAB))
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [STOCK[model_type].__name__]
+    again = load_pretrained(str(tmp_path), add_nsp=True)
+    assert type(again) is type(model)
+    assert_near(again.state_dict(), model.state_dict(), 0, 0)
+    stock = AutoModelForPreTraining.from_pretrained(tmp_path).eval()
+    masked = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    assert type(stock) is STOCK[model_type]
+
+    ours, expected = model(**inputs, return_logits=True), stock(**scattered(inputs))
+    for loss in (ours.loss, model(**scattered(inputs)).loss):
+        assert loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
+    assert_near(ours.seq_relationship_logits, expected.seq_relationship_logits, 1e-5)
     wanted = expected.prediction_logits.gather(1, inputs["masked_positions"][..., None].expand(-1, -1, 128))
-    assert torch.allclose(ours.prediction_logits, wanted.flatten(0, 1), atol=1e-5)
+    assert_near(ours.prediction_logits, wanted.flatten(0, 1), 1e-5)
     assert model(**inputs).prediction_logits is None
-    given = pick(inputs, *ENCODED)
-    valid = inputs["attention_mask"].bool()
-    ours, theirs = model(**given).prediction_logits, stock(**given).prediction_logits
-    assert torch.allclose(ours[valid], theirs[valid], atol=1e-5), "without labels it is the stock forward"
+    given, valid = pick(inputs, *ENCODED), inputs["attention_mask"].bool()
+    for logits in (model(**given).prediction_logits, masked(**given).logits):
+        assert_near(logits[valid], expected.prediction_logits[valid], 1e-5)
     without = {name: value for name, value in inputs.items() if name != "next_sentence_label"}
-    used = inputs["labels"].flatten()
-    assert model(**without).loss.item() == pytest.approx(F.cross_entropy(wanted.flatten(0, 1), used).item(), abs=1e-5)
+    alone = F.cross_entropy(wanted.flatten(0, 1), inputs["labels"].flatten()).item()
+    assert model(**without).loss.item() == pytest.approx(alone, abs=1e-5)
+
+    rows = np.random.default_rng(0).integers(5, VOCAB, (8, 32))
+    rows[:, 0], rows[:, -1] = SPECIAL["cls"], SPECIAL["sep"]
+    evaluation = PinnedEvaluation(rows, np.ones_like(rows), special_ids=SPECIAL, vocab_size=VOCAB)
+    scores = [evaluation.run(m, device="cpu")["loss"] for m in (model, masked)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -142,43 +155,12 @@ def test_it_learns(model_type):
     assert before > 0.6 and pair_loss() < 0.2
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-def test_the_checkpoint_is_native(model_type, tmp_path):
-    model, inputs = tiny(model_type).eval(), pairs()
-    set_output_bias(model, np.arange(VOCAB))
-    model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [STOCK[model_type].__name__]
-    given = pick(inputs, *ENCODED)
-    ours = model(**given)
-    both = AutoModelForPreTraining.from_pretrained(tmp_path).eval()
-    assert type(both) is STOCK[model_type]
-    valid = inputs["attention_mask"].bool()
-    assert torch.allclose(both(**given).prediction_logits[valid], ours.prediction_logits[valid], atol=1e-5)
-    assert torch.allclose(both(**given).seq_relationship_logits, ours.seq_relationship_logits, atol=1e-5)
-    masked = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
-    assert torch.allclose(masked(**given).logits[valid], ours.prediction_logits[valid], atol=1e-5)
-    again = load_pretrained(str(tmp_path), add_nsp=True)
-    assert type(again) is type(model)
-    assert_near(again.state_dict(), model.state_dict(), 0, 0)
-
-
 def test_a_checkpoint_without_the_head_gets_one_from_the_seed(tmp_path):
     BertForMaskedLM(tiny("bert").config).save_pretrained(tmp_path)
     first, second, other = (load_pretrained(str(tmp_path), add_nsp=True, seed=seed) for seed in (1, 1, 2))
     weights = [model.cls.seq_relationship.weight for model in (first, second, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert torch.equal(first.cls.predictions.transform.dense.weight, other.cls.predictions.transform.dense.weight)
-
-
-@pytest.mark.parametrize("model_type", TYPES)
-def test_the_pinned_evaluation_scores_it_as_the_masked_model(model_type, tmp_path):
-    model = tiny(model_type)
-    model.save_pretrained(tmp_path)
-    rows = np.random.default_rng(0).integers(5, VOCAB, (8, 32))
-    rows[:, 0], rows[:, -1] = SPECIAL["cls"], SPECIAL["sep"]
-    evaluation = PinnedEvaluation(rows, np.ones_like(rows), special_ids=SPECIAL, vocab_size=VOCAB)
-    scores = [evaluation.run(m, device="cpu")["loss"] for m in (model, AutoModelForMaskedLM.from_pretrained(tmp_path))]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
 @pytest.mark.parametrize(

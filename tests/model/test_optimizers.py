@@ -10,7 +10,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM
 from transformers.optimization import Adafactor
 
 from budget_trainer.core.errors import InputError
@@ -210,56 +209,27 @@ def test_a_frozen_parameter_is_in_no_group(name):
     assert sorted(members) == sorted(id(p) for p in model.parameters() if p is not model.norm.scale)
 
 
-@pytest.mark.parametrize(
-    ("model_type", "tables"),
-    [
-        ("bert", ["position_embeddings", "token_type_embeddings", "word_embeddings"]),
-        ("modernbert", ["tok_embeddings"]),
-    ],
-)
-def test_groups_of_real_models(model_type, tables):
-    model = tiny(model_type)
-    names = {id(p): n for n, p in model.named_parameters()}
-    options = {"learning_rate": 0.1, "weight_decay": 0.01, "embedding_learning_rate": 0.2}
-    groups = build_optimizer("muon", model, **options).param_groups
-    by_kind = {g["name"]: {names[id(p)] for p in g["params"]} for g in groups}
-    for name in by_kind["hidden"]:
-        assert name.endswith("weight") and "embed" not in name and "norm" not in name.lower()
-    assert sorted(n.split(".")[-2] for n in by_kind["embeddings"]) == tables  # the decoder is tied to one
-    rates = {g["name"]: (g["lr"], g["weight_decay"]) for g in groups}
-    assert rates == {"hidden": (0.1, 0.01), "embeddings": (0.2, 0.01), "no_decay": (0.1, 0.0)}
-
-
-@pytest.mark.parametrize("optimizer_type", ["adamw", "muon"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize(("model_type", "add_nsp"), WITH_PAIRS)
-def test_norms_and_biases_do_not_decay_and_everything_else_does(model_type, add_nsp, optimizer_type):
+def test_groups_of_real_models(model_type, add_nsp, name, tied):
     """B18: the original matched names, so RMSNorm decayed; its pooler was computed but in no group."""
-    model = tiny(model_type, add_nsp=add_nsp)
-    optimizer = build_optimizer(optimizer_type, model, learning_rate=1e-3, weight_decay=0.1)
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(decay), "none twice"
-    assert decay.keys() == {id(parameter) for parameter in model.parameters()}, "none missing"
-    matrices = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, nn.Embedding))}
-    norms = {id(p) for m in model.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)}
-    assert norms and not norms & matrices
-    for name, parameter in model.named_parameters():
-        assert decay[id(parameter)] == (0.1 if id(parameter) in matrices else 0.0), name
-    assert all(decay[norm] == 0.0 for norm in norms)
-    assert any("pooler" in name for name, _ in model.named_parameters()) is add_nsp
-
-
-def test_heads_are_no_hidden_matrices():
-    model = BertForMaskedLM(
-        BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=False)
-    )
-    groups = muon(model).param_groups
-    decoder = model.get_output_embeddings().weight
-    assert [group["use_muon"] for group in groups for p in group["params"] if p is decoder] == [False]
-    model = tiny("bert", add_nsp=True)
-    groups = build_optimizer("muon", model, learning_rate=0.1, embedding_learning_rate=0.2).param_groups
-    kinds = {id(p): group["name"] for group in groups for p in group["params"]}
-    assert kinds[id(model.cls.seq_relationship.weight)] == "decay"
-    assert kinds[id(model.bert.pooler.dense.weight)] == "hidden"
+    model = tiny(model_type, add_nsp=add_nsp, model_config={"tie_word_embeddings": tied})
+    options = {"learning_rate": 1e-3, "embedding_learning_rate": 2e-3, "weight_decay": 0.1}
+    groups = build_optimizer(name, model, **options).param_groups
+    group_of = {id(p): group for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(group_of), "none twice"
+    assert group_of.keys() == {id(parameter) for parameter in model.parameters()}, "none missing"
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables.add(id(model.get_output_embeddings().weight))
+    matrices = tables | {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    for path, parameter in model.named_parameters():
+        group, table, matrix = group_of[id(parameter)], id(parameter) in tables, id(parameter) in matrices
+        assert group["lr"] == (2e-3 if table else 1e-3), path
+        assert group["weight_decay"] == (0.1 if matrix else 0.0), path
+        if name == "muon":  # heads are no hidden matrices
+            assert group["use_muon"] is (matrix and not table and "seq_relationship" not in path), path
+    assert any("pooler" in path for path, _ in model.named_parameters()) is add_nsp
 
 
 KNOWN = "adam, adamw, adafactor, lamb, muon"
