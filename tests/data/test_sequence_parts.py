@@ -6,18 +6,17 @@ import torch
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.data.masking import prediction_slots
-from tests.data.blocks import CLS, PAD, SEP, batch, collator, same, take
+from tests.data.blocks import CLS, PAD, SEP, VOCAB, batch, collator, same, samples, take
 
 LENGTH = 64
 
 
-def source(rows=40, padded=True, seed=0):
-    blocks = batch(rows, LENGTH, seed=seed)
-    if not padded:
-        ids = np.random.default_rng(seed).integers(5, 200, (rows, LENGTH))
-        ids[:, 0], ids[:, 30], ids[:, -1] = CLS, SEP, SEP
-        blocks["input_ids"] = ids
-    return blocks
+def source(rows=40, padded=True):
+    if padded:
+        return batch(rows, LENGTH)
+    ids = np.random.default_rng(0).integers(5, VOCAB, (rows, LENGTH))
+    ids[:, 0], ids[:, 30], ids[:, -1] = CLS, SEP, SEP
+    return samples(ids)
 
 
 def masker(**changes):
@@ -28,8 +27,7 @@ def uncorrupted(out):
     """The ids before corruption."""
     ids = out["input_ids"].clone()
     used = out["labels"] != -100
-    row = torch.nonzero(used)[:, 0]
-    ids[row, out["masked_positions"][used]] = out["labels"][used]
+    ids[torch.nonzero(used)[:, 0], out["masked_positions"][used]] = out["labels"][used]
     return ids.numpy()
 
 
@@ -39,9 +37,8 @@ def test_only_the_tokens_at_the_borders_change(parts, padded):
     data = source(padded=padded)
     out = masker(sequence_parts=parts, has_padding=padded)(data)
     size = LENGTH // parts
-    slots = prediction_slots(0.15, size)
     assert out["input_ids"].shape == (40 * parts, size)
-    assert out["labels"].shape == out["masked_positions"].shape == (40 * parts, slots)
+    assert out["labels"].shape == out["masked_positions"].shape == (40 * parts, prediction_slots(0.15, size))
     assert ("attention_mask" in out) == padded
     ids, original = uncorrupted(out), data["input_ids"].reshape(40 * parts, size)
     assert (ids[:, 0] == CLS).all()
@@ -114,26 +111,15 @@ def test_document_ids_keep_their_form():
 
 
 def test_stages_are_copies_with_other_slots():
-    first = masker(mlm_probability=0.3)
+    first, data = masker(mlm_probability=0.3), source()
     late = first.with_stage(mlm_probability=0.15)
     short = late.with_stage(sequence_parts=2)
-    assert (first.slots, late.slots, short.slots) == (19, 9, 4)
-    assert (first.mlm_probability, first.sequence_parts) == (0.3, 1)
-    assert (short.mlm_probability, short.sequence_parts) == (0.15, 2)
-    data = source()
-    for stage, options in (
-        (first, {"mlm_probability": 0.3}),
-        (late, {"mlm_probability": 0.15}),
-        (short, {"mlm_probability": 0.15, "sequence_parts": 2}),
-    ):
-        assert same(stage(data), masker(**options)(data))
     assert same(short.with_stage(sequence_parts=1)(data), late(data))
-
-
-def test_explicit_slots_stay_over_mask_rates_and_are_shared_by_the_parts():
+    for stage, rate, parts, slots in ((first, 0.3, 1, 19), (late, 0.15, 1, 9), (short, 0.15, 2, 4)):
+        assert (stage.mlm_probability, stage.sequence_parts, stage.slots) == (rate, parts, slots)
+        assert same(stage(data), masker(mlm_probability=rate, sequence_parts=parts)(data))
     fixed = masker(mlm_probability=0.3, max_predictions_per_seq=21)
-    data = source()
-    for rate in (0.3, 0.15, 0.05):
+    for rate in (0.3, 0.15, 0.05):  # explicit slots stay over rates and are shared by the parts
         assert fixed.with_stage(mlm_probability=rate)(data)["labels"].shape == (40, 21)
     assert fixed.with_stage(sequence_parts=2)(data)["labels"].shape == (80, 11)
     assert fixed.with_stage(sequence_parts=4)(data)["labels"].shape == (160, 6)
@@ -162,5 +148,6 @@ def test_sentence_pairs_are_not_cut():
     assert masker()(data)["next_sentence_label"].tolist() == [0] * 4
     with pytest.raises(InputError, match="sequence_parts=2 would cut sentence pairs apart"):
         masker(sequence_parts=2)(data)
+    odd = source(4) | {"input_ids": source(4)["input_ids"][:, :63]}
     with pytest.raises(InputError, match="sequence_parts=2 does not divide the block's 63 tokens"):
-        masker(sequence_parts=2)({**source(4), "input_ids": source(4)["input_ids"][:, :63]})
+        masker(sequence_parts=2)(odd)

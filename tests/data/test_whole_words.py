@@ -12,7 +12,7 @@ from budget_trainer.data.masking import hash64, prediction_slots
 from budget_trainer.data.whole_words import choose_words, continues_word, word_table
 from budget_trainer.training.parts import RunParts
 from tests.data import blocks
-from tests.data.blocks import CLS, MASK, PAD, SEP, SPECIAL, ordinary, predicted, samples
+from tests.data.blocks import CLS, MASK, PAD, SEP, SPECIAL, ordinary, predicted, same, samples, take
 
 VOCAB = 100
 CONTINUES = np.arange(VOCAB) >= 60  # these tokens continue the word before them
@@ -23,11 +23,11 @@ def collator(**changes):
     return blocks.collator(**{"vocab_size": VOCAB, "whole_words": CONTINUES} | changes)
 
 
-def batch(rows=200, length=32, low=5, high=VOCAB, seed=0):
-    random = np.random.default_rng(seed)
-    ids = random.integers(low, high, (rows, length))
+def batch(rows=200, high=VOCAB):
+    random = np.random.default_rng(0)
+    ids = random.integers(5, high, (rows, 32))
     ids[:, 0] = CLS
-    for i, size in enumerate(random.integers(3, length + 1, rows)):
+    for i, size in enumerate(random.integers(3, 33, rows)):
         ids[i, size - 1] = SEP
         ids[i, size // 2] = random.choice([SEP, SPECIAL["unk"], MASK])
         ids[i, size:] = PAD
@@ -37,11 +37,8 @@ def batch(rows=200, length=32, low=5, high=VOCAB, seed=0):
 def words_of(row):
     """The words of a block, each a list of positions, by the definition."""
     words = []
-    for place, token in enumerate(row):
-        if not ordinary(token):
-            continue
-        before = row[place - 1]
-        if words and CONTINUES[token] and before not in SPECIAL.values():
+    for place in np.flatnonzero(ordinary(row)):
+        if words and CONTINUES[row[place]] and row[place - 1] not in SPECIAL.values():
             words[-1].append(place)
         else:
             words.append([place])
@@ -49,16 +46,14 @@ def words_of(row):
 
 
 def expected_positions(row, epoch, number, wanted, seed=7):
-    def key(*parts):
-        value = np.array([parts[0]], dtype=np.uint64)
-        for part in parts[1:]:
+    def key(value, *parts):
+        value = np.array([value], dtype=np.uint64)
+        for part in parts:
             value = hash64(value, np.array([part], dtype=np.uint64))
-        return value
+        return int(value[0])
 
-    chosen, words = [], words_of(row)
-    choice = key(seed, epoch, number) ^ np.uint64(1)
-    words.sort(key=lambda word: int(hash64(choice, np.array([word[0]], dtype=np.uint64))[0]))
-    for word in words:
+    choice, chosen = key(seed, epoch, number) ^ 1, []
+    for word in sorted(words_of(row), key=lambda word: key(choice, word[0])):
         if len(chosen) + len(word) <= wanted:
             chosen += word
     return sorted(chosen)
@@ -91,10 +86,8 @@ def test_words_are_chosen_whole_and_nearly_as_many_tokens_as_wanted():
 
 
 def test_words_of_one_token_give_the_same_masks_as_tokens():
-    source = batch(high=60)
     assert not CONTINUES[:60].any()
-    plain, whole = collator(whole_words=None)(source), collator()(source)
-    assert plain.keys() == whole.keys() and all((plain[name] == whole[name]).all() for name in plain)
+    assert same(collator(whole_words=None)(batch(high=60)), collator()(batch(high=60)))
 
 
 def test_a_word_that_never_fits_is_not_predicted():
@@ -107,9 +100,8 @@ def test_a_word_that_never_fits_is_not_predicted():
 def test_a_block_gets_the_same_words_in_any_batch():
     source, masker = batch(64), collator()
     whole = masker(source)
-    for start in range(0, 64, 7):
-        part = masker({name: values[start : start + 7] for name, values in source.items()})
-        assert all((part[name] == whole[name][start : start + 7]).all() for name in whole)
+    for part in (slice(start, start + 7) for start in range(0, 64, 7)):
+        assert same(masker(take(source, part)), {name: tensor[part] for name, tensor in whole.items()})
 
 
 def test_no_rows_and_no_candidates():
@@ -139,10 +131,12 @@ def test_the_flag_reaches_the_collator(data_dir, tmp_path, flag):
 
 def test_wordpiece(tokenizer):
     loaded = AutoTokenizer.from_pretrained(tokenizer)
-    continues = continues_word(loaded)
-    tokens = loaded.convert_ids_to_tokens(range(len(loaded)))
+    continues, tokens = continues_word(loaded), loaded.convert_ids_to_tokens(range(len(loaded)))
     assert continues.dtype == bool and continues.tolist() == [t.startswith("##") and t != "##" for t in tokens]
     assert 0 < continues.sum() < len(tokens) and not continues[loaded.all_special_ids].any()
+
+
+ADDED = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
 def _wrapped(backend):
@@ -150,12 +144,11 @@ def _wrapped(backend):
     return PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="<mask>", **names)
 
 
-ADDED = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-
-
-def _byte_level():
+def _bpe(**steps):
+    """A byte-level BPE, or another one with these steps."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for name, step in (steps or {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=False)}).items():
+        setattr(backend, name, step)
     backend.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=60, special_tokens=ADDED, show_progress=False))
     return backend
 
@@ -171,13 +164,10 @@ def _unigram():
 
 def _replacing():
     """As Llama's: the mark comes from the normalizer."""
-    backend = Tokenizer(models.BPE(unk_token="<unk>"))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    backend.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=60, special_tokens=ADDED, show_progress=False))
-    return backend
+    return _bpe(normalizer=normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]))
 
 
-@pytest.mark.parametrize("make, mark", [(_byte_level, "\u0120"), (_unigram, "\u2581"), (_replacing, "\u2581")])
+@pytest.mark.parametrize("make, mark", [(_bpe, "\u0120"), (_unigram, "\u2581"), (_replacing, "\u2581")])
 def test_word_start_marks(make, mark):
     tokenizer = _wrapped(make())
     continues = continues_word(tokenizer)

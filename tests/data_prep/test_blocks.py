@@ -1,8 +1,8 @@
 """From text to a data folder: the same whatever the processes, nothing lost, the pinned evaluation's blocks."""
 
-import importlib.util
 import json
 import resource
+import runpy
 import subprocess
 import sys
 
@@ -17,6 +17,8 @@ from data_prep import blocks
 from data_prep.corpus import HASHED_WORDS, is_held_out, token_groups
 from tests.conftest import ROOT, read_documents, words
 from tests.data_prep.conftest import dealt_rows, error_of, ids_of, limited_to, text_mask, train_texts
+
+BENCH = ROOT.parent / "shared" / "bench" / "eval_mlm.py"
 
 
 @pytest.fixture
@@ -56,10 +58,9 @@ def test_no_text_is_lost(build, corpus, tokenizer, packing, block_size):
     repeated = tokens[len(wanted) :]
     assert repeated == wanted[: len(repeated)]
     train = folder.manifest["splits"]["train"]
-    assert train["documents"] == len(expected)
-    assert train["rows"] == len(rows) == folder.train(0).rows
-    assert train["tokens"] == (rows != folder.special_ids["pad"]).sum()
-    assert train["text_bytes"] == sum(len(text.encode()) for text in train_texts(corpus))
+    counts = {"documents": len(expected), "text_bytes": sum(len(text.encode()) for text in train_texts(corpus))}
+    counts |= {"rows": len(rows), "tokens": (rows != folder.special_ids["pad"]).sum()}
+    assert train.items() >= counts.items() and folder.train(0).rows == len(rows)
     padded = (rows == folder.special_ids["pad"]).any(1)
     assert train["columns"] == ["input_ids", "document_ids"][: 2 if packing == "packed" else 1]
     if packing == "packed":
@@ -79,11 +80,10 @@ def test_sentence_pairs(build, corpus, tokenizer, monkeypatch, block_size):
     monkeypatch.setattr("data_prep.corpus.GROUP_CHARACTERS", 20_000)  # several groups
     folder = build(packing="nsp", block_size=block_size)
     train = folder.manifest["splits"]["train"]
-    assert folder.manifest["packing"] == "nsp"
+    assert folder.manifest["packing"] == "nsp" and folder.train_columns == tuple(train["columns"])
     assert train["columns"] == ["input_ids", "token_type_ids", "next_sentence_label"]
-    assert folder.train_columns == tuple(train["columns"])
     rows = folder.train(0, folder.columns_for(next_sentence=True)).__getitems__(range(train["rows"]))
-    ids, types, labels = rows["input_ids"], rows["token_type_ids"], rows["next_sentence_label"]
+    ids, types, labels = (rows[name] for name in train["columns"])
     assert ids.shape == types.shape == (train["rows"], block_size) and labels.shape == (train["rows"],)
     assert train["pairs"] == {"follows": (labels == 0).sum(), "random": (labels == 1).sum()}
     assert abs(labels.mean() - 0.5) < 0.1
@@ -93,8 +93,7 @@ def test_sentence_pairs(build, corpus, tokenizer, monkeypatch, block_size):
     # In the order they were dealt, what belongs to A or follows is the text.
     ids, types, labels = (dealt_rows(folder, column=name) for name in train["columns"])
     belongs = text_mask(folder, ids) & ((types == 0) | (labels[:, None] == 0))
-    expected = ids_of(tokenizer, train_texts(corpus))
-    assert ids[belongs].tolist() == [i for document in expected for i in document]
+    assert ids[belongs].tolist() == [i for document in ids_of(tokenizer, train_texts(corpus)) for i in document]
 
 
 def test_shards_are_balanced_and_readable_by_datasets(build, tmp_path):
@@ -113,15 +112,12 @@ def test_shards_are_balanced_and_readable_by_datasets(build, tmp_path):
 
 def test_split_is_stable_as_the_corpus_grows(build, corpus, tmp_path):
     texts = list(read_documents(corpus))
-    grown = tmp_path / "grown.txt"
     extra = [f"A new document of number {i}, which says the word {i * 7} twice: {i * 7}." for i in range(200)]
-    grown.write_text("\n\n".join(extra[:100] + texts + extra[100:]))
-    before, after = build("before"), build("after", input=grown)
-    held = [set((folder.path / "validation.txt").read_text().split("\n")) - {""} for folder in (before, after)]
-    assert held[0] < held[1]
-    assert held[1] - held[0] <= set(extra)
-    shares = [is_held_out(text, 0.3) for text in texts + extra]
-    assert 0.2 < np.mean(shares) < 0.4
+    (tmp_path / "grown.txt").write_text("\n\n".join(extra[:100] + texts + extra[100:]))
+    folders = build("before"), build("after", input=tmp_path / "grown.txt")
+    before, after = (set((folder.path / "validation.txt").read_text().split("\n")) - {""} for folder in folders)
+    assert before < after and after - before <= set(extra)
+    assert 0.2 < np.mean([is_held_out(text, 0.3) for text in texts + extra]) < 0.4
 
 
 @pytest.mark.parametrize("count", [1, HASHED_WORDS, HASHED_WORDS + 1, 2 * HASHED_WORDS, 3 * HASHED_WORDS])
@@ -133,8 +129,7 @@ def test_copies_are_on_one_side_of_the_split(count):
     assert True in plain and False in plain
     assert sides(lambda text: " \n".join(text).upper() + "  ") == plain
     assert sides(lambda text: " ".join(["other", *text[1:]])) != plain
-    if count > 1:
-        assert sides(lambda text: " ".join([*text[:-1], "other"])) != plain
+    assert count == 1 or sides(lambda text: " ".join([*text[:-1], "other"])) != plain
     middle = count - count // 2
     if count > 2 * HASHED_WORDS:  # what stands between the ends says nothing
         assert sides(lambda text: " ".join([*text[:middle], "other", *text[middle:]])) == plain
@@ -156,12 +151,9 @@ def _expected_validation(texts, tokenizer, limit=2000):
 
 def _assert_validation_is(folder, expected):
     ids, sizes = folder.validation_rows()
-    expected = list(expected)
-    assert len(ids) == len(sizes) == len(expected)
     pad = folder.special_ids["pad"]
     for row, size, (want, want_size) in zip(ids.tolist(), sizes.tolist(), expected, strict=True):
-        assert row == want + [pad] * (128 - len(want))
-        assert size == want_size + [0] * (128 - len(want))
+        assert row == want + [pad] * (128 - len(want)) and size == want_size + [0] * (128 - len(want))
 
 
 def test_validation_blocks_are_those_of_the_pinned_evaluation(build, corpus, tokenizer):
@@ -173,19 +165,16 @@ def test_validation_blocks_are_those_of_the_pinned_evaluation(build, corpus, tok
     assert split["documents"] == split["documents_held_out"] == len(held_out) and split["rows_cut"] == 0
 
 
-@pytest.mark.parametrize("text", ["corpus", "accents"])
-def test_a_separate_validation_text_leaves_all_input_to_training(build, corpus, tokenizer, tmp_path, text):
+def test_a_separate_validation_text_leaves_all_input_to_training(build, corpus, tokenizer, tmp_path):
     other = tmp_path / "other.txt"
-    texts = list(read_documents(corpus))[:20]
-    if text == "accents":  # bytes, not characters, are counted
-        texts = ["Caf\u00e9 na\u00efve \u00dcber \u4e2d\u6587 bada kulo " * 10]
+    texts = ["Caf\u00e9 na\u00efve \u00dcber \u4e2d\u6587 bada kulo " * 10, *list(read_documents(corpus))[:20]]
     other.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     folder = build(validation_text=other)
     _assert_validation_is(folder, _expected_validation(read_documents(other), tokenizer))
     assert folder.manifest["splits"]["train"]["documents"] == 400
-    assert [source["documents"] for source in folder.manifest["sources"]] == [400, len(texts)]
-    if text == "accents":
-        assert folder.validation_rows()[1].sum() > 10 * len("CafenaiveUberbadakulo")
+    assert [source["documents"] for source in folder.manifest["sources"]] == [400, 21]
+    sizes = folder.validation_rows()[1]
+    assert sizes.sum() > sum(len("".join(text.split())) for text in texts), "bytes, not characters, are counted"
 
 
 def test_max_validation_blocks_cuts_and_says_so(build, corpus, tokenizer):
@@ -198,16 +187,11 @@ def test_max_validation_blocks_cuts_and_says_so(build, corpus, tokenizer):
     assert folder.manifest["splits"]["train"] == whole["train"]  # what was cut is not trained on
 
 
+@pytest.mark.skipif(not BENCH.exists(), reason="no bench script")
 def test_equals_the_bench_script_itself(build, tokenizer):
-    script = ROOT.parent / "shared" / "bench" / "eval_mlm.py"
-    if not script.exists():
-        pytest.skip("no bench script")
-    spec = importlib.util.spec_from_file_location("eval_mlm", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    folder = build()
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
-    _assert_validation_is(folder, module.blocks(str(folder.path / "validation.txt"), loaded, 128, 2000))
+    folder, loaded = build(), AutoTokenizer.from_pretrained(tokenizer)
+    expected = runpy.run_path(str(BENCH))["blocks"](str(folder.path / "validation.txt"), loaded, 128, 2000)
+    _assert_validation_is(folder, expected)
 
 
 def test_large_vocabulary_is_stored_in_32_bits(build, tokenizer, tmp_path):
@@ -215,8 +199,7 @@ def test_large_vocabulary_is_stored_in_32_bits(build, tokenizer, tmp_path):
     vocab = content["model"]["vocab"]
     vocab.update({f"filler{i}": i for i in range(len(vocab), 70_000)})
     vocab["[MASK]"], vocab["filler69999"] = 69_999, vocab["[MASK]"]
-    mask = next(token for token in content["added_tokens"] if token["content"] == "[MASK]")
-    mask["id"] = 69_999
+    next(token for token in content["added_tokens"] if token["content"] == "[MASK]")["id"] = 69_999
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     folder = build(tokenizer=tmp_path / "tokenizer.json")
     assert folder.manifest["dtype"] == "uint32" and folder.vocab_size == 70_000
@@ -224,13 +207,11 @@ def test_large_vocabulary_is_stored_in_32_bits(build, tokenizer, tmp_path):
     assert folder.train(0)[0]["input_ids"].dtype == np.int64
 
 
-def test_several_inputs_and_the_manifest(build, corpus, tmp_path):
+def test_several_inputs_and_the_manifest(corpus, tokenizer, tmp_path):
     (tmp_path / "book.txt").write_text("One line of a book.\n\nAnother.\n")
     output = tmp_path / "both"
-    command = ["--input", str(corpus), str(tmp_path / "book.txt"), "--kind", "text", "--output_dir", str(output)]
-    folder = build("first")
-    command += ["--tokenizer", str(folder.path / "tokenizer"), "--num_proc", "1"]
-    assert blocks.main(command) == 0
+    command = ["--input", corpus, tmp_path / "book.txt", "--kind", "text", "--output_dir", output, "--num_proc", 1]
+    assert blocks.main([str(word) for word in [*command, "--tokenizer", tokenizer]]) == 0
     manifest = json.loads((output / "manifest.json").read_text())
     assert [source["documents"] for source in manifest["sources"]] == [400, 2]
     assert manifest["command"].startswith("python -m data_prep.blocks --input ")
@@ -251,16 +232,11 @@ def test_several_inputs_and_the_manifest(build, corpus, tmp_path):
         ({"input": "empty.txt"}, "no text found"),
         ({"input": "short.txt", "validation_fraction": "0.01"}, "validation_fraction 0.01 gives no validation block"),
         ({"validation_text": "short.txt"}, "validation_text short.txt gives no validation block"),
-        ({"validation_text": "nothing.txt"}, "input nothing.txt: no such file"),
         ({"validation_fraction": "1.5"}, "validation_fraction 1.5"),
         ({"block_size": "15"}, "block_size 15: give 16 to 8192"),
-        ({"block_size": "10000"}, "block_size 10000"),
         ({"num_shards": "0"}, "--num_shards"),
         ({"packing": "loose"}, "--packing"),
-        (
-            {"packing": "nsp", "input": "short.txt", "validation_fraction": 0},
-            "packing nsp: the corpus has one document",
-        ),
+        ({"packing": "nsp", "input": "short.txt", "validation_fraction": 0}, "nsp: the corpus has one document"),
         ({"seed": "1"}, "unrecognized arguments: --seed 1"),
         ({"output_dir": "latin.txt"}, "output_dir latin.txt exists and is no data folder"),
     ],
@@ -279,9 +255,8 @@ def test_mistakes_are_one_line_and_exit_code_2(corpus, tokenizer, tmp_path, monk
 def test_an_existing_folder_is_replaced_only_when_asked(build, corpus, tokenizer, capsys):
     first = build("same")
     options = {"input": corpus, "tokenizer": tokenizer, "output_dir": first.path, "num_proc": 1, "num_shards": 1}
-    assert "already holds a data folder; give another path or --overwrite" in error_of(
-        blocks.main, words(options), capsys
-    )
+    error = error_of(blocks.main, words(options), capsys)
+    assert "already holds a data folder; give another path or --overwrite" in error
     with limited_to(60_000, resource.RLIMIT_FSIZE):  # a disk that takes no more
         assert "File too large" in error_of(blocks.main, [*words(options), "--overwrite"], capsys, code=1)
     assert DataFolder.open(first.path).fingerprint == first.fingerprint
@@ -290,37 +265,31 @@ def test_an_existing_folder_is_replaced_only_when_asked(build, corpus, tokenizer
     assert [path.name for path in first.path.parent.iterdir()] == ["same"]
 
 
-def test_nothing_is_left_at_home_and_errors_have_no_traceback(corpus, tokenizer, tmp_path):
+def test_nothing_is_left_at_home(corpus, tokenizer, tmp_path):
     """As a user runs it; the home folder of the libraries' caches is watched."""
-    home = tmp_path / "home"
-    home.mkdir()
-    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    (tmp_path / "home").mkdir()
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "rows.jsonl").write_text('{"text": "One more document, read by the datasets library."}\n')
     command = [sys.executable, "-m", "data_prep.blocks", "--input", corpus, tmp_path / "rows"]
     command += ["--tokenizer", tokenizer, "--output_dir", tmp_path / "out", "--validation_fraction", "0.1"]
+    environment = {"HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "rows: read as dataset" in done.stdout
-    assert "tokenising (num_proc" in done.stderr  # progress
-    assert [path for path in home.rglob("*") if path.is_file()] == []
-    again = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 2 and len(again.stderr.splitlines()) == 1
+    assert "rows: read as dataset" in done.stdout and "tokenising (num_proc" in done.stderr  # progress
+    assert [path for path in (tmp_path / "home").rglob("*") if path.is_file()] == []
 
 
 def test_groups_and_parts_keep_the_order_and_leave_nothing(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("data_prep.corpus.GROUP_CHARACTERS", 20_000)
     monkeypatch.setattr("data_prep.corpus.PART_BYTES", 100_000)
     texts = [f"document {i} " + "word " * (i % 50) for i in range(3000)]
-    taken = []
+    taken, groups = [], []
     documents = (taken.append(i) or text for i, text in enumerate(texts))
-    groups = []
     options = {"tokenizer_file": tokenizer / "tokenizer.json", "dtype": "uint16", "fraction": 0.0, "num_proc": 1}
     for group in token_groups(documents, tmp_path, **options):
         groups.append((group.ids.copy(), group.lengths.copy()))
         assert len(list(tmp_path.glob("part-?????.arrow"))) == 1
-        if len(groups) == 1:
-            assert len(taken) < 1500  # the rest of the corpus is not read yet
+        assert len(groups) > 1 or len(taken) < 1500  # the rest of the corpus is not read yet
     expected = ids_of(tokenizer, texts)
     assert len(groups) > 10
     assert np.concatenate([ids for ids, _ in groups]).tolist() == [i for ids in expected for i in ids]

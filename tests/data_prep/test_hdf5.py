@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 from budget_trainer.data.folder import DataFolder
 from data_prep import hdf5
 from data_prep.corpus import HELD_OUT_RULE
-from tests.conftest import read_documents
+from tests.conftest import read_documents, words
 
 h5py = pytest.importorskip("h5py", reason="needs the extra hdf5")
 LENGTH, SLOTS = 32, 5
@@ -32,36 +32,42 @@ def write(file, rows, sizes, tokenizer, seed, labels=None):
         chosen = np.sort(chance.choice(np.arange(1, size - 1), count, replace=False))
         positions[i, :count], answers[i, :count] = chosen, ids[i, chosen]
         ids[i, chosen] = np.where(chance.random(count) < 0.8, tokenizer.mask_token_id, chance.integers(5, 90, count))
+    types = np.arange(LENGTH) > LENGTH // 2
+    columns = {"input_ids": ids.astype("i4"), "input_mask": (np.arange(LENGTH) < sizes[:, None]).astype("i1")}
+    columns |= {"segment_ids": np.tile(types.astype("i1"), (len(rows), 1))}
+    columns |= {"masked_lm_positions": positions, "masked_lm_ids": answers}
+    columns |= {} if labels is None else {"next_sentence_labels": labels.astype("i1")}
     with h5py.File(file, "w") as out:
-        columns = {"input_ids": ids.astype("i4"), "input_mask": (np.arange(LENGTH) < sizes[:, None]).astype("i1")}
-        columns |= {"segment_ids": (np.arange(LENGTH) > LENGTH // 2).astype("i1") * np.ones((len(rows), 1), "i1")}
-        columns |= {"masked_lm_positions": positions, "masked_lm_ids": answers}
-        columns |= {} if labels is None else {"next_sentence_labels": labels.astype("i1")}
         for name, column in columns.items():
             out.create_dataset(name, data=column, compression="gzip")
 
 
 def convert(folder, tokenizer, out, *flags):
-    words = ["--input", str(folder), "--tokenizer", str(tokenizer), "--output_dir", str(out), "--num_shards", "3"]
-    return hdf5.main([*words, "--validation_block_size", "32", *flags])
+    options = {
+        "input": folder,
+        "tokenizer": tokenizer,
+        "output_dir": out,
+        "num_shards": 3,
+        "validation_block_size": 32,
+    }
+    return hdf5.main([*words(options), *flags])
 
 
-def rows_of(data, column="input_ids"):
-    blocks = data.train(seed=0, columns=(column,) if column == "input_ids" else ("input_ids", column))
-    return np.asarray(blocks.__getitems__(range(blocks.rows))[column])
+def rows_of(data, *columns):
+    blocks = data.train(seed=0, columns=columns)
+    return blocks.__getitems__(range(blocks.rows))
 
 
 def test_masks_come_off_and_copies_go(text_rows, tokenizer, tmp_path):
     rows, sizes, loaded = text_rows
-    half = len(rows) // 2
-    shards = tmp_path / "shards"
+    half, shards = len(rows) // 2, tmp_path / "shards"
     shards.mkdir()
     for copy in range(3):  # dupe_factor
         write(shards / f"train_shard_{copy}.hdf5", rows[:half], sizes[:half], loaded, seed=copy)
     write(shards / "test_shard_0.hdf5", rows[half:], sizes[half:], loaded, seed=9)
     assert convert(shards, tokenizer, tmp_path / "out") == 0
     data = DataFolder.open(tmp_path / "out")
-    assert sorted(map(tuple, rows_of(data))) == sorted(map(tuple, rows[:half]))
+    assert sorted(map(tuple, rows_of(data, "input_ids")["input_ids"])) == sorted(map(tuple, rows[:half]))
     train = data.manifest["splits"]["train"]
     assert train["copies_dropped"] == 2 * half and train["rows"] == half and data.manifest["packing"] == "one_document"
     assert train["tokens"] == sizes[:half].sum() and data.manifest["splits"]["validation"]["rows"] > 0
@@ -79,8 +85,7 @@ def test_pairs_keep_their_labels(text_rows, tokenizer, tmp_path):
     assert convert(tmp_path, tokenizer, tmp_path / "out", "--validation_fraction", "0.2") == 0
     data = DataFolder.open(tmp_path / "out")
     assert data.manifest["packing"] == "nsp"
-    blocks = data.train(seed=0, columns=("input_ids", "token_type_ids", "next_sentence_label"))
-    got = blocks.__getitems__(range(blocks.rows))
+    got = rows_of(data, "input_ids", "token_type_ids", "next_sentence_label")
     expected = {tuple(row): label for row, label in zip(rows, labels, strict=True)}
     found = {tuple(row): int(label) for row, label in zip(got["input_ids"], got["next_sentence_label"], strict=True)}
     assert 0.6 * len(rows) < len(found) < len(rows) and all(expected[row] == label for row, label in found.items())

@@ -1,6 +1,7 @@
 """What data_prep.inspect says is what is in the folder, counted here a second time from the text and the rows."""
 
 import collections
+import itertools
 import json
 import re
 import shutil
@@ -19,9 +20,8 @@ def look(tmp_path, capsys):
 
     def run(folder, *more):
         output = tmp_path / "inspection"
-        argv = [str(folder.path), "--output_dir", str(output), "--overwrite", *map(str, more)]
         capsys.readouterr()
-        assert inspect.main(argv) == 0
+        assert inspect.main([str(word) for word in (folder.path, "--output_dir", output, "--overwrite", *more)]) == 0
         assert sorted(file.name for file in output.iterdir()) == ["inspect.json", "inspect.png"]
         assert (output / "inspect.png").read_bytes().startswith(b"\x89PNG")
         return capsys.readouterr().out, json.loads((output / "inspect.json").read_text())
@@ -32,16 +32,13 @@ def look(tmp_path, capsys):
 @pytest.mark.parametrize("packing", ["packed", "one_document", "nsp"])
 def test_figures_of_the_corpus(prepared, corpus, tokenizer, look, monkeypatch, packing):
     monkeypatch.setattr("data_prep.folders.PART_VALUES", 64 * 50)  # several parts
-    folder = prepared(packing=packing)
-    texts = train_texts(corpus)
+    folder, texts = prepared(packing=packing), train_texts(corpus)
     ids = ids_of(tokenizer, texts)
     printed, figures = look(folder)
     train = folder.manifest["splits"]["train"]
     for name in ("rows", "tokens", "documents", "text_bytes"):
         assert figures[name] == train[name]
-    assert (
-        figures["rows_counted"] == train["rows"] and figures["lengths"]["tokens_per_block"]["number"] == train["rows"]
-    )
+    assert figures["rows_counted"] == figures["lengths"]["tokens_per_block"]["number"] == train["rows"]
     assert figures["padding_share"] == pytest.approx(1 - train["tokens"] / (64 * train["rows"]))
     assert figures["file_bytes"] == sum(file.stat().st_size for file in folder.path.glob("train-*.arrow"))
     counts = [entry["rows"] for entry in train["files"]]
@@ -54,12 +51,10 @@ def test_figures_of_the_corpus(prepared, corpus, tokenizer, look, monkeypatch, p
     assert figures["validation"] == {"fraction": 0.1, "text": None, "rule": 2}
     if packing == "one_document":
         counts = collections.Counter(i for document in ids for i in document)
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
+        names = AutoTokenizer.from_pretrained(tokenizer).convert_ids_to_tokens(range(500))
         assert [entry["count"] for entry in figures["top_tokens"]] == [n for _, n in counts.most_common(20)]
         for entry in figures["top_tokens"]:
-            assert (
-                counts[entry["id"]] == entry["count"] and loaded.convert_ids_to_tokens(entry["id"]) == entry["token"]
-            )
+            assert counts[entry["id"]] == entry["count"] and names[entry["id"]] == entry["token"]
             assert entry["share"] == pytest.approx(entry["count"] / counts.total())
     if packing == "nsp":
         rows = all_rows(folder)
@@ -74,15 +69,13 @@ def test_figures_of_the_corpus(prepared, corpus, tokenizer, look, monkeypatch, p
 
 def test_characters_and_unknown_tokens(prepared, tokenizer, tmp_path, look):
     text = tmp_path / "greek.txt"
-    documents = [f"bada kulo \u03b1\u03b2\u03b3 mina {number} " * 8 for number in range(100)]
-    text.write_text("\n\n".join(documents), encoding="utf-8")
-    folder = prepared(input=text, packing="one_document", validation_fraction=0.3)
-    _, figures = look(folder)
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    text.write_text("\n\n".join(f"bada kulo \u03b1\u03b2\u03b3 mina {number} " * 8 for number in range(100)))
+    _, figures = look(prepared(input=text, packing="one_document", validation_fraction=0.3))
+    unknown = AutoTokenizer.from_pretrained(tokenizer).unk_token_id
     texts = train_texts(text, 0.3)
     ids = [i for own in ids_of(tokenizer, texts) for i in own]
-    assert ids.count(loaded.unk_token_id) >= 8 * len(texts) > 0
-    assert figures["unknown_rate"] == pytest.approx(ids.count(loaded.unk_token_id) / len(ids))
+    assert ids.count(unknown) >= 8 * len(texts) > 0
+    assert figures["unknown_rate"] == pytest.approx(ids.count(unknown) / len(ids))
     assert figures["bytes_per_token"] == pytest.approx(sum(len(t.encode()) for t in texts) / len(ids))
     assert figures["characters_per_token"] == pytest.approx(sum(map(len, texts)) / len(ids), rel=0.01)
     assert figures["characters_per_token"] < 0.95 * figures["bytes_per_token"]
@@ -95,8 +88,7 @@ def test_lengths_of_packed_blocks(prepared, look):
     documents, pieces = [], []
     for ids, numbers in zip(rows["input_ids"], rows["document_ids"], strict=True):
         documents.append(len(set(numbers.tolist())))
-        found = collections.Counter(numbers[text_mask(folder, ids)].tolist())
-        pieces += found.values()
+        pieces += collections.Counter(numbers[text_mask(folder, ids)].tolist()).values()
     for name, values in {"documents_per_block": documents, "tokens_per_piece": pieces}.items():
         summary = figures["lengths"][name]
         assert summary["number"] == len(values) and summary["mean"] == pytest.approx(np.mean(values))
@@ -114,21 +106,19 @@ def test_samples_are_the_text_of_the_rows(prepared, tokenizer, look, packing):
     printed, figures = look(folder, "--samples", 7)
     rows, loaded = all_rows(folder), AutoTokenizer.from_pretrained(tokenizer)
     assert len({sample["row"] for sample in figures["samples"]}) == 7
-    files = folder.manifest["splits"]["train"]["files"]
+    files = {entry["name"]: entry["rows"] for entry in folder.manifest["splits"]["train"]["files"]}
+    ends = dict(zip(files, itertools.accumulate(files.values()), strict=True))
     for sample in figures["samples"]:
         row = {name: values[sample["row"]] for name, values in rows.items()}
-        before = sum(entry["rows"] for entry in files[: [entry["name"] for entry in files].index(sample["file"])])
-        assert 0 <= sample["row"] - before < files[0]["rows"]
+        assert 0 < ends[sample["file"]] - sample["row"] <= files[sample["file"]]
         part_of = row.get("document_ids", row.get("token_type_ids", np.zeros(128, int)))
         text = text_mask(folder, row["input_ids"])
         for number, part in enumerate(sample["parts"]):
             ids = row["input_ids"][text & (part_of == number)]
             assert part["text"] == loaded.decode(ids) and part["tokens"] == len(ids)
         assert f"row {sample['row']:,} ({sample['file']}), {sample['tokens']} tokens" in printed
-        if packing == "packed":
-            names = [f"document {number + 1}" for number in range(row["document_ids"][-1] + 1)]
-        else:
-            names = ["A", "B"] if packing == "nsp" else ["text"]
+        several = {"packed": [f"document {n + 1}" for n in range(part_of[-1] + 1)], "nsp": ["A", "B"]}
+        names = several.get(packing, ["text"])
         assert [part["name"] for part in sample["parts"]] == names
         assert all(f"  {name} | " in printed for name in names)
         if packing == "nsp":
@@ -148,8 +138,9 @@ def test_the_seed_decides_the_samples(prepared, look):
     assert first[1]["samples"] != other[1]["samples"]
     few = prepared(block_size=1024)
     rows = few.manifest["splits"]["train"]["rows"]
-    assert [sample["row"] for sample in look(few, "--samples", rows + 5)[1]["samples"]] == list(range(rows))
-    assert look(few, "--samples", 0)[1]["samples"] == []
+    for wanted, found in ((rows + 5, rows), (0, 0)):
+        samples = look(few, "--samples", wanted)[1]["samples"]
+        assert [sample["row"] for sample in samples] == list(range(found))
 
 
 def test_some_evenly_spaced_rows(prepared, look):
@@ -167,9 +158,8 @@ def test_some_evenly_spaced_rows(prepared, look):
 def test_the_validation_split(prepared, look):
     folder = prepared(packing="nsp")
     printed, figures = look(folder, "--split", "validation")
-    ids, _ = folder.validation_rows()
-    assert figures["rows"] == figures["rows_counted"] == len(ids) and figures["block_size"] == 128
-    sizes = (ids != folder.special_ids["pad"]).sum(axis=1)
+    sizes = (folder.validation_rows()[0] != folder.special_ids["pad"]).sum(axis=1)
+    assert figures["rows"] == figures["rows_counted"] == len(sizes) and figures["block_size"] == 128
     assert figures["lengths"]["tokens_per_block"]["mean"] == pytest.approx(sizes.mean())
     assert figures["bytes_per_token"] is None and "random pairs" not in printed
 
@@ -180,9 +170,8 @@ def test_damage_is_named(prepared, tmp_path, capsys):
     row = all_rows(prepared())["input_ids"][0].astype(np.uint16)
     content = file.read_bytes()
     assert content.count(row.tobytes()) == 1
-    changed = row.copy()
-    changed[5] = 60_000
-    file.write_bytes(content.replace(row.tobytes(), changed.tobytes()))
+    row[5], known = 60_000, row.tobytes()
+    file.write_bytes(content.replace(known, row.tobytes()))
     assert "column input_ids holds 60000, but 499 is the largest" in error_of(inspect.main, [copy], capsys)
     file.write_bytes(content)
     assert inspect.main([str(copy), "--verify", "--samples", "1"]) == 0
@@ -193,18 +182,18 @@ def test_damage_is_named(prepared, tmp_path, capsys):
 
 
 def test_mistakes_are_one_line(prepared, tmp_path, capsys):
-    folder, empty = prepared(), prepared(validation_fraction=0)
-    copy = shutil.copytree(folder.path, tmp_path / "copy")
+    folder, empty = prepared().path, prepared(validation_fraction=0).path
+    copy = shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for argv, message in [
         ([tmp_path / "nothing"], "no manifest.json"),
-        ([folder.path, "--samples", -1], "--samples -1: give 0 or more"),
-        ([folder.path, "--max_rows", 0], "--max_rows"),
-        ([empty.path, "--split", "validation"], "has no validation rows; give --split train"),
+        ([folder, "--samples", -1], "--samples -1: give 0 or more"),
+        ([folder, "--max_rows", 0], "--max_rows"),
+        ([empty, "--split", "validation"], "has no validation rows; give --split train"),
         ([copy, "--output_dir", copy / "inspection"], "overlap"),
         ([copy, "--output_dir", copy, "--overwrite"], "overlap"),
-        ([folder.path, "--output_dir", tmp_path / "full", "--overwrite"], "exists and is no inspection"),
+        ([folder, "--output_dir", tmp_path / "full", "--overwrite"], "exists and is no inspection"),
     ]:
         assert message in error_of(inspect.main, argv, capsys)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["copy", "full"]

@@ -16,15 +16,17 @@ from tests.data_prep.conftest import dealt_rows, error_of, flip, limited_to, tex
 PACKINGS = ("packed", "one_document", "nsp")
 
 
-def run_split(source, output, num_shards, *more):
-    options = {"input": source.path, "output_dir": output, "num_shards": num_shards}
-    assert split.main([*words(options), *more]) == 0
+def run_split(source, output, num_shards):
+    assert split.main(words({"input": source.path, "output_dir": output, "num_shards": num_shards})) == 0
     return DataFolder.open(output)
 
 
-def run_merge(sources, output, *more):
-    argv = ["--input", *(str(folder.path) for folder in sources), "--output_dir", str(output), *map(str, more)]
-    assert merge.main(argv) == 0
+def merging(folders, output, *more):
+    return ["--input", *folders, "--output_dir", output, *more]
+
+
+def run_merge(folders, output, *more):
+    assert merge.main([str(word) for word in merging([folder.path for folder in folders], output, *more)]) == 0
     return DataFolder.open(output)
 
 
@@ -68,11 +70,10 @@ def test_a_thousand_shards(prepared, tmp_path, monkeypatch):
     (origin,) = twice.manifest["made_from"]
     assert origin["fingerprint"] == many.fingerprint and origin["command"] == many.manifest["command"]
     assert origin["made_from"][0]["command"] == source.manifest["command"]
-    kept = [
-        {k: v for k, v in f.manifest.items() if k not in ("command", "created", "made_from", "splits")}
-        for f in (twice, source)
+    new = {"command", "created", "made_from", "splits"}
+    assert [(k, v) for k, v in twice.manifest.items() if k not in new] == [
+        (k, v) for k, v in source.manifest.items() if k not in new
     ]
-    assert kept[0] == kept[1]
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -82,9 +83,10 @@ def test_merging_keeps_every_row_and_column_in_order(prepared, other_corpus, tmp
     merged = run_merge([one, two], tmp_path / "merged")
     columns = merged.manifest["splits"]["train"]["columns"]
     assert columns == one.manifest["splits"]["train"]["columns"]
+    shared = ("rows", "tokens", "documents", "text_bytes")
     for name, keys in {
-        "train": ("rows", "tokens", "documents", "text_bytes", "filled"),
-        "validation": ("rows", "tokens", "documents", "text_bytes", "documents_held_out", "rows_cut"),
+        "train": (*shared, "filled"),
+        "validation": (*shared, "documents_held_out", "rows_cut"),
     }.items():
         whole, *parts = (folder.manifest["splits"][name] for folder in (merged, one, two))
         for key in keys:
@@ -99,19 +101,15 @@ def test_merging_keeps_every_row_and_column_in_order(prepared, other_corpus, tmp
     assert len(merged.manifest["splits"]["train"]["files"]) == 5
     assert merged.verify() == 1.0
     texts = [(folder.path / "validation.txt").read_bytes() for folder in (one, two, merged)]
-    assert texts[2] == texts[0] + texts[1]
     sizes = [folder.validation_rows()[1] for folder in (one, two, merged)]
-    assert np.array_equal(sizes[2], np.concatenate(sizes[:2]))
+    assert texts[2] == texts[0] + texts[1] and np.array_equal(sizes[2], np.concatenate(sizes[:2]))
 
 
 def pairs_of(folder):
     """How often each pair is there, with its label, as training reads it."""
     columns = folder.columns_for(next_sentence=True)
     rows = folder.train(3, columns).__getitems__(range(folder.manifest["splits"]["train"]["rows"]))
-    labels = rows["next_sentence_label"].tolist()
-    return collections.Counter(
-        zip(map(bytes, rows["input_ids"]), map(bytes, rows["token_type_ids"]), labels, strict=True)
-    )
+    return collections.Counter(zip(*(map(bytes, np.atleast_2d(rows[name].T).T) for name in columns), strict=True))
 
 
 def test_labels_of_sentence_pairs_survive_and_are_counted(prepared, other_corpus, tmp_path):
@@ -119,7 +117,7 @@ def test_labels_of_sentence_pairs_survive_and_are_counted(prepared, other_corpus
     merged = run_split(run_merge([one, two], tmp_path / "merged"), tmp_path / "split", 7)
     pairs = pairs_of(merged)
     assert pairs == pairs_of(one) + pairs_of(two)
-    labels = [sum(count for (*_, label), count in pairs.items() if label == wanted) for wanted in (0, 1)]
+    labels = [sum(count for (*_, label), count in pairs.items() if any(label) == wanted) for wanted in (False, True)]
     assert merged.manifest["splits"]["train"]["pairs"] == {"follows": labels[0], "random": labels[1]}
     assert min(labels) > 100
 
@@ -129,14 +127,12 @@ def test_no_validation_document_is_trained_on_after_merging(prepared, corpus, ot
     both = tmp_path / "both.txt"
     both.write_text("\n\n".join([*list(read_documents(corpus))[:200], *read_documents(other_corpus)]))
     merged = run_merge([prepared(block_size=128), prepared(block_size=128, input=both)], tmp_path / "merged")
-    blocks = dealt_rows(merged, "train", "input_ids").astype(np.uint16)
-    ids = merged.validation_rows()[0].astype(np.uint16)
+    blocks, ids = (rows.astype(np.uint16) for rows in (dealt_rows(merged), merged.validation_rows()[0]))
     stream = blocks[text_mask(merged, blocks)].tobytes()
     # Full ones: a short document of this language may well be a part of another one's sentence.
     pieces = [row[1:-1].tobytes() for row in ids if text_mask(merged, row[1:-1]).all()]
     assert len(pieces) > 20 and not any(piece in stream for piece in pieces)
-    known = blocks[5][text_mask(merged, blocks[5])].tobytes()
-    assert known in stream  # what the search would find
+    assert blocks[5][text_mask(merged, blocks[5])].tobytes() in stream  # what the search would find
 
 
 def test_the_validation_of_a_merged_folder(prepared, other_corpus, tmp_path):
@@ -144,8 +140,7 @@ def test_the_validation_of_a_merged_folder(prepared, other_corpus, tmp_path):
     folders = [prepared(validation_fraction=0), prepared(validation_fraction=0, input=other_corpus)]
     merged = run_merge(folders, tmp_path / "merged")
     assert merged.manifest["splits"]["validation"]["rows"] == 0
-    others = sorted(file.name for file in merged.path.iterdir() if "arrow" not in file.name)
-    assert others == ["manifest.json", "tokenizer"]
+    assert {file.name for file in merged.path.iterdir() if "arrow" not in file.name} == {"manifest.json", "tokenizer"}
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"bada kulo {'mina ' * 20} {number}" for number in range(30)))
     copy = shutil.copy(text, tmp_path / "copy.txt")
@@ -162,23 +157,23 @@ def test_the_validation_of_a_merged_folder(prepared, other_corpus, tmp_path):
         ({"block_size": 32}, "block_size is 32, that of {one} is 64"),
         ({"validation_block_size": 64}, "validation_block_size is 64, that of {one} is 128"),
         ({"packing": "nsp"}, "packing is nsp, that of {one} is packed"),
-        ({"tokenizer": "another"}, "tokenizer is "),
+        ({"tokenizer": "cased.json"}, "tokenizer is "),
         ({"validation_fraction": 0.2}, "validation fraction is 0.2, that of {one} is 0.1: one would train on"),
-        ({"validation_text": "other"}, "validation fraction is 0.0, that of {one} is 0.1"),
+        ({"validation_text": "text.txt"}, "validation fraction is 0.0, that of {one} is 0.1"),
     ],
 )
-def test_folders_that_do_not_go_together(prepared, corpus, other_corpus, tokenizer, tmp_path, capsys, change, message):
-    if "tokenizer" in change:
-        cased = json.loads((tokenizer / "tokenizer.json").read_text())
-        cased["normalizer"]["lowercase"] = False
-        (tmp_path / "tokenizer.json").write_text(json.dumps(cased))
-        change = {"tokenizer": tmp_path / "tokenizer.json"}
-    if "validation_text" in change:
-        change = {"validation_text": corpus}
+def test_folders_that_do_not_go_together(
+    prepared, corpus, other_corpus, tokenizer, tmp_path, monkeypatch, capsys, change, message
+):
+    monkeypatch.chdir(tmp_path)
+    cased = json.loads((tokenizer / "tokenizer.json").read_text())
+    cased["normalizer"]["lowercase"] = False
+    (tmp_path / "cased.json").write_text(json.dumps(cased))
+    shutil.copy(corpus, "text.txt")
     one, two = prepared(), prepared(input=other_corpus, **change)
-    line = error_of(merge.main, ["--input", one.path, two.path, "--output_dir", tmp_path / "out"], capsys)
+    line = error_of(merge.main, merging([one.path, two.path], tmp_path / "out"), capsys)
     assert f"input {two.path}: {message.format(one=one.path)}" in line
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out*"))
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_folders_that_were_split_by_another_rule(prepared, other_corpus, change, tmp_path, capsys):
@@ -189,8 +184,7 @@ def test_folders_that_were_split_by_another_rule(prepared, other_corpus, change,
     one, two = prepared(), prepared(input=other_corpus)
     old, older = with_rule(two, "old"), with_rule(one, "older")
     for pair, rules in (([one, old], (1, 2)), ([old, one], (2, 1))):
-        argv = ["--input", *(folder.path for folder in pair), "--output_dir", tmp_path / "out"]
-        line = error_of(merge.main, argv, capsys)
+        line = error_of(merge.main, merging([folder.path for folder in pair], tmp_path / "out"), capsys)
         assert f"validation rule is {rules[0]}, that of {pair[0].path} is {rules[1]}: one would train on" in line
         assert f"make {old.path} anew with data_prep" in line and not (tmp_path / "out").exists()
     merged = run_merge([older, old], tmp_path / "both").manifest
@@ -200,16 +194,18 @@ def test_folders_that_were_split_by_another_rule(prepared, other_corpus, change,
     assert inspect.main([str(old.path)]) == 0
 
 
-def test_different_validation_texts_and_manifests_that_do_not_say(prepared, corpus, other_corpus, tmp_path, capsys):
+def test_different_validation_texts_and_manifests_that_do_not_say(
+    prepared, corpus, other_corpus, change, tmp_path, capsys
+):
     one, two = prepared(validation_text=corpus), prepared(validation_text=other_corpus, input=other_corpus)
-    argv = ["--input", one.path, two.path, "--output_dir", tmp_path / "out"]
-    line = error_of(merge.main, argv, capsys)
-    assert f"validation text is {other_corpus}, that of {one.path} is {corpus}" in line
     nothing = prepared(validation_fraction=0, input=other_corpus)
-    assert "validation text is None" in error_of(merge.main, [*argv[:2], nothing.path, *argv[3:]], capsys)
-    old = DataFolder.open(shutil.copytree(nothing.path, tmp_path / "old"))
-    (old.path / "manifest.json").write_text(json.dumps({k: v for k, v in old.manifest.items() if k != "validation"}))
-    assert "manifest.json has no field 'validation'" in error_of(merge.main, [*argv[:2], old.path, *argv[3:]], capsys)
+    old = change("old", lambda path: edit_manifest(path, lambda manifest: manifest.pop("validation")), nothing)
+    for other, message in (
+        (two.path, f"validation text is {other_corpus}, that of {one.path} is {corpus}"),
+        (nothing.path, "validation text is None"),
+        (old, "manifest.json has no field 'validation'"),
+    ):
+        assert message in error_of(merge.main, merging([one.path, other], tmp_path / "out"), capsys)
 
 
 @pytest.fixture
@@ -230,69 +226,59 @@ def edit_manifest(path, edit=lambda manifest: None, **changes):
     (path / "manifest.json").write_text(json.dumps({**manifest, **changes}))
 
 
-DAMAGES = [
-    (lambda path: (path / "manifest.json").unlink(), "no manifest.json"),
-    (lambda path: (path / "manifest.json").write_text('{"format_version": 1}'), "is not that of a data folder"),
-    (lambda path: edit_manifest(path, splits={"train": {"files": []}}), "has no field 'validation'"),
-    (lambda path: (path / "train-00001-of-00003.arrow").unlink(), "train-00001-of-00003.arrow is missing"),
-    (lambda path: flip(path / "train-00002-of-00003.arrow"), "train-00002-of-00003.arrow is damaged"),
-    (lambda path: flip(path / "validation-00000-of-00001.arrow"), "validation-00000-of-00001.arrow is damaged"),
-    (lambda path: flip(path / "validation.txt"), "validation.txt is damaged"),
-    (lambda path: (path / "validation.txt").unlink(), "validation.txt is missing"),
-    (lambda path: flip(path / "tokenizer" / "tokenizer.json"), "tokenizer does not match"),
-    # the longest shard named last, as nobody deals them
-    (lambda path: edit_manifest(path, lambda m: m["splits"]["train"]["files"].reverse()), "its train shards have"),
-]
-
-
-@pytest.mark.parametrize("damage, message", DAMAGES)
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda path: (path / "manifest.json").write_text('{"format_version": 1}'), "is not that of a data folder"),
+        (lambda path: edit_manifest(path, splits={"train": {"files": []}}), "has no field 'validation'"),
+        (lambda path: (path / "train-00001-of-00003.arrow").unlink(), "train-00001-of-00003.arrow is missing"),
+        (lambda path: flip(path / "train-00002-of-00003.arrow"), "train-00002-of-00003.arrow is damaged"),
+        (lambda path: flip(path / "validation.txt"), "validation.txt is damaged"),
+        (lambda path: (path / "validation.txt").unlink(), "validation.txt is missing"),
+        # the longest shard named last, as nobody deals them
+        (lambda path: edit_manifest(path, lambda m: m["splits"]["train"]["files"].reverse()), "its train shards have"),
+    ],
+)
 def test_damaged_folders_are_refused_in_one_line(prepared, other_corpus, change, tmp_path, capsys, damage, message):
-    bad = change("bad", damage)
-    good = prepared(input=other_corpus, num_shards=2)
-    argv = ["--output_dir", tmp_path / "out", "--num_shards", 2]
-    assert message in error_of(split.main, ["--input", bad, *argv], capsys)
-    assert message in error_of(merge.main, ["--input", good.path, bad, *argv], capsys)
+    bad, good = change("bad", damage), prepared(input=other_corpus, num_shards=2).path
+    more = ["--num_shards", 2]
+    assert message in error_of(split.main, merging([bad], tmp_path / "out", *more), capsys)
+    assert message in error_of(merge.main, merging([good, bad], tmp_path / "out", *more), capsys)
     assert [file.name for file in tmp_path.iterdir()] == ["bad"]
 
 
 def test_other_mistakes_are_one_line(prepared, other_corpus, change, tmp_path, capsys):
-    one, two = prepared(), prepared(input=other_corpus, num_shards=2)
-    rows = one.manifest["splits"]["train"]["rows"]
-    out = tmp_path / "out"
-    few = ["--input", one.path, "--output_dir", out, "--num_shards", rows + 1]
+    one, two = prepared().path, prepared(input=other_corpus, num_shards=2).path
+    rows, out = prepared().manifest["splits"]["train"]["rows"], tmp_path / "out"
+    few = merging([one], out, "--num_shards", rows + 1)
     assert f"num_shards {rows + 1}: there are {rows} train rows" in error_of(split.main, few, capsys)
-    assert "--num_shards" in error_of(split.main, [*few[:4], "--num_shards", 0], capsys)
-    assert "give two or more" in error_of(merge.main, few[:4], capsys)
-    copy = change("copy", lambda path: None)
-    link = tmp_path / "link"
-    link.symlink_to(one.path)
-    for again in (one.path, copy, link):
-        line = error_of(merge.main, ["--input", one.path, two.path, again, "--output_dir", out], capsys)
-        assert f"input {one.path} and {again} hold the same training rows" in line
+    assert "--num_shards" in error_of(split.main, [*few[:-1], 0], capsys)
+    assert "give two or more" in error_of(merge.main, few, capsys)
+    copy, link = change("copy", lambda path: None), tmp_path / "link"
+    link.symlink_to(one)
+    for again in (one, copy, link):
+        line = error_of(merge.main, merging([one, two, again], out), capsys)
+        assert f"input {one} and {again} hold the same training rows" in line
     for target in (copy, copy / "new", copy.parent):
-        more = ["--output_dir", target, "--num_shards", 2, "--overwrite"]
-        assert "overlap" in error_of(split.main, ["--input", copy, *more], capsys)
-        assert "overlap" in error_of(merge.main, ["--input", two.path, copy, *more], capsys)
+        more = ["--num_shards", 2, "--overwrite"]
+        assert "overlap" in error_of(split.main, merging([copy], target, *more), capsys)
+        assert "overlap" in error_of(merge.main, merging([two, copy], target, *more), capsys)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["copy", "link"]
     assert DataFolder.open(copy).verify() == 1.0
 
 
-def test_an_existing_folder_is_replaced_only_when_asked_and_kept_on_a_full_disk(
-    prepared, other_corpus, tmp_path, capsys
-):
-    one, two = prepared(), prepared(input=other_corpus, num_shards=2)
-    there = run_split(one, tmp_path / "there", 2)
-    commands = [
-        (split.main, ["--input", one.path, "--output_dir", there.path, "--num_shards", 1]),
-        (merge.main, ["--input", one.path, two.path, "--output_dir", there.path, "--num_shards", 1]),
-    ]
-    largest = max(len(content) for content in contents(one).values())
-    for main, argv in commands:
+def test_an_existing_folder_is_replaced_only_when_asked(prepared, other_corpus, tmp_path, capsys):
+    """And kept on a full disk."""
+    folders = [prepared(), prepared(input=other_corpus, num_shards=2)]
+    one, two = (folder.path for folder in folders)
+    there = run_split(folders[0], tmp_path / "there", 2)
+    largest = max(map(len, contents(folders[0]).values()))
+    for main, sources in ((split.main, [one]), (merge.main, [one, two])):
+        argv = merging(sources, there.path, "--num_shards", 1)
         assert "already holds a data folder" in error_of(main, argv, capsys)
         with limited_to(largest + 1000, resource.RLIMIT_FSIZE):  # a disk that takes no more
-            line = error_of(main, [*argv, "--overwrite"], capsys, code=1)
-        assert "File too large" in line
+            assert "File too large" in error_of(main, [*argv, "--overwrite"], capsys, code=1)
         assert DataFolder.open(there.path).fingerprint == there.fingerprint
         assert [file.name for file in tmp_path.iterdir()] == ["there"]
-    assert run_merge([one, two], there.path, "--overwrite").fingerprint != there.fingerprint
+    assert run_merge(folders, there.path, "--overwrite").fingerprint != there.fingerprint
     assert [file.name for file in tmp_path.iterdir()] == ["there"]

@@ -3,9 +3,8 @@
 import bz2
 import json
 import os
+import resource
 import shutil
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -16,8 +15,8 @@ from budget_trainer.core.io import try_lock
 from budget_trainer.data.folder import DataFolder
 from data_prep import blocks, prepare
 from data_prep.corpus import read_part
-from tests.conftest import ROOT, words
-from tests.data_prep.conftest import error_of, flip
+from tests.conftest import words
+from tests.data_prep.conftest import error_of, flip, limited_to
 
 
 @pytest.fixture
@@ -32,6 +31,11 @@ def recipe(corpus, tokenizer, tmp_path):
         return path
 
     return write
+
+
+def times(folder, pattern="*"):
+    """When each file below a folder was written."""
+    return {file: file.stat().st_mtime_ns for file in folder.rglob(pattern) if file.is_file()}
 
 
 def test_it_gives_the_blocks_of_the_single_stage(recipe, corpus, tokenizer, tmp_path):
@@ -50,11 +54,10 @@ def test_nothing_is_done_again_when_nothing_has_changed(recipe, corpus, tmp_path
     text.write_text(corpus.read_text())
     path = recipe(sources=[str(text)])
     assert prepare.main([str(path)]) == 0
-    before = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
+    before = times(tmp_path / "out")
     capsys.readouterr()
     assert prepare.main([str(path), "--num_proc", "2"]) == 0
-    assert "nothing has changed" in capsys.readouterr().out
-    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == before
+    assert "nothing has changed" in capsys.readouterr().out and times(tmp_path / "out") == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letters").touch()
     (tmp_path / "busy.work").mkdir()
@@ -70,17 +73,18 @@ def test_nothing_is_done_again_when_nothing_has_changed(recipe, corpus, tmp_path
     os.utime(text, ns=(1, 1))
     assert prepare.main([str(path)]) == 2
     assert prepare.main([str(path), "--overwrite", "true"]) == 0
-    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns != before
+    assert times(tmp_path / "out") != before
 
 
-def test_other_blocks_begin_at_the_kept_tokens(recipe, tmp_path, monkeypatch):
+def test_what_has_not_changed_is_kept(recipe, tmp_path, monkeypatch):
     path = recipe(keep_work=True, overwrite=True)
 
     def changed(*flags):
-        """The folders of the work whose files are made anew with these flags."""
-        before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out.work").rglob("*.arrow")}
+        """The folders of the work whose files are made anew with these flags, of so many files."""
+        before = times(tmp_path / "out.work", "*.arrow")
         assert prepare.main([str(path), *flags]) == 0
-        return len(before), {file.parent.name for file in before if file.stat().st_mtime_ns != before[file]}
+        now = times(tmp_path / "out.work", "*.arrow")
+        return len(before), {file.parent.name for file in before if now.get(file) != before[file]}
 
     assert changed() == (0, set())
     number, folders = changed("--block_size", "64")
@@ -91,20 +95,11 @@ def test_other_blocks_begin_at_the_kept_tokens(recipe, tmp_path, monkeypatch):
         assert changed("--validation_fraction", "0.2")[1] == {"tokens"}
     assert prepare.main([str(path), "--validation_fraction", "0.2", "--overwrite", "false"]) == 2, "another rule"
     assert changed("--validation_fraction", "0.2")[1] == {"tokens"}
-
-
-def test_another_type_of_tokenizer_is_trained_anew(recipe, tmp_path):
-    path = recipe(keep_work=True, overwrite=True, tokenizer={"vocab_size": 300})
-    types = {"wordpiece": "WordPiece", "bpe": "BPE", "unigram": "Unigram"}
-    kept = None
-    for name in ("wordpiece", "bpe", "unigram", "bpe"):
-        changes = ["--tokenizer", f"{{vocab_size: 300, tokenizer_type: {name}}}"]
-        assert prepare.main([str(path), *changes]) == 0
+    for name in ("WordPiece", "BPE", "Unigram", "BPE"):  # another type is trained anew
+        flags = ["--tokenizer", f"{{vocab_size: 300, tokenizer_type: {name.lower()}}}"]
+        assert changed(*flags)[1] == {"tokens"}
         content = json.loads((tmp_path / "out" / "tokenizer" / "tokenizer.json").read_text())
-        assert content["model"]["type"] == types[name]
-        documents = {file: file.stat().st_mtime_ns for file in (tmp_path / "out.work" / "documents").iterdir()}
-        assert kept in (None, documents)
-        kept = documents
+        assert content["model"]["type"] == name
 
 
 ENGLISH = "This sentence is about nothing but the weather, and the weather is what it has always been in the town. "
@@ -117,17 +112,10 @@ def test_every_filter_says_what_it_took(recipe, tmp_path, capsys):
     documents += [documents[3].upper(), documents[4].replace(" ", "  "), "Short.", GERMAN * 3, RARE * 3]
     documents += ["Soft\u00adhy\u200bphen and cafe\u0301 and a \x07bell. " + ENGLISH, "Long. " + ENGLISH * 50]
     (tmp_path / "text.txt").write_text("\n\n".join(documents))
-    trained = {"vocab_size": 200, "lowercase": True}
-    path = recipe(
-        sources=[{"input": str(tmp_path / "text.txt"), "kind": "text"}],
-        tokenizer=trained,
-        min_characters=20,
-        max_characters=4000,
-        language="en",
-        max_tokens_per_character=0.32,
-        validation_text=str(tmp_path / "text.txt"),
-        keep_work=True,
-    )
+    filters = {"min_characters": 20, "max_characters": 4000, "language": "en", "max_tokens_per_character": 0.32}
+    sources = [{"input": str(tmp_path / "text.txt"), "kind": "text"}]
+    options = {"tokenizer": {"vocab_size": 200, "lowercase": True}, "validation_text": str(tmp_path / "text.txt")}
+    path = recipe(sources=sources, keep_work=True, **options, **filters)
     assert prepare.main([str(path)]) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     removed = {name: account["documents"] for name, account in manifest["removed"].items()}
@@ -136,8 +124,7 @@ def test_every_filter_says_what_it_took(recipe, tmp_path, capsys):
     samples = {name: account["samples"][0] for name, account in manifest["removed"].items()}
     assert samples["language"].startswith("Dieser") and samples["max_tokens_per_character"].startswith("Zebras")
     assert manifest["removed"]["min_characters"]["samples"] == ["Short."]
-    assert manifest["splits"]["train"]["documents"] == 41
-    assert manifest["sources"][0]["documents"] == len(documents)
+    assert (manifest["splits"]["train"]["documents"], manifest["sources"][0]["documents"]) == (41, len(documents))
     out = capsys.readouterr().out
     assert "removed by duplicates: 2 documents" in out and "    Short." in out
     piece = tmp_path / "out.work" / "documents" / "source-000-piece-00000.arrow"
@@ -146,12 +133,12 @@ def test_every_filter_says_what_it_took(recipe, tmp_path, capsys):
 
 
 def test_the_benchmark_of_kills_sees_what_differs(recipe, tmp_path, capsys, monkeypatch):
-    assert prepare.main([str(recipe(output_dir=str(tmp_path / "whole")))]) == 0
     whole, again = tmp_path / "whole", tmp_path / "again"
+    assert prepare.main([str(recipe(output_dir=str(whole)))]) == 0
     shutil.copytree(whole, again)
     assert prepare_kills.differences(again, whole) == []
     flip(again / "train-00001-of-00003.arrow")
-    flip(next((again / "tokenizer").glob("tokenizer.json")))
+    flip(again / "tokenizer" / "tokenizer.json")
     (again / "more.arrow").touch()
     manifest = json.loads((again / "manifest.json").read_text())
     (again / "manifest.json").write_text(json.dumps({**manifest, "command": "another", "block_size": 1}))
@@ -159,10 +146,8 @@ def test_the_benchmark_of_kills_sees_what_differs(recipe, tmp_path, capsys, monk
     different = ["more.arrow", "tokenizer/tokenizer.json", "train-00001-of-00003.arrow", "block_size", "again.work"]
     assert prepare_kills.differences(again, whole) == different
 
-    def disturbed(a, folder, reference):
-        return [{"kill": 1, "stage": "tokens", "files": 1}], ["block_size"]
-
-    monkeypatch.setattr(prepare_kills, "disturbed", disturbed)
+    done = ([{"kill": 1, "stage": "tokens", "files": 1}], ["block_size"])
+    monkeypatch.setattr(prepare_kills, "disturbed", lambda a, folder, reference: done)
     with pytest.raises(SystemExit, match="1"):
         prepare_kills.main(["--recipe", str(recipe()), "--output_dir", str(tmp_path / "kills")])
     assert "DIFFERENT: block_size" in capsys.readouterr().out
@@ -193,16 +178,8 @@ def test_the_benchmark_of_kills_sees_what_differs(recipe, tmp_path, capsys, monk
         ({"sources": [{"input": "x.txt", "max_documents": 0}]}, "max_documents 0: give 1 or more"),
         ({"tokenizer": 5}, "tokenizer: 5 is neither a name nor a mapping"),
         ({"tokenizer": {"vocab_size": 3}}, "tokenizer: vocab_size 3 is too small"),
-        ({"tokenizer": {"vocab_size": "many"}}, "vocab_size: 'many' is not a int"),
         ({"tokenizer": {"max_megabytes": 0}}, "tokenizer: max_megabytes 0: give 1 or more"),
-        (
-            {"tokenizer": {"tokenizer_type": "bytes"}},
-            "tokenizer: tokenizer_type 'bytes' is unknown; choose of wordpiece, bpe, unigram",
-        ),
-        (
-            {"tokenizer": {"tokenizer_type": "bpe", "vocab_size": 260}},
-            "tokenizer: vocab_size 260 is too small for bpe (256 bytes and 5 special tokens); give at least 261",
-        ),
+        ({"tokenizer": {"tokenizer_type": "bytes"}}, "tokenizer: tokenizer_type 'bytes' is unknown; choose"),
         ({"language": "xx"}, "language: 'xx' is not one that can be told"),
         ({"language": False}, "language: False is not a str (YAML reads some words"),
         ({"min_characters": 0}, "min_characters 0: give 1 or more"),
@@ -226,29 +203,22 @@ def test_a_damaged_source_keeps_what_was_finished(recipe, corpus, tmp_path, caps
     assert list((tmp_path / "out.work" / "documents").glob("source-000-*.json")) and not (tmp_path / "out").exists()
 
 
-def test_a_file_that_cannot_grow_keeps_what_was_finished(recipe, corpus, tmp_path):
+def test_a_file_that_cannot_grow_keeps_what_was_finished(recipe, corpus, tmp_path, capsys):
     """As on a full disk: no file may have more than 400 kB, which the one long document needs. The same command
     goes on, and the data is that of an undisturbed run."""
-
-    def finished(work):
-        """When each account of a piece that is complete was written."""
-        return {file.name: file.stat().st_mtime_ns for file in (work / "documents").glob("source-*.json")}
 
     text = tmp_path / "text.txt"
     long = " ".join(f"{line} number {number}" for number in range(9) for line in corpus.read_text().split("\n\n"))
     assert len(long) > 500_000
     text.write_text(corpus.read_text() + "\n\n" + long.replace("\n", " ") + "\n\nThe last one.\n")
     changes = {"sources": [{"input": str(text), "kind": "text"}], "piece_megabytes": 0.1, "num_shards": 8}
-    path = recipe("small", output_dir=str(tmp_path / "small"), **changes)
-    command = [sys.executable, "-m", "data_prep.prepare", path]
-    options = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
-    limited = ["bash", "-c", 'ulimit -f 400 && exec "$@"', "bash", *command]
-    done = subprocess.run(limited, **options)
-    assert done.returncode == 1 and "File too large" in done.stderr.splitlines()[-1], done.stderr
-    kept = finished(tmp_path / "small.work")
-    assert len(kept) >= 2 and not (tmp_path / "small").exists()
-    done = subprocess.run([*command, "--keep_work", "true"], **options)
-    assert done.returncode == 0, done.stderr
-    assert kept.items() <= finished(tmp_path / "small.work").items(), "not read again"
+    small, work = tmp_path / "small", tmp_path / "small.work"
+    path = recipe("small", output_dir=str(small), **changes)
+    with limited_to(400_000, resource.RLIMIT_FSIZE):
+        assert "File too large" in error_of(prepare.main, [path], capsys, code=1)
+    kept = times(work / "documents", "source-*.json")
+    assert len(kept) >= 2 and not small.exists()
+    assert prepare.main([str(path), "--keep_work", "true"]) == 0
+    assert kept.items() <= times(work / "documents", "source-*.json").items(), "not read again"
     assert prepare.main([str(recipe("whole", **changes))]) == 0
-    assert made(tmp_path / "small") == made(tmp_path / "out")
+    assert made(small) == made(tmp_path / "out")

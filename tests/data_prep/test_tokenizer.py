@@ -1,52 +1,213 @@
-"""The tokenizer stage: what it trains is a stock BertTokenizer; other people's tokenizers load from any usual form."""
+"""The tokenizer stage: every type that it trains, through all that comes behind it; other people's from any usual form."""
 
+import itertools
 import json
 import tarfile
 
+import numpy as np
 import pytest
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.data.whole_words import continues_word
+from budget_trainer.fill_mask import fill_mask
+from data_prep import inspect
 from data_prep import tokenizer as stage
+from data_prep.corpus import split_sentences
 from data_prep.encoding import Encoder, load_tokenizer, special_ids
-from data_prep.tokenizer_training import SPECIAL_TOKENS, TokenizerOptions, train_tokenizer
-from tests.conftest import SHARED_DATA, read_documents
-from tests.data_prep.conftest import error_of
+from data_prep.packing import token_bytes
+from data_prep.tokenizer_training import SPECIAL_TOKENS, TYPES, TokenizerOptions, text_to_learn, train_tokenizer
+from tests.conftest import SHARED_DATA, TINY, read_documents, report, train, words
+from tests.data_prep.conftest import dealt_rows, error_of, ids_of, text_mask, train_texts
 
-TEXT = "The quick brown Fox jumps over the lazy dog. Caf\u00e9 na\u00efve \u00dcber 1234 (that) is \u2014 isn't it?"
-
-
-def test_trained_tokenizer_loads_as_stock_bert(tokenizer, corpus, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
-    assert type(loaded).__name__.startswith("BertTokenizer") and loaded.is_fast
-    assert len(loaded) <= 500 and loaded.model_max_length == 512
-    assert [loaded.convert_ids_to_tokens(i) for i in range(5)] == list(SPECIAL_TOKENS)
-    assert set(special_ids(loaded)) == {"pad", "unk", "cls", "sep", "mask"}
-    text = next(iter(read_documents(corpus)))
-    ids = loaded(text)["input_ids"]
-    assert ids[0] == loaded.cls_token_id and ids[-1] == loaded.sep_token_id and loaded.unk_token_id not in ids
-    assert loaded.decode(ids[1:-1]).replace(" ", "") == text.lower().replace(" ", "")
+NEW = ("bpe", "unigram")
+ENGLISH = (
+    "Paris is not paris. It takes two Caf\u00e9s, doesn't it?  3.5 (or 12) of them! The caf\u00e9 is two times new."
+)
+ODD = [
+    ENGLISH,
+    "\u00dcber na\u00efve \u00bd \ufb01ne e\u0301 \u4e2d\u6587a \U0001f600 \ud7a3\uac01 \u00a0 \u2028x",
+    "",
+]
+ODD += [" two  spaces \ttab ", "\u2581 x\u2581y ##z \u0120q", "   "]
+CONTROL = "\x0bx\u2028y  z\u00a0w \x00, \u0301, e\u0301 \u4e2d\u6587a\u0130 \u03a3\u03a3. \x85,\x1fq\ud7a3\u1100\u1161"
 
 
-def test_case_is_kept_when_asked_for(tmp_path):
-    file = tmp_path / "paris.txt"
-    file.write_text("Paris is not paris\n" * 3)
-    assert "paris" in train_tokenizer(file, TokenizerOptions(100)).tokenize("Paris")
-    cased = train_tokenizer(file, TokenizerOptions(100, lowercase=False))
-    assert cased.tokenize("Paris") == ["Paris"] and cased.tokenize("paris") == ["paris"]
+@pytest.fixture(scope="session")
+def trained(corpus, tmp_path_factory):
+    """The folder of a tokenizer, trained once for the same options on `corpus` and some English."""
+    text = tmp_path_factory.mktemp("text") / "text.txt"
+    text.write_text("\n".join([*read_documents(corpus), *[ENGLISH] * 20]) + "\n", encoding="utf-8")
+    made = {}
+
+    def folder(kind, lowercase=True):
+        if (kind, lowercase) not in made:
+            made[kind, lowercase] = tmp_path_factory.mktemp("trained") / kind
+            train_tokenizer(text, TokenizerOptions(500, kind, lowercase)).save_pretrained(made[kind, lowercase])
+        return made[kind, lowercase]
+
+    return folder
 
 
-def test_small_corpus_says_so_and_alphabet_is_limited(tmp_path, capsys):
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("kind", TYPES)
+def test_it_loads_as_a_stock_tokenizer(trained, kind, lowercase):
+    loaded = AutoTokenizer.from_pretrained(trained(kind, lowercase), trust_remote_code=False)
+    assert type(loaded).__name__.startswith("BertTokenizer") is (kind == "wordpiece")
+    assert loaded.is_fast and 300 < len(loaded) <= 500 and loaded.model_max_length == 512
+    assert loaded.convert_ids_to_tokens(list(range(5))) == list(SPECIAL_TOKENS)
+    found = load_tokenizer(str(trained(kind, lowercase)))
+    assert special_ids(found) == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    plain = loaded(ENGLISH, add_special_tokens=False)["input_ids"]
+    assert loaded(ENGLISH)["input_ids"] == [2, *plain, 3] and 1 not in plain
+    assert loaded("two", ENGLISH)["input_ids"] == [*loaded("two")["input_ids"], *plain, 3]
+    spelled, wanted = loaded.decode(plain), ENGLISH.lower().replace("\u00e9", "e") if lowercase else ENGLISH
+    if kind != "bpe":  # only it keeps two spaces, and only WordPiece has none before a comma
+        space = "" if kind == "wordpiece" else " "
+        spelled, wanted = space.join(spelled.split()), space.join(wanted.split())
+    assert spelled == wanted
+    assert (loaded.tokenize("a Paris") == loaded.tokenize("a paris")) is lowercase
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_a_mask_stands_for_a_word_and_its_space(trained, kind):
+    loaded = AutoTokenizer.from_pretrained(trained(kind))
+    texts = ("it is two times", "it is [MASK] times")
+    word, masked = (loaded(text, add_special_tokens=False)["input_ids"] for text in texts)
+    place = masked.index(4)
+    end = len(word) - len(masked) + place + 1
+    assert masked[:place] == word[:place] and masked[place + 1 :] == word[end:] and end < len(word)
+    assert loaded.decode(word[place:end]).strip() == "two"
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_training_is_deterministic(corpus, tmp_path, kind):
+    made = []
+    for name in "ab":
+        flags = {"input": corpus, "vocab_size": 400, "tokenizer_type": kind, "output_dir": tmp_path / name}
+        assert stage.main(words(flags)) == 0
+        made.append({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()})
+    assert made[0] == made[1] and len(AutoTokenizer.from_pretrained(tmp_path / "a")) <= 400
+
+
+@pytest.mark.parametrize("limit", [20, 60])
+def test_the_alphabet_is_limited(trained, tmp_path, limit):
+    file = tmp_path / "text.txt"
+    file.write_text("".join(f"{chr(0x4E00 + i)}word {chr(0x4E00 + i)} some {'x' * i}\n" for i in range(100)))
+    vocab = train_tokenizer(file, TokenizerOptions(200, "unigram", limit_alphabet=limit)).get_vocab()
+    assert len({character for piece in set(vocab) - set(SPECIAL_TOKENS) for character in piece} - {"\u2581"}) == limit
+    bpe, unigram = (AutoTokenizer.from_pretrained(trained(kind)) for kind in NEW)
+    text = "two \u4e2d\u6587 times \U0001f600"
+    assert bpe.unk_token_id not in bpe(text)["input_ids"] and bpe.decode(bpe(text)["input_ids"][1:-1]) == text
+    assert unigram(text)["input_ids"].count(unigram.unk_token_id) == 2
+    file.write_text("abcabcabc xyz\n" * 3)
+    assert train_tokenizer(file, TokenizerOptions(100, limit_alphabet=3)).tokenize("xyz") == ["[UNK]"]
+
+
+def test_small_corpus_says_so(tmp_path, capsys):
     (tmp_path / "t.txt").write_text("some words and no more\n")
     out = tmp_path / "tokenizer"
     assert stage.main(["--input", str(tmp_path / "t.txt"), "--output_dir", str(out)]) == 0
     assert "--vocab_size 8192: the corpus has no more" in capsys.readouterr().out
     assert sorted(file.name for file in out.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
-    (tmp_path / "few.txt").write_text("abcabcabc xyz\n" * 3)
-    few = train_tokenizer(tmp_path / "few.txt", TokenizerOptions(100, limit_alphabet=3))
-    assert few.tokenize("xyz") == ["[UNK]"]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_the_bytes_of_the_tokens_are_those_of_the_text(trained, kind, lowercase):
+    backend = AutoTokenizer.from_pretrained(trained(kind, lowercase)).backend_tokenizer
+    for text in ODD:
+        text = text.replace(
+            "e\u0301", "\u00e9"
+        )  # a combining mark of its own stands in no token, in none of the types
+        encoding = backend.encode(text, add_special_tokens=False)
+        sizes = token_bytes(text, encoding.offsets)
+        assert len(sizes) == len(encoding.ids) and sum(sizes) == len("".join(text.split()).encode()), text
+
+
+@pytest.mark.parametrize(
+    "text, spans, expected",
+    [
+        ("ab cd", [(0, 2), (3, 5)], [2, 2]),
+        ("ab cd", [(0, 2), (2, 5)], [2, 2]),  # the space in its word's token
+        ("ab  cd", [(0, 2), (2, 3), (3, 6)], [2, 0, 2]),
+        ("\u4e2d\u6587", [(0, 1)] * 3 + [(1, 2)] * 3, [3, 0, 0, 3, 0, 0]),
+        ("x\u00e9y", [(0, 2), (1, 3)], [3, 1]),
+        ("x" * 70_000, [(0, 70_000)], [65_535]),
+        ("", [], []),
+    ],
+)
+def test_bytes_of_tokens(text, spans, expected):
+    assert token_bytes(text, spans) == expected
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_sentences_and_whole_words(trained, kind):
+    encoder = Encoder(str(trained(kind) / "tokenizer.json"))
+    for text in ODD:
+        whole, *parts = encoder.encode([text, *split_sentences(text)])
+        assert list(itertools.chain(*parts)) == whole.tolist()
+    assert len(split_sentences(ENGLISH)) == 4
+    tokenizer = load_tokenizer(str(trained(kind)))
+    continues = continues_word(tokenizer)
+    ids = tokenizer(ENGLISH, add_special_tokens=False)["input_ids"]
+    starts = [0, *[place for place in range(1, len(ids)) if not continues[ids[place]]], len(ids)]
+    found = [tokenizer.decode(ids[a:b]).strip() for a, b in itertools.pairwise(starts)]
+    wanted = ENGLISH.lower().replace("\u00e9", "e").split()
+    assert [word for word in found if word] == wanted and not continues[tokenizer.all_special_ids].any()
+
+
+@pytest.mark.parametrize("packing", ["packed", "one_document", "sentences", "nsp"])
+@pytest.mark.parametrize("kind", NEW)
+def test_blocks_hold_the_text(prepared, trained, corpus, tmp_path, kind, packing):
+    folder = prepared(tokenizer=trained(kind), packing=packing)
+    rows = {name: dealt_rows(folder, column=name) for name in folder.manifest["splits"]["train"]["columns"]}
+    text = text_mask(folder, rows["input_ids"])
+    part_of = rows.get("document_ids", rows.get("token_type_ids", np.zeros_like(text)))
+    assert part_of[text].max() == {"packed": part_of.max(), "nsp": 1}.get(packing, 0) >= (packing == "packed")
+    if packing == "nsp":
+        text &= (part_of == 0) | (rows["next_sentence_label"] == 0)[:, None]
+    found = rows["input_ids"][text].tolist()
+    wanted = list(itertools.chain(*ids_of(trained(kind), train_texts(corpus))))
+    assert found[: len(wanted)] == wanted and found[len(wanted) :] == wanted[: len(found) - len(wanted)]
+    backend = AutoTokenizer.from_pretrained(trained(kind)).backend_tokenizer
+    text = "\n".join(backend.normalizer.normalize_str(document) for document in read_documents(corpus))
+    assert inspect.main([str(folder.path), *words({"samples": 10, "output_dir": tmp_path / "inspection"})]) == 0
+    for sample in json.loads((tmp_path / "inspection" / "inspect.json").read_text())["samples"]:
+        assert sample["parts"] and all(part["text"] in text for part in sample["parts"])
+    held_out = "".join((folder.path / "validation.txt").read_text().split())
+    assert 0.95 * len(held_out) < folder.validation_rows()[1].sum() <= len(held_out.encode())
+
+
+@pytest.mark.parametrize(
+    "line, limit, expected",
+    [("same words", 10, 4), ("{} cd", 100, 4), ("{} cd", 8, 2), ("{} cd", 4, 1)],
+)
+@pytest.mark.parametrize("drop", [None, {ord("z"): " "}])
+def test_a_text_of_too_many_words_is_thinned(tmp_path, capsys, line, limit, expected, drop):
+    lines = [line.format(f"{word} {word * 2}") for word in "abef"]
+    (tmp_path / "text").write_text("".join(f"{line}\n" for line in lines))
+    with text_to_learn(tmp_path / "text", drop, limit) as file:
+        found = file.read_text().splitlines()
+    assert len(found) == expected and set(found) <= set(lines)
+    assert ("spread evenly" in capsys.readouterr().out) is (expected < 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind, packing, model", [("bpe", "packed", "modernbert"), ("unigram", "one_document", "roberta")]
+)
+def test_a_model_trains_on_it(prepared, trained, tmp_path, kind, packing, model):
+    out, data = tmp_path / "out", prepared(tokenizer=trained(kind), packing=packing).path
+    flags = {"data_dir": data, "output_dir": out, "total_training_time": "10m", "model_type": model}
+    flags |= {"lr_schedule": "step", "max_steps": 6, "use_cpu": True, "whole_word_mask": True}
+    train({**TINY, **flags, "document_mask": packing == "packed"}, ok=True)
+    assert "bits_per_byte" in json.dumps(report(out))
+    (answers,) = fill_mask(str(out / "final"), ["It is [MASK]."], top=4)
+    assert len(answers) == 4 and sum(share for _, share in answers) <= 1
+    AutoTokenizer.from_pretrained(out / "final")
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no shared data")
@@ -55,16 +216,17 @@ def test_forms_of_other_peoples_tokenizers(tmp_path):
         archive.extractall(tmp_path, filter="data")
     vocab = tmp_path / "vocab"
     from_json = load_tokenizer(str(vocab / "bert-base-uncased-tokenizer.json"))
-    from_vocab = load_tokenizer(str(vocab / "bert-base-uncased-vocab.txt"))
-    from_folder = load_tokenizer(str(vocab))  # the only *tokenizer.json there
     from_json.save_pretrained(tmp_path / "saved")
-    saved = load_tokenizer(str(tmp_path / "saved"))
     assert special_ids(from_json) == {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
-    for other in (from_vocab, from_folder, saved):
+    for form in (
+        vocab / "bert-base-uncased-vocab.txt",
+        vocab,
+        tmp_path / "saved",
+    ):  # a folder with one *tokenizer.json
+        other = load_tokenizer(str(form))
         assert len(other) == len(from_json) == 30522 and special_ids(other) == special_ids(from_json)
-        assert other(TEXT)["input_ids"] == from_json(TEXT)["input_ids"]
-    cased = load_tokenizer(str(vocab / "bert-base-cased-vocab.txt"))
-    assert "Fox" in cased.tokenize(TEXT)
+        assert other(ENGLISH)["input_ids"] == from_json(ENGLISH)["input_ids"]
+    assert "Paris" in load_tokenizer(str(vocab / "bert-base-cased-vocab.txt")).tokenize(ENGLISH)
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path, tokenizer):
@@ -74,12 +236,8 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, tokenizer):
     del plain["model"]["vocab"]["[MASK]"]
     plain["added_tokens"] = [token for token in plain["added_tokens"] if token["content"] != "[MASK]"]
     (tmp_path / "plain.json").write_text(json.dumps(plain))
-    for name, message in (
-        ("missing", "no such file or folder"),
-        ("empty", "found none"),
-        ("bad.json", "cannot be loaded"),
-        ("plain.json", "has no mask token"),
-    ):
+    messages = {"missing": "no such file or folder", "empty": "found none", "bad.json": "cannot be loaded"}
+    for name, message in {**messages, "plain.json": "has no mask token"}.items():
         with pytest.raises(InputError, match=message):
             load_tokenizer(str(tmp_path / name))
 
@@ -93,7 +251,6 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, tokenizer):
         (["--tokenizer_type", "bpe", "--limit_alphabet", "50"], "limit_alphabet 50: bpe has all bytes"),
         (["--tokenizer_type", "bytes"], "--tokenizer_type: invalid choice: 'bytes' (choose from"),
         (["--vocab_size", "many"], "'many' is not a whole number"),
-        (["--kind", "hdf5"], "invalid choice"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(corpus, tmp_path, capsys, change, message):
@@ -103,23 +260,12 @@ def test_mistakes_are_one_line_and_exit_code_2(corpus, tmp_path, capsys, change,
 
 
 def test_existing_output_is_kept(tmp_path, corpus, tokenizer, capsys):
-    before = (tokenizer / "tokenizer.json").read_bytes()
-    argv = ["--input", corpus, "--output_dir"]
-    assert "already holds a tokenizer; give another path or --overwrite" in error_of(
-        stage.main, [*argv, tokenizer], capsys
-    )
+    before, argv = (tokenizer / "tokenizer.json").read_bytes(), ["--input", corpus, "--output_dir"]
+    error = error_of(stage.main, [*argv, tokenizer], capsys)
+    assert "already holds a tokenizer; give another path or --overwrite" in error
     assert (tokenizer / "tokenizer.json").read_bytes() == before
     (tmp_path / "notes.txt").write_text("mine")
     assert "exists and is no tokenizer" in error_of(stage.main, [*argv, tmp_path, "--overwrite"], capsys)
-
-
-ODD = [
-    TEXT,
-    "a [MASK] b [CLS]c",
-    "\x0bx\u2028y  z\u00a0w \x00, \u0301, e\u0301 \u4e2d\u6587a\u0130 \u03a3\u03a3. \x85,\x1fq\ud7a3\u1100\u1161",
-    "x" * 300 + " supercalifragilistic",
-    "",
-]
 
 
 def test_encoding_is_that_of_the_library(tokenizer, corpus, tmp_path):
@@ -129,8 +275,9 @@ def test_encoding_is_that_of_the_library(tokenizer, corpus, tmp_path):
     bpe.save(str(tmp_path / "tokenizer.json"))
     assert special_ids(load_tokenizer(str(tmp_path))) == {"pad": 1, "unk": 3, "cls": 0, "sep": 2, "mask": 4}
     documents = list(read_documents(corpus))[:50]
+    odd = [*ODD, "a [MASK] b [CLS]c", CONTROL, "x" * 300 + " supercalifragilistic"]
     for folder in (tokenizer, tmp_path):
         encoder, reference = Encoder(str(folder / "tokenizer.json")), load_tokenizer(str(folder))
-        for batch in (documents, ODD[:1], ODD[2:], documents, ODD):
+        for batch in (documents, odd[:1], odd[2:], documents, odd):
             expected = [reference(text, add_special_tokens=False, verbose=False)["input_ids"] for text in batch]
             assert [ids.tolist() for ids in encoder.encode(batch)] == expected
