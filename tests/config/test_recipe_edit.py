@@ -34,6 +34,7 @@ def test_a_recipe_is_filled_in_and_keeps_its_comments():
         "{per_device_train_batch_size: 16,\n hidden_size: 64}\n",
         "{no_bf16: true, hidden_size: 64}\n",
         "---\nhidden_size: 64\n...\n",
+        '"hidden_size": >-\n  64\n',
     ],
 )
 def test_any_recipe_that_is_read_can_be_filled_in(base):

@@ -13,16 +13,15 @@ from tests.sweep.test_report import FULL
 from tests.sweep.test_report import sweep as record
 
 
-def given(tmp_path, command="best_rate", *more):
+def parse(tmp_path, command, *more):
     (tmp_path / "recipe.yaml").write_text("curve: cosine\n")
-    return [command, "--recipe", str(tmp_path / "recipe.yaml"), "--data_dir", str(tmp_path), *more]
+    return sweep.parse([command, "--recipe", str(tmp_path / "recipe.yaml"), "--data_dir", str(tmp_path), *more])
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--range", "1"], "range: '1' is not LOW:HIGH"),
-        (["--range", "2:1"], "range: '2:1' is not LOW:HIGH"),
         (["--trials", "0"], "trials: 0 is below 1"),
         (["--time_per_trial", "5"], "time_per_trial: '5' has no unit"),
         (["--fixed", "x"], "fixed: 'x' is not FLAG=VALUE"),
@@ -31,14 +30,12 @@ def given(tmp_path, command="best_rate", *more):
 )
 def test_refusals(tmp_path, more, message):
     with pytest.raises(InputError, match=message):
-        sweep.parse(given(tmp_path, "best_rate", *more))
+        parse(tmp_path, "best_rate", *more)
 
 
 def test_the_sweep_that_is_asked_for(tmp_path):
-    a = sweep.parse(
-        given(tmp_path, "kills", "--parameter", "muon_learning_rate", "--fixed", "seed=3", "--range", "1e-3:1e-1")
-    )
-    wanted = sweep.searched(a)
+    flags = ["--parameter", "muon_learning_rate", "--fixed", "seed=3", "--range", "1e-3:1e-1"]
+    wanted = sweep.searched(parse(tmp_path, "kills", *flags))
     assert wanted.content["parameters"] == {"muon_learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}}
     assert wanted.content["fixed"] == {"data_dir": str(tmp_path), "seed": "3"}
     assert wanted.content["trials"] == 12 and "total_time" not in wanted.content
@@ -64,10 +61,8 @@ def test_what_is_lost_or_run_twice_is_found(tmp_path):
     report = tmp_path / "trial-0000" / "run_report.json"
     report.parent.mkdir()
     report.write_text("{}")
-    now = {
-        number: {"state": state, "value": value, "params": {}, "attrs": {}}
-        for number, (state, value) in enumerate([("COMPLETE", 1.0), ("COMPLETE", 2.0), ("RUNNING", None)])
-    }
+    states = enumerate([("COMPLETE", 1.0), ("COMPLETE", 2.0), ("RUNNING", None)])
+    now = {n: {"state": state, "value": value, "params": {}, "attrs": {}} for n, (state, value) in states}
     broken = {name: [] for name in sweep_kills.PROMISES}
     before = sweep_kills._compare(wanted, {}, now, broken)
     assert list(before) == [0, 1]

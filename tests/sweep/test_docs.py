@@ -5,11 +5,12 @@ import shlex
 
 import pytest
 
+from budget_trainer.sweep.command import parse_request
+from budget_trainer.sweep.spec import KEYS, SEARCHES
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "sweeps.md").read_text()
 FILES = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
-spec = pytest.importorskip("budget_trainer.sweep.spec")
 
 
 def commands():
@@ -22,21 +23,14 @@ def commands():
 
 @pytest.mark.parametrize("text", FILES)
 def test_sweep_file(text, tmp_path):
-    from budget_trainer.sweep.command import parse_request
-
+    assert len(FILES) == 3 and sum("hyperparameters:" in text for text in FILES) == 1
     (tmp_path / "given.yaml").write_text(text)
     request = parse_request([str(tmp_path / "given.yaml"), "--job_name", "rates"])
     assert request.spec().parameters
 
 
-def test_there_are_files_of_both_forms():
-    assert len(FILES) == 3 and sum("hyperparameters:" in text for text in FILES) == 1
-
-
 @pytest.mark.parametrize("words", [*commands()], ids=" ".join)
 def test_command(words, tmp_path, monkeypatch):
-    from budget_trainer.sweep.command import parse_request
-
     monkeypatch.chdir(tmp_path)
     files = {"original.yaml": next(text for text in FILES if "hyperparameters" in text), "rates.yaml": FILES[0]}
     for name, text in files.items():
@@ -47,6 +41,6 @@ def test_command(words, tmp_path, monkeypatch):
 
 def test_every_key_is_explained():
     table = PAGE.partition("| key | meaning | default |")[2].partition("\n\n")[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(spec.KEYS) - {"script"}
-    for search in spec.SEARCHES:
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(KEYS)
+    for search in SEARCHES:
         assert table.count(f"`{search}`") >= 1 and PAGE.count(f"`{search}`") >= 2

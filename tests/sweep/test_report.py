@@ -2,7 +2,6 @@
 
 import csv
 import io
-import struct
 from dataclasses import replace
 
 import pytest
@@ -29,25 +28,17 @@ def trial(number, state="finished", objective=5.0, share=1.0, last=5.0, error=No
 
 
 def sweep(*trials, space=RATE, folder="out", **changes):
-    content = {
-        "search": "tpe",
-        "objective": "loss",
-        "time_per_trial": "60s",
-        "total_time": "600s",
-        "parameters": space,
-    }
-    spec = SweepSpec.read({**content, "output_dir": str(folder)}, "rates")
+    content = {"search": "tpe", "objective": "loss", "time_per_trial": "60s", "total_time": "600s"}
+    spec = SweepSpec.read({**content, "parameters": space, "output_dir": str(folder)}, "rates")
     return SweepRecord(replace(spec, **changes), 500.0, trials)
 
 
 def written(record, folder):
-    """All files of the report by name, as text, and the picture's size in pixels."""
+    """All files of the report by name, as text but for the picture."""
     files = write_report(replace(record, spec=replace(record.spec, output_dir=folder)))
     assert not [path for path in folder.iterdir() if path.name.startswith(".")], "nothing is left aside"
-    texts = {path.name: path.read_text() for path in files if path.suffix != ".png"}
-    picture = (folder / "sweep_report.png").read_bytes()
-    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
-    return texts, struct.unpack(">II", picture[16:24])
+    assert (folder / "sweep_report.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    return {path.name: path.read_text() for path in files if path.suffix != ".png"}
 
 
 def rows_of(text):
@@ -66,17 +57,9 @@ FULL = (
 )
 
 
-def test_order():
-    record = sweep(*FULL)
-    assert [mine.number for mine in record.ranked] == [3, 0, 7, 6, 5, 4, 1, 2]
-    assert [mine.number for mine in record.finished] == [3, 0, 7]
-    assert [mine.number for mine in sweep(*FULL, objective=SST2).ranked] == [7, 0, 3, 6, 5, 4, 1, 2]
-
-
 def test_files_of_a_full_sweep(tmp_path):
-    texts, size = written(sweep(*FULL), tmp_path)
+    texts = written(sweep(*FULL), tmp_path)
     assert set(texts) == {"sweep_report.csv", "sweep_report.md", "best_recipe.yaml"}
-    assert size == (1560, 672)
     rows = rows_of(texts["sweep_report.csv"])
     assert [row["trial"] for row in rows] == ["3", "0", "7", "6", "5", "4", "1", "2"]
     assert [row["rank"] for row in rows] == ["1", "2", "3", "", "", "", "", ""]
@@ -102,28 +85,24 @@ def test_files_of_a_full_sweep(tmp_path):
         (trial(0, "failed", share=0.0, error="no memory", learning_rate=1e-3),),
         (trial(0, "pruned", share=0.2, learning_rate=1e-3), trial(1, "time", share=0.0, learning_rate=2e-3)),
     ],
-    ids=["no trial", "failed", "ended early"],
 )
 def test_no_finished_trial(tmp_path, trials):
-    texts, _ = written(sweep(*trials), tmp_path)
+    texts = written(sweep(*trials), tmp_path)
     assert "best_recipe.yaml" not in texts and not (tmp_path / "best_recipe.yaml").exists()
     assert "no recipe was written" in texts["sweep_report.md"] and "Widen" not in texts["sweep_report.md"]
-    assert len(rows_of(texts["sweep_report.csv"])) == len(trials)
-    assert all(row["rank"] == "" for row in rows_of(texts["sweep_report.csv"]))
+    assert [row["rank"] for row in rows_of(texts["sweep_report.csv"])] == [""] * len(trials)
 
 
 def test_one_trial(tmp_path):
-    texts, _ = written(sweep(trial(0, objective=5.1, learning_rate=1e-3)), tmp_path)
-    assert "| best | 5.1000 |" in texts["sweep_report.md"]
-    assert "median" not in texts["sweep_report.md"] and "behind" not in texts["sweep_report.md"]
-    assert "learning_rate: 0.001\n" in texts["best_recipe.yaml"]
-    texts, _ = written(sweep(trial(0, rank=1), space={"rank": ["1"]}), tmp_path)
+    texts = written(sweep(trial(0, objective=5.1, rank=1), space={"rank": ["1"]}), tmp_path)
+    text = texts["sweep_report.md"]
+    assert "| best | 5.1000 |" in text and "median" not in text and "behind" not in text
     assert texts["sweep_report.csv"].startswith("rank,trial,state,loss,parameter rank,")
 
 
 def test_the_highest_score_is_the_best(tmp_path):
     trials = [trial(number, objective=score, learning_rate=2e-3) for number, score in enumerate((0.6, 0.7, 0.5))]
-    texts, _ = written(sweep(*trials, objective=SST2), tmp_path)
+    texts = written(sweep(*trials, objective=SST2), tmp_path)
     assert [row["trial"] for row in rows_of(texts["sweep_report.csv"])] == ["1", "0", "2"]
     assert "trial 1 of 3 (3 finished), glue: SST-2 0.7, to maximize." in texts["best_recipe.yaml"]
 
@@ -135,7 +114,7 @@ def test_categories(tmp_path):
     shares, why_not = importance(record)
     assert why_not is None and list(shares) == ["curve", "bf16"]
     assert sum(shares.values()) == pytest.approx(1) and shares["curve"] > 0.6
-    texts, _ = written(record, tmp_path)
+    texts = written(record, tmp_path)
     row, text = rows_of(texts["sweep_report.csv"])[0], texts["sweep_report.md"]
     assert (row["curve"], row["bf16"]) == ("wsd", "true")
     assert "one of linear, cosine, wsd" in text and "one of true, false" in text
@@ -151,20 +130,17 @@ def test_pruned_trials_count_in_the_importance():
     record = sweep(*trials, space=space)
     shares, why_not = importance(record)
     assert why_not is None and shares["learning_rate"] > 0.8
-    few = sweep(*trials[:3], *trials[4:], space=space)
-    assert importance(few)[0] == {}
-    assert "at least 4 finished trials" in importance(few)[1]
+    shares, why_not = importance(sweep(*trials[:3], *trials[4:], space=space))
+    assert shares == {} and "at least 4 finished trials" in why_not
 
 
 def test_markdown_and_line_breaks_stay_text(tmp_path):
     bad = "# no | table\n<b>* `x` [a](b) =1+1"
-    trials = (
-        trial(0, "failed", error=bad, share=0.0, **{"model_config": "a|b"}),
-        trial(1, objective=4.0, **{"model_config": "*c*\n# d"}),
-    )
+    failed = trial(0, "failed", error=bad, share=0.0, model_config="a|b")
+    trials = (failed, trial(1, objective=4.0, model_config="*c*\n# d"))
     space = {"model_config": ["a|b", "*c*\n# d"]}
     record = sweep(*trials, job_name="a\n# b|$x^2$", space=space, fixed={"hub_token": "s3cret"})
-    texts, _ = written(record, tmp_path)
+    texts = written(record, tmp_path)
     text = texts["sweep_report.md"]
     assert "\\# no \\| table \\<b\\>\\* \\`x\\` \\[a\\](b) =1+1" in text
     assert text.startswith("# Sweep a \\# b\\|$x^2$\n") and "s3cret" not in "".join(texts.values())
@@ -180,7 +156,6 @@ def test_markdown_and_line_breaks_stay_text(tmp_path):
     [
         (RATE, 3.1e-4, "lower"),
         (RATE, 2.9e-2, "upper"),
-        (RATE, 3e-3, None),
         ({"learning_rate": {"low": "0.0", "high": "1.0"}}, 0.96, "upper"),
         ({"learning_rate": ["1", "2", "4"]}, 4, "upper"),
         ({"learning_rate": ["1", "2"]}, 2, None),
@@ -189,21 +164,17 @@ def test_markdown_and_line_breaks_stay_text(tmp_path):
     ],
 )
 def test_widen_the_range(tmp_path, space, value, end):
-    text = written(sweep(trial(0, learning_rate=value), space=space), tmp_path)[0]["sweep_report.md"]
-    assert (f"lies at the {end} end" in text) == (end is not None)
+    text = written(sweep(trial(0, learning_rate=value), space=space), tmp_path)["sweep_report.md"]
+    assert end is None or f"lies at the {end} end" in text
     assert ("Widen the range" in text) == (end is not None)
 
 
 def test_a_long_sweep(tmp_path):
     """300 trials of 14 parameters: the table is cut, the CSV is not."""
-    names = [f"parameter_{number}" for number in range(14)]
-    space = {name: {"low": "0.0", "high": "1.0"} for name in names}
-    chance = iter(range(10_000))
-    trials = [
-        trial(n, "pruned" if n % 3 else "finished", **{name: next(chance) * 0.618 % 1 for name in names})
-        for n in range(300)
-    ]
-    texts, _ = written(sweep(*trials, space=space), tmp_path)
+    space = {f"parameter_{number}": {"low": "0.0", "high": "1.0"} for number in range(14)}
+    point = dict.fromkeys(space, 0.5)
+    trials = [trial(n, "pruned" if n % 3 else "finished", **{**point, "parameter_0": n / 300}) for n in range(300)]
+    texts = written(sweep(*trials, space=space), tmp_path)
     assert "The first 100 of 300" in texts["sweep_report.md"]
     assert len(rows_of(texts["sweep_report.csv"])) == 300
 
@@ -217,43 +188,26 @@ def recipe_of(text):
     return {key: value for key, value in found.items() if key not in ("data_dir", "output_dir", "total_training_time")}
 
 
-def run_flags(tmp_path):
-    flags = ["--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "run"), "--total_training_time", "1m"]
-    return [*flags, "--use_cpu", "true", "--fp16", "false"]
-
-
-@pytest.mark.parametrize("base", [None, *(path.name for path in sorted((ROOT / "recipes").glob("*.yaml")))])
+@pytest.mark.parametrize("base", [None, *sorted((ROOT / "recipes").glob("*.yaml"))], ids=lambda b: b and b.name)
 def test_best_recipe_is_one(tmp_path, base):
     """Of every recipe there is: what was searched and fixed holds, all else is the base's, comments included."""
     space = {**RATE, "warmup_proportion": ["0.0", "0.1"], "model_type": ["bert", "roberta"]}
     best = trial(0, learning_rate=0.0012345678901234, warmup_proportion=0.1, model_type="bert")
     fixed = {"data_dir": "x", "seed": "3", "bf16": "false", "num_hidden_layers": "4", "validate_every": "10%"}
-    record = sweep(
-        best,
-        trial(1, objective=9.0),
-        space=space,
-        folder=tmp_path,
-        fixed=fixed,
-        recipe=base and ROOT / "recipes" / base,
-    )
-    (tmp_path / "best_recipe.yaml").write_text(best_recipe_text(record))
+    record = sweep(best, trial(1, objective=9.0), space=space, folder=tmp_path, fixed=fixed, recipe=base)
     path = tmp_path / "best_recipe.yaml"
-    recipe = parse_recipe([str(path), *run_flags(tmp_path)])
+    path.write_text(best_recipe_text(record))
+    recipe = parse_recipe([str(path), "--use_cpu", "true", "--fp16", "false"])  # it runs as it is
     assert recipe.training.learning_rate == 0.0012345678901234
     assert (recipe.budget.warmup_proportion, recipe.model.model_type) == (0.1, "bert")
     assert recipe.model.num_hidden_layers == 4 and recipe.training.bf16 is False
-    before = read_recipe(ROOT / "recipes" / base) if base else {}
-    after = read_recipe(path)
+    assert (str(recipe.data_dir), recipe.output_dir, recipe.total_seconds) == ("x", tmp_path / "best", 60)
+    before, after = read_recipe(base) if base else {}, read_recipe(path)
+    ours = {*space, *fixed}
     assert "seed" not in after
-    own = {"data_dir": "x", "output_dir": str(tmp_path / "best"), "total_training_time": "60s"}
-    assert own.items() <= after.items()  # it runs as it is
-    assert parse_recipe([str(path), "--use_cpu", "true", "--fp16", "false"]).output_dir == tmp_path / "best"
-    ours = {"learning_rate", "warmup_proportion", "model_type", "bf16", "num_hidden_layers", "validate_every", "seed"}
     assert {key: after.get(key) for key in before.keys() - ours} == {key: before[key] for key in before.keys() - ours}
-    if base:
-        text = path.read_text()
-        lines = (ROOT / "recipes" / base).read_text().splitlines()
-        assert all(line in text for line in lines if line.startswith("#"))
+    lines = base.read_text().splitlines() if base else []
+    assert all(line in path.read_text() for line in lines if line.startswith("#"))
     head = path.read_text().split("\n\n")[0]
     assert "trial 0 of 2 (2 finished), loss 5, to minimize." in head and "Found with 1m per trial" in head
 
@@ -261,15 +215,12 @@ def test_best_recipe_is_one(tmp_path, base):
 def merged(tmp_path, base, **changes):
     path = tmp_path / "base.yaml"
     path.write_text(base)
-    given = {"learning_rate": 2e-3}
-    text = best_recipe_text(sweep(trial(0, **given), folder=tmp_path, recipe=path, **changes))
-    read = recipe_of(text)
-    _, _, text = text.partition("# Of this run; the command line wins.\n")
-    return text.partition("\n\n")[2], read
+    text = best_recipe_text(sweep(trial(0, learning_rate=2e-3), folder=tmp_path, recipe=path, **changes))
+    return text.partition("# Of this run; the command line wins.\n")[2].partition("\n\n")[2], recipe_of(text)
 
 
 def test_values_are_replaced_where_they_stand(tmp_path):
-    base = "# mine\nlearning_rate: 1e-3  # tuned\n\n# a part\nmodel_config:\n  a: 1\n  b:\n    - 2\n# after\n"
+    base = "\ufeff# mine\nlearning_rate: 1e-3  # tuned\n\n# a part\nmodel_config:\n  a: 1\n  b:\n    - 2\n# after\n"
     base += "no_bf16: true\nseed: 4\n"
     text, read = merged(tmp_path, base, fixed={"bf16": True, "model_config": {"c": [1, None]}, "curve": None})
     assert text == (
@@ -279,28 +230,15 @@ def test_values_are_replaced_where_they_stand(tmp_path):
     assert read == {"learning_rate": "0.002", "model_config": {"c": ["1", "null"]}, "bf16": "true", "curve": "null"}
 
 
-@pytest.mark.parametrize(
-    "base",
-    [
-        "{learning_rate: 1e-3, curve: cosine, seed: 1}\n",
-        "curve: cosine\nlearning_rate:\n  1e-3\nseed: 1",
-        '"learning_rate": 1e-3\n"curve": cosine\n',
-        "---\ncurve: cosine\nlearning_rate: 1\n",
-        "\ufeffcurve: cosine\nlearning_rate: 1\n",
-        "curve: >-\n  cosine\n\nlearning_rate: 1",
-    ],
-)
-def test_other_ways_to_write_a_base(tmp_path, base):
-    assert merged(tmp_path, base)[1] == {"curve": "cosine", "learning_rate": "0.002"}
-
-
 def test_a_mapping_among_choices_is_written_as_one(tmp_path):
     chosen = '{"attention_bias": true}'
     text = best_recipe_text(sweep(trial(0, model_config=chosen), space={"model_config": ["a", chosen]}))
     assert recipe_of(text) == {"model_config": {"attention_bias": "true"}}
-    path = tmp_path / "best.yaml"
-    path.write_text(text)
-    assert parse_recipe([str(path), *run_flags(tmp_path)]).model.model_config == chosen, "as the command line gives it"
+    (tmp_path / "best.yaml").write_text(text)
+    flags = ["--data_dir", str(tmp_path), "--use_cpu", "true", "--fp16", "false"]
+    assert parse_recipe([str(tmp_path / "best.yaml"), *flags]).model.model_config == chosen, (
+        "as the command line gives it"
+    )
 
 
 def test_a_base_that_is_gone(tmp_path):

@@ -27,8 +27,7 @@ SLEEPS = "import time; time.sleep(60)"
 WAITS = "import os, time\nwhile not os.path.exists({1!r} + '/trial-0005.log'): time.sleep(0.05)\ntime.sleep(0.3)"
 SCORED = """import json
 json.dump({{"format": 1, "predictions": {{}}, "headline": {{"value": 0.5}}}}, open({0!r} + "/result.json", "w"))"""
-
-
+ALL_FAIL = dict.fromkeys(range(6), FAILS)
 EVALUATION, GLUE = Objective(), Objective(task="CoLA")
 
 
@@ -36,7 +35,7 @@ class Sweep:
     """A sweep over six seeds; `does` has the code of each, `score` that of the fine-tuning."""
 
     def __init__(self, folder, does=None, slots=1, seconds=1e6, score=SCORED, objective=EVALUATION, **changes):
-        self.folder, self.does, self.score, self.started = folder, does or {}, score, []
+        self.folder, self.does, self.score, self.started = folder, dict(does or {}), score, []
         (folder / "locks").mkdir()
         values = {
             "job_name": "s",
@@ -54,11 +53,11 @@ class Sweep:
         self.runner = Runner(self.study, clock, self.stop, [None] * slots, "here", self.launch)
 
     def launch(self, script, words):
-        flags = dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word)
         self.started.append(script)
         if script == "finetune_glue":
             code, out = self.score, words[words.index("--output_dir") + 1]
         else:
+            flags = dict(word.removeprefix("--").split("=", 1) for word in words)
             code, out = self.does.get(int(flags["seed"]), EVALUATED), flags["output_dir"]
         return [sys.executable, "-S", "-c", code.format(out, str(self.folder))]
 
@@ -67,7 +66,7 @@ class Sweep:
 
     def lost(self, place="here"):
         """A trial whose process is gone."""
-        trial = self.study.ask({"seed": optuna.distributions.CategoricalDistribution(tuple(range(6)))})
+        trial = self.study.ask(self.spec.parameters)
         trial.set_user_attr(PLACE, place)
         return trial
 
@@ -100,6 +99,15 @@ def test_a_trial_that_lost_its_process_is_taken_where_it_can_be_ended(
     assert TrialLock(tmp_path, 0).take()
 
 
+@pytest.mark.parametrize("objective", [EVALUATION, GLUE])
+def test_what_is_no_number_has_failed(tmp_path, objective):
+    does = EVALUATED if objective is GLUE else EVALUATED.replace("2.0", "float('nan')")
+    score = SCORED.replace("0.5", "None")  # as finetune_glue.py writes a NaN
+    sweep = Sweep(tmp_path, dict.fromkeys(range(6), does), objective=objective, score=score, trials=1)
+    sweep.runner.work()
+    assert sweep.states() == ["FAIL"]
+
+
 def test_a_trial_that_another_process_works_on_is_left_alone(tmp_path):
     sweep = Sweep(tmp_path, trials=1)
     sweep.lost()
@@ -124,21 +132,19 @@ def test_a_trial_that_ends_between_two_looks_is_nobodys(tmp_path, monkeypatch):
     ("does", "slots", "changes", "failed"),
     [
         ({}, 1, {}, 0),
-        (dict.fromkeys(range(6), FAILS), 1, {"trials": 2}, None),  # too few to judge by
-        (dict.fromkeys(range(6), FAILS), 1, {}, 3),
-        ({**dict.fromkeys(range(6), FAILS), "other": 1}, 1, {}, None),
-        ({**dict.fromkeys(range(6), FAILS), "beside": STEPPED % 2.0 + "\n" + WAITS}, 2, {}, None),  # one trains
-        ({**dict.fromkeys(range(6), FAILS), "beside": SLEEPS}, 2, {}, 4),  # one may yet
+        (ALL_FAIL, 1, {"trials": 2}, None),  # too few to judge by
+        (ALL_FAIL, 1, {}, 3),
+        ({**ALL_FAIL, "first": "print('error: something else'); raise SystemExit(1)"}, 1, {}, None),
+        ({**ALL_FAIL, "first": STEPPED % 2.0 + "\n" + WAITS}, 2, {}, None),  # one trains
+        ({**ALL_FAIL, "first": SLEEPS}, 2, {}, 4),  # one may yet
         ({}, 2, {"score": FAILS, "objective": GLUE}, 3),  # behind the trainings
     ],
 )
 def test_the_same_failure_of_the_first_ones_ends_a_sweep(tmp_path, does, slots, changes, failed):
     sweep = Sweep(tmp_path, does, slots, **changes)
-    first = _first_seed(sweep)
-    if "other" in does:
-        does[first] = "print('error: something else'); raise SystemExit(1)"
-    if "beside" in does:
-        does[first] = does["beside"]
+    # The first point of the shuffled grid.
+    first = SweepStudy(sweep.spec, optuna.storages.InMemoryStorage(), {}).propose().params["seed"]
+    sweep.does[first] = does.get("first", sweep.does.get(first, EVALUATED))
     if failed:
         with pytest.raises(RunError, match=f"the first {failed} all failed in the same way"):
             sweep.runner.work()
@@ -148,18 +154,9 @@ def test_the_same_failure_of_the_first_ones_ends_a_sweep(tmp_path, does, slots, 
     assert all(TrialLock(tmp_path, number).take() for number in range(len(sweep.states())))
 
 
-def _first_seed(sweep):
-    """The seed of the first point of the shuffled grid."""
-    return SweepStudy(sweep.spec, optuna.storages.InMemoryStorage(), {}).propose().params["seed"]
-
-
 def test_a_trial_that_is_worse_at_the_same_share_is_ended(tmp_path):
-    sweep = Sweep(
-        tmp_path,
-        search="successive_halving",
-        prune_at=(500,),
-        parameters={"seed": optuna.distributions.CategoricalDistribution((1, 2))},
-    )
+    two = {"seed": optuna.distributions.CategoricalDistribution((1, 2))}
+    sweep = Sweep(tmp_path, search="successive_halving", prune_at=(500,), parameters=two)
     # The larger of two is the middle, which comes first.
     sweep.does.update({2: STEPPED % 1.0 + "\n" + EVALUATED, 1: STEPPED % 3.0 + "\n" + SLEEPS})
     (tmp_path / "trial-0001" / "checkpoint-5").mkdir(parents=True)
@@ -192,20 +189,11 @@ def test_a_signal_leaves_the_trials_to_the_next_process(tmp_path):
 def test_a_journal_named_from_here_survives_a_killed_writer(tmp_path, monkeypatch):
     """Optuna's lock is a link to the file as it was named, and whoever waits for a dead holder's looks behind it."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "out").mkdir()
-    optuna.create_study(storage=open_storage("journal:out/s.log"), study_name="s")
-    (link,) = _links_while_locked("out/s.log", tmp_path / "out")
-    assert link.is_absolute() and link.exists()
-
-
-def _links_while_locked(name, folder):
-    storage = open_storage(f"journal:{name}")
-    lock = storage._backend._lock
+    lock = open_storage("journal:s.log")._backend._lock
     lock.acquire()
-    try:
-        return [path.readlink() for path in folder.iterdir() if path.is_symlink()]
-    finally:
-        lock.release()
+    (link,) = [path.readlink() for path in tmp_path.iterdir() if path.is_symlink()]
+    lock.release()
+    assert link.is_absolute() and link.exists()
 
 
 @pytest.mark.parametrize("torn", [b'{"op_code": 4, "wor', b"x" * 200_000])

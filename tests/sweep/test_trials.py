@@ -1,5 +1,6 @@
 """Sweeps of real trials: kill -9, signals, several processes, failures, pruning."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 import yaml
 
@@ -19,7 +21,7 @@ from budget_trainer.sweep.command import parse_request
 from budget_trainer.sweep.results import SweepRecord
 from budget_trainer.sweep.run import run_sweep
 from budget_trainer.sweep.study import IDENTITY, open_storage
-from tests.conftest import ROOT, TINY, children, spawn, wait_for
+from tests.conftest import TINY, children, spawn, wait_for
 from tests.glue.conftest import glue_dir  # noqa: F401
 
 # Trials that end by steps: they are short on any machine.
@@ -56,26 +58,20 @@ def logs(folder):
     return sorted(path.name for path in (folder / "out").glob("trial-*.log"))
 
 
+def command_of(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
 def running(pid):
     """Whether a trial's script runs below this process."""
-    for child in children(pid):
-        try:
-            if b"train_mlm.py" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return True
-        except OSError:
-            continue
-    return False
+    return any("train_mlm.py" in command_of(child) for child in children(pid))
 
 
 def gone(folder):
     """Whether no process works in the folder any more."""
-    for task in os.listdir("/proc"):
-        try:
-            if task.isdigit() and str(folder).encode() in Path(f"/proc/{task}/cmdline").read_bytes():
-                return False
-        except OSError:
-            continue
-    return True
+    return not any(str(folder) in command_of(pid) for pid in psutil.pids())
 
 
 @pytest.mark.timeout(900)
@@ -111,9 +107,7 @@ def test_kill_signal_and_two_processes_on_one_journal(data_dir, tmp_path, here):
     by_size = {trial.parameters["per_device_train_batch_size"]: trial for trial in trials}
     assert set(by_size) == {8, 16, 100000}
     failed = by_size.pop(100000)
-    assert (
-        failed.state == "failed" and failed.error.startswith("data_dir: ") and "fewer than one batch" in failed.error
-    )
+    assert failed.state == "failed" and "fewer than one batch" in failed.error
     for trial in by_size.values():
         assert trial.state == "finished" and trial.seconds > 1
         report = json.loads((tmp_path / "out" / trial.folder / "run_report.json").read_text())
@@ -136,15 +130,10 @@ def test_kill_signal_and_two_processes_on_one_journal(data_dir, tmp_path, here):
 
 def test_halving_ends_the_worse_trial_at_its_share(data_dir, tmp_path, here):
     """The second trial cannot learn: it is compared with the first at the same share of time, and ended."""
-    write(
-        tmp_path,
-        base={**TINY, "disable_tqdm": True},
-        fixed={"data_dir": str(data_dir)},
-        parameters={"learning_rate": ["1e-9", "1e-2"]},  # the larger of two is the middle, which comes first
-        search="successive_halving",
-        prune_at=[0.6],  # above any set-up's share
-        time_per_trial="34s",
-    )
+    rates = {"learning_rate": ["1e-9", "1e-2"]}  # the larger of two is the middle, which comes first
+    search = {"search": "successive_halving", "prune_at": [0.6], "time_per_trial": "34s"}  # above any set-up's share
+    base = {**TINY, "disable_tqdm": True}
+    write(tmp_path, base=base, fixed={"data_dir": str(data_dir)}, parameters=rates, **search)
     code, error = here(tmp_path)
     assert code == 0, error
     best, worse = record(tmp_path).trials
@@ -160,13 +149,8 @@ def test_halving_ends_the_worse_trial_at_its_share(data_dir, tmp_path, here):
 
 def test_a_glue_score_is_an_objective(data_dir, glue_dir, tmp_path, here):  # noqa: F811
     flags = {"glue_dir": str(glue_dir), "max_seq_length": "32", "num_train_epochs": "1"}
-    write(
-        tmp_path,
-        fixed={"data_dir": str(data_dir)},
-        parameters={"seed": [1, 2]},
-        objective={"glue": "CoLA", **flags},
-        trials=1,
-    )
+    objective = {"glue": "CoLA", **flags}
+    write(tmp_path, fixed={"data_dir": str(data_dir)}, parameters={"seed": [1, 2]}, objective=objective, trials=1)
     code, error = here(tmp_path)
     assert code == 0, error
     found = record(tmp_path)
@@ -181,13 +165,9 @@ def test_a_glue_score_is_an_objective(data_dir, glue_dir, tmp_path, here):  # no
 
 
 def test_when_all_fail_in_the_same_way_the_sweep_says_so(data_dir, tmp_path, here):
-    (tmp_path / "broken.yaml").write_text("distributed_type: NONSENSE\nuse_cpu: true\nnum_processes: 1\n")
-    write(
-        tmp_path,
-        fixed={"data_dir": str(data_dir)},
-        parameters={"seed": [1, 2, 3, 4, 5]},
-        accelerate_config=str(tmp_path / "broken.yaml"),
-    )
+    broken, fixed = tmp_path / "broken.yaml", {"data_dir": str(data_dir)}
+    broken.write_text("distributed_type: NONSENSE\nuse_cpu: true\nnum_processes: 1\n")
+    write(tmp_path, fixed=fixed, parameters={"seed": [1, 2, 3, 4, 5]}, accelerate_config=str(broken))
     code, error = here(tmp_path)
     assert code == 1 and error.splitlines()[-1].startswith("error: trials: the first 3 all failed"), error
     assert [trial.state for trial in record(tmp_path).trials] == ["failed"] * 3
@@ -196,7 +176,7 @@ def test_when_all_fail_in_the_same_way_the_sweep_says_so(data_dir, tmp_path, her
     content = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
     for change, message in (
         ({"parameters": {"seed": [1, 6]}}, "parameters: "),
-        ({"fixed": {"data_dir": str(data_dir), "curve": "wsd"}}, "fixed: "),
+        ({"fixed": {**fixed, "curve": "wsd"}}, "fixed: "),
         ({"storage": f"journal:{tmp_path / 'out' / 'other.log'}"}, "storage: "),
     ):
         (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**content, **change}))
@@ -207,9 +187,8 @@ def test_when_all_fail_in_the_same_way_the_sweep_says_so(data_dir, tmp_path, her
 
 def test_total_time_ends_what_cannot_be_finished(data_dir, tmp_path):
     """A trial runs when the time is over: it is ended and says so; none begins behind it, also in the next process."""
-    write(
-        tmp_path, fixed={"data_dir": str(data_dir)}, parameters={"seed": [1, 2]}, base={**TINY, "disable_tqdm": True}
-    )
+    base = {**TINY, "disable_tqdm": True}
+    write(tmp_path, fixed={"data_dir": str(data_dir)}, parameters={"seed": [1, 2]}, base=base)
     spec = parse_request([str(tmp_path / "sweep.yaml")]).spec()
     late = [0.0]
     clock = BudgetClock(time_fn=lambda: time.monotonic() + late[0])
@@ -237,7 +216,3 @@ def test_a_study_of_somebody_else_is_refused(data_dir, tmp_path, here, kind):
     code, error = here(tmp_path)
     assert code == 2 and "holds another sweep" in error and error.count("\n") == 1
     assert IDENTITY not in study.user_attrs and not (tmp_path / "out" / "sweep.json").exists()
-
-
-def test_entry_point():
-    assert "budget-sweep = sweep:main" in (ROOT / "setup.cfg").read_text()
