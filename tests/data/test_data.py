@@ -232,13 +232,6 @@ def test_validation_rows(data):
     assert (sizes[special] == 0).all() and (sizes[~special] > 0).all()
 
 
-def test_tokenizer_needs_no_network(data, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    tokenizer = data.load_tokenizer()
-    assert len(tokenizer) == data.vocab_size
-    assert {name: getattr(tokenizer, f"{name}_token_id") for name in data.special_ids} == data.special_ids
-
-
 def test_fingerprint_is_the_training_data(copy):
     data = DataFolder.open(copy)
     assert data.verify() == 1.0 and data.verify(seconds=0.0) == 0.0, "a share of the bytes, in the seconds it is given"

@@ -59,13 +59,6 @@ def test_the_second_copy_is_the_first_beginning_elsewhere():
     assert seen == {1, 2, 4} and len(turns) > 20
 
 
-def test_a_row_worked_out_by_hand():
-    out, passages, _ = made(np.array([[CLS, 10, 11, 12, SEP, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, SEP]]))
-    first, second = copies(out[0])
-    assert first.tolist() == [10, 11, 12, 13, 14, 15] and set(second) == set(first) and len(second) == 7
-    assert (passages == 0).all()
-
-
 def test_padding_stays_and_what_is_too_short_is_left():
     ids = full_rows(400, 32)
     lengths = np.random.default_rng(0).integers(3, 33, 400)

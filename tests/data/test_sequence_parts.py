@@ -125,15 +125,6 @@ def test_stages_are_copies_with_other_slots():
     assert fixed.with_stage(sequence_parts=4)(data)["labels"].shape == (160, 6)
 
 
-def test_shapes_do_not_depend_on_the_content():
-    for parts in (1, 2, 4):
-        cut = masker(sequence_parts=parts)
-        empty = batch(4, LENGTH)
-        empty["input_ids"][:, 2:], empty["input_ids"][:, 1] = PAD, SEP
-        shapes = [{name: tuple(t.shape) for name, t in cut(data).items()} for data in (source(4), empty)]
-        assert shapes[0] == shapes[1]
-
-
 @pytest.mark.parametrize("parts, message", [(3, "does not divide"), (0, "does not divide"), (8, "leaves 6 tokens")])
 def test_parts_that_cannot_be(parts, message):
     for make in (lambda: masker(sequence_parts=parts), lambda: masker().with_stage(sequence_parts=parts)):

@@ -4,9 +4,8 @@ import random
 
 import pytest
 
-from budget_trainer.core.errors import InputError
 from data_prep import filters
-from data_prep.filters import Lengths, Removed, check_language, clean, digest_of, find_duplicates, is_duplicate
+from data_prep.filters import Lengths, Removed, clean, digest_of, find_duplicates, is_duplicate
 
 
 @pytest.mark.parametrize(
@@ -57,8 +56,5 @@ def test_every_later_copy_is_found_and_no_other(tmp_path, monkeypatch, bucket):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["found", *(file.name for file in files)])
 
 
-def test_languages_and_digests():
+def test_digests_are_of_the_words():
     assert digest_of("The  CAT sat") == digest_of(" the cat\u00a0sat ") != digest_of("the cats at")
-    check_language("vi")
-    with pytest.raises(InputError, match="language: 'english' is not one that can be told; choose of .* en "):
-        check_language("english")

@@ -1,5 +1,7 @@
 """Blocks from tokens: nothing lost, nothing crosses a border that it must not cross, the same for any grouping."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from data_prep.next_sentence import FOLLOWS, RANDOM, RESERVOIR, SentencePairs
 from data_prep.packing import OneDocument, PackedBlocks, WholeSentences
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+LENGTH = 32
 GROUPS = ([[7], [1], [14], [13]], [[30]], [[14], [14], [1]], [[2]])  # documents; the body of a block of 16 is 14
 FLAT = ([document for documents in GROUPS for document in documents],)
 
@@ -33,7 +36,7 @@ def packed(groups, length=16):
 
 
 def test_packed_blocks_are_full_and_hold_the_documents_joined_by_sep():
-    ids, _ = packed(GROUPS)
+    ids, numbers = packed(GROUPS)
     assert (ids[:, 0] == SPECIAL["cls"]).all()
     assert (ids[:, -1] == SPECIAL["sep"]).all() and (ids != SPECIAL["pad"]).all()
     stream = ids[:, 1:-1].ravel().tolist()
@@ -43,31 +46,21 @@ def test_packed_blocks_are_full_and_hold_the_documents_joined_by_sep():
         start += size
     assert stream[: len(documents)] == documents
     assert stream[len(documents) :] == documents[: len(stream) - len(documents)]  # filled from the beginning
-    assert packed([[[14]]])[0].tolist() == [[2, *range(10, 24), 3]]
-    assert packed([[]])[0].shape == (0, 16)
-    assert rows_of(SentencePairs(LENGTH, SPECIAL), [[]])["input_ids"].shape == (0, LENGTH)
+    assert packed([[[14]]])[0].tolist() == [[2, *range(10, 24), 3]] and packed([[]])[0].shape == (0, 16)
+    # A document's number grows right after a [SEP], and after each [SEP] inside the body: the last closes the block.
+    body = np.cumsum(ids[:, 1:-1] == SPECIAL["sep"], axis=1)
+    assert (numbers[:, 2:-1] == body[:, :-1]).all() and (numbers[:, :2] == 0).all()
+    assert (numbers[:, -1] == numbers[:, -2]).all()
 
 
 @pytest.mark.parametrize("length, expected", [(14, 1), (13, 1), (3, 1), (15, 2)])
 def test_the_last_block_is_full(length, expected):
     packer = PackedBlocks(16, SPECIAL)
     (group,) = groups_of([[[length]]])
-    first, last = packer.add(group)["input_ids"], packer.finish()
-    rows = np.concatenate([first, last["input_ids"]])
-    assert len(rows) == expected and (rows != SPECIAL["pad"]).all()
-    assert len(last["input_ids"]) == 0 or set(last["document_ids"][0]) == ({0, 1} if packer.facts()["filled"] else {0})
-
-
-def test_document_ids_count_the_documents_of_a_block():
-    ids, documents = packed(GROUPS)
-    assert (documents[:, 0] == 0).all() and (documents[:, 1] == 0).all()
-    for row, numbers in zip(ids, documents, strict=True):
-        steps = np.diff(numbers)
-        assert set(steps) <= {0, 1}
-        # A number grows right after a [SEP], and after each [SEP] inside the body.
-        after_sep = row[1:-1] == SPECIAL["sep"]
-        after_sep[-1] = False  # the block's own [SEP] closes the last document
-        assert (steps[1:][after_sep] == 1).all() and (steps[1:-1][~after_sep[:-1]] == 0).all()
+    first, last = packer.add(group), packer.finish()
+    assert len(first["input_ids"]) + len(last["input_ids"]) == expected
+    assert all((part["input_ids"] != SPECIAL["pad"]).all() for part in (first, last))
+    assert set(last["document_ids"].ravel()) <= ({0, 1} if packer.facts()["filled"] else {0})
 
 
 @pytest.mark.parametrize("lengths", [[], [1], [14], [15], [28, 29, 1, 14, 3]])
@@ -90,10 +83,12 @@ def sizes_of(packer, documents):
 
 
 def test_whole_sentences_and_what_is_cut():
-    packer = WholeSentences(12, SPECIAL)
-    assert sizes_of(packer, [[4, 5, 8, 5], [3], [10]]) == [9, 8, 5, 3, 10] and packer.facts()["sentences_cut"] == 0
-    packer = WholeSentences(12, SPECIAL)
-    assert sizes_of(packer, [[3, 25, 2], [5]]) == [3, 10, 10, 7, 5] and packer.facts()["sentences_cut"] == 2
+    for documents, sizes, cut in (
+        ([[4, 5, 8, 5], [3], [10]], [9, 8, 5, 3, 10], 0),
+        ([[3, 25, 2], [5]], [3, 10, 10, 7, 5], 2),
+    ):
+        packer = WholeSentences(12, SPECIAL)
+        assert sizes_of(packer, documents) == sizes and packer.facts()["sentences_cut"] == cut
 
 
 @pytest.mark.parametrize("short", [0.0, 0.3])
@@ -106,12 +101,11 @@ def test_sentences_lose_nothing_whatever_the_groups(short):
     bodies = [row[row >= 10] for row in whole]
     assert np.concatenate(bodies).tolist() == list(range(10, 10 + sum(map(sum, documents))))
     assert all(row[0] == 2 and row[len(body) + 1] == 3 for row, body in zip(whole, bodies, strict=True))
-    borders = np.cumsum([sum(document) for document in documents])
-    ends = set(np.cumsum([length for document in documents for length in document]).tolist())
-    at = np.cumsum([len(body) for body in bodies]).tolist()
-    assert set(borders.tolist()) <= set(at), "no block crosses a document"
-    longer = sum(length > 30 for document in documents for length in document)
-    assert longer and len([end for end in at if end not in ends]) <= longer
+    borders = set(np.cumsum([sum(document) for document in documents]).tolist())
+    ends = set(np.cumsum(list(itertools.chain(*documents))).tolist())
+    at = set(np.cumsum([len(body) for body in bodies]).tolist())
+    assert borders <= at, "no block crosses a document"
+    assert 0 < len(at - ends) <= sum(length > 30 for length in itertools.chain(*documents))
     sizes = np.array([len(body) for body in bodies])
     assert (sizes < 15).mean() > (0.2 if short else 0.0) and sizes.max() == 30
     sizes = np.array(sizes_of(WholeSentences(128, SPECIAL, short), [[1] * 500_000]))
@@ -145,9 +139,6 @@ def test_sentences(text, count):
 
 # ---- sentence pairs
 
-LENGTH = 32
-ROOM = LENGTH - 3
-
 
 def corpus(documents=300, seed=0, longest=8):
     """Sentence lengths of each document; token ids count on from 10, so that each tells its place."""
@@ -174,9 +165,9 @@ def segments(rows):
 
 def places(texts):
     """Document number of each token, and which tokens end a sentence, with tokens counted from 10."""
-    document = [-1] * 10 + [number for number, sentences in enumerate(texts) for _ in range(sum(sentences))]
-    ends = set(np.cumsum([n for sentences in texts for n in sentences]) + 9)
-    return document, ends
+    document = np.repeat(np.arange(len(texts)), [sum(sentences) for sentences in texts])
+    ends = set(np.cumsum(list(itertools.chain(*texts))) + 9)
+    return [-1] * 10 + document.tolist(), ends
 
 
 LONG = [[200], [3, 70, 2], [29, 1], [14, 14, 15]] * 5  # sentences that are cut to fit
@@ -189,19 +180,14 @@ def test_no_pair_loses_anything_and_b_follows_or_is_of_another_document(texts):
     seen: list[int] = []
     for first, second, label in segments(rows):
         for segment in (first, second):
-            assert segment == list(range(segment[0], segment[0] + len(segment)))
+            assert segment == list(range(segment[0], segment[-1] + 1)) and len({document[i] for i in segment}) == 1
             whole = segment[-1] in ends and (segment[0] - 1 in ends or segment[0] == 10)
             assert whole or texts is LONG, "part of a sentence"
-            assert len({document[token] for token in segment}) == 1
-        if label == FOLLOWS:
-            assert second[0] == first[-1] + 1 and document[second[0]] == document[first[0]]
-            seen += first + second
-        else:
-            assert document[second[0]] != document[first[0]]
-            seen += first
+        assert (document[second[0]] == document[first[0]]) == (label == FOLLOWS)
+        assert label == RANDOM or second[0] == first[-1] + 1
+        seen += first + (second if label == FOLLOWS else [])
     assert seen == list(range(10, 10 + sum(map(sum, texts))))
-    follows, random = np.bincount(rows["next_sentence_label"]).tolist()
-    assert pairs.facts()["pairs"] == {"follows": follows, "random": random}
+    assert list(pairs.facts()["pairs"].values()) == np.bincount(rows["next_sentence_label"]).tolist()
 
 
 def test_half_of_the_pairs_are_random_and_most_are_full():
@@ -211,16 +197,14 @@ def test_half_of_the_pairs_are_random_and_most_are_full():
     # Short documents, whose partners must be random, are made up for.
     assert abs(pairs_of([[5, 5]] * 1000 + [[7]] * 50)[1]["next_sentence_label"].mean() - 0.5) < 0.03
     used = (rows["input_ids"] != SPECIAL["pad"]).sum(axis=1) - 3
-    assert used.max() == ROOM and 0.4 < (used >= ROOM - 8).mean() < 0.95
+    assert used.max() == LENGTH - 3 and 0.4 < (used >= LENGTH - 11).mean() < 0.95
     # The random segments come from many documents and from their middles.
     document, _ = places(corpus(2000))
     partners = [document[second[0]] for _, second, label in segments(rows) if label == RANDOM]
     assert len(set(partners)) > 1000
     # Lengths say little about the label.
     for name, value in (("A", 0), ("B", 1)):
-        sizes = [[], []]
-        for *both, label in segments(rows):
-            sizes[label].append(len(both[value]))
+        sizes = [[len(found[value]) for found in segments(rows) if found[2] == label] for label in (FOLLOWS, RANDOM)]
         assert abs(np.mean(sizes[0]) - np.mean(sizes[1])) < 0.25 * np.mean(sizes[0]), name
 
 
