@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.budget.clock import ClockFile, parse_duration
+from budget_trainer.budget.clock import parse_duration, read_clock
 from budget_trainer.reporting.report import COLOURS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,10 +49,10 @@ class Job:
 
 def watched(command: list[str], output_dir: Path, begin: float) -> Job:
     """Run one job to its end and read its clock every 0.1 s."""
-    job, before = Job(time.monotonic() - begin), ClockFile.read(output_dir / "clock.json")
+    job, before = Job(time.monotonic() - begin), read_clock(output_dir / "clock.json")
     process = subprocess.Popen(command, cwd=ROOT)
     while process.poll() is None:
-        shares = ClockFile.read(output_dir / "clock.json")
+        shares = read_clock(output_dir / "clock.json")
         if shares and shares != before:
             job.readings.append((time.monotonic() - begin, shares))
             before = shares

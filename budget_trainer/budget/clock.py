@@ -144,52 +144,43 @@ class BudgetClock:
         return self.elapsed_seconds()
 
 
-class ClockFile:
-    """`clock.json`: the seconds used so far, written atomically once a second, so that a crash is charged too."""
+def read_clock(path: str | os.PathLike[str]) -> dict[str, float]:
+    """The seconds by phase in a file of `keep_clock`; empty where there is none. InputError on a damaged one."""
+    try:
+        seconds = json.loads(Path(path).read_text(encoding="utf-8"))["shares"]
+        return {name: float(seconds[name]) for name in PHASES}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"clock.json: {path} cannot be read ({error!r}); delete it to begin anew") from None
 
-    def __init__(self, path: str | os.PathLike[str], clock: BudgetClock, every_seconds: float = 1.0) -> None:
-        self.path, self.clock, self.every_seconds = Path(path), clock, every_seconds
-        self._done = threading.Event()
-        self._thread: threading.Thread | None = None
 
-    @staticmethod
-    def read(path: str | os.PathLike[str]) -> dict[str, float]:
-        """The seconds by phase in the file; empty where there is no file. InputError on a damaged one."""
-        try:
-            seconds = json.loads(Path(path).read_text(encoding="utf-8"))["shares"]
-            return {name: float(seconds[name]) for name in PHASES}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"clock.json: {path} cannot be read ({error!r}); delete it to begin anew") from None
+@contextmanager
+def keep_clock(path: str | os.PathLike[str], clock: BudgetClock, every_seconds: float = 1.0) -> Iterator[None]:
+    """Write the seconds used so far to `clock.json` now, once a second, and at the end of the block.
 
-    def write(self) -> None:
-        seconds = self.clock.seconds_by_phase()
-        content = {"elapsed_seconds": sum(seconds.values()), "phase": self.clock._phase, "shares": seconds}
+    A thread does it, so that a crash, a long compilation or a save is charged as it happens.
+    """
+    done = threading.Event()
+
+    def write() -> None:
+        seconds = clock.seconds_by_phase()
+        content = {"elapsed_seconds": sum(seconds.values()), "phase": clock._phase, "shares": seconds}
         # Not durable: an fsync once a second would wait for a disk that is busy with a checkpoint, inside the budget.
-        write_atomic(self.path, json.dumps(content) + "\n", durable=False)
+        write_atomic(path, json.dumps(content) + "\n", durable=False)
 
-    def start(self) -> None:
-        """Write now and then once a second from a thread: a long compilation or save is charged as it happens."""
-        self.write()
-        self._thread = threading.Thread(target=self._run, name="clock.json", daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> ClockFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def _run(self) -> None:
-        while not self._done.wait(self.every_seconds):
+    def keep() -> None:
+        while not done.wait(every_seconds):
             with suppress(OSError):  # a full disk must not end the run; the save that needs the disk will speak up
-                self.write()
+                write()
 
-    def close(self) -> None:
-        """Stop the thread and write once more; where the disk takes no more, what it has is a second old."""
-        self._done.set()
-        if self._thread is not None:
-            self._thread.join()
+    write()
+    thread = threading.Thread(target=keep, name="clock.json", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
         with suppress(OSError):
-            self.write()
+            write()

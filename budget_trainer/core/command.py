@@ -139,13 +139,6 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file)
 
 
-def exit_code(error: BaseException) -> int:
-    """The exit code that an error stands for: the user's to mend (2), or not (1)."""
-    if isinstance(error, OSError):
-        return FAILED if error.errno in DISK_ERRNOS else BAD_INPUT
-    return BAD_INPUT if isinstance(error, InputError) else FAILED
-
-
 def run_command(work: Callable[[], int | None], again: str = RESUME) -> int:
     """The exit code of `work`, whose errors end in one line: see EXIT_CODES.
 

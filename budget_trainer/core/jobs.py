@@ -84,8 +84,7 @@ def make_launch(own: Path, use_cpu: bool, given: Path | None = None) -> Callable
 
 def last_error(log: Path, code: int | None) -> str:
     """The line of `log` that says why a run failed: the last `error: ...`, or the last line there is."""
-    text = log.read_text(encoding="utf-8", errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     errors = errors or [line for line in lines if "Error" in line and "CalledProcessError" not in line]
     return (errors or lines or [f"it ended with code {code}"])[-1][:500]
@@ -93,7 +92,7 @@ def last_error(log: Path, code: int | None) -> str:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How a process ended: by itself with `code`, or because `Job.watch` gave a `reason`; `error` is its log's last one."""
+    """How a process ended: by itself with `code`, or for the `reason` of `Job.watch`; `error` is its log's last one."""
 
     code: int
     seconds: float
@@ -107,8 +106,7 @@ class Job:
 
     `watch` gets the seconds since its start, again and again, and returns why the process has to be ended, or None. It is then
     asked to stop, and killed after `grace_seconds`; 0 kills at once. `on_end` may return the job that follows on the device.
-    The output goes to `log`, behind what is there with `append`. The process keeps the file descriptor `inherited` open as long
-    as it lives: a lock on that is the process's.
+    The output goes to `log`, with `append` to its end. A lock on the file descriptor `inherited` is the process's.
     """
 
     command: Sequence[str]
@@ -133,19 +131,16 @@ def run_jobs(slots: Sequence[str | None], next_job: Callable[[], Job | None], st
                 raise StopAsked(f"{StopRequest.name_of(stop.signal_number)}; repeat the command to go on")
             for slot, device in enumerate(slots):
                 if slot not in running:
-                    job = next_job()
-                    if job is None:
+                    if (job := next_job()) is None:
                         break
                     running[slot] = _Process(job, device)
             if not running:
                 return
             time.sleep(_POLL_SECONDS)
             for slot, process in list(running.items()):
-                end = process.look()
-                if end is not None:
+                if (end := process.look()) is not None:
                     del running[slot]
-                    following = process.job.on_end(end)
-                    if following is not None:
+                    if (following := process.job.on_end(end)) is not None:
                         running[slot] = _Process(following, slots[slot])
     finally:
         _end(running.values())
@@ -176,8 +171,7 @@ class _Process:
         """How it ended; None while it runs, and may go on to."""
         reason, seconds = None, time.monotonic() - self.begin
         if self.popen.poll() is None:
-            reason = self.job.watch(seconds)
-            if reason is None:
+            if (reason := self.job.watch(seconds)) is None:
                 return None
             _end([self])
         self.close()

@@ -37,20 +37,10 @@ def fence(text: str, language: str) -> str:
     return f"{marks}{language}\n{text}\n{marks}"
 
 
-DARK = "#22303c"  # of all text
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#9aa3ad",
-    "axes.grid": True,
-    "grid.color": "#e8ebef",
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.labelcolor": DARK,
-    "text.color": DARK,
-    "text.parse_math": False,  # a name may hold a dollar sign
-}
+_STYLE: dict[Any, Any] = {"font.size": 10, "axes.titlesize": 11, "axes.labelcolor": "#22303c", "text.color": "#22303c"}
+_STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9aa3ad"}
+_STYLE |= {"axes.grid": True, "grid.color": "#e8ebef", "axes.axisbelow": True}
+_STYLE |= {"text.parse_math": False}  # a name may hold a dollar sign
 
 
 @contextmanager

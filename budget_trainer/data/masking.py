@@ -38,7 +38,7 @@ PIPE_BYTES = 2**20
 
 
 class _MaskedBatch(dict[str, torch.Tensor]):
-    """What `MaskingCollator` returns. Another process that receives it gets a plain dict of the same tensors."""
+    """Another process that receives it gets a plain dict of the same tensors."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         if sum(tensor.nbytes for tensor in self.values()) > PIPE_BYTES:
@@ -46,12 +46,12 @@ class _MaskedBatch(dict[str, torch.Tensor]):
         return _from_arrays, ({name: tensor.numpy() for name, tensor in self.items()},)
 
 
-def _from_arrays(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
+def _from_arrays(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def prediction_slots(mlm_probability: float, block_size: int) -> int:
-    """Return the largest number of predictions a block of `block_size` tokens with [CLS] and [SEP] can need."""
+    """The largest number of predictions that a block of `block_size` tokens with [CLS] and [SEP] can need."""
     return max(1, round(mlm_probability * (block_size - 2)))
 
 
@@ -141,10 +141,7 @@ class MaskingCollator:
     def with_stage(
         self, *, mlm_probability: float | None = None, sequence_parts: int | None = None
     ) -> MaskingCollator:
-        """Return a copy for another stage of the budget; None leaves a value as it is. This one does not change.
-
-        The slots follow rate and parts, or the parts alone where max_predictions_per_seq was given.
-        """
+        """A copy for another stage of the budget; None leaves a value as it is. The slots follow both."""
         other = copy.copy(self)
         rate = self.mlm_probability if mlm_probability is None else mlm_probability
         other._set_stage(rate, self.sequence_parts if sequence_parts is None else sequence_parts)
@@ -204,17 +201,17 @@ class MaskingCollator:
         r, s = np.nonzero(used)
         ids[r, positions[r, s]] = self._replace(originals, positions, keys, ids.shape[1])[r, s]
         out |= {"input_ids": ids, "masked_positions": positions, "labels": np.where(used, originals, _IGNORED_LABEL)}
-        return _MaskedBatch((name, torch.from_numpy(array)) for name, array in out.items())
+        return _MaskedBatch(_from_arrays(out))
 
     def _row_keys(self, epoch: NDArray[Any], row: NDArray[Any]) -> U64:
-        """Return the key [B, 1] of each block's masking in its epoch."""
+        """The key [B, 1] of each block's masking in its epoch."""
         if self.dup_factor is not None:
             epoch = epoch % self.dup_factor
         seed = np.array([self.seed & int(_LAST)], dtype=np.uint64)
         return hash64(hash64(seed, epoch.astype(np.uint64)), row.astype(np.uint64))[:, None]
 
     def _cut_ids(self, ids: I64) -> I64:
-        """Cut [B, L] into [N, M] and write [CLS] and [SEP] at the borders between the parts."""
+        """[B, L] cut into [N, M], with [CLS] and [SEP] at the borders between the parts."""
         if self.sequence_parts == 1:
             return ids
         parts = ids.reshape(len(ids), self.sequence_parts, -1)
@@ -224,14 +221,13 @@ class MaskingCollator:
         return parts.reshape(-1, parts.shape[2])
 
     def _passed_on(self, rows: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
-        """Return the columns besides the ids, int64, cut like them."""
+        """The columns besides the ids, int64, cut like them."""
         if shape[1] % self.sequence_parts:
             raise InputError(f"sequence_parts={self.sequence_parts} does not divide the block's {shape[1]} tokens")
         out: dict[str, NDArray[Any]] = {}
         for name in ("document_ids", "token_type_ids"):
             if name in rows:
-                values = np.array(rows[name], dtype=np.int64)
-                out[name] = values.reshape(-1, shape[1] // self.sequence_parts)
+                out[name] = np.array(rows[name], dtype=np.int64).reshape(-1, shape[1] // self.sequence_parts)
         if self.sequence_parts > 1 and "document_ids" in out:
             documents = out["document_ids"]
             # [CLS] belongs to the first document of its part, [SEP] to the last; the count begins at 0.
@@ -260,11 +256,11 @@ class MaskingCollator:
             out["document_ids"][rows] = np.where(written.any(axis=1, keepdims=True), apart, documents)
 
     def _candidates(self, ids: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return bool, the shape of ids: neither padding, [CLS] nor [SEP]."""
+        """Bool, the shape of ids: neither padding, [CLS] nor [SEP]."""
         return (ids != self.pad_id) & (ids != self.cls_id) & (ids != self.sep_id)
 
     def _choose(self, ids: I64, keys: U64) -> tuple[I64, NDArray[np.bool_]]:
-        """Return the positions [N, S] to predict, rising, 0 where unused; and which slots are used [N, S]."""
+        """The positions [N, S] to predict, rising, 0 where unused; and which slots are used [N, S]."""
         length = ids.shape[1]
         candidate = self._candidates(ids)
         counts = np.count_nonzero(candidate, axis=1)
@@ -283,7 +279,7 @@ class MaskingCollator:
         return _smallest(score, place_mask, wanted, self.slots)
 
     def _replace(self, originals: I64, positions: I64, keys: U64, length: int) -> I64:
-        """Return what stands in the input at the chosen positions [N, S] of parts of `length` tokens."""
+        """What stands in the input at the chosen positions [N, S] of parts of `length` tokens."""
         if self.sequence_parts > 1:  # hashes are those of the position in the block
             positions = positions + np.arange(len(positions))[:, None] % self.sequence_parts * length
             keys = np.repeat(keys, self.sequence_parts, axis=0)
@@ -300,7 +296,7 @@ class MaskingCollator:
 
 
 def _mix64(x: U64) -> U64:
-    """Return a bijective scrambling of uint64 values of any shape (the output function of SplitMix64)."""
+    """A bijective scrambling of uint64 values of any shape (the output function of SplitMix64)."""
     x = x ^ (x >> np.uint64(30))  # the only copy: the rest works in place
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)
@@ -310,12 +306,12 @@ def _mix64(x: U64) -> U64:
 
 
 def hash64(key: U64, counter: U64) -> U64:
-    """Return 64 hash bits for each broadcast pair of key and counter."""
+    """64 hash bits for each broadcast pair of key and counter."""
     return _mix64(_mix64(key) + (counter + np.uint64(1)) * _GOLDEN)
 
 
 def uniform(bits: U64) -> NDArray[np.float64]:
-    """Turn 64 hash bits into a float64 in [0, 1), from their upper 53."""
+    """Float64 in [0, 1) of 64 hash bits, from their upper 53."""
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -323,7 +319,7 @@ def uniform(bits: U64) -> NDArray[np.float64]:
 
 
 def _smallest(score: U64, place_mask: np.uint64, wanted: NDArray[Any], slots: int) -> tuple[I64, NDArray[np.bool_]]:
-    """Return the positions [N, slots] of the `wanted` [N] smallest scores [N, M], rising, 0 if unused; and the used."""
+    """The positions [N, slots] of the `wanted` [N] smallest scores [N, M], rising, 0 if unused; and the used."""
     length = score.shape[1]
     kept = min(slots, length)
     if kept < length:
@@ -338,7 +334,7 @@ def _smallest(score: U64, place_mask: np.uint64, wanted: NDArray[Any], slots: in
 
 
 def _slots_of(chosen: NDArray[np.bool_], slots: int) -> tuple[I64, NDArray[np.bool_]]:
-    """Return the positions [N, slots] of the chosen tokens [N, M], rising, 0 in unused slots; and which are used."""
+    """The positions [N, slots] of the chosen tokens [N, M], rising, 0 in unused slots; and which are used."""
     counts = np.count_nonzero(chosen, axis=1)
     used = np.arange(slots) < counts[:, None]
     positions = np.zeros(used.shape, np.int64)

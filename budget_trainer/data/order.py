@@ -57,9 +57,7 @@ class BlockDataset(torch.utils.data.Dataset[dict[str, Any]]):
     which are opened on first use in each process, so it serves any number of forked or spawned DataLoader workers."""
 
     def __init__(self, reader: Rows, seed: int) -> None:
-        self.rows = len(reader)
-        self.seed = seed
-        self._reader = reader
+        self.rows, self.seed, self._reader = len(reader), seed, reader
         self._order: tuple[int, int, np.ndarray] | None = None  # epoch, stretch and rows of the last that was used
 
     def __getstate__(self) -> dict[str, Any]:
@@ -69,7 +67,7 @@ class BlockDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return _ENDLESS
 
     def __getitem__(self, sample: int) -> dict[str, Any]:
-        """One sample: its columns, epoch and row, without the B of `__getitems__`."""
+        """One sample, without the B of `__getitems__`."""
         return {name: values[0] for name, values in self.__getitems__([sample]).items()}
 
     def __getitems__(self, samples: Sequence[int]) -> dict[str, np.ndarray]:
@@ -96,8 +94,7 @@ class ExactSampler(torch.utils.data.Sampler[int]):
     """Yields start, start + 1, ..., start + length - 1: the position of a run is `start`, the samples consumed."""
 
     def __init__(self, start: int, length: int) -> None:
-        self.start = start
-        self.length = length
+        self.start, self.length = start, length
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.start, self.start + self.length))

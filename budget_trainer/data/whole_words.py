@@ -19,7 +19,7 @@ _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 def continues_word(tokenizer: Any) -> NDArray[np.bool_]:
-    """Return bool [len(tokenizer)]: the token continues the word before it.
+    """Bool [len(tokenizer)]: the token continues the word before it.
 
     WordPiece marks these tokens (##); byte-level BPE and SentencePiece mark the others (a leading space). There a word
     is what stands between spaces, punctuation included. Special and added tokens never continue a word.
@@ -48,11 +48,7 @@ def continues_word(tokenizer: Any) -> NDArray[np.bool_]:
 
 
 def word_table(continues: NDArray[Any], special_ids: list[int], vocab_size: int) -> NDArray[np.int8]:
-    """Return int8 [vocab_size] for `choose_words` from the bool array of `continues_word`.
-
-    Raises:
-        InputError: `continues` is not one-dimensional with an entry per token.
-    """
+    """Int8 [vocab_size] for `choose_words` from the bool array of `continues_word`; InputError: it has another shape."""
     continues = np.asarray(continues)
     if continues.shape != (vocab_size,):
         raise InputError(
@@ -111,7 +107,7 @@ def choose_words(
 
 
 def _word_start_marks(content: dict[str, Any]) -> tuple[str, ...]:
-    """Return what the first token of a word begins with, from the normalizer and the pre-tokenizer; () if unknown."""
+    """What the first token of a word begins with, from the normalizer and the pre-tokenizer; () if unknown."""
     if content["model"].get("end_of_word_suffix"):
         return ()
     for part in _parts(content.get("pre_tokenizer"), content.get("normalizer")):
@@ -125,7 +121,7 @@ def _word_start_marks(content: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _parts(*nodes: Any) -> Iterator[dict[str, Any]]:
-    """Yield every component of a tokenizer.json's normalizer or pre-tokenizer, those inside of a Sequence too."""
+    """Every component of a tokenizer.json's normalizer or pre-tokenizer, those inside of a Sequence too."""
     for node in nodes:
         if isinstance(node, dict):
             yield node

@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from budget_trainer.budget.clock import BudgetClock, ClockFile, format_duration
+from budget_trainer.budget.clock import BudgetClock, format_duration, keep_clock, read_clock
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import fresh_folder, try_lock, write_json_atomic
@@ -216,9 +216,8 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> Suite:
         _claim_folder(request, {"protocol": protocol, "model": model})
         if not math.isinf(clock.total_seconds):
             path = request.output_dir / run_folder.CLOCK
-            clock.restore(ClockFile.read(path))
-            at_exit.enter_context(clock_file := ClockFile(path, clock))
-            clock_file.start()
+            clock.restore(read_clock(path))
+            at_exit.enter_context(keep_clock(path, clock))
         for name, reason in plan.absent.items():
             log.warning("%s is absent: %s", name, reason)
         clock.enter("train")

@@ -33,6 +33,8 @@ class Flag(NamedTuple):
 
 
 _KERNEL = "PyTorch's fast attention replaces DeepSpeed's kernel; gradient_checkpointing saves memory"
+_OF_THE_KERNEL = ("deepspeed_transformer_kernel", "stochastic_mode", "attention_dropout_checkpoint")
+_OF_THE_KERNEL += ("normalize_invertible", "gelu_checkpoint")
 _DDP = "gradients are averaged over the processes as PyTorch does it; nothing to set"
 _UNREAD = "the original never read it"
 _PINNED = "the pinned evaluation is the same in every run, its batch too"
@@ -51,14 +53,16 @@ _MARKER = "their default ended longer budgets at 24 h (B6); here it is given or 
 _FIXED_WARMUP = (("lr_schedule", "constant_step"),)
 _SHARD = "an epoch is one training shard per process, as theirs"
 
+
+def _same_keys(read_with: tuple[tuple[str, Any], ...] = (), **defaults: Any) -> list[Flag]:
+    """Flags whose keys have their names."""
+    return [Flag(name, type(default), default, name, read_with=read_with) for name, default in defaults.items()]
+
+
 ORIGINAL_GROUPS: dict[str, tuple[Flag, ...]] = {
     "Deepspeed": (
         Flag("deepspeed", bool, False, text="a launch configuration replaces it: ddp.yaml, as theirs had no ZeRO"),
-        Flag("deepspeed_transformer_kernel", bool, False, text=_KERNEL),
-        Flag("stochastic_mode", bool, False, text=_KERNEL),
-        Flag("attention_dropout_checkpoint", bool, False, text=_KERNEL),
-        Flag("normalize_invertible", bool, False, text=_KERNEL),
-        Flag("gelu_checkpoint", bool, False, text=_KERNEL),
+        *(Flag(name, bool, False, text=_KERNEL) for name in _OF_THE_KERNEL),
         Flag("gradient_clipping", float, 1.0, "max_grad_norm", "0 switches it off in both"),
         Flag("steps_per_print", int, 100, text="DeepSpeed's own lines; logging_steps is print_steps"),
         Flag("wall_clock_breakdown", bool, False, text="always there: run_report.json has the shares of the time"),
@@ -78,17 +82,11 @@ ORIGINAL_GROUPS: dict[str, tuple[Flag, ...]] = {
     ),
     "Model config": (
         Flag("vocab_size", int, 30522, text="that of the data folder's tokenizer"),
-        Flag("hidden_size", int, 1024, "hidden_size"),
-        Flag("num_hidden_layers", int, 24, "num_hidden_layers"),
-        Flag("num_attention_heads", int, 16, "num_attention_heads"),
-        Flag("intermediate_size", int, 4096, "intermediate_size"),
-        Flag("hidden_act", str, "gelu", "hidden_act"),
-        Flag("hidden_dropout_prob", float, 0.1, "hidden_dropout_prob"),
-        Flag("attention_probs_dropout_prob", float, 0.1, "attention_probs_dropout_prob"),
-        Flag("max_position_embeddings", int, 512, "max_position_embeddings"),
+        *_same_keys(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+        *_same_keys(hidden_act="gelu", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1),
+        *_same_keys(max_position_embeddings=512),
         Flag("layernorm_embedding", bool, False, "layernorm_embedding", _EMBEDDING_NORM, same=True),
-        Flag("type_vocab_size", int, 2, "type_vocab_size"),
-        Flag("initializer_range", float, 0.02, "initializer_range"),
+        *_same_keys(type_vocab_size=2, initializer_range=0.02),
         Flag("fused_linear_layer", bool, True, text="torch_compile fuses bias and activation; same weights"),
         Flag("sparse_mask_prediction", bool, True, "sparse_mask_prediction"),
         Flag("encoder_ln_mode", str, "pre-ln", "encoder_ln_mode", choices=("pre-ln", "post-ln"), same=True),
@@ -103,11 +101,8 @@ ORIGINAL_GROUPS: dict[str, tuple[Flag, ...]] = {
     "Optimizer": (
         Flag("optimizer_type", str, "adamw", "optimizer_type", _OPTIMIZER, ("adam", "adamw", "lamb", "adafactor")),
         Flag("weight_decay", float, 0.01, "weight_decay"),
-        Flag("bias_correction", bool, False, "bias_correction", read_with=_LAMB),
-        Flag("max_coeff", float, 0.3, "max_coeff", read_with=_LAMB),
-        Flag("min_coeff", float, 0.01, "min_coeff", read_with=_LAMB),
-        Flag("adam_beta1", float, 0.9, "adam_beta1"),
-        Flag("adam_beta2", float, 0.999, "adam_beta2"),
+        *_same_keys(_LAMB, bias_correction=False, max_coeff=0.3, min_coeff=0.01),
+        *_same_keys(adam_beta1=0.9, adam_beta2=0.999),
         Flag("adam_eps", float, 1e-6, "adam_epsilon"),
     ),
     "Pre-training": (
@@ -125,10 +120,8 @@ ORIGINAL_GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("print_steps", int, 100, "logging_steps"),
         Flag("do_validation", bool, False, text="with it the recipe has validation_epochs and its companions"),
         Flag("validation_epochs", int, 10, "validation_epochs", _SHARD, read_with=_VALIDATED),
-        Flag("validation_epochs_begin", int, 1, "validation_epochs_begin", read_with=_VALIDATED),
-        Flag("validation_epochs_end", int, 1, "validation_epochs_end", read_with=_VALIDATED),
-        Flag("validation_begin_proportion", float, 0.1, "validation_begin_proportion", read_with=_VALIDATED),
-        Flag("validation_end_proportion", float, 0.1, "validation_end_proportion", read_with=_VALIDATED),
+        *_same_keys(_VALIDATED, validation_epochs_begin=1, validation_epochs_end=1),
+        *_same_keys(_VALIDATED, validation_begin_proportion=0.1, validation_end_proportion=0.1),
         Flag("validation_micro_batch", int, 16, text=_PINNED),
         Flag("add_nsp", bool, False, "add_nsp", "from shards with sentence pairs"),
         Flag("current_run_id", str, "", text="part of output_dir and run_name, as theirs"),

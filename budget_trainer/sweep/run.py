@@ -17,7 +17,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from budget_trainer.budget.clock import BudgetClock, ClockFile, format_duration
+from budget_trainer.budget.clock import BudgetClock, format_duration, keep_clock, read_clock
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import try_lock, write_atomic, write_json_atomic
@@ -121,14 +121,13 @@ def _keep_clock(output_dir: Path, clock: BudgetClock, at_exit: ExitStack) -> Non
 
     Each process has a file of its own, the first that is free; they all show the sweep's time, so the largest counts.
     """
-    before = [ClockFile.read(path) for path in output_dir.glob("clock-*.json")]
+    before = [read_clock(path) for path in output_dir.glob("clock-*.json")]
     clock.restore(max(before, key=lambda shares: sum(shares.values()), default={}))
     for number in itertools.count():
         if (lock := try_lock(output_dir / "locks" / f"clock-{number}")) is not None:
             at_exit.enter_context(lock)
             break
-    at_exit.enter_context(clock_file := ClockFile(output_dir / f"clock-{number}.json", clock))
-    clock_file.start()
+    at_exit.enter_context(keep_clock(output_dir / f"clock-{number}.json", clock))
 
 
 def _write_recipe(spec: SweepSpec, recipe: dict[str, Any]) -> list[str]:

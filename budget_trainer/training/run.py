@@ -15,7 +15,7 @@ from transformers import ProgressCallback
 
 from budget_trainer.budget.callback import TimeBudgetCallback
 from budget_trainer.budget.channel import Agreement, ControlChannel
-from budget_trainer.budget.clock import BudgetClock, ClockFile
+from budget_trainer.budget.clock import BudgetClock, keep_clock, read_clock
 from budget_trainer.config.recipe import Recipe
 from budget_trainer.core.command import DONE, RESUMABLE, StopRequest
 from budget_trainer.core.errors import StopAsked
@@ -93,7 +93,7 @@ class PretrainingRun:
         final = self.output_dir / FINAL
         report = json.loads((self.output_dir / REPORT).read_text(encoding="utf-8"))
         model = load_pretrained(str(final), add_nsp=self.recipe.add_nsp).to(self.args.device)
-        shares = ClockFile.read(self.output_dir / CLOCK)
+        shares = read_clock(self.output_dir / CLOCK)
         if sum(shares.values()) > report["used_seconds"]:  # what the last save took may be missing in the report
             report |= {"shares": shares, **used_seconds(shares, report["budget_seconds"])}
         if self.is_main_process:
@@ -262,9 +262,7 @@ class PretrainingRun:
         """Take the output folder for this run, and keep its clock there from here on; a second call does nothing."""
         if self.is_main_process and not self._claimed:
             self.folder.begin(self.identity, self.job)
-            clock_file = ClockFile(self.output_dir / CLOCK, self.clock)
-            clock_file.start()
-            self.at_exit.enter_context(clock_file)
+            self.at_exit.enter_context(keep_clock(self.output_dir / CLOCK, self.clock))
         self._claimed = True
 
     def train(self) -> None:

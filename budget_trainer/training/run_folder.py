@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from budget_trainer.budget.callback import STATE_KEY
-from budget_trainer.budget.clock import BudgetClock, ClockFile
+from budget_trainer.budget.clock import BudgetClock, read_clock
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import WRITE_ERRNOS, publish_folder, sha256, write_json_atomic
 
@@ -241,7 +241,7 @@ class RunFolder:
 
     def restore_clock(self, clock: BudgetClock, checkpoint: Path | None) -> int:
         """Charge what earlier jobs used (the larger of clock.json and the checkpoint); returns this job's number from 1."""
-        records = [ClockFile.read(self.path / CLOCK)]
+        records = [read_clock(self.path / CLOCK)]
         if checkpoint is not None:
             records.append(stored_in(checkpoint, STATE_KEY)["shares"])
         clock.restore(max(records, key=lambda seconds: sum(seconds.values())))

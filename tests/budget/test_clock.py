@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from budget_trainer.budget.clock import PHASES, BudgetClock, ClockFile, format_duration, parse_duration
+from budget_trainer.budget.clock import PHASES, BudgetClock, format_duration, keep_clock, parse_duration, read_clock
 from budget_trainer.core.errors import InputError
 
 
@@ -94,14 +94,12 @@ def test_clock_file_round_trip_and_damage(tmp_path):
     time = Time()
     clock = BudgetClock("1h", time_fn=time)
     path = tmp_path / "clock.json"
-    assert ClockFile.read(path) == {}
-    file = ClockFile(path, clock, every_seconds=0.01)
-    file.start()
-    time.now += 7
-    file.close()
-    assert ClockFile.read(path) == clock.seconds_by_phase()
+    assert read_clock(path) == {}
+    with keep_clock(path, clock, every_seconds=0.01):
+        time.now += 7
+    assert read_clock(path) == clock.seconds_by_phase()
     assert json.loads(path.read_text())["elapsed_seconds"] == 7
     assert set(clock.seconds_by_phase()) == set(PHASES)
     path.write_text('{"shares": {}}')
     with pytest.raises(InputError, match=r"clock\.json.*delete it"):
-        ClockFile.read(path)
+        read_clock(path)
