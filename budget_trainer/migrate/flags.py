@@ -33,8 +33,9 @@ class Flag(NamedTuple):
 
 
 _KERNEL = "PyTorch's fast attention replaces DeepSpeed's kernel; gradient_checkpointing saves memory"
-_OF_THE_KERNEL = ("deepspeed_transformer_kernel", "stochastic_mode", "attention_dropout_checkpoint")
-_OF_THE_KERNEL += ("normalize_invertible", "gelu_checkpoint")
+_OF_THE_KERNEL = (
+    "deepspeed_transformer_kernel stochastic_mode attention_dropout_checkpoint normalize_invertible gelu_checkpoint"
+)
 _DDP = "gradients are averaged over the processes as PyTorch does it; nothing to set"
 _UNREAD = "the original never read it"
 _PINNED = "the pinned evaluation is the same in every run, its batch too"
@@ -62,7 +63,7 @@ def _same_keys(read_with: tuple[tuple[str, Any], ...] = (), **defaults: Any) -> 
 ORIGINAL_GROUPS: dict[str, tuple[Flag, ...]] = {
     "Deepspeed": (
         Flag("deepspeed", bool, False, text="a launch configuration replaces it: ddp.yaml, as theirs had no ZeRO"),
-        *(Flag(name, bool, False, text=_KERNEL) for name in _OF_THE_KERNEL),
+        *(Flag(name, bool, False, text=_KERNEL) for name in _OF_THE_KERNEL.split()),
         Flag("gradient_clipping", float, 1.0, "max_grad_norm", "0 switches it off in both"),
         Flag("steps_per_print", int, 100, text="DeepSpeed's own lines; logging_steps is print_steps"),
         Flag("wall_clock_breakdown", bool, False, text="always there: run_report.json has the shares of the time"),

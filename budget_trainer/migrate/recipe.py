@@ -104,10 +104,9 @@ def _batch(draft: _Draft) -> None:
     micro = max(1, draft.given["train_micro_batch_size_per_gpu"])  # below 1 is refused as our key
     steps, rest = divmod(total, micro * processes)
     if rest:
-        nearest = max(1, round(total / (micro * processes))) * micro * processes
         raise InputError(
             f"train_batch_size: {total} is not {micro} (train_micro_batch_size_per_gpu) x {processes} processes x a whole "
-            f"number; give train_batch_size {nearest}, or --num_processes of your machine before the command"
+            "number; give such a product, or --num_processes of your machine before the command"
         )
     remark = f"train_batch_size {total} = {micro} x {processes} process{'es' if processes > 1 else ''} x {steps}"
     draft.entries["gradient_accumulation_steps"] = (steps, remark)
@@ -118,12 +117,11 @@ def _budget(draft: _Draft) -> None:
     given, total = draft.given, draft.given["total_training_time"]
     if given["early_exit_time_marker"] < total and "early_exit_time_marker" not in given:
         draft.differences.append(
-            f"total_training_time {total:g} h alone ended at 24 h all the same (B6, a second default); here it lasts "
-            f"{total:g} h. early_exit_time_marker: 24h would end there, on the same curve"
+            f"total_training_time {total:g} h alone ended at 24 h all the same (B6, a second default); here it does not, but "
+            "with early_exit_time_marker: 24h"
         )
     elif given["early_exit_time_marker"] > total:
-        answer = f"beyond the {total:g} h of total_training_time, which ended the original's run too; left out"
-        draft.drop("early_exit_time_marker", answer)
+        draft.drop("early_exit_time_marker", f"beyond total_training_time ({total:g} h), which ends a run; left out")
     markers = (given["finetune_time_markers"] or "").split(",")
     kept = [share for share in markers if not re.fullmatch(r"\s*(1\.?0*)?\s*", share)]
     if len(kept) < len(markers):
@@ -132,8 +130,7 @@ def _budget(draft: _Draft) -> None:
         draft.entries["finetune_time_markers"] = (",".join(kept), "")
     if not 1 <= given["num_epochs_between_checkpoints"] <= 1000:
         draft.differences.append(
-            "no checkpoint is left after a crash, as with the original; checkpoint_every: 1h leaves one that "
-            "resume_from_checkpoint: auto continues from (B13)"
+            "no checkpoint is left after a crash, as with theirs; checkpoint_every: 1h leaves one (B13)"
         )
 
 
@@ -154,8 +151,8 @@ def _schedule(draft: _Draft) -> None:
         _exponential(draft, length - warmup, unit)
     elif kind == "time" and length - warmup < 1:  # theirs divided by at least one hour
         draft.differences.append(
-            "with less than an hour of decay the original's learning rate fell at once to a fraction of its peak; here the "
-            "curve spans the whole budget: a rate found there may be too high (B3)"
+            "with less than an hour of decay their learning rate fell at once to a fraction of its peak (B3); here the curve "
+            "spans the budget: a rate found there may be too high"
         )
 
 
@@ -164,19 +161,17 @@ def _exponential(draft: _Draft, rest: float, unit: str) -> None:
     rate, step = draft.given["decay_rate"], draft.given["decay_step"]
     every = f"{rate:g} every {step} {unit}"
     if not (rate > 0 and step > 0 and rest > 0):
-        fix = "give positive numbers and a warmup_proportion below 1"
-        raise InputError(f"decay_rate: {every} over {rest:g} cannot decay; {fix}")
+        raise InputError(f"decay_rate: {every} over {rest:g} cannot decay; give positive numbers, and less warmup")
     share, end = step / rest, rate ** (rest / step)
     if share > 1:  # ours is a share of the schedule, at most all of it
-        draft.entries["decay_rate"] = (round(end, 9), f"what {every} makes of it by the end ...")
-        draft.entries["decay_step"] = (1.0, "... of the schedule")
-    else:
-        draft.entries["decay_rate"] = (rate, "at each ...")
-        draft.entries["decay_step"] = (round(share, 9), f"... of what the warmup leaves: {step} {unit}")
+        rate, share = round(end, 9), 1.0
+    draft.entries |= {
+        "decay_rate": (rate, f"from {every}"),
+        "decay_step": (round(share, 9), "of what the warmup leaves"),
+    }
     hours = " (B4: theirs counted steps in hours)" if unit == "hours" else ""
     draft.differences.append(
-        f"curve exp: the same decay, to {end:.3g} of the peak{hours}; their warmup was a square, here it is a line. Without "
-        "decay_rate and decay_step it falls to 0.01"
+        f"curve exp: the same decay, to {end:.3g} of the peak{hours}; their warmup was a square, here it is a line"
     )
 
 
@@ -184,7 +179,7 @@ def _layout(draft: _Draft) -> None:
     """The native class of the original's words, and what that class has not."""
     given = draft.given
     if given["encoder_ln_mode"] == "post-ln" and not given["layernorm_embedding"]:
-        answer = "post-ln is the native bert, which has a norm behind the embeddings; theirs could leave it out"
+        answer = "post-ln is the native bert, which always has a norm behind the embeddings"
         draft.drop("layernorm_embedding", answer)
         draft.differences.append(f"encoder_ln_mode: {answer}")
     names = ("encoder_ln_mode", "layernorm_embedding", "layer_norm_type")
@@ -197,16 +192,13 @@ def _layout(draft: _Draft) -> None:
             draft.drop(name, "the native eurobert, which has RMSNorm, has none of it")
         draft.entries["hidden_dropout_prob"] = (0.0, "eurobert has none")
         draft.differences.append(
-            "layer_norm_type rms_norm: the native class with RMSNorm is eurobert, another network than theirs: rotary "
-            "positions, gated feed-forward blocks, no biases"
+            "layer_norm_type rms_norm is eurobert, another network than theirs: rotary positions, gated blocks, no biases"
         )
     if words.get("layer_norm_type") == "apex":
-        remark = "needs apex and a GPU; without this line PyTorch's, on the same weights"
-        draft.entries["layer_norm_type"] = ("apex", remark)
+        draft.entries["layer_norm_type"] = ("apex", "needs apex and a GPU; without this line PyTorch's, same weights")
     if given["add_nsp"] or given["model_type"] == "bert-mlm-nsp":
         draft.differences.append(
-            "the original's next-sentence prediction could not run; it needs shards with labels, or data_prep.blocks "
-            "--packing nsp (B7)"
+            "their next-sentence prediction could not run (B7); it needs shards with labels, or data_prep.blocks --packing nsp"
         )
 
 
@@ -227,8 +219,8 @@ def _names(draft: _Draft) -> None:
     if not folder:
         raise InputError("output_dir: missing, and the original needed it too; add --output_dir DIR to the command")
     if run_id:
-        draft.entries["run_name"] = (f"{name}-{run_id}", "")
-        draft.entries["output_dir"] = (str(Path(folder) / f"{name}-{run_id}"), "")
+        name = f"{name}-{run_id}"
+        draft.entries |= {"run_name": (name, ""), "output_dir": (str(Path(folder) / name), "")}
 
 
 # ---- text ----
@@ -239,19 +231,16 @@ def recipe_text(draft: _Draft, recipe: str) -> str:
     given, shards = draft.given, "" if draft.train_shards() else f"; here shard_data's default of {_TRAIN_SHARDS}"
     profile = f"ddp.yaml --num_processes {given.processes}" if given.processes > 1 else "single_gpu.yaml"
     launch = f"accelerate launch --config_file accelerate_configs/{profile} train_mlm.py {shlex.quote(recipe)}"
+    data = (
+        "Once, the data: the masked tokens are put back, copies that differ by their masks dropped (needs h5py). "
+        "--num_shards: the train shards of dataset_path, divided by the dup_factor they were made with (an epoch is "
+        f"one shard per process){shards}:"
+    )
+    several = "for several machines accelerate_configs/multi_node_ddp.yaml"
     text = [
         *_comment("Made by python -m budget_trainer.migrate of flags of IntelLabs/academic-budget-bert."),
-        "#",
-        *_comment(
-            "Once, the data: the masked tokens are put back, copies that differ by their masks dropped (needs h5py). "
-            "--num_shards: the train shards of dataset_path, divided by the dup_factor they were made with (an epoch is "
-            f"one shard per process){shards}:"
-        ),
-        f"#   {' '.join(draft.data_command().splitlines())}",
-        *_comment(
-            f"Then the training, processes: {given.processes} ({given.why}); for several machines "
-            "accelerate_configs/multi_node_ddp.yaml:"
-        ),
+        *("#", *_comment(data), f"#   {' '.join(draft.data_command().splitlines())}"),
+        *_comment(f"Then the training, processes: {given.processes} ({given.why}); {several}:"),
         f"#   {' '.join(launch.splitlines())}",
     ]
     answers = [f"{name}: {answer}" for name, answer in draft.answers]
