@@ -9,16 +9,14 @@ where that is missing the line says "not measured". Takes over an hour on two co
 import argparse
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -27,6 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.data_prep import measure  # noqa: E402
 from benchmarks.watched import watch  # noqa: E402
+from budget_trainer.core.io import fresh_folder  # noqa: E402
+from budget_trainer.core.output import Markup, table  # noqa: E402
 from budget_trainer.reporting.report import environment  # noqa: E402
 
 DATA = Path(os.environ.get("BUDGET_DATA", ROOT.parent / "shared" / "data"))
@@ -44,8 +44,7 @@ AutoTokenizer.from_pretrained(sys.argv[1]), AutoModelForMaskedLM.from_pretrained
 BUDGETS = [*((seconds, processes, False) for seconds in (30, 60, 180) for processes in (1, 2)), (60, 2, True)]
 
 
-@dataclass
-class Line:
+class Line(NamedTuple):
     """One promise. `held` is None where it could not be measured."""
 
     check: str
@@ -63,8 +62,7 @@ def sh(command: list[Any], log: Path, cwd: Path = ROOT, env: dict[str, str] | No
     log.parent.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     with log.open("w") as file:
-        words = [str(word) for word in command]
-        code = subprocess.run(words, cwd=cwd, env=env, stdout=file, stderr=subprocess.STDOUT).returncode
+        code = subprocess.run([*map(str, command)], cwd=cwd, env=env, stdout=file, stderr=subprocess.STDOUT).returncode
     if code:
         raise Failed(f"exit code {code}: {last_line(log)} ({log})")
     return time.monotonic() - begin
@@ -75,15 +73,8 @@ def last_line(log: Path) -> str:
     return " ".join(lines[-1].split()) if lines else ""
 
 
-def fresh(name: str) -> Path:
-    folder = OUT / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
-
-
 def quickstart() -> Iterator[Line]:
-    clone = fresh("quickstart") / "clone"
+    clone = fresh_folder(OUT / "quickstart") / "clone"
     sh(["git", "clone", "--quiet", ROOT, clone], OUT / "clone.log")
     environ = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "MAKEFLAGS", "MFLAGS")}
     python = f"PYTHON={getattr(sys, '_base_executable', sys.executable)}"
@@ -102,8 +93,7 @@ def docstring_data() -> Path:
     """The quickstart's data folder, made once."""
     data = OUT / "data"
     if not (data / "blocks" / "manifest.json").exists():
-        shutil.rmtree(data, ignore_errors=True)
-        corpus, tokenizer, blocks = data / "corpus.txt", data / "tokenizer", data / "blocks"
+        corpus, tokenizer, blocks = fresh_folder(data) / "corpus.txt", data / "tokenizer", data / "blocks"
         for stage, flags in {
             "docstrings": ["--output_file", corpus],
             "tokenizer": ["--input", corpus, "--vocab_size", 8192, "--output_dir", tokenizer],
@@ -150,7 +140,7 @@ def budget() -> Iterator[Line]:
         name = f"budget {seconds} s, processes: {processes}{', one slowed' if slowed else ''}"
         least = 0.97 if seconds >= 180 else 0.95
         try:
-            outside, launch, report = timed_run(fresh(name.replace(" ", "-")), seconds, processes, slowed)
+            outside, launch, report = timed_run(fresh_folder(OUT / name.replace(" ", "-")), seconds, processes, slowed)
         except Failed as error:
             yield Line(name, "a finished run", str(error), False)
             continue
@@ -207,10 +197,10 @@ def quality() -> Iterator[Line]:
         yield Line("quality", asked, reason, None)
         return
     commit = environment()["git_commit"] or "unknown-dirty"  # runs of another state of the code are never taken up
-    folder = fresh(f"quality-{commit}") if commit.endswith("-dirty") else OUT / f"quality-{commit}"
-    command = [sys.executable, "benchmarks/quality_at_budget.py", "--text", str(train), "--eval_text", str(held_out)]
-    command += ["--tokenizer", str(uncased(OUT / "vocab")), "--budget", "300s", "--output_dir", str(folder)]
-    command += ["--stock_script", str(BENCH / "stock_mlm.py"), "--eval_script", str(BENCH / "eval_mlm.py"), "--resume"]
+    folder = fresh_folder(OUT / f"quality-{commit}") if commit.endswith("-dirty") else OUT / f"quality-{commit}"
+    command = [sys.executable, "benchmarks/quality_at_budget.py", "--text", train, "--eval_text", held_out]
+    command += ["--tokenizer", uncased(OUT / "vocab"), "--budget", "300s", "--output_dir", folder, "--resume"]
+    command += ["--stock_script", BENCH / "stock_mlm.py", "--eval_script", BENCH / "eval_mlm.py"]
     sh(command, OUT / "quality.log")
     rows = json.loads((folder / "results.json").read_text())["summary"]
     stock = min(row["bits_per_byte"]["median"] for row in rows if row["kind"] == "stock")
@@ -227,7 +217,7 @@ def data_prep() -> Iterator[Line]:
     if reason := missing(text, DATA / "vocab.tar.xz"):
         yield Line("data_prep", f"{speed}; {memory}", reason, None)
         return
-    folder = fresh("data_prep")
+    folder = fresh_folder(OUT / "data_prep")
     command = [sys.executable, "-m", "data_prep.blocks", "--input", str(text), "--num_proc", "2"]
     command += ["--tokenizer", str(uncased(OUT / "vocab")), "--output_dir", str(folder / "blocks")]
     seconds, peak_mib = measure(command, folder / "log.txt")
@@ -243,21 +233,22 @@ def glue() -> Iterator[Line]:
     if reason := missing(DATA / "glue_data.tar.xz", DATA / "vocab.tar.xz"):
         yield Line("glue", asked, reason, None)
         return
-    folder = fresh("glue")
+    folder = fresh_folder(OUT / "glue")
     with tarfile.open(DATA / "glue_data.tar.xz") as archive:
         archive.extractall(folder / "data", filter="data")
     model = tiny_encoder(uncased(OUT / "vocab"), folder / "model")
-    command = [sys.executable, "finetune_glue.py", "--model_name_or_path", str(model), "--task_name", "all"]
-    command += ["--glue_dir", str(folder / "data" / "glue_data"), str(folder / "data" / "glue_subset")]
+    command = [sys.executable, "finetune_glue.py", "--model_name_or_path", model, "--task_name", "all"]
+    command += ["--glue_dir", folder / "data" / "glue_data", folder / "data" / "glue_subset"]
     command += ["--intermediate_task", "MNLI", "--grid", "recipes/glue/quick.yaml", "--total_training_time", "25m"]
-    seconds = sh([*command, "--use_cpu", "true", "--output_dir", str(folder / "out")], folder / "log.txt")
+    seconds = sh([*command, "--use_cpu", "true", "--output_dir", folder / "out"], folder / "log.txt")
     report = json.loads((folder / "out" / "glue_report.json").read_text())
     check = [sys.executable, "-m", "budget_trainer.glue.check_submission", folder / "out" / "submission"]
     sh([*check, "--partial"], folder / "check.txt")
     files = set(report["submission"]["files"])
     official = {f"{task}.tsv" for task in ("CoLA", "SST-2", "MRPC", "STS-B", "RTE", "WNLI", "AX")} <= files
-    measured = f"{seconds:.0f} s, {len(report['tasks'])} tasks, files {sorted(files)}, absent "
-    measured += f"{sorted(report['absent'])}"
+    measured = (
+        f"{seconds:.0f} s, {len(report['tasks'])} tasks, files {sorted(files)}, absent {sorted(report['absent'])}"
+    )
     yield Line("glue", asked, measured, seconds < 1800 and official and set(report["absent"]) == {"QNLI"})
 
 
@@ -267,8 +258,7 @@ def tiny_encoder(tokenizer_file: Path, folder: Path) -> Path:
 
     tokenizer = BertTokenizerFast(tokenizer_file=str(tokenizer_file))
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
-    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **sizes)
-    BertForMaskedLM(config).save_pretrained(folder)
+    BertForMaskedLM(BertConfig(len(tokenizer), max_position_embeddings=128, **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -286,9 +276,8 @@ CHECKS: dict[str, Callable[[], Iterator[Line]]] = {
 
 def markdown(lines: list[Line]) -> str:
     words = {True: "yes", False: "**no**", None: "not measured"}
-    rows = [(line.check, line.asked, line.measured.replace("|", "/"), words[line.held]) for line in lines]
-    table = [("check", "asked", "measured", "held"), ("---",) * 4, *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in table) + "\n"
+    rows = [(line.check, line.asked, line.measured, words[line.held]) for line in lines]
+    return table(Line._fields, [[Markup(cell.replace("|", "/")) for cell in row] for row in rows]) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -309,7 +298,7 @@ def main(argv: list[str] | None = None) -> int:
             lines.append(Line(name, "the check runs through", str(error), False))
             print(f"NOT HELD     {name}: {error}", flush=True)
         OUT.mkdir(parents=True, exist_ok=True)
-        (OUT.parent / "acceptance.json").write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
+        (OUT.parent / "acceptance.json").write_text(json.dumps([line._asdict() for line in lines], indent=2) + "\n")
         (OUT.parent / "acceptance.md").write_text(markdown(lines))
     print("\n" + markdown(lines))
     return 1 if any(line.held is False for line in lines) else 0

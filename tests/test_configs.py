@@ -10,18 +10,16 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 
 from benchmarks import ablations
 from budget_trainer.config.recipe import Recipe, parse_recipe
+from tests.conftest import ROOT, words
 
-ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 ABLATIONS = sorted((ROOT / "recipes" / "ablations").glob("*.yaml"))
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 HIDDEN = ("out", "build", "dist", "runs")
-YAMLS = sorted(
-    path
-    for suffix in ("*.yaml", "*.yml", "*.cff")
-    for path in ROOT.rglob(suffix)
-    if not any(part.startswith(".") or part in HIDDEN for part in path.relative_to(ROOT).parts)
-)
+
+
+def is_shown(path: Path) -> bool:
+    return not any(part.startswith(".") or part in HIDDEN for part in path.relative_to(ROOT).parts)
 
 
 def launched(config: Path, *flags: str) -> argparse.Namespace:
@@ -30,14 +28,9 @@ def launched(config: Path, *flags: str) -> argparse.Namespace:
     return _validate_launch_command(arguments)[0]
 
 
-@pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_yaml_parses_to_a_mapping(path: Path) -> None:
-    assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_accelerate_knows_every_key(path: Path) -> None:
-    load_config_from_file(str(path))
+def test_every_yaml_parses_to_a_mapping() -> None:
+    for path in [path for suffix in ("*.yaml", "*.yml", "*.cff") for path in ROOT.rglob(suffix) if is_shown(path)]:
+        assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict), path
 
 
 TWO = ["--num_processes", "2"]
@@ -74,7 +67,8 @@ def test_a_configuration_starts_what_its_name_says(name: str, flags: list[str], 
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_deepspeed_leaves_optimizer_schedule_and_numbers_to_the_recipe(path: Path) -> None:
+def test_accelerate_knows_every_key_and_optimizer_schedule_and_numbers_are_the_recipes(path: Path) -> None:
+    load_config_from_file(str(path))
     config = yaml.safe_load(path.read_text())
     own = {"zero_stage", "offload_optimizer_device", "offload_param_device", "zero3_init_flag"}
     own |= {"zero3_save_16bit_model", "deepspeed_multinode_launcher"}
@@ -95,8 +89,8 @@ def flags_of(recipe):
 
 def parsed(path: Path, folder: Path) -> Recipe:
     """What train_mlm.py makes of the recipe; fp16 is left out, because it needs a GPU."""
-    flags = ["--data_dir", str(folder), "--output_dir", str(folder / "out"), "--total_training_time", "1h"]
-    return parse_recipe([str(path), *flags, "--use_cpu", "true", "--fp16", "false"])
+    flags = {"data_dir": folder, "output_dir": folder / "out", "total_training_time": "1h", "use_cpu": "true"}
+    return parse_recipe([str(path), *words({**flags, "fp16": "false"})])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -108,10 +102,8 @@ def test_train_mlm_takes_the_recipe(path: Path, tmp_path: Path) -> None:
 
 def test_the_papers_batch_is_the_same_on_one_gpu_and_on_eight(tmp_path: Path) -> None:
     eight, one = (parsed(ROOT / "recipes" / f"{name}.yaml", tmp_path) for name in ("izsak2021", "izsak2021_1gpu"))
-    batch = [
-        run.per_device_train_batch_size * run.gradient_accumulation_steps for run in (eight.training, one.training)
-    ]
-    assert [8 * batch[0], batch[1]] == [4096, 4096]
+    for run, processes in ((eight.training, 8), (one.training, 1)):
+        assert processes * run.per_device_train_batch_size * run.gradient_accumulation_steps == 4096
     same = {name: (value, flags_of(one)[name]) for name, value in flags_of(eight).items()}
     assert {name for name, (a, b) in same.items() if a != b} == {"recipe", "gradient_accumulation_steps"}
 

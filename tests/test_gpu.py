@@ -36,17 +36,9 @@ def test_the_hot_loop_does_not_synchronise(data_dir, tmp_path, model_type, optim
     vocabulary = {"vocab_size": data.vocab_size, "special_ids": data.special_ids}
     model = tiny(model_type, **vocabulary, hidden_size=64, hidden_dropout_prob=0.1)
     collator = MaskingCollator(seed=1, **vocabulary, block_size=data.block_size)
-    run = RunArguments(
-        output_dir=str(tmp_path),
-        max_steps=16,
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-        bf16=True,
-        report_to="none",
-        disable_tqdm=True,
-        logging_steps=1000,
-        logging_first_step=False,
-    )
+    quiet = {"report_to": "none", "disable_tqdm": True, "logging_steps": 1000, "logging_first_step": False}
+    batch = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    run = RunArguments(output_dir=str(tmp_path), max_steps=16, bf16=True, **batch, **quiet)
     strict = Strict()
     trainer = TimeBudgetTrainer(
         model=model,
