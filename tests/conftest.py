@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,23 +20,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(os.environ.get("BUDGET_DATA", ROOT.parent / "shared" / "data"))
-TINY = {
-    "model_type": "modernbert",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 128,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "per_device_train_batch_size": 8,
-    "learning_rate": "2e-3",
-    "logging_steps": 1,
-    "report_to": "none",
-}
+TINY = {"model_type": "modernbert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+TINY |= {"intermediate_size": 64, "max_position_embeddings": 128, "hidden_dropout_prob": 0.0}
+TINY |= {"attention_probs_dropout_prob": 0.0, "per_device_train_batch_size": 8, "learning_rate": "2e-3"}
+TINY |= {"logging_steps": 1, "report_to": "none"}
 STEPS = {**TINY, "lr_schedule": "step", "max_steps": 20, "warmup_proportion": 0, "curve": "constant"}
 STEPS |= {"total_training_time": "10m", "disable_tqdm": True}
-
 
 # The order of the folders: those whose files take longest come first, so that two workers that each take the next file are
 # both busy to the end. Files of other folders take seconds.
@@ -51,11 +41,14 @@ def words(options):
     return [part for key, value in options.items() for part in (f"--{key}", str(value))]
 
 
+def environment(more):
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+
+
 def run(command, *, ok=False, **options):
     """Run a command of the project to its end; with `ok` the test fails where the command does."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **options.pop("env", {})}
-    command = [str(part) for part in command]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
+    kept = {"cwd": ROOT, "env": environment(options.pop("env", {})), "capture_output": True, "text": True}
+    done = subprocess.run([*map(str, command)], **kept, **options)
     assert not ok or done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return done
 
@@ -99,9 +92,8 @@ STARTED = []
 
 def spawn(command, *, env=None, stdout=subprocess.PIPE):
     """A command of the project as a process of its own, with stderr as a pipe; killed when the test is over."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})}
-    words = [str(part) for part in command]
-    process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    kept = {"cwd": ROOT, "env": environment(env or {}), "stdout": stdout, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*map(str, command)], **kept)
     STARTED.append(process)
     return process
 
@@ -177,8 +169,6 @@ def read_documents(path, kind="auto", **options):
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A text of 400 documents in a made-up language with structure: short, but not empty for a model."""
-    import random
-
     chance = random.Random(0)
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
     lexicon = ["".join(chance.choices(syllables, k=chance.randint(1, 4))) for _ in range(400)]

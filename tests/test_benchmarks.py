@@ -30,17 +30,14 @@ def test_throughput_writes_what_it_says(tmp_path):
     assert len(result["rounds"]) == 2 and list(result["rounds"][1]) == ["stock", "ours"], "turns rotate"
     for name, row in result["variants"].items():
         assert {"median", "min", "max"} == set(row["tokens_per_second"]) == set(row["ratio_to_stock"])
-        assert row["tokens_per_second"]["min"] <= row["tokens_per_second"]["median"]
         assert set(row["shares"]) == {*PHASES, "rest", "trainer_overhead"}
         assert sum(row["shares"][phase] for phase in (*PHASES, "rest")) == pytest.approx(1)
         assert all(row["shares"][phase] > 0 for phase in PHASES)
         assert 0 < row["mfu"] <= row["mfu_computed"] and row["peak_memory_mib"] > 50
-        assert row["compile_seconds"] == 0 and row["workload"]["batch_size"] == 4
+        assert row["compile_seconds"] == 0 and row["workload"]["batch_size"] == 4 and row["compile"] == "no"
         assert name in printed
-    assert result["variants"]["stock"]["ratio_to_stock"]["median"] == 1
     ours, stock = (result["variants"][name] for name in ("ours", "stock"))
-    assert ours["dtype"] in ("bfloat16", "float32") and stock["dtype"] == "float32"  # ours settled it by a probe
-    assert ours["compile"] == stock["compile"] == "no"
+    assert stock["ratio_to_stock"]["median"] == 1 and stock["dtype"] == "float32"
     assert ours["flops_per_token_computed"] < stock["flops_per_token_computed"]
     # 4 of 30 tokens are predicted, and only there ours computes its last layer, which is also its first here.
     assert 0.3 < ours["flops_per_token"] / stock["flops_per_token"] < 0.5
@@ -68,7 +65,6 @@ def test_summary_of_throughput():
     assert rows["ours"]["shares"]["rest"] == pytest.approx(0.5)
     assert rows["ours"]["shares"]["trainer_overhead"] == pytest.approx(0.7)
     assert rows["ours"]["compile_seconds"] == pytest.approx(3.0 - 2 * 100 / 1500)
-    assert rows["stock"]["compile_seconds"] > 0, "it says that it compiled"
     assert len(throughput.table(rows).splitlines()) == 3
 
 
@@ -79,8 +75,8 @@ def test_variants_are_what_their_names_say():
     assert jobs["ours"] == Workload(settle=True, model_config={"a": 1})
     assert jobs["ours_bf16_compiled"] == Workload(model_config={"a": 1})
     assert (jobs["stock_no_dropout"].dropout, jobs["ours_no_dropout"].dropout, jobs["stock"].dropout) == (0, 0, 0.1)
-    assert (jobs["stock"].sparse, jobs["stock"].bf16, jobs["stock"].compile) == (False, False, False)
     assert jobs["stock"].model_config is None and jobs["stock_bf16"].bf16
+    assert not (jobs["stock"].sparse or jobs["stock"].bf16 or jobs["stock"].compile)
     assert jobs["dense"] == Workload(settle=True, sparse=False, model_config={"a": 1})
     assert jobs["ours_modernbert"].intermediate_size == 704, "two thirds of 1024, a multiple of 64"
 
@@ -94,11 +90,9 @@ def test_made_text(tmp_path):
     rows = text.rows(multiple=100)
     assert rows.shape == (16_400, 8) and rows.dtype == torch.int32
     assert (rows[:, 0] == 2).all() and (rows[:, -1] == 3).all()
-    body = rows[:, 1:-1]
-    assert body.min() == 5 and body.max() == 49
-    counts = torch.bincount(body.flatten(), minlength=50)[5:].double()
-    expected = 1 / (torch.arange(45) + 2.7)
-    assert torch.allclose(counts / counts.sum(), expected.double() / expected.sum(), atol=0.005)
+    counts, expected = torch.bincount(rows[:, 1:-1].flatten(), minlength=50), 1 / (torch.arange(45) + 2.7)
+    assert len(counts) == 50 and not counts[:5].any()
+    assert torch.allclose(counts[5:] / counts.sum(), expected / expected.sum(), atol=0.005)
     tokenizer = text.tokenizer()
     assert len(tokenizer) == 50 and tokenizer.mask_token_id == 4 and tokenizer.pad_token_id == 0
 
@@ -110,12 +104,9 @@ def test_text_from_a_data_folder(data_dir, tmp_path):
     assert text.rows(8).shape[1] == 64 and text.tokenizer().mask_token_id == text.special_ids["mask"]
     with pytest.raises(InputError, match="give --seq_length 64"):
         fit(Workload(block_size=128), str(data_dir), tmp_path)
-
-
-@pytest.mark.parametrize(("block", "vocabulary"), [(2, 100), (8, 5)])
-def test_text_without_room(block, vocabulary, tmp_path):
-    with pytest.raises(InputError, match="seq_length"):
-        write_zipf(tmp_path / "a.arrow", rows=1, block_size=block, vocab_size=vocabulary)
+    for block, vocabulary in ((2, 100), (8, 5)):
+        with pytest.raises(InputError, match="seq_length"):
+            write_zipf(tmp_path / "a.arrow", rows=1, block_size=block, vocab_size=vocabulary)
 
 
 # ---- phases ----
@@ -171,17 +162,14 @@ def test_scaling_goes_on_after_a_point_that_fails(tmp_path):
     assert "failed: " in done.stdout and (tmp_path / "scaling.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize(
-    ("log", "line"),
-    [
+def test_the_last_line_of_a_point():
+    for log, line in (
         ("a\nerror: sizes: bad\nsubprocess.CalledProcessError: Command", "error: sizes: bad"),
         ("torch.OutOfMemoryError: CUDA out of memory\nE1 torch.distributed ChildFailedError:\n", "torch.OutOfMemory"),
         ("Killed\n", "Killed"),
         ("", "no output"),
-    ],
-)
-def test_the_last_line_of_a_point(log, line):
-    assert scaling.last_error(log).startswith(line)
+    ):
+        assert scaling.last_error(log).startswith(line)
 
 
 @pytest.mark.parametrize(
@@ -215,12 +203,11 @@ def test_points_are_every_combination():
 @pytest.fixture
 def asked(tmp_path):
     """Flags of quality_at_budget.py whose files exist."""
-    names = ("text", "eval_text", "tokenizer", "stock_script", "eval_script")
-    for name in names:
-        (tmp_path / name).touch()
-    flags = words({name: tmp_path / name for name in names})
-    flags += ["--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml"), "--output_dir", str(tmp_path / "out")]
-    return [*flags, "--recipes", str(ROOT / "recipes" / "cpu_10m.yaml")]
+    paths = {name: tmp_path / name for name in ("text", "eval_text", "tokenizer", "stock_script", "eval_script")}
+    for path in paths.values():
+        path.touch()
+    paths |= {"config_file": ROOT / "accelerate_configs" / "cpu.yaml", "output_dir": tmp_path / "out"}
+    return words({**paths, "recipes": ROOT / "recipes" / "cpu_10m.yaml"})
 
 
 def test_variants_run_seed_by_seed(asked):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from budget_trainer.data.folder import DataFolder
+from budget_trainer.model.build import build_model
 from tests.conftest import ROOT, launcher, run
 
 PAGE = (ROOT / "docs" / "plugins.md").read_text()
@@ -23,8 +25,7 @@ def program(title):
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory):
-    """A first step in this process: its imports take seconds, which the small budgets below do not have. One thread: on a
-    busy machine two of them wait for each other in every product."""
+    """A first step in this process, with one thread: its imports take seconds, which the small budgets below do not have."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     code = program("Any Trainer: stop in time").replace("10**9", "1")
@@ -100,17 +101,15 @@ def test_seq2seq(execute):
 
 def test_loop_on_two_processes(data_dir, tmp_path):
     """Both ranks end at the same step with the same rate, near 0, inside of the budget."""
-    title = "A loop of your own, with Accelerate"
-    (tmp_path / "data").mkdir()
-    os.symlink(data_dir, tmp_path / "data" / "blocks")
-    code = program(title).replace('"data/', f'"{tmp_path}/data/').replace('"out/', f'"{tmp_path}/out/')
+    code = program("A loop of your own, with Accelerate").replace('"data/blocks"', f'"{data_dir}"')
+    code = code.replace('"out/', f'"{tmp_path}/out/')
     (tmp_path / "loop.py").write_text(code)
     done = run(launcher("cpu_2proc", tmp_path / "loop.py"), ok=True)
     found = re.search(
-        r"(\d+) steps, loss ([\d.]+), ([\d.]+) s used, last learning rates \[([\d.e-]+), ([\d.e-]+)\]", done.stdout
+        r"(\d+) steps, loss .*, ([\d.]+) s used, last learning rates \[([\d.e-]+), ([\d.e-]+)\]", done.stdout
     )
     assert found, done.stdout
-    steps, _, used, one, other = map(float, found.groups())
+    steps, used, one, other = map(float, found.groups())
     assert steps > 3 and used < 1.25 * 6
     assert one == other < 0.2 * 2e-2
     assert (tmp_path / "out" / "loop" / "final" / "model.safetensors").exists()
@@ -118,16 +117,12 @@ def test_loop_on_two_processes(data_dir, tmp_path):
 
 def test_score(execute, data_dir, tmp_path):
     """The score of an untrained model is that of chance, and is the same twice."""
-    from budget_trainer.data.folder import DataFolder
-    from budget_trainer.model.build import build_model
-
     data = DataFolder.open(data_dir)
     (tmp_path / "data").mkdir()
     os.symlink(data_dir, tmp_path / "data" / "blocks")
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    model = build_model(
-        "bert", vocab_size=data.vocab_size, special_ids=data.special_ids, max_position_embeddings=128, **sizes
-    )
+    sizes |= {"vocab_size": data.vocab_size, "max_position_embeddings": 128}
+    model = build_model("bert", special_ids=data.special_ids, **sizes)
     model.save_pretrained(tmp_path / "out" / "run" / "final")
     first, again = execute("Only the score")["score"], execute("Only the score")["score"]
     assert first == again and first["complete"]

@@ -65,4 +65,7 @@ def test_what_fails_is_not_requeued(slurm, data_dir, tmp_path):
     environment, asked = slurm
     job = submit({**TINY, "data_dir": data_dir, "output_dir": tmp_path / "out"}, environment)
     _, error = job.communicate(timeout=90)
-    assert job.returncode == 2 and "total_training_time: missing" in error and not asked.read_text()
+    assert job.returncode != 0 and "total_training_time: missing" in error and not asked.read_text()
+    job = submit({"data_dir": data_dir}, environment)
+    _, error = job.communicate(timeout=90)
+    assert job.returncode == 2 and "error: output_dir: missing" in error

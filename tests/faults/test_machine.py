@@ -18,11 +18,6 @@ LONG = {**STEPS, "max_steps": 1_000_000, "checkpoint_every": "2s"}
 DISK_BYTES = 32_000_000
 
 
-def error_line(stderr):
-    """The last line of a run's own process."""
-    return [line for line in stderr.splitlines() if line.startswith("error: ")][-1]
-
-
 @pytest.fixture
 def refused(capfd, monkeypatch):
     """Run train_mlm.py in this process until it refuses; its exit code and its one line of error."""
@@ -42,9 +37,8 @@ def disk(tmp_path):
     """A disk of DISK_BYTES."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", folder], capture_output=True, text=True
-    )
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", folder]
+    made = subprocess.run(mount, capture_output=True, text=True)
     if made.returncode != 0:
         pytest.skip(f"mounting is not allowed here: {made.stderr.strip()}")
     yield folder
@@ -62,7 +56,7 @@ def fill(disk, leave=0):
 def steps_of(output_dir):
     """The complete checkpoints, by step."""
     return sorted(
-        int(folder.parent.name.removeprefix("checkpoint-")) for folder in output_dir.glob("checkpoint-*/m*t.json")
+        int(mark.parent.name.removeprefix("checkpoint-")) for mark in output_dir.glob("checkpoint-*/m*t.json")
     )
 
 
@@ -85,14 +79,9 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stays(proc
     assert processes == 2 or not list(out.glob(".partial*"))
 
     filler.unlink()
-    again = {**options, "max_steps": first + 3, "resume_from_checkpoint": "auto", **batch_for(processes)}
-    train(again, ok=True)
+    again = {**options, "max_steps": first + 3, "resume_from_checkpoint": "auto"}
+    train({**again, "per_device_train_batch_size": processes * TINY["per_device_train_batch_size"]}, ok=True)
     assert report(out)["steps"] == first + 3 and report(out)["jobs"] == 2 and not list(out.glob(".partial*"))
-
-
-def batch_for(processes):
-    """One process with the global batch of several."""
-    return {"per_device_train_batch_size": processes * TINY["per_device_train_batch_size"]}
 
 
 @pytest.mark.slow
@@ -128,20 +117,13 @@ def test_a_disk_too_small_for_the_final_model_is_known_at_the_start(disk, data_d
     assert code == 1 and "could not be written (No space left on device, 0.0 MB free)" in line
 
 
-def damaged_copy(data_dir, folder):
-    """A data folder of which one byte in the middle of a shard is another; the shard, and the way it was."""
-    copy = folder / "damaged"
-    shutil.copytree(data_dir, copy)
+@pytest.mark.slow
+def test_a_flipped_byte_in_a_shard_is_found_before_the_first_step(data_dir, tmp_path, refused):
+    copy = shutil.copytree(data_dir, tmp_path / "damaged")
     shard = sorted(copy.glob("train-*.arrow"))[-1]
     kept = shard.read_bytes()
     middle = len(kept) // 2
     shard.write_bytes(kept[:middle] + bytes([kept[middle] ^ 1]) + kept[middle + 1 :])
-    return copy, shard, kept
-
-
-@pytest.mark.slow
-def test_a_flipped_byte_in_a_shard_is_found_before_the_first_step(data_dir, tmp_path, refused):
-    copy, shard, kept = damaged_copy(data_dir, tmp_path)
     options = {**STEPS, "data_dir": copy, "output_dir": tmp_path / "out"}
     code, line = refused(options)
     assert code == 2 and line.startswith(f"error: data file {shard} is damaged: it does not match its checksum")
@@ -202,6 +184,6 @@ def test_a_micro_batch_that_does_not_fit_into_memory(data_dir, tmp_path):
     limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))  # noqa: E731
     done = train(options, preexec_fn=limit)
     assert done.returncode == 1, done.stderr
-    line = error_line(done.stderr)
+    line = [line for line in done.stderr.splitlines() if line.startswith("error: ")][-1]
     assert line.startswith(f"error: per_device_train_batch_size: {rows} does not fit into the memory of rank 0's cpu")
     assert f"give {rows // 2} and twice the gradient_accumulation_steps" in line
