@@ -1,5 +1,3 @@
-import io
-
 import pytest
 import torch
 
@@ -26,14 +24,12 @@ def test_only_progress_counts():
     assert [group["lr"] for group in opt.param_groups] == [0.0, 0.0]
 
 
-def test_state_is_plain_numbers_and_resumes():
+def test_state_is_plain_numbers_and_resumes(tmp_path):
     progress = [0.4]
     scheduler = TimeScheduler(optimizer(), make_curve("linear"), lambda: progress[0])
     scheduler.step()
-    buffer = io.BytesIO()
-    torch.save(scheduler.state_dict(), buffer)
-    buffer.seek(0)
-    state = torch.load(buffer, weights_only=True)
+    torch.save(scheduler.state_dict(), tmp_path / "state")
+    state = torch.load(tmp_path / "state", weights_only=True)
     other_optimizer = optimizer()
     other = TimeScheduler(other_optimizer, make_curve("linear"), lambda: 0.0)
     other.load_state_dict(state)

@@ -8,12 +8,6 @@ from budget_trainer.core.errors import InputError
 PLAIN = {"mlm_probability": 0.15, "gradient_accumulation_steps": 8, "block_size": 128}
 
 
-def test_parse():
-    assert make_stages(**PLAIN, mlm_probability_curve="1@0").mlm_probability == ((0.0, 1.0),)
-    steps = ((0.0, 0.4), (0.25, 0.3), (0.5, 0.2), (0.75, 0.15))
-    assert make_stages(**PLAIN, mlm_probability_curve="0.4@0,0.3@0.25,0.2@0.5,0.15@0.75").mlm_probability == steps
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -36,9 +30,8 @@ def test_refused(text, message):
 def test_without_curves_nothing_changes():
     stages = make_stages(**PLAIN)
     assert stages.constant and stages.at(0.0) == stages.at(1.0) == Stage(0.15, 8, 1)
-    assert not make_stages(**PLAIN, sequence_length_curve="0.5@0").constant, (
-        "a shorter length that stays is no plain run"
-    )
+    shorter = make_stages(**PLAIN, sequence_length_curve="0.5@0", mlm_probability_curve="1@0")
+    assert not shorter.constant and shorter.at(0.5) == Stage(1.0, 8, 2), "a length that stays is no plain run"
 
 
 def test_each_curve_on_its_own_shares():

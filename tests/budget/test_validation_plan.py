@@ -62,9 +62,11 @@ def test_a_mark_is_passed_once_over_the_jobs_of_a_run():
     assert [resumed.step(samples) for samples in (30, 40)] == [False, True]
 
 
-def recipe_of(folder, **flags):
-    options = {"data_dir": folder, "output_dir": folder / "out", "total_training_time": "1h", "report_to": "none"}
-    return parse_recipe(words({**options, **flags}))
+def recipe_of(folder, total_training_time="1h", **flags):
+    limit = {"lr_schedule": "step", "max_steps": 10}
+    if total_training_time is not None:
+        limit = {"total_training_time": total_training_time}
+    return parse_recipe(words({"data_dir": folder, "output_dir": folder / "out", **limit, **flags}))
 
 
 def test_the_flags_make_the_plan(tmp_path):
@@ -88,6 +90,8 @@ BAD = [
     ({"early_stop_time": 180, "early_stop_eval_loss": 6}, "early_stop_eval_loss: 6, and nothing validates"),
     ({"max_bad_steps": 0}, "max_bad_steps: 0 is out of range"),
     ({"scale_cnt_limit": 0}, "scale_cnt_limit: 0 is out of range"),
+    ({"total_training_time": None, "validate_every": "2%"}, "validate_every: "),
+    ({"total_training_time": None, "validation_epochs": 3}, "validation_epochs: "),
 ]
 
 
@@ -96,10 +100,3 @@ def test_contradictions(tmp_path, flags, message):
     with pytest.raises(InputError) as caught:
         recipe_of(tmp_path, **flags)
     assert str(caught.value).startswith(message), str(caught.value)
-
-
-def test_a_cadence_by_shares_needs_a_budget(tmp_path):
-    options = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "lr_schedule": "step", "max_steps": 10}
-    for flags in ({"validate_every": "2%"}, {"validation_epochs": 3}):
-        with pytest.raises(InputError, match="goes by shares of the budget, and there is none"):
-            parse_recipe(words({**options, **flags}))

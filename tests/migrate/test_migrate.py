@@ -8,6 +8,7 @@ from dataclasses import fields
 import pytest
 import torch
 
+from budget_trainer.budget.curves import make_curve
 from budget_trainer.config.arguments import GROUPS as OURS
 from budget_trainer.config.arguments import KEYS, REPLACED
 from budget_trainer.config.parser import read_recipe
@@ -23,7 +24,6 @@ from tests.conftest import ROOT
 
 COUNTS = (14, 6, 16, 4, 8, 35, 6)  # flags of each group of the original's dataclasses
 HEAD = "deepspeed --num_gpus 2 run_pretraining.py --output_dir out --dataset_path shards "
-ON_A_CPU = ["--use_cpu", "true", "--fp16", "false"]
 DOCS = (ROOT / "docs" / "migrating.md").read_text()
 
 
@@ -34,6 +34,12 @@ def drafted(flags, head=HEAD):
 def values(flags, head=HEAD):
     """The lines of the recipe, its remarks left out."""
     return {key: value for key, (value, _) in drafted(flags, head).entries.items()}
+
+
+def taken(draft, folder):
+    """What train_mlm.py makes of the recipe's text."""
+    (folder / "recipe.yaml").write_text(recipe_text(draft, "recipe.yaml"))
+    return parse_recipe([str(folder / "recipe.yaml"), "--use_cpu", "true", "--fp16", "false"])
 
 
 # ---- the table ----
@@ -77,22 +83,10 @@ def test_the_command_that_the_document_shows(tmp_path):
 
 # ---- each flag once ----
 
-OTHER = {
-    "lr_schedule": "step --max_steps 1000",
-    "max_steps": "1000",
-    "num_warmup_steps": "10 --max_steps 100",
-    "hidden_act": "relu",
-    "finetune_time_markers": "0.5,0.9",
-    "total_training_time": "12",
-    "early_exit_time_marker": "6",
-    "num_epochs_between_checkpoints": "2",
-    "train_batch_size": "4096",
-    "gradient_predivide_factor": "2",
-    "decay_rate": "0.5",
-    "adam_beta1": "0.8",
-    "adam_beta2": "0.95",
-    "local_rank": "0",
-}
+OTHER = {"lr_schedule": "step --max_steps 1000", "max_steps": "1000", "num_warmup_steps": "10 --max_steps 100"}
+OTHER |= {"hidden_act": "relu", "finetune_time_markers": "0.5,0.9", "total_training_time": "12", "local_rank": "0"}
+OTHER |= {"early_exit_time_marker": "6", "num_epochs_between_checkpoints": "2", "train_batch_size": "4096"}
+OTHER |= {"decay_rate": "0.5", "adam_beta1": "0.8", "adam_beta2": "0.95", "gradient_predivide_factor": "2"}
 
 
 def other_value(flag):
@@ -115,21 +109,17 @@ def test_each_flag_with_another_value(flag, tmp_path):
         assert flag.key in {f.name for group in OURS for f in fields(group)} - REPLACED.keys()
         assert flag.key in draft.entries and flag.name not in answered
         assert draft.entries[flag.key][0] != DEFAULTS[flag.key]
-    text = recipe_text(draft, "recipe.yaml")
-    (tmp_path / "recipe.yaml").write_text(text)
-    recipe = parse_recipe([str(tmp_path / "recipe.yaml"), *ON_A_CPU])
+    recipe = taken(draft, tmp_path)
     assert recipe.total_seconds == (12 if flag.name == "total_training_time" else 24) * 3600
-    assert all(f"# - {name}:" in text for name in answered)
+    assert all(f"# - {name}:" in (tmp_path / "recipe.yaml").read_text() for name in answered)
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_nothing_is_dropped_in_silence(seed):
     """Any flags together: each has its line or an answer, or the whole is refused in one line."""
     chance = random.Random(seed)
-    chosen = [
-        flag for flag in FLAGS.values() if flag.name not in ("output_dir", "dataset_path") and chance.random() < 0.25
-    ]
-    line = " ".join(f"--{flag.name} {other_value(flag)}" for flag in chosen)
+    flags = [flag for flag in FLAGS.values() if flag.name not in ("output_dir", "dataset_path")]
+    line = " ".join(f"--{flag.name} {other_value(flag)}" for flag in flags if chance.random() < 0.25)
     try:
         draft = drafted(line)
     except InputError as refused:
@@ -163,9 +153,8 @@ def test_the_defaults_of_the_original_are_written_out_where_ours_differ():
     assert written.keys() == unequal | {"model_type", "unigram_bias", "data_dir", "output_dir"}
     expected = {"learning_rate": 0.011, "total_training_time": "24h", "gradient_accumulation_steps": 1024}
     assert {key: written[key] for key in expected} == expected and written["data_dir"] == "shards-blocks"
-    for flag in FLAGS.values():
-        if flag.key and not flag.read_with and not flag.same and flag.key not in written:
-            assert DEFAULTS[flag.key] == flag.default, flag.name
+    silent = [flag for flag in FLAGS.values() if flag.key and not flag.read_with and not flag.same]
+    assert all(DEFAULTS[flag.key] == flag.default for flag in silent if flag.key not in written)
 
 
 @pytest.mark.parametrize(
@@ -206,23 +195,20 @@ def test_the_global_batch_is_the_originals(head, flags, micro, steps):
     assert found.get("per_device_train_batch_size", 32) == micro and found["gradient_accumulation_steps"] == steps
 
 
+CONSTANT = "--lr_schedule constant_step --max_steps 9000"
+
+
 @pytest.mark.parametrize(
     ("flags", "multiplier"),
     [  # (B4) theirs: rate ** ((position - warmup) / step) in hours or steps
         ("--curve exp", lambda share: 0.99 ** (24 * (share - 0.06) / 1000)),
         ("--curve exp --decay_rate 0.5 --decay_step 6", lambda share: 0.5 ** (24 * (share - 0.06) / 6)),
         ("--curve exp --lr_schedule step --max_steps 9000", lambda share: 0.99 ** (9000 * (share - 0.06) / 1000)),
-        (
-            "--curve exp --lr_schedule constant_step --max_steps 9000 --num_warmup_steps 900",
-            lambda share: 0.99 ** (9000 * (share - 0.1) / 1000),
-        ),
+        (f"--curve exp {CONSTANT} --num_warmup_steps 900", lambda share: 0.99 ** (9000 * (share - 0.1) / 1000)),
     ],
 )
 def test_the_exponential_curve_is_the_originals_behind_the_warmup(flags, multiplier, tmp_path):
-    from budget_trainer.budget.curves import make_curve
-
-    (tmp_path / "recipe.yaml").write_text(recipe_text(drafted(flags), "recipe.yaml"))
-    schedule = parse_recipe([str(tmp_path / "recipe.yaml"), *ON_A_CPU]).schedule()
+    schedule = taken(drafted(flags), tmp_path).schedule()
     curve = make_curve(schedule["curve"], schedule["warmup_proportion"], **schedule["curve_options"])
     for share in (0.1, 0.5, 0.9, 1.0):
         assert curve(share) == pytest.approx(multiplier(share), rel=1e-6)
@@ -257,8 +243,7 @@ def test_defects_of_the_original_are_named_where_they_apply():
     ],
 )
 def test_layouts_of_the_original_are_native_models_with_a_valid_config(flags, native, tmp_path):
-    (tmp_path / "recipe.yaml").write_text(recipe_text(drafted(flags), "recipe.yaml"))
-    recipe = parse_recipe([str(tmp_path / "recipe.yaml"), *ON_A_CPU])
+    recipe = taken(drafted(flags), tmp_path)
     assert recipe.model_type == native
     names = "hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob"
     names += " attention_probs_dropout_prob initializer_range type_vocab_size"
