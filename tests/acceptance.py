@@ -30,7 +30,10 @@ from budget_trainer.core.output import Markup, table  # noqa: E402
 from budget_trainer.reporting.report import environment  # noqa: E402
 
 DATA = Path(os.environ.get("BUDGET_DATA", ROOT.parent / "shared" / "data"))
-BENCH = ROOT.parent / "shared" / "bench"
+WIKI = [DATA / f"wiki{name}.txt.xz" for name in ("2015_00", "2015_03", "2018_00")]
+VOCAB, GLUE = DATA / "vocab.tar.xz", DATA / "glue_data.tar.xz"
+BENCH = [ROOT.parent / "shared" / "bench" / f"{name}_mlm.py" for name in ("stock", "eval")]
+NEEDS = {"quality": [*WIKI[:2], VOCAB, *BENCH], "data_prep": [WIKI[2], VOCAB], "glue": [GLUE, VOCAB]}
 OUT = ROOT / "out" / "acceptance"
 CONFIGS = {1: "accelerate_configs/cpu.yaml", 2: "accelerate_configs/cpu_2proc.yaml"}
 LOAD = """
@@ -69,8 +72,7 @@ def sh(command: list[Any], log: Path, cwd: Path = ROOT, env: dict[str, str] | No
 
 
 def last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return " ".join(lines[-1].split()) if lines else ""
+    return " ".join(log.read_text(errors="replace").strip().rpartition("\n")[2].split())
 
 
 def quickstart() -> Iterator[Line]:
@@ -104,11 +106,7 @@ def docstring_data() -> Path:
 
 
 def timed_run(folder: Path, budget: int, processes: int, slowed: bool) -> tuple[float, float, dict]:
-    """Train for `budget` seconds; returns seconds until final/ appeared, from outside, and the report.
-
-    The first number counts from the creation of the process that runs train_mlm.py (a little before its first line),
-    the second from the launch (its own imports included).
-    """
+    """Train for `budget` seconds; seconds until final/ appeared since the process began and since the launch; the report."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS[processes], "train_mlm.py"]
     flags = ["--data_dir", str(docstring_data()), "--output_dir", str(folder / "run")]
     command = [*launch, "recipes/quickstart.yaml", *flags, "--total_training_time", f"{budget}s"]
@@ -178,29 +176,20 @@ def resume() -> Iterator[Line]:
     yield pytest_line("resume", "tests/training/test_resume.py", asked)
 
 
-def missing(*paths: Path) -> str | None:
-    gone = [path for path in paths if not path.exists()]
-    return f"not measured: {gone[0]} is missing (set BUDGET_DATA)" if gone else None
-
-
 def uncased(folder: Path) -> Path:
     """bert-base-uncased's tokenizer.json, unpacked."""
-    with tarfile.open(DATA / "vocab.tar.xz") as archive:
+    with tarfile.open(VOCAB) as archive:
         archive.extractall(folder, filter="data")
     return next(folder.rglob("bert-base-uncased-tokenizer.json"))
 
 
 def quality() -> Iterator[Line]:
     asked = "300 s, median of three: at least 0.40 bits per byte below the best stock rate"
-    train, held_out = DATA / "wiki2015_00.txt.xz", DATA / "wiki2015_03.txt.xz"
-    if reason := missing(train, held_out, DATA / "vocab.tar.xz", BENCH / "stock_mlm.py", BENCH / "eval_mlm.py"):
-        yield Line("quality", asked, reason, None)
-        return
     commit = environment()["git_commit"] or "unknown-dirty"  # runs of another state of the code are never taken up
     folder = fresh_folder(OUT / f"quality-{commit}") if commit.endswith("-dirty") else OUT / f"quality-{commit}"
-    command = [sys.executable, "benchmarks/quality_at_budget.py", "--text", train, "--eval_text", held_out]
+    command = [sys.executable, "benchmarks/quality_at_budget.py", "--text", WIKI[0], "--eval_text", WIKI[1]]
     command += ["--tokenizer", uncased(OUT / "vocab"), "--budget", "300s", "--output_dir", folder, "--resume"]
-    command += ["--stock_script", BENCH / "stock_mlm.py", "--eval_script", BENCH / "eval_mlm.py"]
+    command += ["--stock_script", BENCH[0], "--eval_script", BENCH[1]]
     sh(command, OUT / "quality.log")
     rows = json.loads((folder / "results.json").read_text())["summary"]
     stock = min(row["bits_per_byte"]["median"] for row in rows if row["kind"] == "stock")
@@ -213,12 +202,8 @@ def quality() -> Iterator[Line]:
 
 def data_prep() -> Iterator[Line]:
     speed, memory = "at least 3 MB/s of raw text from text to blocks (46 MB, two processes)", "memory under 2 GiB"
-    text = DATA / "wiki2018_00.txt.xz"
-    if reason := missing(text, DATA / "vocab.tar.xz"):
-        yield Line("data_prep", f"{speed}; {memory}", reason, None)
-        return
     folder = fresh_folder(OUT / "data_prep")
-    command = [sys.executable, "-m", "data_prep.blocks", "--input", str(text), "--num_proc", "2"]
+    command = [sys.executable, "-m", "data_prep.blocks", "--input", str(WIKI[2]), "--num_proc", "2"]
     command += ["--tokenizer", str(uncased(OUT / "vocab")), "--output_dir", str(folder / "blocks")]
     seconds, peak_mib = measure(command, folder / "log.txt")
     manifest = json.loads((folder / "blocks" / "manifest.json").read_text())
@@ -230,11 +215,8 @@ def data_prep() -> Iterator[Line]:
 
 def glue() -> Iterator[Line]:
     asked = "GLUE by one command with a tiny model: under 30 minutes, official row counts, what has no data is named"
-    if reason := missing(DATA / "glue_data.tar.xz", DATA / "vocab.tar.xz"):
-        yield Line("glue", asked, reason, None)
-        return
     folder = fresh_folder(OUT / "glue")
-    with tarfile.open(DATA / "glue_data.tar.xz") as archive:
+    with tarfile.open(GLUE) as archive:
         archive.extractall(folder / "data", filter="data")
     model = tiny_encoder(uncased(OUT / "vocab"), folder / "model")
     command = [sys.executable, "finetune_glue.py", "--model_name_or_path", model, "--task_name", "all"]
@@ -280,6 +262,17 @@ def markdown(lines: list[Line]) -> str:
     return table(Line._fields, [[Markup(cell.replace("|", "/")) for cell in row] for row in rows]) + "\n"
 
 
+def measured(name: str) -> Iterator[Line]:
+    """The lines of a check, or one that says why there are none."""
+    if gone := [path for path in NEEDS.get(name, ()) if not path.exists()]:
+        yield Line(name, "its files are there", f"not measured: {gone[0]} is missing (set BUDGET_DATA)", None)
+        return
+    try:
+        yield from CHECKS[name]()
+    except Failed as error:
+        yield Line(name, "the check runs through", str(error), False)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checks", nargs="*", help=f"all, or some of: {' '.join(CHECKS)}")
@@ -289,14 +282,10 @@ def main(argv: list[str] | None = None) -> int:
     lines: list[Line] = []
     for name in chosen:
         print(f"== {name}", flush=True)
-        try:
-            for line in CHECKS[name]():
-                lines.append(line)
-                held = {True: "held", False: "NOT HELD", None: "not measured"}[line.held]
-                print(f"{held:12} {line.check}: {line.asked}\n{'':12} {line.measured}", flush=True)
-        except Failed as error:
-            lines.append(Line(name, "the check runs through", str(error), False))
-            print(f"NOT HELD     {name}: {error}", flush=True)
+        for line in measured(name):
+            lines.append(line)
+            held = {True: "held", False: "NOT HELD", None: "not measured"}[line.held]
+            print(f"{held:12} {line.check}: {line.asked}\n{'':12} {line.measured}", flush=True)
         OUT.mkdir(parents=True, exist_ok=True)
         (OUT.parent / "acceptance.json").write_text(json.dumps([line._asdict() for line in lines], indent=2) + "\n")
         (OUT.parent / "acceptance.md").write_text(markdown(lines))
