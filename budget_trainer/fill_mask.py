@@ -53,10 +53,9 @@ def _main(argv: Sequence[str] | None) -> None:
     parser.add_argument("--text", action="append", help="a sentence with one [MASK]; may be repeated")
     parser.add_argument("--top", type=int, default=3, help="how many predictions to print (3)")
     arguments = parser.parse_args(argv)
+    fix = "give the folder of a finished run, such as OUT/final"
     if not (Path(arguments.model) / "config.json").is_file():
-        raise InputError(
-            f"model: {arguments.model} has no config.json; give the folder of a finished run, such as OUT/final"
-        )
+        raise InputError(f"model: {arguments.model} has no config.json; {fix}")
     if arguments.top < 1:
         raise InputError(f"top: {arguments.top} is below 1; give a whole number from 1 on")
     texts = arguments.text or EXAMPLES
@@ -65,10 +64,7 @@ def _main(argv: Sequence[str] | None) -> None:
     except InputError:
         raise
     except Exception as error:  # the library has a class of its own for each file that is missing or broken
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"model: {arguments.model} cannot be read ({reason}); give the folder of a finished run, such as OUT/final"
-        ) from error
+        raise InputError(f"model: {arguments.model} cannot be read ({' '.join(str(error).split())}); {fix}") from error
     for text, best in zip(texts, answers, strict=True):
         print(text)
         print("    " + "   ".join(f"{token} {100 * probability:.1f} %" for token, probability in best))

@@ -27,8 +27,7 @@ _LAST_STEPS = 32
 class StepTimes:
     """How long the next step will take, guessed from the steps before: fed with the seconds by phase after each.
 
-    The first step of new shapes compiles and warms up: it says nothing of the next one, but what it compiled is the guess
-    for the next compilation.
+    The first step of new shapes compiles and warms up: it is the guess for the next compilation, not for the next step.
     """
 
     def __init__(self) -> None:
@@ -70,10 +69,7 @@ def stored_state(state: TrainerState, key: str) -> dict[str, Any]:
 
 
 def store_state(state: TrainerState, key: str, values: dict[str, Any]) -> None:
-    """Put `values` under `key` into every checkpoint from now on.
-
-    ExportableState is no choice: with its restore flag the old callback, and with it the old budget, would come back.
-    """
+    """Put `values` under `key` into every checkpoint from now on. (ExportableState would bring the old budget back.)"""
     stored: Any = state.stateful_callbacks
     stored[key] = values
 
@@ -174,9 +170,9 @@ class TimeBudgetCallback(TrainerCallback):
         return self.reading.elapsed / self.total_seconds
 
     def reserve(self, seconds: float) -> bool:
-        """Reserve `seconds` for optional work now: False where they would endanger the next step and the final save.
+        """Reserve `seconds` for optional work until the next reading: False where they would endanger what has to follow.
 
-        What is reserved counts until the next reading. Call it on all ranks at the same step: all get the same answer.
+        Call it on all ranks at the same step: all get the same answer.
         """
         now, rest = self.reading, self.reading.step + self._reserved + seconds
         fits = now.elapsed + rest + now.save <= self.end_seconds
@@ -300,10 +296,9 @@ class TimeBudgetCallback(TrainerCallback):
         self._reserved = 0.0
 
     def _progress(self) -> float:
-        """Where the middle of the next step lies between the first step and the training end.
+        """Where the middle of the next step lies between the first step (the warmup is not lost to the set-up) and the end.
 
-        Counted from the first step, so that the warmup is not lost to the set-up. The training end is the budget less
-        the final save and one step, so that the last step has half a step's worth of the curve left at most.
+        The end is the budget less the final save and one step: the last step has at most half a step's worth of curve left.
         """
         if math.isinf(self.total_seconds):
             return 0.0

@@ -1,8 +1,4 @@
-"""One control message per optimizer step: every rank learns the same numbers, so all decide the same thing.
-
-`ControlChannel` sends small CPU tensors among the ranks and names those that are missing; `Agreement` sends rank 0's readings
-and the flags that any rank may raise.
-"""
+"""One control message per optimizer step: every rank learns the same numbers, so all decide the same thing."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import atexit
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -54,10 +51,9 @@ class ControlChannel:
                 dist.destroy_process_group(group)
 
     def agree(self, readings: Sequence[float], flags: Sequence[int] = ()) -> tuple[list[float], list[int]]:
-        """Rank 0's `readings` and, of each flag, the highest value that any rank raised (0: nobody did).
+        """Rank 0's `readings` and, of each flag, the highest value that any rank raised (0: nobody did), on all ranks.
 
-        The same on all ranks: one all-reduce (maximum) over len(readings) + len(flags) float64 numbers, in which the
-        other ranks send -inf in the place of readings.
+        One all-reduce (maximum) over len(readings) + len(flags) float64 numbers; the other ranks send -inf as readings.
         """
         if self._group is None:
             return [float(reading) for reading in readings], [int(flag) for flag in flags]
@@ -105,8 +101,7 @@ class ControlChannel:
     def roll_call(self) -> str:
         """Name the ranks that do not answer, after 5 s at most. Every rank whose collective failed calls it.
 
-        Each sends a number to each. A rank whose connection is closed has gone; where none has, the silent ones are
-        named. A silent one may be alive, waiting in a collective for the one that has gone.
+        A rank whose connection is closed has gone; where none has, the silent ones are named, which may be alive.
         """
         if self._group is None:
             return "a collective failed in a run of one process"
@@ -136,12 +131,10 @@ def _post(send_or_receive: Callable[..., Any], tensor: torch.Tensor, rank: int, 
 def _wait(work: Any, end: float) -> int:
     """What became of a posted message by `end` (of time.monotonic): _HERE, _GONE (an error) or _SILENT."""
     wait = max(end - time.monotonic(), 0.05)
-    try:
+    with suppress(RuntimeError):
         if work is not None:
             work.wait(timedelta(seconds=wait))
             return _HERE
-    except RuntimeError:
-        pass
     return _SILENT if time.monotonic() >= end - 0.05 else _GONE  # gloo counts in whole milliseconds
 
 

@@ -21,10 +21,9 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|min|m|s)")
 
 
 def parse_duration(value: str | float, field: str = "duration", bare_unit: str | None = None) -> float:
-    """Seconds of a duration such as `24h`, `90m`, `1h30m` or `45s`.
+    """Seconds of a duration such as `24h`, `90m`, `1h30m` or `45s`; InputError for anything else, and for zero and less.
 
-    A bare number is taken in `bare_unit` where the original's flag had one (hours for `total_training_time`), and
-    refused where `bare_unit` is None. Raises InputError for anything else, and for zero and negative durations.
+    A bare number is taken in `bare_unit` where the original's flag had one (hours for `total_training_time`), else refused.
     """
     text = str(value).strip().lower()
     fix = "write it as 24h, 90m, 1h30m or 45s"
@@ -56,11 +55,10 @@ def format_duration(seconds: float) -> str:
 
 
 class BudgetClock:
-    """Monotonic time used by a run, over all its jobs, and what it went into.
+    """Monotonic time used by a run, over all its jobs, and what it went into. Safe to read from another thread.
 
     `total_training_time` is a duration (`24h`), seconds, or None for no limit; it can be set later through
-    `total_seconds`, so that a script can start the clock in its first line. Every second belongs to exactly one of
-    PHASES: the seconds by phase add up to `elapsed_seconds()`. Safe to read from another thread.
+    `total_seconds`, so that a script can start the clock in its first line.
     """
 
     def __init__(
@@ -119,10 +117,7 @@ class BudgetClock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Callable[[], float]]:
-        """Count the time of a block as `name`, then go back to the phase before.
-
-        Yields a function that returns the seconds counted as `name` since the block began.
-        """
+        """Count the time of a block as `name`; yields a function that returns the seconds counted so since it began."""
         begin = self.seconds_by_phase().get(name, 0.0)
         left = self.enter(name)
         try:

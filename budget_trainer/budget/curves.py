@@ -1,7 +1,6 @@
-"""Learning-rate curves: pure functions from progress in [0, 1] to a multiplier in [0, 1]. Standard library only.
+"""Learning-rate curves: pure functions from progress in [0, 1], of time or steps, to a multiplier in [0, 1].
 
-Progress is whatever the budget is measured in, time or steps. A curve never sees a step counter, so skipped steps,
-accumulation and repeated calls cannot bend it. `linear(0.5) == 0.5` is the test.
+A curve never sees a step counter, so skipped steps, accumulation and repeated calls cannot bend it.
 """
 
 from __future__ import annotations

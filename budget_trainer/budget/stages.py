@@ -1,8 +1,7 @@
 """What changes along the budget in a few stages (masking rate, batch size, sequence length), and when to validate.
 
 A curve is written `value@share,value@share`: `0.3@0,0.15@0.6` masks 30 % from the start and 15 % from 60 % of the schedule
-on. The progress is the learning rate's. At most 4 values each: every one has its own static shapes, and torch.compile
-compiles each once. Pure functions, standard library only.
+on. At most 4 values each: every one has its own static shapes, and torch.compile compiles each once.
 """
 
 from __future__ import annotations
@@ -61,15 +60,9 @@ def make_stages(
     batch_size_curve: str | None = None,
     sequence_length_curve: str | None = None,
 ) -> Stages:
-    """The stages of a run.
+    """The stages of a run. InputError: a curve that cannot be read, or asks for a part of a micro-batch or of a token.
 
-    Args:
-        mlm_probability, gradient_accumulation_steps: what holds without a curve; the batch curve's values are shares
-            of the accumulation steps, the length curve's are shares of `block_size` (tokens of a block).
-
-    Raises:
-        InputError: a curve that cannot be read, leaves (0, 1], has too many stages, or asks for a part of a
-            micro-batch or of a token.
+    The batch curve's values are shares of the accumulation steps, the length curve's of `block_size` (tokens of a block).
     """
     accumulation = gradient_accumulation_steps
     rates = _parse_curve(mlm_probability_curve, "mlm_probability_curve") or ((0.0, mlm_probability),)
@@ -135,10 +128,7 @@ class EveryShare:
     every: float
 
     def mark(self, last: int, share: float, samples: int) -> int:
-        """The number of the newest validation due at this share of the budget and these samples; `last` is the one before.
-
-        A validation is due where the number rises.
-        """
+        """The number of the newest validation due at this share of the budget and these samples: above `last` it is due."""
         return int(share / self.every)
 
     def seconds_between(self, total_seconds: float) -> float:

@@ -1,8 +1,4 @@
-"""How every command begins and ends: signals, exit codes, the line of an error, colour on a terminal, the usage line's name.
-
-Standard library only: signals are listened to before the heavy imports, and no command waits for torch before it has said what
-is wrong.
-"""
+"""How every command begins and ends: signals, exit codes, the line of an error. Nothing heavy is imported for these."""
 
 from __future__ import annotations
 
@@ -77,10 +73,8 @@ _MODULE = re.compile(r"(budget_trainer|data_prep)\.[\w.]+")
 
 def _wants_colour(stream: IO[str]) -> bool:
     """Whether `stream` is to be coloured: on a terminal; NO_COLOR and TERM=dumb say no, FORCE_COLOR says yes."""
-    if os.environ.get("NO_COLOR"):
-        return False
-    if os.environ.get("FORCE_COLOR"):
-        return True
+    if os.environ.get("NO_COLOR") or os.environ.get("FORCE_COLOR"):
+        return not os.environ.get("NO_COLOR")
     return os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
@@ -91,11 +85,8 @@ def with_bold_headings(text: str, stream: IO[str]) -> str:
 
 def redacted(text: str, token: str | None = None) -> str:
     """`text` as one line without `token`, without what looks like one, and without the signed parts of addresses."""
-    if token:
-        text = text.replace(token, "<token>")
-    text = _SECRET.sub("<token>", text)
-    text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", text)
-    return " ".join(text.split())
+    text = _SECRET.sub("<token>", text.replace(token, "<token>") if token else text)
+    return " ".join(re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", text).split())
 
 
 def _say_error(message: str) -> None:
@@ -105,10 +96,7 @@ def _say_error(message: str) -> None:
 
 
 def program(default: str) -> str:
-    """How this program was called, for its usage line: the script, the entry point, or `python -m MODULE`.
-
-    `default` where that is none of ours, as in a test.
-    """
+    """How this program was called, for its usage line; `default` where that is none of ours, as in a test."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     name = Path(sys.argv[0]).name
     module = "" if spec is None else spec.name.removesuffix(".__main__")  # a package is run by its __main__
@@ -140,10 +128,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(work: Callable[[], int | None], again: str = RESUME) -> int:
-    """The exit code of `work`, whose errors end in one line: see EXIT_CODES.
-
-    `work` returns its own exit code, or None for 0. `again` says how a run that can be gone on with goes on.
-    """
+    """The exit code of `work` (None: 0), whose errors end in one line; `again` says how what is resumable goes on."""
     try:
         try:
             return work() or DONE
@@ -213,9 +198,8 @@ def run_script(
 def exit_process(code: int) -> NoReturn:
     """End the process with `code`, when all ranks have nothing more to say to each other.
 
-    With process groups open, without the interpreter's clean-up but for the functions of atexit: a rank whose
-    communication threads live while modules are taken down can abort, and the launcher takes that for a failure (seen
-    with DDP and DeepSpeed over gloo, also after destroy_process_group).
+    With process groups open, without the interpreter's clean-up but for the functions of atexit: a rank whose communication
+    threads live while modules are taken down can abort (seen with DDP and DeepSpeed over gloo), which launchers report.
     """
     distributed = sys.modules.get("torch.distributed")
     if code in (DONE, RESUMABLE, INTERRUPTED) and distributed and distributed.is_available():

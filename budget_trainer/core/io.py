@@ -15,8 +15,7 @@ from typing import Any, BinaryIO
 
 # Errors of the disk itself, which no other command line would avoid.
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE})
-# Where a folder was writable before, as that of a run, these say that the disk has become read-only; where a command has just
-# been given a path, they say that the path is wrong.
+# Where a folder was writable before, as that of a run, these say that the disk has become read-only.
 WRITE_ERRNOS = DISK_ERRNOS | {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -24,8 +23,7 @@ WRITE_ERRNOS = DISK_ERRNOS | {errno.EROFS, errno.EACCES, errno.EPERM}
 def open_atomic(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends well: a reader sees the old file or the new one, never a part.
 
-    `durable` waits until the disk has it, so that a power cut cannot lose both. Raises OSError, with `path` as its file, where
-    the folder is missing or takes no more; the old file is then untouched.
+    `durable` waits until the disk has it, so that a power cut cannot lose both. OSError names `path`.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
@@ -87,8 +85,7 @@ def fresh_folder(folder: Path) -> Path:
 def publish_folder(staging: Path, target: Path) -> None:
     """Make what is in `staging` durable and rename it to `target`, which is then complete or absent.
 
-    An older `target` is replaced only at the last moment, and put back where the rename fails. Until it is deleted it is called
-    as `staging` with `.old` behind: who clears away what killed processes have left finds both by one pattern.
+    An older `target` is replaced only at the last moment, as `staging` with `.old` behind, and put back where the rename fails.
     """
     for path in (*staging.rglob("*"), staging):
         fsync(path)

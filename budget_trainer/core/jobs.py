@@ -1,7 +1,4 @@
-"""Runs as processes of their own, as many at a time as there are devices; they end with the process that started them.
-
-A suite on GLUE and a sweep start `accelerate launch SCRIPT ...` this way.
-"""
+"""Runs as processes of their own, as many at a time as there are devices; they end with the process that started them."""
 
 from __future__ import annotations
 
@@ -37,11 +34,7 @@ mixed_precision: 'no'
 
 
 def end_with_parent() -> None:
-    """Where a suite or a sweep has started this process: end it at once when that is gone.
-
-    Nothing is ever written to the pipe; its end means that the other side has closed it, or was killed. A launcher between the
-    two hands standard input on.
-    """
+    """Where a suite or a sweep has started this process: end it at once when that is gone, and with it the pipe."""
 
     def wait() -> None:
         with suppress(OSError):
@@ -121,8 +114,8 @@ class Job:
 def run_jobs(slots: Sequence[str | None], next_job: Callable[[], Job | None], stop: StopRequest) -> None:
     """Keep one job on each of the `slots` (of CUDA_VISIBLE_DEVICES; None for what is there), until none runs and none is left.
 
-    `next_job` is asked wherever a slot is free; None means that there is none now. Raises StopAsked on a signal. Whatever is
-    raised, by `next_job`, `watch` and `on_end` too, all processes have ended before.
+    `next_job` is asked wherever a slot is free; None: there is none now. Raises StopAsked on a signal. All processes have
+    ended before anything is raised.
     """
     running: dict[int, _Process] = {}
     try:

@@ -1,7 +1,4 @@
-"""What reports look like: Markdown that stays valid whatever the values hold, and the style of all pictures.
-
-Matplotlib is imported only where a picture is drawn.
-"""
+"""What reports look like: Markdown that stays valid whatever the values hold, and the style of all pictures."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Reads a data folder (see `data_prep.blocks`): fixed-length blocks of token ids in Arrow stream files, a manifest and the
-tokenizer."""
+"""Reads a data folder (see `data_prep.blocks`): blocks of token ids in Arrow stream files, a manifest and the tokenizer."""
 
 from __future__ import annotations
 

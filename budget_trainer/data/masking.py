@@ -2,8 +2,7 @@
 
 Every random decision is a hash of the place where it is taken: 64 bits by the finaliser of SplitMix64 (Steele, Lea and Flood,
 OOPSLA 2014), modulo 2**64 on numpy arrays. So a block gets the same mask whatever the number of ranks, workers or restarts, and
-nothing has to be saved to resume. The values are pinned by tests: the masks of a run that is resumed must not change with a
-new version of this package. No loop over rows.
+nothing has to be saved to resume. Tests pin the values, which a resumed run needs.
 """
 
 from __future__ import annotations
@@ -73,8 +72,7 @@ class MaskingCollator:
         block_size: L, tokens in a block, [CLS] and [SEP] included.
         dup_factor: with N, the epoch counts modulo N: N fixed maskings of each block, as the original's data held;
             None gives fresh masks for ever.
-        has_padding: True when blocks may hold padding. The output then always has an attention mask, else never:
-            keys stay the same in every batch (torch.compile), and full blocks take the faster attention without one.
+        has_padding: True when blocks may hold padding. The output then always has an attention mask, else never.
         whole_words: bool [vocab_size] from `whole_words.continues_word`. Words are then chosen whole, by the hash of their
             first token, as many as fit into the wanted number of tokens; where none fits, none is predicted.
         sequence_parts: P. A block is cut into P blocks of L / P tokens, each with its own [CLS] and [SEP], which overwrite
@@ -171,18 +169,16 @@ class MaskingCollator:
 
         Args:
             batch: `input_ids` [B, L], `epoch` [B] and `row` [B], integer arrays; or a list of such samples without B.
-                Where they are there, `document_ids` [B, L] and `token_type_ids` [B, L] are cut like the ids and passed
-                on, `next_sentence_label` [B] is passed on.
+                `document_ids` [B, L], `token_type_ids` [B, L] (both cut like the ids) and `next_sentence_label` [B] are
+                passed on where they are there.
 
         Returns:
             int64 tensors, N = B * P blocks of M = L / P tokens, the parts of a block side by side: `input_ids` [N, M]
             after corruption, `masked_positions` [N, S] in rising order (0 in unused slots), `labels` [N, S] (-100 in
-            unused slots), and `attention_mask` [N, M] where blocks may be padded. A part without a token has [CLS] as
-            its only visible position and predicts nothing.
+            unused slots), and `attention_mask` [N, M] where blocks may be padded (of a part without a token: [CLS]).
 
         Raises:
-            InputError: padding without has_padding; a length that the parts do not divide; sentence pairs in parts or
-                with twins.
+            InputError: padding without has_padding; a length that the parts do not divide; pairs in parts or with twins.
         """
         rows = _stack(batch)
         ids = np.array(rows["input_ids"], dtype=np.int64)  # a copy: the caller's may be a memory map

@@ -34,7 +34,7 @@ def check_repeated_passages(twin_probability: float, length: int) -> None:
 def repeat_passages(
     ids: I64, ordinary: NDArray[np.bool_], draw: U64, turns: U64, pad_id: int, cls_id: int, sep_id: int
 ) -> tuple[I64, I64, NDArray[np.bool_]]:
-    """Return the rows [K, L] with passages twice, the number [K, L] of each token's piece, and whether it was written [K, L].
+    """The rows [K, L] with passages twice, the number [K, L] of each token's piece, and whether it was written [K, L].
 
     A row is cut into one, two or four pieces; of each, as many of its own tokens as fit are written twice, the second time
     beginning elsewhere. Lengths stay: padding is where it was. A piece with too few tokens is left as it is.
@@ -42,9 +42,7 @@ def repeat_passages(
     Args:
         ids: int64 [K, L], padding at the end only.
         ordinary: bool [K, L], neither padding, [CLS] nor [SEP].
-        draw: uint64 [K], random bits, for the number of pieces.
-        turns: uint64 [K, 4], random bits, for where each piece's second copy begins.
-        pad_id, cls_id, sep_id: token ids.
+        draw, turns: uint64 [K] and [K, 4], random bits, for the number of pieces and where each one's second copy begins.
     """
     length = ids.shape[1]
     counts = [k for k in PIECES if length % k == 0 and length // k >= SMALLEST_PIECE]

@@ -43,11 +43,7 @@ class Rows:
         return self._rows
 
     def take(self, rows: I64) -> dict[str, I64]:
-        """Return int64 [len(rows), L] per column, [len(rows)] for one without lists.
-
-        Raises:
-            InputError: the files are damaged, or do not hold what was promised.
-        """
+        """Int64 [len(rows), L] per column, [len(rows)] for one without lists. InputError: the files are damaged."""
         if not self._batches:
             self._open()
         batch = np.searchsorted(self._ends, rows, side="right")

@@ -22,10 +22,8 @@ def continues_word(tokenizer: Any) -> NDArray[np.bool_]:
     """Bool [len(tokenizer)]: the token continues the word before it.
 
     WordPiece marks these tokens (##); byte-level BPE and SentencePiece mark the others (a leading space). There a word
-    is what stands between spaces, punctuation included. Special and added tokens never continue a word.
-
-    Raises:
-        InputError: neither mark is there, so that it cannot be told.
+    is what stands between spaces, punctuation included. Special and added tokens never continue a word. InputError: neither
+    mark is there.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = json.loads(backend.to_str()) if backend is not None else {"model": {}}
@@ -66,7 +64,7 @@ def choose_words(
     place_mask: np.uint64,
     wanted: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
-    """Choose whole words, lowest score of the first token first, each that still fits into `wanted` tokens.
+    """Bool [N, M]: whole words, lowest score of the first token first, each that still fits into `wanted` tokens.
 
     A word that does not fit is passed over, as in BERT's create_pretraining_data.py; where none fits, nothing is chosen.
 
@@ -75,9 +73,6 @@ def choose_words(
         candidate: [N, M] tokens that may be chosen; the others are in no word.
         score: [N, M] different in each row; the bits under `place_mask` are the position.
         wanted: [N] the most tokens to choose in each row.
-
-    Returns:
-        bool [N, M], the chosen tokens.
     """
     rows, length = kinds.shape
     if not rows:

@@ -67,11 +67,7 @@ def _typed(flag: Flag, text: str) -> Any:
 
 
 def _read_flags(words: Sequence[str], where: str = "command") -> Given:
-    """`--flag value`, `--flag=value`, `--switch` and `--no_switch` of run_pretraining.py; the last of a flag counts.
-
-    Raises:
-        InputError: an unknown flag (with the nearest name), a word that belongs to none, a value of the wrong type.
-    """
+    """`--flag value`, `--flag=value`, `--switch` and `--no_switch` of run_pretraining.py; the last of a flag counts."""
     values, rest = _flag_parser().parse_known_args(words)
     if not rest:
         return Given(vars(values))
@@ -148,11 +144,7 @@ class SweepFile:
 
     @classmethod
     def read(cls, text: str) -> SweepFile:
-        """Scalars are taken as they are written: PyYAML would make a text of 1e-3.
-
-        Raises:
-            InputError: not such a file, an empty list, a name in both sections.
-        """
+        """InputError: not such a file, an empty list, a name in both sections. PyYAML would make a text of 1e-3."""
         try:
             content = yaml.load(text, Loader=yaml.BaseLoader)
         except yaml.YAMLError as error:
@@ -184,11 +176,7 @@ class SweepFile:
             yield _flags([*zip(self.grid, chosen, strict=True), *self.fixed.items()])
 
     def given(self, combination: int) -> Given:
-        """The flags of one combination, from 1 on.
-
-        Raises:
-            InputError: a flag the original did not know, a value of another type, a combination that is not there.
-        """
+        """The flags of one combination, from 1 on. InputError: they are not the original's, or it is not there."""
         count, where = self.combinations, "sweep file"
         if not 1 <= combination <= count:
             raise InputError(f"combination: {combination} is not one of the {count} of this sweep; give 1 to {count}")

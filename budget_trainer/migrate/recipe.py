@@ -57,11 +57,7 @@ class _Draft:
 
 
 def convert(given: Given, data_dir: str | None = None) -> _Draft:
-    """The recipe of what was given; `data_dir` is where the converted data will be.
-
-    Raises:
-        InputError: what the original could not have run, or what no native class and no flag here can do.
-    """
+    """The recipe of what was given; `data_dir` is where the converted data will be. InputError: it cannot be run."""
     draft, path = _Draft(given), given["dataset_path"]
     for defect, text, applies in DIFFERENCES:
         if all(given[name] == value for name, value in applies.items()):
