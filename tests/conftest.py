@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -104,18 +103,17 @@ def nothing_stays_behind():
     while STARTED:
         process = STARTED.pop()
         for pid in [*children(process.pid), process.pid] if process.poll() is None else ():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
         with contextlib.suppress(subprocess.TimeoutExpired):  # an orphan may hold the pipe
             process.communicate(timeout=10)
 
 
 def children(pid):
     """Process ids below `pid`."""
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         return [process.pid for process in psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+    return []
 
 
 def rank_pid(launcher_pid, rank):
@@ -186,8 +184,8 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
-    command = [sys.executable, "-m", "data_prep.tokenizer", "--input", corpus, "--vocab_size", 500]
-    run([*command, "--output_dir", folder], ok=True)
+    flags = {"input": corpus, "vocab_size": 500, "output_dir": folder}
+    run([sys.executable, "-m", "data_prep.tokenizer", *words(flags)], ok=True)
     return folder
 
 
@@ -195,15 +193,14 @@ def tokenizer(corpus, tmp_path_factory):
 def data_dir(corpus, tokenizer, tmp_path_factory):
     """Blocks of 64 tokens in 2 shards."""
     folder = tmp_path_factory.mktemp("data") / "blocks"
-    command = [sys.executable, "-m", "data_prep.blocks", "--input", corpus, "--tokenizer", tokenizer]
-    command += ["--output_dir", folder, "--block_size", 64, "--num_shards", 2, "--num_proc", 1]
-    run([*command, "--validation_fraction", 0.1], ok=True)
+    flags = {"input": corpus, "tokenizer": tokenizer, "output_dir": folder, "block_size": 64}
+    flags |= {"num_shards": 2, "num_proc": 1, "validation_fraction": 0.1}
+    run([sys.executable, "-m", "data_prep.blocks", *words(flags)], ok=True)
     return folder
 
 
 def alive(pid):
     """Whether a process is there, and no zombie."""
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return False

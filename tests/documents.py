@@ -7,14 +7,8 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-PAGES = sorted(
-    [
-        ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
-        ROOT / "recipes" / "README.md",
-        *(ROOT / "docs").rglob("*.md"),
-    ]
-)
+PAGES = sorted(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "recipes/README.md"))
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 FENCE = re.compile(r"^( *)(```+|~~~+)([\w-]*)[^\n]*\n(.*?)^\1\2 *$", re.M | re.S)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]*)(?:\s+\"[^\"]*\")?\)")
 OPERATORS = {";", "&", "&&", "|", "||", "(", ")", ";;", "|&"}

@@ -17,9 +17,6 @@ TOY = ["--vocab_size", 200, "--seq_length", 32, "--steps", 2, "--warmup_steps", 
 TOY += ["--no_compile", "--heads", 2, "--intermediate_size", 64]
 
 
-# ---- throughput ----
-
-
 @pytest.mark.slow
 def test_throughput_writes_what_it_says(tmp_path):
     command = [sys.executable, "benchmarks/throughput.py", "--variants", "ours,stock", "--output_dir", tmp_path]
@@ -81,9 +78,6 @@ def test_variants_are_what_their_names_say():
     assert jobs["ours_modernbert"].intermediate_size == 704, "two thirds of 1024, a multiple of 64"
 
 
-# ---- text ----
-
-
 def test_made_text(tmp_path):
     write_zipf(tmp_path / "a.arrow", rows=ROWS, block_size=8, vocab_size=50)
     text = Text(str(tmp_path / "a.arrow"), Workload(vocab_size=50, block_size=8))
@@ -107,9 +101,6 @@ def test_text_from_a_data_folder(data_dir, tmp_path):
     for block, vocabulary in ((2, 100), (8, 5)):
         with pytest.raises(InputError, match="seq_length"):
             write_zipf(tmp_path / "a.arrow", rows=1, block_size=block, vocab_size=vocabulary)
-
-
-# ---- phases ----
 
 
 def test_phases_add_up():
@@ -144,9 +135,6 @@ def test_stretches_leave_out_warmup_and_waiting():
     assert set(accounts[1]) == {"steps", "seconds", "phases", "peak_memory_mib"}
 
 
-# ---- scaling ----
-
-
 @pytest.mark.slow
 def test_scaling_goes_on_after_a_point_that_fails(tmp_path):
     command = [sys.executable, "benchmarks/scaling.py", "--sizes", "33x1", "32x1", "--batch_sizes", 4]
@@ -177,10 +165,8 @@ def test_the_last_line_of_a_point():
     [
         (throughput, ["--variants", "ours,theirs"], "variants: 'theirs' is unknown"),
         (throughput, ["--rounds", "0"], "rounds: 0 is below 1"),
-        (throughput, ["--steps", "0"], "steps: 0 is below 1"),
         (scaling, ["--sizes", "256"], "sizes: '256' is not width x layers"),
         (scaling, ["--launch", "nonesuch"], "launch: 'nonesuch' is none of"),
-        (scaling, ["--launch", "ddp:x"], "launch: 'ddp:x' is none of"),
         (scaling, ["--steps", "0"], "steps: 0 is below 1"),
     ],
 )
@@ -197,9 +183,6 @@ def test_points_are_every_combination():
     assert a.launches[1] == (str(ROOT / "accelerate_configs" / "ddp.yaml"), ["--num_processes", "4"])
 
 
-# ---- quality at a budget ----
-
-
 @pytest.fixture
 def asked(tmp_path):
     """Flags of quality_at_budget.py whose files exist."""
@@ -213,19 +196,17 @@ def asked(tmp_path):
 def test_variants_run_seed_by_seed(asked):
     flags = ["--seeds", "2", "--stock_learning_rates", "1e-3", "--ablate", "wide: hidden_size=512 curve=cosine"]
     a = quality_at_budget.parse([*asked, *flags, "--ablate", "plain: offset_heads=null"])
+    a.first_seed = 5
     jobs = quality_at_budget.plan(a)
-    expected = [(name, seed) for seed in (0, 1) for name in ("cpu_10m", "wide", "plain")]
+    expected = [(name, seed) for seed in (5, 6) for name in ("cpu_10m", "wide", "plain")]
     assert [(job["name"], job["seed"]) for job in jobs if job["kind"] != "stock"] == expected
     assert sum(job["kind"] == "stock" for job in jobs) == 1
-    a.first_seed = 5
-    assert [job["seed"] for job in quality_at_budget.plan(a) if job["name"] == "wide"] == [5, 6]
     assert jobs[2]["changes"] == {"hidden_size": "512", "curve": "cosine"} and "changes" not in jobs[0]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--ablate", "wide hidden_size=512"], "cannot be read"),
         (["--ablate", "wide: hidden_size"], "cannot be read"),
         (["--ablate", "wide:"], "changes nothing"),
         (["--ablate", "a: curve=exp", "--ablate", "a: curve=wsd"], "given twice"),

@@ -20,8 +20,6 @@ from tests import documents
 from tests.conftest import ROOT, words
 from tests.documents import PAGES, name_of
 
-# ---- links ----
-
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_pictures_and_files_that_are_named(page):
@@ -51,8 +49,6 @@ def test_every_page_is_reached_from_the_index_or_the_readme():
                 waiting.append(path)
     assert set(PAGES) <= reached
 
-
-# ---- YAML and Python ----
 
 YAML = [*documents.blocks("yaml")]
 
@@ -85,18 +81,12 @@ def test_python_compiles_and_what_it_imports_of_ours_exists(where, code):
             assert all(hasattr(module, alias.name) for alias in node.names)
 
 
-# ---- the reference ----
-
-
 def test_the_reference_is_what_the_docstrings_make_and_has_every_public_name():
     text = make_api.PAGE.read_text()
     assert text == make_api.page(), "run `make docs`"
     assert set(make_api.exported()) == set(budget_trainer.__all__) - {"__version__"}
     for name in make_api.exported():
         assert re.search(rf"^(### (class|function) {name}$|- `{name} = )", text, re.M), name
-
-
-# ---- the packages ----
 
 
 def test_the_page_of_the_packages_names_modules_that_exist_and_its_picture_what_they_import():
@@ -107,9 +97,6 @@ def test_the_page_of_the_packages_names_modules_that_exist_and_its_picture_what_
                 assert (ROOT / "budget_trainer" / code).exists() or (ROOT / code).exists(), f"{name}: {code}"
     listed = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "architecture.md").read_text(), re.M))
     assert listed == {path.parent.name for path in (ROOT / "budget_trainer").glob("*/__init__.py")}
-
-
-# ---- the picture of a budget ----
 
 
 def test_the_picture_holds_every_second_of_both_jobs(tmp_path):
@@ -124,9 +111,6 @@ def test_the_picture_holds_every_second_of_both_jobs(tmp_path):
     report = {"budget_seconds": 10.0, "used_seconds": 10.0, "shares": shares}
     budget_picture.draw([first, second], lines, report, tmp_path / "images" / "budget.png")
     assert (tmp_path / "images" / "budget.png").stat().st_size > 10_000
-
-
-# ---- keys ----
 
 
 def test_every_key_has_a_place_in_the_documents():

@@ -42,7 +42,7 @@ FLAGS_OF_OTHERS = {
 
 
 class Parsed(BaseException):
-    """Raised behind a parser that took its words, so that nothing more is done. No `except Exception` catches it."""
+    """Raised behind a parser that took its words, so that nothing more is done."""
 
 
 @pytest.mark.parametrize(("where", "script"), SHELL, ids=[where for where, _ in SHELL])

@@ -109,25 +109,20 @@ LAUNCHED = "run_pretraining.py --output_dir o"
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        # flags
         (f"{COMMAND} --train_batchsize 4096", f"train_batchsize: {UNKNOWN} (command); did you mean train_batch_size?"),
         (f"{COMMAND} --learning_rate 1", f"learning_rate: {UNKNOWN} (command); did you mean lr?"),
         (f"{COMMAND} --colour red", f"colour: {UNKNOWN} (command); docs/migrating.md lists all 89"),
         (f"{COMMAND} --lr fast", "lr: 'fast' is not a number; write --lr 0.011"),
-        (f"{COMMAND} --lr nan", "lr: 'nan' is not a number; write --lr 0.011"),
         (f"{COMMAND} --seed 4.5", "seed: '4.5' is not a whole number; write --seed 42"),
         (f"{COMMAND} --fp16 perhaps", "fp16: 'perhaps' is not true or false; write --fp16 or leave it out"),
         (f"{COMMAND} --curve cosine", "curve: invalid choice: 'cosine' (choose from 'linear', 'exp'); docs/migrat"),
         (f"{COMMAND} --lr --seed 3", "lr: expected one argument; docs/migrating.md"),
         (f"{COMMAND} --seed 3 4", "command: '4' belongs to no flag; quote a value with spaces, or take it out"),
         (f"{COMMAND} --dataset_path $DATA", "dataset_path: '$DATA' is for the shell to fill in; write what it stand"),
-        (f"{COMMAND} --output_dir ~/out", "output_dir: '~/out' is for the shell to fill in; write what it stands"),
         (f"{COMMAND} --job_name 'x", "command: cannot be split into words (no closing quotation); close the quotes"),
-        # the shell's
         (f"{COMMAND} --fp16 | tee log.txt", "fp16: '|' is not true or false"),
         (f"{COMMAND} --seed 3 2>&1", "command: '2>&1' belongs to no flag; quote a value with spaces, or take it out"),
         (f"export A=1\n{COMMAND}", "command: 'export A=1 deepspeed --num_gpus 8' before the script is not read"),
-        # the launcher and the script
         (f"deepspeed --num_gpus two {LAUNCHED}", "command: 'deepspeed --num_gpus two' before the script is not read"),
         (f"deepspeed --num_gpus 2 --include a@b {LAUNCHED}", "command: 'deepspeed --num_gpus 2 --include a@b' before"),
         (f"mpirun {LAUNCHED}", "command: 'mpirun' before the script is not read, but for a known launcher"),
@@ -135,8 +130,6 @@ LAUNCHED = "run_pretraining.py --output_dir o"
         ("python run_glue.py --lr 1", "command: 'python' begins none of run_pretraining.py; docs/migrating.md"),
         (f"{COMMAND}\n{COMMAND}", "command: there are 2 of run_pretraining.py in this text; give one at a time"),
         (" \n ", "command: empty; give deepspeed run_pretraining.py --flag value ..."),
-        # our own words
-        (["--lr", "3"], "output_dir: missing"),
         (["--num_processes", "none", COMMAND], "command line: argument --num_processes: 'none' is not a whole number"),
         (["gone.txt"], "command: no file 'gone.txt' can be read; give one, or a whole command"),
         (["--combination", "2", COMMAND], "combination: 2 belongs to a sweep file; leave it out with a command"),
@@ -169,7 +162,6 @@ def test_a_sweep_is_one_of_its_combinations(answer, tmp_path):
     ("text", "message"),
     [
         ("hyperparameters:\n  lr: 1e-3\n", "lr: '1e-3' is not a list of values; write lr: [first, second]"),
-        ("hyperparameters:\n  lr: []\n", "lr: [] is not a list of values; write"),
         ("hyperparameters:\n  lr: [1e-3, fast]\n", "lr: 'fast' is not a number; write --lr 0.011"),
         ("hyperparameters:\n  lerning: [1]\n", "lerning: unknown to the original's run_pretraining.py (sweep file)"),
         ("default_parameters:\n  lr: [1]\n", "lr: ['1'] is not one value; write a number or a word"),
