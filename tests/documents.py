@@ -11,7 +11,7 @@ PAGES = sorted(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "recipes
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 FENCE = re.compile(r"^( *)(```+|~~~+)([\w-]*)[^\n]*\n(.*?)^\1\2 *$", re.M | re.S)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]*)(?:\s+\"[^\"]*\")?\)")
-OPERATORS = {";", "&", "&&", "|", "||", "(", ")", ";;", "|&"}
+SEPARATORS = ";&|()\n"  # of commands
 KEYWORDS = {"until", "do", "then", "else", "if", "while", "time", "nice", "exec", "!"}
 
 
@@ -64,28 +64,15 @@ def commands(script: str) -> Iterator[list[str]]:
     """The words of each command of a block of shell: split as a shell splits it, without assignments and redirections."""
     if script.startswith("#!"):
         return  # a whole script: `bash -n`, and a test of its own
-    waiting = ""
-    for line in script.replace("\\\n", " ").splitlines():
-        line = f"{waiting}\n{line}" if waiting else line
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-        lexer.whitespace_split, lexer.commenters = True, "#"
-        try:
-            words = list(lexer)
-        except ValueError:  # a quotation over several lines
-            waiting = line
-            continue
-        waiting = ""
-        yield from _commands_of(words)
-    assert not waiting, f"a quotation without end: {waiting}"
-
-
-def _commands_of(words: list[str]) -> Iterator[list[str]]:
+    text = re.sub(r"(?m)(?:^|\s)#.*$", "", script.replace("\\\n", " "))
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=f"<>{SEPARATORS}")
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
     command: list[str] = []
     skip = False
-    for word in [*words, ";"]:
+    for word in [*lexer, ";"]:
         if skip:
             skip = False
-        elif word in OPERATORS:
+        elif set(word) <= set(SEPARATORS):
             while command and (command[0] in KEYWORDS or re.match(r"\w+=", command[0])):
                 command.pop(0)
             if command:
