@@ -29,23 +29,21 @@ def test_table(name, options, values):
 @pytest.mark.parametrize("name", sorted(CURVES))
 def test_every_curve_stays_in_bounds_behind_a_warmup(name):
     curve = make_curve(name, 0.1)
-    values = [curve(step / 1000) for step in range(-10, 1011)]
-    assert all(0.0 <= value <= 1.0 for value in values)
+    assert all(0.0 <= curve(step / 1000) <= 1.0 for step in range(-10, 1011))
     assert curve(0.0) == 0.0 and curve(0.05) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "field"),
+    ("name", "warmup", "options", "field"),
     [
-        (("tanh", 0.0, {}), "curve"),
-        (("linear", 1.0, {}), "warmup_proportion"),
-        (("linear", -0.1, {}), "warmup_proportion"),
-        (("wsd", 0.5, {"decay_proportion": 0.6}), "decay_proportion"),
-        (("wsd", 0.0, {"decay_shape": "cubic"}), "decay_shape"),
-        (("exp", 0.0, {"decay_rate": 0.0}), "decay_rate"),
+        ("tanh", 0.0, {}, "curve"),
+        ("linear", 1.0, {}, "warmup_proportion"),
+        ("linear", -0.1, {}, "warmup_proportion"),
+        ("wsd", 0.5, {"decay_proportion": 0.6}, "decay_proportion"),
+        ("wsd", 0.0, {"decay_shape": "cubic"}, "decay_shape"),
+        ("exp", 0.0, {"decay_rate": 0.0}, "decay_rate"),
     ],
 )
-def test_bad_input(arguments, field):
-    name, warmup, options = arguments
+def test_bad_input(name, warmup, options, field):
     with pytest.raises(InputError, match=f"^{field}: "):
         make_curve(name, warmup, **options)

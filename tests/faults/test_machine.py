@@ -12,7 +12,7 @@ import pytest
 import train_mlm
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.data.folder import DataFolder
-from tests.conftest import ROOT, STEPS, TINY, progress, report, spawn, start, train, wait_for, words
+from tests.conftest import STEPS, TINY, progress, report, run, spawn, start, train, wait_for, words
 
 LONG = {**STEPS, "max_steps": 1_000_000, "checkpoint_every": "2s"}
 DISK_BYTES = 32_000_000
@@ -25,7 +25,7 @@ def refused(capfd, monkeypatch):
     def call(options):
         monkeypatch.setattr(train_mlm, "CLOCK", BudgetClock())
         monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "none")  # or train_mlm sets it for good
-        code = train_mlm.main([str(word) for word in words(options)])
+        code = train_mlm.main(words(options))
         (line,) = {line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")}
         return code, line
 
@@ -47,17 +47,15 @@ def disk(tmp_path):
 
 def fill(disk, leave=0):
     """Leave no room but for `leave` bytes; returns the file that takes it."""
-    filler = disk / "filler"
-    with open(filler, "wb") as file:
+    with open(disk / "filler", "wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - leave)
-    return filler
+    return disk / "filler"
 
 
 def steps_of(output_dir):
     """The complete checkpoints, by step."""
-    return sorted(
-        int(mark.parent.name.removeprefix("checkpoint-")) for mark in output_dir.glob("checkpoint-*/m*t.json")
-    )
+    complete = [path.parent.name for path in output_dir.glob("checkpoint-*/m*t.json")]
+    return sorted(int(name.removeprefix("checkpoint-")) for name in complete)
 
 
 @pytest.mark.slow
@@ -153,9 +151,8 @@ def test_shards_that_changed_between_two_jobs_are_refused(begun, corpus, tokeniz
     options, out = begun
     before = steps_of(out)
     shutil.rmtree(options["data_dir"])
-    command = ["-m", "data_prep.blocks", "--input", str(corpus), "--tokenizer", str(tokenizer), "--block_size", "64"]
-    command += ["--output_dir", str(options["data_dir"]), "--num_shards", "3", "--num_proc", "1"]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    flags = {"input": corpus, "tokenizer": tokenizer, "block_size": 64, "num_shards": 3, "num_proc": 1}
+    run([sys.executable, "-m", "data_prep.blocks", *words({**flags, "output_dir": options["data_dir"]})], ok=True)
     code, line = refused(options)
     assert code == 2 and "was begun with data=" in line and "another output_dir" in line
     assert steps_of(out) == before and not (out / "final").exists()
