@@ -20,22 +20,20 @@ from typing import Any, NamedTuple
 
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.data_prep import measure  # noqa: E402
 from benchmarks.watched import watch  # noqa: E402
 from budget_trainer.core.io import fresh_folder  # noqa: E402
 from budget_trainer.core.output import Markup, table  # noqa: E402
 from budget_trainer.reporting.report import environment  # noqa: E402
+from tests.conftest import ROOT, SHARED_DATA, launcher, on_cpus  # noqa: E402
 
-DATA = Path(os.environ.get("BUDGET_DATA", ROOT.parent / "shared" / "data"))
-WIKI = [DATA / f"wiki{name}.txt.xz" for name in ("2015_00", "2015_03", "2018_00")]
-VOCAB, GLUE = DATA / "vocab.tar.xz", DATA / "glue_data.tar.xz"
+WIKI = [SHARED_DATA / f"wiki{name}.txt.xz" for name in ("2015_00", "2015_03", "2018_00")]
+VOCAB, GLUE = SHARED_DATA / "vocab.tar.xz", SHARED_DATA / "glue_data.tar.xz"
 BENCH = [ROOT.parent / "shared" / "bench" / f"{name}_mlm.py" for name in ("stock", "eval")]
 NEEDS = {"quality": [*WIKI[:2], VOCAB, *BENCH], "data_prep": [WIKI[2], VOCAB], "glue": [GLUE, VOCAB]}
 OUT = ROOT / "out" / "acceptance"
-CONFIGS = {1: "accelerate_configs/cpu.yaml", 2: "accelerate_configs/cpu_2proc.yaml"}
 LOAD = """
 import sys
 for name in ("budget_trainer", "data_prep", "train_mlm"):
@@ -96,20 +94,18 @@ def docstring_data() -> Path:
     data = OUT / "data"
     if not (data / "blocks" / "manifest.json").exists():
         corpus, tokenizer, blocks = fresh_folder(data) / "corpus.txt", data / "tokenizer", data / "blocks"
-        for stage, flags in {
-            "docstrings": ["--output_file", corpus],
-            "tokenizer": ["--input", corpus, "--vocab_size", 8192, "--output_dir", tokenizer],
-            "blocks": ["--input", corpus, "--tokenizer", tokenizer, "--output_dir", blocks],
-        }.items():
+        stages = {"docstrings": ["--output_file", corpus]}
+        stages["tokenizer"] = ["--input", corpus, "--vocab_size", 8192, "--output_dir", tokenizer]
+        stages["blocks"] = ["--input", corpus, "--tokenizer", tokenizer, "--output_dir", blocks]
+        for stage, flags in stages.items():
             sh([sys.executable, "-m", f"data_prep.{stage}", *flags], OUT / f"{stage}.log")
     return data / "blocks"
 
 
 def timed_run(folder: Path, budget: int, processes: int, slowed: bool) -> tuple[float, float, dict]:
     """Train for `budget` seconds; seconds until final/ appeared since the process began and since the launch; the report."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS[processes], "train_mlm.py"]
-    flags = ["--data_dir", str(docstring_data()), "--output_dir", str(folder / "run")]
-    command = [*launch, "recipes/quickstart.yaml", *flags, "--total_training_time", f"{budget}s"]
+    flags = ["--data_dir", docstring_data(), "--output_dir", folder / "run", "--total_training_time", f"{budget}s"]
+    command = [*map(str, launcher(on_cpus(processes), "train_mlm.py", "recipes/quickstart.yaml", *flags))]
     bursts: list[int] = []
     slow = (lambda last: bursts.append(burst(last))) if slowed else None
     log, wanted = folder / "log.txt", folder / "run" / "final" / "config.json"

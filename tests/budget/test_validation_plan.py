@@ -23,14 +23,9 @@ def marks(plan, points):
     return due
 
 
-def test_every_share():
-    shares = [(share / 100, 0) for share in range(1, 101)]
-    assert [share for share, _ in marks(EveryShare(0.25), shares)] == [0.25, 0.5, 0.75, 1.0]
+def test_every_share_and_every_epochs_which_is_denser_at_both_ends():
     points = [(0.011, 0), (0.039, 0), (0.0401, 0), (0.2, 0)]
     assert marks(EveryShare(0.02), points) == points[1:]
-
-
-def test_every_epochs_is_denser_at_both_ends():
     plan = EveryEpochs(5, 1, 2, begin_proportion=0.1, end_proportion=0.2, samples_per_epoch=100)
     points = [(epoch / 40, epoch * 100) for epoch in range(1, 41)]
     epochs = [samples // 100 for _, samples in marks(plan, points)]
