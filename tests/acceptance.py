@@ -15,6 +15,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,25 +152,13 @@ def budget() -> Iterator[Line]:
             yield Line(name, "same steps, bit-equal learning rates", measured, held)
 
 
-def pytest_line(name: str, path: str, asked: str) -> Line:
+def by_pytest(path: str, asked: str) -> Iterator[Line]:
     """The outcome of one test file."""
+    name = Path(path).stem.removeprefix("test_")
     log = OUT / f"{name}.log"
-    try:
-        seconds = sh([sys.executable, "-m", "pytest", "-q", path], log)
-    except Failed as error:
-        return Line(name, asked, str(error), False)
+    seconds = sh([sys.executable, "-m", "pytest", "-q", path], log)
     held = None if " skipped" in last_line(log) else True
-    return Line(name, asked, f"{last_line(log).strip('= ')} ({seconds:.0f} s)", held)
-
-
-def right_loss() -> Iterator[Line]:
-    asked = "1 x 8, 8 x 1 and 2 processes x 4: losses, gradient norms, weights within 1e-4; sparse equals dense"
-    yield pytest_line("right_loss", "tests/distributed/test_right_loss.py", asked)
-
-
-def resume() -> Iterator[Line]:
-    asked = "kill -9 at step 40 of 60, resume from 30: same batches, masks, losses, weights, bit for bit"
-    yield pytest_line("resume", "tests/training/test_resume.py", asked)
+    yield Line(name, asked, f"{last_line(log).strip('= ')} ({seconds:.0f} s)", held)
 
 
 def uncased(folder: Path) -> Path:
@@ -247,8 +236,13 @@ def test_time() -> Iterator[Line]:
     yield Line("test_time", asked, f"{seconds:.0f} s, {last_line(OUT / 'tests.log').strip('= ')}", seconds < 1500)
 
 
+RIGHT = "1 x 8, 8 x 1 and 2 processes x 4: losses, gradient norms, weights within 1e-4; sparse equals dense"
+AGAIN = "kill -9 at step 40 of 60, resume from 30: same batches, masks, losses, weights, bit for bit"
 CHECKS: dict[str, Callable[[], Iterator[Line]]] = {
-    check.__name__: check for check in (quickstart, right_loss, resume, data_prep, glue, test_time, budget, quality)
+    "quickstart": quickstart,
+    "right_loss": partial(by_pytest, "tests/distributed/test_right_loss.py", RIGHT),
+    "resume": partial(by_pytest, "tests/training/test_resume.py", AGAIN),
+    **{check.__name__: check for check in (data_prep, glue, test_time, budget, quality)},
 }
 
 

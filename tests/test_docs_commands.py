@@ -157,20 +157,6 @@ def call(main, words, monkeypatch):
     main(words) if inspect.signature(main).parameters else main()
 
 
-def test_what_is_wrong_is_found(monkeypatch):
-    for line in (
-        "accelerate launch --config_file accelerate_configs/tpu.yaml train_mlm.py recipes/quickstart.yaml ...",
-        "python train_mlm.py recipes/quickstart.yaml --dat_dir d --output_dir o --total_training_time 10m",
-        "python -m data_prep.blocks --inputs corpus --tokenizer t --output_dir o",
-        "budget-fill-mask out/final --texts word",
-        "make quickstart BUDGETS=3m",
-        "somecommand",
-    ):
-        (words,) = documents.commands(line)
-        with pytest.raises((AssertionError, InputError, SystemExit, ImportError, pytest.fail.Exception)):
-            check_command(words, monkeypatch)
-
-
 def flags_of(main, monkeypatch):
     """All flags of the parser that `main` makes."""
     found = set()
