@@ -27,6 +27,7 @@ PACKERS: dict[str, type[Packer]] = {
     "sentences": WholeSentences,
     "nsp": SentencePairs,
 }
+_Facts = dict[str, Any]  # for the manifest
 _HELD_OUT = "validation.txt"  # the text of the validation blocks, so that any other model can be scored on it
 
 
@@ -40,9 +41,7 @@ class BlockOptions(Options):
 
     block_size: int = flag(128, "token positions of a block, [CLS] and [SEP] included", within=_SIZES)
     packing: str = flag("packed", _PACKINGS, tuple(PACKERS))
-    short_seq_prob: float = flag(
-        0.1, "share of blocks cut short (packing sentences and nsp), as BERT's", within=(0, 1)
-    )
+    short_seq_prob: float = flag(0.1, "share of blocks cut short (packing sentences and nsp)", within=(0, 1))
     num_shards: int = flag(8, "train files; they differ by at most one row")
     num_proc: int = flag(2, "processes that read dumps and tokenise; the result does not depend on it")
     validation_fraction: float = flag(0.01, "share of documents held out, by hash of their text", within=(0, 1))
@@ -80,20 +79,18 @@ class BlockFolder:
         self._folder = folder
 
     @property
-    def tokenising(self) -> dict[str, Any]:
+    def tokenising(self) -> _Facts:
         """How `tokenise` must make the groups for this folder."""
         options = self.options
         return {
-            "tokenizer_file": self.tokenizer_file,
+            "tokenizer_file": str(self.tokenizer_file),
             "dtype": self.dtype,
             "num_proc": options.num_proc,
             "fraction": options.held_out_fraction,
             "sentences": options.by_sentence,
         }
 
-    def write(
-        self, groups: Iterable[TokenGroup], sources: list[dict[str, Any]], validation: Source | None = None
-    ) -> dict[str, Any]:
+    def write(self, groups: Iterable[TokenGroup], sources: list[_Facts], validation: Source | None = None) -> _Facts:
         """Write the blocks of `groups`, made as `tokenising` says, and of a text to validate on, `validation`.
 
         sources: the manifest's entries of what the groups are made from; read when the groups are at their end. InputError:
@@ -104,9 +101,7 @@ class BlockFolder:
             _write_lines(validation.counted(sources), held_out)
         return self.content(train, self.write_validation(held_out), sources)
 
-    def content(
-        self, train: dict[str, Any], validation: dict[str, Any], sources: list[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def content(self, train: _Facts, validation: _Facts, sources: list[_Facts]) -> _Facts:
         """Delete the cache; return the manifest's content, given what it says of the splits and of the sources."""
         shutil.rmtree(self.cache)
         options = self.options
@@ -134,9 +129,7 @@ class BlockFolder:
         columns = {"input_ids": self.dtype, **columns}
         return ShardWriter(self._folder, "train", options.num_shards, columns, options.block_size, scalars)
 
-    def _write_train(
-        self, groups: Iterable[TokenGroup], held_out: Path, sources: list[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _write_train(self, groups: Iterable[TokenGroup], held_out: Path, sources: list[_Facts]) -> _Facts:
         options = self.options
         packer = PACKERS[options.packing](options.block_size, self.special_ids, options.short_seq_prob)
         writer = self.shard_writer(packer.columns, packer.scalars)
@@ -153,7 +146,7 @@ class BlockFolder:
         split = writer.close_split(tokens, documents, text_bytes)
         return {"columns": ["input_ids", *packer.columns], **split, **packer.facts()}
 
-    def write_validation(self, held_out: Path) -> dict[str, Any]:
+    def write_validation(self, held_out: Path) -> _Facts:
         """Write the first blocks of the documents in `held_out`, one a line, as the pinned evaluation would cut them, and
         their text; return what the manifest says of them."""
         options = self.options
@@ -166,9 +159,8 @@ class BlockFolder:
         blocks = validation_rows(_read_lines(held_out), backend, size, self.special_ids, limit)
         if not len(blocks.input_ids):
             name = "validation_text" if options.validation_text else "validation_fraction"
-            raise InputError(
-                f"{name} {getattr(options, name)} gives no validation block of 16 tokens or more; give more text"
-            )
+            what = f"{name} {getattr(options, name)} gives no validation block of 16 tokens or more"
+            raise InputError(f"{what}; give more text")
         tokens = self.add_rows(writer, {"input_ids": blocks.input_ids, "token_bytes": blocks.token_bytes})
         file = self._folder / _HELD_OUT
         used = itertools.islice(_read_lines(held_out), blocks.documents)

@@ -96,19 +96,10 @@ def read_tokens(files: Iterable[Path]) -> Iterator[TokenGroup]:
             yield TokenGroup(**arrays, **others, removed=removed)
 
 
-def tokenise_part(
-    file: Path,
-    tokenizer_file: Path,
-    dtype: str,
-    fraction: float,
-    num_proc: int,
-    sentences: bool = False,
-    select: Select | None = None,
-    target: Path | None = None,
-) -> list[Path]:
+def tokenise_part(file: Path, target: Path | None = None, *, dtype: str, num_proc: int, **how: Any) -> list[Path]:
     """The files, in order, into which the groups of one part were tokenised; they lie beside `target` (the part), with its
-    stem. `fraction`: the share of documents held out, chosen by their hash. `sentences`: tokenise sentence by sentence and
-    say where they end."""
+    stem. `how`: tokenizer_file; fraction, the share of documents held out, chosen by their hash; sentences, to tokenise
+    sentence by sentence and say where they end; a `Select` as select."""
     text = datasets.Dataset.from_file(str(file))
     lists = {"ids": dtype, "lengths": "int64", "held_out": "string", "sentences": "int64"}
     features = datasets.Features(
@@ -123,13 +114,7 @@ def tokenise_part(
         num_proc=num_proc if num_proc > 1 else None,
         remove_columns=text.column_names,
         features=features,
-        fn_kwargs={
-            "tokenizer_file": str(tokenizer_file),
-            "fraction": fraction,
-            "sentences": sentences,
-            "schema": features.arrow_schema,
-            "select": select,
-        },
+        fn_kwargs={**how, "schema": features.arrow_schema},
         cache_file_name=str((target or file).with_suffix(".tokens.arrow")),
         new_fingerprint=file.stem,  # nothing is looked up by it: the file is used once
         desc="tokenising",
@@ -157,9 +142,9 @@ def _tokenise_groups(
     table: pa.Table,
     tokenizer_file: str,
     fraction: float,
-    sentences: bool,
     schema: pa.Schema,
-    select: Select | None,
+    sentences: bool = False,
+    select: Select | None = None,
 ) -> pa.Table:
     # One thread per process: the processes are the parallelism, and Rust threads do not survive a fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

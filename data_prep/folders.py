@@ -86,9 +86,8 @@ class FinishedFolder(DataFolder):
             dtypes = {name: np.dtype(kind.to_pandas_dtype()).name for name, kind in values.items()}
             length = listed["input_ids"].list_size
         except (pa.ArrowInvalid, KeyError, NotImplementedError) as error:
-            raise InputError(
-                f"data file {file} cannot be read ({str(error).splitlines()[0]}); copy it again or {_ANEW}"
-            ) from error
+            reason = str(error).splitlines()[0]
+            raise InputError(f"data file {file} cannot be read ({reason}); copy it again or {_ANEW}") from error
         return _Layout(dtypes, tuple(name for name in fields if name not in listed), length)
 
     def reader(self, split: str, layout: _Layout) -> Rows:
@@ -111,12 +110,6 @@ class FinishedFolder(DataFolder):
         reader = self.reader(split, layout)
         for wanted in layout.parts(total):
             yield reader.take(first[wanted % shards] + wanted // shards)
-
-    def copy_files(self, split: str, output: Path) -> None:
-        """Copy the files of a split, and the validation's text, as they are."""
-        entry = self.split(split)
-        for file in [*entry["files"], *([entry["text"]] if entry.get("text") else [])]:
-            shutil.copyfile(self.path / file["name"], output / file["name"])
 
     def origin(self) -> dict[str, Any]:
         """What the manifest of a folder that is made of this one says of it."""
@@ -167,7 +160,9 @@ def _validation(folders: Sequence[FinishedFolder], output: Path) -> dict[str, An
     """The validation of all folders, in order; a --validation_text that they share is taken once."""
     splits = [folder.split("validation") for folder in folders]
     if len(folders) == 1 or folders[0].manifest["validation"]["text"]:
-        folders[0].copy_files("validation", output)
+        for file in [*splits[0]["files"], splits[0].get("text")]:
+            if file:
+                shutil.copyfile(folders[0].path / file["name"], output / file["name"])
         return splits[0]
     merged = _summed(splits)
     if not merged["rows"]:

@@ -94,7 +94,10 @@ def _shares(folder: FinishedFolder, split: str, counts: _Counts) -> dict[str, An
     entry, unknown = folder.split(split), folder.special_ids.get("unk")
     own = counts.own_text_tokens * entry["rows"] / counts.rows - entry.get("filled", 0)
     per_token = entry["text_bytes"] / own if split == "train" and own > 0 else None
-    ratio = _characters_per_byte(folder)
+    text, ratio = folder.split("validation").get("text"), None
+    if text:
+        with (folder.path / text["name"]).open(encoding="utf-8", errors="replace", newline="\n") as lines:
+            ratio = sum(map(len, lines)) / max(1, int(text["bytes"]))
     return {
         "rows_counted": counts.rows,
         "padding_share": 1 - counts.tokens / (counts.rows * counts.length),
@@ -104,15 +107,6 @@ def _shares(folder: FinishedFolder, split: str, counts: _Counts) -> dict[str, An
         "bytes_per_token": per_token,
         "characters_per_token": per_token * ratio if per_token and ratio else None,
     }
-
-
-def _characters_per_byte(folder: FinishedFolder) -> float | None:
-    """Of the validation text; None where there is none."""
-    text = folder.split("validation").get("text")
-    if not text:
-        return None
-    with (folder.path / text["name"]).open(encoding="utf-8", errors="replace", newline="\n") as lines:
-        return sum(len(line) for line in lines) / max(1, int(text["bytes"]))
 
 
 class _Lengths:
@@ -190,27 +184,21 @@ class _Counts:
         self.lengths["tokens_per_block"].add((ids != self._pad).sum(axis=1))
         own = text = ~np.isin(ids, self._frame)
         if "document_ids" in rows:
-            self._add_documents(rows["document_ids"], text)
+            documents = rows["document_ids"]
+            _check("document_ids", documents, self.length)
+            self.lengths["documents_per_block"].add(documents[:, -1] + 1)
+            piece = documents + np.arange(len(documents))[:, None] * self.length
+            sizes = np.bincount(piece[text])
+            self.lengths["tokens_per_piece"].add(sizes[sizes > 0])  # a document's last [SEP] alone is no piece
         if "token_type_ids" in rows:
-            own = self._add_pairs(rows["token_type_ids"], rows["next_sentence_label"], text)
+            second, labels = rows["token_type_ids"] == 1, rows["next_sentence_label"]
+            _check("token_type_ids", rows["token_type_ids"], 2)
+            _check("next_sentence_label", labels, 2)
+            self.lengths["tokens_of_a"].add((text & ~second).sum(axis=1))
+            self.lengths["tokens_of_b"].add((text & second).sum(axis=1))
+            self.labels += np.bincount(labels, minlength=2)
+            own = text & ~(second & (labels == 1)[:, None])
         self.own_text_tokens += int(own.sum())
-
-    def _add_documents(self, documents: np.ndarray, text: np.ndarray) -> None:
-        _check("document_ids", documents, self.length)
-        self.lengths["documents_per_block"].add(documents[:, -1] + 1)
-        piece = documents + np.arange(len(documents))[:, None] * self.length
-        sizes = np.bincount(piece[text])
-        self.lengths["tokens_per_piece"].add(sizes[sizes > 0])  # a document's last [SEP] alone is no piece
-
-    def _add_pairs(self, types: np.ndarray, labels: np.ndarray, text: np.ndarray) -> np.ndarray:
-        """Returns which tokens [n, L] are the row's own text."""
-        _check("token_type_ids", types, 2)
-        _check("next_sentence_label", labels, 2)
-        second = types == 1
-        self.lengths["tokens_of_a"].add((text & ~second).sum(axis=1))
-        self.lengths["tokens_of_b"].add((text & second).sum(axis=1))
-        self.labels += np.bincount(labels, minlength=2)
-        return text & ~(second & (labels == 1)[:, None])
 
 
 def _check(column: str, values: np.ndarray, end: int) -> None:

@@ -6,6 +6,7 @@ size of the dump.
 """
 
 import codecs
+import functools
 import itertools
 import os
 import re
@@ -77,7 +78,9 @@ class _Reader:
         self.parser = parser = expat.ParserCreate(encoding)
         parser.buffer_text = True
         parser.StartElementHandler, parser.EndElementHandler = self._start, self._end
-        parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = self._refuse_declaration
+        what = "a DOCTYPE or entity declaration, which no MediaWiki dump has"
+        refuse = functools.partial(self._refuse, what, "give the dump as published")
+        parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         path = self._path
@@ -133,10 +136,7 @@ class _Reader:
         except ValueError:
             self._refuse(f"{what} {text[:40]!r} is not a number", "fetch the file again")
 
-    def _refuse_declaration(self, *_: object) -> None:
-        self._refuse("a DOCTYPE or entity declaration, which no MediaWiki dump has", "give the dump as published")
-
-    def _refuse(self, what: str, fix: str) -> NoReturn:
+    def _refuse(self, what: str, fix: str, *_: object) -> NoReturn:
         at = f"line {self.parser.CurrentLineNumber}, column {self.parser.CurrentColumnNumber}"
         raise InputError(f"input {self.name}: {what} ({at}); {fix}")
 

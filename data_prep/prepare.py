@@ -66,7 +66,9 @@ def _prepare(recipe: DataRecipe, command: str) -> None:
             print(f"{output}: nothing has changed since it was made")
         else:
             content = _stages(recipe, work, command)
-            _say_removed(content["removed"])
+            for name, account in content["removed"].items():
+                amount = f"{account['documents']:,} documents, {account['characters'] / 1e6:.1f} M characters"
+                print(f"removed by {name}: {amount}", *(sample[:100] for sample in account["samples"]), sep="\n    ")
             print(recipe.output.summary(content))
         if not recipe.keep_work:
             shutil.rmtree(work)
@@ -265,13 +267,6 @@ def _sources(recipe: DataRecipe, pieces: list[_Piece]) -> list[dict[str, Any]]:
         dropped = {"dropped": mine[-1].dropped} if mine[-1].dropped else {}
         sources.append({"path": source.path, "kind": source.kind, **counts, **dropped})
     return sources
-
-
-def _say_removed(removed: dict[str, Any]) -> None:
-    for name, account in removed.items():
-        print(f"removed by {name}: {account['documents']:,} documents, {account['characters'] / 1e6:.1f} M characters")
-        for sample in account["samples"]:
-            print(f"    {sample[:100]}")
 
 
 @command

@@ -15,11 +15,8 @@ from pathlib import Path
 
 from budget_trainer.core.errors import InputError
 
-_MIN_DOCUMENT_CHARACTERS = 200
-_MAX_FILE_BYTES = 2_000_000  # larger ones are tables and generated code
 _SKIPPED = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
 _SKIPPED |= {"test", "tests"}  # a third of all code and hardly any prose
-_AHEAD = 256  # files parsed at a time: bounds what is computed in vain when the limit is reached
 # A sixth of running English is made of these; signatures, tables and lists of values have hardly any.
 _FUNCTION_WORDS = frozenset(
     "a about after all also an and any are as at be because been before but by can could do does each either else for "
@@ -27,10 +24,6 @@ _FUNCTION_WORDS = frozenset(
     "should so some such than that the their them then there these they this those to under until up use used uses "
     "using was we were what when where which while will with without would you your".split()
 )
-_MIN_WORDS = 8
-_MIN_LETTERS = 0.75  # share of ASCII letters among the characters that are not spaces
-_MIN_FUNCTION_WORDS = 0.2
-_MAX_MEAN_WORD = 9.0  # letters: longer ones are identifiers
 
 _MARKUP = (
     (re.compile(r"\[([^\[\]]+)\]\((?:[^()]*)\)"), r"\1"),  # [text](link)
@@ -47,7 +40,6 @@ _BULLET = re.compile(r"^(?:[-*+•]|\(?\d{1,2}[.)])\s+")
 _RULE = re.compile(r"^[\s=~^\"'#*+_.:|`-]{3,}$")  # underlines, rules, table borders
 _FIELD = re.compile(r"^(?::[\w ,*.~\[\]|]+:|@\w+|\.\.\s|\*{0,2}\w+\*{0,2}\s*(?:\([^)]*\))?\s*:(?:\s|$)|\w+ ?:\s*$)")
 _SECTION = re.compile(r"^[A-Z][\w ]{0,30}:?$")
-_WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 
 
 def read_docstrings(roots: Iterable[str | Path] | None, num_proc: int = 1) -> Generator[str, None, None]:
@@ -71,15 +63,15 @@ def read_docstrings(roots: Iterable[str | Path] | None, num_proc: int = 1) -> Ge
                 seen.add(key)
                 new.append(paragraph)
         document = " ".join(new)
-        if len(document) >= _MIN_DOCUMENT_CHARACTERS:
+        if len(document) >= 200:
             yield document
 
 
 def _prose_of_file(file: Path) -> list[str]:
     """The English paragraphs of the file's docstrings; none for a file that Python cannot parse."""
     try:
-        if file.stat().st_size > _MAX_FILE_BYTES:
-            return []
+        if file.stat().st_size > 2_000_000:
+            return []  # a table or generated code
         source = file.read_bytes()
         if b'"""' not in source and b"'''" not in source:
             return []  # parsing is what takes the time
@@ -109,19 +101,14 @@ def _in_turns(roots: Iterable[Path]) -> Iterator[Path]:
     for root in roots:
         for entry in sorted(root.iterdir()):
             if entry.is_dir() and entry.name not in _SKIPPED:
-                packages[root, entry.name] = _python_files(entry)
+                found = packages[root, entry.name] = []
+                for directory, names, files in os.walk(entry):
+                    names[:] = sorted(name for name in names if name not in _SKIPPED and not name.startswith("."))
+                    found += [Path(directory, file) for file in sorted(files) if file.endswith(".py")]
             elif entry.suffix == ".py":  # single modules count as one package
                 packages.setdefault((root, ""), []).append(entry)
     turns = itertools.zip_longest(*packages.values())
     return (file for turn in turns for file in turn if file is not None)
-
-
-def _python_files(folder: Path) -> list[Path]:
-    found = []
-    for directory, names, files in os.walk(folder):
-        names[:] = sorted(name for name in names if name not in _SKIPPED and not name.startswith("."))
-        found += [Path(directory, file) for file in sorted(files) if file.endswith(".py")]
-    return found
 
 
 def _parsed(files: Iterator[Path], num_proc: int) -> Iterator[list[str]]:
@@ -131,7 +118,7 @@ def _parsed(files: Iterator[Path], num_proc: int) -> Iterator[list[str]]:
         return
     # A syntax tree is many objects and no cycle: collecting cycles only costs time.
     with ProcessPoolExecutor(num_proc, initializer=gc.disable) as pool:
-        while ahead := list(itertools.islice(files, _AHEAD)):
+        while ahead := list(itertools.islice(files, 256)):  # bounds what is computed in vain when a limit is reached
             yield from pool.map(_prose_of_file, ahead, chunksize=8)
 
 
@@ -167,16 +154,14 @@ def _paragraphs_of(docstring: str) -> list[str]:
 
 
 def _is_english(text: str) -> bool:
-    """Whether the text reads like English sentences: enough words, mostly letters, a share of function words as in
-    prose, words of ordinary length, no control characters."""
-    words = _WORD.findall(text)
-    if len(words) < _MIN_WORDS or not text[0].isalpha() or not text.isprintable():
+    words = re.findall(r"[A-Za-z]+(?:'[a-z]+)?", text)
+    if len(words) < 8 or not text[0].isalpha() or not text.isprintable():
         return False
     letters = sum(map(len, words))
     return (
-        letters >= _MIN_LETTERS * len(text.replace(" ", ""))
-        and letters <= _MAX_MEAN_WORD * len(words)
-        and sum(word.lower() in _FUNCTION_WORDS for word in words) >= _MIN_FUNCTION_WORDS * len(words)
+        letters >= 0.75 * len(text.replace(" ", ""))
+        and letters <= 9.0 * len(words)  # longer ones are identifiers
+        and sum(word.lower() in _FUNCTION_WORDS for word in words) >= 0.2 * len(words)
     )
 
 

@@ -60,8 +60,12 @@ class Source(Options):
         empty = True
         self.dropped.clear()
         # Averaged over the whole reading: in between, others work with what was read.
-        with tqdm(desc=Path(self.path).name, total=self._bytes(), unit="B", unit_scale=True, smoothing=0) as bar:
-            for document in itertools.islice(self._read(bar.update), self.max_documents):
+        size = None
+        if self.kind not in ("dataset", "docstrings"):
+            size = sum(file.stat().st_size for file in files_below(Path(self.path)) if file.is_file())
+        with tqdm(desc=Path(self.path).name, total=size, unit="B", unit_scale=True, smoothing=0) as bar:
+            found = (document for text in self._texts(bar.update) for document in _split_at_blank_lines(text))
+            for document in itertools.islice(found, self.max_documents):
                 empty = False
                 if bar.total is None:
                     bar.update(len(document))
@@ -80,22 +84,12 @@ class Source(Options):
         if self.dropped:
             entry["dropped"] = dict(self.dropped)
 
-    def _bytes(self) -> int | None:
-        """How much there is to read from the disk; None where that cannot be known."""
-        if self.kind in ("dataset", "docstrings"):
-            return None
-        return sum(file.stat().st_size for file in files_below(Path(self.path)) if file.is_file())
-
-    def _read(self, advance: Callable[[int], object]) -> Iterator[str]:
-        """The documents; `advance` is given the bytes that were read from the disk."""
-        if self.kind == "docstrings":
-            return read_docstrings(None if self.path == "installed" else [self.path])
-        return (document for text in self._texts(advance) for document in _split_at_blank_lines(text))
-
     def _texts(self, advance: Callable[[int], object]) -> Iterator[Iterable[str]]:
-        """The lines of each file, or of each article or row where these are apart."""
+        """The lines of each file, or of each article or row where these are apart; `advance` as in `members`."""
         path = Path(self.path)
-        if self.kind == "dataset":
+        if self.kind == "docstrings":
+            yield from ([document] for document in read_docstrings(None if self.path == "installed" else [path]))
+        elif self.kind == "dataset":
             where = (self.path, self.dataset_config, self.dataset_split, self.text_column, self.cache_dir)
             yield from map(_lines_of_text, _dataset_rows(*where))
         elif self.kind == "mediawiki":
@@ -112,7 +106,10 @@ class Source(Options):
                 elif self.kind == "books" and plain.endswith(".txt"):  # not an index or a licence beside the books
                     yield _book_lines(content)
                 elif self.kind == "jsonl" and plain.endswith(".jsonl"):  # not statistics or logs beside the texts
-                    yield from _json_line_texts(name, content, self.text_column)
+                    for number, line in enumerate(content, 1):
+                        if line.strip():
+                            fix = "check the file or text_column"
+                            yield _paragraphs_of_object(name, number, line, self.text_column, fix)
 
 
 def _split_at_blank_lines(paragraphs: Iterable[str]) -> Iterator[str]:
@@ -191,13 +188,6 @@ def _wikiextractor_articles(name: str, lines: Iterable[str]) -> Iterator[list[st
             raise InputError(f"input {name}: line {number} stands outside <doc>...</doc>; check the file or --kind")
     if article is not None:
         raise InputError(f"input {name}: the last <doc> is not closed (cut off?); extract or fetch it again")
-
-
-def _json_line_texts(name: str, lines: Iterable[str], column: str) -> Iterator[list[str]]:
-    """The paragraphs of each object's text; what stands beside it may differ from line to line, in names and types."""
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield _paragraphs_of_object(name, number, line, column, "check the file or text_column")
 
 
 def _paragraphs_of_object(name: str, number: int, line: str, column: str, fix: str) -> list[str]:

@@ -285,7 +285,7 @@ def test_groups_and_parts_keep_the_order_and_leave_nothing(tmp_path, tokenizer, 
     texts = [f"document {i} " + "word " * (i % 50) for i in range(3000)]
     taken, groups = [], []
     documents = (taken.append(i) or text for i, text in enumerate(texts))
-    options = {"tokenizer_file": tokenizer / "tokenizer.json", "dtype": "uint16", "fraction": 0.0, "num_proc": 1}
+    options = {"tokenizer_file": f"{tokenizer}/tokenizer.json", "dtype": "uint16", "fraction": 0.0, "num_proc": 1}
     for group in token_groups(documents, tmp_path, **options):
         groups.append((group.ids.copy(), group.lengths.copy()))
         assert len(list(tmp_path.glob("part-?????.arrow"))) == 1
