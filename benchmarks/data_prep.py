@@ -171,7 +171,7 @@ def loading(a: argparse.Namespace) -> dict[str, float]:
         del batches
     shards = min(1000, int(data.manifest["splits"]["train"]["rows"]))
     with tempfile.TemporaryDirectory(dir=a.output_dir) as name:
-        content = data.manifest | remade([FinishedFolder.open(data.path)], Path(name), shards)
+        content = data.manifest | remade([FinishedFolder.open(data.path)], shards, Path(name))
         (Path(name) / "manifest.json").write_text(json.dumps(content))
         begin = time.perf_counter()
         opened = DataFolder.open(name).train(seed=0)

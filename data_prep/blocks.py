@@ -5,6 +5,7 @@
 While it runs it needs about 0.3 GB of disk beside --output_dir for temporary files, which it deletes.
 """
 
+import argparse
 import functools
 import sys
 import time
@@ -12,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.block_folder import BlockFolder, BlockOptions
-from data_prep.cli import Arguments, Output, Parser, command
+from data_prep.cli import Output, Parser, command
 from data_prep.corpus import token_groups
 
 
-def _build(args: Arguments, options: BlockOptions, folder: Path) -> dict[str, Any]:
+def _build(args: argparse.Namespace, options: BlockOptions, folder: Path) -> dict[str, Any]:
     """Write the data folder into the empty `folder`, all but manifest.json; return the manifest's content."""
     target = BlockFolder(folder, args.tokenizer, options)
     inputs = [args.source(path, target.cache) for path in args.input]

@@ -94,7 +94,7 @@ class Output:
         )
 
 
-class Arguments(argparse.Namespace):
+class _Arguments(argparse.Namespace):
     """What `Parser.parse` found. command_line: the command as a person would type it again; others: words of no known flag."""
 
     command_line: str
@@ -121,10 +121,10 @@ class Parser(CommandParser):
         super().__init__(self._module, (doc or "").split("\n")[0], argparse.ArgumentDefaultsHelpFormatter)
         self.register("type", "count", _count)
 
-    def parse(self, argv: list[str] | None, more: bool = False) -> Arguments:
+    def parse(self, argv: list[str] | None, more: bool = False) -> _Arguments:
         """What `argv`, or the command line, says. more: other flags are no error, but `others`."""
         words = sys.argv[1:] if argv is None else argv
-        args = Arguments(command_line=shlex.join([*self._module.split(), *words]))
+        args = _Arguments(command_line=shlex.join([*self._module.split(), *words]))
         if more:
             args.others = self.parse_known_args(words, args)[1]
         else:
@@ -135,7 +135,7 @@ class Parser(CommandParser):
         raise InputError(f"{message} (see --help)")  # the same words for a key of data_prep.prepare
 
     def add_sources(self) -> None:
-        """The flags that `Arguments.source` reads."""
+        """The flags that `_Arguments.source` reads."""
         what = "files, folders, archives, or one name of the `datasets` library (always streamed)"
         self.add_argument("--input", nargs="+", required=True, help=what)
         self.add_options(Source, _SOURCE_FLAGS)

@@ -117,7 +117,7 @@ class FinishedFolder(DataFolder):
         return {"path": str(self.path), "fingerprint": self.fingerprint, **before}
 
 
-def remade(inputs: Sequence[FinishedFolder], output: Path, num_shards: int | None = None) -> dict[str, Any]:
+def remade(inputs: Sequence[FinishedFolder], num_shards: int | None, output: Path) -> dict[str, Any]:
     """Deal the rows of the data folders `inputs`, one after the other, anew to `num_shards` files (None: as many as they have
     together) in the empty folder `output`; return the content of its manifest, which has the first one's facts.
 

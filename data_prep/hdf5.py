@@ -9,6 +9,7 @@ held out by hash (its neighbours of the same document may be trained on). Memory
 
 from __future__ import annotations
 
+import argparse
 import functools
 import sys
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
 from data_prep.block_folder import BlockFolder, BlockOptions
-from data_prep.cli import Arguments, Output, Parser, command
+from data_prep.cli import Output, Parser, command
 from data_prep.corpus import is_held_out
 from data_prep.files import files_below
 from data_prep.filters import digest_of, find_duplicates, is_duplicate
@@ -107,7 +108,7 @@ def _open(file: Path) -> Any:
         raise InputError(f"input {file}: damaged or no HDF5 file ({reason}); fetch it again") from None
 
 
-def _build(args: Arguments, folder: Path) -> dict[str, Any]:
+def _build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Write the data folder into the empty `folder`, all but manifest.json; return the manifest's content."""
     shards = _Shards(args.input)
     options = BlockOptions(

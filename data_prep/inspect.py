@@ -177,34 +177,29 @@ class _Counts:
 
     def add(self, rows: Mapping[str, np.ndarray]) -> None:
         """Counts rows: int64 [n, L] per column, labels [n]. InputError: numbers that no data folder holds."""
+        ends = {"input_ids": len(self.frequency), "document_ids": self.length}
+        for column, end in {**ends, "token_type_ids": 2, "next_sentence_label": 2}.items():
+            if column in rows and (largest := rows[column].max(initial=0)) >= end:
+                fix = "find the damaged file with --verify and copy it again"
+                raise InputError(f"column {column} holds {largest}, but {end - 1} is the largest that can be; {fix}")
         ids = rows["input_ids"]
-        _check("input_ids", ids, len(self.frequency))
         self.rows += len(ids)
         self.frequency += np.bincount(ids.ravel(), minlength=len(self.frequency))
         self.lengths["tokens_per_block"].add((ids != self._pad).sum(axis=1))
         own = text = ~np.isin(ids, self._frame)
         if "document_ids" in rows:
             documents = rows["document_ids"]
-            _check("document_ids", documents, self.length)
             self.lengths["documents_per_block"].add(documents[:, -1] + 1)
             piece = documents + np.arange(len(documents))[:, None] * self.length
             sizes = np.bincount(piece[text])
             self.lengths["tokens_per_piece"].add(sizes[sizes > 0])  # a document's last [SEP] alone is no piece
         if "token_type_ids" in rows:
             second, labels = rows["token_type_ids"] == 1, rows["next_sentence_label"]
-            _check("token_type_ids", rows["token_type_ids"], 2)
-            _check("next_sentence_label", labels, 2)
             self.lengths["tokens_of_a"].add((text & ~second).sum(axis=1))
             self.lengths["tokens_of_b"].add((text & second).sum(axis=1))
             self.labels += np.bincount(labels, minlength=2)
             own = text & ~(second & (labels == 1)[:, None])
         self.own_text_tokens += int(own.sum())
-
-
-def _check(column: str, values: np.ndarray, end: int) -> None:
-    if values.size and values.max() >= end:
-        fix = "find the damaged file with --verify and copy it again"
-        raise InputError(f"column {column} holds {values.max()}, but {end - 1} is the largest that can be; {fix}")
 
 
 def _sample(row: Mapping[str, np.ndarray], tokenizer: Any, special_ids: Mapping[str, int]) -> dict[str, Any]:
@@ -225,12 +220,6 @@ def _sample(row: Mapping[str, np.ndarray], tokenizer: Any, special_ids: Mapping[
         shown.append({"name": name, "tokens": len(own), "text": tokenizer.decode(own, skip_special_tokens=False)})
     label = int(row["next_sentence_label"]) if "next_sentence_label" in row else None
     return {"tokens": int((ids != special_ids["pad"]).sum()), "label": label, "parts": shown}
-
-
-def _printed(figures: Mapping[str, Any], lengths: Sequence[_Lengths]) -> str:
-    sections = [_fact_lines(figures), _length_table(figures, lengths), _token_table(figures)]
-    sections += map(_sample_lines, figures["samples"])
-    return "\n\n".join("\n".join(lines) for lines in sections)
 
 
 def _fact_lines(figures: Mapping[str, Any]) -> list[str]:
@@ -360,7 +349,9 @@ def main(argv: list[str] | None) -> None:
             content = json.dumps({**figures, "command": args.command_line}, indent=2, ensure_ascii=False)
             (target / "inspect.json").write_text(content + "\n", encoding="utf-8")
             _draw(figures, lengths, target / "inspect.png")
-    print(_printed(figures, lengths))
+    sections = [_fact_lines(figures), _length_table(figures, lengths), _token_table(figures)]
+    sections += map(_sample_lines, figures["samples"])
+    print("\n\n".join("\n".join(lines) for lines in sections))
 
 
 if __name__ == "__main__":

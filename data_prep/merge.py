@@ -7,6 +7,7 @@ hash of their text, so folders made with one --validation_fraction and one rule 
 the same documents; with different ones, what one trains on could be what the other is validated on.
 """
 
+import functools
 import itertools
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from data_prep.folders import FinishedFolder, remade
 _SAME = ("block_size", "validation_block_size", "packing", "dtype", "vocab_size", "special_ids")
 
 
-def _merge(inputs: Sequence[Path], output: Path, num_shards: int | None) -> dict[str, Any]:
+def _merge(inputs: Sequence[Path], num_shards: int | None, output: Path) -> dict[str, Any]:
     """`remade` of the data folders `inputs`, where they go together. InputError: they do not, or one is given twice."""
     folders = [FinishedFolder.open(path) for path in inputs]
     for first, second in itertools.combinations(folders, 2):
@@ -28,7 +29,7 @@ def _merge(inputs: Sequence[Path], output: Path, num_shards: int | None) -> dict
             raise InputError(f"input {first.path} and {second.path} hold the same training rows; give each once")
     for other in folders[1:]:
         _check_alike(folders[0], other)
-    return remade(folders, output, num_shards)
+    return remade(folders, num_shards, output)
 
 
 def _check_alike(first: FinishedFolder, other: FinishedFolder) -> None:
@@ -53,10 +54,8 @@ def _check_alike(first: FinishedFolder, other: FinishedFolder) -> None:
         if wanted != found:
             raise InputError(f"input {other.path}: {name} is {found}, that of {first.path} is {wanted}: {why}")
     if any(texts) and not _same_validation(first, other):
-        raise InputError(
-            f"input {other.path}: validation text is {texts[1]}, that of {first.path} is {texts[0]}, with other blocks: "
-            f"{leak}make both with the same --validation_text"
-        )
+        found = f"validation text is {texts[1]}, that of {first.path} is {texts[0]}, with other blocks"
+        raise InputError(f"input {other.path}: {found}: {leak}make both with the same --validation_text")
 
 
 def _same_validation(first: FinishedFolder, other: FinishedFolder) -> bool:
@@ -77,7 +76,8 @@ def main(argv: list[str] | None) -> None:
     if len(args.input) < 2:
         parser.error(f"--input {args.input[0]}: give two or more data folders")
     output = Output(args.output_dir, args.overwrite)
-    content = output.write(lambda folder: _merge(args.input, folder, args.num_shards), args.command_line, args.input)
+    build = functools.partial(_merge, args.input, args.num_shards)
+    content = output.write(build, args.command_line, args.input)
     print(f"{output.summary(content)} in {len(content['splits']['train']['files'])} shards")
 
 

@@ -38,12 +38,8 @@ class _Document:
         return self.ends[min(number, len(self.ends)) - 1]
 
 
+# The random decisions of one pair: uniform whole numbers of 64 bits, a hash of the pair's number.
 _Draws = namedtuple("_Draws", "label short length border document sentence")
-
-
-def _draws_of(pair: int) -> _Draws:
-    """The random decisions of one pair: uniform whole numbers of 64 bits, a hash of the pair's number."""
-    return _Draws(*struct.unpack("<6Q", hashlib.blake2b(f"nsp {pair}".encode(), digest_size=48).digest()))
 
 
 class SentencePairs(Packer):
@@ -114,7 +110,8 @@ class SentencePairs(Packer):
         """The pairs of document number `own`: ids [L], types [L] and label. All its tokens are in them, in order."""
         document, start = pool[own], 0
         while start < len(document.ids):
-            draws = _draws_of(sum(self._counts))
+            digest = hashlib.blake2b(f"nsp {sum(self._counts)}".encode(), digest_size=48).digest()
+            draws = _Draws(*struct.unpack("<6Q", digest))
             short = draws.short < self.short_seq_prob * 2.0**64
             target = 2 + draws.length % (self._room - 1) if short else self._room
             end = document.last_end(start, target, sentences=2)

@@ -43,7 +43,7 @@ from data_prep.block_folder import BlockFolder
 from data_prep.cli import Output, Parser, command
 from data_prep.corpus import TokenGroup, read_part, read_tokens, tokenise_part, write_part
 from data_prep.filters import Removed, Selection, digest_of, find_duplicates
-from data_prep.recipe import DataRecipe, read_data_recipe
+from data_prep.recipe import DataRecipe
 from data_prep.sources import Source
 from data_prep.tokenizer_training import train_tokenizer
 
@@ -277,7 +277,7 @@ def main(argv: list[str] | None) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("recipe", type=Path, help="a YAML file, such as recipes/data/wikibooks.yaml")
     args = parser.parse(argv, more=True)
-    _prepare(read_data_recipe(args.recipe, args.others), args.command_line)
+    _prepare(DataRecipe.read(args.recipe, args.others), args.command_line)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,7 @@ from data_prep.tokenizer_training import TokenizerOptions
 
 _FORMAT = 2  # raise it when the same recipe comes to give other blocks
 SOURCE_KEYS = ("input", "kind", "errors", "dataset_config", "dataset_split", "text_column", "max_documents")
-_BLOCK_KEYS = tuple(entry.name for entry in fields(BlockOptions))
 _POSITIVE = (1e-6, math.inf)
-_OWN_KEYS = (
-    *"output_dir sources tokenizer min_characters max_characters language overwrite".split(),
-    *"max_tokens_per_character deduplicate piece_megabytes keep_work".split(),
-)
 
 
 @dataclass
@@ -52,6 +47,35 @@ class DataRecipe(Options):
         super().__post_init__()
         if self.language is not None:
             check_language(self.language)
+
+    @classmethod
+    def read(cls, file: Path, words: Sequence[str] = ()) -> DataRecipe:
+        """The recipe in a YAML file, with `--key value` of a command line put over it. InputError for what is wrong in it."""
+        try:
+            given = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"recipe {file}: cannot be read ({' '.join(str(error).split())})") from None
+        if not isinstance(given, dict):
+            raise InputError(f"recipe {file}: holds no keys; see recipes/data/ for examples")
+        given |= _overrides(words)
+        known = [
+            entry.name for kind in (DataRecipe, Lengths, BlockOptions) for entry in fields(kind) if entry.metadata
+        ]
+        _check_names(f"recipe {file}", given, ["output_dir", "overwrite", "sources", "tokenizer", *known])
+        for name in ("output_dir", "sources", "tokenizer"):
+            if not given.get(name):
+                raise InputError(f"recipe {file}: {name} is missing; give it")
+        blocks = _filled(BlockOptions, given)
+        recipe: DataRecipe = _filled(
+            DataRecipe,
+            given,
+            output=Output(Path(str(given["output_dir"])), bool(_typed(given, "overwrite", bool))),
+            sources=_sources(given["sources"], blocks.num_proc),
+            tokenizer=_tokenizer(given["tokenizer"]),
+            blocks=blocks,
+            lengths=_filled(Lengths, given),
+        )
+        return recipe
 
     def key(self, stage: str) -> dict[str, Any]:
         """What the result of a stage depends on; each holds that of the stages before it."""
@@ -95,32 +119,6 @@ def _state(path: str) -> list[tuple[str, int, int]] | None:
         return None
     files = [here] if here.is_file() else sorted(file for file in here.rglob("*") if file.is_file())
     return [(str(file.relative_to(here)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-
-
-def read_data_recipe(file: Path, words: Sequence[str] = ()) -> DataRecipe:
-    """The recipe in a YAML file, with `--key value` of a command line put over it. InputError for what is wrong in it."""
-    try:
-        given = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"recipe {file}: cannot be read ({' '.join(str(error).split())})") from None
-    if not isinstance(given, dict):
-        raise InputError(f"recipe {file}: holds no keys; see recipes/data/ for examples")
-    given |= _overrides(words)
-    _check_names(f"recipe {file}", given, (*_OWN_KEYS, *_BLOCK_KEYS))
-    for name in ("output_dir", "sources", "tokenizer"):
-        if not given.get(name):
-            raise InputError(f"recipe {file}: {name} is missing; give it")
-    blocks = _filled(BlockOptions, given)
-    recipe: DataRecipe = _filled(
-        DataRecipe,
-        given,
-        output=Output(Path(str(given["output_dir"])), bool(_typed(given, "overwrite", bool))),
-        sources=_sources(given["sources"], blocks.num_proc),
-        tokenizer=_tokenizer(given["tokenizer"]),
-        blocks=blocks,
-        lengths=_filled(Lengths, given),
-    )
-    return recipe
 
 
 def _overrides(words: Sequence[str]) -> dict[str, Any]:

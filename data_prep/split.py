@@ -6,6 +6,7 @@ The rows stay in the order of the corpus, so the shards are those that `data_pre
 Validation and tokenizer are copied.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -23,11 +24,8 @@ def main(argv: list[str] | None) -> None:
     add("--num_shards", type="count", required=True, help="train files of the new folder")
     args = parser.parse(argv)
     output = Output(args.output_dir, args.overwrite)
-    content = output.write(
-        lambda folder: remade([FinishedFolder.open(args.input)], folder, args.num_shards),
-        args.command_line,
-        [args.input],
-    )
+    build = functools.partial(remade, [FinishedFolder.open(args.input)], args.num_shards)
+    content = output.write(build, args.command_line, [args.input])
     print(f"{output.summary(content)} in {len(content['splits']['train']['files'])} shards")
 
 

@@ -12,17 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 
 from budget_trainer.core.errors import InputError
 from data_prep.options import Options, flag
@@ -84,12 +75,9 @@ def _train_wordpiece(file: Path, vocab_size: int, lowercase: bool, limit: int) -
     # The trainer numbers characters in the order of a hash table that differs from run to run, and breaks ties between
     # pairs by these numbers. "Special" tokens are numbered first, in the order given: that makes it reproducible.
     numbered = [*SPECIAL_TOKENS, *alphabet, *(f"##{character}" for character in alphabet if _continues(character))]
-    letters: dict[str, Any] = {
-        "initial_alphabet": alphabet,
-        "limit_alphabet": len(alphabet),
-        "special_tokens": numbered[:vocab_size],
-    }
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=False, **letters)
+    letters: dict[str, Any] = {"initial_alphabet": alphabet, "special_tokens": numbered[:vocab_size]}
+    letters |= {"limit_alphabet": len(alphabet), "min_frequency": 2}
+    trainer = WordPieceTrainer(vocab_size=vocab_size, show_progress=False, **letters)
     backend.train([str(file)], trainer=trainer)
     return BertTokenizer(vocab=backend.get_vocab(), do_lower_case=lowercase, model_max_length=512)
 
@@ -101,11 +89,9 @@ def _train_bpe(file: Path, vocab_size: int, lowercase: bool) -> Any:
     backend.normalizer = without_case if lowercase else normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    letters: dict[str, Any] = {
-        "initial_alphabet": sorted(pre_tokenizers.ByteLevel.alphabet()),
-        "special_tokens": _SPECIAL,
-    }
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=False, **letters)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters: dict[str, Any] = {"initial_alphabet": alphabet, "special_tokens": _SPECIAL}
+    trainer = BpeTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=False, **letters)
     with text_to_learn(file) as text:
         backend.train([str(text)], trainer=trainer)
     return _wrapped(backend, processors.ByteLevel(trim_offsets=True))
@@ -124,7 +110,7 @@ def _train_unigram(file: Path, vocab_size: int, lowercase: bool, limit: int) -> 
     backend.decoder = decoders.Metaspace(prepend_scheme="first")
     alphabet = _alphabet_of(file, normalizers.Sequence(form), limit)
     letters: dict[str, Any] = {"initial_alphabet": alphabet, "special_tokens": _SPECIAL, "unk_token": "[UNK]"}
-    trainer = trainers.UnigramTrainer(vocab_size=vocab_size, show_progress=False, **letters)
+    trainer = UnigramTrainer(vocab_size=vocab_size, show_progress=False, **letters)
     known, normalize = set(alphabet), normalizers.Sequence(form).normalize_str
     # The trainer gives every character that it meets an entry: it must not meet the rare ones.
     rare = {ord(letter): " " for letter in _characters_of(file) if not known.issuperset(normalize(letter))}
@@ -151,12 +137,9 @@ def _reproducible(pieces: list[list[Any]]) -> list[tuple[str, float]]:
 def _wrapped(backend: Tokenizer, *post_processors: Any) -> Any:
     from transformers import PreTrainedTokenizerFast
 
-    ends = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
-    )
-    backend.post_processor = processors.Sequence([*post_processors, ends])
+    ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    around = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ends)
+    backend.post_processor = processors.Sequence([*post_processors, around])
     names = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **names | {"mask_token": _MASK})
 

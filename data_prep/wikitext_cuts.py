@@ -172,15 +172,9 @@ _NAMED = re.compile(r"\s*+(\w[\w -]{0,30})=(.*)", re.DOTALL)
 _RANGES = {"-": "–", "–": "–", "&ndash;": "–", "to": " to ", "to(-)": " to ", "and": " and ", "and(-)": " and "}
 _RANGES |= {"or": " or ", "by": " by ", "x": " × ", "xx": " × ", "×": " × ", "*": " × ", "±": " ± ", "+/-": " ± "}
 # {{convert}}'s codes where they are no words: km2, sqmi, e6acre, Goilbbl, PD/sqmi (people).
-_UNITS = {
-    "^C$": "°C",
-    "^F$": "°F",
-    "(?<=m)2$": "²",
-    "(?<=m)3$": "³",
-    "(sq|cu)(?=mi|ft|in|yd)": r"\1 ",
-    "oil(?=bbl)": "",
-}
-_UNITS |= {"^PD/": "per ", "^e3": "thousand ", "^e6": "million ", "^e9": "billion ", "^e12": "trillion "}
+_UNITS = {"^C$": "°C", "^F$": "°F", "(?<=m)2$": "²", "(?<=m)3$": "³", "(sq|cu)(?=mi|ft|in|yd)": r"\1 "}
+_UNITS |= {"oil(?=bbl)": "", "^PD/": "per ", "^e3": "thousand ", "^e6": "million ", "^e9": "billion "}
+_UNITS["^e12"] = "trillion "
 _SMALLER_UNITS = frozenset(("in", "inch", "inches", "ft", "foot", "feet", "yd", "oz", "lb"))  # 6 ft 2 in, 4 st 3 lb
 
 

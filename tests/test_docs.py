@@ -14,7 +14,7 @@ import budget_trainer
 from budget_trainer.config.arguments import KEYS
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.glue.plan import read_grid
-from data_prep.recipe import SOURCE_KEYS, read_data_recipe
+from data_prep.recipe import SOURCE_KEYS, DataRecipe
 from docs import budget_picture, make_api, make_architecture
 from tests import documents
 from tests.conftest import ROOT, words
@@ -60,7 +60,7 @@ def test_yaml_is_what_its_reader_takes(where, text, tmp_path):
     path.write_text(text)
     keys = set(yaml.safe_load(text))
     if "sources" in keys:
-        recipe = read_data_recipe(path)
+        recipe = DataRecipe.read(path)
         assert recipe.sources and all(source.kind in ("dataset", "jsonl") for source in recipe.sources)
     elif {"flags", "seeds"} & keys or "configurations" in keys:
         assert read_grid(str(path), None, 1)

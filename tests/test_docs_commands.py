@@ -20,7 +20,7 @@ from budget_trainer.glue.arguments import KEYS as GLUE_KEYS
 from budget_trainer.glue.arguments import REFUSED, RENAMED, parse_request
 from budget_trainer.glue.plan import read_grid
 from budget_trainer.migrate.flags import FLAGS
-from data_prep.recipe import read_data_recipe
+from data_prep.recipe import DataRecipe
 from tests import documents
 from tests.conftest import ROOT
 from tests.documents import PAGES, name_of
@@ -128,7 +128,7 @@ def check_entry(entry, words, monkeypatch):
         if grid is not None and grid.startswith("recipes/"):
             assert read_grid(str(ROOT / grid), None, 1)
     elif module == "data_prep.prepare":
-        assert read_data_recipe(ROOT / words[0], words[1:]).sources
+        assert DataRecipe.read(ROOT / words[0], words[1:]).sources
     else:
         parse_alone(importlib.import_module(module), function, words, monkeypatch)
 
