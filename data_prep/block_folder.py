@@ -156,19 +156,19 @@ class BlockFolder:
             return writer.close_split(0, 0, 0)
         backend, size = Encoder(str(self.tokenizer_file)).backend, options.validation_block_size
         limit = options.max_validation_blocks
-        blocks = validation_rows(_read_lines(held_out), backend, size, self.special_ids, limit)
-        if not len(blocks.input_ids):
+        rows, last, facts = validation_rows(_read_lines(held_out), backend, size, self.special_ids, limit)
+        if not last:
             name = "validation_text" if options.validation_text else "validation_fraction"
             what = f"{name} {getattr(options, name)} gives no validation block of 16 tokens or more"
             raise InputError(f"{what}; give more text")
-        tokens = self.add_rows(writer, {"input_ids": blocks.input_ids, "token_bytes": blocks.token_bytes})
+        tokens = self.add_rows(writer, rows)
         file = self._folder / _HELD_OUT
-        used = itertools.islice(_read_lines(held_out), blocks.documents)
+        used = itertools.islice(_read_lines(held_out), last)
         _write_lines((f"{text}\n" for text in used), file)  # a blank line behind each
         size = file.stat().st_size
-        split = writer.close_split(tokens, blocks.documents, size - 2 * blocks.documents)
+        split = writer.close_split(tokens, last, size - 2 * last)
         text = {"name": _HELD_OUT, "bytes": size, "sha256": sha256(file)}
-        return {**split, "documents_held_out": blocks.documents_seen, "rows_cut": blocks.cut, "text": text}
+        return {**split, **facts, "text": text}
 
     def add_rows(self, writer: ShardWriter, rows: dict[str, np.ndarray]) -> int:
         """Add the rows to those of `writer`; return how many tokens they hold without padding."""

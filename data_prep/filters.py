@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -157,7 +158,20 @@ def find_duplicates(digest_files: Sequence[Path], target: Path) -> int:
     folder = target.with_name(f"{target.name}.buckets")
     folder.mkdir(exist_ok=True)
     buckets = [folder / f"{number:05d}" for number in range(max(1, -(-total // BUCKET_DIGESTS)))]
-    _deal(digest_files, buckets)
+    for bucket in buckets:
+        bucket.write_bytes(b"")
+    number = 0
+    for file in filter(os.path.getsize, digest_files):
+        digests = np.memmap(file, f"V{DIGEST_BYTES}", "r")
+        for start in range(0, len(digests), READ_DIGESTS):
+            piece = np.array(digests[start : start + READ_DIGESTS])
+            keyed = np.empty(len(piece), _KEYED)
+            keyed["digest"], keyed["number"] = piece, np.arange(number, number + len(piece), dtype=np.uint64)
+            of = piece.view("<u8").reshape(-1, 2)[:, 1] % len(buckets)  # dealt by their last bytes
+            for index in np.unique(of):
+                with buckets[index].open("ab") as out:
+                    keyed[of == index].tofile(out)
+            number += len(piece)
     again = np.zeros(-(-total // 8), np.uint8)
     found = 0
     for bucket in buckets:
@@ -173,24 +187,6 @@ def find_duplicates(digest_files: Sequence[Path], target: Path) -> int:
     folder.rmdir()
     write_atomic(target, again.tobytes())
     return found
-
-
-def _deal(digest_files: Iterable[Path], buckets: Sequence[Path]) -> None:
-    """Sort the digests with their numbers into the buckets, by their last bytes."""
-    for bucket in buckets:
-        bucket.write_bytes(b"")
-    number = 0
-    for file in digest_files:
-        digests = np.memmap(file, f"V{DIGEST_BYTES}", "r") if file.stat().st_size else np.empty(0, f"V{DIGEST_BYTES}")
-        for start in range(0, len(digests), READ_DIGESTS):
-            piece = np.array(digests[start : start + READ_DIGESTS])
-            keyed = np.empty(len(piece), _KEYED)
-            keyed["digest"], keyed["number"] = piece, np.arange(number, number + len(piece), dtype=np.uint64)
-            of = piece.view("<u8").reshape(-1, 2)[:, 1] % len(buckets)
-            for index in np.unique(of):
-                with buckets[index].open("ab") as out:
-                    keyed[of == index].tofile(out)
-            number += len(piece)
 
 
 def is_duplicate(file: Path, number: int) -> bool:

@@ -164,7 +164,8 @@ def _write_train(shards: _Shards, copies: Path | None, target: BlockFolder, held
 
 def _texts(tokenizer: Any, ids: np.ndarray) -> list[str]:
     """The text of each block as far as its tokens tell it (an uncased vocabulary has no capitals)."""
-    return [" ".join(text.split()) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True) if len(ids) else []
+    return [" ".join(text.split()) for text in texts]
 
 
 @command

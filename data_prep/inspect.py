@@ -26,7 +26,6 @@ from data_prep.folders import FinishedFolder
 
 _PERCENTILES = (5, 25, 50, 75, 95)
 _FRAME = ("pad", "cls", "sep")  # tokens that stand for no text
-_LABELS = ("B follows A", "B is from another document")
 
 
 def _inspect(
@@ -268,7 +267,7 @@ def _token_table(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _sample_lines(sample: Mapping[str, Any]) -> list[str]:
-    label = "" if sample["label"] is None else f", label {sample['label']}: {_LABELS[sample['label']]}"
+    label = {None: "", 0: ", label 0: B follows A", 1: ", label 1: B is from another document"}[sample["label"]]
     lines = [f"row {sample['row']:,} ({sample['file']}), {sample['tokens']} tokens{label}"]
     for part in sample["parts"]:
         text = part["text"] if part["tokens"] else "(its closing [SEP] only)"
@@ -301,9 +300,8 @@ def _histogram(axes: Any, kind: _Lengths) -> None:
     edges = high + 0.5 - width * np.arange(-(-(high - low + 1) // width), -1, -1)
     shares = np.array(list(seen.values())) * 100 / summary["number"]
     axes.hist(list(seen), bins=edges, weights=shares, color="#3b6ea5", rwidth=0.9)
-    axes.axvline(
-        summary["median"], color="#c2543d", linestyle="--", linewidth=1.5, label=f"median {summary['median']}"
-    )
+    median = summary["median"]
+    axes.axvline(median, color="#c2543d", linestyle="--", linewidth=1.5, label=f"median {median}")
     steep = len(seen) > 8 and shares.max() > 50  # one bar would hide the others
     if steep:
         axes.set_yscale("log")

@@ -11,7 +11,6 @@ import struct
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -164,23 +163,12 @@ class WholeSentences(OneDocument):
         return start + self.body
 
 
-@dataclass
-class _ValidationBlocks:
-    """input_ids and token_bytes int64 [n, L], the latter 0 for special tokens and padding. cut: blocks beyond the limit.
-    documents: the first so many hold all the blocks."""
-
-    input_ids: np.ndarray
-    token_bytes: np.ndarray
-    cut: int
-    documents: int
-    documents_seen: int
-
-
 def validation_rows(
     documents: Iterable[str], tokenizer: Tokenizer, block_size: int, special_ids: dict[str, int], limit: int
-) -> _ValidationBlocks:
-    """The first `limit` blocks of the pinned evaluation: one document per block, in document order, pieces under 16
-    tokens left out."""
+) -> tuple[dict[str, np.ndarray], int, dict[str, int]]:
+    """The first `limit` blocks of the pinned evaluation: one document per block, in document order, pieces under 16 tokens
+    left out. Returns input_ids and token_bytes int64 [n, L], the latter 0 for special tokens and padding; how many of the
+    first documents hold all the blocks; and facts for the manifest."""
     body = block_size - 2
     rows: list[list[int]] = []
     sizes: list[list[int]] = []
@@ -198,8 +186,9 @@ def validation_rows(
             rows.append([special_ids["cls"], *piece, special_ids["sep"]] + [special_ids["pad"]] * unused)
             sizes.append([0, *bytes_of_text[start : start + body], 0] + [0] * unused)
     shape = (len(rows), block_size)
-    ids_array, sizes_array = np.array(rows, np.int64).reshape(shape), np.array(sizes, np.int64).reshape(shape)
-    return _ValidationBlocks(ids_array, sizes_array, max(0, total - limit), last, seen)
+    columns = {"input_ids": rows, "token_bytes": sizes}
+    arrays = {name: np.array(values, np.int64).reshape(shape) for name, values in columns.items()}
+    return arrays, last, {"documents_held_out": seen, "rows_cut": max(0, total - limit)}
 
 
 def token_bytes(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:

@@ -139,11 +139,7 @@ class _Piece:
 def _open_stage(folder: Path, key: dict[str, Any]) -> Path:
     """The folder of a stage, emptied where what it holds was made by another `key`."""
     mark = folder / "stage.json"
-    try:
-        same = json.loads(mark.read_text(encoding="utf-8")) == key
-    except (OSError, ValueError):
-        same = False
-    if not same:
+    if not mark.exists() or json.loads(mark.read_text(encoding="utf-8")) != key:
         fresh_folder(folder)
         write_json_atomic(mark, key)
     return folder

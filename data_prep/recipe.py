@@ -66,7 +66,7 @@ class DataRecipe(Options):
             if not given.get(name):
                 raise InputError(f"recipe {file}: {name} is missing; give it")
         blocks = _filled(BlockOptions, given)
-        recipe: DataRecipe = _filled(
+        return _filled(
             DataRecipe,
             given,
             output=Output(Path(str(given["output_dir"])), bool(_typed(given, "overwrite", bool))),
@@ -75,7 +75,6 @@ class DataRecipe(Options):
             blocks=blocks,
             lengths=_filled(Lengths, given),
         )
-        return recipe
 
     def key(self, stage: str) -> dict[str, Any]:
         """What the result of a stage depends on; each holds that of the stages before it."""
@@ -157,12 +156,10 @@ def _typed(given: Mapping[str, Any], name: str, kind: type) -> Any:
 
 
 def _filled(options: type, given: Mapping[str, Any], **made: Any) -> Any:
-    """The dataclass `options` of what is `made` and of what else is given of its fields, each of its type; null leaves the
-    default."""
-    kinds = {
-        name: (get_args(hint) or (hint,))[0] for name, hint in get_type_hints(options).items() if name not in made
-    }
-    return options(**made, **{name: _typed(given, name, kinds[name]) for name in kinds if given.get(name) is not None})
+    """The dataclass `options` of what is `made` and of its fields that are given, each of its type; null: the default."""
+    hints = {name: hint for name, hint in get_type_hints(options).items() if name not in made}
+    kinds = {name: (get_args(hint) or (hint,))[0] for name, hint in hints.items() if given.get(name) is not None}
+    return options(**made, **{name: _typed(given, name, kind) for name, kind in kinds.items()})
 
 
 def _sources(given: Any, num_proc: int) -> list[Source]:

@@ -90,8 +90,7 @@ class Source(Options):
         if self.kind == "docstrings":
             yield from ([document] for document in read_docstrings(None if self.path == "installed" else [path]))
         elif self.kind == "dataset":
-            where = (self.path, self.dataset_config, self.dataset_split, self.text_column, self.cache_dir)
-            yield from map(_lines_of_text, _dataset_rows(*where))
+            yield from map(_lines_of_text, self._dataset_rows())
         elif self.kind == "mediawiki":
             from data_prep.mediawiki import read_articles  # late: only this kind needs the parser
 
@@ -110,6 +109,39 @@ class Source(Options):
                         if line.strip():
                             fix = "check the file or text_column"
                             yield _paragraphs_of_object(name, number, line, self.text_column, fix)
+
+    def _dataset_rows(self) -> Iterator[str]:
+        """The texts in the column, "" where a row has none; streamed. InputError: what cannot be reached or is not there."""
+        import datasets  # late: a second of import
+
+        path, split, column = self.path, self.dataset_split, self.text_column
+        try:
+            if (Path(path) / "state.json").exists():  # written by save_to_disk
+                rows = datasets.load_from_disk(path)
+            else:
+                cache = None if self.cache_dir is None else str(self.cache_dir)
+                builder = datasets.load_dataset_builder(path, self.dataset_config, cache_dir=cache)
+                rows = builder.as_streaming_dataset(split=split)
+                # Of Parquet only the text is fetched; and files whose other columns differ in type, as datatrove's
+                # "metadata" may, could not be read together.
+                if getattr(builder.config, "columns", "") is None and column in (rows.features or ()):
+                    builder.config.columns = [column]
+                    rows = builder.as_streaming_dataset(split=split)
+            for row in rows:
+                if column not in row:
+                    raise InputError(f"text_column {column!r} is not in {path}; it has {sorted(row)}")
+                text = row[column]
+                if not isinstance(text, str | None):
+                    kind = type(text).__name__
+                    raise InputError(f"text_column {column!r} of {path} holds {kind}, no text; name another")
+                yield text or ""
+        except InputError:
+            raise
+        except (ValueError, TypeError, OSError, datasets.exceptions.DatasetsError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            hint = " (pip install zstandard)" if "zstd" in reason else ""
+            what = f"the dataset (config {self.dataset_config}, split {split}) cannot be read: {reason[:300]}{hint}"
+            raise InputError(f"input {path}: {what}; check input, dataset_config and dataset_split") from error
 
 
 def _split_at_blank_lines(paragraphs: Iterable[str]) -> Iterator[str]:
@@ -228,40 +260,3 @@ def _book_lines(lines: Iterable[str]) -> Iterator[str]:
             return
         if line.strip():
             yield line
-
-
-def _dataset_rows(path: str, config: str | None, split: str, column: str, cache_dir: Path | None) -> Iterator[str]:
-    """The texts in `column`, "" where a row has none; streamed. InputError naming what cannot be reached or is not there."""
-    import datasets  # late: a second of import
-
-    try:
-        for row in _open_rows(path, config, split, column, cache_dir):
-            if column not in row:
-                raise InputError(f"text_column {column!r} is not in {path}; it has {sorted(row)}")
-            text = row[column]
-            if not isinstance(text, str | None):
-                kind = type(text).__name__
-                raise InputError(f"text_column {column!r} of {path} holds {kind}, no text; name another")
-            yield text or ""
-    except InputError:
-        raise
-    except (ValueError, TypeError, OSError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        hint = " (pip install zstandard)" if "zstd" in reason else ""
-        what = f"the dataset (config {config}, split {split}) cannot be read: {reason[:300]}{hint}"
-        raise InputError(f"input {path}: {what}; check input, dataset_config and dataset_split") from error
-
-
-def _open_rows(path: str, config: str | None, split: str, column: str, cache_dir: Path | None) -> Any:
-    import datasets
-
-    if (Path(path) / "state.json").exists():  # written by save_to_disk
-        return datasets.load_from_disk(path)
-    builder = datasets.load_dataset_builder(path, config, cache_dir=None if cache_dir is None else str(cache_dir))
-    rows = builder.as_streaming_dataset(split=split)
-    # Of Parquet only the text is fetched; and files whose other columns differ in type, as datatrove's "metadata" may,
-    # could not be read together.
-    if getattr(builder.config, "columns", "") is None and column in (rows.features or ()):
-        builder.config.columns = [column]
-        rows = builder.as_streaming_dataset(split=split)
-    return rows

@@ -42,8 +42,6 @@ _REFERENCE_HEADINGS = frozenset(
     "voci correlate;ver também;referências;ligações externas;ссылки;примечания;литература;см. также;参考文献;外部链接;"
     "外部連結;関連項目;外部リンク;脚注".split(";")
 )
-_LIST_OF_LINKS = 40  # characters beside the links up to which a list item is one
-_MAX_PARSED = 20_000  # characters of a line; the parser's time may grow with their square
 _LESS = "\4"  # stands for < while a line is parsed
 _LINK_START = re.compile(r"\[\[|\[(?:https?:|ftps?:|mailto:|irc:|news:)?//", re.IGNORECASE)
 _LANGUAGE = re.compile(r"(?!(?:mw|wmf|doi|rfc)\b)(?:[a-z]{2,3}|simple)(?:-[a-z]+)*")  # not those of other sites
@@ -70,12 +68,7 @@ class _Section:
     heading: str = ""
     paragraphs: list[str] = field(default_factory=list)
     only_list: bool = True  # no line but list items
-    only_links: bool = True  # no line but list items that hold a link and little else
-
-    def add(self, paragraph: str, is_item: bool, is_link: bool) -> None:
-        self.paragraphs.append(paragraph)
-        self.only_list &= is_item
-        self.only_links &= is_item and is_link
+    only_links: bool = True  # no line but list items that hold a link and at most 40 characters beside
 
     def is_no_prose(self) -> bool:
         """A list of links, or any list below a heading such as "Further reading"."""
@@ -126,8 +119,10 @@ class _PlainText:
             return  # of a table or template that was not closed; only then "!" is a mark
         plain = self._plain(text)
         if _WORD.search(plain):
-            rest = _LINK.sub("", text)
-            section.add(plain, bullet is not None, len(rest) < len(text) and len(rest) <= _LIST_OF_LINKS)
+            rest = len(_LINK.sub("", text))
+            section.paragraphs.append(plain)
+            section.only_list &= bullet is not None
+            section.only_links &= bullet is not None and rest < len(text) and rest <= 40
 
     def _plain(self, line: str) -> str:
         """The line without markup; what was cut and the numbers of literals are still in it."""
@@ -148,7 +143,7 @@ class _PlainText:
     def _with_labels(self, line: str) -> str:
         """With the labels of links in their place. The parser sees no tags: what is left of them is text."""
         balanced = line.count("[") == line.count("]") and line.count("[[") == line.count("]]")
-        if balanced and len(line) < _MAX_PARSED:
+        if balanced and len(line) < 20_000:  # the parser's time may grow with the square of these
             with contextlib.suppress(ParserError):
                 code = mwparserfromhell.parse(line.replace("<", _LESS), skip_style_tags=True)
                 return self._shown(code).replace(_LESS, "<")
@@ -197,10 +192,7 @@ class _PlainText:
         return re.sub(r"\{+\|+", "{", re.sub(r"\|+-+", "-", line))
 
 
-@functools.cache
-def converter(invisible: tuple[str, ...]) -> _PlainText:
-    """One per process and wiki."""
-    return _PlainText(invisible)
+converter = functools.cache(_PlainText)  # one per process and wiki
 
 
 def _with_text(sections: Iterator[_Section]) -> list[_Section]:
