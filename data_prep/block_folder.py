@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
 from data_prep.corpus import HELD_OUT_RULE, TokenGroup
 from data_prep.encoding import Encoder, load_tokenizer, special_ids
+from data_prep.files import read_lines
 from data_prep.next_sentence import SentencePairs
 from data_prep.options import Options, flag
 from data_prep.packing import OneDocument, PackedBlocks, Packer, WholeSentences, validation_rows
@@ -63,9 +64,7 @@ class BlockOptions(Options):
 class BlockFolder:
     """A data folder in the making, in an empty `folder`; all but manifest.json, whose content `write` returns.
 
-    tokenizer: see `load_tokenizer`. special_ids: token ids by role. dtype: of stored token ids. cache: a folder for what is
-    not kept; `content` deletes it.
-    """
+    special_ids: token ids by role. dtype: of stored token ids. cache: a folder for what is not kept; `content` deletes it."""
 
     def __init__(self, folder: Path, tokenizer: str, options: BlockOptions) -> None:
         self.options = options
@@ -156,14 +155,14 @@ class BlockFolder:
             return writer.close_split(0, 0, 0)
         backend, size = Encoder(str(self.tokenizer_file)).backend, options.validation_block_size
         limit = options.max_validation_blocks
-        rows, last, facts = validation_rows(_read_lines(held_out), backend, size, self.special_ids, limit)
+        rows, last, facts = validation_rows(read_lines(held_out), backend, size, self.special_ids, limit)
         if not last:
             name = "validation_text" if options.validation_text else "validation_fraction"
             what = f"{name} {getattr(options, name)} gives no validation block of 16 tokens or more"
             raise InputError(f"{what}; give more text")
         tokens = self.add_rows(writer, rows)
         file = self._folder / _HELD_OUT
-        used = itertools.islice(_read_lines(held_out), last)
+        used = itertools.islice(read_lines(held_out), last)
         _write_lines((f"{text}\n" for text in used), file)  # a blank line behind each
         size = file.stat().st_size
         split = writer.close_split(tokens, last, size - 2 * last)
@@ -179,9 +178,3 @@ class BlockFolder:
 def _write_lines(documents: Iterable[str], file: Path) -> None:
     with file.open("wb") as out:
         out.writelines(document.encode() + b"\n" for document in documents)
-
-
-def _read_lines(file: Path) -> Iterator[str]:
-    with file.open(encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            yield line.removesuffix("\n")

@@ -67,9 +67,8 @@ class Output:
     def write(
         self, build: Callable[[Path], dict[str, Any]], command: str, inputs: Sequence[Path] = ()
     ) -> dict[str, Any]:
-        """A data folder: `build` fills the empty folder that it is given and returns the manifest's content, as this does.
-
-        The manifest says the format's version, `command`, the time and the versions of what ran besides."""
+        """Make a data folder: `build` fills the empty folder that it is given and returns the manifest's content, as this does,
+        which says the format's version, `command`, the time and the versions of what ran besides."""
         with self.new(inputs) as folder:
             content = build(folder)
             manifest = {

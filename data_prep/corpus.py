@@ -193,9 +193,8 @@ _END = re.compile(r"[.!?\u2026][\"'\u201d\u2019\u00bb)\]]*(?=\s+[\"'\u201c\u2018
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences in order, each but the first with the white space before it: joined they are the text again.
-
-    The space belongs to the sentence because byte-level tokenizers write it into the word that follows."""
+    """The sentences in order, each but the first with the white space before it (byte-level tokenizers write it into the
+    word that follows): joined they are the text again."""
     found = ((match.end(), match["next"]) for match in _END.finditer(text))
     ends = [end for end, behind in found if behind.isupper() or behind.isdigit() or behind.istitle()]
     return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)] if text else []

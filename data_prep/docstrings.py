@@ -35,15 +35,16 @@ def main(argv: list[str] | None) -> None:
     if args.output_file.exists() and not args.overwrite:
         raise InputError(f"output_file {args.output_file} exists; give another path or --overwrite")
     args.output_file.parent.mkdir(parents=True, exist_ok=True)
-    start, size, count, limit = time.monotonic(), 0, 0, args.max_megabytes * 1_000_000
+    start, limit = time.monotonic(), args.max_megabytes * 1_000_000
+    size = count = 0
     reason = "all packages were read"
     progress = tqdm(desc="docstrings", total=limit, unit="B", unit_scale=True)
     documents = read_docstrings(args.packages, args.num_proc)
     with open_atomic(args.output_file) as out, progress, contextlib.closing(documents):
         for document in documents:
-            count, written = count + 1, out.write(document.encode() + b"\n\n")
-            size += written
-            progress.update(written)
+            count += 1
+            size += out.write(document.encode() + b"\n\n")
+            progress.update(size - progress.n)
             if size >= limit:
                 reason = f"--max_megabytes {args.max_megabytes} was reached"
                 break

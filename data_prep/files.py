@@ -1,6 +1,7 @@
 """Text files as they come: plain, compressed, in folders and in tar archives; read as streams, never whole."""
 
 import bz2
+import codecs
 import contextlib
 import gzip
 import io
@@ -25,7 +26,6 @@ ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz", ".txz")
 _BROKEN = (lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile, tarfile.TarError)
 _RAW_BYTES = 128 * 1024  # read from the disk at once
 LINE_BYTES = 16 * 2**20  # a line of any length must not be held in memory whole
-_BOM = b"\xef\xbb\xbf"
 
 
 def plain_name(name: str) -> str:
@@ -84,12 +84,11 @@ def lines(name: str, stream: IO[bytes], errors: str = "strict") -> Iterator[str]
     """Lines without their ends (\\n, \\r\\n or \\r), as Python's text mode splits them. A BOM is dropped.
 
     A line of more than LINE_BYTES comes in pieces, cut at a space where it has one. Bytes that are not UTF-8 raise
-    InputError naming file and byte offset, or become U+FFFD with errors="replace".
-    """
+    InputError naming file and byte offset, or become U+FFFD with errors="replace"."""
     offset = 0
     with naming_errors(name):
         for raw in _raw_lines(stream):
-            start = 3 if not offset and raw.startswith(_BOM) else 0
+            start = 3 if not offset and raw.startswith(codecs.BOM_UTF8) else 0
             try:
                 line = raw[start:].decode("utf-8", errors)
             except UnicodeDecodeError as error:
@@ -113,6 +112,13 @@ def _raw_lines(stream: IO[bytes]) -> Iterator[bytes]:
             cut = raw.rfind(b" ", LINE_BYTES // 2) + 1 or begin
             raw, rest = raw[:cut], raw[cut:]
         yield raw
+
+
+def read_lines(file: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file of this package's own, without their ends; only \\n is one."""
+    with file.open(encoding="utf-8", newline="\n") as opened:
+        for line in opened:
+            yield line.removesuffix("\n")
 
 
 @contextlib.contextmanager

@@ -97,10 +97,8 @@ class FinishedFolder(DataFolder):
         return Rows([self.path / file["name"] for file in entry["files"]], lengths, int(entry["rows"]))
 
     def rows_in_order(self, split: str, layout: _Layout) -> Iterator[dict[str, np.ndarray]]:
-        """All rows of a split, some at a time, as they were dealt: row k of the corpus is row k // n of shard k % n.
-
-        Integer arrays [n, L] per column, [n] per scalar one. InputError: the counts are not those of rows that were dealt.
-        """
+        """All rows of a split, some at a time, as they were dealt: row k of the corpus is row k // n of shard k % n. Integer
+        arrays [n, L] per column, [n] per scalar one. InputError: the counts are not those of rows that were dealt."""
         counts = [int(entry["rows"]) for entry in self.split(split)["files"]]
         total, shards = sum(counts), len(counts)
         if counts != [(total - shard + shards - 1) // shards for shard in range(shards)]:

@@ -49,10 +49,7 @@ class _Shards:
         self._names = (*_NEEDED, _LABELS) if self.pairs else _NEEDED
 
     def rows(self, files: Iterable[Path], target: BlockFolder) -> Iterator[dict[str, np.ndarray]]:
-        """input_ids [n, L] as they were before masking, and for pairs token_type_ids [n, L], next_sentence_label [n].
-
-        InputError: ids that are not of the tokenizer of `target`.
-        """
+        """input_ids [n, L] as they were before masking, and for pairs token_type_ids [n, L], next_sentence_label [n]."""
         for file in files:
             with _open(file) as data:
                 form = _form(data)

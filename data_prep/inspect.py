@@ -24,17 +24,14 @@ from data_prep.cli import Output, Parser, command
 from data_prep.encoding import Encoder
 from data_prep.folders import FinishedFolder
 
-_PERCENTILES = (5, 25, 50, 75, 95)
 _FRAME = ("pad", "cls", "sep")  # tokens that stand for no text
 
 
 def _inspect(
     folder: FinishedFolder, split: str, max_rows: int | None, samples: int, seed: int
 ) -> tuple[dict[str, Any], list[_Lengths]]:
-    """The figures of a split, as inspect.json has them, and the lengths that were counted.
-
-    max_rows: look at so many evenly spaced rows; None: at all. samples: how many rows, drawn by `seed`, to show as text;
-    they are numbered as in training, through the files. InputError: no rows, or files that cannot be read."""
+    """The figures of a split, as inspect.json has them, and the lengths in `max_rows` evenly spaced rows (None: all).
+    samples: how many rows, drawn by `seed` and numbered as in training, through the files, to show as text."""
     manifest, entry = folder.manifest, folder.split(split)
     files = entry["files"]
     if not files:
@@ -85,11 +82,9 @@ def _inspect(
 
 
 def _shares(folder: FinishedFolder, split: str, counts: _Counts) -> dict[str, Any]:
-    """What the counted rows say of the whole split; None for what cannot be said.
-
-    Bytes and characters per token are of the documents' text, white space included, where every token counts once: not
-    what was repeated to fill the last block, nor random second segments. The characters follow from the bytes and
-    validation.txt. Validation leaves short pieces of its documents out, so it has no such figures."""
+    """What the counted rows say of the whole split; None for what cannot be said. Bytes and characters per token are of the
+    documents' text, white space included, where every token counts once: not what was repeated to fill the last block, nor
+    random second segments. Characters follow from validation.txt. Validation leaves pieces out, so it has no such figures."""
     entry, unknown = folder.split(split), folder.special_ids.get("unk")
     own = counts.own_text_tokens * entry["rows"] / counts.rows - entry.get("filled", 0)
     per_token = entry["text_bytes"] / own if split == "train" and own > 0 else None
@@ -122,18 +117,17 @@ class _Lengths:
         return {int(value): int(self.counts[value]) for value in np.flatnonzero(self.counts)}
 
     def summary(self) -> dict[str, float]:
-        """number (how many were counted), mean, min, p5, p25, median, p75, p95, max; number alone where it is 0.
-
-        A percentile is the smallest value that at least so many per cent do not exceed."""
+        """number (how many were counted), mean, min, p5, p25, median, p75, p95, max; number alone where it is 0. A percentile
+        is the smallest value that at least so many per cent do not exceed."""
         number = int(self.counts.sum())
         if not number:
             return {"number": 0}
-        ranks = [-(-percent * number // 100) for percent in _PERCENTILES]
+        percentiles = {"p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95}
+        ranks = [-(-percent * number // 100) for percent in percentiles.values()]
         found = np.searchsorted(np.cumsum(self.counts), ranks).tolist()
-        names = ["median" if percent == 50 else f"p{percent}" for percent in _PERCENTILES]
         values = np.flatnonzero(self.counts)
         mean = float(self.counts @ np.arange(len(self.counts))) / number
-        middle = dict(zip(names, found, strict=True))
+        middle = dict(zip(percentiles, found, strict=True))
         return {"number": number, "mean": mean, "min": int(values[0]), **middle, "max": int(values[-1])}
 
 

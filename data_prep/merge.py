@@ -33,9 +33,8 @@ def _merge(inputs: Sequence[Path], num_shards: int | None, output: Path) -> dict
 
 
 def _check_alike(first: FinishedFolder, other: FinishedFolder) -> None:
-    """InputError names the first field in which the folders differ, with both values.
-
-    Neither may train on what the other is validated on: one fraction and rule for both, or one and the same text."""
+    """InputError names the first field in which the folders differ, with both values. Neither may train on what the other is
+    validated on: one fraction and rule for both, or one and the same text."""
     both = (first.manifest, other.manifest)
     held_out = [manifest["validation"] for manifest in both]
     anew = "make one of them anew with data_prep.blocks"
@@ -53,25 +52,20 @@ def _check_alike(first: FinishedFolder, other: FinishedFolder) -> None:
     for name, wanted, found, why in fields:
         if wanted != found:
             raise InputError(f"input {other.path}: {name} is {found}, that of {first.path} is {wanted}: {why}")
-    if any(texts) and not _same_validation(first, other):
+    splits = [folder.split("validation") for folder in (first, other)]
+    kept = [([entry["sha256"] for entry in split["files"]], split.get("text")) for split in splits]
+    if any(texts) and (kept[0] != kept[1] or not kept[0][1]):
         found = f"validation text is {texts[1]}, that of {first.path} is {texts[0]}, with other blocks"
         raise InputError(f"input {other.path}: {found}: {leak}make both with the same --validation_text")
-
-
-def _same_validation(first: FinishedFolder, other: FinishedFolder) -> bool:
-    one, two = (folder.split("validation") for folder in (first, other))
-    checksums = [[entry["sha256"] for entry in split["files"]] for split in (one, two)]
-    return bool(one.get("text")) and checksums[0] == checksums[1] and one["text"] == two.get("text")
 
 
 @command
 def main(argv: list[str] | None) -> None:
     """The command line."""
     parser = Parser("merge", __doc__)
-    add = parser.add_argument
-    add("--input", type=Path, nargs="+", required=True, help="two or more data folders, in order")
+    parser.add_argument("--input", type=Path, nargs="+", required=True, help="two or more data folders, in order")
     parser.add_output()
-    add("--num_shards", type="count", default=None, help="train files; as many as the inputs have together")
+    parser.add_argument("--num_shards", type="count", help="train files; as many as the inputs have together")
     args = parser.parse(argv)
     if len(args.input) < 2:
         parser.error(f"--input {args.input[0]}: give two or more data folders")

@@ -193,10 +193,8 @@ def validation_rows(
 
 def token_bytes(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
     """UTF-8 bytes of the text that each token stands for, given where it begins and ends: the same sum whatever the
-    tokenizer, so that bits per byte compare.
-
-    White space does not count: only some tokenizers have it in their tokens. A character counts once, for the first of the
-    tokens that share it (bytes of a byte-level BPE, parts of a decomposed letter)."""
+    tokenizer, so that bits per byte compare. White space does not count: only some tokenizers have it in their tokens. A
+    character counts once, for the first of the tokens that share it (bytes of a byte-level BPE, parts of a letter)."""
     sizes, counted = [], 0
     for start, end in spans:
         own = text[max(start, counted) : end]

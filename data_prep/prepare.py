@@ -113,9 +113,8 @@ def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
 class _Piece:
     """Some documents of one source, up to `piece_megabytes`: the Arrow `file`, the `digests` and an account.
 
-    `read` counts them as they came, `documents` those that were kept; `first` is the number of the first one among all
-    that were kept; `last` says that the source ends here, and has what its reader left out of it, by reason, in `dropped`.
-    """
+    read: as they came; documents: those that were kept; first: the number of the first one among all that were kept; last:
+    the source ends here; dropped: what its reader left out of it, by reason."""
 
     file: Path
     source: int

@@ -84,8 +84,7 @@ def _prose_of_file(file: Path) -> list[str]:
 
 
 def _documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """What can have a docstring, in the order of the file. Looks into statements only: ast.walk, which also visits
-    every expression, takes longer than the parser."""
+    """What can have a docstring, in order. Statements only: ast.walk, with every expression, takes longer than the parser."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()

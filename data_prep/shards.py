@@ -20,8 +20,7 @@ class ShardWriter:
     """Deals rows to `num_shards` files like cards: counts differ by at most one, and every file is a fair sample of
     the corpus. Memory is bounded by one record batch per file.
 
-    `columns`: name -> dtype; a column is a fixed-size list of `length` values, or one value where it is named in
-    `scalars`."""
+    columns: name -> dtype, of fixed-size lists of `length` values, or of one value where named in `scalars`."""
 
     def __init__(
         self,

@@ -25,10 +25,6 @@ KINDS = ("auto", "text", "books", "wikiextractor", "mediawiki", "docstrings", "d
 # A document is held in memory while it is tokenised; a longer one (a dump without blank lines) is cut at a line end.
 MAX_DOCUMENT_CHARACTERS = 4_000_000
 _DATASET_SUFFIXES = (".parquet", ".arrow", ".csv", ".tsv", ".jsonl", ".json")
-_RANK_NAME = re.compile(r"\d+\.jsonl")  # as datatrove names its files, which need not have the same columns
-_TEXT_NAME = re.compile(r"\.txt$|^wiki_\d+$")
-_XML_HEAD = re.compile(r"\s*<(?:\?xml|!DOCTYPE|!--|mediawiki\b)")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass
@@ -163,7 +159,7 @@ def _find_kind(path: str) -> str:
     if not here.exists():
         if path == "installed":
             return "docstrings"
-        if _HUB_NAME.fullmatch(path) and not here.parent.exists():
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not here.parent.exists():
             return "dataset"
         raise InputError(f"input {path}: no such file or folder; give a path that exists")
     texts: list[str] = []
@@ -172,13 +168,14 @@ def _find_kind(path: str) -> str:
     for name, stream in members(here):
         plain = plain_name(name)
         if plain.endswith(_DATASET_SUFFIXES):
-            data.add("jsonl" if _RANK_NAME.fullmatch(plain) else "dataset")
+            # datatrove names its files by rank, which need not have the same columns.
+            data.add("jsonl" if re.fullmatch(r"\d+\.jsonl", plain) else "dataset")
             continue
         head = list(itertools.islice(lines(name, stream, "replace"), 200))
         start = "\n".join(head)
-        if _XML_HEAD.match(start) and "<mediawiki" in start:  # or what claims to be one; beside it lies its index
-            return "mediawiki"
-        (texts if _TEXT_NAME.search(plain) else others).append(_kind_of_lines(head))
+        if re.match(r"\s*<(?:\?xml|!DOCTYPE|!--|mediawiki\b)", start) and "<mediawiki" in start:
+            return "mediawiki"  # or what claims to be; beside it lies its index
+        (texts if re.search(r"\.txt$|^wiki_\d+$", plain) else others).append(_kind_of_lines(head))
         if len(texts) == 3:
             break
     if not texts and data:  # beside texts, a table is their index
@@ -235,7 +232,6 @@ def _lines_of_text(text: str) -> list[str]:
     return [line for line in text.split("\n") if line.strip()]
 
 
-_HEAD_LINES = 1000  # a header ends in these; older small print takes 300
 _HEAD_ENDS = re.compile(
     r"(?i)\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG|\*END ?\*? ?THE SMALL PRINT|\*\*\* ?START: FULL LICENSE"
 )
@@ -247,9 +243,9 @@ _CREDIT = re.compile(r"(?i)(?:E-text |Etext |This (?:e-?text|ebook) was )?(?:Pro
 
 def _book_lines(lines: Iterable[str]) -> Iterator[str]:
     """The lines of a book that are not blank, without header and licence where it carries Gutenberg's marks: to the last of
-    the header's in the first _HEAD_LINES lines, with the credits ("Produced by ...") behind it, and from that of the end on."""
+    the header's in the first 1000 lines, with the credits ("Produced by ...") behind it, and from that of the end on."""
     lines = iter(lines)
-    head = list(itertools.islice(lines, _HEAD_LINES))
+    head = list(itertools.islice(lines, 1000))  # a header ends in these; older small print takes 300
     marks = [number for number, line in enumerate(head) if _HEAD_ENDS.match(line.strip())]
     if marks:
         head = list(itertools.dropwhile(lambda line: not line.strip(), head[marks[-1] + 1 :]))

@@ -18,10 +18,9 @@ from data_prep.folders import FinishedFolder, remade
 def main(argv: list[str] | None) -> None:
     """The command line."""
     parser = Parser("split", __doc__)
-    add = parser.add_argument
-    add("--input", type=Path, required=True, help="a data folder")
+    parser.add_argument("--input", type=Path, required=True, help="a data folder")
     parser.add_output()
-    add("--num_shards", type="count", required=True, help="train files of the new folder")
+    parser.add_argument("--num_shards", type="count", required=True, help="train files of the new folder")
     args = parser.parse(argv)
     output = Output(args.output_dir, args.overwrite)
     build = functools.partial(remade, [FinishedFolder.open(args.input)], args.num_shards)

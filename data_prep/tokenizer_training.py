@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 
 from budget_trainer.core.errors import InputError
+from data_prep.files import read_lines
 from data_prep.options import Options, flag
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -149,35 +150,29 @@ def _continues(character: str) -> bool:
     return character.isalnum() or not (character.isascii() or unicodedata.category(character).startswith("P"))
 
 
-# Bytes of different words. On 29 MB of text without spaces BPE took 100 times as much memory, Unigram 40: under 2 GiB.
-_MAX_DISTINCT_BYTES = 16e6
-
-
 @contextmanager
-def text_to_learn(
-    file: Path, spaces_for: Mapping[int, str] | None = None, max_distinct: float = _MAX_DISTINCT_BYTES
-) -> Iterator[Path]:
+def text_to_learn(file: Path, spaces: Mapping[int, str] | None = None, max_distinct: float = 16e6) -> Iterator[Path]:
     """A file with the documents, to be read at once by the trainer's threads: `file` itself, or one that is deleted in the
-    end, with code points replaced by `spaces_for` and, where there are too many different words (as in text without spaces),
-    a share of the documents, spread evenly."""
+    end, with code points replaced by `spaces` and, where different words have more than `max_distinct` bytes (as in text
+    without spaces: of 29 MB BPE took 100 times as much memory, Unigram 40), a share of the documents, spread evenly."""
     distinct = _distinct_bytes(file) if file.stat().st_size > max_distinct else 0
     share = min(1.0, max_distinct / max(distinct, 1))
     if share < 1:
         print(f"{distinct / 1e6:.1f} MB of different words: learning from {share:.0%} of the documents, spread evenly")
-    elif not spaces_for:
+    elif not spaces:
         yield file
         return
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         target = Path(folder) / "text"
         with target.open("w", encoding="utf-8", newline="\n") as out:
-            for number, line in enumerate(_read(file)):
+            for number, line in enumerate(read_lines(file)):
                 if int((number + 1) * share) > int(number * share):
-                    out.write(line.translate(spaces_for or {}) + "\n")
+                    out.write(line.translate(spaces or {}) + "\n")
         yield target
 
 
 def _characters_of(file: Path) -> "collections.Counter[str]":
-    return collections.Counter(itertools.chain.from_iterable(_read(file)))
+    return collections.Counter(itertools.chain.from_iterable(read_lines(file)))
 
 
 def _alphabet_of(file: Path, normalizer: Any, limit: int) -> list[str]:
@@ -193,14 +188,8 @@ def _distinct_bytes(file: Path) -> int:
     """UTF-8 bytes of the different runs of letters and digits."""
     seen: set[int] = set()  # hashes: a set of the words would take several times the memory
     size = 0
-    for line in _read(file):
+    for line in read_lines(file):
         new = {hash(word): len(word.encode()) for word in re.findall(r"\w+", line)}
         size += sum(length for word, length in new.items() if word not in seen)
         seen.update(new)
     return size
-
-
-def _read(file: Path) -> Iterator[str]:
-    with file.open(encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            yield line.removesuffix("\n")

@@ -46,11 +46,7 @@ _LESS = "\4"  # stands for < while a line is parsed
 _LINK_START = re.compile(r"\[\[|\[(?:https?:|ftps?:|mailto:|irc:|news:)?//", re.IGNORECASE)
 _LANGUAGE = re.compile(r"(?!(?:mw|wmf|doi|rfc)\b)(?:[a-z]{2,3}|simple)(?:-[a-z]+)*")  # not those of other sites
 _INTERLANGUAGE_LINE = re.compile(rf"(?:\s*\[\[\s*{_LANGUAGE.pattern}\s*:[^\[\]|]*\]\])+\s*")
-_MAGIC_WORD = re.compile(r"__[^\W\d_a-z]+(?:_[^\W\d_a-z]+)*__")
-_VARIANT = re.compile(r"-\{(?:[^{}|]*+\|)?(?:[\w-]++:)?([^{};]*+)[^{}]*+\}-")  # of Chinese and other scripts
 _QUOTES = re.compile("'{2,}")
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});")
-_LITERAL = re.compile(rf"{LITERAL}(\d+){LITERAL_END}")
 _BRACKET_BEFORE_CUT = re.compile(rf"\([\s,;:]*{CUT}[\s,;:{CUT}]*(\))?")
 _MARKS_AROUND_CUT = re.compile(rf"([,;:])\s*{CUT}[\s,;:{CUT}]*([,;:)])")
 _CUTS = re.compile(rf" ?{CUT}[ {CUT}]*+([.,;:!?)])?")
@@ -131,9 +127,9 @@ class _PlainText:
         if "''" in line:
             line = _without_quotes(line)
         if "__" in line:
-            line = _MAGIC_WORD.sub("", line)
+            line = re.sub(r"__[^\W\d_a-z]+(?:_[^\W\d_a-z]+)*__", "", line)
         if "-{" in line:
-            line = _VARIANT.sub(r"\1", line)
+            line = re.sub(r"-\{(?:[^{}|]*+\|)?(?:[\w-]++:)?([^{};]*+)[^{}]*+\}-", r"\1", line)
         for _ in range(3):  # what is taken out may bring other marks together
             if not _LEFT.search(line):
                 return line
@@ -216,9 +212,9 @@ def _finished(line: str, literals: list[str]) -> str:
         line = _MARKS_AROUND_CUT.sub(lambda found: ")" if found[2] == ")" else found[1], line)
         line = _CUTS.sub(lambda found: found[1] or " ", line)
     if LITERAL in line:
-        line = _LITERAL.sub(lambda found: literals[int(found[1])], line)
+        line = re.sub(rf"{LITERAL}(\d+){LITERAL_END}", lambda found: literals[int(found[1])], line)
     if "&" in line:
-        line = _ENTITY.sub(lambda found: html.unescape(found[0]), line)
+        line = re.sub(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});", lambda found: html.unescape(found[0]), line)
     return _SPACES.sub(" ", line).strip()
 
 
