@@ -4,7 +4,10 @@ import json
 import os
 import resource
 import shutil
+import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -14,7 +17,7 @@ from budget_trainer.core.io import try_lock
 from budget_trainer.data.folder import DataFolder
 from data_prep import blocks, prepare
 from data_prep.corpus import read_part
-from tests.conftest import words
+from tests.conftest import read_documents, run, words
 from tests.data_prep.conftest import error_of, flip, limited_to
 
 
@@ -213,3 +216,35 @@ def test_a_file_that_cannot_grow_keeps_what_was_finished(recipe, corpus, tmp_pat
     assert kept.items() <= times(work / "documents", "source-*.json").items(), "not read again"
     assert prepare.main([str(recipe("whole", **changes))]) == 0
     assert made(small) == made(tmp_path / "out")
+
+
+@pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+def test_a_name_that_cannot_be_reached(environment, recipe, tmp_path):
+    path = recipe(sources=[{"input": "nobody/nothing", "dataset_config": "en"}])
+    environment = {"HF_HOME": str(tmp_path / "home"), **environment}
+    done = run([sys.executable, "-m", "data_prep.prepare", path], env=environment)
+    error = done.stderr.strip().split("\n")[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+    start = "error: input nobody/nothing: the dataset (config en, split train) cannot be read: Couldn't"
+    assert error.startswith(start) and "check input, dataset_config and dataset_split" in error
+
+
+@pytest.mark.slow
+def test_processes_and_kills_change_nothing(recipe, corpus, tmp_path):
+    """kill -9 of the whole process group at random moments, with two processes that tokenise."""
+    documents, folder = list(read_documents(corpus)), tmp_path / "rows"
+    folder.mkdir()
+    for part in range(3):
+        pq.write_table(pa.table({"body": documents[part::3]}), folder / f"{part}.parquet", row_group_size=50)
+    source = {"input": str(folder), "kind": "dataset", "text_column": "body"}
+    path = recipe(sources=[source, {**source, "max_documents": 100}], tokenizer={"vocab_size": 300})
+    kills = tmp_path / "kills"
+    flags = ["--recipe", str(path), "--kills", "2", "--output_dir", str(kills), "--", "--num_proc", "2"]
+    assert prepare_kills.main(flags) == 0
+    result = json.loads((kills / "prepare_kills.json").read_text())
+    assert len(result["kills"]) == 2 and result["different"] == [] and (kills / "disturbed" / "tokenizer").is_dir()
+    assert prepare.main([str(path)]) == 0
+    assert prepare_kills.differences(tmp_path / "out", kills / "disturbed") == []
+    manifest = made(tmp_path / "out")[1]
+    assert [source["documents"] for source in manifest["sources"]] == [400, 100]
+    assert manifest["removed"]["duplicates"]["documents"] == 100

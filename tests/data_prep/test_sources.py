@@ -2,14 +2,18 @@
 
 import bz2
 import gzip
+import importlib.util
 import json
 import lzma
 import random
 import sys
 import tarfile
 
+import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from budget_trainer.core.errors import InputError
 from data_prep.files import files_below, lines, members
@@ -255,3 +259,113 @@ def test_the_book_stays_and_nothing_else(tmp_path, text, end):
     lines = ["A line."] * 2000 + ["*** START OF THE PROJECT GUTENBERG EBOOK ***", "Another."]
     (tmp_path / "tale.txt").write_text("\n".join(lines))  # a mark so far behind is the book's own
     assert _read(tmp_path, "books") == [" ".join(lines)]
+
+
+# ---- datasets, streamed for real from local folders as the Hub's are; JSON lines
+
+# What `datatrove` writes beside the text of a document differs from file to file, in names and in types.
+METADATA = [{"url": "http://a", "score": 1}, {"file": "x", "score": "high", "deep": {"a": [1]}}, {}]
+
+
+def rows_of_rank(rank):
+    texts = {f"{rank}/{number}": f"Document {number} of rank {rank}.\n\nMore." for number in range(4)}
+    return [{"text": text, "id": name, "metadata": METADATA[rank]} for name, text in texts.items()]
+
+
+def write_jsonl(file, rows):
+    with OPENERS[file.suffix.removesuffix(".jsonl")](file, "wb") as out:
+        out.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+EXPECTED = [f"Document {number} of rank {rank}. More." for rank in range(3) for number in range(4)]
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """A dataset with two configurations of two splits, texts in the column `body`, as a README of the Hub says it."""
+    configs = []
+    for language in ("en", "de"):
+        configs.append({"config_name": language, "data_files": []})
+        for split in ("train", "test"):
+            configs[-1]["data_files"].append({"split": split, "path": f"{language}-{split}-*.parquet"})
+            for part in range(2):
+                texts = [f"{language} {split} {part}" + " word" * n for n in range(3)]
+                table = pa.table({"body": texts, "length": [len(text) for text in texts]})
+                pq.write_table(table, tmp_path / f"{language}-{split}-{part}.parquet")
+    (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n# A dataset\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet"])
+def test_the_output_of_datatrove(form, tmp_path):
+    """A file per rank, whose metadata do not fit together."""
+    for rank in range(3):
+        file = tmp_path / f"{rank:05d}.{form}"
+        if form == "parquet":
+            rows = [{**row, "metadata": row["metadata"] or None} for row in rows_of_rank(rank)]
+            pq.write_table(pa.Table.from_pylist(rows), file)
+        else:
+            write_jsonl(file, rows_of_rank(rank))
+    source = Source(str(tmp_path))
+    assert source.kind == ("dataset" if form == "parquet" else "jsonl") and list(source.documents()) == EXPECTED
+    ids = [f"{rank}/{number}" for rank in range(3) for number in range(4)]
+    assert _read(tmp_path, text_column="id", max_documents=7) == ids[:7]
+    if form != "parquet":
+        (tmp_path / "stats.json").write_text('{"documents": 12}')
+        assert _read(tmp_path, "jsonl") == EXPECTED
+
+
+def test_damaged_json_lines(tmp_path):
+    write_jsonl(tmp_path / "00000.jsonl.gz", rows_of_rank(0))
+    (tmp_path / "00001.jsonl").write_text('\n{"text": "a"}\n{"text": 1}\n')
+
+    def refused(message, **options):
+        with pytest.raises(InputError, match=message):
+            _read(tmp_path, **options)
+
+    refused('00001.jsonl: line 3 is not a JSON object with "text"; check the file or text_col')
+    refused('00000.jsonl.gz: line 1 is not a JSON object with "body"', text_column="body")
+    whole = (tmp_path / "00000.jsonl.gz").read_bytes()
+    (tmp_path / "00000.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    refused("00000.jsonl.gz: damaged or cut off")
+
+
+def test_other_forms_of_the_library(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"body": "One.\nTwo.\n\nThree."}, {"body": None}, {"body": "Four."}])
+    assert _read(tmp_path, text_column="body") == ["One. Two. Three.", "Four."]
+    datasets.Dataset.from_list([{"text": "One."}, {"text": "Two."}]).save_to_disk(tmp_path / "saved")
+    assert _read(tmp_path / "saved", "dataset") == ["One.", "Two."]
+    (tmp_path / "zstd").mkdir()
+    write_jsonl(tmp_path / "zstd" / "train.jsonl.zst", rows_of_rank(0))  # as of the Hub
+    assert Source(str(tmp_path / "zstd")).kind == "dataset"
+    if importlib.util.find_spec("zstandard"):
+        assert _read(tmp_path / "zstd") == EXPECTED[:4]
+    else:
+        with pytest.raises(InputError, match="zstd not supported .pip install zstandard."):
+            _read(tmp_path / "zstd")
+
+
+def test_configuration_split_and_column(configured, tmp_path):
+    where = {"dataset_config": "de", "dataset_split": "test", "text_column": "body", "cache_dir": tmp_path / "cache"}
+    expected = [f"de test {part}" + " word" * n for part in range(2) for n in range(3)]
+    assert _read(configured, **where) == expected
+    assert _read(configured, **where, max_documents=4) == expected[:4]
+    for change, message in (
+        ({"dataset_config": None}, r"config None, split test.*available configs: \['en', 'de'\]"),
+        ({"dataset_config": "fr"}, r"config fr.*'fr' not found.*dataset_config"),
+        ({"dataset_split": "dev"}, r"Bad split: dev.*\['train', 'test'\].*dataset_split"),
+        ({"text_column": "text"}, r"text_column 'text' is not in .*; it has \['body', 'length'\]"),
+        ({"text_column": "length"}, r"text_column 'length' of .* holds int, no text"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            _read(configured, **(where | change))
+        assert "\n" not in str(error.value)
+
+
+def test_it_is_streamed(tmp_path):
+    """What is behind the wanted documents is never read."""
+    write_jsonl(tmp_path / "a.jsonl", rows_of_rank(0))
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": \xff')
+    assert _read(tmp_path, max_documents=4) == EXPECTED[:4]
+    with pytest.raises(InputError, match=f"input {tmp_path}: the dataset .* cannot be read"):
+        _read(tmp_path)
