@@ -1,4 +1,1 @@
-"""Errors, files, how commands begin and end, child processes.
-
-What every other package stands on; imports nothing of ours.
-"""
+"""Errors, files, how commands begin and end, child processes. What every other package stands on."""

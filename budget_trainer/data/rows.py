@@ -20,15 +20,13 @@ _FEW = 512  # rows up to which each is copied alone: 32 take a third of the time
 class Rows:
     """Random access to rows that are numbered through the files.
 
-    Each record batch is one numpy array over the mapped file, without a copy. 32 random rows of 128 tokens take 21 us, an
-    eighth of what masking them takes; `datasets` takes 12 times, pyarrow's `take` 140 times as long.
+    Each record batch is one numpy array over the mapped file, without a copy. 32 random rows of 128 tokens take 21 us;
+    `datasets` takes 12 times, pyarrow's `take` 140 times as long. Pickles as the file names, opened on first use.
 
     Args:
         files: Arrow stream files, uncompressed.
         columns: name -> values in each row, 0 for a column with one value per row and no list around it.
         rows: how many the files must hold.
-
-    Pickles as the file names; the files are opened on first use in each process.
     """
 
     def __init__(self, files: Sequence[Path], columns: Mapping[str, int], rows: int) -> None:
