@@ -15,6 +15,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,9 @@ AutoTokenizer.from_pretrained(sys.argv[1]), AutoModelForMaskedLM.from_pretrained
 """
 # Seconds, processes, and whether the second one is slowed.
 BUDGETS = [*((seconds, processes, False) for seconds in (30, 60, 180) for processes in (1, 2)), (60, 2, True)]
+
+
+HELD: dict[Any, Any] = {True: "yes", False: "**no**", None: "not measured"}
 
 
 class Line(NamedTuple):
@@ -120,14 +124,13 @@ def timed_run(folder: Path, budget: int, processes: int, slowed: bool) -> tuple[
 
 def burst(process: psutil.Process) -> int:
     """Stop a process for 0.2 s, then leave it alone for 0.3 s."""
-    try:
+    with suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGSTOP)
         time.sleep(0.2)
         process.send_signal(signal.SIGCONT)
-    except psutil.NoSuchProcess:
-        return 0
-    time.sleep(0.3)
-    return 1
+        time.sleep(0.3)
+        return 1
+    return 0
 
 
 def budget() -> Iterator[Line]:
@@ -247,8 +250,7 @@ CHECKS: dict[str, Callable[[], Iterator[Line]]] = {
 
 
 def markdown(lines: list[Line]) -> str:
-    words = {True: "yes", False: "**no**", None: "not measured"}
-    rows = [(line.check, line.asked, line.measured, words[line.held]) for line in lines]
+    rows = [line._replace(held=HELD[line.held]) for line in lines]
     return table(Line._fields, [[Markup(cell.replace("|", "/")) for cell in row] for row in rows]) + "\n"
 
 
@@ -274,8 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"== {name}", flush=True)
         for line in measured(name):
             lines.append(line)
-            held = {True: "held", False: "NOT HELD", None: "not measured"}[line.held]
-            print(f"{held:12} {line.check}: {line.asked}\n{'':12} {line.measured}", flush=True)
+            print(f"{HELD[line.held]:12} {line.check}: {line.asked}\n{'':12} {line.measured}", flush=True)
         OUT.mkdir(parents=True, exist_ok=True)
         (OUT.parent / "acceptance.json").write_text(json.dumps([line._asdict() for line in lines], indent=2) + "\n")
         (OUT.parent / "acceptance.md").write_text(markdown(lines))

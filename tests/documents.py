@@ -43,11 +43,7 @@ def anchors(page: Path) -> set[str]:
     for heading in re.findall(r"^#{1,6} +(.*?) *#*$", FENCE.sub("", page.read_text()), re.M):
         heading = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
         slug = re.sub(r"[^\w\- ]", "", re.sub(r"(?<!\w)[*_]+|[*_]+(?!\w)", "", heading).lower()).replace(" ", "-")
-        unique, count = slug, 0
-        while unique in found:
-            count += 1
-            unique = f"{slug}-{count}"
-        found.add(unique)
+        found.add(next(name for name in (slug, *(f"{slug}-{count}" for count in range(1, 99))) if name not in found))
     return found | set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", page.read_text()))
 
 

@@ -89,7 +89,6 @@ def parsed(path: Path, folder: Path) -> Recipe:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_train_mlm_takes_the_recipe(path: Path, tmp_path: Path) -> None:
     recipe = parsed(path, tmp_path)
-    assert recipe.model.hidden_size % recipe.model.num_attention_heads == 0
     assert recipe.explicit >= {"model_type", "optimizer_type", "learning_rate", "curve", "warmup_proportion"}
 
 

@@ -12,8 +12,7 @@ def optimizer(rate=0.5):
 
 
 def test_only_progress_counts():
-    progress = [0.0]
-    opt = optimizer()
+    opt, progress = optimizer(), [0.0]
     scheduler = TimeScheduler(opt, make_curve("linear"), lambda: progress[0])
     progress[0] = 0.25
     for _ in range(5):  # repeated or skipped calls change nothing
@@ -25,8 +24,7 @@ def test_only_progress_counts():
 
 
 def test_state_is_plain_numbers_and_resumes(tmp_path):
-    progress = [0.4]
-    scheduler = TimeScheduler(optimizer(), make_curve("linear"), lambda: progress[0])
+    scheduler = TimeScheduler(optimizer(), make_curve("linear"), lambda: 0.4)
     scheduler.step()
     torch.save(scheduler.state_dict(), tmp_path / "state")
     state = torch.load(tmp_path / "state", weights_only=True)

@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -172,8 +173,7 @@ def test_a_micro_batch_that_does_not_fit_into_memory(data_dir, tmp_path):
     rows = json.loads((data_dir / "manifest.json").read_text())["splits"]["train"]["rows"]
     wide = {"intermediate_size": 3_000_000_000 // (rows * 64), "per_device_train_batch_size": rows}
     options = {**STEPS, **wide, "data_dir": data_dir, "output_dir": out, "max_steps": 2}
-    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))  # noqa: E731
-    done = train(options, preexec_fn=limit)
+    done = train(options, preexec_fn=partial(resource.setrlimit, resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30)))
     assert done.returncode == 1, done.stderr
     line = [line for line in done.stderr.splitlines() if line.startswith("error: ")][-1]
     assert line.startswith(f"error: per_device_train_batch_size: {rows} does not fit into the memory of rank 0's cpu")
