@@ -122,7 +122,6 @@ def rank_pid(launcher_pid, rank):
         with contextlib.suppress(psutil.Error):
             if psutil.Process(pid).environ().get("RANK") == str(rank):
                 return pid
-    return None
 
 
 def wait_for(condition, seconds=200):

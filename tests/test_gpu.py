@@ -5,6 +5,8 @@ import torch
 from transformers import TrainerCallback
 
 from budget_trainer import BudgetClock, TimeBudgetCallback
+from budget_trainer.config.arguments import RunArguments
+from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.masking import MaskingCollator
 from budget_trainer.model.optimizers import build_optimizer
 from budget_trainer.training.trainer import TimeBudgetTrainer
@@ -29,9 +31,6 @@ class Strict(TrainerCallback):
 @pytest.mark.parametrize("model_type", ["bert-mlm", "bert", "modernbert"])
 @pytest.mark.parametrize("optimizer_type", ["adamw", "muon"])
 def test_the_hot_loop_does_not_synchronise(data_dir, tmp_path, model_type, optimizer_type):
-    from budget_trainer.config.arguments import RunArguments
-    from budget_trainer.data.folder import DataFolder
-
     data = DataFolder.open(data_dir)
     vocabulary = {"vocab_size": data.vocab_size, "special_ids": data.special_ids}
     model = tiny(model_type, **vocabulary, hidden_size=64, hidden_dropout_prob=0.1)

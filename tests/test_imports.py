@@ -29,8 +29,8 @@ def test_the_contracts_of_setup_cfg_hold():
 
 
 def test_the_clock_starts_without_heavy_imports():
-    code = "from budget_trainer import BudgetClock, make_curve"
-    check = f"import sys; {code}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
+    check = "import sys; from budget_trainer import BudgetClock, make_curve; "
+    check += "assert not {'torch', 'transformers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -29,9 +29,8 @@ def test_parse_duration(text, seconds):
     "text", ["", "h", "-5m", "0s", "ten minutes", "5x", "24:00:00", "1e999h", "nan", "3m x", "30"]
 )
 def test_bad_durations_name_field_value_and_fix(text):
-    with pytest.raises(InputError, match=f"^checkpoint_every: '{re.escape(text)}' .*write it as") as caught:
+    with pytest.raises(InputError, match=f"^checkpoint_every: '{re.escape(text)}' .*write it as"):
         parse_duration(text, "checkpoint_every")
-    assert "\n" not in str(caught.value)
 
 
 def test_format_of_durations_and_the_unit_of_a_flag():

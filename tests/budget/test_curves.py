@@ -6,9 +6,8 @@ from budget_trainer.budget.curves import CURVES, make_curve
 from budget_trainer.core.errors import InputError
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "values"),
-    [
+def test_table():
+    for name, options, values in (
         ("linear", {}, {0: 1, 0.5: 0.5, 1: 0}),
         ("cosine", {}, {0: 1, 0.5: 0.5, 1: 0}),
         ("constant", {}, {0: 1, 0.5: 1, 1: 1}),
@@ -18,12 +17,9 @@ from budget_trainer.core.errors import InputError
         ("wsd", {"decay_proportion": 0.2, "decay_shape": "linear"}, {0.8: 1, 0.9: 0.5, 1: 0}),
         ("one_cycle", {}, {0: 0, 0.25: 0.5, 0.5: 1, 0.75: 0.5, 1: 0}),
         ("inverse_sqrt", {}, {0: 1, 0.15: 0.5}),
-    ],
-)
-def test_table(name, options, values):
-    curve = make_curve(name, 0.0, **options)
-    for progress, multiplier in values.items():
-        assert curve(progress) == pytest.approx(multiplier, abs=1e-9), progress
+    ):
+        curve = make_curve(name, 0.0, **options)
+        assert {progress: curve(progress) for progress in values} == pytest.approx(values, abs=1e-9), name
 
 
 @pytest.mark.parametrize("name", sorted(CURVES))

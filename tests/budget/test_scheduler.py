@@ -44,8 +44,7 @@ def test_state_is_plain_numbers_and_resumes(tmp_path):
     ],
 )
 def test_a_loop_without_transformers_has_the_curve_of_any_budget(budget, curve, options, expected):
-    """The original clamped a denominator in hours (B3: 0.157 of the peak just after the warmup of a 10 minute run) and
-    decayed per 1,000 hours (B4: 0.9998 of the peak after a day)."""
+    """The original had 0.157 of the peak after the warmup of 10 minutes (B3), and 0.9998 after a day of exp (B4)."""
     now = [0.0]
     clock = BudgetClock(float(budget), time_fn=lambda: now[0])
     opt = optimizer()

@@ -138,9 +138,8 @@ def test_the_defaults_of_the_original_are_written_out_where_ours_differ():
     assert all(DEFAULTS[flag.key] == flag.default for flag in silent if flag.key not in written)
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
+def test_values():
+    for flags, expected in (
         ("--total_training_time 1.5", {"total_training_time": "1h30m"}),
         ("--early_exit_time_marker 12", {"total_training_time": "24h", "early_exit_time_marker": "12h"}),
         ("--do_validation --use_early_stopping", {"early_stop_time": "12h", "early_stop_eval_loss": 2.1}),
@@ -150,27 +149,23 @@ def test_the_defaults_of_the_original_are_written_out_where_ours_differ():
         ("--current_run_id 7", {"output_dir": "out/pretraining_experiment-7", "run_name": "pretraining_experiment-7"}),
         ("--optimizer_type LAMB --adam_beta2 0.98", {"adam_beta2": 0.999, "adam_epsilon": 1e-8, "max_coeff": 0.3}),
         ("--lr 1e-3 --lr 2e-3", {"learning_rate": 2e-3}),
-    ],
-)
-def test_values(flags, expected):
-    found = values(flags)
-    assert {key: found.get(key) for key in expected} == expected
+    ):
+        found = values(flags)
+        assert {key: found.get(key) for key in expected} == expected
 
 
-@pytest.mark.parametrize(
-    ("head", "flags", "micro", "steps"),
-    [
+def test_the_global_batch_is_the_originals():
+    for head, flags, micro, steps in (
         ("deepspeed run_pretraining.py", "", 32, 256),  # 8 GPUs are assumed
         ("deepspeed --num_gpus=4 run_pretraining.py", "", 32, 512),
         ("accelerate launch --num_processes 4 run_pretraining.py", "--train_batch_size 4096", 32, 32),
         ("torchrun --nproc-per-node=2 run_pretraining.py", "--train_batch_size 4096", 32, 64),
         ("python -u run_pretraining.py", "--train_micro_batch_size_per_gpu 64", 64, 1024),
         ("python3 -m torch.distributed.launch --nproc_per_node 8 run_pretraining.py", "", 32, 256),
-    ],
-)
-def test_the_global_batch_is_the_originals(head, flags, micro, steps):
-    found = values(f"{flags} --output_dir out", f"{head} ")
-    assert found.get("per_device_train_batch_size", 32) == micro and found["gradient_accumulation_steps"] == steps
+    ):
+        found = values(f"{flags} --output_dir out", f"{head} ")
+        assert found.get("per_device_train_batch_size", 32) == micro, head
+        assert found["gradient_accumulation_steps"] == steps, head
 
 
 CONSTANT = "--lr_schedule constant_step --max_steps 9000"
@@ -210,18 +205,15 @@ def test_defects_of_the_original_are_named_where_they_apply():
     assert "needs apex" in drafted("--layer_norm_type apex").entries["layer_norm_type"][1]
 
 
-@pytest.mark.parametrize(
-    ("flags", "native"),
-    [
+def test_layouts_of_the_original_are_native_models(tmp_path):
+    for flags, native in (
         ("--layer_norm_type apex", "megatron-bert"),
         ("--encoder_ln_mode post-ln --layernorm_embedding false", "bert"),
         ("--add_nsp --encoder_ln_mode post-ln --layernorm_embedding", "bert"),
         ("--layernorm_embedding", "roberta-prelayernorm"),
         ("--layer_norm_type rms_norm --hidden_dropout_prob 0.2 --type_vocab_size 2", "eurobert"),
-    ],
-)
-def test_layouts_of_the_original_are_native_models(flags, native, tmp_path):
-    assert taken(drafted(flags), tmp_path).model_type == native
+    ):
+        assert taken(drafted(flags), tmp_path).model_type == native
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from budget_trainer.migrate import main
 from budget_trainer.migrate.reading import read_command
 from budget_trainer.migrate.recipe import convert
 from data_prep import hdf5
-from tests.conftest import ROOT, launcher, progress, read_documents, report, run, words
+from tests.conftest import ROOT, launcher, losses, progress, read_documents, report, run, words
 
 PUBLISHED = r"""
 deepspeed run_pretraining.py --model_type bert-mlm --tokenizer_name bert-large-uncased --hidden_act gelu \
@@ -69,8 +69,8 @@ def test_the_data_command_makes_the_folder_that_the_recipe_names(corpus, tokeniz
     rows = np.array(loaded(texts, truncation=True, max_length=LENGTH, padding="max_length")["input_ids"])
     (tmp_path / "shards").mkdir()
     for number, name in enumerate(("train_shard_0", "train_shard_1", "test_shard_0")):
-        third = rows[number::3]
-        write(tmp_path / "shards" / f"{name}.hdf5", third, (third != 0).sum(1), loaded, seed=number)
+        third, path = rows[number::3], tmp_path / "shards" / f"{name}.hdf5"
+        write(path, third, (third != 0).sum(1), loaded, seed=number)
     flags = f"--dataset_path {tmp_path}/shards --tokenizer_name {tokenizer} --output_dir {tmp_path}/out"
     draft = convert(read_command(f"deepspeed run_pretraining.py {flags}"))
     assert hdf5.main(draft.data_command().split()[3:]) == 0
@@ -84,9 +84,8 @@ def test_it_trains(recipe, data_dir, tmp_path):
     changes |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     changes |= {"fp16": "false", "data_dir": data_dir, "output_dir": tmp_path / "out"}
     run(launcher("cpu", "train_mlm.py", recipe, *words(changes)), ok=True)
-    account, lines = report(tmp_path / "out"), progress(tmp_path / "out")
     assert (tmp_path / "out" / "final" / "model.safetensors").exists()
-    assert account["recipe"]["adam_beta2"] == 0.98 and account["recipe"]["curve"] == "linear"
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert len(losses) >= 2 and losses[-1] < losses[0]
-    assert any("evaluation" in line for line in lines), "the cadence of validation_epochs"
+    assert report(tmp_path / "out")["recipe"]["adam_beta2"] == 0.98
+    found = [line["loss"] for line in losses(tmp_path / "out")]
+    assert len(found) >= 2 and found[-1] < found[0]
+    assert any("evaluation" in line for line in progress(tmp_path / "out")), "the cadence of validation_epochs"
