@@ -105,7 +105,7 @@ def test_a_disk_that_takes_nothing_is_known_before_any_work(data_dir, disk, refu
     code, line = refused(options)
     assert code == 1 and "could not be written (No space left on device, 0.0 MB free)" in line
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    code, line = refused(options)
+    code, line = refused({**options, "output_dir": disk / "other"})
     assert code == 2 and line.startswith(f"error: output_dir: {disk} is read-only"), line
     file = data_dir / "manifest.json"
     code, line = refused({**options, "output_dir": file / "out"})
