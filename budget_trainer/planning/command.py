@@ -68,19 +68,12 @@ def _check(args: argparse.Namespace) -> None:
     for name, value, good, fix in (
         ("probe_seconds", args.probe_seconds, args.probe_seconds > 0, "is not above zero; give seconds such as 60"),
         ("num_processes", args.num_processes, args.num_processes > 0, "is below 1; give the number of devices"),
-        (
-            "price_per_hour",
-            price,
-            price is None or price >= 0,
-            "is below 0 or no price; give money per hour such as 2.50",
-        ),
+        ("price_per_hour", price, price is None or price >= 0, "is below 0 or no price; give one such as 2.50"),
     ):
         if value is not None and not (good and math.isfinite(value)):
             raise InputError(f"{name}: {value:g} {fix}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            "WORLD_SIZE: the plan is made by one process; start it without a launcher, with --num_processes N"
-        )
+        raise InputError("WORLD_SIZE: one process makes the plan; start it without a launcher, with --num_processes N")
     args.plan_file = args.write and args.write.with_name(f"{args.write.stem}.plan.json")
     default = args.picture == Path("plan.png")  # always drawn anew
     for path in filter(None, (args.json, args.write, args.plan_file, args.picture)):
@@ -135,16 +128,14 @@ def ask_probe(words: Sequence[str], folder: Path, deadline: float) -> tuple[Prob
         )
     code = None
     try:
-        code = probe.wait(timeout=max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        pass  # what it has reported counts
+        with contextlib.suppress(subprocess.TimeoutExpired):  # what it has reported counts
+            code = probe.wait(timeout=max(0.0, deadline - time.monotonic()))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(probe.pid, signal.SIGKILL)  # compilers have processes of their own
         probe.wait()
-    message: ProbeReport | Exception | None = None
-    if (folder / REPORT_FILE).exists():  # our own child's, in a folder that only this user can enter
-        message = pickle.loads((folder / REPORT_FILE).read_bytes())
+    file = folder / REPORT_FILE  # our own child's, in a folder that only this user can enter
+    message: ProbeReport | Exception | None = pickle.loads(file.read_bytes()) if file.exists() else None
     if isinstance(message, Exception):
         raise message
     if code in (0, None):

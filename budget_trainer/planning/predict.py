@@ -118,8 +118,7 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
         if validation is not None:
             self.callbacks.append(ValidationCadence(trainer, validation))
 
-    def set_up(self) -> None:
-        """Everything before the first step, rehearsals included."""
+    def train(self) -> dict[str, Any]:
         costs, budget, end = self.costs, self.time_budget, self.end
         self.now = costs.setup
         self.spend("evaluate", costs.rehearse)
@@ -129,14 +128,10 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
         first = costs.compile + costs.step_seconds(self.stage)
         if self.now + first + costs.reserve > end:
             raise InputError(
-                f"total_training_time: {end:.0f}s is too short here: set-up takes {self.now:.0f}s, the first step "
-                f"{first:.1f}s{' with its compilation' if costs.compile else ''}, the last save {costs.reserve:.1f}s; give "
-                "more time or a smaller model"
+                f"total_training_time: {end:.0f}s is too short here: set-up takes {self.now:.0f}s, the first step {first:.1f}s"
+                f"{' with its compilation' if costs.compile else ''}, the last save {costs.reserve:.1f}s; give more time"
             )
-
-    def train(self) -> dict[str, Any]:
-        self.set_up()
-        steps = min((self.end - self.now) / self.costs.step_seconds(self.stage), self.args.max_steps)
+        steps = min((end - self.now) / costs.step_seconds(self.stage), self.args.max_steps)
         longest = max(1, int(steps / MOST_STRIDES))
         every, number = max(1, int(steps / longest / _POINTS)), 0
         schedule: list[dict[str, float]] = []
@@ -147,14 +142,14 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
                 schedule.append(self.point(self.schedule_progress()))
             number += 1
             if self.control.should_evaluate:
-                self.spend("evaluate", self.costs.evaluate)
+                self.spend("evaluate", costs.evaluate)
                 self.validations += 1
             if self.control.should_save:
-                self.spend("save", self.costs.checkpoint)
+                self.spend("save", costs.checkpoint)
             self.control.should_evaluate = self.control.should_save = False
         if self.recipe.budget.finetune_checkpoint_at_end:
-            self.spend("save", self.costs.save)
-        seconds, tokens = self.clock.seconds_by_phase(), self.samples_consumed * self.costs.block_size
+            self.spend("save", costs.save)
+        seconds, tokens = self.clock.seconds_by_phase(), self.samples_consumed * costs.block_size
         phases = ("setup", "compile", "train", "evaluate", "save")
         return {
             "steps": self.state.global_step,

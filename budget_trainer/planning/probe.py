@@ -102,9 +102,7 @@ def probe(
     trackers: Any = [name for name in args.report_to or [] if name == "tensorboard"]  # others would show it
     args.report_to = trackers
     if engine_name(args) != "single":
-        raise InputError(
-            f"plan: it works with one process and no engine ({engine_name(args)}); give --num_processes N"
-        )
+        raise InputError(f"plan: it takes one process and no engine ({engine_name(args)}); give --num_processes N")
     mark("imports")
 
     run.check_data()

@@ -27,7 +27,6 @@ _SHAPES = ((2, 128), (4, 256), (4, 512), (8, 512), (12, 768), (24, 1024))
 _NEIGHBOURS = 2  # shapes on either side of the recipe's
 _NOTE_PASSES = 4  # repeats are almost as good as new text up to here for causal models (Muennighoff et al. 2023)
 _WARN_PASSES = 40  # the most that is known of masked ones: BERT itself (Devlin et al. 2018, about 40 epochs)
-_COMPILE_PROBED_FROM_SECONDS = 1500.0  # precision._COMPILE_PROBE_SECONDS / precision._PROBE_SHARE
 
 
 @dataclass
@@ -79,9 +78,7 @@ def make_plan(
         where = "while it was setting up"
         if report is not None and report.parameters:
             where = "among its first steps" if report.peak_flops else "before the first step"
-        raise RunError(
-            f"probe: its time was over {where}; give it more with --probe_seconds 120 (or free the machine)"
-        )
+        raise RunError(f"probe: its time was over {where}; give it more with --probe_seconds 120")
     results, recipe, micro_batch = report.results, report.recipe, report.results.micro_batch
     total = report.total_per_process or micro_batch
     accumulation, total_batch = total // micro_batch, total * num_processes
@@ -91,7 +88,13 @@ def make_plan(
             f"{report.data['path']} has {report.rows}; lower it or per_device_train_batch_size, or prepare more text"
         )
     eager, workers = results.typical(micro_batch), report.costs.workers
-    compiled, setup = _compilation(report, eager), _setup(report)
+    # Whether the run times compiling itself: precision._COMPILE_PROBE_SECONDS / precision._PROBE_SHARE.
+    times = recipe.budget.auto_speed and recipe.end_seconds >= 1500
+    compiled, setup = _compilation(report, eager, times), dict(report.setup)
+    if recipe.budget.auto_speed:  # at the micro-batch that was chosen
+        setup["precision"] *= micro_batch / report.tried_blocks
+        if report.compile != "no" and times:
+            setup["compiling in the run's probe"] = 2 * (results.compile_seconds() or 0.0)
     step = MicroStep(**compiled["step"]) if compiled["step"] else eager
     costs = replace(report.costs, setup=sum(setup.values()), compile=compiled["seconds"])
     costs = replace(costs, micro_batch=micro_batch, step=step, relative=results.relative)
@@ -145,7 +148,7 @@ def make_plan(
     }
 
 
-def _compilation(report: ProbeReport, eager: MicroStep) -> dict[str, Any]:
+def _compilation(report: ProbeReport, eager: MicroStep, run_times: bool) -> dict[str, Any]:
     """`kind`, `seconds` that compiling will take the run and without the probe's cache (`cold_seconds`; None: not measured),
     the steady `step` of that kind (None: not measured), `measured`."""
     found = report.results
@@ -156,25 +159,10 @@ def _compilation(report: ProbeReport, eager: MicroStep) -> dict[str, Any]:
     if steady is None or seconds is None:
         return {**none, "kind": report.compile, "measured": False}
     working = 1 - seconds / report.recipe.end_seconds
-    if _run_times_compiling(report) and eager.seconds() * working <= MicroStep(**steady["typical"]).seconds():
+    if run_times and eager.seconds() * working <= MicroStep(**steady["typical"]).seconds():
         return none  # the run's own probe will find the same
     cold = seconds + found.cached
     return {**none, "kind": report.compile, "seconds": seconds, "step": steady["step"], "cold_seconds": cold}
-
-
-def _run_times_compiling(report: ProbeReport) -> bool:
-    """Whether the budget is long enough for the run to time compiling itself (`precision`)."""
-    return report.recipe.budget.auto_speed and report.recipe.end_seconds >= _COMPILE_PROBED_FROM_SECONDS
-
-
-def _setup(report: ProbeReport) -> dict[str, float]:
-    """Seconds of set-up by what they go into, at the micro-batch that was chosen."""
-    seconds, micro_batch = dict(report.setup), report.results.micro_batch
-    if report.recipe.budget.auto_speed and micro_batch is not None:
-        seconds["precision"] *= micro_batch / report.tried_blocks
-        if report.compile != "no" and _run_times_compiling(report):
-            seconds["compiling in the run's probe"] = 2 * (report.results.compile_seconds() or 0.0)
-    return seconds
 
 
 def _repeats(passes: float, dup_factor: int | None) -> dict[str, str]:

@@ -22,10 +22,7 @@ _LADDER_SHARE, _TURNS_SHARE, _STAGES_SHARE = 0.25, 0.3, 0.5
 _STAGE_REPEATS = 3
 _CLOSING_SECONDS = 2.0  # the parent needs the last ones
 _REPORT_EVERY_SECONDS, _WINDOW_SECONDS = 1.0, 4.0
-NO_ROOM = (
-    "per_device_train_batch_size: what the probe does does not fit into the memory of this machine, however small the "
-    "micro-batch; plan a smaller model or shorter blocks"
-)
+NO_ROOM = "per_device_train_batch_size: none fits into this machine's memory; plan a smaller model or shorter blocks"
 
 
 class MicroStep(NamedTuple):
@@ -130,10 +127,7 @@ class Measurements:
         return grown / (sizes[-1] - sizes[0]) if grown > 0 else None
 
     def compile_seconds(self) -> float | None:
-        """What the run's first compiled step will take longer than later ones, with the cache as the probe has filled it.
-
-        None where it is not known.
-        """
+        """What the run's first compiled step, which finds the probe's cache, will take longer than later ones (or None)."""
         if self.first_compiled is None or not self.steady:
             return None
         return max(0.0, self.first_compiled - self.cached - _medians(self.steady).seconds())
@@ -319,15 +313,11 @@ class ProbeSteps:
             self.results.relative[shape] = others / own
 
     def compilation(self) -> Steps:
-        """The first compiled step of the chosen size, which compiles.
-
-        Where a graph was not in torch's cache, the compiler's time is what the run behind this probe is spared: 64.6 s were
-        4.6 s in the next process, and 57.5 s are counted here.
-        """
+        """The first compiled step of the chosen size, which compiles."""
         from torch._dynamo.utils import compilation_time_metrics, counters
 
         self.results.first_compiled = (yield from self._chosen(eager=False)).seconds()
-        if counters["inductor"]["fxgraph_cache_miss"]:
+        if counters["inductor"]["fxgraph_cache_miss"]:  # 64.6 s were 4.6 s in the next process; this takes 57.5 off
             self.results.cached = float(sum(compilation_time_metrics.get("fx_codegen_and_compile", ())))
 
     def steady(self, until: float) -> Steps:

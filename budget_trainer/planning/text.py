@@ -92,8 +92,7 @@ def plan_text(content: Mapping[str, Any]) -> str:
     add("tokens", f"{prediction.tokens:,} at {prediction.tokens_per_second:,.0f} tokens/s{peak}")
     if plan.steady and plan.steady["slowest"] is not None:  # the machine's own speed will move in the run, too
         slowest, fastest = (plan.steady[name] * prediction.tokens_per_second for name in ("slowest", "fastest"))
-        seconds = plan.steady["seconds"]
-        add("", f"{slowest:,.0f} to {fastest:,.0f} within the {seconds:.0f} s that were measured of it")
+        add("", f"{slowest:,.0f} to {fastest:,.0f} within the {plan.steady['seconds']:.0f} s that were measured of it")
     add("passes over the corpus", f"{plan.passes_over_corpus:.3g}")
     if plan.repeats["level"] != "fine":
         add(plan.repeats["level"], plan.repeats["text"])
@@ -110,18 +109,17 @@ def plan_text(content: Mapping[str, Any]) -> str:
             reason, fix = "the probe failed before it was measured", ""
         add("compiling", f"on, but {reason}: steps are eager ones and its time is missing{fix}")
     if plan.probe_failed:
-        after = "after its choice of the micro-batch, and the run may fail likewise"
-        add("warning", f"the probe failed {after}: {plan.probe_failed}")
+        add("warning", f"the probe failed after its choice, and the run may fail likewise: {plan.probe_failed}")
     add("saving", f"{plan.save_seconds_each:.2f} s per model, {prediction.save_seconds:.1f} s in all")
     if prediction.validations:
-        in_all = f"{plan.evaluate_seconds_each:.1f} s, {prediction.evaluate_seconds:.1f} s in all"
-        add("validating", f"{prediction.validations} x {in_all}")
+        each, in_all = plan.evaluate_seconds_each, prediction.evaluate_seconds
+        add("validating", f"{prediction.validations} x {each:.1f} s, {in_all:.1f} s in all")
     add("ends", f"{ends} if it began now; evaluation and report come after it")
     if plan.cost is not None:
         add("cost", f"{plan.cost:,.2f} at {plan.price_per_hour:g} per hour, for the whole budget")
     if processes > 1:
-        same = f"{processes} processes are {processes} times as fast as this one, each with a device like this one to"
-        add("assumed", f"{same} itself; the time for their communication was not measured")
+        same = f"{processes} processes are {processes} times as fast as this one, each on a device of its own like this one"
+        add("assumed", f"{same}; the time for their communication was not measured")
     return "\n".join([*lines, "", *_stages(plan.schedule), "", *_model_sizes(plan.sizes)])
 
 

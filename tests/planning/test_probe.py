@@ -172,8 +172,8 @@ def test_want_of_memory_anywhere_is_said_in_one_line(tmp_path, monkeypatch):
     from_run = RunError("per_device_train_batch_size: 8 does not fit; go on with --resume_from_checkpoint auto")
     from_run.__cause__ = torch.OutOfMemoryError("CUDA out of memory")
     for error, expected in (
-        (torch.OutOfMemoryError("CUDA out of memory"), "does not fit into the memory of this machine, however small"),
-        (from_run, "does not fit into the memory of this machine, however small"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "none fits into this machine's memory"),
+        (from_run, "none fits into this machine's memory"),
         (RunError("known"), "known"),
         (InputError("x: y"), "x: y"),
     ):
@@ -227,7 +227,7 @@ def test_on_a_cpu_weights_that_cannot_fit_are_not_made(data_dir, tmp_path, monke
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
     huge = tiny_words(tmp_path, data_dir, hidden_size=2**16, num_hidden_layers=100)
     begin = time.monotonic()
-    with pytest.raises(RunError, match="does not fit into the memory"):
+    with pytest.raises(RunError, match="none fits into this machine's memory"):
         probe(huge, tmp_path)
     assert time.monotonic() - begin < 60
 
