@@ -117,7 +117,7 @@ def assert_near(found, expected, atol=1e-6, rtol=1e-5):
     torch.testing.assert_close(found, expected, atol=atol, rtol=rtol, check_dtype=False)
 
 
-def check_step_of(trainer_class, model, inputs, micro, folder, **options):
+def check_step(trainer_class, model, inputs, micro, folder, **options):
     """Loss and gradient norm that a Trainer logs of one step in micro-batches are those of the whole batch."""
     options |= {"train_dataset": [dict(zip(inputs, row, strict=True)) for row in zip(*inputs.values(), strict=True)]}
     flags = {"max_steps": 1, "logging_steps": 1, "use_cpu": True, "report_to": "none", "save_strategy": "no"}

@@ -9,14 +9,8 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoModelForMaskedLM
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.attention import (
-    attend,
-    build_mask,
-    choose_backend,
-    position_ids,
-    separate_padding,
-    static_mask,
-)
+from budget_trainer.model import attention
+from budget_trainer.model.attention import attend, build_mask, choose_backend
 from budget_trainer.model.sparse import FUSED, check_document_mask
 from tests.model.models import (
     DOCUMENTS,
@@ -50,7 +44,7 @@ def test_positions_and_segments(ids, positions, starts):
     for padding, first in ((None, 0), (1, 2)):  # RoBERTa's begin behind the padding id
         table = SimpleNamespace(padding_idx=padding)
         base = SimpleNamespace(embeddings=SimpleNamespace(position_embeddings=table))
-        assert (position_ids(base, ids) - first).tolist() == positions
+        assert (attention.position_ids(base, ids) - first).tolist() == positions
     segments = build_mask(ids, "varlen")
     assert segments.starts.tolist() == starts and segments.starts.dtype == torch.int32 and segments.longest == 3
 
@@ -63,11 +57,11 @@ def test_the_number_of_documents_can_be_bounded():
 
 
 def mask_of(how, mask, ids, model_type="bert", **config):
-    return static_mask(SimpleNamespace(_attn_implementation=how, model_type=model_type, **config), mask, ids)
+    return attention.static_mask(SimpleNamespace(_attn_implementation=how, model_type=model_type, **config), mask, ids)
 
 
 def test_masks():
-    ids = separate_padding(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[1, 1, 1, 0]]))
+    ids = attention.separate_padding(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[1, 1, 1, 0]]))
     assert ids.tolist() == [[0, 0, 1, -1]]
     mask = mask_of("sdpa", None, ids)
     assert mask.int().tolist() == [[[[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]]]
@@ -85,7 +79,7 @@ def qkv_and_ids(rows=2, heads=2, width=16, device="cpu", dtype=torch.float32):
     given = packed(rows)
     generator = torch.Generator().manual_seed(3)
     qkv = torch.randn(rows, LENGTH, 3, heads, width, generator=generator)
-    ids = separate_padding(given["document_ids"], given["attention_mask"]).to(device)
+    ids = attention.separate_padding(given["document_ids"], given["attention_mask"]).to(device)
     return qkv.to(device, dtype).requires_grad_(), ids
 
 
@@ -186,17 +180,13 @@ def test_compiled_training_on_packed_documents(model_type, layers_only):
 def test_what_cannot_keep_documents_apart_says_so():
     for model_type, _ in KINDS:
         check_document_mask(sharp(model_type))
-    other = sharp("distilbert")
-    with pytest.raises(InputError, match="'distilbert' cannot keep packed documents apart"):
-        check_document_mask(other)
-    with pytest.raises(InputError, match="distilbert"):
-        other(**packed())
-    model = sharp("modernbert")
-    model.config._attn_implementation = "flex_attention"
-    with pytest.raises(InputError, match="attn_implementation='flex_attention'"):
-        check_document_mask(model)
-    with pytest.raises(InputError, match="attn_implementation='flex_attention'"):
-        model(**packed())
+    other, flex = sharp("distilbert"), sharp("modernbert")
+    flex.config._attn_implementation = "flex_attention"
+    for model, message in ((other, "'distilbert' cannot keep packed"), (flex, "attn_implementation='flex_attention'")):
+        with pytest.raises(InputError, match=message):
+            check_document_mask(model)
+        with pytest.raises(InputError, match=message):
+            model(**packed())
 
 
 # ---- on a GPU ----

@@ -8,10 +8,9 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
-from tests.model.models import tiny
+from tests.model.models import GPU, TYPES, tiny
 
 L, H, F, LAYERS, HEADS, V, SLOTS, BATCH = 32, 64, 96, 2, 4, 512, 5, 3
-TYPES = ["bert", "megatron-bert", "roberta-prelayernorm", "eurobert", "modernbert"]
 
 
 def model_of(model_type, **options):
@@ -59,9 +58,8 @@ def test_the_counter_sees_a_wrong_head():
 
 
 def test_stock_class_and_next_sentence_prediction():
-    config = BertConfig(
-        vocab_size=V, hidden_size=H, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=F
-    )
+    sizes = {"hidden_size": H, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": F}
+    config = BertConfig(vocab_size=V, **sizes)
     alone = model_flops_per_token(BertForMaskedLM(config), L, SLOTS)
     pair = model_flops_per_token(BertForPreTraining(config), L, SLOTS)
     assert alone == pytest.approx(by_hand("bert", SLOTS))
@@ -84,6 +82,6 @@ def test_peak_is_measured_in_time_and_leaves_the_random_state_alone(dtype):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@GPU
 def test_peak_on_a_gpu():
     assert measure_peak_flops("cuda", torch.bfloat16, seconds=0.2) > 1e12

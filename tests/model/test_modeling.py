@@ -15,17 +15,7 @@ from transformers import AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, Trai
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.build import PADDED_ROW_BIAS, check_positions, load_pretrained, set_output_bias
 from budget_trainer.model.sparse import HEADS
-from tests.model.models import (
-    SPECIAL,
-    VOCAB,
-    WITH_PAIRS,
-    assert_near,
-    batch,
-    check_step_of,
-    loss_and_gradients,
-    pick,
-    tiny,
-)
+from tests.model.models import SPECIAL, VOCAB, WITH_PAIRS, assert_near, batch, check_step, pick, tiny
 
 FAMILIES = ["bert-mlm", "bert", "roberta", "roberta-prelayernorm", "modernbert", "eurobert"]
 # modernbert divides the range of what writes into the residual stream, and of its head, by sqrt(2 * layers).
@@ -46,7 +36,7 @@ def test_num_items_in_batch_divides_the_sum():
 def test_under_a_plain_trainer_accumulation_does_not_change_the_loss(tmp_path, micro):
     inputs = batch(rows=8, slots=5)
     inputs["labels"][5, 1:] = -100
-    trainer = check_step_of(Trainer, tiny("bert"), inputs, micro, tmp_path)
+    trainer = check_step(Trainer, tiny("bert"), inputs, micro, tmp_path)
     assert trainer.model_accepts_loss_kwargs and trainer.label_names == ["labels"]
 
 
@@ -113,17 +103,15 @@ def test_any_masked_language_model_trains_and_reloads(model_type, tmp_path):
     model, inputs = tiny(model_type), batch()
     assert model_type not in HEADS
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    before = loss_and_gradients(model, inputs)[0]
+    before = model(**inputs).loss
+    before.backward()
     optimizer.step()
-    assert loss_and_gradients(model, inputs)[0] < before
+    assert model(**inputs).loss < before
     model.eval().save_pretrained(tmp_path)
-    stock = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    stock, again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval(), load_pretrained(str(tmp_path)).eval()
     assert type(stock) is not type(model) and type(stock).__name__ == type(model).__name__
-    given = pick(inputs, "input_ids", "attention_mask")
-    valid = inputs["attention_mask"].bool()
-    with torch.no_grad():
-        assert torch.allclose(stock(**given).logits[valid], model(**given).logits[valid], atol=1e-5)
-    again = load_pretrained(str(tmp_path)).eval()
+    given, valid = pick(inputs, "input_ids", "attention_mask"), inputs["attention_mask"].bool()
+    assert_near(stock(**given).logits[valid], model(**given).logits[valid], 1e-5)
     assert again(**inputs).loss.item() == pytest.approx(model(**inputs).loss.item(), abs=1e-5)
 
 
@@ -133,10 +121,8 @@ def test_the_longest_block_fits_and_one_more_token_is_refused(model_type, pad):
     model = tiny(model_type, special_ids=SPECIAL | {"pad": pad, "unk": 1 - pad}, max_position_embeddings=24)
     model(**batch(length=24, padded=False)).loss.backward()
     check_positions(model.config, 24, "max_position_embeddings")
-    with pytest.raises(
-        InputError, match=f"^model_name_or_path: this {model.config.model_type} takes 24 tokens, .* 25; "
-    ):
-        check_positions(model.config, 25, "model_name_or_path")
+    with pytest.raises(InputError, match=f"^long: this {model.config.model_type} takes 24 tokens, .* 25; "):
+        check_positions(model.config, 25, "long")
 
 
 def test_checkpoints_that_cannot_be_continued(tmp_path):

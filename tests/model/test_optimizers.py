@@ -13,16 +13,10 @@ from torch import nn
 from transformers.optimization import Adafactor
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.model import engine_optimizers as engine
 from budget_trainer.model import optimizers
-from budget_trainer.model.engine_optimizers import (
-    check_engine,
-    fused_optimizer,
-    let_deepspeed_step,
-    zero_muon,
-    zero_stage,
-)
 from budget_trainer.model.optimizers import OPTIMIZERS, Lamb, build_optimizer
-from tests.model.models import WITH_PAIRS, tiny
+from tests.model.models import GPU, WITH_PAIRS, tiny
 
 
 class RMSNorm(nn.Module):
@@ -87,35 +81,32 @@ def reference_groups(model, matrices=True):
     return [{"params": members, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
 
 
+def muon_and_adamw(model):
+    options = {"weight_decay": 0.05, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw", "nesterov": True}
+    hidden = torch.optim.Muon([model.up.weight, model.down.weight], lr=0.02, **options)
+    rest = torch.optim.AdamW(reference_groups(model, matrices=False), **ADAM)
+    rest.register_step_post_hook(lambda *step: (hidden.step(), hidden.zero_grad()))
+    return rest
+
+
+ADAM = {"lr": 0.01, "betas": (0.9, 0.98), "eps": 1e-6}
+MUON = {"muon_learning_rate": 0.02, "muon_weight_decay": 0.05}
 REFERENCES = {
-    "adam": lambda groups: torch.optim.Adam(groups, lr=0.01, betas=(0.9, 0.98), eps=1e-6),
-    "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.98), eps=1e-6),
-    "adafactor": lambda groups: Adafactor(groups, lr=0.01, scale_parameter=False, relative_step=False),
+    "adam": lambda model: torch.optim.Adam(reference_groups(model), **ADAM),
+    "adamw": lambda model: torch.optim.AdamW(reference_groups(model), **ADAM),
+    "adafactor": lambda m: Adafactor(reference_groups(m), lr=0.01, scale_parameter=False, relative_step=False),
+    "muon": muon_and_adamw,
 }
 
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_equals_its_reference(name):
     ours, theirs = small(), small()
-    reference = REFERENCES[name](reference_groups(theirs))
-    optimizer = build_optimizer(name, ours, learning_rate=0.01, weight_decay=0.1)
-    assert close(train(ours, optimizer), train(theirs, reference))
-    if name != "adafactor":
+    options = {**MUON, "muon_momentum": 0.9} if name == "muon" else {}
+    optimizer = build_optimizer(name, ours, learning_rate=0.01, weight_decay=0.1, **options)
+    assert close(train(ours, optimizer), train(theirs, REFERENCES[name](theirs)))
+    if name in ("adam", "adamw"):
         assert all(group["fused"] for group in optimizer.param_groups)
-
-
-def muon(model, **changes):
-    options = {"learning_rate": 0.01, "weight_decay": 0.1, "muon_learning_rate": 0.02, "muon_weight_decay": 0.05}
-    return build_optimizer("muon", model, **options | changes)
-
-
-def test_muon_equals_torchs_muon_and_adamw():
-    ours, theirs = small(), small()
-    options = {"weight_decay": 0.05, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw", "nesterov": True}
-    hidden = torch.optim.Muon([theirs.up.weight, theirs.down.weight], lr=0.02, **options)
-    rest = REFERENCES["adamw"](reference_groups(theirs, matrices=False))
-    rest.register_step_post_hook(lambda *step: (hidden.step(), hidden.zero_grad()))
-    assert close(train(ours, muon(ours, muon_momentum=0.9)), train(theirs, rest))
 
 
 def test_muon_takes_the_common_learning_rate_by_default():
@@ -154,7 +145,7 @@ def test_muon_of_a_model_without_matrices_of_one_kind(model):
 
 def test_a_scheduler_drives_both_parts_of_muon():
     model = small()
-    optimizer = muon(model)
+    optimizer = build_optimizer("muon", model, learning_rate=0.01, muon_learning_rate=0.02)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     assert close(train(model, optimizer, 1), before, 0)
@@ -285,14 +276,14 @@ def test_lamb_has_the_options_of_the_original():
 )
 def test_what_cannot_run_is_refused(name, impl, options, message):
     with pytest.raises(InputError) as refused:
-        check_engine(name, impl, **{"device": "cpu", **options})
+        engine.check_engine(name, impl, **{"device": "cpu", **options})
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_what_every_engine_runs():
     for name, stage in itertools.product(("adam", "adamw"), (None, 0, 1, 2, 3)):
-        check_engine(name, "auto", device="cpu", zero_stage=stage, max_grad_norm=1.0)
-    check_engine("muon", "auto", device="cuda", fsdp=True)
+        engine.check_engine(name, "auto", device="cpu", zero_stage=stage, max_grad_norm=1.0)
+    engine.check_engine("muon", "auto", device="cuda", fsdp=True)
 
 
 @pytest.mark.parametrize(
@@ -303,14 +294,14 @@ def test_a_missing_package_is_named_with_its_installation(monkeypatch, impl, fix
     for module in ("apex", "apex.optimizers", "deepspeed", "deepspeed.ops", "deepspeed.ops.lamb", zero):
         monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     with pytest.raises(InputError, match=f"optimizer_impl: {impl} is not installed") as refused:
-        check_engine("lamb", impl, device="cuda")
+        engine.check_engine("lamb", impl, device="cuda")
     assert fix in str(refused.value) and "\n" not in str(refused.value)
     with pytest.raises(InputError, match="optimizer_type: muon under ZeRO is DeepSpeed's"):
-        zero_muon([])
+        engine.zero_muon([])
     monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
     monkeypatch.delitem(sys.modules, "apex.optimizers")
     with pytest.raises(InputError, match="the package named apex on the public index is another one"):
-        check_engine("adamw", "apex", device="cuda")
+        engine.check_engine("adamw", "apex", device="cuda")
 
 
 class Recorded(torch.optim.Optimizer):
@@ -341,7 +332,7 @@ def test_fused_kernels_get_the_options_of_ours(kernels):
         ("apex", "lamb", {"bias_correction": True, **free}, {"bias_correction": True, "max_grad_norm": math.inf}),
     ):
         groups = [{"params": [nn.Parameter(torch.ones(2))], "lr": 0.1, "weight_decay": 0.0}]
-        made = fused_optimizer(impl, name, groups, **given, **adam).options
+        made = engine.fused_optimizer(impl, name, groups, **given, **adam).options
         assert made.pop("use_nvlamb", False) is ((impl, name) == ("apex", "lamb"))
         assert made == {**expected, **adam}
     for impl, message in (
@@ -349,10 +340,10 @@ def test_fused_kernels_get_the_options_of_ours(kernels):
         ("deepspeed", "bias_correction: DeepSpeed's FusedLamb corrects behind the trust ratio"),
     ):
         with pytest.raises(InputError, match=message):
-            check_engine("lamb", impl, device="cuda", lamb={"bias_correction": True, **clamp})
+            engine.check_engine("lamb", impl, device="cuda", lamb={"bias_correction": True, **clamp})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@GPU
 @pytest.mark.parametrize(
     ("impl", "name"), [("apex", "adam"), ("apex", "adamw"), ("apex", "lamb"), ("deepspeed", "lamb")]
 )
@@ -367,10 +358,10 @@ def test_fused_kernels_equal_ours(impl, name):
 
 
 def test_zero_stage_of_accelerates_plugin():
-    assert zero_stage(None) is None
+    assert engine.zero_stage(None) is None
     plugin = types.SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 3}})
-    assert zero_stage(plugin) == 3
-    assert not let_deepspeed_step(plugin, "muon")
+    assert engine.zero_stage(plugin) == 3
+    assert not engine.let_deepspeed_step(plugin, "muon")
     assert plugin.deepspeed_config == {
         "zero_optimization": {"stage": 3, "reduce_scatter": False},
         "zero_allow_untested_optimizer": True,
@@ -393,11 +384,11 @@ def test_muon_under_zero_takes_the_steps_of_ours(monkeypatch):
     pytest.importorskip("deepspeed")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     ours, theirs = small(), small()
-    options = {"learning_rate": 0.01, "weight_decay": 0.1, "muon_learning_rate": 0.02, "muon_weight_decay": 0.05}
+    options = {"learning_rate": 0.01, "weight_decay": 0.1, **MUON}
     optimizer = build_optimizer("muon", theirs, **options, zero_stage=2)
     assert type(optimizer).__name__ == "MuonWithAuxAdam"
     assert [p.use_muon for p in (theirs.up.weight, theirs.down.weight, theirs.embed.weight)] == [True, True, False]
-    first, second = train(ours, muon(ours)), train(theirs, optimizer)
+    first, second = train(ours, build_optimizer("muon", ours, **options)), train(theirs, optimizer)
     start = list(small().parameters())
     for (name, _), a, b, s in zip(theirs.named_parameters(), first, second, start, strict=True):
         # Newton-Schulz runs in bfloat16 in both, in another order of operations.

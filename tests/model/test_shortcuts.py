@@ -42,12 +42,14 @@ def test_no_shortcut_changes_loss_or_gradients(model_type, how, add_nsp, what):
         batch.pop("document_ids", None)
     if add_nsp:
         batch["next_sentence_label"] = torch.tensor([0, 1, 0])
+    assert model.last_layer_is_sparse is (model_type in LAST_LAYERS and not add_nsp)
     loss, gradients = loss_and_gradients(model, batch)
     for name, plain in PLAIN.items():
         setattr(model, name, plain)
         its, others = loss_and_gradients(model, batch)
         assert its == pytest.approx(loss, rel=1e-6, abs=1e-6), name  # the loss is float32
         assert_near(others, gradients, rtol=1e-4)
+        assert not model.last_layer_is_sparse
 
 
 @pytest.mark.parametrize("what", ["full", "padding"])
@@ -99,14 +101,6 @@ def test_gradient_checkpointing(model_type):
     again, others = loss_and_gradients(model, batch)
     assert loss == again and len(calls) == 2, "computed forward, and again for the backward pass"
     assert_near(others, gradients, 1e-7)
-
-
-def test_other_types_compute_the_whole_layer():
-    for model_type in HEADS.keys() - set(LAST_LAYERS):
-        assert not sharp(model_type).last_layer_is_sparse
-    model = sharp("bert")
-    model.sparse_mask_prediction = False
-    assert not model.last_layer_is_sparse
 
 
 def test_bf16_and_dropout_run():
