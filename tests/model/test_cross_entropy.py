@@ -148,9 +148,6 @@ def test_a_projection_of_another_kind_is_called_not_read():
             return 2 * super().forward(states)
 
     model = tiny("bert")
-    stock = model.cls.predictions.decoder
     before = model(**batch()).loss.item()
-    doubled = Doubled(32, stock.out_features)
-    doubled.weight, doubled.bias = stock.weight, torch.nn.Parameter(torch.zeros_like(stock.bias))
-    model.cls.predictions.decoder = doubled
+    model.cls.predictions.decoder.__class__ = Doubled
     assert model(**batch()).loss.item() != pytest.approx(before, abs=1e-6)

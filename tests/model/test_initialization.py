@@ -58,9 +58,7 @@ def test_equals_the_exact_svd():
 
 
 def test_small_vocabulary_and_repeatable():
-    rows = text(50)
-    a = cooccurrence_embeddings(rows, 100, 128, special_ids=SPECIAL, context_words=8192, seed=3)
-    b = cooccurrence_embeddings(rows, 100, 128, special_ids=SPECIAL, context_words=8192, seed=3)
+    a, b = (cooccurrence_embeddings(text(50), 100, 128, special_ids=SPECIAL, seed=3) for _ in range(2))
     assert a.shape == (100, 128) and np.isfinite(a).all() and np.array_equal(a, b)
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -66,10 +67,7 @@ def test_the_same_model_with_another_kernel(apex, model_type, tmp_path):
 
 @pytest.mark.parametrize(
     ("model_type", "expected"),
-    [
-        ("modernbert", "has none; give the model one (modernbert: model_config {norm_bias: true})"),
-        ("eurobert", "no LayerNorm"),
-    ],
+    [("modernbert", "(modernbert: model_config {norm_bias: true})"), ("eurobert", "no LayerN")],
 )
 def test_models_it_cannot_serve(apex, model_type, expected):
     with pytest.raises(InputError) as refused:
@@ -82,10 +80,8 @@ def test_it_is_nvidias_and_needs_a_gpu(apex, monkeypatch):
     with pytest.raises(InputError, match="^layer_norm_type: apex runs on NVIDIA GPUs, this run is on 'cpu'; use"):
         use_apex(model, torch.device("cpu"))
 
-    def no_extension(*args, **kwargs):
-        raise ImportError("No module named 'fused_layer_norm_cuda'")
-
     absent = r"^layer_norm_type: apex is not installed \(.*\); build NVIDIA's from source \("
+    no_extension = Mock(side_effect=ImportError("No module named 'fused_layer_norm_cuda'"))
     for change in (
         lambda: monkeypatch.setattr(apex, "FusedLayerNorm", no_extension),
         lambda: monkeypatch.delattr(apex, "FusedLayerNorm"),  # the other package of that name

@@ -69,6 +69,8 @@ def test_equals_the_stock_class(model_type, how, what):
     assert_near(model(**batch, return_logits=True).logits, expected.logits.gather(1, places).flatten(0, 1), 1e-5)
     assert model(**batch).logits is None
     assert model(**given, labels=labels).loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):  # eager attention adds masks in float32 to scores in bf16
+        assert model(**batch).loss.item() == pytest.approx(expected.loss.item(), rel=0.05)
     loss, gradients = loss_and_gradients(model, batch)
     assert loss == pytest.approx(expected.loss.item(), abs=1e-5)
     expected.loss.backward()
@@ -101,15 +103,6 @@ def test_gradient_checkpointing(model_type):
     again, others = loss_and_gradients(model, batch)
     assert loss == again and len(calls) == 2, "computed forward, and again for the backward pass"
     assert_near(others, gradients, 1e-7)
-
-
-def test_bf16_and_dropout_run():
-    """Additive masks are float32 beside bf16 queries; dropout makes two passes differ."""
-    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-    model, batch = sharp("bert", "eager", **dropout), batch_of("padding")
-    with torch.autocast("cpu", torch.bfloat16):
-        first, second = model(**batch).loss, model(**batch).loss
-    assert torch.isfinite(first) and first != second
 
 
 def test_packed_documents_by_a_kernel_that_takes_all_queries(monkeypatch):
