@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,9 +31,8 @@ PACKERS: dict[str, type[Packer]] = {
 }
 _Facts = dict[str, Any]  # for the manifest
 _HELD_OUT = "validation.txt"  # the text of the validation blocks, so that any other model can be scored on it
-
-
 _SIZES = (16, 8192)
+_BELOW_ONE = (0, math.nextafter(1, 0))
 _PACKINGS = "several documents in a block, one only, one's whole sentences, or pairs for next-sentence prediction"
 
 
@@ -45,7 +45,7 @@ class BlockOptions(Options):
     short_seq_prob: float = flag(0.1, "share of blocks cut short (packing sentences and nsp)", within=(0, 1))
     num_shards: int = flag(8, "train files; they differ by at most one row")
     num_proc: int = flag(2, "processes that read dumps and tokenise; the result does not depend on it")
-    validation_fraction: float = flag(0.01, "share of documents held out, by hash of their text", within=(0, 1))
+    validation_fraction: float = flag(0.01, "share of documents held out, by hash of their text", within=_BELOW_ONE)
     validation_text: str | None = flag(None, "corpus to validate on instead; then all of --input is for training")
     validation_block_size: int = flag(128, "128 is the pinned evaluation's", within=_SIZES)
     max_validation_blocks: int = flag(2000, "validation blocks beyond this are left out")

@@ -37,13 +37,13 @@ class _Shards:
     """The files of one or several folders, all of one form. InputError: none, one that is damaged, or of another form."""
 
     def __init__(self, paths: Iterable[str]) -> None:
-        found = [file for path in map(Path, paths) for file in files_below(path)]
-        found = [file for file in found if file.suffix in (".hdf5", ".h5") or str(file) in paths]
+        given = list(map(Path, paths))
+        found = [file for path in given for file in files_below(path)]
+        found = [file for file in found if file.suffix in (".hdf5", ".h5") or file in given]
         self.train = [file for file in found if not file.name.startswith("test")]
         self.test = [file for file in found if file.name.startswith("test")]
         if not self.train:
-            what = "holds no .hdf5 file to train on"
-            raise InputError(f"input {' '.join(paths)}: {what}; give the folder of the shards")
+            raise InputError(f"input {' '.join(paths)}: holds no .hdf5 file to train on; give the shards' folder")
         with _open(self.train[0]) as data:
             self.block_size, self.pairs = _form(data)
         self._names = (*_NEEDED, _LABELS) if self.pairs else _NEEDED
