@@ -22,9 +22,8 @@ def test_a_block_gets_the_same_mask_in_any_batch_on_any_rank():
         assert same(part, {name: tensor[rank::3] for name, tensor in whole.items()})
     shuffled = np.random.default_rng(1).permutation(64)
     assert same(collator()(take(source, shuffled)), {name: tensor[shuffled] for name, tensor in whole.items()})
-    assert same(pickle.loads(pickle.dumps(collator()))([take(source, i) for i in range(64)]), whole), (
-        "a list of samples"
-    )
+    samples = [take(source, i) for i in range(64)]
+    assert same(pickle.loads(pickle.dumps(collator()))(samples), whole)
 
 
 def test_seed_epoch_and_row_each_change_the_mask():

@@ -234,8 +234,6 @@ def test_several_inputs_and_the_manifest(corpus, tokenizer, tmp_path):
         ({"validation_text": "short.txt"}, "validation_text short.txt gives no validation block"),
         ({"validation_fraction": "1.5"}, "validation_fraction 1.5"),
         ({"block_size": "15"}, "block_size 15: give 16 to 8192"),
-        ({"num_shards": "0"}, "--num_shards"),
-        ({"packing": "loose"}, "--packing"),
         ({"packing": "nsp", "input": "short.txt", "validation_fraction": 0}, "nsp: the corpus has one document"),
         ({"seed": "1"}, "unrecognized arguments: --seed 1"),
         ({"output_dir": "latin.txt"}, "output_dir latin.txt exists and is no data folder"),

@@ -3,7 +3,9 @@
 import bz2
 import collections
 import gzip
+import html
 import io
+import itertools
 import json
 import lzma
 import os
@@ -17,7 +19,9 @@ import pytest
 
 from budget_trainer.core.errors import InputError
 from data_prep import blocks, mediawiki
-from data_prep.mediawiki import Site, read_pages
+from data_prep.corpus import split_sentences
+from data_prep.files import lines, members
+from data_prep.mediawiki import Site, read_articles, read_pages
 from data_prep.sources import Source
 from tests.conftest import SHARED_DATA, alive, children, spawn, wait_for, words
 
@@ -125,9 +129,6 @@ def test_the_last_revision_and_only_its_main_text(read):
     assert read(dump(text))[0] == [f"A New {PROSE}"]
 
 
-# ---- bad input
-
-
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -136,7 +137,6 @@ def test_the_last_revision_and_only_its_main_text(read):
         (dump(page("A", PROSE)).encode().replace(b"sentence", b"sent\xffence"), r"not well-formed"),
         (dump(page("A", PROSE).replace("<ns>0", "<ns>zero")), r"<ns> 'zero' is not a number \(line 4"),
         ("<html><body>x</body></html>", r"the root element is <html> \(line 1, column 0\)"),
-        ("<!DOCTYPE m [<!ENTITY a 'b'>]>" + dump(page("A", PROSE)), "a DOCTYPE or entity declaration"),
         ("", "broken XML at line 1, column 0"),
     ],
 )
@@ -189,16 +189,12 @@ def test_reading_is_lazy():
 
 def test_names_of_the_dumps_language_and_one_line(read):
     info = siteinfo(k6="Tập tin", k14="Thể loại", k_2="Phương tiện", k4="Wikipedia")
-    text = (
-        f"[[Tập_tin:a.jpg|nhỏ|[[b]]]] {PROSE} [[Hình:x]]\n[[thể loại:C]] [[File:d.jpg]] [[Image:e]] [[Phương tiện:f]]"
-    )
+    text = f"[[Tập_tin:a.jpg|nhỏ|[[b]]]] {PROSE} [[Hình:x]]\n[[thể loại:C]] [[File:d.jpg]] [[Image:e]]"
+    text += " [[Phương tiện:f]]"
     lines = page("A\n title", "One.\r\n\r\nTwo<nowiki>\n</nowiki>three.\n \n* Four&#10;five")
     documents = read(dump(page("A", text), lines, siteinfo=info))[0]
     assert documents == [f"A {PROSE} Hình:x", "A title One. Two three. Four five"]
     assert "Tập tin:a.jpg" not in read(dump(page("A", text.replace("_", " "))))[0][0].partition(PROSE)[2]
-
-
-# ---- processes
 
 
 def many(count=60):
@@ -240,11 +236,11 @@ def test_a_killed_process_is_an_error(tmp_path, monkeypatch):
 
 def test_processes_end_with_the_one_that_started_them(tmp_path):
     (tmp_path / "dump.xml").write_text(many(400))
-    code = (
-        "import sys, time\nfrom data_prep import mediawiki\nfrom data_prep.sources import Source\n"
-        "mediawiki.CHUNK_CHARACTERS = 1000\ndocuments = Source(sys.argv[1], num_proc=2).documents()\n"
-        "next(documents)\nprint('ready', flush=True)\ntime.sleep(100)"
-    )
+    code = """import sys, time\nfrom data_prep import mediawiki\nfrom data_prep.sources import Source
+mediawiki.CHUNK_CHARACTERS = 1000
+documents = Source(sys.argv[1], num_proc=2).documents()
+print('ready' if next(documents) else '', flush=True)
+time.sleep(100)"""
     parent = spawn([sys.executable, "-c", code, str(tmp_path / "dump.xml")])
     assert parent.stdout.readline() == "ready\n"
     workers = children(parent.pid)
@@ -256,8 +252,6 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
         for worker in filter(alive, workers):
             os.kill(worker, signal.SIGKILL)
 
-
-# ---- real dumps
 
 # Titles of documents in which markup may be left: it stands in <nowiki> there.
 LITERAL = {"viwiki-20240701-excerpt": {"Tôn Hồng Lôi"}}
@@ -289,3 +283,48 @@ def test_real_dumps(name, articles):
     left = {title for title, text in zip(found, documents, strict=True) if NO_MARKUP.search(text)}
     assert left <= LITERAL.get(name, set())
     assert not any("\n" in text for text in documents)
+
+
+def only_words(text):
+    return " ".join(re.findall(r"\w+", html.unescape(text).lower()))
+
+
+def bare(wikitext):
+    """The words of a page whose markup is taken away by patterns, which share nothing with the reader."""
+    text = re.sub(r"<!--.*?-->|<ref[^<>]*/>|<(ref|math)\b.*?</\1>", "", wikitext, flags=re.S)
+    for pattern, label in ((r"\{\{[^{}]*\}\}", ""), (r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]", r"\1")):
+        before = None
+        while before != text:  # innermost first
+            before, text = text, re.sub(pattern, label, text)
+    return only_words(re.sub(r"</?[a-z][^<>]*>|\[https?:[^ ]+ ?", "", text.replace("''", "")))
+
+
+def has_around(text, sentence):
+    """Whether a stretch of the text holds these words in this order, and up to 15 more."""
+    text, wanted = text.split(), sentence.split()
+    stretches = (iter(text[at : at + len(wanted) + 15]) for at, word in enumerate(text) if word == wanted[0])
+    return any(all(word in rest for word in wanted) for rest in stretches)
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no shared data")
+def test_what_wikiextractor_has_of_the_same_revision_is_in_ours():
+    """Its articles are years younger, so its sentences count that stand in the wikitext; for a template it has a hole."""
+    theirs = {}
+    for name, stream in members(SHARED_DATA / "wikiextractor_sample.tar.xz"):
+        text = "\n".join(lines(name, stream)) if "doc_format" in name else ""
+        theirs |= dict(re.findall(r'<doc id="\d+" url="[^"]*" title="([^"]*)">\n(.*?)</doc>', text, re.S))
+    theirs = {html.unescape(title): text.strip().split("\n") for title, text in theirs.items()}
+    dump = SHARED_DATA / "enwiki-2016-excerpt.xml.bz2"
+    with bz2.open(dump) as stream:
+        raw = {page.title: page.text for page in read_pages("dump", stream, Site()) if page.title in theirs}
+    ours = {article[0]: article for article in read_articles(dump, "strict", 1, {}, lambda size: None)}
+    assert len(raw) == 37 and raw.keys() - ours.keys() == {"Alien", "Austin (disambiguation)"}, "lists of meanings"
+    found, lost = 0, []
+    for title in raw.keys() & ours.keys():
+        assert title == theirs[title][0] != ours[title][1]
+        here, text = f" {bare(raw[title])} ", " ".join(map(only_words, ours[title]))
+        for sentence in map(only_words, itertools.chain(*map(split_sentences, theirs[title]))):
+            if sentence.count(" ") > 2 and f" {sentence} " in here:
+                found += 1
+                lost += [] if f" {sentence} " in f" {text} " or has_around(text, sentence) else [sentence]
+    assert found > 4300 and not lost, "4,323 were measured"

@@ -75,9 +75,6 @@ def test_one_document_blocks_lose_nothing_and_cross_no_border(lengths):
     assert len(rows) == sum(-(-n // 14) for n in lengths)
 
 
-# ---- whole sentences
-
-
 def sizes_of(packer, documents):
     return [int((row >= 10).sum()) for row in rows_of(packer, [documents])["input_ids"]]
 
@@ -135,9 +132,6 @@ def test_sentences(text, count):
     assert len(sentences) == count
     assert "".join(sentences) == text
     assert all(sentence.strip() for sentence in sentences)
-
-
-# ---- sentence pairs
 
 
 def corpus(documents=300, seed=0, longest=8):

@@ -198,9 +198,7 @@ def test_bad_recipes_end_in_one_line(changes, message, recipe, tmp_path, capsys)
 
 
 def test_a_file_that_cannot_grow_keeps_what_was_finished(recipe, corpus, tmp_path, capsys):
-    """As on a full disk: no file may have more than 400 kB, which the one long document needs. The same command
-    goes on, and the data is that of an undisturbed run."""
-
+    """As on a full disk; the same command goes on, and the data is that of an undisturbed run."""
     text = tmp_path / "text.txt"
     long = " ".join(f"{line} number {number}" for number in range(9) for line in corpus.read_text().split("\n\n"))
     assert len(long) > 500_000
