@@ -87,6 +87,7 @@ def test_where_two_checkpoints_fit_the_older_one_makes_room_and_the_final_model_
     """A disk full up to the two checkpoints that it holds: the run goes on, saves, and ends with its model."""
     out = disk / "out"
     options = {**LONG, "data_dir": data_dir, "output_dir": out, "total_training_time": "25s", "lr_schedule": "time"}
+    options |= {"logging_steps": 100_000}
     del options["max_steps"]
     process = spawn([sys.executable, "train_mlm.py", *words(options)], stdout=subprocess.DEVNULL)
     wait_for(lambda: len(steps_of(out)) == 2)
