@@ -3,6 +3,7 @@
 import math
 import shutil
 import sys
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -24,19 +25,34 @@ def options(data_dir, output_dir, **changes):
 
 @pytest.fixture(scope="module")
 def alone(data_dir, tmp_path_factory):
-    """The same training in one process without an engine."""
-    folder = tmp_path_factory.mktemp("alone") / "out"
-    train(options(data_dir, folder, per_device_train_batch_size=8), ok=True)
-    return folder
+    """The folder of the same training with an optimizer, in one process without an engine; each is trained once."""
+
+    @cache
+    def trained(optimizer):
+        folder = tmp_path_factory.mktemp("alone") / "out"
+        train(options(data_dir, folder, per_device_train_batch_size=8, **optimizer_flags(optimizer)), ok=True)
+        return folder
+
+    return trained
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "zero2" else pytest.param(name, marks=pytest.mark.slow) for name in ZERO]
-)
-def test_zero_trains_as_one_process_does(name, data_dir, alone, tmp_path):
+def optimizer_flags(name):
+    return {"optimizer_type": name, "auto_speed": False, "max_grad_norm": 0 if name == "muon" else 1}
+
+
+CASES = [*((name, "adamw") for name in ZERO), ("zero2", "adam"), ("zero2", "muon"), ("zero3", "muon")]
+SLOW = [case if case == ("zero2", "adamw") else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
+
+
+@pytest.mark.parametrize(("name", "optimizer"), SLOW)
+def test_zero_trains_as_one_process_does(name, optimizer, data_dir, alone, tmp_path):
+    """ZeRO-3 cannot be compiled, and says so."""
     pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
-    out = tmp_path / "out"
-    launch_form(write_cpu_form(name, tmp_path), options(data_dir, out, validate_every="1%"), ok=True)
+    out, alone = tmp_path / "out", alone(optimizer)
+    compiled = (name, optimizer) == ("zero3", "muon")
+    flags = options(data_dir, out, validate_every="1%", torch_compile=compiled, **optimizer_flags(optimizer))
+    done = launch_form(write_cpu_form(name, tmp_path), flags, ok=True)
+    assert ("torch_compile: off, ZeRO-3 gathers" in done.stderr) == compiled
     account = report(out)
     assert (account["world_size"], account["engine"]) == (2, f"deepspeed-zero{ZERO[name]}")
     assert [rank["steps"] for rank in account["ranks"]] == [6, 6]
@@ -44,11 +60,22 @@ def test_zero_trains_as_one_process_does(name, data_dir, alone, tmp_path):
     assert mine == pytest.approx(theirs, rel=1e-3)
     weights, expected = (load_file(folder / "final" / "model.safetensors") for folder in (out, alone))
     assert weights.keys() == expected.keys()
+    # Muon's iteration runs in bf16, on gradients summed in another order: 0.012 of the weights, which moved by 0.4 of them.
+    tolerance = 2e-2 if optimizer == "muon" else 1e-2
     for key, weight in expected.items():
         assert weights[key].shape == weight.shape, key
-        assert (weights[key] - weight).norm() <= 1e-2 * weight.norm(), key
+        assert (weights[key] - weight).norm() <= tolerance * weight.norm(), key
     assert math.isclose(account["evaluation"]["loss"], report(alone)["evaluation"]["loss"], rel_tol=1e-3)
     AutoModelForMaskedLM.from_pretrained(out / "final")
+
+
+@pytest.mark.slow
+def test_an_optimizer_that_zero_cannot_have_is_refused_before_training(data_dir, tmp_path):
+    pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
+    flags = options(data_dir, tmp_path / "out", optimizer_type="lamb")
+    done = launch_form(write_cpu_form("zero2", tmp_path), flags)
+    assert done.returncode != 0 and "error: optimizer_type: lamb needs the norm of whole tensors" in done.stderr
+    assert not (tmp_path / "out" / "run.json").exists()
 
 
 @pytest.mark.slow

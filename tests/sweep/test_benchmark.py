@@ -39,9 +39,6 @@ def test_the_sweep_that_is_asked_for(tmp_path):
     assert wanted.content["parameters"] == {"muon_learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}}
     assert wanted.content["fixed"] == {"data_dir": str(tmp_path), "seed": "3"}
     assert wanted.content["trials"] == 12 and "total_time" not in wanted.content
-
-
-def test_points_of_a_scan():
     assert log_spaced(1e-4, 1e-2, 3) == [1e-4, 1e-3, 1e-2]
     assert log_spaced(1e-4, 1e-2, 1) == [1e-3]
 

@@ -10,7 +10,7 @@ import pytest
 
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.command import StopRequest
-from budget_trainer.core.errors import RunError, StopAsked
+from budget_trainer.core.errors import RunError
 from budget_trainer.sweep.runner import ENDED, PLACE, Runner
 from budget_trainer.sweep.spec import Objective, SweepSpec
 from budget_trainer.sweep.study import SweepStudy, open_storage
@@ -48,9 +48,8 @@ class Sweep:
         }
         self.spec = SweepSpec(**{**values, **changes})
         self.study = SweepStudy(self.spec, optuna.storages.InMemoryStorage(), {})
-        self.stop = StopRequest()
         clock = BudgetClock(seconds + 4.9)  # 5 seconds are kept for the sweep's own end
-        self.runner = Runner(self.study, clock, self.stop, [None] * slots, "here", self.launch)
+        self.runner = Runner(self.study, clock, StopRequest(), [None] * slots, "here", self.launch)
 
     def launch(self, script, words):
         self.started.append(script)
@@ -152,38 +151,6 @@ def test_the_same_failure_of_the_first_ones_ends_a_sweep(tmp_path, does, slots, 
         sweep.runner.work()
         assert len(sweep.started) == (sweep.spec.limit or 0)
     assert all(TrialLock(tmp_path, number).take() for number in range(len(sweep.states())))
-
-
-def test_a_trial_that_is_worse_at_the_same_share_is_ended(tmp_path):
-    two = {"seed": optuna.distributions.CategoricalDistribution((1, 2))}
-    sweep = Sweep(tmp_path, search="successive_halving", prune_at=(500,), parameters=two)
-    # The larger of two is the middle, which comes first.
-    sweep.does.update({2: STEPPED % 1.0 + "\n" + EVALUATED, 1: STEPPED % 3.0 + "\n" + SLEEPS})
-    (tmp_path / "trial-0001" / "checkpoint-5").mkdir(parents=True)
-    sweep.runner.work()
-    assert sweep.states() == ["COMPLETE", "PRUNED"]
-    assert [trial.user_attrs[ENDED] for trial in sweep.study.get_trials()] == ["finished", "pruned"]
-    assert not (tmp_path / "trial-0001" / "checkpoint-5").exists() and (tmp_path / "trial-0001.log").exists()
-    assert (tmp_path / "trial-0000" / "final").exists(), "the best one's model is kept"
-    sweep.runner.report(final=True)
-    assert "trial-0001" in (tmp_path / "sweep_report.csv").read_text()
-
-
-def test_a_signal_leaves_the_trials_to_the_next_process(tmp_path):
-    sweep = Sweep(tmp_path, dict.fromkeys(range(6), SLEEPS), slots=2)
-    launch = sweep.launch
-
-    def launch_and_stop(script, words):
-        sweep.stop.ask(15)
-        return launch(script, words)
-
-    sweep.runner = Runner(sweep.study, BudgetClock(1e6), sweep.stop, [None, None], "here", launch_and_stop)
-    with pytest.raises(StopAsked, match="SIGTERM"):
-        sweep.runner.work()
-    assert set(sweep.states()) == {"RUNNING"}
-    sweep.does.clear()
-    Runner(sweep.study, BudgetClock(1e6), StopRequest(), [None], "here", launch).work()
-    assert sweep.states() == ["COMPLETE"] * 6 and len(sweep.study.trials) == 6
 
 
 def test_a_journal_named_from_here_survives_a_killed_writer(tmp_path, monkeypatch):

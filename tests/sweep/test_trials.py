@@ -138,6 +138,7 @@ def test_halving_ends_the_worse_trial_at_its_share(data_dir, tmp_path, here):
     assert code == 0, error
     best, worse = record(tmp_path).trials
     assert (best.state, worse.state) == ("finished", "pruned"), error
+    assert (tmp_path / "out" / best.folder / "final").exists() and (tmp_path / "out" / f"{worse.folder}.log").exists()
     assert worse.objective is None and worse.seconds < 34 and worse.parameters == {"learning_rate": 1e-9}
     assert 0.6 <= best.curve[0][0] < 0.9 and 0.6 <= worse.curve[0][0] < 0.9 and best.curve[0][1] < worse.curve[0][1]
     folder = tmp_path / "out" / worse.folder
