@@ -27,18 +27,9 @@ from budget_trainer.core.errors import RESUME  # noqa: E402
 def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
     """One run, or one job of it. Returns the exit code: 0 finished, 85 to be resumed."""
     from budget_trainer.config.recipe import parse_recipe
-    from budget_trainer.training.run import PretrainingRun
+    from budget_trainer.training.run import pretrain
 
-    recipe = parse_recipe(argv)
-    run = PretrainingRun(recipe, CLOCK, stop, at_exit)
-    if run.awaits_evaluation:
-        return run.evaluate_final()
-    run.open_data()
-    run.build_model()
-    run.build_trainer()
-    run.claim_folder()
-    run.train()
-    return run.finish()
+    return pretrain(parse_recipe(argv), CLOCK, stop, at_exit)
 
 
 def answer(words: Sequence[str]) -> str:

@@ -188,6 +188,25 @@ def tokenizer(corpus, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def open_run(monkeypatch, data_dir, tmp_path):
+    """Make the run of a tiny recipe with other flags in this process, and open its data; it is not begun."""
+    from budget_trainer.budget.clock import BudgetClock
+    from budget_trainer.config.recipe import parse_recipe
+    from budget_trainer.core.command import StopRequest
+    from budget_trainer.training.run import PretrainingRun
+
+    def call(**flags):
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tensorboard"))  # or the run sets it for good
+        options = {**TINY, "data_dir": data_dir, "output_dir": tmp_path / "out", "total_training_time": "10m"}
+        recipe = parse_recipe(words({**options, "use_cpu": True, **flags}))
+        opened = PretrainingRun(recipe, BudgetClock(), StopRequest(), contextlib.ExitStack())
+        opened.check_data()
+        return opened
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def data_dir(corpus, tokenizer, tmp_path_factory):
     """Blocks of 64 tokens in 2 shards."""

@@ -9,6 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from benchmarks import ablations
+from budget_trainer.config.arguments import RunArguments
 from budget_trainer.config.recipe import Recipe, parse_recipe
 from tests.conftest import ROOT, words
 
@@ -77,7 +78,7 @@ def test_the_number_of_gpus_has_to_be_given() -> None:
 
 
 def flags_of(recipe):
-    return recipe.as_dict(recipe.training_arguments())
+    return recipe.as_dict(RunArguments.of(recipe.training))
 
 
 def parsed(path: Path, folder: Path) -> Recipe:

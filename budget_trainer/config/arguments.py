@@ -381,6 +381,11 @@ class RunArguments(TrainingArguments):
     report_to: str | None = flag("tensorboard", "Trackers: tensorboard, wandb, ..., or none.")
     seed: int = flag(42, "Seed of weights, order, masks and dropout.")
 
+    @classmethod
+    def of(cls, values: Any) -> RunArguments:
+        """Those of `Recipe.training` for this process: making them opens the process group and looks for the device."""
+        return cls(**{**vars(values), "push_to_hub": False})  # Trainer would push between two steps
+
     def __post_init__(self) -> None:
         if launched_on_cpu():
             self.use_cpu = True
@@ -398,7 +403,6 @@ class RunArguments(TrainingArguments):
         super().__post_init__()
 
 
-ADAM_FLAGS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")  # TrainingArguments' own
 GROUPS = (
     ModelArguments,
     DataArguments,

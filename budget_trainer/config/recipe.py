@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from transformers import TrainingArguments
 from budget_trainer.budget.curves import make_curve
 from budget_trainer.budget.stages import EveryEpochs, EveryShare, Stages, ValidationPlan, make_stages
 from budget_trainer.config.arguments import (
-    ADAM_FLAGS,
     PARSER,
     REPLACED,
     BudgetArguments,
@@ -23,7 +23,6 @@ from budget_trainer.config.arguments import (
     DataArguments,
     ModelArguments,
     OptimizerArguments,
-    RunArguments,
     WatchArguments,
 )
 from budget_trainer.core.errors import InputError
@@ -36,6 +35,7 @@ from budget_trainer.reporting.report import Plan
 
 EPOCHS = ("validation_epochs", "validation_epochs_begin", "validation_epochs_end")
 PROPORTIONS = ("validation_begin_proportion", "validation_end_proportion")
+_ADAM_FLAGS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")  # TrainingArguments' own
 _CURVES = {"decay_rate": "exp", "decay_step": "exp", "decay_proportion": "wsd", "decay_shape": "wsd"}
 # Flags of ModelArguments that count for a model that is continued, too.
 _OF_ANY_MODEL = {
@@ -89,11 +89,20 @@ class Recipe:
     checkpoint_seconds: float = field(init=False)
     early_stop_seconds: float = field(init=False)
     markers: list[float] = field(init=False)
+    model_type: str = field(
+        init=False
+    )  # the native type that `model_type` and the original's words for the layout choose
+    add_nsp: bool = field(init=False)  # the original also said it by the model type
+    offsets: list[int] | None = field(init=False)  # of offset_heads
+    model_config: dict[str, Any] | None = field(init=False)
+    optimizer_options: OptimizerOptions = field(init=False)
+    schedule: dict[str, Any] = field(init=False)  # as TimeScheduleMixin takes it
     plan: Plan | None = field(init=False)  # what was predicted for this run (--plan)
     push: PushOptions | None = field(init=False)  # how to publish it, where that was asked for
 
     def __post_init__(self) -> None:
-        b = self.budget
+        b, m = self.budget, self.model
+        layout = (m.model_type, m.encoder_ln_mode, m.layernorm_embedding, m.layer_norm_type)
         derived = {
             "total_seconds": _seconds("total_training_time", b),
             "early_exit_seconds": _seconds("early_exit_time_marker", b),
@@ -101,19 +110,22 @@ class Recipe:
             "checkpoint_seconds": _seconds("checkpoint_every", b),
             "early_stop_seconds": _seconds("early_stop_time", self.watch),
             "markers": _parse_markers(b.finetune_time_markers),
+            "model_type": resolve_model_type(*layout),
+            "add_nsp": m.add_nsp or m.model_type == "bert-mlm-nsp",
+            "offsets": _parse_offsets(m.offset_heads),
+            "model_config": _parse_model_config(m.model_config),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
         self._check_needed()
         self._check_model()
         self._check_watch()
-        self._check_optimizer()
+        own, adam = dict(vars(self.optimizer)), {name: getattr(self.training, name) for name in _ADAM_FLAGS}
+        options = OptimizerOptions(own.pop("optimizer_type"), **adam, **own)
+        object.__setattr__(self, "optimizer_options", options)
+        object.__setattr__(self, "schedule", self._schedule())
         object.__setattr__(self, "plan", Plan.read(b.plan, self.path) if b.plan else None)
         object.__setattr__(self, "push", self._push())
-
-    def training_arguments(self) -> RunArguments:
-        """TrainingArguments for this process: making them opens the process group and looks for the device."""
-        return RunArguments(**{**vars(self.training), "push_to_hub": False})  # Trainer would push between two steps
 
     @property
     def data_dir(self) -> Path:
@@ -128,24 +140,9 @@ class Recipe:
         return self.training.max_steps if self.training.max_steps > 0 else None
 
     @property
-    def model_type(self) -> str:
-        """The native type that `model_type` and the original's words for the layout choose."""
-        m = self.model
-        return resolve_model_type(m.model_type, m.encoder_ln_mode, m.layernorm_embedding, m.layer_norm_type)
-
-    @property
-    def add_nsp(self) -> bool:
-        """Whether next-sentence prediction is trained; the original also said it by the model type."""
-        return self.model.add_nsp or self.model.model_type == "bert-mlm-nsp"
-
-    @property
     def end_seconds(self) -> float:
         """When training ends at the latest."""
         return min(self.total_seconds, self.early_exit_seconds)
-
-    def seconds_left(self, used: float) -> float:
-        """Seconds that this job can train in at most, after `used` seconds of the run."""
-        return min(self.end_seconds - used, self.job_limit_seconds)
 
     def _check_needed(self) -> None:
         b, endless = self.budget, math.isinf(self.total_seconds)
@@ -176,7 +173,6 @@ class Recipe:
 
     def _check_model(self) -> None:
         m, twins = self.model, self.data.twin_probability
-        model_type = self.model_type
         if m.model_name_or_path is not None:  # a checkpoint brings its architecture
             # apex is only another kernel on the same weights
             used = _OF_ANY_MODEL | ({"layer_norm_type"} if m.layer_norm_type != "rms_norm" else set())
@@ -187,14 +183,14 @@ class Recipe:
                 )
         if m.model_type == "bert-mlm-nsp" and "add_nsp" in self.explicit and not m.add_nsp:
             raise InputError("add_nsp: false contradicts model_type bert-mlm-nsp; use model_type bert-mlm")
-        check_repeated_passages(twins, SMALLEST_PIECE)  # the blocks are not known yet
         if self.add_nsp and twins:
             raise InputError(
                 f"twin_probability: {twins} beside next-sentence prediction, whose pairs it would overwrite; leave one of "
                 "them out"
             )
         if self.add_nsp and m.model_name_or_path is None:
-            check_pair_type(model_type)
+            check_pair_type(self.model_type)
+        check_repeated_passages(twins, SMALLEST_PIECE)  # the blocks are not known yet
 
     def _check_watch(self) -> None:
         """Refuse two cadences at once, and flags that nothing would read."""
@@ -223,11 +219,6 @@ class Recipe:
                 f"early_stop_eval_loss: {given['early_stop_eval_loss']:g}, and nothing validates; add --validate_every 2%"
             )
 
-    def _check_optimizer(self) -> None:
-        self.optimizer_options(self.training)
-        schedule = self.schedule()
-        make_curve(schedule["curve"], schedule["warmup_proportion"], **schedule["curve_options"])
-
     def _push(self) -> PushOptions | None:
         """Only the main process needs a token; no network is asked."""
         asked, card = self.training, self.card
@@ -240,12 +231,6 @@ class Recipe:
             saves_models=self.budget.finetune_checkpoint_at_end or bool(self.markers),
             main_process=os.environ.get("RANK", "0") == "0",
         )
-
-    def optimizer_options(self, args: Any, zero_stage: int | None = None) -> OptimizerOptions:
-        """The optimizer with the rates and the decay of `args` (TrainingArguments' flags)."""
-        own = dict(vars(self.optimizer))
-        adam = {name: getattr(args, name) for name in ADAM_FLAGS}
-        return OptimizerOptions(own.pop("optimizer_type"), **adam, **own, zero_stage=zero_stage)
 
     def stages(self, block_size: int, accumulation: int | None = None) -> Stages:
         """What changes along the schedule, for blocks of `block_size` tokens; `accumulation` other than the recipe's."""
@@ -275,8 +260,8 @@ class Recipe:
             samples_per_epoch=samples_per_epoch,
         )
 
-    def schedule(self) -> dict[str, Any]:
-        """`schedule`, `curve`, `warmup_proportion` and `curve_options` as TimeScheduleMixin takes them."""
+    def _schedule(self) -> dict[str, Any]:
+        """`schedule`, `curve`, `warmup_proportion` and `curve_options`."""
         b = self.budget
         warmup = b.warmup_proportion
         if b.lr_schedule == "constant_step":
@@ -296,6 +281,7 @@ class Recipe:
                     f"decay_step: {b.decay_step:g} counts steps, and time has none; give a share such as 0.1"
                 )
             options["decay_step"] = options["decay_step"] / self.max_steps
+        make_curve(b.curve, warmup, **options)  # refuses what is out of range
         kind = "time" if b.lr_schedule == "time" else "step"
         return {"schedule": kind, "curve": b.curve, "warmup_proportion": warmup, "curve_options": options}
 
@@ -331,9 +317,20 @@ def _parse_markers(value: str | None) -> list[float]:
     return sorted(shares)
 
 
-def parse_offsets(value: str) -> list[int]:
+def _parse_model_config(text: str | None) -> dict[str, Any] | None:
+    value = None
+    with suppress(ValueError):
+        value = json.loads(text or "{}")
+    if not isinstance(value, dict):
+        raise InputError(
+            f"model_config: {text!r} is not a JSON object; write '{{\"key\": value}}', or a mapping in a recipe"
+        )
+    return value or None
+
+
+def _parse_offsets(value: str | None) -> list[int] | None:
     """`-1,1,-2,2` as whole numbers."""
     try:
-        return [int(part) for part in value.split(",")]
+        return None if value is None else [int(part) for part in value.split(",")]
     except ValueError:
         raise InputError(f"offset_heads: {value!r} are not relative positions; write them as -1,1,-2,2") from None

@@ -29,7 +29,7 @@ from budget_trainer.reporting.card import GLUE_REPORT
 from budget_trainer.reporting.publish import BackgroundPush
 from budget_trainer.reporting.report import environment
 from budget_trainer.training import launch
-from budget_trainer.training.engine import engine_name, resolve_engine_config
+from budget_trainer.training.engine import resolve_engine
 from budget_trainer.training.recovery import explain_out_of_memory
 from budget_trainer.training.run_folder import RunFolder, discard, staging_folder
 
@@ -57,8 +57,7 @@ class GlueRun:
         self.request, self.args, self.output_dir = request, request.run, request.output_dir
         self.task, self.clock = request.tasks[0], clock
         launch.prepare(self.args)
-        resolve_engine_config(self.args)
-        engine = engine_name(self.args)
+        engine = resolve_engine(self.args)
         if engine in ("deepspeed-zero3", "fsdp"):  # scoring, and keeping the best weights, would gather them each time
             shards = f"{engine} shards the weights, which an encoder on GLUE does not need"
             raise InputError(
@@ -71,7 +70,6 @@ class GlueRun:
         if there and not self.request.glue.overwrite_output_dir:
             has = f"{self.output_dir} already has {there[0]}"
             raise InputError(f"output_dir: {has}; add --overwrite_output_dir to replace it, or give another folder")
-        launch.check_trackers(self.args)
         self.agreement = Agreement(ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout)), stop)
 
     def load(self) -> None:

@@ -105,7 +105,7 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
         budget.steps = self.step_times = _StepTimes()
         args = SimpleNamespace(max_steps=recipe.max_steps or math.inf, torch_compile=bool(costs.compile))
         args.device, args.should_save, args.should_log = torch.device("cpu"), False, False
-        super().__init__(args, time_budget=budget, **recipe.schedule())
+        super().__init__(args, time_budget=budget, **recipe.schedule)
         stages, trainer = recipe.stages(costs.block_size, accumulation), cast(TimeBudgetTrainer, self)
         self.stage, self.compiled = stages.at(0.0), set[tuple[float, int]]()
         epoch, epochs = costs.samples_per_epoch * num_processes, recipe.budget.num_epochs_between_checkpoints

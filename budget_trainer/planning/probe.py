@@ -40,9 +40,14 @@ from budget_trainer.planning.predict import Costs
 from budget_trainer.planning.result import ProbeReport
 from budget_trainer.planning.steps import NO_ROOM, ProbeSteps, Steps, micro_batches
 from budget_trainer.reporting.report import environment
-from budget_trainer.training.callbacks import CheckpointCadence, EarlyStop, FinetuneMarkers, ValidationCadence
+from budget_trainer.training.callbacks import (
+    CheckpointCadence,
+    EarlyStop,
+    FinetuneMarkers,
+    StageCadence,
+    ValidationCadence,
+)
 from budget_trainer.training.engine import engine_name
-from budget_trainer.training.parts import VERIFY_SHARE
 from budget_trainer.training.recovery import is_out_of_memory
 from budget_trainer.training.run import ENDLESS_STEPS, PretrainingRun
 
@@ -121,7 +126,7 @@ def probe(
     if on_cpu and recipe.model.model_name_or_path is None:
         # Asked before they are made: what does not fit here is not refused, as by a GPU, but swapped out or killed.
         with torch.device("meta"):
-            parameters = run.parts.make_model().num_parameters()
+            parameters = run.untrained_model().num_parameters()
         if parameters * _STATE_BYTES.get(recipe.optimizer.optimizer_type, 16) > memory.limit():
             raise RunError(NO_ROOM)
     mark(None)
@@ -136,7 +141,7 @@ def probe(
     fitting = int(_FIRST_STEP_SECONDS * blocks_per_second / run.data.block_size)
     report.tried_blocks = max(1, min(args.per_device_train_batch_size, 32, fitting))
     mark(None)
-    run.choose_compute_mode(report.tried_blocks, min(recipe.seconds_left(0.0), _PRECISION_SECONDS))
+    run.choose_compute_mode(report.tried_blocks, min(run.seconds_left(0.0), _PRECISION_SECONDS))
     mark("precision")
     report.parameters, report.model_type = run.model.num_parameters(), run.model.config.model_type
     if recipe.model.model_name_or_path is None:
@@ -145,7 +150,7 @@ def probe(
         report.predicted_share = run.collator.slots / run.data.block_size
     report.bf16 = bool(args.bf16)
     if args.torch_compile:
-        report.compile = "regional" if run.recipe.budget.regional_compile else "whole"
+        report.compile = "regional" if run.regional_compile else "whole"
     report.setup = dict(setup)
     send(report)
 
@@ -158,9 +163,8 @@ def probe(
         return False
 
     allowed = micro_batches(total, follows)
-    allowed = [size for size in allowed if total is not None or size <= run.parts.blocks.rows]
+    allowed = [size for size in allowed if total is not None or size <= run.blocks.rows]
     args.max_steps, args.gradient_accumulation_steps, args.dataloader_num_workers = ENDLESS_STEPS, 1, 0
-    run.optimizer_options = run.parts.optimizer_options()
     mark(None)
     run.make_trainer(ProbeTrainer)
     trainer, budget = run.trainer, run.budget
@@ -175,7 +179,7 @@ def probe(
     mark(None)
     run.job = 1
     run.add_callbacks()
-    for kind in (FinetuneMarkers, CheckpointCadence, ValidationCadence, EarlyStop):
+    for kind in (StageCadence, FinetuneMarkers, CheckpointCadence, ValidationCadence, EarlyStop):
         trainer.remove_callback(kind)  # steps only, however long it takes
     trainer.remove_callback(PrinterCallback)  # a run has its bar instead
     CLOCK.total_seconds = budget.early_exit_seconds = budget.job_limit_seconds = math.inf
@@ -203,24 +207,23 @@ def _checksum_seconds(run: PretrainingRun) -> float:
     begin = time.monotonic()
     share = run.data.verify(_VERIFY_SECONDS)
     spent = time.monotonic() - begin
-    most = min(VERIFY_SHARE * run.recipe.seconds_left(0.0), run.channel.timeout_seconds / 2)
     size = sum(int(file["bytes"]) for split in run.data.manifest["splits"].values() for file in split["files"])
-    return min(most, spent / share if share else size / _HASHED_PER_SECOND)
+    return min(run.verify_seconds, spent / share if share else size / _HASHED_PER_SECOND)
 
 
 def _counting_seconds(run: PretrainingRun) -> float:
     """Of counting as many tokens as this budget pays for, by a part of them."""
-    wanted = run.parts.counted_tokens
+    wanted = run.counted_tokens
     tokens = min(_COUNTED_TOKENS, wanted)
     size = run.model.get_input_embeddings().weight.shape[1]
     begin = time.monotonic()
-    run.parts.count_embeddings(size, tokens)
+    run.count_embeddings(size, tokens)
     return (time.monotonic() - begin) * (wanted / tokens) ** _COUNTING_GROWS
 
 
 def _stage_collators(run: PretrainingRun) -> dict[tuple[float, int], Any]:
     """Collators of the stages after the first one, where they have other shapes; by masking rate and parts of a block."""
-    stages = run.recipe.stages(run.data.block_size)
+    stages = run.stages
     starts = {at for steps in (stages.mlm_probability, stages.sequence_parts) for at, _ in steps}
     shapes = [(stage.mlm_probability, stage.sequence_parts) for stage in map(stages.at, sorted(starts))]
     collator = run.collator

@@ -24,7 +24,7 @@ import psutil
 
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import write_atomic
+from budget_trainer.core.io import write_atomic, write_json_atomic
 from budget_trainer.core.output import png_figure
 
 FORMAT = 1
@@ -205,6 +205,39 @@ def draw_report(report: dict[str, Any], progress: Sequence[dict[str, Any]], path
             _finish(axes, last / unit, unit_name)
         _draw_shares(bottom_right, report)
     write_atomic(path, png.getvalue())
+
+
+def write_report(report: dict[str, Any], output_dir: Path, plan: Plan | None) -> None:
+    """Write `run_report.json`, with `planned` where there was a plan, and its picture; print the summary."""
+    if plan is not None:
+        report["planned"] = plan.compare(report)
+    write_json_atomic(output_dir / REPORT, report)
+    draw_report(report, read_progress(output_dir / "progress.jsonl"), output_dir / PICTURE)
+    _print_summary(report, output_dir)
+
+
+def _print_summary(report: dict[str, Any], output_dir: Path) -> None:
+    evaluation, budget = report["evaluation"], _budget(report)
+    shares = [(name, seconds) for name, seconds in report["shares"].items() if seconds >= 0.05]
+    print(
+        f"\n{report['steps']} steps, {report['tokens']:,} tokens at {report['tokens_per_second']:,.0f}/s; used "
+        f"{report['used_seconds']:.1f}s{f' of {budget:.1f}s' if budget else ''} "
+        f"({', '.join(f'{name} {format_duration(seconds)}' for name, seconds in shares)})"
+    )
+    if report.get("mfu"):
+        print(
+            f"{report['model_tflops_per_second']:.3g} TFLOP/s of the model, {100 * report['mfu']:.1f} % of this device's "
+            f"matmul peak; waiting for data {100 * report['data_wait_share']:.2f} %"
+        )
+    if report.get("planned"):
+        print(Plan.line(report["planned"]))
+    if report["overrun_seconds"] > 0:
+        print(f"the budget was overrun by {report['overrun_seconds']:.1f}s")
+    print(
+        f"held-out loss {evaluation['loss']:.4f}, accuracy {evaluation['accuracy']:.4f}, "
+        f"bits per byte {evaluation['bits_per_byte']:.4f}\nreport in {output_dir}/{REPORT} and .png",
+        flush=True,
+    )
 
 
 def _title(report: dict[str, Any]) -> str:

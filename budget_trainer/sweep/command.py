@@ -18,6 +18,7 @@ import yaml
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.config.arguments import KEYS as TRAINING_KEYS
 from budget_trainer.config.arguments import PARSER as TRAINING
+from budget_trainer.config.arguments import RunArguments
 from budget_trainer.config.parser import NULLS, read_recipe, recipe_words, unknown_keys
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.command import Parser
@@ -232,7 +233,7 @@ def _check_trials(spec: SweepSpec, on_cpu: bool = False) -> Path:
     machine = ["--use_cpu=true", "--push_to_hub=false", *([] if on_cpu else ["--fp16=false", "--tf32=false"])]
     base = recipe_words(recipe)
     recipes = [parse_recipe([*base, *spec.words(given, 0), *machine]) for given in spec.probes()]
-    recipes[0].training_arguments()  # checks its values; of one trial, since it looks for devices each time
+    RunArguments.of(recipes[0].training)  # checks its values; of one trial, since it looks for devices each time
     if len({recipe.data_dir for recipe in recipes}) > 1:
         raise InputError("data_dir: losses on different data do not compare; put one data_dir under fixed")
     return recipes[0].data_dir

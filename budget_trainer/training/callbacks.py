@@ -1,5 +1,5 @@
 """What happens while a run trains: models kept at shares of the budget, training checkpoints, validations, stages, early
-stopping, the progress bar, progress.jsonl and throughput.
+stopping, the guard against bad steps, the progress bar, progress.jsonl and throughput.
 
 Every decision comes from the agreed reading of `TimeBudgetCallback` and from counts that are equal on all ranks.
 """
@@ -10,11 +10,12 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 import sys
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
@@ -23,14 +24,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from budget_trainer.budget.callback import TimeBudgetCallback, store_state, stored_state
 from budget_trainer.budget.stages import Stage, Stages, ValidationPlan
-from budget_trainer.core.io import publish_folder
-from budget_trainer.training.run_folder import staging_folder
+from budget_trainer.core.errors import RunError
 
 if TYPE_CHECKING:
     from budget_trainer.training.trainer import TimeBudgetTrainer
 
 log = logging.getLogger(__name__)
-_VALIDATION_KEY, _PROGRESS_KEY = "validation", "progress"  # in TrainerState.stateful_callbacks
+_VALIDATION_KEY, _PROGRESS_KEY, _GUARD_KEY = "validation", "progress", "guard"  # in TrainerState.stateful_callbacks
+_LOWEST_SCALE = 1.0
+_LINES_FOR_SPIKES = 20
 _LOGGED = (
     "loss learning_rate grad_norm tokens_per_second tflops mfu data_wait_share bad_steps predicted_share mlm_probability "
     "batch_size sequence_length"
@@ -69,7 +71,7 @@ def _marker_folder(output_dir: Path, share: float) -> Path:
 class FinetuneMarkers(TrainerCallback):
     """Keeps the model at shares of the budget (`finetune_time_markers`), each once over all jobs of a run.
 
-    A marker that no longer fits beside the final save becomes a copy of it (`in_final`, `copy_final`): by then the
+    A marker that no longer fits beside the final save becomes a copy of it (`in_final`, `RunFolder.copy_final`): by then the
     weights are the same.
     """
 
@@ -90,15 +92,6 @@ class FinetuneMarkers(TrainerCallback):
             return []  # max_steps came first: their time never did
         end = self.time_budget.end_seconds / self.time_budget.total_seconds
         return [_marker_folder(self.output_dir, share).name for share in self.waiting if share <= end]
-
-
-def copy_final(final: Path, names: Sequence[str]) -> None:
-    """Make the folders `names` beside `final` copies of it, those that are not there yet (main process only)."""
-    for target in [final.with_name(name) for name in names]:
-        if not target.exists():
-            staging = staging_folder(target)
-            shutil.copytree(final, staging, dirs_exist_ok=True)
-            publish_folder(staging, target)
 
 
 class CheckpointCadence(TrainerCallback):
@@ -268,6 +261,119 @@ class BudgetProgressBar(TrainerCallback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class Guard(TrainerCallback):
+    """Goes back to the last good checkpoint where losses or gradients are not finite, and ends runs that diverge.
+
+    After `max_bad_steps` in a row, or a validation loss that is not finite, `trainer.roll_back()` brings back the newest
+    checkpoint (the weights stay where there is none), and from there on every learning rate is `roll_back_lr_factor` of
+    what it would be; time and data go on. After `max_roll_backs` of these the run ends with RunError. fp16's loss scale at
+    its lowest for `scale_cnt_limit` steps, seen at the lines of the log, ends it too. A logged loss of `loss_spike` nats
+    above the median of the last lines is reported.
+    """
+
+    def __init__(
+        self,
+        trainer: TimeBudgetTrainer,
+        *,
+        max_bad_steps: int = 3,
+        max_roll_backs: int = 3,
+        roll_back_lr_factor: float = 0.5,
+        scale_cnt_limit: int = 100,
+        loss_spike: float = 1.0,
+    ) -> None:
+        self.trainer = trainer
+        self.max_bad_steps, self.max_roll_backs = max_bad_steps, max_roll_backs
+        self.roll_back_lr_factor, self.scale_cnt_limit = roll_back_lr_factor, scale_cnt_limit
+        self.loss_spike = loss_spike
+        self.bad_steps = self.roll_backs = self.loss_spikes = 0
+        self._in_a_row = 0
+        self._losses: deque[float] = deque(maxlen=_LINES_FOR_SPIKES)
+        self._scale_low_since: int | None = None
+
+    def counts(self) -> dict[str, Any]:
+        """For the report: how often each of these happened over all jobs of the run, and the factor of the rates."""
+        return {
+            "bad_steps": self.bad_steps,
+            "roll_backs": self.roll_backs,
+            "loss_spikes": self.loss_spikes,
+            "rate_factor": self.trainer.learning_rate_factor,
+        }
+
+    def restore(self, state: TrainerState) -> None:
+        """Go on from the counts of earlier jobs of the run."""
+        counts = {**self.counts(), **stored_state(state, _GUARD_KEY)}
+        self.trainer.learning_rate_factor = counts.pop("rate_factor")
+        vars(self).update(counts)
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.restore(state)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer.time_budget.bad_step:
+            self.bad_steps += 1
+            self._in_a_row += 1
+            self._warn(state, "a loss or gradient is not finite, the step has no effect (%d in a row)", self._in_a_row)
+            if not control.should_training_stop:
+                control.should_save = False  # the last good checkpoint is the one before
+        else:
+            self._in_a_row = 0
+        if self._in_a_row >= self.max_bad_steps and not control.should_training_stop:
+            self._roll_back(state, f"{self._in_a_row} steps in a row had a loss or gradient that is not finite")
+        store_state(state, _GUARD_KEY, self.counts())
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        loss = (kwargs.get("metrics") or {}).get("eval_loss")
+        if loss is not None and not math.isfinite(loss) and not control.should_training_stop:
+            control.should_save = False
+            self._roll_back(state, "the validation loss is not finite")
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        self._check_loss_scale(state)
+        usual = median(self._losses) if len(self._losses) == _LINES_FOR_SPIKES else math.inf
+        if math.isfinite(loss):
+            self._losses.append(loss)
+            if loss > usual + self.loss_spike:
+                self.loss_spikes += 1
+                self._warn(state, "loss spike: %.3f, the lines before had a median of %.3f", loss, usual)
+
+    def _check_loss_scale(self, state: TrainerState) -> None:
+        scale = self.trainer.loss_scale()
+        if scale is None or scale > _LOWEST_SCALE:
+            self._scale_low_since = None
+            return
+        if self._scale_low_since is None:
+            self._scale_low_since = state.global_step
+        steps = state.global_step - self._scale_low_since
+        if steps >= self.scale_cnt_limit:
+            raise RunError(
+                f"fp16's loss scale is at {scale:g} for {steps} steps (scale_cnt_limit {self.scale_cnt_limit}) at step "
+                f"{state.global_step}; use --bf16, or lower the learning rate"
+            )
+
+    def _roll_back(self, state: TrainerState, why: str) -> None:
+        """Every rank comes here at the same step: what led here was agreed on."""
+        if self.roll_backs >= self.max_roll_backs:
+            raise RunError(
+                f"step {state.global_step}: {why}, after {self.roll_backs} roll-backs (max_roll_backs "
+                f"{self.max_roll_backs}); lower learning_rate"
+            )
+        self.trainer.learning_rate_factor *= self.roll_back_lr_factor
+        checkpoint = self.trainer.roll_back() or "the weights as they are, there is no checkpoint yet"
+        self.roll_backs += 1
+        self._in_a_row = 0
+        self._losses.clear()
+        factor = self.trainer.learning_rate_factor
+        self._warn(state, "%s: back to %s, from here %g of the learning rate", why, checkpoint, factor)
+
+    @staticmethod
+    def _warn(state: TrainerState, text: str, *values: Any) -> None:
+        if state.is_world_process_zero:
+            log.warning("step %d: " + text, state.global_step, *values)
 
 
 class StageCadence(TrainerCallback):

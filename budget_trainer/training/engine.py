@@ -18,7 +18,8 @@ from transformers import TrainingArguments
 from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import fresh_folder, publish_folder, write_atomic
-from budget_trainer.model.engine_optimizers import zero_stage
+from budget_trainer.model.engine_optimizers import check_engine, let_deepspeed_step, zero_stage
+from budget_trainer.model.optimizers import OptimizerOptions
 from budget_trainer.training.run_folder import complete_manifest
 
 log = logging.getLogger(__name__)
@@ -41,20 +42,40 @@ def _asks_for_fsdp(run: TrainingArguments) -> bool:
     return bool(run.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
-def resolve_engine_config(run: TrainingArguments) -> None:
-    """Refuse an engine that cannot run here, and a DeepSpeed configuration that contradicts the recipe.
+def resolve_engine(
+    run: TrainingArguments, optimizer: OptimizerOptions | None = None, checkpoint: Path | None = None
+) -> str:
+    """The name of the engine. InputError where it cannot run here, contradicts the recipe, cannot take the optimizer's step,
+    or cannot go on from the checkpoint.
 
     Clipping, accumulation, batch and precision may stand in a DeepSpeed JSON as `auto` or with the recipe's value. Under
-    ZeRO-3 the weights are gathered on saving: without that a checkpoint holds empty tensors.
+    ZeRO-3 the weights are gathered on saving: without that a checkpoint holds empty tensors. DeepSpeed is told to step the
+    optimizer that we build, where it would not do so by itself.
     """
     if run.use_cpu and _asks_for_fsdp(run):
         raise InputError(
             "distributed_type: FSDP on a CPU silently trains as DDP; launch with accelerate_configs/cpu_2proc.yaml, or use "
             "fsdp.yaml on GPUs"
         )
-    if run.deepspeed_plugin is None:
-        return
-    config: dict[str, Any] = run.deepspeed_plugin.deepspeed_config
+    engine, stage = engine_name(run), zero_stage(run.deepspeed_plugin)
+    if run.deepspeed_plugin is not None:
+        _resolve_deepspeed(run, stage)
+    if optimizer is not None:
+        if let_deepspeed_step(run.deepspeed_plugin, optimizer.name) and run.process_index == 0:
+            log.info(
+                "offloading: torch's own optimizer, DeepSpeed's CPU Adam is not built (DS_BUILD_CPU_ADAM=1 pip install)"
+            )
+        name, impl, lamb = optimizer.name, optimizer.optimizer_impl, optimizer.lamb
+        here: dict[str, Any] = {"device": run.device.type, "zero_stage": stage, "fsdp": engine == "fsdp"}
+        here |= {"max_grad_norm": run.max_grad_norm, "lamb": lamb if name == "lamb" else None}
+        check_engine(name, impl, **here)
+        if checkpoint is not None:
+            _check_loadable(checkpoint, engine, run.world_size, optimizer.name)
+    return engine
+
+
+def _resolve_deepspeed(run: TrainingArguments, stage: int | None) -> None:
+    config: dict[str, Any] = run.deepspeed_plugin.deepspeed_config  # type: ignore[union-attr]
     for block, flag in _OWNED.items():
         if block in config:
             raise InputError(f"deepspeed_config: the block {block!r} is train_mlm.py's; remove it and use {flag}")
@@ -75,18 +96,16 @@ def resolve_engine_config(run: TrainingArguments) -> None:
                 f"deepspeed_config: {key} is {theirs} (or missing), {flag} is {value}; write {key} as 'auto' and leave it to "
                 "the recipe"
             )
-    if zero_stage(run.deepspeed_plugin) == 3:
+    if stage == 3:
         config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
 
 
-def check_loadable(checkpoint: Path | None, engine: str, world_size: int, optimizer_type: str) -> None:
+def _check_loadable(checkpoint: Path, engine: str, world_size: int, optimizer_type: str) -> None:
     """Refuse a checkpoint whose optimizer state this engine, with this number of processes, cannot take.
 
     One process and DDP read each other's checkpoints, with any number of processes; FSDP's are whole and load with any
     number too; ZeRO's are partitions, which are converted for Adam and AdamW.
     """
-    if checkpoint is None:
-        return
     manifest = complete_manifest(checkpoint)
     theirs, size = manifest["engine"], manifest["world_size"]
     plain = {"single", "ddp"}

@@ -34,7 +34,6 @@ _COMPILE_FROM_SECONDS = 240.0  # where compiling is too dear to be probed, a sho
 _COMPILE_PROBE_SECONDS = 45.0  # probes shorter than this do not try to compile
 _REPEATS = 3
 _COMPILERS = ("c++", "g++", "clang++")
-_COMPILE = ("no", "regional", "whole")
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,7 @@ def resolve_compute_mode(
             mode = kept if mode.compile != "no" else kept.eager
         else:
             mode = _cheapest(mode, run, model, batch, remaining_seconds)
-            (bf16, kind), _ = channel.agree([float(mode.bf16), float(_COMPILE.index(mode.compile))])
-            mode = ComputeMode(bool(bf16), _COMPILE[int(kind)])
+            mode = channel.gather(mode)[0]
     # The arguments say what was resolved, before Trainer reads them.
     if run.bf16 and not mode.bf16:
         run.bf16, run.mixed_precision = False, "no"

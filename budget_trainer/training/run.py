@@ -1,9 +1,10 @@
-"""One pre-training run, read downwards: `train_mlm.py` calls the chapters of `PretrainingRun` in their order."""
+"""One pre-training run, read downwards: `pretrain` calls the chapters of `PretrainingRun` in the order of this file."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -16,46 +17,71 @@ from transformers import ProgressCallback
 from budget_trainer.budget.callback import TimeBudgetCallback
 from budget_trainer.budget.channel import Agreement, ControlChannel
 from budget_trainer.budget.clock import BudgetClock, keep_clock, read_clock
-from budget_trainer.config.recipe import Recipe
+from budget_trainer.config.arguments import RunArguments
+from budget_trainer.config.recipe import Recipe, speed_settings
 from budget_trainer.core.command import DONE, RESUMABLE, StopRequest
-from budget_trainer.core.errors import StopAsked
+from budget_trainer.core.errors import InputError, StopAsked
 from budget_trainer.core.io import write_json_atomic
 from budget_trainer.data.folder import DataFolder
-from budget_trainer.model.build import load_pretrained
+from budget_trainer.data.masking import MaskingCollator
+from budget_trainer.data.repeated_passages import check_repeated_passages
+from budget_trainer.data.whole_words import continues_word
+from budget_trainer.model.build import build_model, check_positions, load_pretrained, set_output_bias
+from budget_trainer.model.cpu import use_few_bit_dropout
+from budget_trainer.model.engine_optimizers import use_apex, zero_stage
 from budget_trainer.model.flops import measure_peak_flops
+from budget_trainer.model.initialization import cooccurrence_embeddings, set_embeddings, set_offset_heads
 from budget_trainer.model.optimizers import build_optimizer
+from budget_trainer.model.sparse import check_document_mask
+from budget_trainer.reporting.card import write_model_card
 from budget_trainer.reporting.publish import BackgroundPush
-from budget_trainer.reporting.report import environment
+from budget_trainer.reporting.report import describe_data, environment, write_report
 from budget_trainer.training import launch
-from budget_trainer.training.account import RunCallbacks, account, finish_push, used_seconds, write_results
 from budget_trainer.training.callbacks import (
     BudgetProgressBar,
     CheckpointCadence,
     EarlyStop,
     FinetuneMarkers,
+    Guard,
     ProgressLog,
+    StageCadence,
     Throughput,
     ValidationCadence,
-    copy_final,
 )
-from budget_trainer.training.engine import (
-    check_loadable,
-    engine_name,
-    prepare_universal_checkpoint,
-    resolve_engine_config,
-)
-from budget_trainer.training.parts import RunParts
+from budget_trainer.training.engine import prepare_universal_checkpoint, resolve_engine
+from budget_trainer.training.evaluation import PinnedEvaluation
 from budget_trainer.training.precision import resolve_compute_mode
-from budget_trainer.training.recovery import Guard
-from budget_trainer.training.run_folder import CLOCK, FINAL, PROGRESS, REPORT, RunFolder
+from budget_trainer.training.run_folder import CLOCK, EVALUATING, FINAL, FINISHED, PROGRESS, REPORT, RunFolder
 from budget_trainer.training.trainer import TimeBudgetTrainer
 
 log = logging.getLogger(__name__)
 ENDLESS_STEPS = 2**40  # max_steps of a run that only time ends
+COUNTED_TOKENS_PER_SECOND = 30_000  # of the budget: counting takes about 1 s per million tokens on two cores
+MOST_COUNTED_TOKENS = 50_000_000
+VERIFY_SHARE = 0.005  # of what a job may use: 3 s of 10 minutes, at about 1 GB/s on a core
+PUSH_MARGIN_SECONDS = 5.0  # of the job, for the report behind the push
+# Flags of ModelArguments that `build_model` takes under the same names.
+_ARCHITECTURE = (
+    *("max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("hidden_act", "initializer_range", "type_vocab_size"),
+)
+
+
+def pretrain(recipe: Recipe, clock: BudgetClock, stop: StopRequest, at_exit: ExitStack) -> int:
+    """One run, or one job of it. Returns the exit code: 0 finished, 85 to be resumed."""
+    run = PretrainingRun(recipe, clock, stop, at_exit)
+    if run.awaits_evaluation:
+        return run.evaluate_final()
+    run.open_data()
+    run.build_model()
+    run.build_trainer()
+    run.claim_folder()
+    run.train()
+    return run.finish()
 
 
 class PretrainingRun:
-    """One job of a run. Call the methods in the order in which they stand here; every rank calls all of them.
+    """One job of a run, in chapters; the planner's probe calls some of them. Every rank calls all of them.
 
     Nothing is written to the output folder before `claim_folder`, so whatever is refused until then (InputError) leaves
     nothing behind. `at_exit` holds what ends with the budget: the clock's file, the room kept on the disk, the signal
@@ -65,186 +91,225 @@ class PretrainingRun:
     def __init__(self, recipe: Recipe, clock: BudgetClock, stop: StopRequest, at_exit: ExitStack) -> None:
         """Open the process group and the control channel; log only from the main process."""
         self.recipe, self.clock, self.at_exit = recipe, clock, at_exit
-        self.args, self.output_dir = recipe.training_arguments(), recipe.output_dir
+        self.args, self.output_dir = RunArguments.of(recipe.training), recipe.output_dir
         clock.total_seconds = recipe.total_seconds
         launch.prepare(self.args)
         self.channel = ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout))
         self.agreement = Agreement(self.channel, stop)
-        self.data = DataFolder.open(recipe.data_dir)
-        self.parts, self.folder = RunParts(recipe, self.args, self.data), RunFolder(self.output_dir)
+        self.folder = RunFolder(self.output_dir)
+        self.awaits_evaluation = self.args.resume_from_checkpoint is not None and self.folder.awaits_evaluation()
+        self.is_main_process = self.args.process_index == 0
         self.checkpoint: Path | None = None  # where the run goes on; None: at its beginning
         self._claimed = False
-
-    @property
-    def is_main_process(self) -> bool:
-        return self.args.process_index == 0
-
-    # ---- a run that is finished but for its evaluation ----
-
-    @property
-    def awaits_evaluation(self) -> bool:
-        """Whether `final/` is written and the job that wrote it was killed before its evaluation had ended."""
-        return self.args.resume_from_checkpoint is not None and self.folder.awaits_evaluation()
-
-    def evaluate_final(self) -> int:
-        """Evaluate `final/`, and write the report, its picture and the card."""
-        self.at_exit.close()  # no more work that a signal would have to save
-        self.folder.check_data(self.data.fingerprint)
-        final = self.output_dir / FINAL
-        report = json.loads((self.output_dir / REPORT).read_text(encoding="utf-8"))
-        model = load_pretrained(str(final), add_nsp=self.recipe.add_nsp).to(self.args.device)
-        shares = read_clock(self.output_dir / CLOCK)
-        if sum(shares.values()) > report["used_seconds"]:  # what the last save took may be missing in the report
-            report |= {"shares": shares, **used_seconds(shares, report["budget_seconds"])}
-        if self.is_main_process:
-            copy_final(final, report.get("markers_in_final", []))
-        report = {**environment(), **report}  # those it was trained with, where they were written
-        report["evaluation"] = self.parts.make_evaluation().run(
-            model,
-            device=self.args.device,
-            rank=self.channel.rank,
-            world_size=self.channel.world_size,
-            reduce_sum=self.channel.sum,
-        )
-        if self.is_main_process:
-            write_results(self.recipe, report, final)
-        self.channel.barrier()
-        if self.is_main_process and self.recipe.push is not None:
-            push = BackgroundPush(self.output_dir, self.recipe.push)
-            finish_push(push, self.output_dir, report, self.recipe.job_limit_seconds - self.clock.job_seconds())
-        return DONE
 
     # ---- data ----
 
     def open_data(self) -> None:
-        """Find where the run goes on, open its blocks, check both, and charge the clock with what earlier jobs used."""
-        recipe, args = self.recipe, self.args
-        self.checkpoint = self.folder.find_checkpoint(args.resume_from_checkpoint)
-        self.check_data()
-        self.parts.check_contents(self.channel)
-        check_loadable(self.checkpoint, engine_name(args), args.world_size, recipe.optimizer.optimizer_type)
-        launch.check_trackers(args)
+        """Find where the run goes on, charge the clock with what earlier jobs used, open the blocks and check both."""
+        self.checkpoint = self.folder.find_checkpoint(self.args.resume_from_checkpoint)
         self.job = self.folder.restore_clock(self.clock, self.checkpoint)
+        self.check_data()
+        self._check_contents()
 
     def check_data(self) -> None:
-        """Refuse blocks and an engine's configuration that contradict the recipe."""
-        self.parts.check_data()
-        resolve_engine_config(self.args)
-        if self.recipe.max_steps is None:
-            self.args.max_steps = ENDLESS_STEPS
+        """Open the data folder, ask the recipe what it wants on it, and refuse what does not fit.
+
+        The recipe is not asked again later.
+        """
+        recipe, args = self.recipe, self.args
+        data = self.data = DataFolder.open(recipe.data_dir)
+        columns = data.columns_for(document_mask=recipe.data.document_mask, next_sentence=recipe.add_nsp)
+        self.tokenizer, self.blocks = data.load_tokenizer(), data.train(seed=args.seed, columns=columns)
+        self.flags, self.regional_compile = recipe.as_dict(args), recipe.budget.regional_compile
+        plan_settings = speed_settings(self.flags)
+        train = data.manifest["splits"]["train"]
+        # One "epoch" in the original's sense: one training shard per process.
+        self.samples_per_epoch = max(1, train["rows"] // len(train["files"])) * args.world_size
+        self.validation = recipe.validation_plan(self.samples_per_epoch)
+        self.stages = recipe.stages(data.block_size)
+        self.first_stage = self.stages.at(0.0)
+        self._check_sizes()
+        self.corpus = describe_data(data.path)
+        if recipe.plan is not None:
+            seconds, processes = recipe.total_seconds, args.world_size
+            recipe.plan.check(plan_settings, total_seconds=seconds, processes=processes, data=data.fingerprint)
+        self.engine = resolve_engine(args, recipe.optimizer_options, self.checkpoint)
+        self.optimizer_options = replace(recipe.optimizer_options, zero_stage=zero_stage(args.deepspeed_plugin))
+        if recipe.max_steps is None:
+            args.max_steps = ENDLESS_STEPS
+
+    def _check_sizes(self) -> None:
+        """Refuse a corpus that cannot fill one batch, and blocks longer than the model takes or too short to be cut."""
+        recipe, args, data = self.recipe, self.args, self.data
+        self.global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.longest_block = max(data.block_size, int(data.manifest["validation_block_size"]))
+        if self.blocks.rows < self.global_batch_size:
+            raise InputError(
+                f"data_dir: {data.path} has {self.blocks.rows} blocks, fewer than one batch of {self.global_batch_size}; "
+                "lower per_device_train_batch_size or gradient_accumulation_steps, or prepare more text"
+            )
+        if recipe.model.model_name_or_path is None and recipe.model.max_position_embeddings < self.longest_block:
+            raise InputError(
+                f"max_position_embeddings: {recipe.model.max_position_embeddings} is below the longest block of {data.path} "
+                f"(training {data.block_size}, validation {data.manifest['validation_block_size']}); raise it to "
+                f"{self.longest_block}"
+            )
+        for _, parts in self.stages.sequence_parts:
+            check_repeated_passages(recipe.data.twin_probability, data.block_size // int(parts))
+
+    def _check_contents(self) -> None:
+        """Refuse damaged files on all ranks: one process of each machine reads as much as VERIFY_SHARE of the job allows."""
+        damaged, share = None, 1.0
+        if self.args.local_process_index == 0:
+            try:
+                share = self.data.verify(self.verify_seconds)
+            except (InputError, OSError) as error:
+                damaged = str(error)
+        for message in self.channel.gather(damaged):
+            if message is not None:
+                raise InputError(message)
+        if share < 1 and self.is_main_process:
+            log.info(
+                "checksums: %.0f %% of the data compared, the rest would cost too much of the budget", 100 * share
+            )
+
+    @property
+    def verify_seconds(self) -> float:
+        """Seconds in which checksums are compared."""
+        return min(VERIFY_SHARE * self.seconds_left(0.0), self.channel.timeout_seconds / 2)
+
+    def seconds_left(self, used: float) -> float:
+        """Seconds that this job can train in at most, after `used` seconds of the run."""
+        return min(self.recipe.end_seconds - used, self.recipe.job_limit_seconds)
 
     # ---- the model ----
 
     def build_model(self) -> None:
-        """Make the model, decide whether bf16 and compiling pay, and refuse the checkpoint of another run."""
+        """The collator and the model; whether bf16 and compiling pay; refuse the checkpoint of another run."""
         self.make_model()
-        left = self.recipe.seconds_left(self.clock.elapsed_seconds())
+        left = self.seconds_left(self.clock.elapsed_seconds())
         self.choose_compute_mode(self.args.per_device_train_batch_size, left)
         self._raise_if_stop_requested()
-        self.optimizer_options = self.parts.optimizer_options()
-        self.identity = self.parts.identity(self.model)
+        self.identity = self.make_identity()
         self.folder.check_identity(self.identity, self.checkpoint)
 
     def make_model(self) -> None:
-        """The model, new ones with what is counted in the corpus, and the collator that masks its batches."""
-        self.collator = self.parts.make_collator()
-        self.model = self.parts.make_model()
+        """The collator that masks, and the model; new ones start from what is counted in the corpus."""
+        self.collator, self.model = self.make_collator(), self.untrained_model()
         if self.checkpoint is None and self.recipe.model.model_name_or_path is None:
-            self.parts.initialize_from_corpus(self.model, self.channel)
+            self._initialize_from_corpus()
+
+    def make_collator(self) -> MaskingCollator:
+        """The masking of the schedule's first stage."""
+        data, asked = self.data, self.recipe.data
+        train = data.manifest["splits"]["train"]
+        return MaskingCollator(
+            seed=self.args.seed,
+            special_ids=data.special_ids,
+            vocab_size=data.vocab_size,
+            block_size=data.block_size,
+            mlm_probability=self.first_stage.mlm_probability,
+            mask_replace_prob=asked.mask_replace_prob,
+            random_replace_prob=asked.random_replace_prob,
+            max_predictions_per_seq=asked.max_predictions_per_seq,
+            dup_factor=asked.dup_factor,
+            has_padding=train["tokens"] < train["rows"] * data.block_size,
+            whole_words=continues_word(self.tokenizer) if asked.whole_word_mask else None,
+            twin_probability=asked.twin_probability,
+        )
+
+    def untrained_model(self) -> Any:
+        """The model of the recipe: new from the seed, or loaded from `model_name_or_path`, before any training."""
+        recipe, data, m = self.recipe, self.data, self.recipe.model
+        options: dict[str, Any] = {
+            "hidden_dropout_prob": m.hidden_dropout_prob,
+            "attention_probs_dropout_prob": m.attention_probs_dropout_prob,
+            "sparse_mask_prediction": m.sparse_mask_prediction,
+            "add_nsp": recipe.add_nsp,
+            "seed": self.args.seed,
+        }
+        if m.model_name_or_path is None:
+            options |= {"vocab_size": data.vocab_size, "special_ids": data.special_ids}
+            options |= {name: getattr(m, name) for name in _ARCHITECTURE}
+            model = build_model(recipe.model_type, model_config=recipe.model_config, **options)
+            field = "max_position_embeddings"
+        else:
+            model, field = self._load_model(m.model_name_or_path, options), "model_name_or_path"
+        check_positions(model.config, self.longest_block, field)
+        if m.layer_norm_type == "apex":
+            use_apex(model, self.args.device)
+        if recipe.data.document_mask:
+            check_document_mask(model)
+        if self.args.device.type == "cpu":
+            use_few_bit_dropout(model)
+        model.cross_entropy, model.sparse_last_layer = m.cross_entropy, m.sparse_last_layer
+        return model
+
+    def _load_model(self, path: str, options: dict[str, Any]) -> Any:
+        try:
+            model = load_pretrained(path, **options)
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"model_name_or_path: {path} cannot be loaded ({reason}); give a checkpoint's folder"
+            ) from None
+        if model.config.vocab_size < self.data.vocab_size:
+            raise InputError(
+                f"model_name_or_path: {path} has a vocabulary of {model.config.vocab_size}, the data folder one of "
+                f"{self.data.vocab_size}; prepare the data with the model's own tokenizer"
+            )
+        return model
+
+    def _initialize_from_corpus(self) -> None:
+        """Start a new model closer to the text: output bias at the token frequencies, heads at fixed offsets, counted
+        embeddings. A resumed run takes its weights from the checkpoint instead.
+        """
+        m, model = self.recipe.model, self.model
+        if m.unigram_bias:
+            set_output_bias(model, self.data.unigram_counts())
+        if self.recipe.offsets is not None:
+            set_offset_heads(model, self.recipe.offsets)
+        if m.embedding_init == "cooccurrence":
+            size = model.get_input_embeddings().weight.shape[1]
+            result = torch.zeros(self.data.vocab_size, size)
+            if self.is_main_process:  # the other ranks receive what it has counted
+                result = self.count_embeddings(size, self.counted_tokens)
+            set_embeddings(model, self.channel.broadcast(result).numpy(), m.embedding_init_std)
+
+    @property
+    def counted_tokens(self) -> int:
+        """How many tokens `embedding_init: cooccurrence` counts in this budget: 300 s pay for 9 million."""
+        paid_for = min(COUNTED_TOKENS_PER_SECOND * self.recipe.total_seconds, MOST_COUNTED_TOKENS)
+        return int(min(paid_for, self.blocks.rows * self.data.block_size))
+
+    def count_embeddings(self, size: int, tokens: int) -> torch.Tensor:
+        """Embeddings (vocab_size x `size`) counted over the first `tokens` tokens that training will see."""
+        data = self.data
+        rows = self.blocks.__getitems__(range(max(1, tokens // data.block_size)))["input_ids"]
+        return torch.from_numpy(
+            cooccurrence_embeddings(rows, data.vocab_size, size, special_ids=data.special_ids, seed=self.args.seed)
+        )
 
     def choose_compute_mode(self, micro_batch: int, seconds_left: float) -> None:
         """Precision and compilation, before Trainer is built: its Accelerator fixes both."""
-        batch = self.collator(self.parts.blocks.__getitems__(range(micro_batch)))
+        batch = self.collator(self.blocks.__getitems__(range(micro_batch)))
         self.compute_mode = resolve_compute_mode(
             self.recipe, self.args, self.model, batch, seconds_left, self.checkpoint, self.channel
         )
-        regional = self.compute_mode["settled"]["compile"] == "regional"
-        self.recipe = replace(self.recipe, budget=replace(self.recipe.budget, regional_compile=regional))
+        self.regional_compile = self.compute_mode["settled"]["compile"] == "regional"
 
-    # ---- the Trainer ----
-
-    def build_trainer(self) -> None:
-        """The budget, the optimizer, the Trainer; the end is rehearsed, and what happens on the way is added."""
-        if self.checkpoint is not None:  # this run's: what follows is charged to it, and may convert the checkpoint
-            self.claim_folder()
-        prepare_universal_checkpoint(self.checkpoint, self.args, self.channel)
-        self.make_trainer(TimeBudgetTrainer, identity=self.identity, stages=self.recipe.stages(self.data.block_size))
-        self.at_exit.callback(self.folder.release_disk_space)
-        self.rehearse(reserve_disk=self.recipe.budget.finetune_checkpoint_at_end)
-        self._raise_if_stop_requested()
-        self.budget.check_room(resumed=self.checkpoint is not None)
-
-    def make_trainer(self, trainer_class: type[TimeBudgetTrainer], **options: Any) -> None:
-        """`trainer_class` with the parts of this run; TimeBudgetTrainer has the `options`."""
-        recipe, args = self.recipe, self.args
-        self.parts.let_deepspeed_step()
-        self.budget = TimeBudgetCallback(
-            clock=self.clock,
-            agreement=self.agreement,
-            early_exit_time_marker=recipe.early_exit_seconds,
-            job_time_limit=recipe.job_limit_seconds,
-        )
-        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-        peak_flops = measure_peak_flops(args.device, dtype, min(1.0, 0.005 * recipe.total_seconds))
-        self.trainer = trainer_class(
-            model=self.model,
-            args=args,
-            train_dataset=self.parts.blocks,
-            data_collator=self.collator,
-            processing_class=self.data.load_tokenizer(),
-            create_optimizer_fn=partial(build_optimizer, self.optimizer_options),
-            evaluation=self.parts.make_evaluation(),
-            time_budget=self.budget,
-            throughput=Throughput(self.budget, args.world_size, peak_flops),
-            compute_mode=self.compute_mode,
-            regional_compile=recipe.budget.regional_compile,
-            **recipe.schedule(),
-            **options,
-        )
-
-    def rehearse(self, reserve_disk: bool) -> None:
-        """Save and validate once: how long the end takes is measured before training begins."""
-        self.trainer.rehearse_save(self.output_dir, reserve_disk=reserve_disk)
-        validation = self.recipe.validation_plan(self.samples_per_epoch)
-        if validation is not None:
-            self.trainer.rehearse_evaluation(validation.seconds_between(self.recipe.total_seconds))
-
-    @property
-    def samples_per_epoch(self) -> int:
-        """Samples of one "epoch" in the original's sense: one training shard per process."""
-        train = self.data.manifest["splits"]["train"]
-        return max(1, train["rows"] // len(train["files"])) * self.args.world_size
-
-    def add_callbacks(self) -> None:
-        """What happens while the run trains. The guard comes behind what saves: a bad step is not saved."""
-        recipe, trainer, budget, watch = self.recipe, self.trainer, self.budget, self.recipe.watch
-        progress = ProgressLog(budget, self.output_dir / PROGRESS, self.job)
-        markers = FinetuneMarkers(trainer, recipe.markers, self.output_dir)
-        epochs = recipe.budget.num_epochs_between_checkpoints
-        every_samples = None if epochs in (None, -1) else epochs * self.samples_per_epoch
-        limits = ("max_bad_steps", "max_roll_backs", "roll_back_lr_factor", "scale_cnt_limit", "loss_spike")
-        guard = Guard(trainer, **{name: getattr(watch, name) for name in limits})
-        trainer.add_callback(progress)
-        trainer.add_callback(markers)
-        trainer.add_callback(CheckpointCadence(trainer, recipe.checkpoint_seconds, every_samples))
-        validation = recipe.validation_plan(self.samples_per_epoch)
-        if validation is not None:
-            trainer.add_callback(ValidationCadence(trainer, validation))
-        trainer.add_callback(guard)
-        if watch.early_stop_eval_loss is not None:
-            trainer.add_callback(EarlyStop(budget, recipe.early_stop_seconds, watch.early_stop_eval_loss))
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(BudgetProgressBar(budget))
-        self.callbacks = RunCallbacks(progress, markers, guard, self._start_push())
-
-    def _start_push(self) -> BackgroundPush | None:
-        """The push to the Hub; it begins now where time-marked models go there while the training goes on."""
-        if self.recipe.push is None or not self.is_main_process:
-            return None
-        push = BackgroundPush(self.output_dir, self.recipe.push)
-        if self.recipe.push.at_every_save and self.recipe.markers:
-            push.start()
-        return push
+    def make_identity(self) -> dict[str, Any]:
+        """What must stay the same over all jobs of a run: model, data, order, optimizer, batch. Checkpoints carry it."""
+        config = json.loads(json.dumps(self.model.config.to_dict()))
+        skip = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures", "use_cache"}
+        return {
+            "data": self.data.fingerprint,
+            "seed": self.args.seed,
+            "optimizer_type": self.recipe.optimizer.optimizer_type,
+            "add_nsp": self.recipe.add_nsp,
+            "global_batch_size": self.global_batch_size,
+            **{f"model.{key}": value for key, value in config.items() if key not in skip},
+        }
 
     def _raise_if_stop_requested(self) -> None:
         """Raise StopAsked on all ranks where a signal has come to any of them, between two parts of the set-up.
@@ -256,7 +321,54 @@ class PretrainingRun:
                 self.folder.mark_resumable("stop_requested")
             raise StopAsked(f"{self.agreement.stop_asked_by} during set-up, before the first step")
 
-    # ---- training and the end ----
+    # ---- the Trainer ----
+
+    def build_trainer(self) -> None:
+        """The budget, the optimizer and the Trainer; then the end is rehearsed."""
+        if self.checkpoint is not None:  # this run's: what follows is charged to it, and may convert the checkpoint
+            self.claim_folder()
+        prepare_universal_checkpoint(self.checkpoint, self.args, self.channel)
+        self.make_trainer(TimeBudgetTrainer, identity=self.identity)
+        self.at_exit.callback(self.folder.release_disk_space)
+        self.rehearse(reserve_disk=self.recipe.budget.finetune_checkpoint_at_end)
+        self._raise_if_stop_requested()
+        self.budget.check_room(resumed=self.checkpoint is not None)
+
+    def make_trainer(self, trainer_class: type[TimeBudgetTrainer], **options: Any) -> None:
+        """`trainer_class` with the parts of this run, and `options` of its own."""
+        recipe, args = self.recipe, self.args
+        self.budget = TimeBudgetCallback(
+            clock=self.clock,
+            agreement=self.agreement,
+            early_exit_time_marker=recipe.early_exit_seconds,
+            job_time_limit=recipe.job_limit_seconds,
+        )
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+        peak_flops = measure_peak_flops(args.device, dtype, min(1.0, 0.005 * recipe.total_seconds))
+        self.trainer = trainer_class(
+            model=self.model,
+            args=args,
+            train_dataset=self.blocks,
+            data_collator=self.collator,
+            processing_class=self.tokenizer,
+            create_optimizer_fn=partial(build_optimizer, self.optimizer_options),
+            evaluation=self._make_evaluation(),
+            time_budget=self.budget,
+            throughput=Throughput(self.budget, args.world_size, peak_flops),
+            compute_mode=self.compute_mode,
+            regional_compile=self.regional_compile,
+            **recipe.schedule,
+            **options,
+        )
+
+    def _make_evaluation(self) -> PinnedEvaluation:
+        rows, data = self.data.validation_rows(), self.data
+        return PinnedEvaluation(*rows, special_ids=data.special_ids, vocab_size=data.vocab_size)
+
+    def rehearse(self, reserve_disk: bool) -> None:
+        """Save and validate once: how long the end takes is measured before training begins."""
+        every = None if self.validation is None else self.validation.seconds_between(self.recipe.total_seconds)
+        self.trainer.rehearse(self.output_dir, reserve_disk=reserve_disk, validation_period=every)
 
     def claim_folder(self) -> None:
         """Take the output folder for this run, and keep its clock there from here on; a second call does nothing."""
@@ -264,6 +376,8 @@ class PretrainingRun:
             self.folder.begin(self.identity, self.job)
             self.at_exit.enter_context(keep_clock(self.output_dir / CLOCK, self.clock))
         self._claimed = True
+
+    # ---- training and the end ----
 
     def train(self) -> None:
         """Train until the budget ends, then write `final/`: there the clock stops.
@@ -280,35 +394,150 @@ class PretrainingRun:
         self.clock.stop()
         self.at_exit.close()  # clock.json has its last entry, and signals end the process again
 
+    def add_callbacks(self) -> None:
+        """What happens while the run trains. The guard comes behind what saves: a bad step is not saved."""
+        recipe, trainer, budget, watch = self.recipe, self.trainer, self.budget, self.recipe.watch
+        self.progress = ProgressLog(budget, self.output_dir / PROGRESS, self.job)
+        self.markers = FinetuneMarkers(trainer, recipe.markers, self.output_dir)
+        epochs = recipe.budget.num_epochs_between_checkpoints
+        every_samples = None if epochs in (None, -1) else epochs * self.samples_per_epoch
+        limits = ("max_bad_steps", "max_roll_backs", "roll_back_lr_factor", "scale_cnt_limit", "loss_spike")
+        self.guard = Guard(trainer, **{name: getattr(watch, name) for name in limits})
+        if not self.stages.constant:
+            trainer.add_callback(StageCadence(trainer, self.stages))
+        trainer.add_callback(self.progress)
+        trainer.add_callback(self.markers)
+        trainer.add_callback(CheckpointCadence(trainer, recipe.checkpoint_seconds, every_samples))
+        if self.validation is not None:
+            trainer.add_callback(ValidationCadence(trainer, self.validation))
+        trainer.add_callback(self.guard)
+        if watch.early_stop_eval_loss is not None:
+            trainer.add_callback(EarlyStop(budget, recipe.early_stop_seconds, watch.early_stop_eval_loss))
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(BudgetProgressBar(budget))
+        self.push: BackgroundPush | None = None  # begun now where time-marked models go to the Hub during the training
+        if recipe.push is not None and self.is_main_process:
+            self.push = BackgroundPush(self.output_dir, recipe.push)
+            if recipe.push.at_every_save and recipe.markers:
+                self.push.start()
+
     def _save_final(self, final: Path) -> None:
-        """The account first, so that a job that is killed behind the save is finished by the next one."""
-        report = account(self.trainer, self.callbacks, self.recipe)
+        """The report first, so that a job that is killed behind the save is finished by the next one."""
+        report = self._report()
         if self.is_main_process:
             self.folder.release_disk_space()
             write_json_atomic(self.output_dir / REPORT, report)
-            self.folder.begin_evaluation()
+            self.folder.set_state(EVALUATING)
         self.trainer.save_folder(final)
 
-    def finish(self) -> int:
-        """Outside of the budget: the pinned evaluation on all blocks, the report, its picture, the card, the Hub.
+    def _report(self) -> dict[str, Any]:
+        """`run_report.json` without its evaluation. Call it on all ranks: steps and learning rates are gathered."""
+        trainer, progress = self.trainer, self.progress
+        mine = {"rank": self.channel.rank, "steps": progress.steps, "learning_rates_sha256": progress.rates_sha256}
+        model: Any = trainer.model
+        counts, marked = self.guard.counts(), self.markers.in_final()
+        overall = {} if trainer.throughput is None else trainer.throughput.overall()
+        shares, samples = self.clock.seconds_by_phase(), trainer.samples_consumed
+        tokens, worked = samples * self.data.block_size, shares["train"] + shares["data_wait"] + shares["compile"]
+        now = self.args.to_dict()  # what came of the flags
+        flags = {name: now.get(name, value) for name, value in self.flags.items() if name != "push_to_hub"}
+        return {
+            "budget_seconds": self.budget.end_seconds,
+            **_used_seconds(shares, self.budget.end_seconds),
+            "shares": shares,
+            "steps": trainer.state.global_step,
+            "samples": samples,
+            "tokens": tokens,
+            "tokens_per_second": tokens / worked if worked > 0 else 0.0,
+            **overall,
+            "data_wait_share": shares["data_wait"] / worked if worked > 0 else 0.0,
+            "speed": self.compute_mode,
+            "passes_over_corpus": samples / self.blocks.rows,
+            "learning_rate_last": progress.learning_rate_last,
+            "learning_rate_peak": progress.learning_rate_peak,
+            "evaluation": None,
+            "markers_in_final": marked,
+            "world_size": self.args.world_size,
+            "engine": self.engine,
+            **counts,
+            "stop_reason": self.budget.stop_reason or "max_steps",
+            "jobs": progress.job,
+            "parameters": model.num_parameters(),
+            "model_type": model.config.model_type,
+            "recipe": self.flags | flags | {"regional_compile": self.regional_compile},
+            "data": self.corpus,
+            "ranks": self.channel.gather(mine),
+        }
 
-        Returns the exit code: 0, or 85 for a job that is to be resumed.
-        """
+    def finish(self) -> int:
+        """Outside of the budget: the pinned evaluation on all blocks, the report, its picture, the card, the Hub."""
         if self.is_resumable:
             if self.is_main_process:
                 self.folder.mark_resumable(str(self.budget.stop_reason))
             return RESUMABLE
         outside = BudgetClock()
-        report = {**account(self.trainer, self.callbacks, self.recipe), **environment()}
+        report = {**self._report(), **environment()}
         if self.is_main_process and self.final is not None:  # who is killed from here on loses only the evaluation
             write_json_atomic(self.output_dir / REPORT, report)
-            copy_final(self.final, report["markers_in_final"])
+            self.folder.copy_final(report["markers_in_final"])
         metrics = self.trainer.evaluate()
         report["evaluation"] = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-        if self.is_main_process:
-            write_results(self.recipe, report, self.final)
-        self.channel.barrier()  # the other ranks need not wait for the Hub
-        if self.callbacks.push is not None:
-            left = self.recipe.job_limit_seconds - self.clock.job_seconds() - outside.elapsed_seconds()
-            finish_push(self.callbacks.push, self.output_dir, report, left)
+        self._write_results(report, self.final, self.push, outside)
         return DONE
+
+    def _write_results(
+        self,
+        report: dict[str, Any],
+        final: Path | None,
+        push: BackgroundPush | None,
+        outside: BudgetClock | None = None,
+    ) -> None:
+        """The report, its picture, the card in `final`, and the Hub, which has what is left of the job; a failed push
+        changes nothing."""
+        if self.is_main_process:
+            write_report(report, self.output_dir, self.recipe.plan)
+            if final is not None:
+                card = self.recipe.card
+                write_model_card(final, license=card.license, language=(card.language or "").replace(",", " ").split())
+            self.folder.set_state(FINISHED)
+        self.channel.barrier()  # the other ranks need not wait for the Hub
+        if push is not None:
+            used = self.clock.job_seconds() + (0.0 if outside is None else outside.elapsed_seconds())
+            report = {**report, "hub": push.finish(self.recipe.job_limit_seconds - used - PUSH_MARGIN_SECONDS)}
+            try:
+                write_json_atomic(self.output_dir / REPORT, report)
+            except OSError as error:
+                log.warning("%s: not written (%s)", self.output_dir / REPORT, error.strerror)
+
+    # ---- a run that is finished but for its evaluation ----
+
+    def evaluate_final(self) -> int:
+        """What is left to do where the job that wrote `final/` was killed before its evaluation had ended."""
+        self.at_exit.close()  # no more work that a signal would have to save
+        self.data = DataFolder.open(self.recipe.data_dir)
+        self.folder.check_data(self.data.fingerprint)
+        final = self.output_dir / FINAL
+        report = json.loads((self.output_dir / REPORT).read_text(encoding="utf-8"))
+        model = load_pretrained(str(final), add_nsp=self.recipe.add_nsp).to(self.args.device)
+        shares = read_clock(self.output_dir / CLOCK)
+        if sum(shares.values()) > report["used_seconds"]:  # what the last save took may be missing in the report
+            report |= {"shares": shares, **_used_seconds(shares, report["budget_seconds"])}
+        if self.is_main_process:
+            self.folder.copy_final(report.get("markers_in_final", []))
+        report = {**environment(), **report}  # those it was trained with, where they were written
+        report["evaluation"] = self._make_evaluation().run(
+            model,
+            device=self.args.device,
+            rank=self.channel.rank,
+            world_size=self.channel.world_size,
+            reduce_sum=self.channel.sum,
+        )
+        options = self.recipe.push if self.is_main_process else None
+        self._write_results(report, final, BackgroundPush(self.output_dir, options) if options else None)
+        return DONE
+
+
+def _used_seconds(shares: dict[str, float], budget_seconds: float | None) -> dict[str, float]:
+    """`used_seconds` and `overrun_seconds` of a run that spent `shares` (seconds by phase)."""
+    used, budget = sum(shares.values()), math.inf if budget_seconds is None else budget_seconds
+    return {"used_seconds": used, "overrun_seconds": max(0.0, used - budget)}

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 FINAL, CLOCK, RUN, PROGRESS, RESUMABLE = "final", "clock.json", "run.json", "progress.jsonl", "RESUMABLE"
 REPORT = "run_report.json"
 COMPUTE_MODE_KEY = "speed"  # in TrainerState.stateful_callbacks
-_TRAINING, _EVALUATING, _FINISHED = "training", "evaluating", "finished"  # states of a run in run.json
+_TRAINING, EVALUATING, FINISHED = "training", "evaluating", "finished"  # states of a run in run.json
 _MANIFEST = "manifest.json"
 _ROOM = ".room-for-final"
 _PARTIAL = ".partial-"
@@ -254,19 +254,17 @@ class RunFolder:
         _remove_partial(self.path)
         write_json_atomic(self.path / RUN, {"job": job, "state": _TRAINING, "identity": identity})
 
-    def begin_evaluation(self) -> None:
-        """From here to `end_evaluation` a job that is killed behind `final/` is to be resumed."""
-        write_json_atomic(self.path / RUN, {**self._read_run(), "state": _EVALUATING})
-        (self.path / RESUMABLE).write_text("evaluation\n", encoding="utf-8")
-
-    def end_evaluation(self) -> None:
-        """Report, picture and card are written: nothing is left to do."""
-        (self.path / RESUMABLE).unlink(missing_ok=True)
-        write_json_atomic(self.path / RUN, {**self._read_run(), "state": _FINISHED})
+    def set_state(self, state: str) -> None:
+        """EVALUATING: a job that is killed from here on is to be resumed; FINISHED: nothing is left to do."""
+        if state == FINISHED:
+            (self.path / RESUMABLE).unlink(missing_ok=True)
+        write_json_atomic(self.path / RUN, {**self._read_run(), "state": state})
+        if state == EVALUATING:
+            (self.path / RESUMABLE).write_text("evaluation\n", encoding="utf-8")
 
     def awaits_evaluation(self) -> bool:
         """Whether `final/` is complete, and the job that wrote it was killed before the evaluation behind it had ended."""
-        return (self.path / FINAL).is_dir() and self._read_run().get("state") == _EVALUATING
+        return (self.path / FINAL).is_dir() and self._read_run().get("state") == EVALUATING
 
     def mark_resumable(self, reason: str) -> None:
         """Leave the file `RESUMABLE` with the reason.
@@ -291,6 +289,14 @@ class RunFolder:
             raise InputError(
                 f"{RUN}: {self.path / RUN} is damaged; delete it to go on with this folder's run"
             ) from None
+
+    def copy_final(self, names: Sequence[str]) -> None:
+        """Make the folders `names` copies of `final/`, those that are not there yet."""
+        for target in [self.path / name for name in names]:
+            if not target.exists():
+                staging = staging_folder(target)
+                shutil.copytree(self.path / FINAL, staging, dirs_exist_ok=True)
+                publish_folder(staging, target)
 
     # ---- the disk ----
 

@@ -15,13 +15,13 @@ from transformers.trainer_utils import TrainOutput
 
 from budget_trainer.budget.callback import store_state, stored_state
 from budget_trainer.budget.channel import is_lost_connection
-from budget_trainer.budget.stages import Stage, Stages
+from budget_trainer.budget.stages import Stage
 from budget_trainer.core.errors import RunError
 from budget_trainer.data.order import BlockDataset, ExactSampler
 from budget_trainer.model.flops import model_flops_per_token
 from budget_trainer.model.next_sentence import count_pairs
 from budget_trainer.model.patches import sharded_by_layer
-from budget_trainer.training.callbacks import StageCadence, Throughput
+from budget_trainer.training.callbacks import Guard, ProgressLog, Throughput
 from budget_trainer.training.engine import restore_group_options
 from budget_trainer.training.evaluation import PinnedEvaluation
 from budget_trainer.training.recovery import BadSteps, explain_out_of_memory
@@ -38,7 +38,7 @@ class TimeBudgetTrainer(SavingTrainer):
 
     `create_optimizer_fn(model)` builds the optimizer; `evaluation` is what `evaluate()` runs, on its first
     `evaluation_blocks` blocks during training; `identity` says what a checkpoint belongs to (it is compared on resume);
-    `stages` change masking rate, batch and sequence length along the schedule; `throughput` measures; `compute_mode` is what
+    `throughput` measures; `compute_mode` is what
     a checkpoint remembers of the resolved precision and compilation; `regional_compile` compiles layer by layer.
     """
 
@@ -48,7 +48,6 @@ class TimeBudgetTrainer(SavingTrainer):
         create_optimizer_fn: Callable[[torch.nn.Module], torch.optim.Optimizer] | None = None,
         evaluation: PinnedEvaluation | None = None,
         evaluation_blocks: int = 1000,
-        stages: Stages | None = None,
         throughput: Throughput | None = None,
         regional_compile: bool = False,
         **kwargs: Any,
@@ -72,8 +71,6 @@ class TimeBudgetTrainer(SavingTrainer):
         if throughput is not None:
             self.add_callback(throughput)
             self._count_flops()
-        if stages is not None and not stages.constant:
-            self.add_callback(StageCadence(self, stages))
 
     # ---- the engine ----
 
@@ -115,6 +112,9 @@ class TimeBudgetTrainer(SavingTrainer):
             self._resume_rng_from = resume_from_checkpoint
             if self._nothing_left():
                 self._load_from_checkpoint(resume_from_checkpoint)
+                for callback in self.callback_handler.callbacks:
+                    if isinstance(callback, ProgressLog | Guard):
+                        callback.restore(self.state)  # what is reported is the earlier jobs'
                 self.time_budget.stop_reason = self.time_budget.end_reason
                 return TrainOutput(self.state.global_step, math.nan, {})
         try:
@@ -275,7 +275,13 @@ class TimeBudgetTrainer(SavingTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def rehearse_evaluation(self, period_seconds: float) -> None:
+    def rehearse(self, output_dir: Path, reserve_disk: bool, validation_period: float | None) -> None:
+        """Save and validate once: how long the end takes is measured before training begins."""
+        self.rehearse_save(output_dir, reserve_disk=reserve_disk)
+        if validation_period is not None:
+            self._rehearse_evaluation(validation_period)
+
+    def _rehearse_evaluation(self, period_seconds: float) -> None:
         """Time some blocks of the pinned evaluation and choose how many of them validations during training take.
 
         `evaluation_blocks`, or _FEWER_BLOCKS where they would cost over 5 % of `period_seconds`, the time between two

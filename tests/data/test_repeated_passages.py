@@ -6,13 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
-from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.masking import hash64
 from budget_trainer.data.repeated_passages import SMALLEST_COPY, repeat_passages
-from budget_trainer.training.parts import RunParts
-from tests.conftest import TINY, words
 from tests.data.blocks import CLS, PAD, SEP, VOCAB, batch, collator, ordinary, same, samples, take
 
 UNMASKED = {"mlm_probability": 1e-9, "mask_replace_prob": 0.0, "random_replace_prob": 0.0}
@@ -161,11 +157,8 @@ def test_what_stays_as_it_was_stays_apart_by_document():
     assert mixed > 20
 
 
-def test_the_flag_reaches_the_collator(data_dir, tmp_path):
-    flags = {**TINY, "data_dir": data_dir, "output_dir": tmp_path, "total_training_time": "30s"}
-    recipe = parse_recipe(words({**flags, "twin_probability": 0.3}))
-    masker = RunParts(recipe, recipe.training_arguments(), DataFolder.open(data_dir)).make_collator()
-    assert masker.twin_probability == 0.3
+def test_the_flag_reaches_the_collator(open_run):
+    assert open_run(twin_probability=0.3).make_collator().twin_probability == 0.3
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
-from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.masking import hash64, prediction_slots
 from budget_trainer.data.whole_words import choose_words, continues_word, word_table
-from budget_trainer.training.parts import RunParts
 from tests.data import blocks
 from tests.data.blocks import CLS, MASK, PAD, SEP, SPECIAL, ordinary, predicted, same, samples, take
 
@@ -104,12 +101,10 @@ def test_no_rows_and_no_candidates():
         collator(whole_words=CONTINUES[:99])
 
 
-@pytest.mark.parametrize("flag", [[], ["--whole_word_mask", "true"]])
-def test_the_flag_reaches_the_collator(data_dir, tmp_path, flag):
-    data = DataFolder.open(data_dir)
-    common = ["--data_dir", str(data_dir), "--output_dir", str(tmp_path), "--total_training_time", "1m"]
-    recipe = parse_recipe([*common, *flag])
-    masker = RunParts(recipe, recipe.training_arguments(), data).make_collator()
+@pytest.mark.parametrize("flag", [{}, {"whole_word_mask": True}])
+def test_the_flag_reaches_the_collator(open_run, flag):
+    run = open_run(**flag)
+    data, masker = run.data, run.make_collator()
     batch = data.train(seed=1).__getitems__(range(300))
     continues = continues_word(data.load_tokenizer())
     chosen = predicted(masker(batch))

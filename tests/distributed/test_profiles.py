@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, TrainingArguments
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.training.engine import resolve_engine_config
+from budget_trainer.training.engine import resolve_engine
 from tests.conftest import STEPS, batch_of_epoch, launch_form, losses, report, run, train, words, write_cpu_form
 
 ZERO = {"zero1": 1, "zero2": 2, "zero3": 3, "zero2_offload": 2, "zero3_offload": 3}
@@ -142,18 +142,18 @@ def configured(folder, config=None):
 )
 def test_a_deepspeed_json_that_contradicts_the_recipe(config, message, tmp_path):
     with pytest.raises(InputError) as refused:
-        resolve_engine_config(configured(tmp_path, config))
+        resolve_engine(configured(tmp_path, config))
     assert str(refused.value).startswith(f"deepspeed_config: {message}")
 
 
 def test_zero_3_gathers_its_weights_and_fsdp_on_a_cpu_is_refused(tmp_path, monkeypatch):
     run = configured(tmp_path, {"zero_optimization": {"stage": 3}, "gradient_clipping": 1.0})
-    resolve_engine_config(run)
+    resolve_engine(run)
     zero = run.deepspeed_plugin.deepspeed_config["zero_optimization"]
     assert zero["stage3_gather_16bit_weights_on_model_save"] is True
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match="^distributed_type: FSDP on a CPU silently trains as DDP"):
-        resolve_engine_config(configured(tmp_path))
+        resolve_engine(configured(tmp_path))
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from huggingface_hub import constants
 
 import train_mlm
 from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.config.arguments import RunArguments
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.reporting.hub import PushOptions, redacted
@@ -148,7 +149,7 @@ def test_a_run_that_was_killed_before_its_evaluation_is_pushed_as_well(asked, pu
     account = report(output_dir)
     del account["hub"]
     (output_dir / "run_report.json").write_text(json.dumps({**account, "evaluation": None}))
-    run_folder.RunFolder(output_dir).begin_evaluation()
+    run_folder.RunFolder(output_dir).set_state(run_folder.EVALUATING)
     again = {"hub_model_id": "ada/later", "job_time_limit": "1h", "resume_from_checkpoint": "auto"}
     monkeypatch.setattr(train_mlm, "CLOCK", BudgetClock())
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tensorboard"))
@@ -243,7 +244,7 @@ def test_a_name_and_a_token_are_enough_to_begin(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     recipe = parsed(tmp_path, push_to_hub=True, hub_strategy="end", license="cc-by-sa-4.0")
     assert recipe.push is not None and not recipe.push.at_every_save and recipe.push.license == "cc-by-sa-4.0"
-    args = recipe.training_arguments()
+    args = RunArguments.of(recipe.training)
     assert not args.push_to_hub, "Trainer would push by itself"
     assert recipe.as_dict(args)["push_to_hub"] is True and TOKEN not in json.dumps(recipe.as_dict(args), default=str)
     with pytest.raises(InputError, match=r"hub_model_id: 'a/b/c' is not a name on the Hub; write user/name"):

@@ -181,7 +181,7 @@ CONSTANT = "--lr_schedule constant_step --max_steps 9000"
     ],
 )
 def test_the_exponential_curve_is_the_originals_behind_the_warmup(flags, multiplier, tmp_path):
-    schedule = taken(drafted(flags), tmp_path).schedule()
+    schedule = taken(drafted(flags), tmp_path).schedule
     curve = make_curve(schedule["curve"], schedule["warmup_proportion"], **schedule["curve_options"])
     for share in (0.1, 0.5, 0.9, 1.0):
         assert curve(share) == pytest.approx(multiplier(share), rel=1e-6)

@@ -13,7 +13,6 @@ from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.model.build import build_model
 from budget_trainer.model.sparse import HEADS
-from budget_trainer.training.parts import RunParts
 from tests.conftest import TINY, words
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -85,14 +84,6 @@ def batch(rows=3, length=40, slots=6, padded=True, seed=0):
 def pick(inputs, *names):
     """Those of the named tensors that a batch has."""
     return {name: inputs[name] for name in names if name in inputs}
-
-
-def run_parts(data_dir, folder, **flags):
-    """What train_mlm.py makes of these flags; without a data folder only what needs none."""
-    data = {"data_dir": data_dir or "d", "output_dir": folder / "out", "total_training_time": "10m"}
-    recipe = parse_recipe(words({**TINY, **data, **flags}))
-    data = DataFolder.open(data_dir) if data_dir else SimpleNamespace(fingerprint="x")
-    return RunParts(recipe, recipe.training_arguments(), data)
 
 
 def stock_twin(model, stock_class):

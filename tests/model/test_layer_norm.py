@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM, TrainingArguments
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.engine_optimizers import use_apex
 from budget_trainer.model.optimizers import build_optimizer
-from tests.model.models import GPU, assert_near, batch, loss_and_gradients, pick, run_parts, tiny
+from tests.model.models import GPU, assert_near, batch, loss_and_gradients, pick, tiny
 
 BIASED = {"modernbert": {"model_config": {"norm_bias": True}}}
 
@@ -93,9 +93,10 @@ def test_it_is_nvidias_and_needs_a_gpu(apex, monkeypatch):
 
 
 @pytest.mark.parametrize("layer_norm_type", ["apex", "pytorch"])
-def test_the_flag(apex, data_dir, tmp_path, monkeypatch, layer_norm_type):
-    monkeypatch.setattr(TrainingArguments, "device", torch.device("cuda"))
-    model = run_parts(data_dir, tmp_path, model_type="bert-mlm", layer_norm_type=layer_norm_type).make_model()
+def test_the_flag(apex, open_run, monkeypatch, layer_norm_type):
+    run = open_run(model_type="bert-mlm", layer_norm_type=layer_norm_type)
+    monkeypatch.setattr(type(run.args), "device", torch.device("cuda"))
+    model = run.untrained_model()
     assert model.config.model_type == "megatron-bert"
     assert any(type(module) is FusedLayerNorm for module in model.modules()) is (layer_norm_type == "apex")
 

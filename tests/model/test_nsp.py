@@ -14,7 +14,7 @@ from budget_trainer.model.build import load_pretrained, set_output_bias
 from budget_trainer.model.next_sentence import count_pairs
 from budget_trainer.training.evaluation import PinnedEvaluation
 from tests.model import models
-from tests.model.models import SPECIAL, VOCAB, assert_near, check_step, loss_and_gradients, pick, run_parts, stock_twin
+from tests.model.models import SPECIAL, VOCAB, assert_near, check_step, loss_and_gradients, pick, stock_twin
 
 STOCK = {"bert": BertForPreTraining, "megatron-bert": MegatronBertForPreTraining}
 TYPES = sorted(STOCK)
@@ -160,9 +160,9 @@ def test_models_that_cannot_have_it(model_type, changes, message):
         tiny(model_type, **changes)
 
 
-def test_a_run_cannot_go_on_with_another_objective(tmp_path):
-    found = []
+def test_a_run_cannot_go_on_with_another_objective(open_run):
+    run, found = open_run(model_type="bert"), []
     for add_nsp in (True, False):
-        parts = run_parts(None, tmp_path, model_type="bert", add_nsp=add_nsp)
-        found.append(parts.identity(tiny("bert", add_nsp=add_nsp)))
+        run.model = tiny("bert", add_nsp=add_nsp)
+        found.append(run.make_identity() | {"add_nsp": add_nsp})
     assert {key for key in found[0] if found[0][key] != found[1][key]} == {"add_nsp"}

@@ -14,7 +14,6 @@ from tests.model.models import (
     packed,
     pick,
     predictions,
-    run_parts,
     sharp,
     stock_twin,
 )
@@ -119,7 +118,7 @@ def test_packed_documents_by_a_kernel_that_takes_all_queries(monkeypatch):
 
 def test_a_run_s_model_is_made_so(data_dir, tmp_path):
     model, plain = (
-        run_parts(data_dir, tmp_path, use_cpu=True, sparse_last_layer=sparse).make_model() for sparse in (True, False)
+        open_run(sparse_last_layer=sparse).untrained_model() for sparse in (True, False)
     )
     assert model.last_layer_is_sparse and not plain.last_layer_is_sparse
     assert any(isinstance(module, nn.Dropout) and type(module) is not nn.Dropout for module in model.modules())

@@ -14,8 +14,8 @@ from budget_trainer.budget.channel import Agreement, ControlChannel
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import RunError
 from budget_trainer.model.optimizers import OPTIMIZERS, build_optimizer
-from budget_trainer.training.callbacks import EarlyStop
-from budget_trainer.training.recovery import BadSteps, Guard, withhold
+from budget_trainer.training.callbacks import EarlyStop, Guard
+from budget_trainer.training.recovery import BadSteps, withhold
 from tests.conftest import ROOT, STEPS, batch_of_epoch, losses, report, run, words
 
 FAULTY_RUN = ROOT / "tests" / "faults" / "faulty_run.py"

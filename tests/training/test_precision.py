@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from budget_trainer.budget.channel import ControlChannel
+from budget_trainer.config.arguments import RunArguments
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.model.build import build_model
 from budget_trainer.training import precision
@@ -60,8 +61,8 @@ def resolve(tmp_path, flags, remaining=None, checkpoint=None):
     """What is settled (bf16, compile), all that is stored, and the arguments that follow."""
     base = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "total_training_time": "10m", "report_to": "none"}
     recipe = parse_recipe(words({**base, **flags}))
-    remaining = recipe.seconds_left(0.0) if remaining is None else remaining
-    args = recipe.training_arguments()
+    remaining = min(recipe.end_seconds, recipe.job_limit_seconds) if remaining is None else remaining
+    args = RunArguments.of(recipe.training)
     resolved = precision.resolve_compute_mode(recipe, args, None, {}, remaining, checkpoint, ControlChannel())
     return ComputeMode(**resolved["settled"]), resolved, args
 
