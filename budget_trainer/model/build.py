@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
@@ -31,7 +28,7 @@ _NATIVE_NAMES = {
     "layer_norm_eps": ("layer_norm_eps", "norm_eps", "rms_norm_eps"),
     "intermediate_size": ("intermediate_size", "hidden_dim"),
 }
-_SPECIAL_NAMES = {
+SPECIAL_NAMES = {
     "pad": ("pad_token_id",),
     "cls": ("cls_token_id", "bos_token_id"),
     "sep": ("sep_token_id", "eos_token_id"),
@@ -64,7 +61,7 @@ def _build_config(model_type: str, special_ids: Mapping[str, int], recipe: dict[
     values["max_position_embeddings"] = recipe["max_position_embeddings"] + position_offset(
         model_type, special_ids["pad"]
     )
-    for name, keys in _SPECIAL_NAMES.items():
+    for name, keys in SPECIAL_NAMES.items():
         values |= {key: special_ids[name] for key in keys if key in known}
     for key in model_config:
         if key not in known | _UNDECLARED_KEYS and not isinstance(getattr(config_class, key, None), property):
@@ -205,26 +202,28 @@ def _output_bias(model: Any) -> Any:
     return getattr(model.get_output_embeddings(), "bias", None)
 
 
-def set_output_bias(model: Any, unigram_counts: NDArray[Any]) -> None:
-    """Set the output bias to log unigram frequencies (add-one smoothed), so that training starts at that plateau.
-
-    Args:
-        model: a masked language model with an output bias.
-        unigram_counts: [len(tokenizer)] occurrences of each token; rows beyond are padding of the vocabulary.
+def make_model(
+    path: str | None, model_type: str, *, vocab_size: int, longest_block: int, new: Mapping[str, Any], **options: Any
+) -> Any:
+    """The model that a run begins with: of `load_pretrained` where there is a path, else of `build_model` with `new` too.
 
     Raises:
-        InputError: the model has no output bias, or more counts are given than it has rows.
+        InputError: as these two do; the folder cannot be read; the model has fewer tokens or positions than the data.
     """
-    bias = _output_bias(model)
-    if bias is None:
-        raise InputError(f"unigram_bias: model_type {model.config.model_type!r} has no output bias; set it to false")
-    counts = np.array(unigram_counts, dtype=np.float64)
-    if counts.ndim != 1 or not 0 < len(counts) <= len(bias) or (counts < 0).any():
-        raise InputError(f"unigram_counts of shape {counts.shape} must hold up to {len(bias)} counts, one per token")
-    for key in chain(*_SPECIAL_NAMES.values()):  # never a label
-        token = getattr(model.config, key, None)
-        if isinstance(token, int) and token < len(counts):
-            counts[token] = 0
-    with torch.no_grad():
-        bias.fill_(PADDED_ROW_BIAS)
-        bias[: len(counts)] = torch.from_numpy(np.log((counts + 1) / (counts + 1).sum())).to(bias)
+    if path is None:
+        model = build_model(model_type, vocab_size=vocab_size, **new, **options)
+    else:
+        try:
+            model = load_pretrained(path, **options)
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"model_name_or_path: {path} cannot be loaded ({reason}); give a checkpoint's folder"
+            ) from None
+        if model.config.vocab_size < vocab_size:
+            raise InputError(
+                f"model_name_or_path: {path} has a vocabulary of {model.config.vocab_size}, the data folder one of "
+                f"{vocab_size}; prepare the data with the model's own tokenizer"
+            )
+    check_positions(model.config, longest_block, "max_position_embeddings" if path is None else "model_name_or_path")
+    return model

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.model.build import PADDED_ROW_BIAS, SPECIAL_NAMES
 
 _Entries = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]  # row, column, value
 
@@ -145,3 +147,28 @@ def set_offset_heads(model: Any, offsets: Sequence[int] = (-1, 1, -2, 2), layers
             angle = offsets[head % len(offsets)] * frequencies
             queries[head] = amplitude * torch.cat([angle.cos(), angle.sin()])
             keys[head] = amplitude * torch.cat([torch.ones_like(angle), torch.zeros_like(angle)])
+
+
+def set_output_bias(model: Any, unigram_counts: NDArray[Any]) -> None:
+    """Set the output bias to log unigram frequencies (add-one smoothed), so that training starts at that plateau.
+
+    Args:
+        model: a masked language model with an output bias.
+        unigram_counts: [len(tokenizer)] occurrences of each token; rows beyond are padding of the vocabulary.
+
+    Raises:
+        InputError: the model has no output bias, or more counts are given than it has rows.
+    """
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    if bias is None:
+        raise InputError(f"unigram_bias: model_type {model.config.model_type!r} has no output bias; set it to false")
+    counts = np.array(unigram_counts, dtype=np.float64)
+    if counts.ndim != 1 or not 0 < len(counts) <= len(bias) or (counts < 0).any():
+        raise InputError(f"unigram_counts of shape {counts.shape} must hold up to {len(bias)} counts, one per token")
+    for key in chain(*SPECIAL_NAMES.values()):  # never a label
+        token = getattr(model.config, key, None)
+        if isinstance(token, int) and token < len(counts):
+            counts[token] = 0
+    with torch.no_grad():
+        bias.fill_(PADDED_ROW_BIAS)
+        bias[: len(counts)] = torch.from_numpy(np.log((counts + 1) / (counts + 1).sum())).to(bias)

@@ -26,11 +26,16 @@ from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.masking import MaskingCollator
 from budget_trainer.data.repeated_passages import check_repeated_passages
 from budget_trainer.data.whole_words import continues_word
-from budget_trainer.model.build import build_model, check_positions, load_pretrained, set_output_bias
+from budget_trainer.model.build import load_pretrained, make_model
 from budget_trainer.model.cpu import use_few_bit_dropout
 from budget_trainer.model.engine_optimizers import use_apex, zero_stage
 from budget_trainer.model.flops import measure_peak_flops
-from budget_trainer.model.initialization import cooccurrence_embeddings, set_embeddings, set_offset_heads
+from budget_trainer.model.initialization import (
+    cooccurrence_embeddings,
+    set_embeddings,
+    set_offset_heads,
+    set_output_bias,
+)
 from budget_trainer.model.optimizers import build_optimizer
 from budget_trainer.model.sparse import check_document_mask
 from budget_trainer.reporting.card import write_model_card
@@ -112,14 +117,17 @@ class PretrainingRun:
         self._check_contents()
 
     def check_data(self) -> None:
-        """Open the data folder, ask the recipe what it wants on it, and refuse what does not fit.
+        """Read what the run needs of the data folder, ask the recipe what it wants of it, and refuse what does not fit.
 
-        The recipe is not asked again later.
+        Neither is asked again later.
         """
         recipe, args = self.recipe, self.args
         data = self.data = DataFolder.open(recipe.data_dir)
         columns = data.columns_for(document_mask=recipe.data.document_mask, next_sentence=recipe.add_nsp)
-        self.tokenizer, self.blocks = data.load_tokenizer(), data.train(seed=args.seed, columns=columns)
+        self.tokenizer, self.evaluation_rows = data.load_tokenizer(), data.validation_rows()
+        self.is_new = self.checkpoint is None and recipe.model.model_name_or_path is None
+        self.frequencies = data.unigram_counts() if self.is_new and recipe.model.unigram_bias else None
+        self.blocks = data.train(seed=args.seed, columns=columns)
         self.flags, self.regional_compile = recipe.as_dict(args), recipe.budget.regional_compile
         plan_settings = speed_settings(self.flags)
         train = data.manifest["splits"]["train"]
@@ -196,7 +204,7 @@ class PretrainingRun:
     def make_model(self) -> None:
         """The collator that masks, and the model; new ones start from what is counted in the corpus."""
         self.collator, self.model = self.make_collator(), self.untrained_model()
-        if self.checkpoint is None and self.recipe.model.model_name_or_path is None:
+        if self.is_new:
             self._initialize_from_corpus()
 
     def make_collator(self) -> MaskingCollator:
@@ -221,21 +229,19 @@ class PretrainingRun:
     def untrained_model(self) -> Any:
         """The model of the recipe: new from the seed, or loaded from `model_name_or_path`, before any training."""
         recipe, data, m = self.recipe, self.data, self.recipe.model
-        options: dict[str, Any] = {
-            "hidden_dropout_prob": m.hidden_dropout_prob,
-            "attention_probs_dropout_prob": m.attention_probs_dropout_prob,
-            "sparse_mask_prediction": m.sparse_mask_prediction,
-            "add_nsp": recipe.add_nsp,
-            "seed": self.args.seed,
-        }
-        if m.model_name_or_path is None:
-            options |= {"vocab_size": data.vocab_size, "special_ids": data.special_ids}
-            options |= {name: getattr(m, name) for name in _ARCHITECTURE}
-            model = build_model(recipe.model_type, model_config=recipe.model_config, **options)
-            field = "max_position_embeddings"
-        else:
-            model, field = self._load_model(m.model_name_or_path, options), "model_name_or_path"
-        check_positions(model.config, self.longest_block, field)
+        new = {"special_ids": data.special_ids, "model_config": recipe.model_config}
+        model = make_model(
+            m.model_name_or_path,
+            recipe.model_type,
+            vocab_size=data.vocab_size,
+            longest_block=self.longest_block,
+            new=new | {name: getattr(m, name) for name in _ARCHITECTURE},
+            hidden_dropout_prob=m.hidden_dropout_prob,
+            attention_probs_dropout_prob=m.attention_probs_dropout_prob,
+            sparse_mask_prediction=m.sparse_mask_prediction,
+            add_nsp=recipe.add_nsp,
+            seed=self.args.seed,
+        )
         if m.layer_norm_type == "apex":
             use_apex(model, self.args.device)
         if recipe.data.document_mask:
@@ -245,36 +251,21 @@ class PretrainingRun:
         model.cross_entropy, model.sparse_last_layer = m.cross_entropy, m.sparse_last_layer
         return model
 
-    def _load_model(self, path: str, options: dict[str, Any]) -> Any:
-        try:
-            model = load_pretrained(path, **options)
-        except OSError as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"model_name_or_path: {path} cannot be loaded ({reason}); give a checkpoint's folder"
-            ) from None
-        if model.config.vocab_size < self.data.vocab_size:
-            raise InputError(
-                f"model_name_or_path: {path} has a vocabulary of {model.config.vocab_size}, the data folder one of "
-                f"{self.data.vocab_size}; prepare the data with the model's own tokenizer"
-            )
-        return model
-
     def _initialize_from_corpus(self) -> None:
         """Start a new model closer to the text: output bias at the token frequencies, heads at fixed offsets, counted
         embeddings. A resumed run takes its weights from the checkpoint instead.
         """
         m, model = self.recipe.model, self.model
-        if m.unigram_bias:
-            set_output_bias(model, self.data.unigram_counts())
-        if self.recipe.offsets is not None:
-            set_offset_heads(model, self.recipe.offsets)
         if m.embedding_init == "cooccurrence":
             size = model.get_input_embeddings().weight.shape[1]
             result = torch.zeros(self.data.vocab_size, size)
             if self.is_main_process:  # the other ranks receive what it has counted
                 result = self.count_embeddings(size, self.counted_tokens)
             set_embeddings(model, self.channel.broadcast(result).numpy(), m.embedding_init_std)
+        if self.frequencies is not None:
+            set_output_bias(model, self.frequencies)
+        if self.recipe.offsets is not None:
+            set_offset_heads(model, self.recipe.offsets)
 
     @property
     def counted_tokens(self) -> int:
@@ -343,6 +334,7 @@ class PretrainingRun:
             early_exit_time_marker=recipe.early_exit_seconds,
             job_time_limit=recipe.job_limit_seconds,
         )
+        vocabulary: dict[str, Any] = {"special_ids": self.data.special_ids, "vocab_size": self.data.vocab_size}
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         peak_flops = measure_peak_flops(args.device, dtype, min(1.0, 0.005 * recipe.total_seconds))
         self.trainer = trainer_class(
@@ -352,7 +344,7 @@ class PretrainingRun:
             data_collator=self.collator,
             processing_class=self.tokenizer,
             create_optimizer_fn=partial(build_optimizer, self.optimizer_options),
-            evaluation=self._make_evaluation(),
+            evaluation=PinnedEvaluation(*self.evaluation_rows, **vocabulary),
             time_budget=self.budget,
             throughput=Throughput(self.budget, args.world_size, peak_flops),
             compute_mode=self.compute_mode,
@@ -360,10 +352,6 @@ class PretrainingRun:
             **recipe.schedule,
             **options,
         )
-
-    def _make_evaluation(self) -> PinnedEvaluation:
-        rows, data = self.data.validation_rows(), self.data
-        return PinnedEvaluation(*rows, special_ids=data.special_ids, vocab_size=data.vocab_size)
 
     def rehearse(self, reserve_disk: bool) -> None:
         """Save and validate once: how long the end takes is measured before training begins."""
@@ -514,8 +502,9 @@ class PretrainingRun:
     def evaluate_final(self) -> int:
         """What is left to do where the job that wrote `final/` was killed before its evaluation had ended."""
         self.at_exit.close()  # no more work that a signal would have to save
-        self.data = DataFolder.open(self.recipe.data_dir)
-        self.folder.check_data(self.data.fingerprint)
+        data = DataFolder.open(self.recipe.data_dir)
+        self.folder.check_data(data.fingerprint)
+        vocabulary: dict[str, Any] = {"special_ids": data.special_ids, "vocab_size": data.vocab_size}
         final = self.output_dir / FINAL
         report = json.loads((self.output_dir / REPORT).read_text(encoding="utf-8"))
         model = load_pretrained(str(final), add_nsp=self.recipe.add_nsp).to(self.args.device)
@@ -525,7 +514,7 @@ class PretrainingRun:
         if self.is_main_process:
             self.folder.copy_final(report.get("markers_in_final", []))
         report = {**environment(), **report}  # those it was trained with, where they were written
-        report["evaluation"] = self._make_evaluation().run(
+        report["evaluation"] = PinnedEvaluation(*data.validation_rows(), **vocabulary).run(
             model,
             device=self.args.device,
             rank=self.channel.rank,

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, Trainer
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.build import PADDED_ROW_BIAS, check_positions, load_pretrained, set_output_bias
+from budget_trainer.model.build import PADDED_ROW_BIAS, check_positions, load_pretrained
+from budget_trainer.model.initialization import set_output_bias
 from budget_trainer.model.sparse import HEADS
 from tests.model.models import SPECIAL, VOCAB, WITH_PAIRS, assert_near, batch, check_step, pick, tiny
 

@@ -10,7 +10,8 @@ from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, BertForP
 
 from budget_trainer import TimeBudgetTrainer
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.build import load_pretrained, set_output_bias
+from budget_trainer.model.build import load_pretrained
+from budget_trainer.model.initialization import set_output_bias
 from budget_trainer.model.next_sentence import count_pairs
 from budget_trainer.training.evaluation import PinnedEvaluation
 from tests.model import models

@@ -116,7 +116,7 @@ def test_packed_documents_by_a_kernel_that_takes_all_queries(monkeypatch):
         torch.testing.assert_close(model(**batch).loss, whole, rtol=1e-6, atol=1e-6)
 
 
-def test_a_run_s_model_is_made_so(data_dir, tmp_path):
+def test_a_run_s_model_is_made_so(open_run):
     model, plain = (
         open_run(sparse_last_layer=sparse).untrained_model() for sparse in (True, False)
     )
