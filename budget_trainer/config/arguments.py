@@ -42,22 +42,15 @@ _BELOW_1: dict[str, Any] = {"unit": "SHARE", "min": 0, "below": 1}
 class ModelArguments:
     """The architecture; every type saves a native Transformers checkpoint."""
 
-    model_type: str = _model(
-        "bert-mlm", "bert-mlm (the paper's pre-LN BERT, saved as megatron-bert), bert, modernbert, ...", unit="NAME"
-    )
-    model_name_or_path: str | None = _model(
-        None, "Continue from these weights instead of training from scratch.", unit="DIR"
-    )
+    model_type: str = _model("bert-mlm", "bert-mlm (the paper's, saved as megatron-bert), bert, ...", unit="NAME")
+    model_name_or_path: str | None = _model(None, "Continue from these weights, not from scratch.", unit="DIR")
     encoder_ln_mode: str | None = _model(
-        None,
-        "pre-ln or post-ln; None is the model type's own (bert-mlm: pre-ln).",
-        unit="NAME",
-        choices=("pre-ln", "post-ln"),
+        None, "pre-ln or post-ln; None is the model type's own (bert-mlm: pre-ln).", choices=("pre-ln", "post-ln")
     )
     layernorm_embedding: bool | None = _model(None, "A norm behind the embeddings; None is the model type's own.")
     layer_norm_type: str | None = _model(
         None,
-        "pytorch, apex (NVIDIA's fused kernel, on a GPU) or rms_norm; None is the model type's own.",
+        "pytorch, apex (NVIDIA's) or rms_norm; None: the type's own.",
         choices=("pytorch", "apex", "rms_norm"),
     )
     add_nsp: bool = _masking(False, "Next-sentence prediction too, on data of sentence pairs (bert, megatron-bert).")
@@ -71,27 +64,20 @@ class ModelArguments:
     max_position_embeddings: int = _model(512, "Longest input in tokens.", unit="TOKENS", min=1)
     type_vocab_size: int | None = _model(None, "Token types; None is the model type's own.", min=1, speed=False)
     initializer_range: float = _model(0.02, "Standard deviation of the initial weights.", min=0, speed=False)
-    model_config: str | None = _model(
-        None, "More keys of the native config, as JSON (in a recipe: a mapping).", unit="JSON"
-    )
+    model_config: str | None = _model(None, "More keys of the native config, as JSON or a mapping.", unit="JSON")
     sparse_mask_prediction: bool = _precision(True, "Project only masked positions onto the vocabulary.")
-    sparse_last_layer: bool = _precision(
-        True, "Compute the last layer at masked positions only, where the type allows."
-    )
+    sparse_last_layer: bool = _precision(True, "Compute the last layer at masked positions only, where it can.")
     cross_entropy: str = _precision(
         "chunked", "chunked: never holds all logits at once; full: one tensor of logits.", choices=("chunked", "full")
     )
     embedding_init: str = _model(
         "normal",
-        "normal, or cooccurrence: from the corpus, paid for out of the budget.",
+        "normal, or cooccurrence: counted in the corpus, in the budget.",
         choices=("normal", "cooccurrence"),
     )
     embedding_init_std: float = _model(0.03, "cooccurrence: standard deviation of the embeddings.", min=0, speed=False)
     offset_heads: str | None = _model(
-        None,
-        "Relative positions that the first layer's heads attend to at first, as -1,1,-2,2.",
-        unit="TOKENS",
-        speed=False,
+        None, "Relative positions that the first layer's heads begin with, as -1,1,-2,2.", unit="TOKENS", speed=False
     )
     unigram_bias: bool = _model(True, "Start the output bias at the log frequencies of the tokens.", speed=False)
 
@@ -103,9 +89,7 @@ class DataArguments:
     data_dir: str | None = _data(None, "Folder made by `python -m data_prep.blocks`.", unit="DIR")
     mlm_probability: float = _masking(0.15, "Share of the tokens to predict.", unit="SHARE", above=0, max=1)
     mask_replace_prob: float = _masking(0.8, "Share of these shown as [MASK].", **_SHARE, speed=False)
-    random_replace_prob: float = _masking(
-        0.1, "Share of these shown as a random token; the rest stays.", **_SHARE, speed=False
-    )
+    random_replace_prob: float = _masking(0.1, "Share of these shown as a random token.", **_SHARE, speed=False)
     max_predictions_per_seq: int | None = _masking(
         None, "Prediction slots per block; None: what mlm_probability needs.", unit="TOKENS", min=1
     )
@@ -114,9 +98,7 @@ class DataArguments:
     )
     whole_word_mask: bool = _masking(False, "Mask whole words: all tokens of a word or none.")
     twin_probability: float = _masking(
-        0.0,
-        "Share of the blocks that hold a passage twice: teaches to compare texts, for tasks on sentence pairs.",
-        **_SHARE,
+        0.0, "Share of the blocks that hold a passage twice: for tasks that compare two texts.", **_SHARE
     )
     document_mask: bool = _masking(False, "No attention across the documents of a block (packing packed).")
 
@@ -128,18 +110,15 @@ class OptimizerArguments:
     optimizer_type: str = _schedule("adamw", "adam, adamw, adafactor, lamb or muon.", choices=OPTIMIZERS, speed=True)
     optimizer_impl: str = _schedule(
         "auto",
-        "auto: plain PyTorch, fused where the device can, and DeepSpeed's muon under ZeRO; torch: never DeepSpeed's; "
-        "apex (adam, adamw, lamb) or deepspeed (lamb): their kernels, on an NVIDIA GPU.",
+        "auto: PyTorch's, and DeepSpeed's muon under ZeRO; torch: never DeepSpeed's; apex, deepspeed: their GPU kernels.",
         choices=IMPLEMENTATIONS,
         speed=True,
     )
-    muon_learning_rate: float | None = _schedule(
-        None, "Muon's own rate for hidden matrices; None: learning_rate.", unit="RATE", min=0
-    )
+    muon_learning_rate: float | None = _schedule(None, "Muon's rate; None: learning_rate.", unit="RATE", min=0)
     muon_momentum: float = _schedule(0.95, "Muon's momentum.", **_BELOW_1)
     muon_weight_decay: float | None = _schedule(None, "Muon's own weight decay; None: weight_decay.", min=0)
     embedding_learning_rate: float | None = _schedule(
-        None, "Own rate of the embeddings; None: learning_rate.", unit="RATE", min=0
+        None, "Of the embeddings; None: learning_rate.", unit="RATE", min=0
     )
     bias_correction: bool | None = _schedule(None, "lamb: correct the moments for their start at zero; None: false.")
     max_coeff: float | None = _schedule(None, "lamb: upper bound of the trust ratio (0.3).", min=0)
@@ -154,20 +133,11 @@ class BudgetArguments:
         None, "The budget over all jobs, final model included; a bare number is hours.", unit="TIME", bare="h"
     )
     early_exit_time_marker: str | None = _budget(
-        None,
-        "Finish here, on the curve of total_training_time; a bare number is hours.",
-        unit="TIME",
-        bare="h",
-        speed=True,
+        None, "Finish here, on total_training_time's curve; a bare number is hours.", unit="TIME", bare="h", speed=True
     )
-    job_time_limit: str | None = _budget(
-        None, "End this job in time with a checkpoint for the next one to go on.", unit="TIME"
-    )
+    job_time_limit: str | None = _budget(None, "End this job in time, with a checkpoint for the next.", unit="TIME")
     lr_schedule: str = _schedule(
-        "time",
-        "time, step, or constant_step: step with num_warmup_steps of warmup.",
-        choices=("time", "step", "constant_step"),
-        speed=True,
+        "time", "constant_step: step with num_warmup_steps.", choices=("time", "step", "constant_step"), speed=True
     )
     curve: str = _schedule(
         "linear", "What the rate follows; one_cycle goes with warmup_proportion 0.", choices=tuple(CURVES), speed=True
@@ -182,40 +152,30 @@ class BudgetArguments:
         None, "wsd: share of the schedule to decay in (0.4).", unit="SHARE", above=0
     )
     decay_shape: str | None = _schedule(None, "wsd: sqrt (1 - sqrt) or linear.", choices=("sqrt", "linear"))
-    finetune_time_markers: str | None = _watch(
-        None, "Shares of the budget at which to keep the model, as 0.5,0.9.", unit="SHARES"
-    )
+    finetune_time_markers: str | None = _watch(None, "Shares of the budget at which to keep the model.", unit="SHARES")
     finetune_checkpoint_at_end: bool = _watch(True, "Write final/ at the end.")
-    checkpoint_every: str | None = _watch(
-        None, "Training checkpoint each time this much of the budget is used.", unit="TIME", speed=False
-    )
+    checkpoint_every: str | None = _watch(None, "A checkpoint each time this much is used.", unit="TIME", speed=False)
     num_epochs_between_checkpoints: int | None = _watch(
         None, "... or after this many shards per process.", unit="SHARDS", min=1, special={-1: "never"}
     )
     mlm_probability_curve: str | None = _masking(
-        None,
-        "Masking rate in at most 4 stages of the schedule, value@share: 0.3@0,0.15@0.6; replaces mlm_probability.",
-        unit="STAGES",
+        None, "Masking rate in at most 4 stages, value@share: 0.3@0,0.15@0.6; replaces mlm_probability.", unit="STAGES"
     )
     batch_size_curve: str | None = _schedule(
         None, "Share of gradient_accumulation_steps in stages: 0.25@0,0.5@0.1,1@0.3.", unit="STAGES", speed=True
     )
     sequence_length_curve: str | None = _schedule(
         None,
-        "Share of the block length in stages: 0.25@0,1@0.2 cuts each block into 4 parts at first.",
+        "Share of the block length in stages: 0.25@0,1@0.2 cuts blocks into 4 at first.",
         unit="STAGES",
         speed=True,
     )
     auto_speed: bool = _precision(
-        False,
-        "Measure whether bf16 and torch_compile, where asked for, pay in this budget; else they are switched off.",
+        False, "Measure whether bf16 and torch_compile, where asked for, pay in this budget, or are switched off."
     )
     regional_compile: bool = _precision(False, "torch_compile layer by layer: a fraction of the compile time.")
     plan: str | None = _watch(
-        None,
-        "What budget_trainer.plan predicted (--json FILE): the report sets it beside the run.",
-        unit="FILE",
-        speed=False,
+        None, "What budget_trainer.plan --json predicted: the report sets it beside the run.", unit="FILE", speed=False
     )
 
 
@@ -223,18 +183,16 @@ class BudgetArguments:
 class WatchArguments:
     """Validation during training, and what is done when the loss goes wrong."""
 
-    validate_every: str | None = _watch(
-        None, "Validate each time this share of the budget is used, as 10%.", unit="SHARE%"
-    )
+    validate_every: str | None = _watch(None, "Validate each time this share of the budget is used.", unit="SHARE%")
     validation_epochs: int | None = _watch(
         None,
-        "Or: validate after this many shards per process (10), and more often at the begin and the end ...",
+        "Or: after this many shards per process (10), more often at the begin and the end ...",
         unit="SHARDS",
         min=1,
     )
     validation_epochs_begin: int | None = _watch(None, "... every this many (1) ...", unit="SHARDS", min=1)
     validation_begin_proportion: float | None = _watch(
-        None, "... in the first this share of the budget (0.1) ...", **_SHARE
+        None, "... in this share of the budget at its begin (0.1) ...", **_SHARE
     )
     validation_epochs_end: int | None = _watch(None, "... and every this many (1) ...", unit="SHARDS", min=1)
     validation_end_proportion: float | None = _watch(None, "... in the last this share of the budget (0.1).", **_SHARE)
@@ -243,21 +201,12 @@ class WatchArguments:
     )
     early_stop_eval_loss: float | None = _budget(None, "... a validation loss is above this.", unit="NATS")
     max_bad_steps: int = _guard(
-        3,
-        "Steps in a row with a loss or gradient that is not finite (they have no effect): then a roll-back.",
-        unit="STEPS",
-        min=1,
+        3, "Steps in a row with a loss or gradient that is not finite: then a roll-back.", unit="STEPS", min=1
     )
     max_roll_backs: int = _guard(3, "Returns to the last checkpoint before the run ends with an error.", min=0)
-    roll_back_lr_factor: float = _guard(
-        0.5, "Each return multiplies the learning rates by this.", unit="SHARE", above=0, max=1
-    )
-    scale_cnt_limit: int = _guard(
-        100, "fp16: end after this many steps at the lowest loss scale.", unit="STEPS", min=1
-    )
-    loss_spike: float = _guard(
-        1.0, "Report a logged loss this many nats above the lines before.", unit="NATS", above=0
-    )
+    roll_back_lr_factor: float = _guard(0.5, "Each return multiplies the rates by this.", unit="SHARE", above=0, max=1)
+    scale_cnt_limit: int = _guard(100, "fp16: end after so many steps at the lowest loss scale.", unit="STEPS", min=1)
+    loss_spike: float = _guard(1.0, "Report a loss this many nats above the lines before.", unit="NATS", above=0)
 
 
 @dataclass(frozen=True)
@@ -265,11 +214,7 @@ class CardArguments:
     """What the model card cannot know by itself. The Hub's flags (push_to_hub, hub_*) are TrainingArguments'."""
 
     license: str | None = flag(
-        None,
-        "Of the weights, as apache-2.0; None: the card says that it is unknown.",
-        topic=HUB,
-        unit="NAME",
-        computes=False,
+        None, "Of the weights, as apache-2.0; None: unknown, says the card.", topic=HUB, unit="NAME", computes=False
     )
     language: str | None = flag(None, "Of the text, as en or en,de.", topic=HUB, unit="CODES", computes=False)
 
@@ -284,43 +229,36 @@ def launched_on_cpu() -> bool:
     return asked or not torch.accelerator.is_available()
 
 
-def _of(topic: str, *names: str, **units: str) -> dict[str, dict[str, Any]]:
-    plain: dict[str, dict[str, Any]] = {name: {"topic": topic} for name in names}
-    return plain | {name: {"topic": topic, "unit": unit} for name, unit in units.items()}
-
-
 def _inherited() -> dict[str, dict[str, Any]]:
-    """What is known of fields as TrainingArguments declares them; help where its own is about other scripts."""
-    found = {
-        **_of(BUDGET, max_steps="STEPS", num_train_epochs="EPOCHS"),
-        **_of(DATA, "seed", "data_seed", "full_determinism", "dataloader_num_workers", "dataloader_pin_memory"),
-        **_of(DATA, "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_in_order"),
-        **_of(DATA, output_dir="DIR", resume_from_checkpoint="auto|DIR", dataloader_multiprocessing_context="NAME"),
-        **_of(DATA, "do_train", "do_eval", "do_predict"),
-        **_of(SCHEDULE, learning_rate="RATE", per_device_train_batch_size="ROWS", adam_beta1="SHARE"),
-        **_of(SCHEDULE, "weight_decay", "adam_epsilon", "max_grad_norm", "gradient_accumulation_steps"),
-        **_of(SCHEDULE, "lr_scheduler_type", "optim", "optim_args", adam_beta2="SHARE", lr_scheduler_kwargs="JSON"),
-        **_of(SCHEDULE, warmup_steps="STEPS|SHARE", label_smoothing_factor="SHARE", train_sampling_strategy="NAME"),
-        **_of(PRECISION, "bf16", "fp16", "bf16_dtype", "tf32", "torch_compile", "activation_checkpointing"),
-        **_of(PRECISION, torch_compile_backend="NAME", torch_compile_mode="NAME"),
-        **_of(PRECISION, activation_checkpointing_kwargs="JSON"),
-        **_of(WATCH, "save_total_limit", "logging_strategy", "logging_first_step", "disable_tqdm", "log_level"),
-        **_of(WATCH, "log_level_replica", "log_on_each_node", "run_name", logging_steps="STEPS", report_to="NAME"),
-        **_of(WATCH, "eval_strategy", "eval_on_start", eval_steps="STEPS", eval_delay="EPOCHS|STEPS"),
-        **_of(WATCH, per_device_eval_batch_size="ROWS"),
-        **_of(GUARD, "logging_nan_inf_filter"),
-        **_of(DISTRIBUTED, "use_cpu", "average_tokens_across_devices", "ddp_find_unused_parameters", "local_rank"),
-        **_of(DISTRIBUTED, "ddp_broadcast_buffers", "ddp_static_graph", deepspeed="FILE", fsdp="TEXT"),
-        **_of(DISTRIBUTED, fsdp_config="FILE", accelerator_config="FILE", parallelism_config="JSON"),
-        **_of(DISTRIBUTED, ddp_backend="NAME", ddp_timeout="SECONDS", ddp_bucket_cap_mb="MEGABYTES"),
-        **_of(HUB, "push_to_hub", "hub_private_repo", "hub_strategy", hub_model_id="USER/NAME"),
-        "gradient_checkpointing": {},
+    """What is known of fields as TrainingArguments declares them, with units; help where its own is about other scripts."""
+    by_topic = {
+        BUDGET: "max_steps:STEPS num_train_epochs:EPOCHS",
+        DATA: """seed data_seed full_determinism dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
+            dataloader_prefetch_factor dataloader_in_order output_dir:DIR resume_from_checkpoint:auto|DIR
+            dataloader_multiprocessing_context:NAME do_train do_eval do_predict""",
+        SCHEDULE: """learning_rate:RATE per_device_train_batch_size:ROWS adam_beta1:SHARE weight_decay adam_epsilon
+            max_grad_norm gradient_accumulation_steps lr_scheduler_type optim optim_args adam_beta2:SHARE
+            lr_scheduler_kwargs:JSON warmup_steps:STEPS|SHARE label_smoothing_factor:SHARE
+            train_sampling_strategy:NAME""",
+        PRECISION: """bf16 fp16 bf16_dtype tf32 torch_compile activation_checkpointing torch_compile_backend:NAME
+            torch_compile_mode:NAME activation_checkpointing_kwargs:JSON""",
+        WATCH: """save_total_limit logging_strategy logging_first_step disable_tqdm log_level log_level_replica
+            log_on_each_node run_name logging_steps:STEPS report_to:NAME eval_strategy eval_on_start eval_steps:STEPS
+            eval_delay:EPOCHS|STEPS per_device_eval_batch_size:ROWS""",
+        GUARD: "logging_nan_inf_filter",
+        DISTRIBUTED: """use_cpu average_tokens_across_devices ddp_find_unused_parameters local_rank ddp_broadcast_buffers
+            ddp_static_graph deepspeed:FILE fsdp:TEXT fsdp_config:FILE accelerator_config:FILE parallelism_config:JSON
+            ddp_backend:NAME ddp_timeout:SECONDS ddp_bucket_cap_mb:MEGABYTES""",
+        HUB: "push_to_hub hub_private_repo hub_strategy hub_model_id:USER/NAME",
     }
+    found: dict[str, dict[str, Any]] = {"gradient_checkpointing": {}}
+    for topic, names in by_topic.items():
+        for name, _, unit in (entry.partition(":") for entry in names.split()):
+            found[name] = {"topic": topic, **({"unit": unit} if unit else {})}
     words = {
         "max_steps": "Optimizer steps at most; -1: as many as the time or the epochs allow.",
         "output_dir": "Folder of this run; it must not hold another one.",
-        "resume_from_checkpoint": "auto: go on from the newest complete checkpoint of output_dir, or begin where there "
-        "is none; or a checkpoint's folder.",
+        "resume_from_checkpoint": "auto: from the newest complete checkpoint of output_dir, if any; or a checkpoint's folder.",
         "gradient_accumulation_steps": "Micro-batches per step; a step has micro-batch x this x processes rows.",
         "push_to_hub": "Publish what the run keeps, without delaying it.",
         "hub_model_id": "The repository; without USER the token's owner, without the flag the name of output_dir.",
@@ -332,25 +270,21 @@ def _inherited() -> dict[str, dict[str, Any]]:
     }
     for name, text in words.items():
         found[name]["help"] = text
-    for name in (
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-        "logging_steps",
-    ):
-        found[name]["min"] = 1
-    for name in ("learning_rate", "weight_decay", "adam_epsilon", "adam_beta1", "adam_beta2"):
-        found[name] |= {"min": 0, **({"below": 1} if "beta" in name else {})}
-    for name in (
-        *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16", "use_cpu"),
-        *("torch_compile", "max_grad_norm", "dataloader_num_workers", "gradient_checkpointing"),
-    ):
-        found[name]["speed"] = True
-    for name in (
-        *("output_dir", "seed", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo"),
-        *("do_train", "do_eval", "do_predict", "disable_tqdm", "use_cpu"),
-    ):
-        found[name]["computes"] = False
+    more: list[tuple[dict[str, Any], str]] = [
+        (
+            {"min": 1},
+            "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps",
+        ),
+        ({"min": 0}, "learning_rate weight_decay adam_epsilon adam_beta1 adam_beta2"),
+        ({"below": 1}, "adam_beta1 adam_beta2"),
+        ({"speed": True}, "max_steps per_device_train_batch_size gradient_accumulation_steps bf16 fp16 use_cpu"),
+        ({"speed": True}, "torch_compile max_grad_norm dataloader_num_workers gradient_checkpointing"),
+        ({"computes": False}, "output_dir seed report_to push_to_hub hub_model_id hub_private_repo"),
+        ({"computes": False}, "do_train do_eval do_predict disable_tqdm use_cpu"),
+    ]
+    for known, names in more:
+        for name in names.split():
+            found[name] |= known
     return found
 
 
@@ -403,68 +337,46 @@ class RunArguments(TrainingArguments):
         super().__post_init__()
 
 
-GROUPS = (
-    ModelArguments,
-    DataArguments,
-    OptimizerArguments,
-    BudgetArguments,
-    WatchArguments,
-    CardArguments,
-    RunArguments,
-)
+_OWN = (ModelArguments, DataArguments, OptimizerArguments, BudgetArguments, WatchArguments, CardArguments)
+GROUPS = (*_OWN, RunArguments)
 
-
-_VALIDATION = "the pinned evaluation is the same in every run; use validate_every to say when"
-_LEAVE = "leave it out"
-REPLACED = {
-    "num_train_epochs": "use total_training_time or max_steps",
-    "lr_scheduler_type": "use curve",
-    "lr_scheduler_kwargs": "use curve and its decay_* flags",
-    "warmup_ratio": "use warmup_proportion",
-    "warmup_steps": "use warmup_proportion, or num_warmup_steps with lr_schedule constant_step",
-    "optim": "use optimizer_type",
-    "optim_args": "use optimizer_type and its flags",
-    "optim_target_modules": "use optimizer_type and its flags",
-    "save_strategy": "use checkpoint_every",
-    "save_steps": "use checkpoint_every",
-    "save_on_each_node": _LEAVE,
-    "save_only_model": "a checkpoint is for going on and holds everything; use finetune_time_markers to keep models",
-    "eval_strategy": "use validate_every",
-    "eval_steps": "use validate_every",
-    "eval_delay": "use validate_every",
-    "eval_on_start": "use validate_every",
-    "per_device_eval_batch_size": _VALIDATION,
-    "eval_accumulation_steps": _VALIDATION,
-    "prediction_loss_only": _VALIDATION,
-    "batch_eval_metrics": _VALIDATION,
-    "include_for_metrics": _VALIDATION,
-    "eval_do_concat_batches": _VALIDATION,
-    "eval_use_gather_object": _VALIDATION,
-    "fp16_full_eval": _VALIDATION,
-    "bf16_full_eval": _VALIDATION,
-    "label_names": _LEAVE,
-    "length_column_name": _LEAVE,
-    "metric_for_best_model": "the last model is the best at the end of its schedule; " + _LEAVE,
-    "greater_is_better": "the last model is the best at the end of its schedule; " + _LEAVE,
-    "load_best_model_at_end": "the last model is the best at the end of its schedule; " + _LEAVE,
-    "auto_find_batch_size": "use per_device_train_batch_size",
-    "group_by_length": "blocks have one length; " + _LEAVE,
-    "train_sampling_strategy": "the order is a function of seed and sample; " + _LEAVE,
-    "data_seed": "use seed",
-    "label_smoothing_factor": _LEAVE,
-    "neftune_noise_alpha": _LEAVE,
-    "enable_jit_checkpoint": "SIGTERM, SIGINT and SIGUSR1 leave a checkpoint already; see job_time_limit",
-    "ignore_data_skip": "the sampler knows its position; " + _LEAVE,
-    "restore_callback_states_from_checkpoint": _LEAVE,
-    "do_train": "train_mlm.py trains; " + _LEAVE,
-    "do_eval": "use validate_every",
-    "do_predict": "try final/ with python -m budget_trainer.fill_mask",
-    "remove_unused_columns": _LEAVE,
-    "dataloader_drop_last": "every batch is whole; " + _LEAVE,
-    "hub_token": "log in with `hf auth login` or set HF_TOKEN: launchers print the command line of a run that fails",
-    "hub_always_push": "pushes run beside the training and never wait for each other; " + _LEAVE,
-    "hub_revision": "the finished model is main, time-marked ones are branches of their names; " + _LEAVE,
+# What to do instead: the flags.
+_REPLACED = {
+    "use total_training_time or max_steps": "num_train_epochs",
+    "use curve": "lr_scheduler_type",
+    "use curve and its decay_* flags": "lr_scheduler_kwargs",
+    "use warmup_proportion": "warmup_ratio",
+    "use warmup_proportion, or num_warmup_steps with lr_schedule constant_step": "warmup_steps",
+    "use optimizer_type": "optim",
+    "use optimizer_type and its flags": "optim_args optim_target_modules",
+    "use checkpoint_every": "save_strategy save_steps",
+    "leave it out": (
+        "save_on_each_node label_names length_column_name label_smoothing_factor neftune_noise_alpha "
+        "restore_callback_states_from_checkpoint remove_unused_columns"
+    ),
+    "a checkpoint is for going on and holds everything; use finetune_time_markers to keep models": "save_only_model",
+    "use validate_every": "eval_strategy eval_steps eval_delay eval_on_start do_eval",
+    "the pinned evaluation is the same in every run; use validate_every to say when": (
+        "per_device_eval_batch_size eval_accumulation_steps prediction_loss_only batch_eval_metrics "
+        "include_for_metrics eval_do_concat_batches eval_use_gather_object fp16_full_eval bf16_full_eval"
+    ),
+    "the last model is the best at the end of its schedule; leave it out": (
+        "metric_for_best_model greater_is_better load_best_model_at_end"
+    ),
+    "use per_device_train_batch_size": "auto_find_batch_size",
+    "blocks have one length; leave it out": "group_by_length",
+    "the order is a function of seed and sample; leave it out": "train_sampling_strategy",
+    "use seed": "data_seed",
+    "SIGTERM, SIGINT and SIGUSR1 leave a checkpoint already; see job_time_limit": "enable_jit_checkpoint",
+    "the sampler knows its position; leave it out": "ignore_data_skip",
+    "train_mlm.py trains; leave it out": "do_train",
+    "try final/ with python -m budget_trainer.fill_mask": "do_predict",
+    "every batch is whole; leave it out": "dataloader_drop_last",
+    "log in with `hf auth login` or set HF_TOKEN: launchers print the command line of a run that fails": "hub_token",
+    "pushes run beside the training and never wait for each other; leave it out": "hub_always_push",
+    "the finished model is main, time-marked ones are branches of their names; leave it out": "hub_revision",
 }
+REPLACED = {name: advice for advice, names in _REPLACED.items() for name in names.split()}
 
 _ABOUT = "Pre-train a masked language model inside a wall-clock budget."
 _EXAMPLES = """\

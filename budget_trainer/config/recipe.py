@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,7 @@ class Recipe:
     checkpoint_seconds: float = field(init=False)
     early_stop_seconds: float = field(init=False)
     markers: list[float] = field(init=False)
-    model_type: str = field(
-        init=False
-    )  # the native type that `model_type` and the original's words for the layout choose
+    model_type: str = field(init=False)  # the native type, of what is said of type and layout
     add_nsp: bool = field(init=False)  # the original also said it by the model type
     offsets: list[int] | None = field(init=False)  # of offset_heads
     model_config: dict[str, Any] | None = field(init=False)
@@ -146,30 +145,25 @@ class Recipe:
 
     def _check_needed(self) -> None:
         b, endless = self.budget, math.isinf(self.total_seconds)
-        if self.data.data_dir is None:
-            raise InputError("data_dir: missing; add --data_dir with a folder made by `python -m data_prep.blocks`")
-        if self.training.output_dir is None:
-            raise InputError("output_dir: missing; add --output_dir with a folder for this run")
-        if b.lr_schedule == "time" and endless:
-            raise InputError(
-                "total_training_time: missing, and lr_schedule time needs it; add --total_training_time 24h"
-            )
-        if b.lr_schedule != "time" and self.max_steps is None:
-            raise InputError(f"max_steps: missing, and lr_schedule {b.lr_schedule} needs it; add --max_steps 23000")
-        if not math.isinf(self.early_exit_seconds) and self.early_exit_seconds > self.total_seconds:
-            raise InputError(
-                f"early_exit_time_marker: {b.early_exit_time_marker} is beyond total_training_time "
-                f"{b.total_training_time}; lower it or leave it out"
-            )
-        if endless and self.markers:
-            raise InputError(
-                "finetune_time_markers: shares of the budget, and there is none; add --total_training_time 24h"
-            )
-        if {"mlm_probability", "mlm_probability_curve"} <= self.explicit and b.mlm_probability_curve:
-            raise InputError(
-                f"mlm_probability: {self.data.mlm_probability} beside mlm_probability_curve "
-                f"{b.mlm_probability_curve}, which says it all; leave one of them out"
-            )
+        beyond = not math.isinf(self.early_exit_seconds) and self.early_exit_seconds > self.total_seconds
+        rates = f"{self.data.mlm_probability} beside mlm_probability_curve {b.mlm_probability_curve}"
+        twice = {"mlm_probability", "mlm_probability_curve"} <= self.explicit and b.mlm_probability_curve
+        late = f"{b.early_exit_time_marker} is beyond total_training_time {b.total_training_time}"
+        refusals = {
+            "data_dir: missing; add --data_dir with a folder made by `python -m data_prep.blocks`": not self.data.data_dir,
+            "output_dir: missing; add --output_dir with a folder for this run": not self.training.output_dir,
+            "total_training_time: missing, and lr_schedule time needs it; add --total_training_time 24h": endless
+            and b.lr_schedule == "time",
+            f"max_steps: missing, and lr_schedule {b.lr_schedule} needs it; add --max_steps 23000": not self.max_steps
+            and b.lr_schedule != "time",
+            f"early_exit_time_marker: {late}; lower it or leave it out": beyond,
+            "finetune_time_markers: shares of the budget, and there is none; add --total_training_time 24h": endless
+            and self.markers,
+            f"mlm_probability: {rates}, which says it all; leave one of them out": twice,
+        }
+        for message, refused in refusals.items():
+            if refused:
+                raise InputError(message)
 
     def _check_model(self) -> None:
         m, twins = self.model, self.data.twin_probability
@@ -196,7 +190,7 @@ class Recipe:
         """Refuse two cadences at once, and flags that nothing would read."""
         given = {name: value for name, value in vars(self.watch).items() if value is not None}
         epochs = [name for name in EPOCHS if name in given]
-        cadence = epochs[:1] or [name for name in ("validate_every",) if name in given]
+        cadence = epochs or [name for name in ("validate_every",) if name in given]
         if "validate_every" in given:
             parse_share(given["validate_every"], "validate_every")
             if epochs:
@@ -210,11 +204,10 @@ class Recipe:
                 f"{cadence[0]}: {given[cadence[0]]} goes by shares of the budget, and there is none; add "
                 "--total_training_time 24h"
             )
-        stops = [name for name in ("early_stop_time", "early_stop_eval_loss") if name in given]
-        if len(stops) == 1:
-            other = "early_stop_eval_loss" if stops[0] == "early_stop_time" else "early_stop_time"
-            raise InputError(f"{stops[0]}: {given[stops[0]]} without {other}; give both or none")
-        if stops and not cadence:
+        for one, other in permutations(("early_stop_time", "early_stop_eval_loss")):
+            if one in given and other not in given:
+                raise InputError(f"{one}: {given[one]} without {other}; give both or none")
+        if "early_stop_eval_loss" in given and not cadence:
             raise InputError(
                 f"early_stop_eval_loss: {given['early_stop_eval_loss']:g}, and nothing validates; add --validate_every 2%"
             )
@@ -234,14 +227,12 @@ class Recipe:
 
     def stages(self, block_size: int, accumulation: int | None = None) -> Stages:
         """What changes along the schedule, for blocks of `block_size` tokens; `accumulation` other than the recipe's."""
-        b = self.budget
+        curves = ("mlm_probability_curve", "batch_size_curve", "sequence_length_curve")
         return make_stages(
             mlm_probability=self.data.mlm_probability,
             gradient_accumulation_steps=accumulation or self.training.gradient_accumulation_steps,
             block_size=block_size,
-            mlm_probability_curve=b.mlm_probability_curve,
-            batch_size_curve=b.batch_size_curve,
-            sequence_length_curve=b.sequence_length_curve,
+            **{name: getattr(self.budget, name) for name in curves},
         )
 
     def validation_plan(self, samples_per_epoch: int) -> ValidationPlan | None:
@@ -249,16 +240,11 @@ class Recipe:
         w = self.watch
         if w.validate_every is not None:
             return EveryShare(parse_share(w.validate_every, "validate_every"))
-        if w.validation_epochs is None and w.validation_epochs_begin is None and w.validation_epochs_end is None:
+        if all(getattr(w, name) is None for name in EPOCHS):
             return None
-        return EveryEpochs(
-            middle=10 if w.validation_epochs is None else w.validation_epochs,
-            begin=1 if w.validation_epochs_begin is None else w.validation_epochs_begin,
-            end=1 if w.validation_epochs_end is None else w.validation_epochs_end,
-            begin_proportion=0.1 if w.validation_begin_proportion is None else w.validation_begin_proportion,
-            end_proportion=0.1 if w.validation_end_proportion is None else w.validation_end_proportion,
-            samples_per_epoch=samples_per_epoch,
-        )
+        usual = dict(zip((*EPOCHS, *PROPORTIONS), (10, 1, 1, 0.1, 0.1), strict=True))
+        asked: list[Any] = [value if getattr(w, name) is None else getattr(w, name) for name, value in usual.items()]
+        return EveryEpochs(*[*asked, samples_per_epoch])
 
     def _schedule(self) -> dict[str, Any]:
         """`schedule`, `curve`, `warmup_proportion` and `curve_options`."""

@@ -1,5 +1,4 @@
-"""What happens while a run trains: models kept at shares of the budget, training checkpoints, validations, stages, early
-stopping, the guard against bad steps, the progress bar, progress.jsonl and throughput.
+"""What happens while a run trains: what is saved and validated when, stages, the guard against bad steps, progress.
 
 Every decision comes from the agreed reading of `TimeBudgetCallback` and from counts that are equal on all ranks.
 """
@@ -24,6 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from budget_trainer.budget.callback import TimeBudgetCallback, store_state, stored_state
 from budget_trainer.budget.stages import Stage, Stages, ValidationPlan
+from budget_trainer.config.arguments import WatchArguments
 from budget_trainer.core.errors import RunError
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ _WORK = ("train", "data_wait", "compile")  # phases of the clock
 class EarlyStop(TrainerCallback):
     """Stops where a validation after `early_stop_time` (seconds of the budget) has a loss above `early_stop_eval_loss`.
 
-    The original's rule (run_pretraining.py:459). The run ends in good order, with its model and its report, and the stop
-    reason `early_stop`. Every rank has the same reading and the same loss, so all stop at the same step.
+    The original's rule (run_pretraining.py:459). The run ends in good order, with the stop reason `early_stop`.
     """
 
     def __init__(self, time_budget: TimeBudgetCallback, early_stop_time: float, early_stop_eval_loss: float) -> None:
@@ -97,8 +96,7 @@ class FinetuneMarkers(TrainerCallback):
 class CheckpointCadence(TrainerCallback):
     """A training checkpoint every `every_seconds` of the budget and every `every_samples` samples.
 
-    Both count from the start of the run, so that a resume keeps the rhythm. One that would endanger the final save
-    is left out.
+    Both count from the start of the run. One that would endanger the final save is left out.
     """
 
     def __init__(self, trainer: TimeBudgetTrainer, every_seconds: float, every_samples: int | None = None) -> None:
@@ -121,10 +119,7 @@ class CheckpointCadence(TrainerCallback):
 
 
 class ValidationCadence(TrainerCallback):
-    """The pinned evaluation whenever `plan` says so; over the jobs of a run each mark once.
-
-    A validation that would endanger the final save is left out.
-    """
+    """The pinned evaluation whenever `plan` says so, each mark once, unless that would endanger the final save."""
 
     def __init__(self, trainer: TimeBudgetTrainer, plan: ValidationPlan) -> None:
         self.trainer, self.time_budget, self.plan = trainer, trainer.time_budget, plan
@@ -196,7 +191,8 @@ class ProgressLog(TrainerCallback):
             "step": state.global_step,
         }
         if "loss" in logs:
-            line |= {name: _number(logs[name]) for name in _LOGGED if name in logs}
+            found = {name: logs[name] for name in _LOGGED if name in logs}  # JSON has no number for what is not finite
+            line |= {name: value if math.isfinite(value) else None for name, value in found.items()}
         elif "eval_loss" in logs:
             line["evaluation"] = {
                 name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")
@@ -213,11 +209,6 @@ class ProgressLog(TrainerCallback):
             with suppress(OSError):
                 self._stream.close()
             self._stream = None
-
-
-def _number(value: float) -> float | None:
-    """`value`, or None where it is not finite: JSON has no number for that."""
-    return value if math.isfinite(value) else None
 
 
 class BudgetProgressBar(TrainerCallback):
@@ -267,26 +258,13 @@ class Guard(TrainerCallback):
     """Goes back to the last good checkpoint where losses or gradients are not finite, and ends runs that diverge.
 
     After `max_bad_steps` in a row, or a validation loss that is not finite, `trainer.roll_back()` brings back the newest
-    checkpoint (the weights stay where there is none), and from there on every learning rate is `roll_back_lr_factor` of
-    what it would be; time and data go on. After `max_roll_backs` of these the run ends with RunError. fp16's loss scale at
-    its lowest for `scale_cnt_limit` steps, seen at the lines of the log, ends it too. A logged loss of `loss_spike` nats
-    above the median of the last lines is reported.
+    checkpoint if there is one, and from there on every learning rate is `roll_back_lr_factor` of what it would be; time and
+    data go on. After `max_roll_backs` of these, or `scale_cnt_limit` steps at fp16's lowest loss scale, the run ends with
+    RunError. A logged loss of `loss_spike` nats above the median of the last lines is reported.
     """
 
-    def __init__(
-        self,
-        trainer: TimeBudgetTrainer,
-        *,
-        max_bad_steps: int = 3,
-        max_roll_backs: int = 3,
-        roll_back_lr_factor: float = 0.5,
-        scale_cnt_limit: int = 100,
-        loss_spike: float = 1.0,
-    ) -> None:
-        self.trainer = trainer
-        self.max_bad_steps, self.max_roll_backs = max_bad_steps, max_roll_backs
-        self.roll_back_lr_factor, self.scale_cnt_limit = roll_back_lr_factor, scale_cnt_limit
-        self.loss_spike = loss_spike
+    def __init__(self, trainer: TimeBudgetTrainer, limits: WatchArguments) -> None:
+        self.trainer, self.limits = trainer, limits
         self.bad_steps = self.roll_backs = self.loss_spikes = 0
         self._in_a_row = 0
         self._losses: deque[float] = deque(maxlen=_LINES_FOR_SPIKES)
@@ -319,7 +297,7 @@ class Guard(TrainerCallback):
                 control.should_save = False  # the last good checkpoint is the one before
         else:
             self._in_a_row = 0
-        if self._in_a_row >= self.max_bad_steps and not control.should_training_stop:
+        if self._in_a_row >= self.limits.max_bad_steps and not control.should_training_stop:
             self._roll_back(state, f"{self._in_a_row} steps in a row had a loss or gradient that is not finite")
         store_state(state, _GUARD_KEY, self.counts())
 
@@ -337,7 +315,7 @@ class Guard(TrainerCallback):
         usual = median(self._losses) if len(self._losses) == _LINES_FOR_SPIKES else math.inf
         if math.isfinite(loss):
             self._losses.append(loss)
-            if loss > usual + self.loss_spike:
+            if loss > usual + self.limits.loss_spike:
                 self.loss_spikes += 1
                 self._warn(state, "loss spike: %.3f, the lines before had a median of %.3f", loss, usual)
 
@@ -349,20 +327,20 @@ class Guard(TrainerCallback):
         if self._scale_low_since is None:
             self._scale_low_since = state.global_step
         steps = state.global_step - self._scale_low_since
-        if steps >= self.scale_cnt_limit:
+        if steps >= self.limits.scale_cnt_limit:
             raise RunError(
-                f"fp16's loss scale is at {scale:g} for {steps} steps (scale_cnt_limit {self.scale_cnt_limit}) at step "
+                f"fp16's loss scale is at {scale:g} for {steps} steps (scale_cnt_limit {self.limits.scale_cnt_limit}) at step "
                 f"{state.global_step}; use --bf16, or lower the learning rate"
             )
 
     def _roll_back(self, state: TrainerState, why: str) -> None:
         """Every rank comes here at the same step: what led here was agreed on."""
-        if self.roll_backs >= self.max_roll_backs:
+        if self.roll_backs >= self.limits.max_roll_backs:
             raise RunError(
                 f"step {state.global_step}: {why}, after {self.roll_backs} roll-backs (max_roll_backs "
-                f"{self.max_roll_backs}); lower learning_rate"
+                f"{self.limits.max_roll_backs}); lower learning_rate"
             )
-        self.trainer.learning_rate_factor *= self.roll_back_lr_factor
+        self.trainer.learning_rate_factor *= self.limits.roll_back_lr_factor
         checkpoint = self.trainer.roll_back() or "the weights as they are, there is no checkpoint yet"
         self.roll_backs += 1
         self._in_a_row = 0

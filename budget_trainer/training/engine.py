@@ -61,6 +61,8 @@ def resolve_engine(
     if run.deepspeed_plugin is not None:
         _resolve_deepspeed(run, stage)
     if optimizer is not None:
+        if checkpoint is not None:
+            _check_loadable(checkpoint, engine, run.world_size, optimizer.name)
         if let_deepspeed_step(run.deepspeed_plugin, optimizer.name) and run.process_index == 0:
             log.info(
                 "offloading: torch's own optimizer, DeepSpeed's CPU Adam is not built (DS_BUILD_CPU_ADAM=1 pip install)"
@@ -69,8 +71,6 @@ def resolve_engine(
         here: dict[str, Any] = {"device": run.device.type, "zero_stage": stage, "fsdp": engine == "fsdp"}
         here |= {"max_grad_norm": run.max_grad_norm, "lamb": lamb if name == "lamb" else None}
         check_engine(name, impl, **here)
-        if checkpoint is not None:
-            _check_loadable(checkpoint, engine, run.world_size, optimizer.name)
     return engine
 
 

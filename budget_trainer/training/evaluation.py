@@ -41,10 +41,9 @@ class PinnedEvaluation:
     Args:
         input_ids: [n, L] ids of [CLS] body [SEP] padding; the first blocks of the held-out text, in its order.
         token_bytes: [n, L] UTF-8 bytes that each token stands for, 0 for special ones.
-        special_ids: token ids; pad and mask are used.
         vocab_size: len(tokenizer), the range of the random tokens.
         seed: of all draws. Another seed's losses do not compare.
-        batch_size: blocks in a forward pass; has no influence on the result beyond rounding.
+        batch_size: blocks in a forward pass; no influence on the result beyond rounding.
 
     Raises:
         InputError: the arrays do not fit each other, or a block holds fewer than three tokens.
@@ -117,10 +116,9 @@ class PinnedEvaluation:
         return _result(totals if reduce_sum is None else reduce_sum(totals), count)
 
     def _batches(self, count: int, rank: int, world_size: int) -> Iterator[tuple[list[_Block], int]]:
-        """Yield batches of similar length with how many of their blocks count.
+        """Batches of similar length with how many of their blocks count.
 
-        All ranks get the same number of batches and of blocks, so that a collective inside the forward meets its
-        peers: a rank that is one block short repeats block 0 without counting it.
+        All ranks get as many batches and blocks, for collectives inside the forward: one that is short repeats block 0.
         """
         self._corrupt(count)
         mine = self._blocks[rank:count:world_size]
@@ -175,7 +173,7 @@ class PinnedEvaluation:
 
 
 def _unwrap(model: Any) -> Any:
-    """Return the model inside DistributedDataParallel, a DeepSpeed engine or torch.compile's wrapper."""
+    """The model inside DistributedDataParallel, a DeepSpeed engine or torch.compile's wrapper."""
     while isinstance(getattr(model, "module", None), torch.nn.Module):
         model = model.module
     return getattr(model, "_orig_mod", model)

@@ -389,8 +389,7 @@ class PretrainingRun:
         self.markers = FinetuneMarkers(trainer, recipe.markers, self.output_dir)
         epochs = recipe.budget.num_epochs_between_checkpoints
         every_samples = None if epochs in (None, -1) else epochs * self.samples_per_epoch
-        limits = ("max_bad_steps", "max_roll_backs", "roll_back_lr_factor", "scale_cnt_limit", "loss_spike")
-        self.guard = Guard(trainer, **{name: getattr(watch, name) for name in limits})
+        self.guard = Guard(trainer, watch)
         if not self.stages.constant:
             trainer.add_callback(StageCadence(trainer, self.stages))
         trainer.add_callback(self.progress)

@@ -34,12 +34,10 @@ _POSITION_KEY = "data_position"  # in TrainerState.stateful_callbacks
 
 
 class TimeBudgetTrainer(SavingTrainer):
-    """Everything: the mixin, plus exact data order, our optimizers, complete checkpoints and the pinned evaluation.
+    """The mixin, plus exact data order, our optimizers, complete checkpoints and the pinned evaluation.
 
     `create_optimizer_fn(model)` builds the optimizer; `evaluation` is what `evaluate()` runs, on its first
-    `evaluation_blocks` blocks during training; `identity` says what a checkpoint belongs to (it is compared on resume);
-    `throughput` measures; `compute_mode` is what
-    a checkpoint remembers of the resolved precision and compilation; `regional_compile` compiles layer by layer.
+    `evaluation_blocks` blocks during training; `regional_compile` compiles layer by layer.
     """
 
     def __init__(

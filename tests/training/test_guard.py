@@ -11,6 +11,7 @@ from transformers import TrainerControl, TrainerState
 
 from budget_trainer.budget.callback import Reading, TimeBudgetCallback
 from budget_trainer.budget.channel import Agreement, ControlChannel
+from budget_trainer.config.arguments import WatchArguments
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import RunError
 from budget_trainer.model.optimizers import OPTIMIZERS, build_optimizer
@@ -85,7 +86,7 @@ class Trained:
     def __init__(self, checkpoint=None, **options):
         self.time_budget = TimeBudgetCallback(100.0, agreement=Agreement(ControlChannel(), StopRequest()))
         self.learning_rate_factor, self.checkpoint, self.scale, self.state = 1.0, checkpoint, None, TrainerState()
-        self.guard = Guard(self, **options)
+        self.guard = Guard(self, WatchArguments(**options))
         self.guard.on_train_begin(None, self.state, TrainerControl())
 
     def roll_back(self):
@@ -120,7 +121,7 @@ def test_roll_back_after_bad_steps_in_a_row_and_a_clear_end(tmp_path):
     counts = run.guard.counts()
     with pytest.raises(RunError, match=r"step 9: 2 steps in a row .* after 2 roll-backs \(max_roll_backs 2\)"):
         run.step(True)
-    again = Guard(Trained())  # a resumed job remembers
+    again = Guard(Trained(), WatchArguments())  # a resumed job remembers
     again.on_train_begin(None, run.state, TrainerControl())
     assert again.counts() == counts
 
