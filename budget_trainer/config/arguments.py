@@ -175,7 +175,10 @@ class BudgetArguments:
     )
     regional_compile: bool = _precision(False, "torch_compile layer by layer: a fraction of the compile time.")
     plan: str | None = _watch(
-        None, "What budget_trainer.plan --json predicted: the report sets it beside the run.", unit="FILE", speed=False
+        None,
+        "What budget_trainer.plan (--json) predicted: the report sets it beside the run.",
+        unit="FILE",
+        speed=False,
     )
 
 

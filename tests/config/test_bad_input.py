@@ -1,7 +1,6 @@
 """Each mistake gets one line with the field, the value and the fix, a non-zero exit, and loses nothing."""
 
 import json
-import re
 import shutil
 import sys
 from dataclasses import fields
@@ -43,24 +42,18 @@ LAYOUT = {"encoder_ln_mode": "pre-ln", "layernorm_embedding": "true", "layer_nor
 ON_CPU = {"use_cpu": "true"}
 POST_LN = {"model_type": "bert-mlm", "encoder_ln_mode": "post-ln", "layernorm_embedding": "false"}
 REFUSED = [
-    ({"total_training_tim": "30s"}, "total_training_tim: unknown key (command line); did you mean total_training_t"),
-    ({"total_training_time": "-5m"}, "total_training_time: '-5m' is not a duration; write it as"),
     ({"total_training_time": None}, "total_training_time: missing, and lr_schedule time needs it"),
     ({"total_training_time": "0.2s"}, "total_training_time: 0.2s is spent before the first step (set-up and the"),
     ({"job_time_limit": "0.2s"}, "job_time_limit: 0.2s is spent before the first step (set-up and a checkpoint"),
-    ({"checkpoint_every": "30"}, "checkpoint_every: '30' has no unit; write it as"),
     ({"early_exit_time_marker": "1h"}, "early_exit_time_marker: 1h is beyond total_training_time 30s; lower it"),
     ({"finetune_time_markers": "0.5,1.5"}, "finetune_time_markers: '1.5' is not a share of the budget; write it"),
-    ({"mlm_probability_curve": "0.3@0.2"}, "mlm_probability_curve: '0.3@0.2' says nothing of the start; let"),
     ({"mlm_probability_curve": "0.3@0", "mlm_probability": 0.2}, "mlm_probability: 0.2 beside mlm_probability_curve"),
     ({"batch_size_curve": "0.5@0"}, "batch_size_curve: 0.5 of gradient_accumulation_steps 1 is 0.5 micro-batches"),
-    ({"sequence_length_curve": "0.3@0"}, "sequence_length_curve: 0.3 of a block of 64 tokens is no equal part"),
     ({"sequence_length_curve": "0.0625@0"}, "sequence_length_curve: 0.0625 of a block of 64 tokens is no"),
     ({**ON_CPU, "fp16": "true"}, "fp16: True needs a GPU; use --bf16 true, which a CPU can, or neither"),
     ({"decay_rate": "0.5"}, "decay_rate: 0.5 belongs to curve exp, not linear; leave one out"),
     ({"lr_schedule": "step"}, "max_steps: missing, and lr_schedule step needs it; add"),
     ({"lr_schedule": "constant_step", "max_steps": 10}, "num_warmup_steps: 1000 is not below max_steps 10; lower it"),
-    ({"num_train_epochs": "3"}, "num_train_epochs: not used here (command line); use total_training_time or"),
     ({"save_only_model": "true"}, "save_only_model: not used here (command line); a checkpoint is for going on"),
     ({"offset_heads": "left"}, "offset_heads: 'left' are not relative positions; write"),
     ({"offset_heads": "-1,1"}, "offset_heads: 'modernbert' without rotary positions and attention biases"),
@@ -68,7 +61,6 @@ REFUSED = [
     (LOADED, "model_name_or_path: /nowhere cannot be loaded"),
     *(({**LOADED, flag: LAYOUT[flag]}, f"{flag}: cannot be set beside model_name_or_path") for flag in LAYOUT),
     ({"model_type": "gpt2"}, "model_type='gpt2' has no masked-language-model head; use one of bert-mlm, "),
-    ({"encoder_ln_mode": "sandwich"}, "encoder_ln_mode: 'sandwich' is unknown; choose pre-ln or post-ln"),
     ({"encoder_ln_mode": "post-ln"}, "encoder_ln_mode post-ln: contradicts model_type modernbert (pre-ln, a norm"),
     (POST_LN, "encoder_ln_mode post-ln, layernorm_embedding false: model_type bert-mlm would need a native class of"),
     ({**ON_CPU, "layer_norm_type": "apex"}, "layer_norm_type: apex runs on NVIDIA GPUs, this run is on 'cpu'; use"),
@@ -78,10 +70,7 @@ REFUSED = [
     ({"model_type": "bert", "add_nsp": "true", "twin_probability": 0.2}, "twin_probability: 0.2 beside next-sentence"),
     ({"twin_probability": 0.2, "sequence_length_curve": "1@0,0.125@0.5"}, "twin_probability: 0.2 needs blocks of 16"),
     ({**ON_CPU, "optimizer_impl": "apex"}, "optimizer_impl: apex runs on NVIDIA GPUs, this run is on 'cpu'; use"),
-    ({"optimizer_impl": "deepspeed"}, "optimizer_impl: deepspeed has lamb here, and optimizer_type is adamw; use"),
     ({"max_coeff": "0.5"}, "max_coeff: 0.5 belongs to optimizer_type lamb, not adamw; leave it out"),
-    ({"bias_correction": "true"}, "bias_correction: True belongs to optimizer_type lamb, not adamw; leave it out"),
-    ({"optimizer_type": "lamb", "min_coeff": "0.5"}, "min_coeff: 0.5 is above max_coeff 0.3; lower it or raise"),
     ({"model_config": '{"colour": 1}'}, "colour"),
     ({"model_config": "colour"}, "model_config: 'colour' is not a JSON object; write"),
     ({"num_attention_heads": 5}, "num_attention_heads=5 does not divide hidden_size=32; change one of them"),
@@ -101,47 +90,37 @@ def test_flags(refuse, changes, expected):
     assert expected in refuse(changes)
 
 
-@pytest.mark.parametrize(
-    ("flag", "values"),
-    {
-        "warmup_proportion": ("1", "1.5", "-0.1"),
-        "twin_probability": ("1.2", "-1"),
-        "mlm_probability": ("0", "1.5"),
-        "adam_beta2": ("1.0", "nan"),
-        "muon_weight_decay": ("-1",),
-        "logging_steps": ("0.1",),
-        "gradient_accumulation_steps": ("0", "1.5"),
-        "num_epochs_between_checkpoints": ("0", "-2"),
-        "num_warmup_steps": ("-5",),
-        "learning_rate": ("fast", "-1"),
-        "roll_back_lr_factor": ("0", "2"),
-        "loss_spike": ("0",),
-        "max_roll_backs": ("-1",),
-        **dict.fromkeys(("curve", "cross_entropy", "lr_schedule", "embedding_init", "layer_norm_type"), ("tanh",)),
-        **dict.fromkeys(("optimizer_type", "optimizer_impl", "logging_strategy", "decay_shape"), ("sgd",)),
-    }.items(),
-)
+RANGES = {
+    **{
+        "warmup_proportion": "1 1.5 -0.1",
+        "twin_probability": "1.2 -1",
+        "mlm_probability": "0 1.5",
+        "adam_beta2": "1.0 nan",
+    },
+    **{"muon_weight_decay": "-1", "logging_steps": "0.1", "gradient_accumulation_steps": "0 1.5", "loss_spike": "0"},
+    **{"num_epochs_between_checkpoints": "0 -2", "num_warmup_steps": "-5", "learning_rate": "fast -1"},
+    **{"roll_back_lr_factor": "0 2", "max_roll_backs": "-1"},
+    **dict.fromkeys(("curve", "cross_entropy", "lr_schedule", "embedding_init", "layer_norm_type"), "tanh"),
+    **dict.fromkeys(("optimizer_type", "optimizer_impl", "logging_strategy", "decay_shape", "encoder_ln_mode"), "sgd"),
+}
+
+
+@pytest.mark.parametrize(("flag", "values"), RANGES.items())
 def test_values_out_of_their_range(flag, values):
     """Said by the flag's own field, in one form, also where the flag would not count."""
-    for value in values:
+    for value in values.split():
         with pytest.raises(InputError, match=rf"^{flag}: .*; (give|choose) "):
             parse_recipe(["--data_dir", "d", "--output_dir", "o", "--total_training_time", "1h", f"--{flag}", value])
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("hiden_size: 3\n", "hiden_size: unknown key (recipe "),
-        ("- 3\n", "is not a mapping"),
-        ("a: [\n", "is not YAML"),
-        (None, "cannot be read"),
-    ],
+    ("text", "expected"), [("- 3\n", "is not a mapping"), ("a: [\n", "is not YAML"), (None, "cannot be read")]
 )
 def test_recipe_file(tmp_path, text, expected):
     recipe = tmp_path / "recipe.yaml"
     if text is not None:
         recipe.write_text(text)
-    with pytest.raises(InputError, match=re.escape(expected)):
+    with pytest.raises(InputError, match=expected):
         parse_recipe([str(recipe)])
 
 

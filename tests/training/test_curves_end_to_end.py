@@ -15,20 +15,12 @@ CURVES = {
     "batch_size_curve": "0.25@0,0.5@0.2,1@0.6",
     "sequence_length_curve": "0.5@0,1@0.3",
 }
-
-
 REALISED = ("mlm_probability", "batch_size", "sequence_length")
 
 
-@pytest.fixture(scope="module")
-def one(data_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("curves") / "one"
-    train({**CURVES, "data_dir": data_dir, "output_dir": folder}, ok=True)
-    return folder
-
-
-def test_realised_values_follow_the_curves(one):
-    lines = losses(one)
+def test_realised_values_follow_the_curves(data_dir, tmp_path):
+    train({**CURVES, "data_dir": data_dir, "output_dir": tmp_path / "one"}, ok=True)
+    lines = losses(tmp_path / "one")
     by_step = {line["step"]: tuple(line[name] for name in REALISED) for line in lines}
     assert len(by_step) == 40
     assert by_step[1] == (0.4, 4, 32)
@@ -42,7 +34,7 @@ def test_realised_values_follow_the_curves(one):
         specials = 2 / line["sequence_length"]
         expected = line["mlm_probability"] * (1 - specials)
         assert line["predicted_share"] == pytest.approx(expected, rel=0.06), line["step"]
-    account = report(one)
+    account = report(tmp_path / "one")
     assert account["samples"] == sum(line["batch_size"] for line in lines)
     assert account["tokens"] == 64 * account["samples"]
     assert account["mfu"] > 0 and account["model_tflops_per_second"] > 0 and 0 <= account["data_wait_share"] < 1

@@ -9,29 +9,22 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
-from budget_trainer.budget.callback import Reading, TimeBudgetCallback
+from budget_trainer.budget.callback import TimeBudgetCallback
 from budget_trainer.budget.channel import Agreement, ControlChannel
 from budget_trainer.config.arguments import WatchArguments
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import RunError
 from budget_trainer.model.optimizers import OPTIMIZERS, build_optimizer
-from budget_trainer.training.callbacks import EarlyStop, Guard
+from budget_trainer.training.callbacks import Guard
 from budget_trainer.training.recovery import BadSteps, withhold
 from tests.conftest import ROOT, STEPS, batch_of_epoch, losses, report, run, words
 
 FAULTY_RUN = ROOT / "tests" / "faults" / "faulty_run.py"
 
 
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed = torch.nn.Embedding(6, 4)
-        self.hidden = torch.nn.Linear(4, 4)
-        self.out = torch.nn.Linear(4, 6)
-
-    def forward(self, ids):
-        return self.out(self.hidden(self.embed(ids)))
+def net():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Embedding(6, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 6))
 
 
 def one_step(model, optimizer, bad, judge):
@@ -49,7 +42,7 @@ def test_a_bad_step_leaves_no_trace(name):
     """Also in the moments: the next good step is the one that would have come without it."""
     finals = []
     for steps in ([False, True, False], [False, False]):
-        model = Net()
+        model = net()
         optimizer = build_optimizer(name, model, learning_rate=1e-2, weight_decay=0.1)
         bad_steps, verdicts = BadSteps(), []
         for bad in steps:
@@ -63,7 +56,7 @@ def test_a_bad_step_leaves_no_trace(name):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_on_a_device_the_gradients_are_withheld(name):
     """What a GPU does, here on CPU tensors: without reading the verdict, no weight becomes NaN."""
-    model = Net()
+    model = net()
     optimizer = build_optimizer(name, model, learning_rate=1e-2, weight_decay=0.0)
 
     def judge(norm, model, optimizer):
@@ -126,12 +119,9 @@ def test_roll_back_after_bad_steps_in_a_row_and_a_clear_end(tmp_path):
     assert again.counts() == counts
 
 
-def test_the_last_step_of_a_job_changes_nothing_any_more():
+def test_the_last_step_changes_nothing_and_a_bad_validation_goes_back(tmp_path):
     run = Trained(max_bad_steps=1, max_roll_backs=0)
     assert run.step(True, last=True) and (run.guard.roll_backs, run.guard.bad_steps) == (0, 1)
-
-
-def test_a_bad_validation_goes_back(tmp_path):
     run = Trained(tmp_path)
     for loss, roll_backs in ((3.0, 0), (math.nan, 1)):
         run.guard.on_evaluate(None, run.state, TrainerControl(), metrics={"eval_loss": loss})
@@ -151,17 +141,6 @@ def test_a_stuck_loss_scale_ends_the_run():
         run.log(4.0, step)
     with pytest.raises(RunError, match=r"loss scale is at 1 for 100 steps \(scale_cnt_limit 100\)"):
         run.log(4.0, 250)
-
-
-@pytest.mark.parametrize(
-    ("elapsed", "loss", "stops"), [(50.0, 7.0, False), (70.0, 5.9, False), (70.0, 6.1, True), (70.0, math.nan, True)]
-)
-def test_early_stop(elapsed, loss, stops):
-    budget = TimeBudgetCallback(100.0)
-    budget.reading = Reading(elapsed, elapsed, 0.1, 0.1, 0.1, 0.1)
-    control = TrainerControl()
-    EarlyStop(budget, 60.0, 6.0).on_evaluate(None, TrainerState(), control, metrics={"eval_loss": loss})
-    assert control.should_training_stop == stops and (budget.stop_reason == "early_stop") == stops
 
 
 # ---- real runs, with a loss that is made NaN ----
@@ -213,8 +192,6 @@ def test_the_loss_of_a_line_is_that_of_its_good_steps(data_dir, tmp_path):
 def test_a_run_that_diverges_ends_in_one_line(data_dir, tmp_path):
     options = {**STEPS, "data_dir": data_dir, "max_bad_steps": 2, "num_epochs_between_checkpoints": -1}
     done = nan_run(list(range(3, 20)), {**options, "max_roll_backs": 1}, tmp_path / "out")
-    assert done.returncode == 1
+    assert done.returncode == 1 and not (tmp_path / "out" / "final").exists() and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: step 6: 2 steps in a row")
-    assert "Traceback" not in done.stderr and not (tmp_path / "out" / "final").exists()
-    gone_back = "back to the weights as they are, there is no checkpoint yet, from here 0.5 of the learning rate"
-    assert gone_back in done.stderr
+    assert "back to the weights as they are, there is no checkpoint yet, from here 0.5 of the" in done.stderr

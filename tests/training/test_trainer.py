@@ -24,11 +24,7 @@ class Tick(TrainerCallback):
     """Each step takes one second of a fake clock."""
 
     def __init__(self):
-        self.now = 0.0
-        self.rates = []
-
-    def time(self):
-        return self.now
+        self.now, self.rates = 0.0, []
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.now += 1.0
@@ -54,26 +50,23 @@ def parts(folder, **options):
     return {"model": BertForMaskedLM(config), "args": args, "train_dataset": Words()}
 
 
-class Mixed(TimeScheduleMixin, Trainer):
-    pass
+Mixed = type("Mixed", (TimeScheduleMixin, Trainer), {})
 
 
 def trained(folder, total, *, early=None, arguments=None, **options):
     """A trainer after training on a fake clock of `total` seconds, a Mixed one where it has options; budget and rates."""
     tick = Tick()
-    budget = TimeBudgetCallback(clock=BudgetClock(total, time_fn=tick.time), early_exit_time_marker=early)
-    if options:
-        trainer = Mixed(**parts(folder, **(arguments or {})), time_budget=budget, callbacks=[tick], **options)
-    else:
-        trainer = Trainer(**parts(folder, **(arguments or {})), callbacks=[budget, tick])
+    budget = TimeBudgetCallback(clock=BudgetClock(total, time_fn=lambda: tick.now), early_exit_time_marker=early)
+    given = parts(folder, **(arguments or {}))
+    mixed = {**given, "callbacks": [tick], "time_budget": budget, **options}
+    trainer = Mixed(**mixed) if options else Trainer(**given, callbacks=[budget, tick])
     trainer.train()
     return trainer, budget, tick.rates
 
 
 def test_callback_stops_a_plain_trainer(tmp_path):
     trainer, budget, _ = trained(tmp_path, 50.0)
-    assert budget.stop_reason == "budget"
-    assert trainer.state.global_step == 50  # nothing to save: the last step ends with the budget
+    assert budget.stop_reason == "budget" and trainer.state.global_step == 50, "nothing to save"
     assert trainer.state.stateful_callbacks["time_budget_clock"]["elapsed_seconds"] == 50.0
 
 
@@ -106,9 +99,8 @@ def test_mixin_schedules_by_step(tmp_path):
 
 
 def test_a_budget_that_the_setup_has_eaten_is_reported():
-    now = [0.0]
-    budget = TimeBudgetCallback(clock=BudgetClock(10.0, time_fn=lambda: now[0]))
-    now[0] = 11.0
+    times = iter([0.0, *[11.0] * 9])
+    budget = TimeBudgetCallback(clock=BudgetClock(10.0, time_fn=lambda: next(times)))
     with pytest.raises(InputError, match=r"total_training_time: 10\.0s is spent before the first step"):
         budget.check_room()
 

@@ -1,12 +1,15 @@
-"""When a stage begins: at a count of micro-batches that fits, and only if its compilation can be afforded."""
+"""When a stage begins, what throughput counts, and early stopping, on clocks that the test turns."""
+
+import math
 
 import pytest
+import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from budget_trainer.budget.callback import Reading, StepTimes, TimeBudgetCallback
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.stages import Stage, make_stages
-from budget_trainer.training.callbacks import StageCadence
+from budget_trainer.training.callbacks import EarlyStop, StageCadence, Throughput
 
 
 class Run:
@@ -73,3 +76,53 @@ def test_the_guess_of_the_next_step_grows_with_the_batch():
     assert steps.next_step() == pytest.approx(1.2)
     steps.expect(2.0, compiles=False)
     assert steps.next_step() == pytest.approx(2.4)
+
+
+class TimedRun:
+    """Steps of two processes that the test gives; `now` is the time on the clock."""
+
+    def __init__(self, peak_flops):
+        self.now, self.state = 0.0, TrainerState()
+        self.clock = BudgetClock(100.0, time_fn=lambda: self.now)
+        self.throughput = Throughput(TimeBudgetCallback(clock=self.clock), world_size=2, peak_flops=peak_flops)
+        self.throughput.flops_per_token = 1e6
+        self.throughput.on_train_begin(None, self.state, TrainerControl())
+
+    def step(self, tokens, predicted, **seconds):
+        self.throughput.count(tokens, predicted)
+        for phase, spent in seconds.items():
+            self.clock.enter(phase)
+            self.now += spent
+        self.throughput.on_step_end(None, self.state, TrainerControl())
+
+
+def test_rates_are_since_the_last_line():
+    run = TimedRun(peak_flops=1e9)
+    for _ in range(4):
+        run.step(1000, torch.tensor(150), train=1.8, data_wait=0.2)
+    first = {"tokens_per_second": 500.0, "mfu": 500 * 1e6 / 2e9, "data_wait_share": 0.1, "predicted_share": 0.15}
+    rates = run.throughput.rates()
+    assert {name: rates[name] for name in first} == pytest.approx(first)
+    assert rates["tflops"] == pytest.approx(500 * 1e6 / 1e12, rel=1e-2)
+    run.step(1000, torch.tensor(300), train=1.0)
+    second = {"tokens_per_second": 1000.0, "data_wait_share": 0.0, "predicted_share": 0.3}
+    rates, overall = run.throughput.rates(), run.throughput.overall()
+    assert {name: rates[name] for name in second} == pytest.approx(second)
+    assert overall["mfu"] == pytest.approx(5000 * 1e6 / 9.0 / 2e9) and overall["peak_tflops"] == 1e-3
+
+
+def test_an_unknown_peak_gives_no_mfu():
+    run = TimedRun(peak_flops=0.0)
+    run.step(1000, None, train=1.0)
+    assert not {"mfu", "predicted_share"} & set(run.throughput.rates()) and run.throughput.overall()["mfu"] is None
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "loss", "stops"), [(50.0, 7.0, False), (70.0, 5.9, False), (70.0, 6.1, True), (70.0, math.nan, True)]
+)
+def test_early_stop(elapsed, loss, stops):
+    budget = TimeBudgetCallback(100.0)
+    budget.reading = Reading(elapsed, elapsed, 0.1, 0.1, 0.1, 0.1)
+    control = TrainerControl()
+    EarlyStop(budget, 60.0, 6.0).on_evaluate(None, TrainerState(), control, metrics={"eval_loss": loss})
+    assert control.should_training_stop == stops and (budget.stop_reason == "early_stop") == stops
