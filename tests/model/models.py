@@ -2,18 +2,14 @@
 
 import copy
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
-from budget_trainer.config.recipe import parse_recipe
-from budget_trainer.data.folder import DataFolder
 from budget_trainer.model.build import build_model
 from budget_trainer.model.sparse import HEADS
-from tests.conftest import TINY, words
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 VOCAB = 100

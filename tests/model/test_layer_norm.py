@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForMaskedLM, TrainingArguments
+from transformers import AutoModelForMaskedLM
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.engine_optimizers import use_apex

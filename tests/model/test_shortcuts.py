@@ -117,8 +117,6 @@ def test_packed_documents_by_a_kernel_that_takes_all_queries(monkeypatch):
 
 
 def test_a_run_s_model_is_made_so(open_run):
-    model, plain = (
-        open_run(sparse_last_layer=sparse).untrained_model() for sparse in (True, False)
-    )
+    model, plain = (open_run(sparse_last_layer=sparse).untrained_model() for sparse in (True, False))
     assert model.last_layer_is_sparse and not plain.last_layer_is_sparse
     assert any(isinstance(module, nn.Dropout) and type(module) is not nn.Dropout for module in model.modules())
