@@ -37,7 +37,7 @@ _QUESTIONS = {
 def answer(words: Sequence[str], parser: FlagParser, check: Callable[[Sequence[str]], Any]) -> str:
     """What `--help` or `--print_config` among the words asks for. `check` raises InputError for what the script refuses."""
     if "--help" in words or "-h" in words:
-        return help_text(parser)
+        return _help_text(parser)
     rest = [word for word in words if word not in QUESTIONS]
     check(rest)
     return _config_text(parser, parser.parse(rest))
@@ -51,7 +51,7 @@ def topics(parser: FlagParser) -> dict[str, list[Flag]]:
     return {topic: flags for topic, flags in found.items() if flags}
 
 
-def help_text(parser: FlagParser) -> str:
+def _help_text(parser: FlagParser) -> str:
     """The help of a script; headings in bold where stdout is a terminal."""
     called = program(f"{parser.script}.py")
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))

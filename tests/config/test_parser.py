@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from budget_trainer.config.edit import edited
-from budget_trainer.config.help import answer, help_text
+from budget_trainer.config.help import answer
 from budget_trainer.config.parser import FlagParser, flag, written_flags
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError, RunError
@@ -43,7 +43,9 @@ def test_a_flag_is_its_field():
     assert values("--heat", "200")["heat"] == 200.0 and values()["heat"] == 180.0
     with pytest.raises(InputError, match="^heat: 300 is out of range; give a number from 50 on and below 300$"):
         values("--heat=300")
-    assert "--heat CELSIUS" in help_text(PARSER) and "Degrees. [default: 180]" in help_text(PARSER)
+    assert "--heat CELSIUS" in answer(["--help"], PARSER, PARSER.parse) and "Degrees. [default: 180]" in answer(
+        ["--help"], PARSER, PARSER.parse
+    )
     text = answer(["--heat", "200", "--print_config"], PARSER, PARSER.parse)
     assert "heat: 200  # command line\n" in text and "# mode: fan\n" in text
     assert [name for name, known in PARSER.flags.items() if known.speed] == ["heat"]
