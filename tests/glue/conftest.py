@@ -19,12 +19,10 @@ from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.glue.metrics import GlueMetric
 from tests.conftest import words
 
-GOOD, BAD, THINGS = (
-    ["fine", "bright", "warm", "clever"],
-    ["poor", "dull", "cold", "clumsy"],
-    ["film", "song", "tale", "play"],
-)
-PLAIN = ["the", "a", "is", "was", "not", "and", "it", "very", "one", "two", "seen", "heard"]
+GOOD, BAD, THINGS = "fine bright warm clever".split(), "poor dull cold clumsy".split(), "film song tale play".split()
+PLAIN = "the a is was not and it very one two seen heard".split()
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SIZES |= {"initializer_range": 0.05}  # so that a few dozen steps learn something
 ROWS = {"train": 64, "dev": 17, "test": 9}  # odd, so that two processes cannot share them evenly
 NLI = ("entailment", "neutral", "contradiction")
 
@@ -38,17 +36,8 @@ def tiny_model(tmp_path_factory):
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.05,  # so that a few dozen steps learn something
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **SIZES, **dropout)
     BertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -74,36 +63,24 @@ def glue_dir(tmp_path_factory):
         other = [chance.random() < 0.5 for _ in range(count)]
         two = [_sentence(chance, g) for g in other]
         same = [int(a == b) for a, b in zip(good, other, strict=True)]
-        numbers = [str(i) for i in range(count)]
-        test = split == "test"
+        numbers, test = [str(i) for i in range(count)], split == "test"
+        single = [(s, str(int(g))) for s, g in zip(one, good, strict=True)]
+        unlabelled = [("index", "sentence"), *zip(numbers, one, strict=True)]
+        write(folder / "CoLA" / f"{split}.tsv", unlabelled if test else [("x", label, "", s) for s, label in single])
+        write(folder / "SST-2" / f"{split}.tsv", unlabelled if test else [("sentence", "label"), *single])
+        head, pairs = ("index", "sentence1", "sentence2"), list(zip(numbers, one, two, strict=True))
+        files = [("RTE", split, ("not_entailment", NLI[0]), "label"), ("WNLI", split, ("0", "1"), "label")]
+        files += [("STS-B", split, ("0.000", "5.000"), "score")]
         if test:
-            write(folder / "CoLA" / "test.tsv", [("index", "sentence"), *zip(numbers, one, strict=True)])
-            write(folder / "SST-2" / "test.tsv", [("index", "sentence"), *zip(numbers, one, strict=True)])
+            files += [("diagnostic", "diagnostic", ("", ""), "")]
         else:
-            write(
-                folder / "CoLA" / f"{split}.tsv", [("x", str(int(g)), "", s) for s, g in zip(one, good, strict=True)]
-            )
-            labelled = [(s, str(int(g))) for s, g in zip(one, good, strict=True)]
-            write(folder / "SST-2" / f"{split}.tsv", [("sentence", "label"), *labelled])
-        pairs = list(zip(numbers, one, two, strict=True))
-        for name, label in (
-            ("RTE", lambda s: NLI[0] if s else "not_entailment"),
-            ("WNLI", str),
-            ("STS-B", lambda s: f"{5 * s:.3f}"),
-        ):
-            last = "score" if name == "STS-B" else "label"
-            head = ("index", "sentence1", "sentence2", *(() if test else (last,)))
-            rows = pairs if test else [(*pair, label(s)) for pair, s in zip(pairs, same, strict=True)]
-            write(folder / name / f"{split}.tsv", [head, *rows])
+            files += [("MNLI", "train" if split == "train" else "dev_matched", (NLI[2], NLI[0]), "gold_label")]
+        for name, file, labels, last in files:
+            labelled = [(*pair, labels[s]) for pair, s in zip(pairs, same, strict=True)]
+            write(folder / name / f"{file}.tsv", [head, *pairs] if test else [(*head, last), *labelled])
         head = ("index" if test else "Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
         first = numbers if test else [str(s) for s in same]
         write(folder / "MRPC" / f"{split}.tsv", [head, *zip(first, numbers, numbers, one, two, strict=True)])
-        if not test:
-            head = ("index", "sentence1", "sentence2", "gold_label")
-            rows = [(*pair, NLI[2 * (1 - s)]) for pair, s in zip(pairs, same, strict=True)]
-            write(folder / "MNLI" / ("train.tsv" if split == "train" else "dev_matched.tsv"), [head, *rows])
-        else:
-            write(folder / "diagnostic" / "diagnostic.tsv", [("index", "sentence1", "sentence2"), *pairs])
     return folder
 
 
@@ -122,18 +99,22 @@ def options(tiny_model, glue_dir, tmp_path):
     }
 
 
-@pytest.fixture
-def finetune(options, monkeypatch):
-    """finetune_glue.main in this process with changed flags (None leaves one out); returns its exit code and the result."""
+def caller(options, monkeypatch, file):
+    """finetune_glue.main in this process with changed flags (None leaves one out); returns its exit code and what it wrote."""
 
     def call(*switches, **changes):
         monkeypatch.setattr(finetune_glue, "CLOCK", BudgetClock())
         flags = {key: value for key, value in {**options, **changes}.items() if value is not None}
         code = finetune_glue.main([*words(flags), *switches])
-        path = flags["output_dir"] / "result.json"
+        path = flags["output_dir"] / file
         return code, json.loads(path.read_text()) if path.exists() else None
 
     return call
+
+
+@pytest.fixture
+def finetune(options, monkeypatch):
+    return caller(options, monkeypatch, "result.json")
 
 
 def predictions(folder, split):

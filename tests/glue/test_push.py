@@ -1,9 +1,7 @@
 """The model of a run on the Hub, and the scores of a suite in the card of what it scored."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -12,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from budget_trainer.glue.results import card_scores
 from budget_trainer.glue.tasks import TASKS
-from tests.conftest import ROOT, words
+from tests.conftest import run, words
 from tests.hub.conftest import NATIVE, local
 from tests.hub.server import TOKEN, Hub
 
@@ -24,14 +22,13 @@ def hub():
     server.close()
 
 
-def run(hub, options, **changes):
+def pushed(hub, options, **changes):
     command = [sys.executable, "finetune_glue.py", *words({**options, "push_to_hub": "true", **changes})]
-    environment = {**hub.environment(), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return run(command, env=hub.environment())
 
 
 def test_a_fine_tuned_model_is_pushed(hub, options, tmp_path):
-    done = run(hub, options, hub_model_id="mini-mrpc", license="mit")
+    done = pushed(hub, options, hub_model_id="mini-mrpc", license="mit")
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
     result = json.loads((out / "result.json").read_text())
@@ -45,7 +42,7 @@ def test_a_fine_tuned_model_is_pushed(hub, options, tmp_path):
 
 def test_a_push_that_fails_changes_nothing_else(hub, options, tmp_path):
     hub.failing = [["whoami", 99, 401]]
-    done = run(hub, options, num_train_epochs=1)
+    done = pushed(hub, options, num_train_epochs=1)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert done.returncode == 0 and result["hub"]["error"] and result["metrics"]["dev"]["accuracy"] >= 0
     assert result["hub"]["repeat"].startswith("python -m budget_trainer.publish ")
@@ -64,31 +61,23 @@ def test_scores_for_the_card():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (
-            {"push_to_hub": "true", "seeds": "1,2"},
-            "push_to_hub: a suite scores a model and keeps none; publish that one",
-        ),
+        ({"push_to_hub": "true", "seeds": "1,2"}, "push_to_hub: a suite scores a model and keeps none; publish that"),
         ({"push_to_hub": "true", "save_model": "false"}, "push_to_hub: the run keeps no model; let it train"),
         ({"hub_model_id": "me/it"}, "hub_model_id: given without push_to_hub"),
         ({"push_to_hub": "true", "hub_model_id": "no name"}, "hub_model_id: "),
-        (
-            {"push_to_hub": "true", "hub_strategy": "end"},
-            "hub_strategy: not used here (command line); the model is pushed",
-        ),
+        ({"push_to_hub": "true", "hub_strategy": "end"}, "hub_strategy: not used here (command line); the model is"),
         ({"push_to_hub": "true", "license": "none at all"}, "license: "),
     ],
 )
-def test_what_is_known_before_it_begins(finetune, capfd, monkeypatch, tmp_path, changes, expected):
+def test_what_is_known_before_it_begins(finetune, error, monkeypatch, tmp_path, changes, expected):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert finetune(**changes)[0] == 2
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert line.startswith(f"error: {expected}") and not (tmp_path / "out").exists()
+    assert error().startswith(expected) and not (tmp_path / "out").exists()
 
 
 def published(hub, *arguments):
-    command = [sys.executable, "-m", "budget_trainer.publish", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, **hub.environment()}, capture_output=True, text=True)
+    return run([sys.executable, "-m", "budget_trainer.publish", *arguments], env=hub.environment())
 
 
 def scores_of(files):
