@@ -18,31 +18,20 @@ OFFICIAL, HUB, MICROSOFT = SAMPLES / "official", SAMPLES / "hub", SAMPLES / "mic
 
 @pytest.mark.parametrize("name", TASKS)
 def test_both_layouts_give_the_same_examples(name):
+    """And both that of the JSON lines themselves, so that both readers cannot be wrong together."""
     task = TASKS[name]
     files, hub = load_task(task, [OFFICIAL]), load_task(task, dataset_name=str(HUB))
     assert files.splits == hub.splits and files.digest == hub.digest
     assert files.absent == hub.absent == {}
     shared = {"ax"} if name == "MNLI" else set()
     assert set(files.splits) == {split.name for split in task.splits} | shared
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_the_hub_layout_is_read_as_it_stands(name):
-    """Against the JSON lines themselves, so that both readers cannot be wrong together."""
-    task = TASKS[name]
-    data = load_task(task, [OFFICIAL])
     for split in task.splits:
         lines = (HUB / task.config / f"{split.hub}.jsonl").read_text().split("\n")
         rows = [json.loads(line) for line in lines if line]
-        examples = data.splits[split.name]
+        examples = files.splits[split.name]
         assert examples.columns == {column: [row[column] for row in rows] for column in task.sentences}
         expected = [-1 if split.is_test else row["label"] for row in rows]
         assert examples.labels == pytest.approx(expected, abs=1e-6)
-
-
-def test_microsofts_files_give_the_rows_of_mrpc():
-    split, raw = load_task(TASKS["MRPC"], [OFFICIAL]), load_task(TASKS["MRPC"], [MICROSOFT])
-    assert raw.splits == split.splits
 
 
 def test_quotes_and_blanks_are_text():
@@ -89,7 +78,8 @@ def test_a_damaged_file_is_one_line(tmp_path, file, old, new, expected):
     assert message.startswith(str(tmp_path)) and expected in message and "\n" not in message
 
 
-def test_microsofts_file_needs_the_ids(tmp_path):
+def test_microsofts_files_give_the_rows_of_mrpc_by_the_ids(tmp_path):
+    assert load_task(TASKS["MRPC"], [MICROSOFT]).splits == load_task(TASKS["MRPC"], [OFFICIAL]).splits
     shutil.copytree(MICROSOFT, tmp_path, dirs_exist_ok=True)
     (tmp_path / "MRPC" / "dev_ids.tsv").unlink()
     with pytest.raises(InputError, match="dev_ids.tsv: missing, and it says which rows of msr_paraphrase_train.txt"):
@@ -107,7 +97,6 @@ def test_no_such_folder_and_no_such_data_set(tmp_path):
     ("line", "expected"),
     [
         ({"sentence1": "A.", "sentence": "B.", "label": 0}, "has no column 'sentence2'"),
-        ({"sentence1": "A.", "sentence2": "B.", "label": 3}, "row 1 has the label 3, not one from 0 to 1"),
         ({"sentence1": "A.", "sentence2": "B.", "label": -1}, "row 1 has the label -1, not one from 0 to 1"),
     ],
 )
@@ -118,9 +107,6 @@ def test_a_data_set_of_another_form(tmp_path, line, expected):
     with pytest.raises(InputError, match="dataset_name: .*") as error:
         load_task(TASKS["RTE"], dataset_name=str(tmp_path))
     assert expected in str(error.value)
-
-
-# ---- real rows, where they are ----
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +125,8 @@ def real(tmp_path_factory):
 def test_label_maps_on_real_rows(real):
     """Of rows about which anybody agrees: grammatical or not, the same or not."""
     for name, split, contained, label in (
-        ("CoLA", "train", "They drank the pub.", "unacceptable"),
         ("CoLA", "train", "They drank the pub dry.", "acceptable"),
         ("SST-2", "dev", "it 's a charming and often affecting journey . ", "positive"),
-        ("SST-2", "dev", "unflinchingly bleak and desperate ", "negative"),
         ("MRPC", "train", "Yucaipa owned Dominick 's before selling the chain", "not_equivalent"),
         ("RTE", "train", "No Weapons of Mass Destruction Found in Iraq Yet.", "not_entailment"),
         ("QNLI", "dev", "What came into force after the new constitution was herald?", "entailment"),

@@ -8,8 +8,6 @@ import pytest
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
-from budget_trainer.glue.results import card_scores
-from budget_trainer.glue.tasks import TASKS
 from tests.conftest import run, words
 from tests.hub.conftest import NATIVE, local
 from tests.hub.server import TOKEN, Hub
@@ -47,15 +45,6 @@ def test_a_push_that_fails_changes_nothing_else(hub, options, tmp_path):
     assert done.returncode == 0 and result["hub"]["error"] and result["metrics"]["dev"]["accuracy"] >= 0
     assert result["hub"]["repeat"].startswith("python -m budget_trainer.publish ")
     assert "--hub_model_id out" in result["hub"]["repeat"]
-
-
-def test_scores_for_the_card():
-    metrics = {"dev_matched": {"accuracy": 0.8}, "dev_mismatched": {"accuracy": 0.7}}
-    rows = {"train": 8, "dev_matched": 9815, "dev_mismatched": 9832}
-    one, other = card_scores(TASKS["MNLI"], metrics, rows, seeds=1)
-    assert one == {"task": "MNLI", "metric": "accuracy", "value": 0.8, "split": "validation_matched", "seeds": 1}
-    assert other == {**one, "value": 0.7, "split": "validation_mismatched"}
-    assert card_scores(TASKS["MNLI"], metrics, {**rows, "dev_matched": 9}, seeds=1) == [other]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The facts of GLUE that everything else rests on."""
 
+import re
+
 import pytest
 
 from budget_trainer.core.errors import InputError
@@ -35,28 +37,16 @@ def test_ten_tasks_as_the_data_set_and_devlin_have_them():
 
 
 @pytest.mark.parametrize(
-    ("word", "name"), [("sst2", "SST-2"), ("STSB", "STS-B"), ("sts-b", "STS-B"), ("cola", "CoLA")]
-)
-def test_names_in_any_spelling(word, name):
-    assert find_task(word).name == name
-
-
-@pytest.mark.parametrize(
     ("word", "fix"),
-    [
-        ("MPRC", "did you mean MRPC?"),
-        ("sst-3", "did you mean SST-2?"),
-        ("mnli-m", "did you mean MNLI?"),
-        ("squad", "choose one of CoLA, "),
-    ],
+    [("MPRC", "did you mean MRPC?"), ("mnli-m", "did you mean MNLI?"), ("squad", "choose one of CoLA, ")],
 )
 def test_a_misspelt_name_suggests_the_nearest(word, fix):
-    with pytest.raises(InputError, match=f"task_name: '{word}' is no task of GLUE; ") as error:
+    with pytest.raises(InputError, match=f"^task_name: '{word}' is no task of GLUE; {re.escape(fix)}.*$"):
         find_task(word)
-    assert fix in str(error.value) and "\n" not in str(error.value)
 
 
-def test_several_tasks():
+def test_names_in_any_spelling_and_several():
+    assert [find_task(word).name for word in ("sst2", "STSB", "sts-b", "cola")] == ["SST-2", "STS-B", "STS-B", "CoLA"]
     assert [task.name for task in find_tasks(["rte,cola", "MRPC"])] == ["CoLA", "MRPC", "RTE"]
     assert [task.name for task in find_tasks(["all"])] == list(TASKS)
     with pytest.raises(InputError, match="task_name: missing"):
