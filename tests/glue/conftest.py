@@ -3,6 +3,7 @@
 import json
 import random
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,12 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 SIZES |= {"initializer_range": 0.05}  # so that a few dozen steps learn something
 ROWS = {"train": 64, "dev": 17, "test": 9}  # odd, so that two processes cannot share them evenly
 NLI = ("entailment", "neutral", "contradiction")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    """`datasets` knows a folder by its name: what an earlier session has cached of one must not be read."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "data_sets")
 
 
 @pytest.fixture(scope="session")
