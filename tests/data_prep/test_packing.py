@@ -114,8 +114,6 @@ def test_sentences_lose_nothing_whatever_the_groups(short):
     "text, count",
     [
         ("", 0),
-        ("No end", 1),
-        ("One. Two. Three.", 3),
         ("One! Two? Three\u2026 Four... Five?! Six.", 6),
         ("It costs 3.5 pounds. 20 were sold.", 2),
         ("See e.g. this one, i.e. that.", 1),

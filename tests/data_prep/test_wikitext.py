@@ -73,13 +73,11 @@ def test_pathological_pages_take_linear_time(unit):
         ("L'''Iliade'' and '''b'''", "L'Iliade and b"),
         ("caf&eacute;&nbsp;&lt;b&gt; &amp;amp; &#8211; AT&T", "café <b> &amp; – AT&T"),
         ("{{a|\n{|\n| b\n|}}} one {{a|\n|}} two", "one two"),
-        ("One {{a}} [[two]] three {{b}} [[four|five]] six", "One two three five six"),
         ("a<br />b<br\\>c<BR>d", "a b c d"),
         ("one<ref name=a / > two<ref>b</ref>", "one two"),
         ("a<br />b <small>c</small> H<sub>2</sub>O <span class='x'>d</span>", "a b c H2O d"),
         ("* ''one''", "one"),
         ("#:; two", "two"),
-        ("word ({{lang|fr}}; born 1), ({{a}}) and {{b}}, c.", "word (born 1), and, c."),
         # literal text
         ("<nowiki>[[a]] {{b}} ''c''</nowiki> &amp; <code>d</code>", "[[a]] {{b}} ''c'' & d"),
         ("<syntaxhighlight lang='c' inline>a[[1]]</syntaxhighlight> is", "a[[1]] is"),
@@ -109,7 +107,6 @@ def test_pathological_pages_take_linear_time(unit):
         ("Named {{transl|ar|DIN|ḫubz}} or {{transl|ru|khleb}}", "Named ḫubz or khleb"),
         ("A {{nihongo|'''bread roll'''|丸パン|marupan}} is", "A bread roll (丸パン, marupan) is"),
         ("A {{Nihongo||丸パン|marupan|extra=lit. round bread}}", "A 丸パン (marupan, lit. round bread)"),
-        ("A {{nihongo|roll}}{{nihongo}}.", "A roll."),
         # other templates
         ("It is {{nowrap|1=10 & more}} of {{abbr|approx.|approximately}} five", "It is 10 & more of approx. five"),
         ("Add {{frac|1|2}}, {{frac|3|1|4}} or {{frac|8}} to it", "Add 1/2, 3 1/4 or 1/8 to it"),
@@ -126,7 +123,6 @@ def test_pathological_pages_take_linear_time(unit):
         # what stays out
         ("Bread {{IPA-fr|pɛ̃}} {{IPA|/pɛ̃/}} {{cn}} {{language}} {{lang-stub}} {{lang:fr|a}} {{quote}} is", "Bread is"),
         # brackets and marks around what stays out
-        ("Bread ({{IPA|a}}) is", "Bread is"),
         ("Bread ( {{lang|fr}}; {{IPA|a}} ) is", "Bread is"),
         ("Bread ({{lang-fr|pain}}; {{IPA-fr|pɛ̃}}) is", "Bread (pain) is"),
         ("Bread ({{IPA|a}}, {{lang-fr|pain}}, {{IPA|a}}, old) is", "Bread (pain, old) is"),
@@ -234,13 +230,15 @@ def test_markup_that_is_not_balanced(wikitext, kept):
     assert paragraphs == kept
 
 
-TOKENS = """[[ ]] {{ }} {| |} |- | a [http://x ] <ref> <ref <ref/> </ref> '' \'\'\' == * File: [[File: -{ }- <b> { } <!-- -->
-<table> </table> ( ) . {{{ }}} ! = [[a|b]] {{t}} : < - <gallery> __A__ &amp; <math> </math> en: b"""
+TOKENS = [
+    *UNITS,
+    *"]] }} |} |- | <ref/> </ref> == * </math> ) . }}} ! [[a|b]] }- > < - <gallery> en: b \n \n\n".split(" "),
+    " ",
+]
 
 
 def test_no_markup_is_left_of_anything():
     chance = random.Random(0)
-    tokens = [*TOKENS.split(), "\n", "\n\n", " "]
     for _ in range(5000):
-        text = "".join(chance.choices(tokens, k=chance.randint(3, 25)))
+        text = "".join(chance.choices(TOKENS, k=chance.randint(3, 25)))
         assert not LEFT.search("".join(f"{line} " for line in plain(text))), text
