@@ -101,11 +101,7 @@ def _resolve_deepspeed(run: TrainingArguments, stage: int | None) -> None:
 
 
 def _check_loadable(checkpoint: Path, engine: str, world_size: int, optimizer_type: str) -> None:
-    """Refuse a checkpoint whose optimizer state this engine, with this number of processes, cannot take.
-
-    One process and DDP read each other's checkpoints, with any number of processes; FSDP's are whole and load with any
-    number too; ZeRO's are partitions, which are converted for Adam and AdamW.
-    """
+    """Refuse a checkpoint whose optimizer state this engine cannot take: ZeRO's partitions are of its processes."""
     manifest = complete_manifest(checkpoint)
     theirs, size = manifest["engine"], manifest["world_size"]
     plain = {"single", "ddp"}

@@ -117,10 +117,7 @@ class PretrainingRun:
         self._check_contents()
 
     def check_data(self) -> None:
-        """Read what the run needs of the data folder, ask the recipe what it wants of it, and refuse what does not fit.
-
-        Neither is asked again later.
-        """
+        """Read what the run needs of the data, ask the recipe what it wants of it (once), and refuse what does not fit."""
         recipe, args = self.recipe, self.args
         data = self.data = DataFolder.open(recipe.data_dir)
         columns = data.columns_for(document_mask=recipe.data.document_mask, next_sentence=recipe.add_nsp)
@@ -303,10 +300,7 @@ class PretrainingRun:
         }
 
     def _raise_if_stop_requested(self) -> None:
-        """Raise StopAsked on all ranks where a signal has come to any of them, between two parts of the set-up.
-
-        There is nothing to save yet: the next job begins where this one did.
-        """
+        """StopAsked on all ranks where a signal has come to any of them: there is nothing to save yet."""
         if self.agreement.agree_on_stop():
             if self.is_main_process:
                 self.folder.mark_resumable("stop_requested")

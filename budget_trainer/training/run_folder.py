@@ -267,11 +267,7 @@ class RunFolder:
         return (self.path / FINAL).is_dir() and self._read_run().get("state") == EVALUATING
 
     def mark_resumable(self, reason: str) -> None:
-        """Leave the file `RESUMABLE` with the reason.
-
-        Launchers turn exit code 85 into 1, so a job script tests for the file. What it says is for people: the state of
-        the run is in `run.json`.
-        """
+        """Leave the file `RESUMABLE` with the reason: launchers turn exit code 85 into 1, so a job script tests for it."""
         self.path.mkdir(parents=True, exist_ok=True)
         newest = self.newest_checkpoint()
         where = "from its beginning" if newest is None else f"from {newest}"

@@ -280,11 +280,8 @@ class TimeBudgetTrainer(SavingTrainer):
             self._rehearse_evaluation(validation_period)
 
     def _rehearse_evaluation(self, period_seconds: float) -> None:
-        """Time some blocks of the pinned evaluation and choose how many of them validations during training take.
-
-        `evaluation_blocks`, or _FEWER_BLOCKS where they would cost over 5 % of `period_seconds`, the time between two
-        validations. Rank 0's measurement counts. Without it the first validation would be free in the budget's eyes.
-        """
+        """Time some blocks of the pinned evaluation: validations during training take `evaluation_blocks`, or
+        _FEWER_BLOCKS where those would cost over 5 % of `period_seconds`, the time between two of them."""
         if self.evaluation is None:
             return
         model: Any = self.model
