@@ -124,10 +124,7 @@ class TimeBudgetTrainer(SavingTrainer):
             raise
 
     def _nothing_left(self) -> bool:
-        """Whether earlier jobs have used the budget up: then the final model is the checkpoint's, as it is.
-
-        An engine that shards the model takes one more step instead: it has to be prepared to be saved.
-        """
+        """Whether earlier jobs have used the budget up; an engine that shards takes one more step, to be able to save."""
         if self.engine_places_model:
             return False
         (elapsed, save), _ = self.channel.agree([self.clock.elapsed_seconds(), self.time_budget.save_seconds])
