@@ -186,8 +186,7 @@ def load_pretrained(
         )
     known = {field.name for field in fields(config)}
     for key, value in config_values.items():
-        for name, native in _native_values(key, value, known, config.model_type).items():
-            setattr(config, name, native)
+        config.update(_native_values(key, value, known, config.model_type))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = _class(config, add_nsp).from_pretrained(

@@ -103,10 +103,7 @@ def _reduce(
 
 @torch.no_grad()
 def set_embeddings(model: Any, embeddings: NDArray[np.float32], standard_deviation: float) -> None:
-    """Make `embeddings` ([v, H]) the first v input embeddings, scaled to a standard deviation; tied heads follow.
-
-    An output head with weights of its own starts from the same numbers.
-    """
+    """Make `embeddings` ([v, H]) the first v input embeddings and output weights, scaled to a standard deviation."""
     values = torch.from_numpy(embeddings)
     values = values * (standard_deviation / values.std())
     tables = [model.get_input_embeddings().weight]
@@ -153,7 +150,6 @@ def set_output_bias(model: Any, unigram_counts: NDArray[Any]) -> None:
     """Set the output bias to log unigram frequencies (add-one smoothed), so that training starts at that plateau.
 
     Args:
-        model: a masked language model with an output bias.
         unigram_counts: [len(tokenizer)] occurrences of each token; rows beyond are padding of the vocabulary.
 
     Raises:

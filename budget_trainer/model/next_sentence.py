@@ -62,10 +62,9 @@ class _PairPrediction(SparsePrediction):
         return_logits: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Train both heads; without `labels` the stock forward, without `next_sentence_label` the parent's.
+        """Train both heads; without `labels` the stock forward, without `next_sentence_label` the parent's (see there).
 
         Args:
-            input_ids, attention_mask, masked_positions, labels, num_items_in_batch, return_logits: see SparsePrediction.
             token_type_ids: [B, L], 0 in the first sentence and 1 in the second; by default all 0.
             next_sentence_label: [B], 0 where the second sentence follows the first.
             num_pairs_in_batch: the number of pairs in the whole optimizer step on all ranks, which divides the summed

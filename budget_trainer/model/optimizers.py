@@ -55,7 +55,7 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Take one step; returns the closure's loss, if there is a closure."""
+        """Take one step; returns the closure's loss."""
         loss = _evaluate(closure)
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
@@ -112,8 +112,7 @@ class OptimizerOptions:
         name: one of OPTIMIZERS. adafactor takes the given learning rate, without its own scaling.
         learning_rate: the peak, in units of the update.
         weight_decay: for matrices and embeddings; biases, norms and other vectors have none.
-        muon_learning_rate, muon_weight_decay: None takes learning_rate and weight_decay; both algorithms' updates have
-            the same size.
+        muon_learning_rate, muon_weight_decay: None takes learning_rate and weight_decay: updates have the same size.
         embedding_learning_rate: of embeddings and the output projection; None takes learning_rate.
         bias_correction, max_coeff, min_coeff: of lamb only; None takes the original project's False, 0.3 and 0.01.
         optimizer_impl: auto is torch's fused kernel, and DeepSpeed's Muon under ZeRO.
@@ -178,23 +177,20 @@ class _MuonWithAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
-        muon = [group for group in groups if group["use_muon"]]
-        adamw = [group for group in groups if not group["use_muon"]]
+        self._inner: list[tuple[bool, torch.optim.Optimizer]] = []
         # Moonshot's scaling gives an update the size AdamW's has, so one learning rate serves both (arXiv 2502.16982).
-        inner: list[tuple[bool, torch.optim.Optimizer]] = []
-        if muon:
-            inner.append((True, torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw")))
-        if adamw:
-            inner.append((False, torch.optim.AdamW(adamw, fused=True)))
+        if muon := [group for group in groups if group["use_muon"]]:
+            self._inner.append((True, torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw")))
+        if adamw := [group for group in groups if not group["use_muon"]]:
+            self._inner.append((False, torch.optim.AdamW(adamw, fused=True)))
         super().__init__(groups, {})  # the same dicts, which now hold every option
-        self._inner = inner
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_inner": self._inner}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Take one step; returns the closure's loss, if there is a closure."""
+        """As Lamb's."""
         loss = _evaluate(closure)
         for use_muon, optimizer in self._inner:
             optimizer.param_groups = [group for group in self.param_groups if group["use_muon"] == use_muon]

@@ -1,7 +1,6 @@
 """Sparse prediction on the library's own classes: only masked positions go through the head, the projection and the last layer.
 
-`sparse_class` mixes it into a stock class under the same name, with the same weights: whatever is saved loads with stock
-`AutoModelForMaskedLM`. Shapes are static, and nothing is read back from the device.
+Shapes are static, and nothing is read back from the device.
 
 Nothing but the head reads what the last layer makes, and the head reads masked positions. So the last layer's queries, output
 projection and feed-forward block are computed there alone; keys and values still come from every position. The loss and all
@@ -282,8 +281,7 @@ class SparsePrediction(_ModelBase):
         """Predict the masked positions; without positions, labels and documents, exactly the stock forward.
 
         Args:
-            input_ids: [B, L] token ids.
-            attention_mask: [B, L], 1 where there is a token; leave it out when no block has padding, which is faster.
+            input_ids, attention_mask: as in `encode`; no mask is faster, where no block has padding.
             masked_positions: [B, S] positions to predict, any in unused slots; None predicts every position.
             labels: [B, S], or [B, L] without masked_positions; -100 in slots that do not count.
             num_items_in_batch: the number of labels in the whole optimizer step on all ranks, which divides the summed
