@@ -1,11 +1,10 @@
 """What a CPU needs: dropout from few random bits, and freed memory that stays with the process.
 
-PyTorch draws 24 bits or more for each element on one core: in a BERT of 4 layers 256 wide that was a quarter of the step.
-Here one draw of 64 bits decides four elements. The rate is rounded to a multiple of 2**-16 and the scale is that of the
-rounded rate, so expectations are exact in float32. Drawn from torch's generator: a resumed run goes on bit for bit.
+PyTorch draws 24 bits or more for each element on one core: a quarter of the step of a BERT of 4 layers 256 wide. Here 64 bits
+decide four elements, from torch's generator: a resumed run goes on bit for bit. The scale is that of the rounded rate.
 
 glibc gives every large block back to the kernel when a tensor dies, and the next step pays for zeroed pages anew: on two
-cores that was 10 % of a step of a model 256 wide (README of the recipes). Blocks then come from one heap that only grows.
+cores that was 10 % of a step of a model 256 wide. Blocks then come from one heap that only grows.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Start where counting ends: initial weights from the statistics of the corpus, paid for out of the budget.
 
-A masked language model spends its first minutes near the unigram entropy, learning which tokens occur beside which.
-That can be counted in seconds. The embeddings start as the truncated SVD of positive pointwise mutual information (the
-matrix that skip-gram factorises implicitly: Levy and Goldberg, NeurIPS 2014), one set of columns per relative
-position; the first layer's heads start by looking at the neighbours.
+The embeddings start as the truncated SVD of positive pointwise mutual information (the matrix that skip-gram factorises
+implicitly: Levy and Goldberg, NeurIPS 2014), one set of columns per relative position; the first layer's heads start by
+looking at the neighbours; the output bias at the frequencies of the tokens.
 """
 
 from __future__ import annotations
