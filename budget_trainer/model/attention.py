@@ -161,12 +161,10 @@ def static_mask(config: Any, mask: Tensor | None, document_ids: Tensor | None) -
 class _FusedSelfAttention(nn.Module):
     """Mixed into a BERT-like self-attention module of the library: same parameters, same state, faster forward.
 
-    The three projections stay the module's parameters (checkpoints, optimizer groups and partitions do not change);
-    they are joined for one matrix product.
+    The three projections stay the module's parameters; they are joined for one matrix product.
     """
 
-    # Keywords that say nothing about how to attend.
-    UNUSED = ("position_ids", "use_cache", "masked_positions")
+    UNUSED = ("position_ids", "use_cache", "masked_positions")  # keywords that say nothing about how to attend
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any

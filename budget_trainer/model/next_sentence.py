@@ -100,8 +100,7 @@ class _PairPrediction(SparsePrediction):
 def count_pairs(batches: Sequence[dict[str, Any]], world_size: int) -> None:
     """Add `num_pairs_in_batch` to the micro-batches of one optimizer step on this rank, where they hold pairs.
 
-    Every rank has as many blocks in a step, so nothing is communicated. A tensor on the labels' device: filled there, it
-    waits for nothing, and a new number does not compile anything anew.
+    Every rank has as many blocks in a step. A tensor, filled on the labels' device: a new number compiles nothing anew.
     """
     labels = [batch["next_sentence_label"] for batch in batches if "next_sentence_label" in batch]
     if not labels:

@@ -1,7 +1,6 @@
 """Optimizers by name, with parameter groups by module type.
 
-LAMB stands here in plain PyTorch (You et al. 2020, arXiv 1904.00962, algorithm 2). Muon trains the hidden matrices and AdamW
-the rest, inside one `Optimizer`, so that a scheduler, Accelerate and a gradient scaler see nothing special.
+LAMB is that of You et al. 2020 (arXiv 1904.00962, algorithm 2). Muon trains the hidden matrices and AdamW the rest.
 """
 
 from __future__ import annotations
