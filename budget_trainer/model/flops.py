@@ -64,8 +64,8 @@ def model_flops_per_token(model: Any, block_size: int, predictions_per_block: fl
 def measure_peak_flops(device: torch.device | str, dtype: torch.dtype, seconds: float = 1.0) -> float:
     """FLOP/s of the best of the square matrix products that fit into `seconds`, one more at most.
 
-    The best, so that a share of it never flatters. Random numbers, because a GPU multiplies zeros faster. On a GPU 8192 x 8192, timed by
-    the device's events; on a CPU with the threads that torch uses now, 2048 x 2048 where 10 of them fit, else 1024.
+    The best, so that a share of it never flatters. Random numbers, because a GPU multiplies zeros faster. On a GPU
+    8192 x 8192, timed by the device's events; on a CPU 2048 x 2048 where 10 of them fit, else 1024.
     """
     begin = time.perf_counter()
     device = torch.device(device)
