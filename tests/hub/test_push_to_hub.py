@@ -125,8 +125,7 @@ def test_a_push_that_is_refused_is_no_failure(hub, data_dir, tmp_path):
     assert f"not pushed: {account['error']}; the model is in {output_dir}; repeat: {account['repeat']}" in done.stderr
     assert "Traceback" not in done.stderr and "ada/refused" not in hub.repos
     no_token_anywhere(done, output_dir)
-    command = account["repeat"].split()
-    again = run([sys.executable, *command[1:]], env=hub.environment())
+    again = run([sys.executable, *account["repeat"].split()[1:]], env=hub.environment())
     assert again.returncode == 0, again.stderr
     stored = hub.repos["ada/refused"].files()
     assert {name: stored[name] for name in NATIVE} == local(output_dir / "final", *NATIVE)

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -134,54 +135,44 @@ def test_bad_input(words, message, tmp_path, capfd):
     assert len(lines) == 1 or "PNG" in words  # a probe is announced
 
 
-def test_a_probe_without_time_says_so(data_dir, tmp_path, capfd):
+@pytest.fixture
+def hour(data_dir, tmp_path):
+    """The command line of a plan for an hour of a tiny model."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    command = [str(tmp_path / "tiny.yaml"), "--data_dir", str(data_dir), "--total_training_time", "1h"]
-    assert main([*command, "--probe_seconds", "1", "--picture", str(tmp_path / "p.png")]) == 1
+    words = [tmp_path / "tiny.yaml", "--data_dir", data_dir, "--total_training_time", "1h"]
+    return [str(word) for word in (*words, "--picture", tmp_path / "p.png")]
+
+
+def test_a_probe_without_time_says_so(hour, capfd):
+    assert main([*hour, "--probe_seconds", "1"]) == 1
     assert "probe: its time was over while it was setting up" in capfd.readouterr().err
 
 
-def test_the_probe_ends_with_its_parent(data_dir, tmp_path):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    command = [*PLAN, tmp_path / "tiny.yaml", "--data_dir", data_dir, "--total_training_time", "1h"]
-    parent = spawn([*command, "--probe_seconds", 60, "--picture", tmp_path / "p.png"])
+def test_the_probe_ends_with_its_parent(hour):
+    parent = spawn([*PLAN, *hour, "--probe_seconds", 60])
     wait_for(lambda: children(parent.pid))
     probe = children(parent.pid)[0]
-    wait_for(lambda: is_at_work(probe))
+    wait_for(lambda: len(os.listdir(f"/proc/{probe}/task")) > 1)  # it listens for its parent's end in a second thread
     parent.kill()
     parent.wait()
     wait_for(lambda: not alive(probe), seconds=5)
 
 
-def is_at_work(pid):
-    """Whether it has begun to listen for its parent's end: it has a second thread."""
-    return len(os.listdir(f"/proc/{pid}/task")) > 1
+PROFILES = [("cpu", 1, "cpu.yaml"), ("cpu", 2, "cpu_2proc.yaml --num_processes 2")]
+PROFILES += [("cuda:0", 1, "single_gpu.yaml"), ("cuda:0", 2, "ddp.yaml --num_processes 2")]
 
 
-@pytest.mark.parametrize(
-    ("device", "processes", "profile"),
-    [
-        ("cpu", 1, "cpu.yaml"),
-        ("cpu", 2, "cpu_2proc.yaml --num_processes 2"),
-        ("cuda:0", 1, "single_gpu.yaml"),
-        ("cuda:0", 2, "ddp.yaml --num_processes 2"),
-    ],
-)
+@pytest.mark.parametrize(("device", "processes", "profile"), PROFILES)
 def test_what_is_stored_of_a_plan(device, processes, profile, tmp_path, monkeypatch, capsys):
     """With a report as of a probe: flags become lines of the recipe, and the command that runs it fits the devices."""
-    asked = []
-
-    def ask(words, folder, deadline):
-        asked.append((words, folder))
-        return replace(REPORT, device=device, compile="no"), None
-
+    ask = Mock(return_value=(replace(REPORT, device=device, compile="no"), None))
     monkeypatch.setattr(command_module, "ask_probe", ask)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text(f"output_dir: {tmp_path / 'a' / 'b'}\nbf16: true\n")
     flags = "--bf16 --no_bf16 --total-training-time=24h --bf16 --mlm-probability-curve 0.3@0,0.15@0.5 --seed -1"
     recipe = ["r.yaml", *flags.split(), "--data_dir=d"]
     assert main([*recipe, "--write", "new.yaml", "--num_processes", str(processes)]) == 0
-    (words, folder), out = asked[0], capsys.readouterr().out
+    (words, folder, _), out = ask.call_args.args, capsys.readouterr().out
     assert words == recipe and folder.parent == tmp_path  # saving is timed on the run's disk
     assert f"accelerate_configs/{profile} train_mlm.py new.yaml" in out
     stored = yaml.load((tmp_path / "new.yaml").read_text(), Loader=yaml.BaseLoader)

@@ -104,20 +104,11 @@ REPORT = ProbeReport(
     rows=1000,
     hardware={"cpu": "c", "cores": 2},
     device="cpu",
-    parameters=10**6,
-    model_type="bert",
-    flops_per_token=1e6,
-    peak_flops=1e9,
-    compile="whole",
-    tried_blocks=8,
-    setup={"imports": 10.0},
     results=Measurements(
-        measured={8: [STEP], 16: [MicroStep(0.0, 1.2, 0.2)]},
-        peaks={8: 2.0**30, 16: 2.0**31},
-        refused=64,
-        micro_batch=8,
+        {8: [STEP], 16: [MicroStep(0.0, 1.2, 0.2)]}, {8: 2.0**30, 16: 2.0**31}, refused=64, micro_batch=8
     ),
-    limit_bytes=2.0**33,
+    **{"parameters": 10**6, "model_type": "bert", "flops_per_token": 1e6, "peak_flops": 1e9, "compile": "whole"},
+    **{"tried_blocks": 8, "setup": {"imports": 10.0}, "limit_bytes": 2.0**33},
 )
 
 

@@ -77,16 +77,15 @@ ODD = [line(1, 5, evaluation={"loss": math.nan}), line(1, 6, evaluation={"loss":
 UNFINISHED = {"evaluation": None, "budget_seconds": math.inf, "parameters": None}
 
 
-@pytest.mark.parametrize(
-    ("run", "lines"),
-    [
-        (report(), MANY),
-        (report(**UNFINISHED), [line(1, 1), line(1, 2, loss=None)]),
-        ({}, []),
-        (report(model_type="$odd_{name"), ODD),
-    ],
-    ids=["long", "two lines, no evaluation", "nothing", "odd values"],
-)
+PICTURES = {
+    "long": (report(), MANY),
+    "two lines, no evaluation": (report(**UNFINISHED), [line(1, 1), line(1, 2, loss=None)]),
+    "nothing": ({}, []),
+    "odd values": (report(model_type="$odd_{name"), ODD),
+}
+
+
+@pytest.mark.parametrize(("run", "lines"), PICTURES.values(), ids=PICTURES)
 def test_a_picture_is_drawn_of_any_run(tmp_path, run, lines):
     begin = time.process_time()
     draw_report(run, lines, tmp_path / "run_report.png")
