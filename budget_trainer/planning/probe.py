@@ -102,7 +102,7 @@ def probe(
         recipe = replace(recipe, model=replace(recipe.model, embedding_init="normal"))
     os.environ["TENSORBOARD_LOGGING_DIR"] = f"{folder}/tensorboard"
     run = PretrainingRun(recipe, CLOCK, StopRequest(), ExitStack())
-    args, memory, on_cpu = run.args, Memory(run.args.device), run.args.device.type == "cpu"
+    args, memory, gpu = run.args, Memory(run.args.device), run.args.device.type == "cuda"
     flags = asked.as_dict(args)  # set-up resolves some of it
     trackers: Any = [name for name in args.report_to or [] if name == "tensorboard"]  # others would show it
     args.report_to = trackers
@@ -123,7 +123,7 @@ def probe(
         device=str(args.device),
     )
     send(report)
-    if on_cpu and recipe.model.model_name_or_path is None:
+    if not gpu and recipe.model.model_name_or_path is None:
         # Asked before they are made: what does not fit here is not refused, as by a GPU, but swapped out or killed.
         with torch.device("meta"):
             parameters = run.untrained_model().num_parameters()
@@ -188,7 +188,7 @@ def probe(
     memory.return_freed()  # by the probe of precision
     # Where the high-water mark cannot be reset it is that probe's: below it no growth shows.
     tried = 0 if memory.reset_peak() else report.tried_blocks
-    report.results.peaks = {tried: memory.peak()} if on_cpu else {}
+    report.results.peaks = {} if gpu else {tried: memory.peak()}
     report.limit_bytes, started = memory.limit(memory.peak()), time.monotonic()
 
     def send_results() -> None:
@@ -196,7 +196,7 @@ def probe(
         send(report)
 
     steps = ProbeSteps(report.results, allowed, total, tried=report.tried_blocks, marked=tried, workers=workers)
-    steps.limit_bytes, steps.deadline, steps.gpu = report.limit_bytes, deadline, not on_cpu
+    steps.limit_bytes, steps.deadline, steps.gpu = report.limit_bytes, deadline, gpu
     steps.compiles, steps.collators, steps.report = bool(args.torch_compile), collators, send_results
     trainer.measure(take_steps(steps))
     send_results()
