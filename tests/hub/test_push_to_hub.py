@@ -90,7 +90,10 @@ def test_a_slow_hub_changes_nothing_and_gets_all(hub, pushed):
     assert {name: repo.files("finetune-60")[name] for name in NATIVE} == local(output_dir / "finetune-60", *NATIVE)
     assert f"pushed to {hub.url}/ada/tiny: finetune-60, main" in done.stderr
     assert len(repo.history["finetune-60"]) == 2, "one commit: the last push found the card as it was"
-    card, parts = repo.files()["README.md"].decode(), ("license: mit", "corpus.txt", "model-index", 'revision="finetune-60"')
+    card, parts = (
+        repo.files()["README.md"].decode(),
+        ("license: mit", "corpus.txt", "model-index", 'revision="finetune-60"'),
+    )
     assert not [part for part in parts if part not in card]
     assert str(output_dir.parent) not in card + repo.files()["run_report.json"].decode()
     assert "license: mit" in repo.files("finetune-60")["README.md"].decode()
