@@ -1,14 +1,21 @@
 """The pinned evaluation: the same number whatever the ranks, the batches and the wrapping of the model."""
 
+import json
+import shutil
+import sys
+
 import numpy as np
 import pytest
 import torch
-from transformers import BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.data.folder import DataFolder
 from budget_trainer.model.build import build_model
 from budget_trainer.training.evaluation import PinnedEvaluation
+from tests.conftest import SHARED_DATA, run
 
+BENCH = SHARED_DATA.parent / "bench" / "eval_mlm.py"
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 VOCAB = 60
 KEYS = ("loss", "perplexity", "accuracy", "bits_per_byte", "tokens", "blocks")
@@ -147,3 +154,20 @@ def test_bad_tables_are_refused():
         evaluation().run(model(), device="cpu", max_blocks=0)
     with pytest.raises(InputError, match="batch_size=0"):
         evaluation(batch_size=0)
+
+
+@pytest.mark.skipif(not BENCH.exists(), reason="needs the benchmark's script")
+def test_equals_the_benchmarks_script(data_dir, tmp_path):
+    folder = DataFolder.open(data_dir)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    scored = BertForMaskedLM(BertConfig(vocab_size=folder.vocab_size, **sizes, initializer_range=0.3))
+    scored.save_pretrained(tmp_path)
+    shutil.copytree(data_dir / "tokenizer", tmp_path, dirs_exist_ok=True)
+    pinned = PinnedEvaluation(*folder.validation_rows(), special_ids=folder.special_ids, vocab_size=folder.vocab_size)
+    ours = pinned.run(scored, device="cpu")
+    done = run([sys.executable, BENCH, "--model", tmp_path, "--text", data_dir / "validation.txt"], ok=True)
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    assert (ours["tokens"], ours["blocks"]) == (theirs["tokens"], theirs["blocks"])
+    for key in ("loss", "accuracy", "bits_per_byte"):
+        assert ours[key] == pytest.approx(theirs[key], abs=1e-3), key
