@@ -78,7 +78,7 @@ def timed_run(folder: Path) -> None:
     from budget_trainer.budget.callback import TimeBudgetCallback
     from budget_trainer.budget.channel import Agreement
     from budget_trainer.core.command import exit_process
-    from budget_trainer.training.recovery import Guard
+    from budget_trainer.training.callbacks import Guard
     from budget_trainer.training.trainer import TimeBudgetTrainer
 
     timers = Timers()

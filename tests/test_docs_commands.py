@@ -58,6 +58,20 @@ def test_command(words, monkeypatch):
     check_command(list(words), monkeypatch)
 
 
+def test_what_is_wrong_is_found(monkeypatch):
+    assert len(ALL) > 50, "commands are found at all"
+    for line in (
+        "accelerate launch --config_file accelerate_configs/tpu.yaml train_mlm.py recipes/quickstart.yaml ...",
+        "python train_mlm.py recipes/quickstart.yaml --dat_dir d --output_dir o --total_training_time 10m",
+        "python -m data_prep.blocks --inputs corpus --tokenizer t --output_dir o",
+        "make quickstart BUDGETS=3m",
+        "somecommand",
+    ):
+        (words,) = documents.commands(line)
+        with pytest.raises((AssertionError, InputError, SystemExit, ImportError, pytest.fail.Exception)):
+            check_command(words, monkeypatch)
+
+
 def check_command(words, monkeypatch):
     """Whether the program that is named takes the flags and values."""
     program, *rest = words

@@ -29,7 +29,7 @@ class Strict(TrainerCallback):
 
 
 @pytest.mark.parametrize("model_type", ["bert-mlm", "bert", "modernbert"])
-@pytest.mark.parametrize("optimizer_type", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer_type", ["adamw", "lamb", "muon"])
 def test_the_hot_loop_does_not_synchronise(data_dir, tmp_path, model_type, optimizer_type):
     data = DataFolder.open(data_dir)
     vocabulary = {"vocab_size": data.vocab_size, "special_ids": data.special_ids}

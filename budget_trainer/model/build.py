@@ -55,12 +55,10 @@ def _build_config(model_type: str, special_ids: Mapping[str, int], recipe: dict[
     config_class = CONFIG_MAPPING[model_type]
     known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
     model_config = recipe.pop("model_config", None) or {}
-    values: dict[str, Any] = {}
+    positions = recipe.pop("max_position_embeddings") + position_offset(model_type, special_ids["pad"])
+    values: dict[str, Any] = {"vocab_size": recipe.pop("vocab_size"), "max_position_embeddings": positions}
     for key, value in recipe.items():
         values |= _native_values(key, value, known, model_type)
-    values["max_position_embeddings"] = recipe["max_position_embeddings"] + position_offset(
-        model_type, special_ids["pad"]
-    )
     for name, keys in SPECIAL_NAMES.items():
         values |= {key: special_ids[name] for key in keys if key in known}
     for key in model_config:

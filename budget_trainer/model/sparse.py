@@ -174,9 +174,10 @@ class SparsePrediction(_ModelBase):
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        if config.model_type in FUSED:
+        encodes = not getattr(config, "is_decoder", False)
+        if encodes and config.model_type in FUSED:
             fuse_attention(self)
-        if config.model_type in _LAST_LAYERS:
+        if encodes and config.model_type in _LAST_LAYERS:
             layer = self._last_layer
             layer.__class__ = with_mixin(_LAST_LAYERS[config.model_type], layer.__class__)
 
@@ -192,7 +193,8 @@ class SparsePrediction(_ModelBase):
         Its attention has to take other queries than keys: megatron-bert's is ours, others' must be SDPA or eager.
         """
         kind, how = self.config.model_type, self.config._attn_implementation
-        able = kind in _LAST_LAYERS and (kind == "megatron-bert" or how in ("sdpa", "eager"))
+        encodes = not getattr(self.config, "is_decoder", False)  # a decoder's mask may be None: causal by itself
+        able = encodes and kind in _LAST_LAYERS and (kind == "megatron-bert" or how in ("sdpa", "eager"))
         return able and self._is_sparse and self.sparse_last_layer
 
     def positions_used(self, share: float) -> dict[nn.Module, float]:

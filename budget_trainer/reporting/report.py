@@ -208,15 +208,15 @@ def draw_report(report: dict[str, Any], progress: Sequence[dict[str, Any]], path
 
 
 def write_report(report: dict[str, Any], output_dir: Path, plan: Plan | None) -> None:
-    """Write `run_report.json`, with `planned` where there was a plan, and its picture; print the summary."""
+    """Write `run_report.json`, with `planned` where there was a plan, and its picture."""
     if plan is not None:
         report["planned"] = plan.compare(report)
     write_json_atomic(output_dir / REPORT, report)
     draw_report(report, read_progress(output_dir / "progress.jsonl"), output_dir / PICTURE)
-    _print_summary(report, output_dir)
 
 
-def _print_summary(report: dict[str, Any], output_dir: Path) -> None:
+def print_summary(report: dict[str, Any], output_dir: Path) -> None:
+    """Steps, tokens, seconds and scores of a written report, in a few lines."""
     evaluation, budget = report["evaluation"], _budget(report)
     shares = [(name, seconds) for name, seconds in report["shares"].items() if seconds >= 0.05]
     print(
@@ -334,7 +334,7 @@ def describe_data(data_dir: Path) -> dict[str, Any]:
     described |= {name: manifest.get(name) for name in ("block_size", "packing", "vocab_size", "created")}
     described |= {"validation_rows": validation.get("rows"), "validation_fraction": held_out.get("fraction")}
     if held_out.get("text"):
-        described["validation_text"] = _source_name(held_out["text"])
+        described["validation_text"] = _source_name(str(held_out["text"]))
     kept = ("kind", "documents", "text_bytes", "dropped")
     described["sources"] = [
         {

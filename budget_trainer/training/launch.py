@@ -15,10 +15,9 @@ from budget_trainer.model.cpu import keep_freed_memory
 
 
 def prepare(run: TrainingArguments) -> None:
-    """Configure the log, check the launch and the trackers, and on a CPU keep freed memory with the process."""
+    """Configure the log, check the launch, and on a CPU keep freed memory with the process."""
     configure_logging(run)
     check_launch(run.world_size, run.n_gpu)
-    _check_trackers(run)
     if run.device.type == "cpu":
         keep_freed_memory()
 
@@ -34,7 +33,7 @@ def configure_logging(run: TrainingArguments) -> None:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(str(run.output_dir)) / "tensorboard"))
 
 
-def _check_trackers(run: TrainingArguments) -> None:
+def check_trackers(run: TrainingArguments) -> None:
     """Refuse a tracker that is unknown or not installed before anything is written."""
     for name in run.report_to or []:
         try:

@@ -40,7 +40,7 @@ from budget_trainer.model.optimizers import build_optimizer
 from budget_trainer.model.sparse import check_document_mask
 from budget_trainer.reporting.card import write_model_card
 from budget_trainer.reporting.publish import BackgroundPush
-from budget_trainer.reporting.report import describe_data, environment, write_report
+from budget_trainer.reporting.report import describe_data, environment, print_summary, write_report
 from budget_trainer.training import launch
 from budget_trainer.training.callbacks import (
     BudgetProgressBar,
@@ -113,6 +113,7 @@ class PretrainingRun:
         """Find where the run goes on, charge the clock with what earlier jobs used, open the blocks and check both."""
         self.checkpoint = self.folder.find_checkpoint(self.args.resume_from_checkpoint)
         self.job = self.folder.restore_clock(self.clock, self.checkpoint)
+        launch.check_trackers(self.args)
         self.check_data()
         self._check_contents()
 
@@ -253,16 +254,16 @@ class PretrainingRun:
         embeddings. A resumed run takes its weights from the checkpoint instead.
         """
         m, model = self.recipe.model, self.model
+        if self.frequencies is not None:
+            set_output_bias(model, self.frequencies)
+        if self.recipe.offsets is not None:
+            set_offset_heads(model, self.recipe.offsets)
         if m.embedding_init == "cooccurrence":
             size = model.get_input_embeddings().weight.shape[1]
             result = torch.zeros(self.data.vocab_size, size)
             if self.is_main_process:  # the other ranks receive what it has counted
                 result = self.count_embeddings(size, self.counted_tokens)
             set_embeddings(model, self.channel.broadcast(result).numpy(), m.embedding_init_std)
-        if self.frequencies is not None:
-            set_output_bias(model, self.frequencies)
-        if self.recipe.offsets is not None:
-            set_offset_heads(model, self.recipe.offsets)
 
     @property
     def counted_tokens(self) -> int:
@@ -481,6 +482,7 @@ class PretrainingRun:
                 card = self.recipe.card
                 write_model_card(final, license=card.license, language=(card.language or "").replace(",", " ").split())
             self.folder.set_state(FINISHED)
+            print_summary(report, self.output_dir)
         self.channel.barrier()  # the other ranks need not wait for the Hub
         if push is not None:
             used = self.clock.job_seconds() + (0.0 if outside is None else outside.elapsed_seconds())

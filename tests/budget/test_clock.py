@@ -69,7 +69,9 @@ def test_earlier_jobs_count_but_not_in_the_job_and_stopped_is_stopped():
     assert clock.elapsed_seconds() == 105 and clock.seconds_by_phase()["evaluate"] == 0
 
 
-def test_bad_budget():
+def test_bad_budget_and_unknown_phase():
+    with pytest.raises(ValueError, match="phase"):
+        BudgetClock().enter("coffee")
     for bad in (0, -1, float("nan")):
         with pytest.raises(InputError, match="total_training_time"):
             BudgetClock(bad)

@@ -99,7 +99,7 @@ RANGES = {
     },
     **{"muon_weight_decay": "-1", "logging_steps": "0.1", "gradient_accumulation_steps": "0 1.5", "loss_spike": "0"},
     **{"num_epochs_between_checkpoints": "0 -2", "num_warmup_steps": "-5", "learning_rate": "fast -1"},
-    **{"roll_back_lr_factor": "0 2", "max_roll_backs": "-1"},
+    **{"roll_back_lr_factor": "0 2", "max_roll_backs": "-1", "max_bad_steps": "0", "scale_cnt_limit": "0"},
     **dict.fromkeys(("curve", "cross_entropy", "lr_schedule", "embedding_init", "layer_norm_type"), "tanh"),
     **dict.fromkeys(("optimizer_type", "optimizer_impl", "logging_strategy", "decay_shape", "encoder_ln_mode"), "sgd"),
 }

@@ -14,7 +14,7 @@ from budget_trainer.config.help import NOT_USED, OTHERS, answer, topics
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.glue import arguments as glue_arguments
 from budget_trainer.glue.arguments import parse_request
-from tests.conftest import run
+from tests.conftest import ROOT, run
 
 SCRIPTS = {"train_mlm": (train_mlm, arguments.PARSER), "finetune_glue": (finetune_glue, glue_arguments.PARSER)}
 GIVEN = {
@@ -90,6 +90,13 @@ def test_what_is_printed_gives_the_same_run(name, tmp_path):
     shown = set(re.findall(r"^(?:# )?(\w+): ", defaults, re.M))
     assert shown == set(parser.flags) - set(parser.refused), "complete, each with a value"
     yaml.safe_load(re.sub(r"(?m)^# (\w+: )", r"\1", defaults))  # uncommented it is YAML too
+
+
+def test_our_recipes_survive(tmp_path):
+    for recipe in sorted((ROOT / "recipes").glob("*.yaml")):
+        words = [str(recipe), "--data_dir", "d", "--output_dir", "o", "--total_training_time", "1h"]
+        (tmp_path / "printed.yaml").write_text(printed_config("train_mlm", words))
+        assert described("train_mlm", [str(tmp_path / "printed.yaml")]) == described("train_mlm", words), recipe.name
 
 
 @pytest.mark.parametrize(

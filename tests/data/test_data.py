@@ -230,6 +230,9 @@ def test_validation_rows(data):
     assert (some == ids[:2]).all() and (some_sizes == sizes[:2]).all()
     special = np.isin(ids, [data.special_ids[name] for name in ("pad", "cls", "sep")])
     assert (sizes[special] == 0).all() and (sizes[~special] > 0).all()
+    tokenizer = data.load_tokenizer()
+    assert len(tokenizer) == data.vocab_size
+    assert {name: getattr(tokenizer, f"{name}_token_id") for name in data.special_ids} == data.special_ids
 
 
 def test_fingerprint_is_the_training_data(copy):

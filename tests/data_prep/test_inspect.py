@@ -176,7 +176,11 @@ def test_damage_is_named(prepared, tmp_path, capsys):
     file.write_bytes(content)
     assert inspect.main([str(copy), "--verify", "--samples", "1"]) == 0
     assert f"{copy}: all 6 files match their checksums" in capsys.readouterr().out  # 3 + 1 shards, tokenizer, text
-    for name in ("validation.txt", "train-00002-of-00003.arrow", "train-00001-of-00003.arrow"):  # the first is named
+    for name in (
+        "validation.txt",
+        "validation-00000-of-00001.arrow",
+        "train-00002-of-00003.arrow",
+    ):  # the first is named
         flip(copy / name)
         assert f"{name} is damaged" in error_of(inspect.main, [copy, "--verify"], capsys)
 

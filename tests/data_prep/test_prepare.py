@@ -1,5 +1,6 @@
 """One recipe to a data folder: filters that account for themselves, kills that change nothing, what is refused."""
 
+import bz2
 import json
 import os
 import resource
@@ -195,6 +196,14 @@ def test_the_benchmark_of_kills_sees_what_differs(recipe, tmp_path, capsys, monk
 def test_bad_recipes_end_in_one_line(changes, message, recipe, tmp_path, capsys):
     assert message in error_of(prepare.main, [recipe(**changes)], capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_source_keeps_what_was_finished(recipe, corpus, tmp_path, capsys):
+    packed = bz2.compress(corpus.read_bytes() * 20)
+    (tmp_path / "text.txt.bz2").write_bytes(packed[: len(packed) // 2])
+    path = recipe(sources=[str(corpus), {"input": str(tmp_path / "text.txt.bz2"), "kind": "text"}])
+    assert "damaged or cut off" in error_of(prepare.main, [path], capsys)
+    assert list((tmp_path / "out.work" / "documents").glob("source-000-*.json")) and not (tmp_path / "out").exists()
 
 
 def test_a_file_that_cannot_grow_keeps_what_was_finished(recipe, corpus, tmp_path, capsys):

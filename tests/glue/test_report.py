@@ -29,6 +29,7 @@ def report_of(tmp_path: Path):
         ([[None, 0.6, None], [0.5, 0.5, 0.5]], 1, Spread(0.5, 0.5, 0.5, 3), 1),  # a seed alone is luck
         ([[None, 0.6, 0.6], [0.5, None, None]], 0, Spread(0.6, 0.6, 0.6, 2), 2),
         ([[None, None]], None, None, None),
+        ([[0.0, 0.0]], 0, Spread(0, 0, 0, 2), 1),  # a score, though a low one
         ([[0.5, 0.9, 0.7, 0.1, 0.6]], 0, Spread(0.6, 0.1, 0.9, 5), 2),
     ],
 )

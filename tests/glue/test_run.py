@@ -309,7 +309,7 @@ def test_outputs_that_are_not_finite(finetune, tmp_path, monkeypatch, capfd, spl
 
 
 def test_engines_that_shard_weights(finetune, error, monkeypatch):
-    monkeypatch.setattr(run, "engine_name", lambda arguments: "deepspeed-zero3")
+    monkeypatch.setattr(run, "resolve_engine", lambda arguments: "deepspeed-zero3")
     assert finetune() == (2, None)
     assert error().startswith("distributed_type: deepspeed-zero3 shards the weights, which an encoder")
 

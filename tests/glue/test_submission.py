@@ -49,6 +49,7 @@ def test_all_tasks_give_the_complete_zip(complete: Path, contents: dict) -> None
     with zipfile.ZipFile(complete / "glue_submission.zip") as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == contents
         assert sorted(ROWS) == archive.namelist()
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     for name, words in FIRST.items():
         lines = contents[name].decode().split("\n")
         expected = [f"{row}\t{word}" for row, word in enumerate(words.split())]

@@ -58,7 +58,9 @@ def second_run_begins(folder, process):
 
 
 def gone(pids):
-    running = {process.pid for process in psutil.process_iter() if process.status() != psutil.STATUS_ZOMBIE}
+    running = {
+        process.pid for process in psutil.process_iter(["status"]) if process.info["status"] != psutil.STATUS_ZOMBIE
+    }
     return not running & set(pids)
 
 

@@ -67,6 +67,14 @@ def test_the_other_scripts_are_in_the_document_with_flags_that_exist(capsys):
             assert flag in KEYS if of_training else f"--{flag} " in shown.replace("]", " "), (name, flag)
 
 
+def test_the_command_that_the_document_shows(tmp_path):
+    (block,) = re.findall(r"```bash\n(.*?)```", DOCS, re.S)
+    words = shlex.split(block.replace("\\\n", " "))
+    assert words[:4] == ["python", "-m", "budget_trainer.migrate", "--output"]
+    assert main(["--output", str(tmp_path / "recipe.yaml"), *words[5:]]) == 0
+    assert read_recipe(tmp_path / "recipe.yaml")["fp16"] == "true"
+
+
 OTHER = {"lr_schedule": "step --max_steps 1000", "max_steps": "1000", "num_warmup_steps": "10 --max_steps 100"}
 OTHER |= {"hidden_act": "relu", "finetune_time_markers": "0.5,0.9", "total_training_time": "12", "local_rank": "0"}
 OTHER |= {"early_exit_time_marker": "6", "num_epochs_between_checkpoints": "2", "train_batch_size": "4096"}

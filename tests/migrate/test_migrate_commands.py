@@ -108,6 +108,10 @@ LAUNCHED = "run_pretraining.py --output_dir o"
         (f"{COMMAND} --learning_rate 1", f"learning_rate: {UNKNOWN} (command); did you mean lr?"),
         (f"{COMMAND} --colour red", f"colour: {UNKNOWN} (command); docs/migrating.md lists all 89"),
         (f"{COMMAND} --lr fast", "lr: 'fast' is not a number; write --lr 0.011"),
+        (f"{COMMAND} --lr nan", "lr: 'nan' is not a number; write --lr 0.011"),
+        (f"{COMMAND} --lr --seed 3", "lr: expected one argument; docs/migrating.md"),
+        (f"{COMMAND} --output_dir ~/out", "output_dir: '~/out' is for the shell to fill in; write what it stands"),
+        (["--lr", "3"], "output_dir: missing"),
         (f"{COMMAND} --seed 4.5", "seed: '4.5' is not a whole number; write --seed 42"),
         (f"{COMMAND} --fp16 perhaps", "fp16: 'perhaps' is not true or false; write --fp16 or leave it out"),
         (f"{COMMAND} --curve cosine", "curve: invalid choice: 'cosine' (choose from 'linear', 'exp'); docs/migrat"),
@@ -154,6 +158,7 @@ def test_a_sweep_is_one_of_its_combinations(answer, tmp_path):
     ("text", "message"),
     [
         ("hyperparameters:\n  lr: 1e-3\n", "lr: '1e-3' is not a list of values; write lr: [first, second]"),
+        ("hyperparameters:\n  lr: []\n", "lr: [] is not a list of values; write"),
         ("hyperparameters:\n  lr: [1e-3, fast]\n", "lr: 'fast' is not a number; write --lr 0.011"),
         ("hyperparameters:\n  lerning: [1]\n", "lerning: unknown to the original's run_pretraining.py (sweep file)"),
         ("default_parameters:\n  lr: [1]\n", "lr: ['1'] is not one value; write a number or a word"),
