@@ -36,6 +36,7 @@ class Output:
     overwrite: bool
     what: str = "data folder"
     mark: str = "manifest.json"
+    how: str = "--overwrite"  # to allow it
 
     def check(self) -> None:
         """InputError where `path` is not empty and holds something else, or a `what` that must not be replaced."""
@@ -44,7 +45,7 @@ class Output:
         if not (self.path / self.mark).is_file():
             raise InputError(f"output_dir {self.path} exists and is no {self.what}; give another path")
         if not self.overwrite:
-            raise InputError(f"output_dir {self.path} already holds a {self.what}; give another path or --overwrite")
+            raise InputError(f"output_dir {self.path} already holds a {self.what}; give another path or {self.how}")
 
     @contextmanager
     def new(self, inputs: Sequence[Path] = ()) -> Iterator[Path]:

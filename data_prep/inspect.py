@@ -89,7 +89,7 @@ def _shares(folder: FinishedFolder, split: str, counts: _Counts) -> dict[str, An
     own = counts.own_text_tokens * entry["rows"] / counts.rows - entry.get("filled", 0)
     per_token = entry["text_bytes"] / own if split == "train" and own > 0 else None
     text, ratio = folder.split("validation").get("text"), None
-    if text:
+    if text and (folder.path / text["name"]).is_file():
         with (folder.path / text["name"]).open(encoding="utf-8", errors="replace", newline="\n") as lines:
             ratio = sum(map(len, lines)) / max(1, int(text["bytes"]))
     return {

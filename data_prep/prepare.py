@@ -25,6 +25,7 @@ line wins over the file, whose keys are:
 from __future__ import annotations
 
 import argparse
+import glob
 import itertools
 import json
 import shutil
@@ -60,7 +61,9 @@ def _prepare(recipe: DataRecipe, command: str) -> None:
     if lock is None:
         raise InputError(f"output_dir: another process works in {work}; wait for it, or end it")
     with lock:
-        for left in output.parent.glob(f"{output.name}.partial-*"):  # of processes that were killed in the last stage
+        for left in output.parent.glob(
+            f"{glob.escape(output.name)}.partial-*"
+        ):  # of processes that were killed in the last stage
             shutil.rmtree(left)
         if done:
             print(f"{output}: nothing has changed since it was made")
@@ -138,7 +141,11 @@ class _Piece:
 def _open_stage(folder: Path, key: dict[str, Any]) -> Path:
     """The folder of a stage, emptied where what it holds was made by another `key`."""
     mark = folder / "stage.json"
-    if not mark.exists() or json.loads(mark.read_text(encoding="utf-8")) != key:
+    try:
+        same = json.loads(mark.read_text(encoding="utf-8")) == key
+    except (OSError, ValueError):
+        same = False
+    if not same:
         fresh_folder(folder)
         write_json_atomic(mark, key)
     return folder

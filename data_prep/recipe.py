@@ -69,7 +69,9 @@ class DataRecipe(Options):
         return _filled(
             DataRecipe,
             given,
-            output=Output(Path(str(given["output_dir"])), bool(_typed(given, "overwrite", bool))),
+            output=Output(
+                Path(str(given["output_dir"])), bool(_typed(given, "overwrite", bool)), how="overwrite: true"
+            ),
             sources=_sources(given["sources"], blocks.num_proc),
             tokenizer=_tokenizer(given["tokenizer"]),
             blocks=blocks,

@@ -147,7 +147,7 @@ def _rows(path: Path, by_position: tuple[str, ...]) -> Iterator[tuple[int, list[
         content = path.read_bytes()
         text = content.decode("utf-8-sig")  # MRPC begins with a byte-order mark
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}: line {line} is not UTF-8; {_AGAIN}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {_AGAIN}") from None

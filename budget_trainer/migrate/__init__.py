@@ -51,7 +51,7 @@ def _read_source(command: list[str]) -> str:
         return sys.stdin.read()
     if len(command) > 1:
         return shlex.join(command)
-    if not re.search(r"\s|\.py$", command[0]):
+    if not re.search(r"^--|\s|\.py$", command[0]):
         try:
             return Path(command[0]).read_text(encoding="utf-8")
         except UnicodeDecodeError:

@@ -157,13 +157,15 @@ FLAGS: dict[str, Flag] = {flag.name: flag for flags in ORIGINAL_GROUPS.values() 
 class Given:
     """The flags that a command or a combination of a sweep named, typed; `remarks` on how they were read.
 
-    `processes` train, for the reason `why`: by default as many as the paper's machine had GPUs.
+    `processes` train, for the reason `why`: by default as many as the paper's machine had GPUs. `environment`: the NAME=value
+    words before the launcher.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     processes: int = 8
     why: str = "assumed, 8 as on the paper's machine: --num_processes N says it"
+    environment: str = ""
 
     def __getitem__(self, name: str) -> Any:
         """The value, or the original's default."""

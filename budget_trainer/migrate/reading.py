@@ -22,7 +22,7 @@ _TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 _SECTIONS = ("hyperparameters", "default_parameters")
 _LAUNCHER = re.compile(
     r"(?:\S*/)?(python[\d.]*|deepspeed|torchrun|accelerate launch)(?: -u| -m| torch\.distributed\.(?:launch|run))*"
-    r"(?: --(?:num_gpus|nproc[_-]per[_-]node|num_processes)[= ]([1-9]\d*))?"
+    r"(?: --(?:num_gpus|nproc[_-]per[_-]node|num_processes)[= ]([1-9]\d*))?(?= |$)"
 )
 
 
@@ -97,24 +97,32 @@ def read_command(text: str, num_processes: int | None = None) -> Given:
             f"command: {words[0]!r} begins none of run_pretraining.py; docs/migrating.md has other scripts"
         )
     start = scripts[0] if scripts else -1  # flags alone are those of the published command
-    processes, why = num_processes, "--num_processes"
-    if processes is None:
-        processes, why = _read_launcher(" ".join(words[: max(0, start)]) or "deepspeed")
-    return replace(_read_flags(words[start + 1 :]), processes=processes, why=why)
+    before = words[: max(0, start)]
+    named = list(itertools.takewhile(lambda word: re.match(r"[A-Za-z_]\w*=", word), before))  # NAME=value
+    line = " ".join(before[len(named) :]) or "deepspeed"
+    visible = next((word.partition("=")[2] for word in named if word.startswith("CUDA_VISIBLE_DEVICES=")), "")
+    processes, why = _read_launcher(line, num_processes, visible)
+    environment = "".join(f"{shlex.quote(word)} " for word in named)
+    return replace(_read_flags(words[start + 1 :]), processes=processes, why=why, environment=environment)
 
 
-def _read_launcher(line: str) -> tuple[int, str]:
-    """How many processes the words before the script start, and why that many."""
-    found = _LAUNCHER.fullmatch(line)
-    if not found:
+def _read_launcher(line: str, num_processes: int | None, visible: str) -> tuple[int, str]:
+    """How many processes the words before the script start, on the GPUs `visible`, and why that many."""
+    found = _LAUNCHER.match(line)
+    unread = line[found.end() :].strip() if found else line
+    if not found or (unread and num_processes is None):
         raise InputError(
             f"command: {line!r} before the script is not read, but for a known launcher and its number of GPUs; write "
             "deepspeed there, and add --num_processes N, the GPUs of all machines"
         )
     program, count = found.groups()
+    if num_processes is not None:
+        return num_processes, "--num_processes" + (f"; {unread} is not read" if unread else "")
     if count is not None:
         return int(count), f"told to {program}"
-    return (1, f"{program} starts one") if program.startswith(("python", "torchrun")) else (Given.processes, Given.why)
+    if program.startswith(("python", "torchrun")):
+        return 1, f"{program} starts one"
+    return (len(visible.split(",")), "CUDA_VISIBLE_DEVICES") if visible else (Given.processes, Given.why)
 
 
 def _split(text: str) -> list[str]:

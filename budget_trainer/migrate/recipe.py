@@ -100,9 +100,10 @@ def _batch(draft: _Draft) -> None:
     micro = max(1, draft.given["train_micro_batch_size_per_gpu"])  # below 1 is refused as our key
     steps, rest = divmod(total, micro * processes)
     if rest:
+        nearest = max(1, round(total / (micro * processes))) * micro * processes
         raise InputError(
             f"train_batch_size: {total} is not {micro} (train_micro_batch_size_per_gpu) x {processes} processes x a whole "
-            "number; give such a product, or --num_processes of your machine before the command"
+            f"number; give train_batch_size {nearest}, or --num_processes of your machine before the command"
         )
     remark = f"train_batch_size {total} = {micro} x {processes} process{'es' if processes > 1 else ''} x {steps}"
     draft.entries["gradient_accumulation_steps"] = (steps, remark)
@@ -227,6 +228,7 @@ def recipe_text(draft: _Draft, recipe: str) -> str:
     given, shards = draft.given, "" if draft.train_shards() else f"; here shard_data's default of {_TRAIN_SHARDS}"
     profile = f"ddp.yaml --num_processes {given.processes}" if given.processes > 1 else "single_gpu.yaml"
     launch = f"accelerate launch --config_file accelerate_configs/{profile} train_mlm.py {shlex.quote(recipe)}"
+    launch = given.environment + launch
     data = (
         "Once, the data: the masked tokens are put back, copies that differ by their masks dropped (needs h5py). "
         "--num_shards: the train shards of dataset_path, divided by the dup_factor they were made with (an epoch is "

@@ -301,7 +301,7 @@ def _draw_curves(axes: Any, record: SweepRecord) -> None:
         _write_only(axes, "no trial was looked at on its way")
         return
     looks = [_LOOKS[trial.state] for trial in drawn]
-    if record.finished:
+    if record.finished and record.finished[0] in drawn:
         best = record.finished[0]
         looks[drawn.index(best)] = {**_BEST_LOOK, "label": f"best: trial {best.number}"}
     for trial, look in zip(drawn, looks, strict=True):

@@ -127,7 +127,7 @@ def _read_range(name: str, given: dict[str, Any]) -> Searched:
             found = IntDistribution(**values) if whole else FloatDistribution(**values)
     except ValueError as error:
         raise InputError(f"{name}: {str(error).rstrip('.')}; correct it") from None
-    if found.high != values["high"]:
+    if abs(found.high - values["high"]) > 1e-6 * (found.step or 1):  # a step of 0.333333333 reaches 1 well enough
         raise InputError(
             f"{name}: high {given['high']} is not low plus a multiple of step; write high: {found.high:g}"
         )

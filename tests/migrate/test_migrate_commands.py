@@ -64,6 +64,9 @@ def test_one_command_in_many_forms(command):
         ("deepspeed --num_gpus 1", [], "accelerate_configs/single_gpu.yaml train_mlm.py r"),
         ("deepspeed", [], "accelerate_configs/ddp.yaml --num_processes 8 train_mlm.py"),
         ("accelerate launch --num_processes=4", [], "ddp.yaml --num_processes 4 train_mlm.py"),
+        ("CUDA_VISIBLE_DEVICES=2,3 deepspeed", [], "CUDA_VISIBLE_DEVICES=2,3 accelerate launch --config_file acc"),
+        ("CUDA_VISIBLE_DEVICES=2,3 deepspeed", [], "ddp.yaml --num_processes 2 train_mlm.py"),
+        ("deepspeed --hostfile hosts", ["--num_processes", 16], "--num_processes; --hostfile hosts is not read"),
         ("deepspeed --hostfile hosts", ["--num_processes", 16], "ddp.yaml --num_processes 16 train_mlm.py"),
     ],
 )
@@ -127,6 +130,8 @@ LAUNCHED = "run_pretraining.py --output_dir o"
         (f"{COMMAND}\n{COMMAND}", "command: there are 2 of run_pretraining.py in this text; give one at a time"),
         (" \n ", "command: empty; give deepspeed run_pretraining.py --flag value ..."),
         (["--num_processes", "none", COMMAND], "command line: argument --num_processes: 'none' is not a whole number"),
+        (["--output_dir=o --lr 1e-3 --colour red"], "colour: unknown"),
+        (["--num_processes", "4", f"srun foo {LAUNCHED}"], "command: 'srun foo' before the script is not read"),
         (["gone.txt"], "command: no file 'gone.txt' can be read; give one, or a whole command"),
         (["--combination", "2", COMMAND], "combination: 2 belongs to a sweep file; leave it out with a command"),
     ],
