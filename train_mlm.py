@@ -16,20 +16,24 @@ from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 
 from budget_trainer.core import jobs  # noqa: E402
-from budget_trainer.core.command import (  # noqa: E402
-    StopRequest,  # noqa: E402
-    exit_process,
-    run_script,
-)
+from budget_trainer.core.command import StopRequest, exit_process, run_script  # noqa: E402
 from budget_trainer.core.errors import RESUME  # noqa: E402
 
 
 def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
     """One run, or one job of it. Returns the exit code: 0 finished, 85 to be resumed."""
     from budget_trainer.config.recipe import parse_recipe
-    from budget_trainer.training.run import pretrain
+    from budget_trainer.training.run import PretrainingRun
 
-    return pretrain(parse_recipe(argv), CLOCK, stop, at_exit)
+    run = PretrainingRun(parse_recipe(argv), CLOCK, stop, at_exit)
+    if run.awaits_evaluation:
+        return run.evaluate_final()
+    run.open_data()
+    run.build_model()
+    run.build_trainer()
+    run.claim_folder()
+    run.train()
+    return run.finish()
 
 
 def answer(words: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""One pre-training run, read downwards: `pretrain` calls the chapters of `PretrainingRun` in the order of this file."""
+"""One pre-training run: `train_mlm.py` calls the chapters of `PretrainingRun` in the order of this file."""
 
 from __future__ import annotations
 
@@ -70,19 +70,6 @@ _ARCHITECTURE = (
     *("max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
     *("hidden_act", "initializer_range", "type_vocab_size"),
 )
-
-
-def pretrain(recipe: Recipe, clock: BudgetClock, stop: StopRequest, at_exit: ExitStack) -> int:
-    """One run, or one job of it. Returns the exit code: 0 finished, 85 to be resumed."""
-    run = PretrainingRun(recipe, clock, stop, at_exit)
-    if run.awaits_evaluation:
-        return run.evaluate_final()
-    run.open_data()
-    run.build_model()
-    run.build_trainer()
-    run.claim_folder()
-    run.train()
-    return run.finish()
 
 
 class PretrainingRun:
