@@ -201,6 +201,7 @@ def open_run(monkeypatch, data_dir, tmp_path):
         options = {**TINY, "data_dir": data_dir, "output_dir": tmp_path / "out", "total_training_time": "10m"}
         recipe = parse_recipe(words({**options, "use_cpu": True, **flags}))
         opened = PretrainingRun(recipe, BudgetClock(), StopRequest(), contextlib.ExitStack())
+        opened.read_data()
         opened.check_data()
         return opened
 

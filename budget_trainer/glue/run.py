@@ -57,7 +57,6 @@ class GlueRun:
         self.request, self.args, self.output_dir = request, request.run, request.output_dir
         self.task, self.clock = request.tasks[0], clock
         launch.prepare(self.args)
-        launch.check_trackers(self.args)
         engine = resolve_engine(self.args)
         if engine in ("deepspeed-zero3", "fsdp"):  # scoring, and keeping the best weights, would gather them each time
             shards = f"{engine} shards the weights, which an encoder on GLUE does not need"

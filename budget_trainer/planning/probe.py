@@ -101,7 +101,7 @@ def probe(
     if counts:  # timed on a part
         recipe = replace(recipe, model=replace(recipe.model, embedding_init="normal"))
     os.environ["TENSORBOARD_LOGGING_DIR"] = f"{folder}/tensorboard"
-    run = PretrainingRun(recipe, CLOCK, StopRequest(), ExitStack())
+    run = PretrainingRun(recipe, CLOCK, StopRequest(), ExitStack(), trackers=False)
     args, memory, gpu = run.args, Memory(run.args.device), run.args.device.type == "cuda"
     flags = asked.as_dict(args)  # set-up resolves some of it
     trackers: Any = [name for name in args.report_to or [] if name == "tensorboard"]  # others would show it
@@ -110,6 +110,7 @@ def probe(
         raise InputError(f"plan: it takes one process and no engine ({engine_name(args)}); give --num_processes N")
     mark("imports")
 
+    run.read_data()
     run.check_data()
     mark("data")
     setup["checksums"] = _checksum_seconds(run)
@@ -215,9 +216,8 @@ def _counting_seconds(run: PretrainingRun) -> float:
     """Of counting as many tokens as this budget pays for, by a part of them."""
     wanted = run.counted_tokens
     tokens = min(_COUNTED_TOKENS, wanted)
-    size = run.model.get_input_embeddings().weight.shape[1]
     begin = time.monotonic()
-    run.count_embeddings(size, tokens)
+    run.count_embeddings(run.first_rows(tokens))
     return (time.monotonic() - begin) * (wanted / tokens) ** _COUNTING_GROWS
 
 

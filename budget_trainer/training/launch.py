@@ -14,10 +14,12 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.model.cpu import keep_freed_memory
 
 
-def prepare(run: TrainingArguments) -> None:
-    """Configure the log, check the launch, and on a CPU keep freed memory with the process."""
+def prepare(run: TrainingArguments, trackers: bool = True) -> None:
+    """Configure the log, check the launch and the `trackers` asked for, and on a CPU keep freed memory with the process."""
     configure_logging(run)
     check_launch(run.world_size, run.n_gpu)
+    if trackers:
+        _check_trackers(run)
     if run.device.type == "cpu":
         keep_freed_memory()
 
@@ -33,7 +35,7 @@ def configure_logging(run: TrainingArguments) -> None:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(str(run.output_dir)) / "tensorboard"))
 
 
-def check_trackers(run: TrainingArguments) -> None:
+def _check_trackers(run: TrainingArguments) -> None:
     """Refuse a tracker that is unknown or not installed before anything is written."""
     for name in run.report_to or []:
         try:

@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import ProgressCallback
 
 from budget_trainer.budget.callback import TimeBudgetCallback
@@ -80,12 +82,14 @@ class PretrainingRun:
     handlers.
     """
 
-    def __init__(self, recipe: Recipe, clock: BudgetClock, stop: StopRequest, at_exit: ExitStack) -> None:
-        """Open the process group and the control channel; log only from the main process."""
+    def __init__(
+        self, recipe: Recipe, clock: BudgetClock, stop: StopRequest, at_exit: ExitStack, trackers: bool = True
+    ) -> None:
+        """Open the process group and the control channel; log only from the main process. `trackers`: check those asked for."""
         self.recipe, self.clock, self.at_exit = recipe, clock, at_exit
         self.args, self.output_dir = RunArguments.of(recipe.training), recipe.output_dir
         clock.total_seconds = recipe.total_seconds
-        launch.prepare(self.args)
+        launch.prepare(self.args, trackers)
         self.channel = ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout))
         self.agreement = Agreement(self.channel, stop)
         self.folder = RunFolder(self.output_dir)
@@ -100,19 +104,23 @@ class PretrainingRun:
         """Find where the run goes on, charge the clock with what earlier jobs used, open the blocks and check both."""
         self.checkpoint = self.folder.find_checkpoint(self.args.resume_from_checkpoint)
         self.job = self.folder.restore_clock(self.clock, self.checkpoint)
-        launch.check_trackers(self.args)
-        self.check_data()
+        self.read_data()
         self._check_contents()
+        self.check_data()
 
-    def check_data(self) -> None:
-        """Read what the run needs of the data, ask the recipe what it wants of it (once), and refuse what does not fit."""
-        recipe, args = self.recipe, self.args
+    def read_data(self) -> None:
+        """Open the data folder, and read what the run needs of it."""
+        recipe = self.recipe
         data = self.data = DataFolder.open(recipe.data_dir)
         columns = data.columns_for(document_mask=recipe.data.document_mask, next_sentence=recipe.add_nsp)
         self.tokenizer, self.evaluation_rows = data.load_tokenizer(), data.validation_rows()
         self.is_new = self.checkpoint is None and recipe.model.model_name_or_path is None
         self.frequencies = data.unigram_counts() if self.is_new and recipe.model.unigram_bias else None
-        self.blocks = data.train(seed=args.seed, columns=columns)
+        self.blocks = data.train(seed=self.args.seed, columns=columns)
+
+    def check_data(self) -> None:
+        """Ask the recipe, once, what it wants of these blocks, and refuse what does not fit."""
+        recipe, args, data = self.recipe, self.args, self.data
         self.flags, self.regional_compile = recipe.as_dict(args), recipe.budget.regional_compile
         plan_settings = speed_settings(self.flags)
         train = data.manifest["splits"]["train"]
@@ -241,16 +249,17 @@ class PretrainingRun:
         embeddings. A resumed run takes its weights from the checkpoint instead.
         """
         m, model = self.recipe.model, self.model
+        counts = m.embedding_init == "cooccurrence"
+        rows = self.first_rows(self.counted_tokens) if counts and self.is_main_process else None
         if self.frequencies is not None:
             set_output_bias(model, self.frequencies)
         if self.recipe.offsets is not None:
             set_offset_heads(model, self.recipe.offsets)
-        if m.embedding_init == "cooccurrence":
-            size = model.get_input_embeddings().weight.shape[1]
-            result = torch.zeros(self.data.vocab_size, size)
-            if self.is_main_process:  # the other ranks receive what it has counted
-                result = self.count_embeddings(size, self.counted_tokens)
-            set_embeddings(model, self.channel.broadcast(result).numpy(), m.embedding_init_std)
+        if counts:
+            # The other ranks receive what the main process has counted.
+            empty = torch.zeros(self.data.vocab_size, model.get_input_embeddings().weight.shape[1])
+            counted = self.channel.broadcast(empty if rows is None else self.count_embeddings(rows))
+            set_embeddings(model, counted.numpy(), m.embedding_init_std)
 
     @property
     def counted_tokens(self) -> int:
@@ -258,12 +267,15 @@ class PretrainingRun:
         paid_for = min(COUNTED_TOKENS_PER_SECOND * self.recipe.total_seconds, MOST_COUNTED_TOKENS)
         return int(min(paid_for, self.blocks.rows * self.data.block_size))
 
-    def count_embeddings(self, size: int, tokens: int) -> torch.Tensor:
-        """Embeddings (vocab_size x `size`) counted over the first `tokens` tokens that training will see."""
-        data = self.data
-        rows = self.blocks.__getitems__(range(max(1, tokens // data.block_size)))["input_ids"]
+    def first_rows(self, tokens: int) -> NDArray[np.int64]:
+        """The blocks of the first `tokens` tokens that training will see."""
+        return self.blocks.__getitems__(range(max(1, tokens // self.data.block_size)))["input_ids"]
+
+    def count_embeddings(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Embeddings (vocabulary x width of the model) counted over `rows`."""
+        size, special = self.model.get_input_embeddings().weight.shape[1], self.data.special_ids
         return torch.from_numpy(
-            cooccurrence_embeddings(rows, data.vocab_size, size, special_ids=data.special_ids, seed=self.args.seed)
+            cooccurrence_embeddings(rows, self.data.vocab_size, size, special_ids=special, seed=self.args.seed)
         )
 
     def choose_compute_mode(self, micro_batch: int, seconds_left: float) -> None:
