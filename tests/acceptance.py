@@ -228,7 +228,9 @@ def tiny_encoder(tokenizer_file: Path, folder: Path) -> Path:
 
     tokenizer = BertTokenizerFast(tokenizer_file=str(tokenizer_file))
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
-    BertForMaskedLM(BertConfig(len(tokenizer), max_position_embeddings=128, **sizes)).save_pretrained(folder)
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **sizes)).save_pretrained(
+        folder
+    )
     tokenizer.save_pretrained(folder)
     return folder
 
