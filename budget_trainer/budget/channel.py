@@ -29,8 +29,9 @@ class ControlChannel:
     """
 
     def __init__(self, timeout_seconds: float = 600.0) -> None:
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        distributed = dist.is_available() and dist.is_initialized()  # some builds of torch come without
+        self.rank = dist.get_rank() if distributed else 0
+        self.world_size = dist.get_world_size() if distributed else 1
         self.timeout_seconds = timeout_seconds
         self._group: dist.ProcessGroup | None = None
         self._roll_call: dist.ProcessGroup | None = None
