@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.pool import QueuePool
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.sweep.spec import STORAGES, WHOLE, SweepSpec, grid_points, numbers_of
@@ -29,10 +32,10 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
 def storage_file(url: str) -> Path | None:
-    """The file of a storage; None for a server's and for what is unknown."""
+    """The file of a storage, whose name is all that follows the scheme; None for a server's and for what is unknown."""
     for scheme in ("journal:", "sqlite:///"):
         if url.startswith(scheme):
-            return Path(url.removeprefix(scheme).partition("?")[0])
+            return Path(url.removeprefix(scheme))
     return None
 
 
@@ -53,9 +56,10 @@ def check_storage(url: str, output_dir: Path) -> None:
 
 
 def shown(url: str) -> str:
-    """A URL without its password."""
+    """A URL without its password; a file has none."""
     head, at, tail = url.rpartition("@")
-    return f"{head.rpartition(':')[0]}:***@{tail}" if at and ":" in head.partition("//")[2] else url
+    secret = at and ":" in head.partition("//")[2] and storage_file(url) is None
+    return f"{head.rpartition(':')[0]}:***@{tail}" if secret else url
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -66,8 +70,11 @@ def open_storage(url: str) -> BaseStorage:
             file = file.absolute()  # the lock is a link to it: a relative one would point elsewhere
             _drop_half_line(file)
             return JournalStorage(JournalFileBackend(str(file)))
-        arguments = {"connect_args": {"timeout": _BUSY_SECONDS}} if file is not None else None
-        return RDBStorage(url, engine_kwargs=arguments)
+        if file is None:
+            return RDBStorage(url)
+        # SQLAlchemy would decode %20 in a URL and cut it at a ?, Optuna fill in what is in braces: the path stays out of it.
+        connect = partial(sqlite3.connect, file.absolute(), timeout=_BUSY_SECONDS, check_same_thread=False)
+        return RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": QueuePool})
     except Exception as error:  # of SQLAlchemy, its drivers, alembic and JSON: a storage that cannot be used
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise InputError(f"storage: {shown(url)} cannot be used ({reason}); give {STORAGES}") from None

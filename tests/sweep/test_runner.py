@@ -11,9 +11,10 @@ import pytest
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import RunError
+from budget_trainer.sweep import runner
 from budget_trainer.sweep.runner import ENDED, PLACE, Runner
 from budget_trainer.sweep.spec import Objective, SweepSpec
-from budget_trainer.sweep.study import SweepStudy, open_storage
+from budget_trainer.sweep.study import SweepStudy, open_storage, shown, storage_file
 from budget_trainer.sweep.trials import TrialLock
 
 # What a trial does, by its seed; `{}` are its folder and the sweep's.
@@ -139,7 +140,8 @@ def test_a_trial_that_ends_between_two_looks_is_nobodys(tmp_path, monkeypatch):
         ({}, 2, {"score": FAILS, "objective": GLUE}, 3),  # behind the trainings
     ],
 )
-def test_the_same_failure_of_the_first_ones_ends_a_sweep(tmp_path, does, slots, changes, failed):
+def test_the_same_failure_of_the_first_ones_ends_a_sweep(tmp_path, monkeypatch, does, slots, changes, failed):
+    monkeypatch.setattr(runner, "_IDLE_SECONDS", 0.05)
     sweep = Sweep(tmp_path, does, slots, **changes)
     # The first point of the shuffled grid.
     first = SweepStudy(sweep.spec, optuna.storages.InMemoryStorage(), {}).propose().params["seed"]
@@ -161,6 +163,25 @@ def test_a_journal_named_from_here_survives_a_killed_writer(tmp_path, monkeypatc
     (link,) = [path.readlink() for path in tmp_path.iterdir() if path.is_symlink()]
     lock.release()
     assert link.is_absolute() and link.exists()
+
+
+@pytest.mark.parametrize("scheme", ["sqlite:///", "journal:"])
+def test_the_path_of_a_storage_is_taken_as_it_is(tmp_path, monkeypatch, scheme):
+    names = ["a?b", "a%20b", "a b", "a#b", "a{b}", "%41", "x:1@b", "x:2@b", "file:y?mode=memory"]
+    monkeypatch.chdir(tmp_path)
+    for name in names:
+        (tmp_path / name).mkdir()
+        url = f"{scheme}{tmp_path / name / 's'}" if names.index(name) % 2 else f"{scheme}{name}/s"
+        assert storage_file(url).absolute() == tmp_path / name / "s" and shown(url) == url
+        study = optuna.create_study(storage=open_storage(url), study_name="s")  # one that is there would be an error
+        study.add_trial(optuna.trial.create_trial(value=1.0))
+        assert len(optuna.load_study(storage=open_storage(url), study_name="s").trials) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {*names}
+    assert all([path.name for path in (tmp_path / name).iterdir()] == ["s"] for name in names)
+
+
+def test_passwords_of_servers_stay_unsaid():
+    assert shown("postgresql://me:se@cret@host/db?x=a:b") == "postgresql://me:***@host/db?x=a:b"
 
 
 @pytest.mark.parametrize("torn", [b'{"op_code": 4, "wor', b"x" * 200_000])
