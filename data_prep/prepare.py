@@ -117,7 +117,7 @@ class _Piece:
     """Some documents of one source, up to `piece_megabytes`: the Arrow `file`, the `digests` and an account.
 
     read: as they came; documents: those that were kept; first: the number of the first one among all that were kept; last:
-    the source ends here; dropped: what its reader left out of it, by reason."""
+    the source ends here; losses: then what its reader left out of it."""
 
     file: Path
     source: int
@@ -127,7 +127,7 @@ class _Piece:
     text_bytes: int = 0
     last: bool = False
     removed: dict[str, Any] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=dict)
+    losses: dict[str, Any] = field(default_factory=dict)
 
     @property
     def digests(self) -> Path:
@@ -209,8 +209,8 @@ class _Reader:
         fsync(aside)
         aside.rename(piece.file)
         account: dict[str, Any] = {"read": self._read, "documents": documents, "text_bytes": self._text_bytes}
-        dropped = dict(self._source.dropped) if last else {}
-        account |= {"last": last, "removed": self._removed.by, "dropped": dropped}
+        losses = self._source.losses() if last else {}
+        account |= {"last": last, "removed": self._removed.by, "losses": losses}
         write_json_atomic(piece.account, account)
         return replace(piece, **account)
 
@@ -266,8 +266,7 @@ def _sources(recipe: DataRecipe, pieces: list[_Piece]) -> list[dict[str, Any]]:
     for number, source in enumerate(recipe.sources):
         mine = [piece for piece in pieces if piece.source == number]
         counts = {"documents": sum(p.read for p in mine), "text_bytes": sum(p.text_bytes for p in mine)}
-        dropped = {"dropped": mine[-1].dropped} if mine[-1].dropped else {}
-        sources.append({"path": source.path, "kind": source.kind, **counts, **dropped})
+        sources.append({"path": source.path, "kind": source.kind, **counts, **mine[-1].losses})
     return sources
 
 

@@ -23,7 +23,7 @@ from data_prep.options import Options, flag
 from data_prep.sources import Source
 from data_prep.tokenizer_training import TokenizerOptions
 
-_FORMAT = 2  # raise it when the same recipe comes to give other blocks
+_FORMAT = 3  # raise it when the same recipe comes to give other blocks
 SOURCE_KEYS = ("input", "kind", "errors", "dataset_config", "dataset_split", "text_column", "max_documents")
 _POSITIVE = (1e-6, math.inf)
 

@@ -6,6 +6,7 @@ pinned evaluation, so that held-out blocks made here equal those it makes from t
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import re
@@ -32,8 +33,8 @@ class Source(Options):
     """Where documents come from. `path`: a file, folder, archive, `datasets` name, or for docstrings "installed" (this
     interpreter's packages) or a folder of Python files. kind "auto" is replaced by the kind found. `cache_dir` takes
     what the `datasets` library must keep on disk. `num_proc`: processes that convert the pages of a MediaWiki dump; the
-    documents do not depend on it. `dropped`: pages of a dump that the last reading left out, by reason. InputError:
-    nothing there, or a kind that it cannot be."""
+    documents do not depend on it. `dropped`: pages of a dump that the last reading left out, by reason. `account`: what it
+    lost besides, in the types of JSON. InputError: nothing there, or a kind that it cannot be."""
 
     path: str
     kind: str = flag("auto", "form of the input; auto looks and says what it found", KINDS)
@@ -45,6 +46,7 @@ class Source(Options):
     num_proc: int = 1
     max_documents: int | None = flag(None, "it ends behind so many")
     dropped: dict[str, int] = field(default_factory=dict, init=False)
+    account: dict[str, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +57,7 @@ class Source(Options):
         """The documents in order, with a bar of what was read; InputError if there is not one."""
         empty = True
         self.dropped.clear()
+        self.account.clear()
         # Averaged over the whole reading: in between, others work with what was read.
         size = None
         if self.kind not in ("dataset", "docstrings"):
@@ -77,8 +80,11 @@ class Source(Options):
             entry["documents"] += 1
             entry["text_bytes"] += len(document.encode())
             yield document
-        if self.dropped:
-            entry["dropped"] = dict(self.dropped)
+        entry |= self.losses()
+
+    def losses(self) -> dict[str, Any]:
+        """What the manifest's entry says of what the last reading left out; a key is there where there is something."""
+        return {name: dict(value) for name in ("dropped", "account") if (value := getattr(self, name))}
 
     def _texts(self, advance: Callable[[int], object]) -> Iterator[Iterable[str]]:
         """The lines of each file, or of each article or row where these are apart; `advance` as in `members`."""
@@ -200,8 +206,8 @@ def _kind_of_lines(head: list[str]) -> str:
 
 
 def _wikiextractor_articles(name: str, lines: Iterable[str]) -> Iterator[list[str]]:
-    """The paragraphs of each article: <doc ...> paragraphs </doc>, or one JSON object with "text" per line; both may stand in
-    one folder. InputError naming the line that is neither."""
+    """The paragraphs of each article, without the entities that WikiExtractor leaves in it: <doc ...> paragraphs </doc>, or one
+    JSON object with "text" per line; both may stand in one folder. InputError naming the line that is neither."""
     article: list[str] | None = None  # the lines since <doc>
     for number, line in enumerate(lines, 1):
         if line.startswith("<doc "):
@@ -210,9 +216,9 @@ def _wikiextractor_articles(name: str, lines: Iterable[str]) -> Iterator[list[st
             yield list(filter(str.strip, article))
             article = None
         elif article is not None:
-            article.append(line)
+            article.append(html.unescape(line))
         elif line.startswith("{"):
-            yield _paragraphs_of_object(name, number, line, "text", "extract anew")
+            yield [html.unescape(part) for part in _paragraphs_of_object(name, number, line, "text", "extract anew")]
         elif line.strip():
             raise InputError(f"input {name}: line {number} stands outside <doc>...</doc>; check the file or --kind")
     if article is not None:

@@ -102,10 +102,13 @@ def test_wikiextractor_both_forms(tmp_path):
     folder = tmp_path / "AA"
     folder.mkdir()
     (folder / "wiki_00").write_text('<doc id="1" title="A">\nA\n\nText of A.\n</doc>\n<doc id="2">\n\n</doc>\n')
+    (folder / "wiki_02").write_text(
+        '<doc id="5">\nA &lt; B &amp;amp; &quot;C&quot;&#39;s\n</doc>\n{"text": "caf&eacute;"}\n'
+    )
     articles = [{"id": "3", "text": "B\n\nText\u2028of B."}, {"id": "4", "text": ""}, {"text": "half \ud800 pair"}]
     (folder / "wiki_01").write_text("\n".join(map(json.dumps, articles)))
     assert Source(str(tmp_path)).kind == "wikiextractor"
-    assert _read(tmp_path) == ["A Text of A.", "B Text\u2028of B.", "half ? pair"]
+    assert _read(tmp_path) == ["A Text of A.", "B Text\u2028of B.", "half ? pair", 'A < B &amp; "C"\'s', "café"]
 
 
 @pytest.mark.parametrize("kind", ["text", "mediawiki"])
