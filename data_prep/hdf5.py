@@ -10,7 +10,9 @@ held out by hash (its neighbours of the same document may be trained on). Memory
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -102,7 +104,16 @@ def _open(file: Path) -> Any:
         raise InputError(f"input {file}: reading it needs h5py ({error}); {fix}") from None
     except OSError as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"input {file}: damaged or no HDF5 file ({reason}); fetch it again") from None
+        if error.errno is None:
+            raise InputError(f"input {file}: damaged or no HDF5 file ({reason}); fetch it again") from None
+        if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES) and "unable to lock" in reason:
+            fix = "wait for it, or set HDF5_USE_FILE_LOCKING=FALSE"
+            raise InputError(f"input {file}: another process has it open for writing; {fix}") from None
+        if "unable to lock" in reason:
+            fault = f"its file system has no locks ({os.strerror(error.errno)})"
+            raise InputError(f"input {file}: {fault}; set HDF5_USE_FILE_LOCKING=FALSE") from None
+        fix = "mend that, or give another copy"
+        raise InputError(f"input {file}: cannot be opened ({os.strerror(error.errno)}); {fix}") from None
 
 
 def _build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
