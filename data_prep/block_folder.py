@@ -14,12 +14,12 @@ import numpy as np
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
-from data_prep.corpus import HELD_OUT_RULE, TokenGroup
+from data_prep.corpus import END_CHARACTERS, HELD_OUT_RULE, TokenGroup, is_held_out
 from data_prep.encoding import Encoder, load_tokenizer, special_ids
 from data_prep.files import read_lines
 from data_prep.next_sentence import SentencePairs
 from data_prep.options import Options, flag
-from data_prep.packing import OneDocument, PackedBlocks, Packer, WholeSentences, validation_rows
+from data_prep.packing import LEAST_TOKENS, OneDocument, PackedBlocks, Packer, WholeSentences, validation_rows
 from data_prep.shards import ShardWriter
 from data_prep.sources import Source
 
@@ -76,6 +76,7 @@ class BlockFolder:
         self.cache = folder / "cache"
         self.cache.mkdir()
         self._folder = folder
+        self._by_ends = False  # what is held out are the ends of documents
 
     @property
     def tokenising(self) -> _Facts:
@@ -88,6 +89,26 @@ class BlockFolder:
             "fraction": options.held_out_fraction,
             "sentences": options.by_sentence,
         }
+
+    def ends_from(self, groups: Iterable[list[str]]) -> int:
+        """0 where the whole corpus, `groups` of documents, has one that its hash holds out and that gives a validation block;
+        else how many characters a document must have for its end to be held out instead, which is printed."""
+        fraction, longest, documents = self.options.held_out_fraction, 0, 0
+        if not fraction:
+            return 0
+        backend = Encoder(str(self.tokenizer_file)).backend
+        for document in itertools.chain.from_iterable(groups):
+            if is_held_out(document, fraction):
+                head = backend.encode(document[:100_000], add_special_tokens=False)
+                if len(head) >= LEAST_TOKENS:
+                    return 0
+            longest, documents = max(longest, len(document)), documents + 1
+        if not documents:
+            return 0
+        self._by_ends = True
+        what = f"the last {100 * fraction:.3g}% of each is, {END_CHARACTERS} characters or more"
+        print(f"validation_fraction {fraction} holds out none of {documents:,} documents whole: {what}")
+        return min(4 * END_CHARACTERS, longest)
 
     def write(self, groups: Iterable[TokenGroup], sources: list[_Facts], validation: Source | None = None) -> _Facts:
         """Write the blocks of `groups`, made as `tokenising` says, and of a text to validate on, `validation`.
@@ -117,6 +138,7 @@ class BlockFolder:
                 "fraction": options.held_out_fraction,
                 "text": options.validation_text,
                 "rule": HELD_OUT_RULE,
+                **({"ends": validation["documents_held_out"]} if self._by_ends else {}),
             },
             "splits": {"train": train, "validation": validation},
             "sources": sources,
@@ -158,8 +180,8 @@ class BlockFolder:
         rows, last, facts = validation_rows(read_lines(held_out), backend, size, self.special_ids, limit)
         if not last:
             name = "validation_text" if options.validation_text else "validation_fraction"
-            what = f"{name} {getattr(options, name)} gives no validation block of 16 tokens or more"
-            raise InputError(f"{what}; give more text")
+            what = f"{name} {getattr(options, name)} gives no validation block of {LEAST_TOKENS} tokens or more"
+            raise InputError(f"{what}; give more text or another --validation_text")
         tokens = self.add_rows(writer, rows)
         file = self._folder / _HELD_OUT
         used = itertools.islice(read_lines(held_out), last)

@@ -24,7 +24,9 @@ def _build(args: argparse.Namespace, options: BlockOptions, folder: Path) -> dic
     validation = args.source(args.validation_text, target.cache) if args.validation_text else None
     sources: list[dict[str, Any]] = []
     documents = (document for source in inputs for document in source.counted(sources))
-    return target.write(token_groups(documents, target.cache, **target.tokenising), sources, validation)
+    return target.write(
+        token_groups(documents, target.cache, target.ends_from, **target.tokenising), sources, validation
+    )
 
 
 @command

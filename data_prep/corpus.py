@@ -51,11 +51,19 @@ class TokenGroup:
     removed: dict[str, Any]
 
 
-def token_groups(documents: Iterator[str], folder: Path, **options: Any) -> Iterator[TokenGroup]:
-    """The groups of the documents, read and tokenised part by part in files in `folder`; `options` as `tokenise_part`."""
+def token_groups(
+    documents: Iterator[str],
+    folder: Path,
+    ends_from: Callable[[Iterable[list[str]]], int] | None = None,
+    **options: Any,
+) -> Iterator[TokenGroup]:
+    """The groups of the documents, read and tokenised part by part in files in `folder`; `options` as `tokenise_part`, with the
+    answer of `ends_from` to the documents of a corpus that fits into one part."""
     for number in itertools.count():
         file = folder / f"part-{number:05d}.arrow"
         count, last = write_part(documents, file)
+        if ends_from is not None and last and not number:
+            options["ends_from"] = ends_from(read_part(file))
         if count:
             yield from read_tokens(tokenise_part(file, **options))
         for used in folder.glob(f"{file.stem}.*"):
@@ -100,8 +108,9 @@ def read_tokens(files: Iterable[Path]) -> Iterator[TokenGroup]:
 
 def tokenise_part(file: Path, target: Path | None = None, *, dtype: str, num_proc: int, **how: Any) -> list[Path]:
     """The files, in order, into which the groups of one part were tokenised; they lie beside `target` (the part), with its
-    stem. `how`: tokenizer_file; fraction, the share of documents held out, chosen by their hash; sentences, to tokenise
-    sentence by sentence and say where they end; a `Select` as select."""
+    stem. `how`: tokenizer_file; fraction, the share of documents held out, chosen by their hash; ends_from, where not 0: the
+    share `fraction` is of the ends of documents of so many characters; sentences, to tokenise sentence by sentence and say
+    where they end; a `Select` as select."""
     text = datasets.Dataset.from_file(str(file))
     lists = {"ids": dtype, "lengths": "int64", "held_out": "string", "sentences": "int64"}
     features = datasets.Features(
@@ -145,6 +154,7 @@ def _tokenise_groups(
     tokenizer_file: str,
     fraction: float,
     schema: pa.Schema,
+    ends_from: int = 0,
     sentences: bool = False,
     select: Select | None = None,
 ) -> pa.Table:
@@ -157,8 +167,13 @@ def _tokenise_groups(
     for documents, first in zip(table["documents"].to_pylist(), table["first"].to_pylist(), strict=True):
         documents, known, removed = (documents, None, {}) if select is None else select(documents, first, encoder)
         columns["removed"].append(json.dumps(removed))
-        kept = [not fraction or not is_held_out(document, fraction) for document in documents]
-        train = list(itertools.compress(documents, kept))
+        if ends_from:
+            parts = [without_end(text, fraction) if len(text) >= ends_from else (text, "") for text in documents]
+            train, held_out, known = [text for text, _ in parts], [end for _, end in parts if end], None
+        else:
+            kept = [not fraction or not is_held_out(document, fraction) for document in documents]
+            train = list(itertools.compress(documents, kept))
+            held_out = list(itertools.compress(documents, [not here for here in kept]))
         texts = [split_sentences(document) if sentences else [document] for document in train]
         if known is None or sentences:
             encoded = encoder.encode(list(itertools.chain.from_iterable(texts)))
@@ -170,7 +185,7 @@ def _tokenise_groups(
         columns["lengths"].append([length for length in lengths if length])
         columns["sentences"].append([len(text) for text in encoded if len(text)] if sentences else [])
         columns["train_bytes"].append(sum(len(document.encode()) for document in train))
-        columns["held_out"].append(list(itertools.compress(documents, [not here for here in kept])))
+        columns["held_out"].append(held_out)
     borders = np.cumsum([0] + [len(group) for group in ids])
     arrays = {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}
     arrays["ids"] = pa.LargeListArray.from_arrays(borders, np.concatenate(ids))  # without a Python object per token
@@ -189,6 +204,22 @@ def is_held_out(document: str, fraction: float) -> bool:
         words[-1:] = words[-1].rsplit(None, HASHED_WORDS)[-HASHED_WORDS:]
     digest = hashlib.blake2b(" ".join(words).casefold().encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2.0**64
+
+
+END_CHARACTERS = (
+    600  # that a document of a small corpus gives to validation at least; one of four times as many gives it
+)
+
+
+def without_end(document: str, fraction: float) -> tuple[str, str]:
+    """The document, and a share `fraction` of it, or END_CHARACTERS, or its half, that is taken from its end: from the end of
+    a sentence on where there is one near, or from a space."""
+    size = min(max(END_CHARACTERS, int(fraction * len(document))), len(document) // 2)
+    cut = len(document) - size
+    near = max(0, cut - min(1000, size // 2))
+    ends = [m.end() for m in _END.finditer(document, near, cut + 100) if m.end() <= cut and _is_end(document, m)]
+    cut = ends[-1] if ends else max(document.rfind(" ", near, cut), 0) or cut
+    return document[:cut].rstrip(), document[cut:].lstrip()
 
 
 # The marks of `_FULL` end a sentence with or without white space behind them: CJK, Indic dandas, Arabic, Urdu, Armenian,

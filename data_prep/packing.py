@@ -18,6 +18,8 @@ from tokenizers import Tokenizer
 
 from data_prep.corpus import TokenGroup
 
+LEAST_TOKENS = 16  # of a validation block: the pinned evaluation leaves shorter pieces out
+
 
 class Packer(ABC):
     """Turns groups, in order, into the columns of the training rows.
@@ -178,8 +180,8 @@ def validation_rows(
         ids, bytes_of_text = encoding.ids, token_bytes(text, encoding.offsets)
         for start in range(0, len(ids), body):
             piece = ids[start : start + body]
-            total += len(piece) >= 16  # the pinned evaluation leaves a shorter piece out
-            if len(piece) < 16 or total > limit:
+            total += len(piece) >= LEAST_TOKENS
+            if len(piece) < LEAST_TOKENS or total > limit:
                 continue
             last = seen
             unused = body - len(piece)

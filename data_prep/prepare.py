@@ -42,7 +42,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import fresh_folder, fsync, try_lock, write_json_atomic
 from data_prep.block_folder import BlockFolder
 from data_prep.cli import Output, Parser, command
-from data_prep.corpus import TokenGroup, read_part, read_tokens, tokenise_part, write_part
+from data_prep.corpus import PART_BYTES, TokenGroup, read_part, read_tokens, tokenise_part, write_part
 from data_prep.filters import Removed, Selection, digest_of, find_duplicates
 from data_prep.recipe import DataRecipe
 from data_prep.sources import Source
@@ -94,9 +94,12 @@ def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
         removed.merge(piece.removed)
 
     def groups(target: BlockFolder) -> Iterator[TokenGroup]:
+        ends_from = 0
+        if sum(piece.text_bytes for piece in pieces) < PART_BYTES:
+            ends_from = target.ends_from(group for piece in pieces for group in read_part(piece.file))
         for piece in tqdm(pieces, desc="pieces", unit="piece"):
             select = Selection(duplicates, piece.first, recipe.language, recipe.max_tokens_per_character)
-            for group in _tokenised(piece, tokens, target, select):
+            for group in _tokenised(piece, tokens, target, select, ends_from):
                 removed.merge(group.removed)
                 yield group
 
@@ -215,7 +218,9 @@ class _Reader:
         return replace(piece, **account)
 
 
-def _tokenised(piece: _Piece, folder: Path, target: BlockFolder, select: Selection) -> Iterator[TokenGroup]:
+def _tokenised(
+    piece: _Piece, folder: Path, target: BlockFolder, select: Selection, ends_from: int
+) -> Iterator[TokenGroup]:
     """The groups of one piece, tokenised into files of `folder` where that is not done yet."""
     if not piece.documents:
         return
@@ -225,7 +230,8 @@ def _tokenised(piece: _Piece, folder: Path, target: BlockFolder, select: Selecti
     else:
         for stale in folder.glob(f"{piece.file.stem}.*"):
             stale.unlink()
-        files = tokenise_part(piece.file, **target.tokenising, select=select, target=folder / piece.file.name)
+        how = {**target.tokenising, "select": select, "ends_from": ends_from}
+        files = tokenise_part(piece.file, folder / piece.file.name, **how)
         for file in files:
             fsync(file)
         names = [file.name for file in files]

@@ -41,13 +41,20 @@ def times(folder, pattern="*"):
     return {file: file.stat().st_mtime_ns for file in folder.rglob(pattern) if file.is_file()}
 
 
-def test_it_gives_the_blocks_of_the_single_stage(recipe, corpus, tokenizer, tmp_path):
+@pytest.mark.parametrize("few", [False, True])
+def test_it_gives_the_blocks_of_the_single_stage(recipe, corpus, tokenizer, tmp_path, few):
     """The corpus is clean and without copies: nothing is removed, and pieces leave no trace."""
-    assert prepare.main([str(recipe())]) == 0
+    if few:
+        text = corpus.read_text().replace("\n\n", " ")
+        corpus = tmp_path / "few.txt"
+        corpus.write_text(f"{text[:30_000]}\n\n{text[30_000:]}")
+    assert prepare.main([str(recipe(sources=[{"input": str(corpus), "kind": "text"}]))]) == 0
     flags = {"num_proc": 1, "num_shards": 3, "validation_fraction": 0.1, "input": corpus, "tokenizer": tokenizer}
+    flags |= {"kind": "text"}
     assert blocks.main(words({**flags, "output_dir": tmp_path / "single"})) == 0
     (mine, manifest), (theirs, single) = made(tmp_path / "out"), made(tmp_path / "single")
     assert mine == theirs and manifest.pop("removed") == {} and manifest == single
+    assert single["validation"].get("ends", 0) == 2 * few
     assert not (tmp_path / "out.work").exists()
     DataFolder.open(tmp_path / "out")
 
