@@ -55,7 +55,7 @@ class GlueRun:
     def __init__(self, request: Request, clock: BudgetClock, stop: StopRequest) -> None:
         """Start the processes' communication and check what can be checked without data and model."""
         self.request, self.args, self.output_dir = request, request.run, request.output_dir
-        self.task, self.clock = request.tasks[0], clock
+        self.task, self.clock, self.labels_assumed = request.tasks[0], clock, False
         launch.prepare(self.args)
         engine = resolve_engine(self.args)
         if engine in ("deepspeed-zero3", "fsdp"):  # scoring, and keeping the best weights, would gather them each time
@@ -177,7 +177,9 @@ class GlueRun:
             self.model = self._classifier(target, 1, new_head=False)
 
     def _classifier(self, folder: Path, max_seq_length: int, new_head: bool) -> Any:
-        return load_classifier(folder, self.task, self.tokenizer, max_seq_length, self.args.seed, new_head)
+        model = load_classifier(folder, self.task, self.tokenizer, max_seq_length, self.args.seed, new_head)
+        self.labels_assumed |= model.labels_assumed
+        return model
 
     def predict(self) -> None:
         """The logits of every split: of dev those that were scored, of the test splits the model's."""
@@ -240,6 +242,7 @@ class GlueRun:
                 "split": best and next(iter(self.dev)),
                 "value": trainer.headline,
             },
+            "labels_assumed": self.labels_assumed,
             "metrics": best["metrics"] if best else {},
             "evaluations": trainer.evaluations,
             "best_epoch": trained_best and trained_best["epoch"],

@@ -29,6 +29,7 @@ from budget_trainer.data.masking import MaskingCollator
 from budget_trainer.data.repeated_passages import check_repeated_passages
 from budget_trainer.data.whole_words import continues_word
 from budget_trainer.model.build import load_pretrained, make_model
+from budget_trainer.model.checkpoint import fit_token_types
 from budget_trainer.model.cpu import use_few_bit_dropout
 from budget_trainer.model.engine_optimizers import use_apex, zero_stage
 from budget_trainer.model.flops import measure_peak_flops
@@ -229,12 +230,15 @@ class PretrainingRun:
             vocab_size=data.vocab_size,
             longest_block=self.longest_block,
             new=new | {name: getattr(m, name) for name in _ARCHITECTURE},
+            tokenizer=self.tokenizer,
+            defaults={*_ARCHITECTURE, "hidden_dropout_prob", "attention_probs_dropout_prob"} - recipe.explicit,
             hidden_dropout_prob=m.hidden_dropout_prob,
             attention_probs_dropout_prob=m.attention_probs_dropout_prob,
             sparse_mask_prediction=m.sparse_mask_prediction,
             add_nsp=recipe.add_nsp,
             seed=self.args.seed,
         )
+        fit_token_types(self.tokenizer, model.config)
         if m.layer_norm_type == "apex":
             use_apex(model, self.args.device)
         if recipe.data.document_mask:
@@ -444,6 +448,7 @@ class PretrainingRun:
             "stop_reason": self.budget.stop_reason or "max_steps",
             "jobs": progress.job,
             "parameters": model.num_parameters(),
+            "added_tokens": model.added_tokens,
             "model_type": model.config.model_type,
             "recipe": self.flags | flags | {"regional_compile": self.regional_compile},
             "data": self.corpus,
@@ -501,7 +506,8 @@ class PretrainingRun:
         vocabulary: dict[str, Any] = {"special_ids": data.special_ids, "vocab_size": data.vocab_size}
         final = self.output_dir / FINAL
         report = json.loads((self.output_dir / REPORT).read_text(encoding="utf-8"))
-        model = load_pretrained(str(final), add_nsp=self.recipe.add_nsp).to(self.args.device)
+        model = load_pretrained(str(final), add_nsp=self.recipe.add_nsp, whole=True, field="output_dir")
+        model.to(self.args.device)
         shares = read_clock(self.output_dir / CLOCK)
         if sum(shares.values()) > report["used_seconds"]:  # what the last save took may be missing in the report
             report |= {"shares": shares, **_used_seconds(shares, report["budget_seconds"])}
