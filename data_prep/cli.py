@@ -24,7 +24,7 @@ from budget_trainer.core.io import fresh_folder, publish_folder
 from budget_trainer.data.folder import FORMAT_VERSION
 from data_prep.sources import Source
 
-_SOURCE_FLAGS = ("kind", "errors", "dataset_config", "dataset_split", "text_column")
+_SOURCE_FLAGS = ("kind", "errors", "encoding", "documents_end", "dataset_config", "dataset_split", "text_column")
 _LIBRARIES = ("datasets", "numpy", "pyarrow", "tokenizers", "transformers")
 
 
@@ -157,7 +157,7 @@ class Parser(CommandParser):
             else:
                 kind = next(iter(typing.get_args(kinds[field.name])), kinds[field.name])  # of `int | None` the first
                 about |= {"type": "count" if kind is int else kind, "choices": field.metadata["choices"]}
-            self.add_argument(f"--{field.name}", **about)
+            self.add_argument(f"--{field.metadata['name'] or field.name}", dest=field.name, **about)
 
 
 def command(stage: Callable[[list[str] | None], None]) -> Callable[..., int]:

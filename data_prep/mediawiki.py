@@ -22,7 +22,7 @@ from typing import IO, Any, NoReturn
 from xml.parsers import expat
 
 from budget_trainer.core.errors import InputError
-from data_prep.files import members, naming_errors, plain_name
+from data_prep.files import Leave, form_of, ignore, members, naming_errors
 from data_prep.wikitext import converter
 from data_prep.wikitext_cuts import cut_extensions
 
@@ -208,18 +208,23 @@ _Converted = list[tuple[str, list[str]]]
 
 
 def read_articles(
-    path: Path, errors: str, num_proc: int, dropped: dict[str, int], advance: Callable[[int], object]
+    path: Path,
+    errors: str,
+    num_proc: int,
+    dropped: dict[str, int],
+    advance: Callable[[int], object],
+    leave: Leave = ignore,
 ) -> Iterator[list[str]]:
     """[title, paragraph, ...] of every article in a dump or a folder of them. Counts in `dropped`, by reason, the pages
     that are none: other_namespace, redirect, disambiguation, not_wikitext (another content model), too_large (more than
-    10 million characters), empty (no prose). `advance` as in `members`.
+    10 million characters), empty (no prose). `advance` and `leave` as in `members`.
 
     InputError: damaged input, a process that was killed."""
 
     def drop(reason: str) -> None:
         dropped[reason] = dropped.get(reason, 0) + 1
 
-    chunks = _chunks(path, errors, drop, advance)
+    chunks = _chunks(path, errors, drop, advance, leave)
     for reason, document in itertools.chain.from_iterable(_converted(chunks, path, num_proc)):
         if reason:
             drop(reason)
@@ -228,12 +233,13 @@ def read_articles(
 
 
 def _chunks(
-    path: Path, errors: str, drop: Callable[[str], None], advance: Callable[[int], object]
+    path: Path, errors: str, drop: Callable[[str], None], advance: Callable[[int], object], leave: Leave
 ) -> Iterator[tuple[tuple[str, ...], _Pages]]:
     """(invisible prefixes, [title, wikitext] of pages that may be articles), of one file each."""
-    for name, stream in members(path, advance):
-        if name != str(path) and not re.search(r"\.xml(?:-p\d+p\d+)?$", plain_name(name)):
-            continue  # an index or checksums beside the dumps
+    for name, stream in members(path, advance, leave):
+        if name != str(path) and b"<mediawiki" not in stream.peek():
+            leave(name, form_of(stream) or "no dump")  # an index or checksums beside the dumps
+            continue
         site = Site()
         chunk: _Pages = []
         size = 0

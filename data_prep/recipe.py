@@ -18,13 +18,16 @@ from budget_trainer.core.io import json_types
 from data_prep.block_folder import BlockOptions
 from data_prep.cli import Output
 from data_prep.corpus import HELD_OUT_RULE
+from data_prep.files import files_below
 from data_prep.filters import Lengths, check_language
 from data_prep.options import Options, flag
 from data_prep.sources import Source
 from data_prep.tokenizer_training import TokenizerOptions
 
 _FORMAT = 3  # raise it when the same recipe comes to give other blocks
-SOURCE_KEYS = ("input", "kind", "errors", "dataset_config", "dataset_split", "text_column", "max_documents")
+SOURCE_KEYS = tuple(
+    "input kind errors encoding documents dataset_config dataset_split text_column max_documents".split()
+)
 _POSITIVE = (1e-6, math.inf)
 
 
@@ -80,7 +83,7 @@ class DataRecipe(Options):
 
     def key(self, stage: str) -> dict[str, Any]:
         """What the result of a stage depends on; each holds that of the stages before it."""
-        names = ("path", *SOURCE_KEYS[1:])
+        names = ["path", *(name if name != "documents" else "documents_end" for name in SOURCE_KEYS[1:])]
         sources = [{**{name: getattr(s, name) for name in names}, "files": _state(s.path)} for s in self.sources]
         key = {"format": _FORMAT, "sources": sources, "lengths": asdict(self.lengths)}
         if stage == "documents":
@@ -118,7 +121,7 @@ def _state(path: str) -> list[tuple[str, int, int]] | None:
     here = Path(path)
     if not here.exists():
         return None
-    files = [here] if here.is_file() else sorted(file for file in here.rglob("*") if file.is_file())
+    files = files_below(here)
     return [(str(file.relative_to(here)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
@@ -173,7 +176,8 @@ def _sources(given: Any, num_proc: int) -> list[Source]:
         if not isinstance(entry, dict) or not isinstance(entry.get("input"), str):
             raise InputError(f"sources: number {number} has no input; write `- input: PATH`")
         _check_names(f"sources: number {number}", entry, SOURCE_KEYS)
-        source = _filled(Source, {"path": entry["input"], "num_proc": num_proc, **entry})
+        end = _typed(entry, "documents", str)
+        source = _filled(Source, {"path": entry["input"], "num_proc": num_proc, "documents_end": end, **entry})
         if entry.get("kind", "auto") == "auto":
             print(f"{source.path}: read as {source.kind} (kind says otherwise)")
         sources.append(source)
