@@ -7,7 +7,8 @@ last finished piece, and the result is the same, byte for byte. When nothing has
 line wins over the file, whose keys are:
 
   sources                    list of `{input: PATH, kind: ...}`; the other keys are flags of data_prep.blocks: errors,
-                             dataset_config, dataset_split, text_column; and max_documents: the first so many
+                             encoding, documents, dataset_config, dataset_split, text_column; and max_documents: the first
+                             so many
   tokenizer                  folder, file or Hub name; or a mapping for one to be trained: tokenizer_type (wordpiece; bpe,
                              unigram), vocab_size (32768), lowercase (true), limit_alphabet, max_megabytes (300, spread
                              evenly over the corpus)
