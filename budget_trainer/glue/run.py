@@ -56,7 +56,7 @@ class GlueRun:
         """Start the processes' communication and check what can be checked without data and model."""
         self.request, self.args, self.output_dir = request, request.run, request.output_dir
         self.task, self.clock, self.labels_assumed = request.tasks[0], clock, False
-        launch.prepare(self.args)
+        launch.prepare(self.args, request.explicit, compiles=False)
         engine = resolve_engine(self.args)
         if engine in ("deepspeed-zero3", "fsdp"):  # scoring, and keeping the best weights, would gather them each time
             shards = f"{engine} shards the weights, which an encoder on GLUE does not need"

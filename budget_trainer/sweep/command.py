@@ -23,6 +23,7 @@ from budget_trainer.config.parser import NULLS, read_recipe, recipe_words, unkno
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.command import Parser
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.jobs import check_unseen
 from budget_trainer.migrate.flags import FLAGS as ORIGINAL
 from budget_trainer.migrate.flags import Given
 from budget_trainer.migrate.reading import SweepFile
@@ -207,6 +208,7 @@ def check_start(spec: SweepSpec, on_cpu: bool) -> Path:
         InputError: no time for one trial, a folder that is not the sweep's to write, flags that train_mlm.py or
             finetune_glue.py refuse, data of GLUE that are not there.
     """
+    check_unseen()
     beside = FIRST_OVERHEAD + _START_SECONDS
     if spec.total_time < (needed := spec.time_per_trial + beside):
         total, one = format_duration(spec.total_time), format_duration(spec.time_per_trial)

@@ -87,10 +87,15 @@ class PretrainingRun:
         self, recipe: Recipe, clock: BudgetClock, stop: StopRequest, at_exit: ExitStack, trackers: bool = True
     ) -> None:
         """Open the process group and the control channel; log only from the main process. `trackers`: check those asked for."""
-        self.recipe, self.clock, self.at_exit = recipe, clock, at_exit
+        self.clock, self.at_exit = clock, at_exit
         self.args, self.output_dir = RunArguments.of(recipe.training), recipe.output_dir
         clock.total_seconds = recipe.total_seconds
-        launch.prepare(self.args, trackers)
+        if launch.prepare(self.args, recipe.explicit, trackers=trackers) and not recipe.budget.regional_compile:
+            if "regional_compile" in recipe.explicit:
+                compiles = "dynamo_config: the launcher's configuration compiles layer by layer"
+                raise InputError(f"{compiles}, but regional_compile is false; leave one of them out")
+            recipe = replace(recipe, budget=replace(recipe.budget, regional_compile=True))
+        self.recipe = recipe
         self.channel = ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout))
         self.agreement = Agreement(self.channel, stop)
         self.folder = RunFolder(self.output_dir)
