@@ -42,7 +42,8 @@ def main(argv: list[str] | None) -> None:
         tokenizer = train_tokenizer(cache / "text", options)
         shutil.rmtree(cache)
         tokenizer.save_pretrained(folder)
-    smaller = "" if len(tokenizer) == args.vocab_size else f" (--vocab_size {args.vocab_size}: the corpus has no more)"
+    why = f" (--vocab_size {args.vocab_size}: no other piece occurs twice in the text)"
+    smaller = "" if len(tokenizer) == args.vocab_size else why
     print(f"{args.output_dir}: {len(tokenizer)} entries{smaller}")
 
 

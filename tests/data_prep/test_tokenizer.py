@@ -1,7 +1,10 @@
 """The tokenizer stage: every type that it trains, through all that comes behind it; other people's from any usual form."""
 
+import base64
 import itertools
 import json
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -109,7 +112,7 @@ def test_small_corpus_says_so(tmp_path, capsys):
     (tmp_path / "t.txt").write_text("some words and no more\n")
     out = tmp_path / "tokenizer"
     assert stage.main(["--input", str(tmp_path / "t.txt"), "--output_dir", str(out)]) == 0
-    assert "--vocab_size 8192: the corpus has no more" in capsys.readouterr().out
+    assert "--vocab_size 8192: no other piece occurs twice in the text" in capsys.readouterr().out
     assert sorted(file.name for file in out.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
 
 
@@ -193,6 +196,57 @@ def test_a_text_of_too_many_words_is_thinned(tmp_path, capsys, line, limit, expe
     assert len(found) == expected and set(found) <= set(lines)
     assert ("spread evenly" in capsys.readouterr().out) is (expected < 4)
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+@pytest.mark.parametrize("full_stop", ["", "\u3002"])
+def test_no_word_without_an_end_goes_to_a_trainer(tmp_path, full_stop):
+    """Unigram's ended the process with a segmentation fault at 300,000 characters."""
+    word = f"{'x' * 700}{full_stop}" * 400
+    (tmp_path / "text").write_text(f"some words\n{word} and {word[:1000]}\n", encoding="utf-8")
+    with text_to_learn(tmp_path / "text", cut=True) as file:
+        found = file.read_text(encoding="utf-8")
+    assert max(map(len, found.split())) == 1000 and found.count("\n") == (401 if full_stop else 281)
+    assert "".join(found.split()) == "".join((tmp_path / "text").read_text(encoding="utf-8").split())
+
+
+@pytest.mark.slow
+def test_a_trainer_survives_base64(tmp_path):
+    """In a process of its own: a segmentation fault would end this one."""
+    word = base64.b64encode(np.random.default_rng(0).bytes(225_000)).decode()
+    (tmp_path / "t.txt").write_text("\n\n".join([*["some words of text"] * 50, word]))
+    argv = {"input": tmp_path / "t.txt", "output_dir": tmp_path / "o", "vocab_size": 300, "tokenizer_type": "unigram"}
+    ended = subprocess.run([sys.executable, "-m", "data_prep.tokenizer", *words(argv)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "1 words of more than 1000 characters (the longest 300000): cut before training" in ended.stdout
+
+
+def test_the_alphabet_covers_the_text(tmp_path, capsys):
+    """Ideographs as in text, 1/n: [UNK] for the rarest alone, and no entry that can never occur."""
+    ranks = 1 / np.arange(1, 801)
+    drawn = np.random.default_rng(0).choice(800, (200, 200), p=ranks / ranks.sum())
+    text = "".join("".join(chr(0x4E00 + i) for i in line) + "\n" for line in drawn.tolist())
+    (tmp_path / "text").write_text(text, encoding="utf-8")
+    for kind in ("wordpiece", "unigram"):
+        made = train_tokenizer(tmp_path / "text", TokenizerOptions(1600, kind))
+        ids = made(text, add_special_tokens=False, verbose=False)["input_ids"]
+        assert ids.count(made.unk_token_id) < 0.001 * len(text), kind
+        assert not [entry for entry in made.get_vocab() if entry[:2] == "##" and "\u4e00" <= entry[2:] < "\ua000"]
+    assert not capsys.readouterr().out
+    made = train_tokenizer(tmp_path / "text", TokenizerOptions(400))
+    assert "characters make 99.95% of the text; --vocab_size 400 keeps 300 (" in (said := capsys.readouterr().out)
+    assert 1000 < int(said.split("give --vocab_size ")[1].split()[0]) < 1200 and len(made) == 400
+
+
+def test_text_without_spaces(tmp_path):
+    """Lines of Thai letters, longer than the 100 characters that BERT looks up."""
+    letters = [chr(point) for point in range(0xE01, 0xE2F)]
+    names = ["".join(letters[i] for i in row) for row in np.random.default_rng(0).integers(0, 46, (60, 4))]
+    lines = ["".join(names[i] for i in row) for row in np.random.default_rng(1).integers(0, 60, (300, 40))]
+    (tmp_path / "text").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    train_tokenizer(tmp_path / "text", TokenizerOptions(400)).save_pretrained(tmp_path / "made")
+    made = load_tokenizer(str(tmp_path / "made"))
+    ids = made(lines[0], add_special_tokens=False)["input_ids"]
+    assert 1 not in ids and 38 < len(ids) < 60 and "".join(made.decode(ids).split()) == lines[0]
 
 
 @pytest.mark.slow
