@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> None:
     parser = Parser("python -m budget_trainer.fill_mask", __doc__)
-    parser.add_argument("model", help="a checkpoint folder, such as out/quickstart/final")
+    parser.add_argument("model", type="path", help="a checkpoint folder, such as out/quickstart/final")
     parser.add_argument("--text", action="append", help="a sentence with one [MASK]; may be repeated")
     parser.add_argument("--top", type=int, default=3, help="how many predictions to print (3)")
     arguments = parser.parse_args(argv)

@@ -46,7 +46,9 @@ class BlockOptions(Options):
     num_shards: int = flag(8, "train files; they differ by at most one row")
     num_proc: int = flag(2, "processes that read dumps and tokenise; the result does not depend on it")
     validation_fraction: float = flag(0.01, "share of documents held out, by hash of their text", within=_BELOW_ONE)
-    validation_text: str | None = flag(None, "corpus to validate on instead; then all of --input is for training")
+    validation_text: str | None = flag(
+        None, "corpus to validate on instead; then all of --input is for training", path=True
+    )
     validation_block_size: int = flag(128, "128 is the pinned evaluation's", within=_SIZES)
     max_validation_blocks: int = flag(2000, "validation blocks beyond this are left out")
 

@@ -331,7 +331,7 @@ def main(argv: list[str] | None) -> None:
     with contextlib.ExitStack() as stack:
         target = None
         if args.output_dir is not None:
-            output = Output(args.output_dir, args.overwrite, "inspection", "inspect.json")
+            output = Output(args.output_dir, args.overwrite, "inspection")
             target = stack.enter_context(output.new([args.data_dir]))
         folder = FinishedFolder.open(args.data_dir)
         if args.verify:

@@ -13,10 +13,11 @@ def flag(
     choices: tuple[str, ...] | None = None,
     within: tuple[float, float] = (1, math.inf),
     name: str | None = None,
+    path: bool = False,
 ) -> Any:
     """A field of `Options`, with its help. within: the least and the largest number that it may be; name: of the flag, where
-    it is not the field's."""
-    about = {"help": help, "choices": choices, "within": within, "name": name}
+    it is not the field's; path: it is one."""
+    about = {"help": help, "choices": choices, "within": within, "name": name, "path": path}
     return dataclasses.field(default=default, metadata=about)
 
 

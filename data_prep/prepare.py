@@ -26,7 +26,6 @@ line wins over the file, whose keys are:
 from __future__ import annotations
 
 import argparse
-import glob
 import itertools
 import json
 import shutil
@@ -50,22 +49,20 @@ from data_prep.sources import Source
 from data_prep.tokenizer_training import train_tokenizer
 
 
-def _prepare(recipe: DataRecipe, command: str) -> None:
-    """Run the stages that are not done yet."""
-    output = recipe.output.path
+def _prepare(recipe: DataRecipe, inputs: list[str | Path | None], command: str) -> None:
+    """Run the stages that are not done yet. `inputs` must not be where the output is."""
+    output, work = recipe.output.path, recipe.output.beside("work")
     done = recipe.is_done()
     if not done:
-        recipe.output.check()  # before any work is done for it
-    work = output.with_name(f"{output.name}.work")
+        recipe.output.check(inputs)  # before any work is done for it
+    if work.exists() and not (work / ".lock").is_file() and not (work.is_dir() and not any(work.iterdir())):
+        what = f"{work}, where the work is to be done, exists and is not of this command"
+        raise InputError(f"output_dir {output}: {what}; move it away, or give another path")
     work.mkdir(parents=True, exist_ok=True)
     lock = try_lock(work / ".lock")
     if lock is None:
         raise InputError(f"output_dir: another process works in {work}; wait for it, or end it")
     with lock:
-        for left in output.parent.glob(
-            f"{glob.escape(output.name)}.partial-*"
-        ):  # of processes that were killed in the last stage
-            shutil.rmtree(left)
         if done:
             print(f"{output}: nothing has changed since it was made")
         else:
@@ -113,7 +110,7 @@ def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
         content = target.write(groups(target), _sources(recipe, pieces), validation)
         return {**content, "removed": removed.by, "recipe": recipe.key("blocks")}
 
-    return recipe.output.write(build, command)
+    return recipe.output.write(build, command, aside=work / "blocks")
 
 
 @dataclass(frozen=True)
@@ -248,7 +245,7 @@ def _tokenizer(recipe: DataRecipe, pieces: list[_Piece], work: Path) -> str:
     stage = _open_stage(work / "tokenizer", recipe.key("tokenizer"))
     target = stage / "trained"
     if not target.exists():
-        with Output(target, True, "tokenizer", "tokenizer.json").new() as folder:
+        with Output(target, True, "tokenizer").new() as folder:
             text = stage / "sample.txt"
             _write_sample(pieces, text, 1e6 * options.max_megabytes)
             train_tokenizer(text, options).save_pretrained(folder)
@@ -285,7 +282,9 @@ def main(argv: list[str] | None) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("recipe", type=Path, help="a YAML file, such as recipes/data/wikibooks.yaml")
     args = parser.parse(argv, more=True)
-    _prepare(DataRecipe.read(args.recipe, args.others), args.command_line)
+    recipe = DataRecipe.read(args.recipe, args.others)
+    inputs = [args.recipe, *(source.path for source in recipe.sources), recipe.blocks.validation_text]
+    _prepare(recipe, inputs, args.command_line)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import json_types
+from budget_trainer.core.io import json_types, user_path
 from data_prep.block_folder import BlockOptions
 from data_prep.cli import Output
 from data_prep.corpus import HELD_OUT_RULE
@@ -73,7 +73,9 @@ class DataRecipe(Options):
             DataRecipe,
             given,
             output=Output(
-                Path(str(given["output_dir"])), bool(_typed(given, "overwrite", bool)), how="overwrite: true"
+                Path(user_path(str(given["output_dir"]), "output_dir")),
+                bool(_typed(given, "overwrite", bool)),
+                how="overwrite: true",
             ),
             sources=_sources(given["sources"], blocks.num_proc),
             tokenizer=_tokenizer(given["tokenizer"]),
@@ -110,7 +112,7 @@ class DataRecipe(Options):
     def is_done(self) -> bool:
         """Whether the output was made by this recipe from these files."""
         try:
-            manifest = json.loads((self.output.path / self.output.mark).read_text(encoding="utf-8"))
+            manifest = json.loads(self.output.mark.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
         return bool(manifest.get("recipe") == self.key("blocks"))
@@ -164,7 +166,9 @@ def _filled(options: type, given: Mapping[str, Any], **made: Any) -> Any:
     """The dataclass `options` of what is `made` and of its fields that are given, each of its type; null: the default."""
     hints = {name: hint for name, hint in get_type_hints(options).items() if name not in made}
     kinds = {name: (get_args(hint) or (hint,))[0] for name, hint in hints.items() if given.get(name) is not None}
-    return options(**made, **{name: _typed(given, name, kind) for name, kind in kinds.items()})
+    values = {name: _typed(given, name, kind) for name, kind in kinds.items()}
+    paths = {entry.name for entry in fields(options) if entry.metadata.get("path")}
+    return options(**made, **{n: user_path(value, n) if n in paths else value for n, value in values.items()})
 
 
 def _sources(given: Any, num_proc: int) -> list[Source]:
@@ -176,8 +180,8 @@ def _sources(given: Any, num_proc: int) -> list[Source]:
         if not isinstance(entry, dict) or not isinstance(entry.get("input"), str):
             raise InputError(f"sources: number {number} has no input; write `- input: PATH`")
         _check_names(f"sources: number {number}", entry, SOURCE_KEYS)
-        end = _typed(entry, "documents", str)
-        source = _filled(Source, {"path": entry["input"], "num_proc": num_proc, "documents_end": end, **entry})
+        end, path = _typed(entry, "documents", str), user_path(entry["input"], "input")
+        source = _filled(Source, {"path": path, "num_proc": num_proc, "documents_end": end, **entry})
         if entry.get("kind", "auto") == "auto":
             print(f"{source.path}: read as {source.kind} (kind says otherwise)")
         sources.append(source)
@@ -186,7 +190,7 @@ def _sources(given: Any, num_proc: int) -> list[Source]:
 
 def _tokenizer(given: Any) -> str | TokenizerOptions:
     if isinstance(given, str):
-        return given
+        return user_path(given, "tokenizer")
     if not isinstance(given, dict):
         raise InputError(f"tokenizer: {given!r} is neither a name nor a mapping such as {{vocab_size: 32768}}")
     _check_names("tokenizer", given, tuple(entry.name for entry in fields(TokenizerOptions)))

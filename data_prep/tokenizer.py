@@ -34,7 +34,7 @@ def main(argv: list[str] | None) -> None:
     parser.set_defaults(vocab_size=8192)
     args = parser.parse(argv)
     options = args.options(TokenizerOptions)
-    with Output(args.output_dir, args.overwrite, "tokenizer", "tokenizer.json").new() as folder:
+    with Output(args.output_dir, args.overwrite, "tokenizer").new(args.input) as folder:
         cache = Path(tempfile.mkdtemp(dir=folder))
         sources = [args.source(path, cache) for path in args.input]
         documents = (text for source in sources for text in source.documents())

@@ -176,8 +176,14 @@ def parse_request(argv: Sequence[str] | None = None) -> _SweepRequest:
     add("file", nargs="?", type=Path, help="the sweep file, as --param_file")
     add("--param_file", type=Path, help="the sweep file: of this project, or of academic-budget-bert unchanged")
     for name, known in FLAGS.items():
-        add(f"--{name}", *(["--search_type"] if name == "search" else []), help=known.help, metavar=known.unit)
-    add("--data_dir", help="with a file of the original: the converted data (default: <dataset_path>-blocks)")
+        kind = "path" if known.unit in ("DIR", "FILE") else str
+        alias = ["--search_type"] if name == "search" else []
+        add(f"--{name}", *alias, type=kind, help=known.help, metavar=known.unit)
+    add(
+        "--data_dir",
+        type="path",
+        help="with a file of the original: the converted data (default: <dataset_path>-blocks)",
+    )
     add("--init_cmd", help=f"with --dry_run: what the commands begin with; default: accelerate launch {_SCRIPT}")
     add("--dry_run", action="store_true", help="print the commands of the trials, one per line, and start nothing")
     given = vars(parser.parse_args(argv))

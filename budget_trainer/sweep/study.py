@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.pool import QueuePool
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.sweep.spec import STORAGES, WHOLE, SweepSpec, grid_points, numbers_of
+from budget_trainer.sweep.spec import FILE_STORAGES, STORAGES, WHOLE, SweepSpec, grid_points, numbers_of
 
 IDENTITY = "budget_trainer_sweep"  # user attribute of a study: what it searches
 _BUSY_SECONDS = 60  # how long SQLite waits for another process
@@ -33,7 +33,7 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 def storage_file(url: str) -> Path | None:
     """The file of a storage, whose name is all that follows the scheme; None for a server's and for what is unknown."""
-    for scheme in ("journal:", "sqlite:///"):
+    for scheme in FILE_STORAGES:
         if url.startswith(scheme):
             return Path(url.removeprefix(scheme))
     return None

@@ -1,8 +1,12 @@
 """Files and folders that are complete or absent, checksums, locks; and the one style of all pictures."""
 
+import errno
 import hashlib
 import json
 import math
+import os
+import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 
 from budget_trainer.core import io
+from budget_trainer.core.errors import InputError
 from budget_trainer.core.output import png_figure
 
 
@@ -71,6 +76,137 @@ def test_a_folder_that_cannot_be_renamed_leaves_the_older_one(tmp_path):
     with pytest.raises(OSError):
         io.publish_folder(staging, target)
     assert (target / "sub" / "file").read_text() == "old"
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "place", ["folder", "empty", "link", "dangling", "mount", "busy", "moved", "parent", "here", "hidden"]
+)
+def test_a_folder_lands_where_its_path_points(tmp_path, monkeypatch, place):
+    """Links stay links; what cannot be renamed keeps its place, and what is hidden in it."""
+    target = real = tmp_path / "x"
+    if place in ("link", "dangling"):
+        real = tmp_path / "big" / "x"
+        real.parent.mkdir()
+        target.symlink_to("big/x")
+    if place not in ("dangling", "empty"):
+        written(real, "old")
+        (real / "manifest.json").write_text("old")
+        (real / "older").mkdir()
+    if place == "hidden":
+        (real / ".git").mkdir()
+        (real / ".git" / "HEAD").write_text("kept")
+    before = real.stat().st_ino if real.exists() else None
+    if place == "mount":
+        monkeypatch.setattr(os.path, "ismount", lambda path: path == real)
+    if place == "here":
+        monkeypatch.chdir(real)
+    if place == "parent":
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    rename, refused = os.rename, {"busy": errno.EBUSY, "moved": errno.EXDEV}
+
+    def refuse(path, other):
+        if real in (Path(path), Path(other)) and place in refused:
+            raise OSError(refused[place], "no")
+        rename(path, other)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    staging = written(tmp_path / ".partial-x", "new")
+    (staging / "manifest.json").write_text("new")
+    io.publish_folder(staging, target)
+    new = {"sub/file": "new", "manifest.json": "new"}
+    assert contents(real) == new | ({".git/HEAD": "kept"} if place == "hidden" else {})
+    assert not (real / "older").exists() and target.is_symlink() == (real != target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["big", "x"] if real != target else ["x"])
+    if place in ("mount", "busy", "moved", "parent", "here", "hidden"):
+        assert real.stat().st_ino == before
+
+
+def test_a_folder_that_keeps_its_place_is_put_back_where_that_fails(tmp_path, monkeypatch):
+    target, staging = written(tmp_path / "x", "old"), written(tmp_path / ".partial-x", "new")
+    (staging / "zero").write_text("")
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == target)
+    move = shutil.move
+
+    def full(path, other):
+        if path.name == "zero":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        move(path, other)
+
+    monkeypatch.setattr(shutil, "move", full)
+    with pytest.raises(OSError, match="No space"):
+        io.publish_folder(staging, target)
+    assert contents(target) == {"sub/file": "old"} and len(list(target.iterdir())) == 1
+
+
+def test_a_file_is_written_where_its_path_points(tmp_path):
+    (tmp_path / "link").symlink_to("real")
+    for _ in range(2):  # a dangling one, and one to a file
+        io.write_atomic(tmp_path / "link", "text")
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "text"
+    (tmp_path / "null").symlink_to(os.devnull)
+    io.write_atomic(tmp_path / "null", "text")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode) and len(list(tmp_path.iterdir())) == 3
+
+
+def test_parents_go_again_where_nothing_came_of_them(tmp_path):
+    for left in (False, True):
+        with pytest.raises(ValueError), io.made_parents(tmp_path / "a" / "b" / "c"):
+            (tmp_path / "a" / "b" / "c").touch() if left else None
+            raise ValueError
+        assert (tmp_path / "a").exists() == left
+
+
+@pytest.mark.parametrize(
+    "place, message",
+    [("file", "is a file"), ("file/below/it", "is a file"), ("loop", "leads back"), ("loop/x", "leads back")],
+)
+def test_what_can_be_no_folder_is_refused(tmp_path, place, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match=f"^output_dir: .*{message}.*; give"):
+        io.check_writable(tmp_path / place)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("~", "HOME"),
+        ("~/x y/z", "HOME/x y/z"),
+        ("$DATA/a.txt", "/d/a.txt"),
+        ("${DATA}s/$SUB", "/ds/s"),
+        ("$TILDE/x", "HOME/x"),
+        ("out/$SUB/~", "out/s/~"),
+        ("cost$5", "cost$5"),
+        ("a$NOPE.txt", "a$NOPE.txt"),  # a file of that name is there
+        ("dir$NOPE/new/x", "dir$NOPE/new/x"),  # as its folder
+        ("dir$NOPE/$SUB", "dir$NOPE/s"),
+        ("./~/x", "CWD/~/x"),
+        ("org/name", "org/name"),
+        ("data/[v1]*?#%20\n", "data/[v1]*?#%20\n"),
+        ("$NOPE/x", "'$NOPE/x' names the variable NOPE, which is not set; set it"),
+        ("$EMPTY/x", "the variable EMPTY"),
+        ("${NO PE}", "the variable NO PE"),
+        ("~no_such_user/x", "home of a user who is not known"),
+        (" ", "an empty path; give one"),
+    ],
+)
+def test_a_path_is_what_a_shell_would_make_of_it(tmp_path, monkeypatch, text, expected):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("HOME", "/home/me"), ("DATA", "/d"), ("SUB", "s"), ("TILDE", "~"), ("EMPTY", "")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NOPE", raising=False)
+    (tmp_path / "a$NOPE.txt").touch()
+    (tmp_path / "dir$NOPE").mkdir()
+    try:
+        found = io.user_path(text, "field")
+    except InputError as error:
+        assert str(error).startswith("field: ") and expected in str(error)
+    else:
+        assert found == expected.replace("HOME", "/home/me").replace("CWD", str(tmp_path))
 
 
 def test_a_lock_is_one_process_s_until_that_ends(tmp_path):
