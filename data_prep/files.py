@@ -59,6 +59,24 @@ def ignore(name: str, reason: str) -> None:
     """A `Leave` that tells nobody."""
 
 
+_NAMED = 5  # of the files that are not read
+
+
+def count_unread(account: dict[str, Any], path: str, name: str, reason: str) -> None:
+    """Counts a file in or below `path` in account["files_not_read"]: number, by {reason: number}, names of the first five."""
+    files = account.setdefault("files_not_read", {"number": 0, "by": {}, "names": []})
+    files["number"] += 1
+    files["by"][reason] = files["by"].get(reason, 0) + 1
+    if files["number"] <= _NAMED:
+        files["names"].append(f"{name.removeprefix(path).lstrip('/:') or Path(name).name} ({reason})")
+
+
+def unread_line(files: dict[str, Any]) -> str:
+    """What `count_unread` has counted, in a line."""
+    names = ", ".join(files["names"]) + (", ..." if files["number"] > _NAMED else "")
+    return f"{files['number']:,} {'file' if files['number'] == 1 else 'files'} not read: {names}"
+
+
 def files_below(path: Path, leave: Leave = ignore) -> list[Path]:
     """The file itself, or the files below a folder in sorted order, hidden ones left out. Links are followed, and each
     folder read once. `leave` is told of what cannot be read."""

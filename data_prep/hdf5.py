@@ -25,7 +25,7 @@ from budget_trainer.core.errors import InputError
 from data_prep.block_folder import BlockFolder, BlockOptions
 from data_prep.cli import Output, Parser, command
 from data_prep.corpus import is_held_out
-from data_prep.files import files_below
+from data_prep.files import count_unread, files_below, form_of, unread_line
 from data_prep.filters import digest_of, find_duplicates, is_duplicate
 from data_prep.next_sentence import SentencePairs
 
@@ -39,9 +39,17 @@ class _Shards:
     """The files of one or several folders, all of one form. InputError: none, one that is damaged, or of another form."""
 
     def __init__(self, paths: Iterable[str]) -> None:
-        given = list(map(Path, paths))
-        found = [file for path in given for file in files_below(path)]
-        found = [file for file in found if file.suffix in (".hdf5", ".h5") or file in given]
+        self.sources: list[dict[str, Any]] = []
+        found: list[Path] = []
+        for path in paths:
+            account: dict[str, Any] = {}
+            leave = functools.partial(count_unread, account, path)
+            for file in files_below(Path(path), leave):
+                if file == Path(path) or file.suffix.lower() in (".hdf5", ".h5") or (form := _form_of(file)) == "hdf5":
+                    found.append(file)
+                else:
+                    leave(str(file), form or "no HDF5")
+            self.sources.append({"path": path, "kind": "hdf5", **({"account": account} if account else {})})
         self.train = [file for file in found if not file.name.startswith("test")]
         self.test = [file for file in found if file.name.startswith("test")]
         if not self.train:
@@ -81,6 +89,11 @@ def _unmasked(data: dict[str, np.ndarray], target: BlockFolder, file: Path) -> n
         fix = "give the vocabulary that the shards were made with"
         raise InputError(f"tokenizer: its ids are not those of {file}; {fix}")
     return ids
+
+
+def _form_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return form_of(stream)
 
 
 def _form(data: Any) -> tuple[int, bool]:
@@ -134,8 +147,7 @@ def _build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         train = _write_train(shards, copies, target, out)
     if not train["rows"]:
         raise InputError(f"input {' '.join(args.input)}: no block is left to train on; give more, or hold out less")
-    sources = [{"path": path, "kind": "hdf5"} for path in args.input]
-    return target.content(train, target.write_validation(held_out), sources)
+    return target.content(train, target.write_validation(held_out), shards.sources)
 
 
 def _copies(shards: _Shards, target: BlockFolder) -> Path:
@@ -200,6 +212,9 @@ def main(argv: list[str] | None) -> None:
     ]  # else the output may lie below the input
     content = output.write(functools.partial(_build, args), args.command_line, files)
     print(f"{output.summary(content)}; {content['splits']['train']['copies_dropped']:,} copies were dropped")
+    for source in content["sources"]:
+        if "account" in source:
+            print(f"{source['path']}: {unread_line(source['account']['files_not_read'])}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
-from data_prep.files import files_below, form_of, lines, members, plain_name
+from data_prep.files import count_unread, files_below, form_of, lines, members, plain_name, unread_line
 from data_prep.options import Options, flag
 from data_prep.prose import read_docstrings
 from data_prep.tables import JSON_LINES, TABLES, NoColumn, column_texts, table_form
@@ -27,7 +27,6 @@ from data_prep.tables import JSON_LINES, TABLES, NoColumn, column_texts, table_f
 KINDS = ("auto", "text", "books", "wikiextractor", "mediawiki", "docstrings", "dataset", "jsonl")
 # A document is held in memory while it is tokenised; a longer one (a dump without blank lines) is cut at a line end.
 MAX_DOCUMENT_CHARACTERS = 4_000_000
-_NAMES = 5  # of files that are not read, in the account
 # What lies beside texts. It is read where nothing else is there.
 _BESIDE = {
     "markdown": "md markdown rst",
@@ -140,8 +139,7 @@ class Source(Options):
         account = self.account
         told = [self._unbroken] if self._unbroken else []
         if files := account.get("files_not_read"):
-            names = ", ".join(files["names"]) + (", ..." if files["number"] > _NAMES else "")
-            told.append(f"{files['number']:,} {'file' if files['number'] == 1 else 'files'} not read: {names}")
+            told.append(unread_line(files))
         if count := account.get("replaced_characters"):
             told.append(f"{count:,} characters are not {self.encoding} and were replaced; --encoding names another")
         if count := account.get("documents_cut"):
@@ -149,11 +147,7 @@ class Source(Options):
         return told
 
     def _leave(self, name: str, reason: str) -> None:
-        files = self.account.setdefault("files_not_read", {"number": 0, "by": {}, "names": []})
-        files["number"] += 1
-        files["by"][reason] = files["by"].get(reason, 0) + 1
-        if files["number"] <= _NAMES:
-            files["names"].append(f"{name.removeprefix(self.path).lstrip('/:') or Path(name).name} ({reason})")
+        count_unread(self.account, self.path, name, reason)
 
     def _count(self, what: str, number: int = 1) -> None:
         if number:
@@ -373,7 +367,7 @@ def _find_kind(path: str, encoding: str) -> str:
         return data.pop() if len(data) == 1 else "dataset"
     found = kinds["texts"] or kinds["others"] or kinds["beside"]
     if not found:
-        what = f"no text, but {', '.join(left[:_NAMES])}" if left else "no files"
+        what = f"no text, but {', '.join(left[:5])}" if left else "no files"
         raise InputError(f"input {path}: {'the folder ' * here.is_dir()}holds {what}; give text or a table")
     return max(found, key=found.count) if many or found[0] != "books" else "text"
 

@@ -62,15 +62,23 @@ def rows_of(data, *columns):
     return blocks.__getitems__(range(blocks.rows))
 
 
-def test_masks_come_off_and_copies_go(text_rows, tokenizer, tmp_path):
+def test_masks_come_off_and_copies_go(text_rows, tokenizer, tmp_path, capsys):
     rows, sizes, loaded = text_rows
     half, shards = len(rows) // 2, tmp_path / "shards"
     shards.mkdir()
     for copy in range(3):  # dupe_factor
         write(shards / f"train_shard_{copy}.hdf5", rows[:half], sizes[:half], loaded, seed=copy)
     write(shards / "test_shard_0.hdf5", rows[half:], sizes[half:], loaded, seed=9)
+    (shards / "train_shard_1.hdf5").rename(shards / "train_shard_1.of 3")  # a file is what it holds
+    (shards / "README.md").write_text("Made by create_pretraining_data.")
+    (shards / "more.hdf5.gz").write_bytes(b"\x1f\x8b\x08")
     assert convert(shards, tokenizer, tmp_path / "out") == 0
     data = DataFolder.open(tmp_path / "out")
+    assert data.manifest["sources"][0]["account"]["files_not_read"]["names"] == [
+        "README.md (no HDF5)",
+        "more.hdf5.gz (gzip)",
+    ]
+    assert "shards: 2 files not read: README.md (no HDF5), more.hdf5.gz (gzip)\n" in capsys.readouterr().out
     assert sorted(map(tuple, rows_of(data, "input_ids")["input_ids"])) == sorted(map(tuple, rows[:half]))
     train = data.manifest["splits"]["train"]
     assert train["copies_dropped"] == 2 * half and train["rows"] == half and data.manifest["packing"] == "one_document"
