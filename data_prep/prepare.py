@@ -38,6 +38,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import fresh_folder, fsync, hold_folder, write_json_atomic
 from data_prep.block_folder import BlockFolder
 from data_prep.cli import Output, Parser, command
