@@ -332,8 +332,9 @@ def hold_folder(folder: Path, keep: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):
-                keep or path.unlink()
+            if not keep:
+                with suppress(OSError):
+                    path.unlink()
 
 
 def _holder(path: Path) -> str:
