@@ -51,7 +51,7 @@ from data_prep.tokenizer_training import train_tokenizer
 
 def _prepare(recipe: DataRecipe, inputs: list[str | Path | None], command: str) -> None:
     """Run the stages that are not done yet. `inputs` must not be where the output is."""
-    output, work = recipe.output.path, recipe.output.beside("work")
+    output, work = recipe.output.path, recipe.output.work
     done = recipe.is_done()
     if not done:
         recipe.output.check(inputs)  # before any work is done for it
