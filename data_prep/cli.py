@@ -33,7 +33,7 @@ from budget_trainer.core.io import (
 from budget_trainer.data.folder import FORMAT_VERSION
 from data_prep.sources import Source
 
-_SOURCE_FLAGS = ("kind", "errors", "encoding", "documents_end", "dataset_config", "dataset_split", "text_column")
+_SOURCE_FLAGS = tuple("kind errors encoding documents_end dataset_config dataset_split text_column drop_holes".split())
 _LIBRARIES = ("datasets", "numpy", "pyarrow", "tokenizers", "transformers")
 # What a stage makes: the file by which it is told, and the names of all that is in it.
 _MADE = {
@@ -64,21 +64,19 @@ class Output:
     def _target(self) -> Path:
         return Path(os.path.realpath(self.path))
 
-    @property
-    def work(self) -> Path:
-        """The folder `<path>.work`, or `.work` inside of a `path` that keeps its place: for work that can be gone on with."""
+    def beside(self, name: str) -> Path:
+        """The folder `<path>.<name>` for what is not finished; `.<name>` inside of a `path` that keeps its place."""
         target = self._target
-        work = target / ".work" if keeps_its_place(target) else target.with_name(f"{target.name}.work")
-        return Path(os.path.realpath(work))
+        inside = keeps_its_place(target)
+        return Path(os.path.realpath(target / f".{name}" if inside else target.with_name(f"{target.name}.{name}")))
 
     def check(self, inputs: Iterable[str | Path | None] = ()) -> None:
         """InputError where `path` cannot be written, holds something else or a `what` that must not be replaced, or is one of
-        `inputs`, has one inside, or is inside of a data folder of these. Of them, what is no path is passed over."""
+        the folders `inputs`, inside of one, or has one inside. Of these, what is no path is passed over."""
         target = self._target
         for path in inputs:
             source = Path(os.path.realpath(path or ""))
-            within = source in target.parents and (source / "manifest.json").exists()  # of a corpus it is left out
-            if path and source.exists() and (within or target == source or target in source.parents):
+            if path and source.exists() and (target == source or source in target.parents or target in source.parents):
                 raise InputError(f"output_dir {self.path} and input {path} overlap; give a path outside of it")
         if target.is_file():
             raise InputError(f"output_dir {self.path} exists and is no {self.what}; give another path")
@@ -98,13 +96,13 @@ class Output:
         """Gives a new folder, `aside` or one beside `path`, that takes its place when the block ends well and vanishes when it
         does not. InputError as `check`."""
         self.check(inputs)
-        target = self._target
-        name = f".partial-{target.name}-{secrets.token_hex(4)}"  # on another machine a process may have our number
-        partial = aside or (target if keeps_its_place(target) else target.parent) / name
+        partial = aside or self.beside(
+            f"partial-{secrets.token_hex(4)}"
+        )  # another process may have our number, elsewhere
         with made_parents(partial):
             try:
                 yield fresh_folder(partial)
-                publish_folder(partial, target, self.mark.name)
+                publish_folder(partial, self._target, self.mark.name)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 

@@ -26,7 +26,7 @@ from data_prep.tokenizer_training import TokenizerOptions
 
 _FORMAT = 3  # raise it when the same recipe comes to give other blocks
 SOURCE_KEYS = tuple(
-    "input kind errors encoding documents dataset_config dataset_split text_column max_documents".split()
+    "input kind errors encoding documents dataset_config dataset_split text_column max_documents templates drop_holes".split()
 )
 _POSITIVE = (1e-6, math.inf)
 

@@ -23,6 +23,7 @@ from data_prep.files import count_unread, files_below, form_of, lines, members, 
 from data_prep.options import Options, flag
 from data_prep.prose import read_docstrings
 from data_prep.tables import JSON_LINES, TABLES, NoColumn, column_texts, table_form
+from data_prep.templates import Lost, check_pattern, templates_line
 
 KINDS = ("auto", "text", "books", "wikiextractor", "mediawiki", "docstrings", "dataset", "jsonl")
 # A document is held in memory while it is tokenised; a longer one (a dump without blank lines) is cut at a line end.
@@ -56,7 +57,9 @@ class Source(Options):
     what the `datasets` library must keep on disk. `num_proc`: processes that convert the pages of a MediaWiki dump; the
     documents do not depend on it. `documents_end`: of a text file. `dropped`: pages of a dump that the last reading left out,
     by reason. `account`: what it lost besides, in the types of JSON: files_not_read {number, by {reason: number}, names},
-    replaced_characters, documents_cut. InputError: nothing there, a kind that it cannot be, or an unknown encoding."""
+    replaced_characters, documents_cut, templates {left_out, sentences, with_a_hole, sentences_dropped, most {name: number}}.
+    `templates`: patterns by a template's name, as in data_prep.templates. InputError: nothing there, a kind that it cannot be,
+    an unknown encoding, or a pattern that is none."""
 
     path: str
     kind: str = flag("auto", "form of the input; auto looks and says what it found", KINDS)
@@ -76,11 +79,18 @@ class Source(Options):
     cache_dir: Path | None = None
     num_proc: int = 1
     max_documents: int | None = flag(None, "it ends behind so many")
+    templates: dict | None = flag(
+        None, "what templates of a MediaWiki dump show, by name; goes before what is known of them"
+    )
+    drop_holes: bool = flag(True, "drop sentences of a MediaWiki dump that lost words of a template or formula")
     dropped: dict[str, int] = field(default_factory=dict, init=False)
     account: dict[str, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._lost = Lost()
+        for name, pattern in (self.templates or {}).items():
+            check_pattern(str(name), pattern)
         try:
             "".encode(self.encoding)
         except (LookupError, ValueError):
@@ -99,7 +109,7 @@ class Source(Options):
         empty = True
         self.dropped.clear()
         self.account.clear()
-        self._unbroken = ""
+        self._lost, self._unbroken = Lost(), ""
         # Averaged over the whole reading: in between, others work with what was read.
         size = None
         by_library = self.kind == "dataset" and self._is_for_library()
@@ -137,11 +147,15 @@ class Source(Options):
     def _left_out(self) -> list[str]:
         """A line for each loss of the reading."""
         account = self.account
+        if self._lost.templates:
+            account["templates"] = self._lost.account(self.drop_holes)
         told = [self._unbroken] if self._unbroken else []
         if files := account.get("files_not_read"):
             told.append(unread_line(files))
         if count := account.get("replaced_characters"):
             told.append(f"{count:,} characters are not {self.encoding} and were replaced; --encoding names another")
+        if "templates" in account:
+            told.append(templates_line(account["templates"]))
         if count := account.get("documents_cut"):
             told.append(f"documents cut at {MAX_DOCUMENT_CHARACTERS:,} characters: {count:,}")
         return told
@@ -161,7 +175,9 @@ class Source(Options):
         elif self.kind == "mediawiki":
             from data_prep.mediawiki import read_articles  # late: only this kind needs the parser
 
-            yield from read_articles(path, self.errors, self.num_proc, self.dropped, advance, self._leave)
+            more = tuple((str(name), pattern) for name, pattern in (self.templates or {}).items())
+            how = (path, self.errors, self.num_proc, self.dropped, advance, self._leave)
+            yield from read_articles(*how, more, self.drop_holes, self._lost)
         elif self.kind in ("dataset", "jsonl"):
             yield from map(_lines_of_text, self._table_rows(advance))
         else:
