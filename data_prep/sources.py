@@ -214,9 +214,9 @@ class Source(Options):
                 document.append(paragraph)
                 size += len(paragraph)
         if self.kind == "text" and ends == 1 and number > 1000 and not self._unbroken:
-            name = Path(self._reading).name
+            where = "" if self._reading == str(Path(self.path)) else f"{plain_name(self._reading)}: "
             what = f"{number:,} lines and no blank line: one document; if each line is one, give --documents lines"
-            self._unbroken = f"{name}: {what}"
+            self._unbroken = where + what
 
     def _members(self, advance: Callable[[int], object]) -> Iterator[tuple[str, BufferedReader]]:
         """What the kind reads of the files; `_leave` is told of the others. A file that was given itself is always read, and
@@ -256,7 +256,7 @@ class Source(Options):
         if self.kind == "jsonl":
             return "" if JSON_LINES.search(plain) or table_form(name, stream, form) == "json" else "no JSON"
         suffix = Path(plain).suffix.lower()
-        what = "about the files" if _ABOUT.fullmatch(plain) else _BESIDE_SUFFIX.get(suffix, "")
+        what = _BESIDE_SUFFIX.get(suffix, "about the files" if _ABOUT.fullmatch(plain) else "")
         return what or ("no .txt" if self.kind == "books" and suffix != ".txt" else "")
 
     def _table_rows(self, advance: Callable[[int], object]) -> Iterator[str]:

@@ -543,9 +543,9 @@ def test_what_lies_beside_is_counted_and_named(tmp_path, capsys):
     }
     _write(tmp_path / "c", {"a.txt": WIKI, "b": WIKI, "in/c.text": WIKI, **beside, ".git/x": png})
     documents, account = _source(tmp_path / "c")
-    by = {"about the files": 2, "table": 1, "program": 1, "png": 1}
+    by = {"about the files": 1, "markdown": 1, "table": 1, "program": 1, "png": 1}
     assert documents == WIKI_DOCUMENTS * 3 and account["files_not_read"]["by"] == by
-    named = "LICENSE (about the files), README.md (about the files), metadata.csv (table), s.py (program), x.png (png)"
+    named = "LICENSE (about the files), README.md (markdown), metadata.csv (table), s.py (program), x.png (png)"
     assert f"{tmp_path / 'c'}: 5 files not read: {named}\n" in capsys.readouterr().out
     _tar(tmp_path / "c.tar", tmp_path / "c")
     documents, account = _source(tmp_path / "c.tar", "text")
