@@ -94,7 +94,9 @@ def test_no_such_folder_and_no_such_data_set(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"sentence1": "A."}')
     (tmp_path / "v[1]").mkdir()
     for name in ("rows.jsonl", "v[1]"):  # not asked for on the Hub, not taken for a pattern
-        with pytest.raises(InputError, match="dataset_name: .* is a file, or its path holds .*; give a folder of another"):
+        with pytest.raises(
+            InputError, match="dataset_name: .* is a file, or its path holds .*; give a folder of another"
+        ):
             load_task(TASKS["RTE"], dataset_name=str(tmp_path / name))
 
 
