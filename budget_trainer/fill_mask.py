@@ -7,6 +7,7 @@ from typing import Any
 
 from budget_trainer.core.command import Parser, run_command
 from budget_trainer.core.errors import InputError
+from budget_trainer.data.whole_words import vocabulary_size
 
 EXAMPLES = (
     "Returns a [MASK] of all the values.",
@@ -47,8 +48,8 @@ def fill_mask(folder: str, texts: Sequence[str], top: int = 3) -> list[list[tupl
         raise InputError(
             f"model: {folder} lacks {len(new)} weights of its head ({new[0]}, ...); give a whole checkpoint"
         )
-    if len(tokenizer) > model.config.vocab_size:
-        has = f"has a tokenizer of {len(tokenizer):,} tokens and a vocabulary of {model.config.vocab_size:,}"
+    if (size := vocabulary_size(tokenizer)) > model.config.vocab_size:
+        has = f"has a tokenizer of {size:,} tokens and a vocabulary of {model.config.vocab_size:,}"
         raise InputError(f"model: {folder} {has}; put the model's own tokenizer there")
     answers = []
     for text in texts:

@@ -14,6 +14,7 @@ import numpy as np
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
+from budget_trainer.data.whole_words import vocabulary_size
 from data_prep.corpus import END_CHARACTERS, HELD_OUT_RULE, TokenGroup, is_held_out
 from data_prep.encoding import Encoder, load_tokenizer, special_ids
 from data_prep.files import read_lines
@@ -74,7 +75,8 @@ class BlockFolder:
         self.tokenizer.save_pretrained(folder / "tokenizer")
         self.tokenizer_file = folder / "tokenizer" / "tokenizer.json"
         self.special_ids = special_ids(self.tokenizer)
-        self.dtype = "uint16" if len(self.tokenizer) <= 2**16 else "uint32"
+        self.vocab_size = vocabulary_size(self.tokenizer)
+        self.dtype = "uint16" if self.vocab_size <= 2**16 else "uint32"
         self.cache = folder / "cache"
         self.cache.mkdir()
         self._folder = folder
@@ -132,7 +134,7 @@ class BlockFolder:
             "validation_block_size": options.validation_block_size,
             "packing": options.packing,
             "dtype": self.dtype,
-            "vocab_size": len(self.tokenizer),
+            "vocab_size": self.vocab_size,
             "special_ids": self.special_ids,
             "tokenizer": {"folder": "tokenizer", "sha256": sha256(self.tokenizer_file)},
             # How documents were held out: folders that are merged must agree in it.

@@ -85,7 +85,7 @@ def _unmasked(data: dict[str, np.ndarray], target: BlockFolder, file: Path) -> n
     ids[data["input_mask"] == 0] = special["pad"]
     last = data["input_mask"].astype(bool).sum(1) - 1
     framed = (ids[:, 0] == special["cls"]).all() and (ids[np.arange(len(ids)), last] == special["sep"]).all()
-    if not framed or ids.min() < 0 or ids.max() >= len(target.tokenizer):
+    if not framed or ids.min() < 0 or ids.max() >= target.vocab_size:
         fix = "give the vocabulary that the shards were made with"
         raise InputError(f"tokenizer: its ids are not those of {file}; {fix}")
     return ids

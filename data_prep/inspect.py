@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.output import png_figure
 from data_prep.cli import Output, Parser, command
-from data_prep.encoding import Encoder
 from data_prep.folders import FinishedFolder
 
 _FRAME = ("pad", "cls", "sep")  # tokens that stand for no text
@@ -38,7 +38,7 @@ def _inspect(
         raise InputError(f"split {split}: data folder {folder.path} has no {split} rows; give --split train")
     layout, total = folder.layout(split), int(entry["rows"])
     reader = folder.reader(split, layout)
-    tokenizer = Encoder(str(folder.path / manifest["tokenizer"]["folder"] / "tokenizer.json")).backend
+    tokenizer = Tokenizer.from_file(str(folder.path / manifest["tokenizer"]["folder"] / "tokenizer.json"))
     counts = _Counts(layout.length, folder.vocab_size, folder.special_ids, tuple(layout.dtypes))
     number = min(total, max_rows or total)
     with tqdm(desc="counting", total=number, unit=" rows", disable=None) as progress:

@@ -14,6 +14,7 @@ from transformers.utils import logging as hf_logging
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
+from budget_trainer.data.whole_words import vocabulary_size
 from budget_trainer.glue.tasks import Task
 from budget_trainer.model.attention import fuse_attention
 from budget_trainer.model.build import position_offset
@@ -157,7 +158,7 @@ def _config(folder: Path, tokenizer: PreTrainedTokenizerBase, max_seq_length: in
         if positions < max_seq_length:
             beyond = f"{max_seq_length} is beyond the {positions} tokens of {folder}"
             raise InputError(f"max_seq_length: {beyond}; give --max_seq_length {positions}")
-    if len(tokenizer) > config.vocab_size:
-        more = f"its {len(tokenizer)} tokens are more than the {config.vocab_size} of {folder}"
+    if (size := vocabulary_size(tokenizer)) > config.vocab_size:
+        more = f"its {size} tokens are more than the {config.vocab_size} of {folder}"
         raise InputError(f"tokenizer_name: {more}; give the model's own tokenizer")
     return config

@@ -154,7 +154,7 @@ def build_model(
 
     Args:
         model_type: bert-mlm, one of `sparse.HEADS`, or any type that AutoModelForMaskedLM knows.
-        vocab_size: len(tokenizer); rows are added up to a multiple of `pad_vocab_to_multiple_of` and never predicted.
+        vocab_size: `vocabulary_size(tokenizer)`; rows up to a multiple of `pad_vocab_to_multiple_of` are never predicted.
         special_ids: token ids named pad, unk, cls, sep and mask.
         sparse_mask_prediction: False computes the logits of every position first; same loss, for comparison.
         add_nsp: with the pooler and head of next-sentence prediction (bert and megatron-bert; see `next_sentence`).

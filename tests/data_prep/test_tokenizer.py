@@ -13,9 +13,10 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.data.whole_words import continues_word
+from budget_trainer.data.folder import DataFolder
+from budget_trainer.data.whole_words import continues_word, vocabulary_size
 from budget_trainer.fill_mask import fill_mask
-from data_prep import inspect
+from data_prep import blocks, inspect
 from data_prep import tokenizer as stage
 from data_prep.corpus import split_sentences
 from data_prep.encoding import Encoder, load_tokenizer, special_ids
@@ -322,6 +323,80 @@ def test_existing_output_is_kept(tmp_path, corpus, tokenizer, capsys):
     assert "exists and is no tokenizer" in error_of(stage.main, [*argv, tmp_path, "--overwrite"], capsys)
 
 
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("kind", TYPES)
+def test_special_tokens_in_a_text_are_text(trained, kind, lowercase):
+    encoder = Encoder(str(trained(kind, lowercase) / "tokenizer.json"))
+    texts = ["two [MASK] times [SEP]", "[CLS]new", f"not [PAD] {ENGLISH}"]
+    ids = encoder.encode(texts)
+    assert not {0, 2, 3, 4} & set(np.concatenate(ids).tolist())
+    assert encoder.special_tokens(texts) == {"[MASK]": 1, "[SEP]": 1, "[CLS]": 1, "[PAD]": 1}
+    assert not encoder.special_tokens([ENGLISH])
+    assert encoder.unknown == (None if kind == "bpe" else 1)
+    assert [encoder.is_unknown(character) for character in "t\u4e2d"] == [False, kind != "bpe"]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (["the", "b"], "line 9 repeats line 6 ('the'): their ids stay unused"),
+        (["", "b"], "1 blank lines: their ids stay unused"),
+        (["\u3000", "b", ""], "a lowercase vocabulary"),
+    ],
+)
+def test_a_line_of_a_vocabulary_is_an_id(tmp_path, corpus, capsys, change, said):
+    """The largest id counts, not how many entries there are; a byte-order mark is no part of the first."""
+    words_of_text = list(dict.fromkeys(corpus.read_text().lower().split()))[:500]
+    lines = [*SPECIAL_TOKENS, "the", *"ac", *change, *words_of_text]
+    (tmp_path / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+    argv = {"input": corpus, "tokenizer": tmp_path / "vocab.txt", "output_dir": tmp_path / "o", "num_proc": 1}
+    assert blocks.main(words({**argv, "validation_fraction": 0.1})) == 0
+    assert said in capsys.readouterr().out
+    folder = DataFolder.open(tmp_path / "o")
+    tokenizer = folder.load_tokenizer()
+    assert folder.vocab_size == len(lines) == vocabulary_size(tokenizer) == len(continues_word(tokenizer))
+    assert tokenizer.convert_tokens_to_ids(["[PAD]", "b"]) == [0, lines.index("b")]
+    assert folder.unigram_counts().sum() > 0
+    folder.manifest["vocab_size"] = 10  # as older versions counted
+    with pytest.raises(InputError, match="is beyond its vocabulary of 10; make the folder anew"):
+        folder.unigram_counts()
+
+
+@pytest.mark.parametrize(
+    "entries, text, kind",
+    [
+        (["\ud55c\uad6d\uc5b4", "##\ub97c"], "\ud55c\uad6d\uc5b4\ub97c", "caseless"),
+        (["caf\u00e9", "##s"], "Caf\u00e9s", "lowercase"),
+    ],
+)
+def test_a_vocabulary_with_marks_keeps_them(tmp_path, capsys, entries, text, kind):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *entries]), encoding="utf-8")
+    assert load_tokenizer(str(tmp_path)).tokenize(text) == entries
+    assert f"a {kind} vocabulary with accents and marks, which stay" in capsys.readouterr().out
+
+
+def test_a_tokenizer_is_checked_when_it_is_loaded(tmp_path, trained, capsys):
+    shared = AutoTokenizer.from_pretrained(trained("bpe"))
+    shared.pad_token = shared.sep_token
+    shared.save_pretrained(tmp_path / "shared")
+    (tmp_path / "pieces").mkdir()
+    (tmp_path / "pieces" / "spiece.model").write_bytes(b"\n\x0e")
+    named = {"shared": "pad and sep are both '\\[SEP\\]' \\(id 3\\); give each a token of its own"}
+    for name in ("pieces", "pieces/spiece.model"):
+        named[name] = "holds a sentencepiece model alone \\(spiece.model\\); load it where sentencepiece"
+    for name, message in named.items():
+        with pytest.raises(InputError, match=message):
+            load_tokenizer(str(tmp_path / name))
+    own = AutoTokenizer.from_pretrained(trained("wordpiece"))
+    own.save_pretrained(tmp_path / "own")
+    content = json.loads((tmp_path / "own" / "tokenizer.json").read_text(encoding="utf-8"))
+    content["normalizer"] = {"type": "Lowercase"}  # BertTokenizer makes it anew: this one is not used
+    (tmp_path / "own" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    assert not capsys.readouterr().out
+    load_tokenizer(str(tmp_path / "own"))
+    assert "its class BertTokenizer reads 'Caf\u00e9" in (said := capsys.readouterr().out) and said.count("\n") == 1
+
+
 def test_encoding_is_that_of_the_library(tokenizer, corpus, tmp_path):
     """Word by word for BERT's; a byte-level BPE's words are not apart."""
     bpe = ByteLevelBPETokenizer()
@@ -329,9 +404,10 @@ def test_encoding_is_that_of_the_library(tokenizer, corpus, tmp_path):
     bpe.save(str(tmp_path / "tokenizer.json"))
     assert special_ids(load_tokenizer(str(tmp_path))) == {"pad": 1, "unk": 3, "cls": 0, "sep": 2, "mask": 4}
     documents = list(read_documents(corpus))[:50]
-    odd = [*ODD, "a [MASK] b [CLS]c", CONTROL, "x" * 300 + " supercalifragilistic"]
+    odd = [*ODD, "a [MASK] b [CLS]c <s>d<mask>", CONTROL, "x" * 300 + " supercalifragilistic"]
     for folder in (tokenizer, tmp_path):
         encoder, reference = Encoder(str(folder / "tokenizer.json")), load_tokenizer(str(folder))
         for batch in (documents, odd[:1], odd[2:], documents, odd):
-            expected = [reference(text, add_special_tokens=False, verbose=False)["input_ids"] for text in batch]
+            plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+            expected = [reference(text, **plain)["input_ids"] for text in batch]
             assert [ids.tolist() for ids in encoder.encode(batch)] == expected
