@@ -15,6 +15,7 @@ import numpy as np
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
 from budget_trainer.data.whole_words import vocabulary_size
+from data_prep import losses
 from data_prep.corpus import END_CHARACTERS, HELD_OUT_RULE, TokenGroup, is_held_out
 from data_prep.encoding import Encoder, load_tokenizer, special_ids
 from data_prep.files import read_lines
@@ -32,6 +33,7 @@ PACKERS: dict[str, type[Packer]] = {
 }
 _Facts = dict[str, Any]  # for the manifest
 _HELD_OUT = "validation.txt"  # the text of the validation blocks, so that any other model can be scored on it
+_CHECKED_BYTES = 64e6  # of text, between two looks at what was lost
 _SIZES = (16, 8192)
 _BELOW_ONE = (0, math.nextafter(1, 0))
 _PACKINGS = "several documents in a block, one only, one's whole sentences, or pairs for next-sentence prediction"
@@ -52,6 +54,9 @@ class BlockOptions(Options):
     )
     validation_block_size: int = flag(128, "128 is the pinned evaluation's", within=_SIZES)
     max_validation_blocks: int = flag(2000, "validation blocks beyond this are left out")
+    max_unknown: float = flag(
+        losses.REFUSE, "largest share of [UNK], or of letters that lose their mark", within=(0, 1)
+    )
 
     @property
     def held_out_fraction(self) -> float:
@@ -67,7 +72,8 @@ class BlockOptions(Options):
 class BlockFolder:
     """A data folder in the making, in an empty `folder`; all but manifest.json, whose content `write` returns.
 
-    special_ids: token ids by role. dtype: of stored token ids. cache: a folder for what is not kept; `content` deletes it."""
+    special_ids: token ids by role. dtype: of stored token ids. losses: what the tokenizer lost, as `Meter.count` says.
+    cache: a folder for what is not kept; `content` deletes it."""
 
     def __init__(self, folder: Path, tokenizer: str, options: BlockOptions) -> None:
         self.options = options
@@ -79,7 +85,8 @@ class BlockFolder:
         self.dtype = "uint16" if self.vocab_size <= 2**16 else "uint32"
         self.cache = folder / "cache"
         self.cache.mkdir()
-        self._folder = folder
+        self.losses = losses.none()
+        self._folder, self._name = folder, tokenizer
         self._by_ends = False  # what is held out are the ends of documents
 
     @property
@@ -88,6 +95,7 @@ class BlockFolder:
         options = self.options
         return {
             "tokenizer_file": str(self.tokenizer_file),
+            "unknown": self.special_ids.get("unk"),
             "dtype": self.dtype,
             "num_proc": options.num_proc,
             "fraction": options.held_out_fraction,
@@ -146,6 +154,7 @@ class BlockFolder:
             },
             "splits": {"train": train, "validation": validation},
             "sources": sources,
+            "losses": losses.facts(self.losses),
         }
 
     def shard_writer(self, columns: dict[str, str], scalars: tuple[str, ...]) -> ShardWriter:
@@ -154,16 +163,25 @@ class BlockFolder:
         columns = {"input_ids": self.dtype, **columns}
         return ShardWriter(self._folder, "train", options.num_shards, columns, options.block_size, scalars)
 
+    def check_losses(self) -> None:
+        """InputError where they are above max_unknown."""
+        losses.check(self.losses, self.options.max_unknown, self._name)
+
     def _write_train(self, groups: Iterable[TokenGroup], held_out: Path, sources: list[_Facts]) -> _Facts:
         options = self.options
         packer = PACKERS[options.packing](options.block_size, self.special_ids, options.short_seq_prob)
         writer = self.shard_writer(packer.columns, packer.scalars)
-        documents = text_bytes = tokens = 0
+        documents = text_bytes = tokens = checked = 0
         with held_out.open("w", encoding="utf-8", newline="\n") as out:
             for group in groups:
                 out.writelines(f"{document}\n" for document in group.held_out)
                 documents, text_bytes = documents + len(group.lengths), text_bytes + group.train_bytes
+                self.losses = losses.summed([self.losses, group.losses])
+                if text_bytes - checked > _CHECKED_BYTES:
+                    self.check_losses()
+                    checked = text_bytes
                 tokens += self.add_rows(writer, packer.add(group))
+        self.check_losses()
         tokens += self.add_rows(writer, packer.finish())
         if not writer.rows:
             paths = " ".join(source["path"] for source in sources)

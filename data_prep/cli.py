@@ -31,6 +31,7 @@ from budget_trainer.core.io import (
     publish_folder,
 )
 from budget_trainer.data.folder import FORMAT_VERSION
+from data_prep.losses import lines
 from data_prep.sources import Source
 
 _SOURCE_FLAGS = tuple("kind errors encoding documents_end dataset_config dataset_split text_column drop_holes".split())
@@ -128,6 +129,8 @@ class Output:
                 },
             }
             (folder / self.mark.name).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for line in lines(content):
+            print(line)
         return content
 
     def summary(self, content: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.encoding import I64, Encoder
+from data_prep.losses import Meter
 
 GROUP_CHARACTERS = 256 * 1024
 PART_BYTES = 128 * 1024**2
@@ -41,7 +42,8 @@ Select = Callable[[list[str], int, Encoder], tuple[list[str], list[I64] | None, 
 class TokenGroup:
     """ids [sum(lengths)] and lengths [training documents] in tokens, without special ones; documents without a token are
     left out. held_out: the texts of validation. sentences: the lengths of the documents' sentences, empty where they were not
-    asked for. removed: what a `Select` says that it took out."""
+    asked for. removed: what a `Select` says that it took out. losses: what the tokenizer lost of the training documents, as
+    `Meter.count` says."""
 
     ids: np.ndarray
     lengths: np.ndarray
@@ -49,6 +51,7 @@ class TokenGroup:
     held_out: list[str]
     sentences: np.ndarray
     removed: dict[str, Any]
+    losses: dict[str, Any] = field(default_factory=dict)
 
 
 def token_groups(
@@ -101,21 +104,25 @@ def read_tokens(files: Iterable[Path]) -> Iterator[TokenGroup]:
     for file in files:
         for table in datasets.Dataset.from_file(str(file)).with_format("arrow").iter(batch_size=1):
             arrays = {name: table[name].chunk(0).flatten().to_numpy() for name in ("ids", "lengths", "sentences")}
-            removed = json.loads(table["removed"][0].as_py())
+            accounts = {name: json.loads(table[name][0].as_py()) for name in ("removed", "losses")}
             others = {name: table[name][0].as_py() for name in ("train_bytes", "held_out")}
-            yield TokenGroup(**arrays, **others, removed=removed)
+            yield TokenGroup(**arrays, **others, **accounts)
 
 
 def tokenise_part(file: Path, target: Path | None = None, *, dtype: str, num_proc: int, **how: Any) -> list[Path]:
     """The files, in order, into which the groups of one part were tokenised; they lie beside `target` (the part), with its
-    stem. `how`: tokenizer_file; fraction, the share of documents held out, chosen by their hash; ends_from, where not 0: the
-    share `fraction` is of the ends of documents of so many characters; sentences, to tokenise sentence by sentence and say
-    where they end; a `Select` as select."""
+    stem. `how`: tokenizer_file; unknown, the id of its [UNK] if it has one; fraction, the share of documents held out, chosen
+    by their hash; ends_from, where not 0: the share `fraction` is of the ends of documents of so many characters; sentences,
+    to tokenise sentence by sentence and say where they end; a `Select` as select."""
     text = datasets.Dataset.from_file(str(file))
     lists = {"ids": dtype, "lengths": "int64", "held_out": "string", "sentences": "int64"}
     features = datasets.Features(
         {name: datasets.LargeList(datasets.Value(kind)) for name, kind in lists.items()}
-        | {"train_bytes": datasets.Value("int64"), "removed": datasets.Value("string")}
+        | {
+            "train_bytes": datasets.Value("int64"),
+            "removed": datasets.Value("string"),
+            "losses": datasets.Value("string"),
+        }
     )
     tokens = text.with_format("arrow").map(
         _tokenise_groups,
@@ -136,6 +143,11 @@ def tokenise_part(file: Path, target: Path | None = None, *, dtype: str, num_pro
 _encoder = functools.cache(Encoder)  # one per process: loading costs as much as tokenising a megabyte
 
 
+@functools.cache
+def _meter(tokenizer_file: str, unknown: int | None) -> Meter:
+    return Meter(_encoder(tokenizer_file), unknown)
+
+
 def _groups(documents: Iterable[str], characters: float) -> Iterator[list[str]]:
     group: list[str] = []
     size = 0
@@ -154,6 +166,7 @@ def _tokenise_groups(
     tokenizer_file: str,
     fraction: float,
     schema: pa.Schema,
+    unknown: int | None = None,
     ends_from: int = 0,
     sentences: bool = False,
     select: Select | None = None,
@@ -184,7 +197,9 @@ def _tokenise_groups(
         lengths = [sum(itertools.islice(sizes, len(document))) for document in texts]
         columns["lengths"].append([length for length in lengths if length])
         columns["sentences"].append([len(text) for text in encoded if len(text)] if sentences else [])
-        columns["train_bytes"].append(sum(len(document.encode()) for document in train))
+        raw = [document.encode() for document in train]
+        columns["train_bytes"].append(sum(map(len, raw)))
+        columns["losses"].append(json.dumps(_meter(tokenizer_file, unknown).count(raw, ids[-1])))
         columns["held_out"].append(held_out)
     borders = np.cumsum([0] + [len(group) for group in ids])
     arrays = {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}

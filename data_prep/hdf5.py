@@ -22,6 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
+from data_prep import losses
 from data_prep.block_folder import BlockFolder, BlockOptions
 from data_prep.cli import Output, Parser, command
 from data_prep.corpus import is_held_out
@@ -32,7 +33,7 @@ from data_prep.next_sentence import SentencePairs
 _NEEDED = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids")
 _LABELS = "next_sentence_labels"
 _ROWS = 4096  # at a time
-_FLAGS = ("num_shards", "validation_fraction", "validation_block_size", "max_validation_blocks")
+_FLAGS = ("max_unknown", "num_shards", "validation_fraction", "validation_block_size", "max_validation_blocks")
 
 
 class _Shards:
@@ -166,6 +167,7 @@ def _write_train(shards: _Shards, copies: Path | None, target: BlockFolder, held
     writer = target.shard_writer(columns, SentencePairs.scalars)
     fraction = target.options.held_out_fraction
     number = tokens = dropped = text_bytes = 0
+    frame = [target.special_ids[role] for role in ("pad", "cls", "sep")]
     for rows in tqdm(shards.rows(shards.train, target), desc="writing", unit=f"x{_ROWS} rows"):
         ids = rows["input_ids"]
         first = [row for row in range(len(ids)) if copies is None or not is_duplicate(copies, number + row)]
@@ -177,7 +179,11 @@ def _write_train(shards: _Shards, copies: Path | None, target: BlockFolder, held
             else:
                 train.append(row)
                 text_bytes += len(text.encode())
+        text = ids[train][~np.isin(ids[train], frame)]
+        unknown = {"tokens": int((text == target.special_ids.get("unk", -1)).sum()), "of": len(text)}
+        target.losses = losses.summed([target.losses, {"unknown": unknown}])
         tokens += target.add_rows(writer, {name: column[train] for name, column in rows.items()})
+    target.check_losses()
     split = writer.close_split(tokens, writer.rows, text_bytes)
     return {"columns": ["input_ids", *columns], **split, "copies_dropped": dropped}
 

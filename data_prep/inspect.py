@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.output import png_figure
+from data_prep import losses
 from data_prep.cli import Output, Parser, command
 from data_prep.folders import FinishedFolder
 
@@ -68,6 +69,7 @@ def _inspect(
         "validation_rows": manifest["splits"]["validation"]["rows"],
         "validation": manifest["validation"],
         "sources": manifest["sources"],
+        "losses": manifest.get("losses"),
         "made_by": manifest["command"],
         **_shares(folder, split, counts),
         "lengths": {name: lengths.summary() for name, lengths in counts.lengths.items()},
@@ -341,7 +343,12 @@ def main(argv: list[str] | None) -> None:
             content = json.dumps({**figures, "command": args.command_line}, indent=2, ensure_ascii=False)
             (target / "inspect.json").write_text(content + "\n", encoding="utf-8")
             _draw(figures, lengths, target / "inspect.png")
-    sections = [_fact_lines(figures), _length_table(figures, lengths), _token_table(figures)]
+    sections = [
+        _fact_lines(figures),
+        *filter(None, [losses.lines(folder.manifest)]),
+        _length_table(figures, lengths),
+        _token_table(figures),
+    ]
     sections += map(_sample_lines, figures["samples"])
     print("\n\n".join("\n".join(lines) for lines in sections))
 

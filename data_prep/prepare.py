@@ -20,7 +20,7 @@ line wins over the file, whose keys are:
   piece_megabytes            text between two points from which the work can go on (128)
   keep_work                  keep the folder of the work, so that other blocks from the same documents take less time (false)
   block_size, packing, short_seq_prob, num_shards, num_proc, validation_fraction, validation_text, validation_block_size,
-  max_validation_blocks, overwrite       see data_prep.blocks
+  max_validation_blocks, max_unknown, overwrite  see data_prep.blocks
 """
 
 from __future__ import annotations

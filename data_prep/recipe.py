@@ -105,7 +105,8 @@ class DataRecipe(Options):
         }
         if stage == "tokens":
             return json_types(key)
-        options = {name: value for name, value in asdict(self.blocks).items() if name != "num_proc"}  # no result
+        no_result = ("num_proc", "max_unknown")
+        options = {name: value for name, value in asdict(self.blocks).items() if name not in no_result}
         text = self.blocks.validation_text
         return json_types({**key, "blocks": options, "validation_files": _state(text) if text else None})
 

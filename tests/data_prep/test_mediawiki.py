@@ -276,7 +276,7 @@ def test_the_result_does_not_depend_on_the_processes(read, tokenizer, tmp_path, 
     one, two = read(many()), read(many(), num_proc=2)
     assert one == two and len(one[0]) == 60 and one[1] == {"redirect": 1}
     (tmp_path / "a.xml").write_text(many())
-    flags = {"input": tmp_path / "a.xml", "tokenizer": tokenizer, "num_proc": 2, "num_shards": 1}
+    flags = {"input": tmp_path / "a.xml", "tokenizer": tokenizer, "num_proc": 2, "num_shards": 1, "max_unknown": 1}
     assert blocks.main(words({**flags, "output_dir": tmp_path / "out", "validation_fraction": 0})) == 0
     assert "a.xml: read as mediawiki" in capsys.readouterr().out
     (entry,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["sources"]

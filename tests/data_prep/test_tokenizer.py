@@ -114,7 +114,7 @@ def test_small_corpus_says_so(tmp_path, capsys):
     out = tmp_path / "tokenizer"
     assert stage.main(["--input", str(tmp_path / "t.txt"), "--output_dir", str(out)]) == 0
     assert "--vocab_size 8192: no other piece occurs twice in the text" in capsys.readouterr().out
-    assert sorted(file.name for file in out.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert sorted(file.name for file in out.iterdir()) == ["losses.json", "tokenizer.json", "tokenizer_config.json"]
 
 
 @pytest.mark.parametrize("kind", TYPES)
