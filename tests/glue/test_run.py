@@ -168,14 +168,14 @@ def test_training_alone_keeps_the_last_weights(finetune, tmp_path):
 
 
 def test_a_budget_ends_the_run_in_time(finetune):
-    code, result = finetune(num_train_epochs=100000, total_training_time="15s", max_steps=-1)
+    code, result = finetune(num_train_epochs=100000, total_training_time="10s", max_steps=-1)
     assert code == 0 and result["stopped_by"] == "budget"
-    assert 11 < result["seconds"]["total"] <= 15.0 == result["budget_seconds"]
+    assert 7 < result["seconds"]["total"] <= 10.0 == result["budget_seconds"]
     code, result = finetune("--overwrite_output_dir", num_train_epochs=1, total_training_time="1h")
     assert code == 0 and result["stopped_by"] == "num_train_epochs" and result["steps"] == 8
 
 
-@pytest.mark.parametrize(("epochs", "time"), [(100000, "12s"), (3, "1h"), (3, None)])
+@pytest.mark.parametrize(("epochs", "time"), [(100000, "9s"), (3, "1h"), (3, None)])
 def test_the_rate_is_down_at_whichever_end_comes_first(options, epochs, time):
     steps = {"eval_strategy": "no", "logging_steps": 1, "warmup_steps": 0.1, "lr_scheduler_type": "polynomial"}
     limit = {} if time is None else {"total_training_time": time}

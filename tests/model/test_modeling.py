@@ -230,9 +230,9 @@ def test_recipe_keys_reach_the_native_config():
         (
             "fnet",
             {"attention_probs_dropout_prob": 0.1, "model_config": {"colour": 1}},
-            "'colour' is unknown .*; num_attention_heads=2 .* leave it out; attention_probs_dropout_prob=0.1 .*set it to 0",
+            "'colour' is unknown .*; attention_probs_dropout_prob=0.1 .*set it to 0; num_attention_heads=2 .* leave it out$",
         ),
-        ("xlm", {"initializer_range": 0.02}, "intermediate_size=48 .*; initializer_range=0.02 .*: leave it out$"),
+        ("xlm", {"initializer_range": 0.02}, "initializer_range=0.02 .*; intermediate_size=48 .*: leave it out$"),
         (
             "bert",
             {"hidden_size": 0, "num_attention_heads": 0},
