@@ -65,19 +65,21 @@ class Output:
     def _target(self) -> Path:
         return Path(os.path.realpath(self.path))
 
-    def beside(self, name: str) -> Path:
-        """The folder `<path>.<name>` for what is not finished; `.<name>` inside of a `path` that keeps its place."""
+    @property
+    def work(self) -> Path:
+        """The folder `<path>.work`, or `.work` inside of a `path` that keeps its place: for work that can be gone on with."""
         target = self._target
-        inside = keeps_its_place(target)
-        return Path(os.path.realpath(target / f".{name}" if inside else target.with_name(f"{target.name}.{name}")))
+        work = target / ".work" if keeps_its_place(target) else target.with_name(f"{target.name}.work")
+        return Path(os.path.realpath(work))
 
     def check(self, inputs: Iterable[str | Path | None] = ()) -> None:
         """InputError where `path` cannot be written, holds something else or a `what` that must not be replaced, or is one of
-        the folders `inputs`, inside of one, or has one inside. Of these, what is no path is passed over."""
+        `inputs`, has one inside, or is inside of a data folder of these. Of them, what is no path is passed over."""
         target = self._target
         for path in inputs:
             source = Path(os.path.realpath(path or ""))
-            if path and source.exists() and (target == source or source in target.parents or target in source.parents):
+            within = source in target.parents and (source / "manifest.json").exists()  # of a corpus it is left out
+            if path and source.exists() and (within or target == source or target in source.parents):
                 raise InputError(f"output_dir {self.path} and input {path} overlap; give a path outside of it")
         if target.is_file():
             raise InputError(f"output_dir {self.path} exists and is no {self.what}; give another path")
@@ -97,13 +99,13 @@ class Output:
         """Gives a new folder, `aside` or one beside `path`, that takes its place when the block ends well and vanishes when it
         does not. InputError as `check`."""
         self.check(inputs)
-        partial = aside or self.beside(
-            f"partial-{secrets.token_hex(4)}"
-        )  # another process may have our number, elsewhere
+        target = self._target
+        name = f".partial-{target.name}-{secrets.token_hex(4)}"  # on another machine a process may have our number
+        partial = aside or (target if keeps_its_place(target) else target.parent) / name
         with made_parents(partial):
             try:
                 yield fresh_folder(partial)
-                publish_folder(partial, self._target, self.mark.name)
+                publish_folder(partial, target, self.mark.name)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 

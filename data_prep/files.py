@@ -77,6 +77,10 @@ def unread_line(files: dict[str, Any]) -> str:
     return f"{files['number']:,} {'file' if files['number'] == 1 else 'files'} not read: {names}"
 
 
+# What tells a data folder, a tokenizer's, and where data_prep.prepare works: a corpus in which they lie is not made of them.
+_MADE_HERE = ({"manifest.json", "tokenizer"}, {"tokenizer.json", "tokenizer_config.json"}, {".lock", "documents"})
+
+
 def files_below(path: Path, leave: Leave = ignore) -> list[Path]:
     """The file itself, or the files below a folder in sorted order, hidden ones left out. Links are followed, and each
     folder read once. `leave` is told of what cannot be read."""
@@ -92,6 +96,10 @@ def files_below(path: Path, leave: Leave = ignore) -> list[Path]:
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
+            if folder != path and any(made <= {*names, *folders} for made in _MADE_HERE):
+                leave(here, "made by data_prep")
+                folders.clear()
+                continue
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             tops += [folder / name for name in folders if (folder / name).is_symlink()]
             for name in names:

@@ -200,12 +200,8 @@ def main(argv: list[str] | None) -> None:
     parser = Parser("hdf5", __doc__)
     add = parser.add_argument
     add("--input", type="path", nargs="+", required=True, help="folders of .hdf5 shards, or files")
-    add(
-        "--tokenizer",
-        type="path",
-        required=True,
-        help="what they were made with: folder, tokenizer.json, vocab.txt or Hub name",
-    )
+    what = "what they were made with: folder, tokenizer.json, vocab.txt or Hub name"
+    add("--tokenizer", type="path", required=True, help=what)
     parser.add_output()
     parser.add_options(BlockOptions, _FLAGS)
     add("--keep_copies", action="store_true", help="keep blocks that differ by their masks only (dupe_factor)")
@@ -213,10 +209,7 @@ def main(argv: list[str] | None) -> None:
     if not 0 < args.validation_fraction < 1:
         parser.error(f"--validation_fraction {args.validation_fraction}: give a share between 0 and 1")
     output = Output(args.output_dir, args.overwrite)
-    files = [
-        file for path in args.input for file in files_below(Path(path))
-    ]  # else the output may lie below the input
-    content = output.write(functools.partial(_build, args), args.command_line, files)
+    content = output.write(functools.partial(_build, args), args.command_line, args.input)
     print(f"{output.summary(content)}; {content['splits']['train']['copies_dropped']:,} copies were dropped")
     for source in content["sources"]:
         if "account" in source:

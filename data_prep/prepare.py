@@ -39,7 +39,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import fresh_folder, fsync, try_lock, write_json_atomic
+from budget_trainer.core.io import fresh_folder, fsync, hold_folder, write_json_atomic
 from data_prep.block_folder import BlockFolder
 from data_prep.cli import Output, Parser, command
 from data_prep.corpus import PART_BYTES, TokenGroup, read_part, read_tokens, tokenise_part, write_part
@@ -51,18 +51,14 @@ from data_prep.tokenizer_training import train_tokenizer
 
 def _prepare(recipe: DataRecipe, inputs: list[str | Path | None], command: str) -> None:
     """Run the stages that are not done yet. `inputs` must not be where the output is."""
-    output, work = recipe.output.path, recipe.output.beside("work")
+    output, work = recipe.output.path, recipe.output.work
     done = recipe.is_done()
     if not done:
         recipe.output.check(inputs)  # before any work is done for it
     if work.exists() and not (work / ".lock").is_file() and not (work.is_dir() and not any(work.iterdir())):
         what = f"{work}, where the work is to be done, exists and is not of this command"
         raise InputError(f"output_dir {output}: {what}; move it away, or give another path")
-    work.mkdir(parents=True, exist_ok=True)
-    lock = try_lock(work / ".lock")
-    if lock is None:
-        raise InputError(f"output_dir: another process works in {work}; wait for it, or end it")
-    with lock:
+    with hold_folder(work, keep=True):
         if done:
             print(f"{output}: nothing has changed since it was made")
         else:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
+from weakref import WeakSet
 
-from budget_trainer.core.errors import InputError
+from budget_trainer.core.errors import InputError, NoLocks
 
 # Errors of the disk itself, which no other command line would avoid.
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE})
 # Where a folder was writable before, as that of a run, these say that the disk has become read-only.
 WRITE_ERRNOS = DISK_ERRNOS | {errno.EROFS, errno.EACCES, errno.EPERM}
+_MOST_TRIES = 100
 
 
 @contextmanager
@@ -239,14 +245,102 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def try_lock(path: Path) -> AbstractContextManager[Any] | None:
-    """Take the lock file `path`, to be held until the returned context ends; None where another process holds it.
+class Lock:
+    """A locked file, this process's until `release` or the end of a `with` block; made by `try_lock`."""
 
-    The system releases the lock of a killed process; the file stays.
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        _locks.add(self)
+
+    @property
+    def descriptor(self) -> int:
+        """A child process that inherits it keeps the lock until it ends, whatever happens to this process."""
+        return self._file.fileno()
+
+    def release(self) -> None:
+        """Let go of it, without taking it from a child that has inherited it."""
+        self._file.close()
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+_locks: WeakSet[Lock] = WeakSet()
+
+
+def _forget_locks() -> None:
+    for lock in list(_locks):
+        lock.release()
+
+
+# A loader's worker that outlives its killed parent for some seconds would keep the parent's locks.
+os.register_at_fork(after_in_child=_forget_locks)
+
+
+def try_lock(path: Path, field: str = "output_dir") -> Lock | None:
+    """Take the lock file `path`, whose folder is made where there is none; None where another process holds it.
+
+    The system releases the lock of a killed process; the file stays, with a line that says who took it last. Raises
+    NoLocks, which begins with `field`, where the file system knows no locks.
     """
-    from filelock import FileLock, Timeout
+    for _ in range(_MOST_TRIES):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # the folder or the file was just deleted by its last holder
+            try:
+                lock = Lock(open(path, "ab+", buffering=0))
+            except PermissionError:
+                if not path.exists():
+                    raise
+                lock = Lock(open(path, "rb", buffering=0))  # another user's
+            try:
+                fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.release()
+                return None
+            except OSError as error:
+                lock.release()
+                if not path.stat().st_size:  # made here, and of no use
+                    path.unlink()
+                what = f"the file system of {path.parent} has no locks ({error.strerror})"
+                raise NoLocks(f"{field}: {what}; give a place on another disk") from None
+            if os.path.samestat(os.fstat(lock.descriptor), path.stat()):
+                begin = time.strftime("%Y-%m-%d %H:%M:%S %z")
+                with suppress(OSError):  # a full disk, a file of another user
+                    os.ftruncate(lock.descriptor, 0)
+                    os.write(
+                        lock.descriptor, f"process {os.getpid()} on {socket.gethostname()} since {begin}".encode()
+                    )
+                return lock
+    return None
 
-    try:
-        return FileLock(path).acquire(blocking=False)
-    except Timeout:
-        return None
+
+@contextmanager
+def hold_folder(folder: Path, keep: bool = False) -> Iterator[None]:
+    """Hold `folder`, which is made where there is none, by the file `.lock` in it; that goes at the end, or stays to `keep`.
+
+    Raises:
+        InputError: another process holds it; the line names its host and number.
+        NoLocks: the file system knows no locks.
+    """
+    path = Path(os.path.realpath(folder)) / ".lock"
+    if (lock := try_lock(path)) is None:
+        raise InputError(f"output_dir: {folder} is in use by {_holder(path)}; wait for it, or give another folder")
+    with lock:
+        try:
+            yield
+        finally:
+            if not keep:
+                with suppress(OSError):
+                    path.unlink()
+
+
+def _holder(path: Path) -> str:
+    for _ in range(_MOST_TRIES):
+        with suppress(OSError):
+            if text := path.read_text("utf-8", "replace"):
+                return text
+        time.sleep(0.01)  # between taking the lock and saying so
+    return "another process"

@@ -6,13 +6,15 @@ import hashlib
 import json
 import os
 import sqlite3
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.distributions import distribution_to_json
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
@@ -23,10 +25,12 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.pool import QueuePool
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import try_lock
 from budget_trainer.sweep.spec import FILE_STORAGES, STORAGES, WHOLE, SweepSpec, grid_points, numbers_of
 
 IDENTITY = "budget_trainer_sweep"  # user attribute of a study: what it searches
 _BUSY_SECONDS = 60  # how long SQLite waits for another process
+_TURN_SECONDS = 0.05  # between two tries for the lock of those who ask
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
@@ -92,13 +96,21 @@ def _drop_half_line(journal: Path) -> None:
         lock.release()
 
 
-def exclusive(spec: SweepSpec) -> FileLock:
+@contextmanager
+def exclusive(spec: SweepSpec) -> Iterator[None]:
     """The lock under which one process of the sweep at a time asks; a killed one's is free at once.
 
     It lies beside the storage, so that all who use that take turns; for a server's in the sweep's folder.
     """
-    file = storage_file(spec.storage)
-    return FileLock(spec.output_dir / ".lock" if file is None else file.with_name(f".{file.name}.sweep-lock"))
+    file, field = storage_file(spec.storage), "storage"
+    if file is None:
+        file, field = spec.output_dir / ".lock", "output_dir"
+    else:
+        file = file.with_name(f".{file.name}.sweep-lock")
+    while (lock := try_lock(file, field)) is None:
+        time.sleep(_TURN_SECONDS)
+    with lock:
+        yield
 
 
 def identity(spec: SweepSpec, recipe: dict[str, Any], fingerprint: str) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -99,10 +100,20 @@ class PretrainingRun:
         self.channel = ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout))
         self.agreement = Agreement(self.channel, stop)
         self.folder = RunFolder(self.output_dir)
-        self.awaits_evaluation = self.args.resume_from_checkpoint is not None and self.folder.awaits_evaluation()
         self.is_main_process = self.args.process_index == 0
         self.checkpoint: Path | None = None  # where the run goes on; None: at its beginning
         self._claimed = False
+
+    @contextmanager
+    def owned_folder(self) -> Iterator[None]:
+        """The output folder is this run's during the block, from the first look into it to the last file."""
+        with self.folder.owned(self.channel), self.at_exit:
+            yield
+
+    @property
+    def awaits_evaluation(self) -> bool:
+        """Whether the job that wrote `final/` was killed before its evaluation had ended, and this one is to go on."""
+        return self.args.resume_from_checkpoint is not None and self.folder.awaits_evaluation()
 
     # ---- data ----
 

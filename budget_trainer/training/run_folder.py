@@ -12,23 +12,28 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from budget_trainer.budget.callback import STATE_KEY
 from budget_trainer.budget.clock import BudgetClock, read_clock
-from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.errors import InputError, NoLocks, RunError
 from budget_trainer.core.io import (
     WRITE_ERRNOS,
     check_writable,
+    hold_folder,
+    made_parents,
     nearest_existing,
     publish_folder,
     sha256,
     write_json_atomic,
 )
+
+if TYPE_CHECKING:
+    from budget_trainer.budget.channel import ControlChannel
 
 log = logging.getLogger(__name__)
 FINAL, CLOCK, RUN, PROGRESS, RESUMABLE = "final", "clock.json", "run.json", "progress.jsonl", "RESUMABLE"
@@ -152,6 +157,28 @@ class RunFolder:
         """Refuse a folder that this process may not write in, before any work is done for it. Writes nothing."""
         check_writable(self.path)
 
+    @contextmanager
+    def owned(self, channel: ControlChannel) -> Iterator[None]:
+        """Hold the folder for this run, on behalf of all ranks, during the block; every rank calls it.
+
+        Raises InputError on all of them where it cannot be written, or another process holds it. Where the file system
+        knows no locks a warning says so. A folder that is made for it goes again where nothing comes of it.
+        """
+        refused: Exception | None = None
+        with ExitStack() as at_exit:
+            if channel.rank == 0:
+                try:
+                    self.check_writable()
+                    at_exit.enter_context(made_parents(Path(os.path.realpath(self.path)) / "file"))
+                    at_exit.enter_context(hold_folder(self.path))
+                except NoLocks as error:
+                    log.warning("%s: a second run in this folder would not be noticed", str(error).partition(";")[0])
+                except (InputError, OSError) as error:
+                    refused = error
+            for refusal in filter(None, channel.gather(refused)):
+                raise refusal
+            yield
+
     # ---- checkpoints ----
 
     def checkpoints(self) -> list[Path]:
@@ -188,6 +215,11 @@ class RunFolder:
         that is read-only or finished, that holds a run nobody asked to resume, and for a checkpoint that is not complete.
         """
         self.check_writable()
+        for name in ("sweep.json", "suite.json"):
+            if (self.path / name).exists():
+                raise InputError(
+                    f"output_dir: {self.path} is the folder of a {name[:5]} ({name}); give another folder"
+                )
         if (self.path / FINAL).exists():
             raise InputError(
                 f"output_dir: {self.path} already has {FINAL}/; give another folder, or move {FINAL}/ away"

@@ -1,11 +1,14 @@
 """Files and folders that are complete or absent, checksums, locks; and the one style of all pictures."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -14,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.core import io
-from budget_trainer.core.errors import InputError
+from budget_trainer.core.errors import InputError, NoLocks
 from budget_trainer.core.output import png_figure
+from budget_trainer.training.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -210,15 +215,66 @@ def test_a_path_is_what_a_shell_would_make_of_it(tmp_path, monkeypatch, text, ex
 
 
 def test_a_lock_is_one_process_s_until_that_ends(tmp_path):
+    """Also where a child that it has forked, as a loader's worker, lives on."""
+    folder = tmp_path / "new" / "folder"
+    code = """import os, sys, time; from pathlib import Path; from budget_trainer.core.io import hold_folder
+with hold_folder(Path(sys.argv[1])):
+    os.write(1, b"%d\\n" % os.fork()); time.sleep(99)"""
+    holder = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    said = {holder.stdout.readline().strip(), holder.stdout.readline().strip()}
+    (child,) = said - {"0"}
+    assert io.try_lock(folder / ".lock") is None
+    with pytest.raises(InputError) as refused, io.hold_folder(folder):
+        pass
+    who = rf"process {holder.pid} on {re.escape(socket.gethostname())} since 2\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{{4}}"
+    assert re.fullmatch(
+        rf"output_dir: {folder} is in use by {who}; wait for it, or give another folder", str(refused.value)
+    )
+    holder.kill()
+    holder.wait()
+    with io.hold_folder(folder):
+        assert Path(f"/proc/{child}").exists() and io.try_lock(folder / ".lock") is None
+    os.kill(int(child), 9)
+    holder.stdout.close()
+    assert not list(folder.iterdir())
+
+
+def test_a_lock_that_its_holder_deletes_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    real, taken = fcntl.flock, []
+
+    def slow(descriptor, how):  # between opening the file and locking it
+        if not taken:
+            taken.append(path.unlink())
+        real(descriptor, how)
+
     path = tmp_path / "lock"
-    code = "import sys; from budget_trainer.core.io import try_lock; sys.exit(try_lock(sys.argv[1]) is None)"
-
-    def other():
-        return subprocess.run([sys.executable, "-c", code, str(path)]).returncode
-
+    monkeypatch.setattr(fcntl, "flock", slow)
     with io.try_lock(path):
-        assert io.try_lock(path) is None and other() == 1
-    assert other() == other() == 0, "released by its holder, and by one that ended"
+        assert path.exists() and io.try_lock(path) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EAGAIN])
+def test_only_would_block_means_that_somebody_holds_it(tmp_path, monkeypatch, caplog, number):
+    def refuse(descriptor, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run, alone = RunFolder(tmp_path / "run"), ControlChannel()
+    if number == errno.EAGAIN:
+        assert io.try_lock(tmp_path / "x" / "lock") is None
+        with pytest.raises(InputError, match="is in use by another process"), run.owned(alone):
+            pass
+        return
+    why = f"the file system of {tmp_path / 'x'} has no locks ({os.strerror(number)})"
+    with pytest.raises(NoLocks) as refused:
+        io.try_lock(tmp_path / "x" / "lock", "storage")
+    assert str(refused.value) == f"storage: {why}; give a place on another disk"
+    assert not list((tmp_path / "x").iterdir())
+    with pytest.raises(ZeroDivisionError), run.owned(alone):  # one run works as well without
+        assert not list(run.path.iterdir())
+        raise ZeroDivisionError
+    assert "has no locks" in caplog.text and "a second run in this folder would not be noticed" in caplog.text
+    assert not run.path.exists(), "what it made for nothing is gone"
 
 
 def test_equal_pictures_have_equal_bytes():

@@ -86,11 +86,29 @@ def test_what_is_no_part_of_it_is_not_replaced(prepared, corpus, tokenizer, tmp_
             [*words({"input": corpus, "tokenizer": tokenizer, "output_dir": tmp_path / "data"}), "--overwrite"],
             "holds corp",
         ),
-        (["--input", str(tmp_path), "--tokenizer", str(tokenizer), "--output_dir", str(tmp_path / "new")], "overlap"),
+        (["--input", str(tmp_path / "data"), *merging[2:], "--output_dir", str(tmp_path / "data" / "new")], "overlap"),
     ):
         assert message in error_of(blocks.main, argv, capsys)
     assert (tmp_path / "data" / "corpus.txt").exists() and (tmp_path / "model" / "model.safetensors").exists()
-    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "data" / "new").exists()
+
+
+def test_what_was_made_of_a_corpus_is_no_part_of_it(corpus, tokenizer, recipe, tmp_path, capsys):
+    """Output below the input: no later run, not even the same one, reads what an earlier one has left there."""
+    (tmp_path / "corpus").mkdir()
+    shutil.copy(corpus, tmp_path / "corpus" / "a.txt")
+    shutil.copytree(tokenizer, tmp_path / "corpus" / "tokenizer")
+    flags = {"input": tmp_path / "corpus", "tokenizer": tmp_path / "corpus" / "tokenizer", "num_proc": 1}
+    command = [*words({**flags, "output_dir": tmp_path / "corpus" / "blocks"}), "--overwrite"]
+    found = set()
+    for _ in range(2):
+        assert blocks.main(command) == 0
+        found.add(DataFolder.open(tmp_path / "corpus" / "blocks").fingerprint)
+    output = {"output_dir": str(tmp_path / "corpus" / "prepared"), "overwrite": True, "validation_fraction": 0.01}
+    for keep in (True, False):
+        assert prepare.main(recipe(sources=[str(tmp_path / "corpus")], keep_work=keep, **output)) == 0
+        found.add(DataFolder.open(tmp_path / "corpus" / "prepared").fingerprint)
+    assert len(found) == 1 and "nothing has changed" in capsys.readouterr().out
 
 
 def test_the_recipe_s_folder_is_not_the_output(recipe, tmp_path, capsys):

@@ -76,7 +76,7 @@ def test_nothing_is_done_again_when_nothing_has_changed(recipe, corpus, tmp_path
             (["--block_size", "64"], "already holds a data folder"),
             (["--output_dir", "a: b: c"], "--output_dir 'a: b: c' is no YAML value"),
             (["--output_dir", tmp_path / "other", "--overwrite", "true"], "exists and is no data folder"),
-            (["--output_dir", tmp_path / "busy"], "another process works in"),
+            (["--output_dir", tmp_path / "busy"], "busy.work is in use by process"),
         ):
             assert message in error_of(prepare.main, [path, *flags], capsys)
     assert not (tmp_path / "other.work").exists()

@@ -26,6 +26,7 @@ from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.config.arguments import RunArguments
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import hold_folder, try_lock
 from budget_trainer.glue import run
 from budget_trainer.glue.arguments import GROUPS, REFUSED, parse_request
 from budget_trainer.glue.model import load_classifier
@@ -464,6 +465,16 @@ def test_nothing_is_overwritten_silently(finetune, error, tmp_path):
     assert "already has result.json; add --overwrite_output_dir to replace it" in error()
     assert (tmp_path / "out" / "result.json").read_text() == before
     assert finetune("--overwrite_output_dir", num_train_epochs=1, seed=7)[1]["seed"] == 7
+
+
+def test_the_folder_is_the_run_s_from_its_first_look_to_its_last_file(finetune, error, tmp_path, monkeypatch):
+    out, held = tmp_path / "out", []
+    with hold_folder(out):
+        assert finetune()[0] == 2 and f"{out} is in use by process {os.getpid()} on " in error()
+    for name in ("load", "build_trainer", "claim_folder", "train", "predict", "write_result", "push"):
+        monkeypatch.setattr(run.GlueRun, name, lambda _: held.append(try_lock(out / ".lock") is None))
+    assert finetune() == (0, None) and held == [True] * 7
+    assert not list(out.iterdir()) and try_lock(out / ".lock")
 
 
 def test_every_flag_of_training_arguments_is_read_or_refused():

@@ -15,7 +15,7 @@ from budget_trainer.sweep import runner
 from budget_trainer.sweep.runner import ENDED, PLACE, Runner
 from budget_trainer.sweep.spec import Objective, SweepSpec
 from budget_trainer.sweep.study import SweepStudy, open_storage, shown, storage_file
-from budget_trainer.sweep.trials import TrialLock
+from budget_trainer.sweep.trials import trial_lock
 
 # What a trial does, by its seed; `{}` are its folder and the sweep's.
 EVALUATED = """import json, os; os.makedirs({0!r} + "/final", exist_ok=True)
@@ -37,7 +37,6 @@ class Sweep:
 
     def __init__(self, folder, does=None, slots=1, seconds=1e6, score=SCORED, objective=EVALUATION, **changes):
         self.folder, self.does, self.score, self.started = folder, dict(does or {}), score, []
-        (folder / "locks").mkdir()
         values = {
             "job_name": "s",
             "parameters": {"seed": optuna.distributions.CategoricalDistribution(range(6))},
@@ -96,7 +95,7 @@ def test_a_trial_that_lost_its_process_is_taken_where_it_can_be_ended(
         exec(EVALUATED.format(str(tmp_path / "trial-0000"), ""))
     sweep.runner.work()
     assert sweep.states() == [state] and sweep.started == started
-    assert TrialLock(tmp_path, 0).take()
+    assert trial_lock(tmp_path, 0)
 
 
 @pytest.mark.parametrize("objective", [EVALUATION, GLUE])
@@ -111,8 +110,7 @@ def test_what_is_no_number_has_failed(tmp_path, objective):
 def test_a_trial_that_another_process_works_on_is_left_alone(tmp_path):
     sweep = Sweep(tmp_path, trials=1)
     sweep.lost()
-    lock = TrialLock(tmp_path, 0)
-    assert lock.take()
+    lock = trial_lock(tmp_path, 0)
     sweep.runner.work()
     assert sweep.states() == ["RUNNING"] and not sweep.started
     lock.release()
@@ -125,7 +123,7 @@ def test_a_trial_that_ends_between_two_looks_is_nobodys(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep.study, "get_trials", lambda **given: looks.pop() if looks else now(**given))
     sweep.study.tell(trial, 1.0)
     sweep.runner.work()
-    assert sweep.states() == ["COMPLETE"] and not sweep.started and TrialLock(tmp_path, 0).take()
+    assert sweep.states() == ["COMPLETE"] and not sweep.started and trial_lock(tmp_path, 0)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +150,7 @@ def test_the_same_failure_of_the_first_ones_ends_a_sweep(tmp_path, monkeypatch, 
     else:
         sweep.runner.work()
         assert len(sweep.started) == (sweep.spec.limit or 0)
-    assert all(TrialLock(tmp_path, number).take() for number in range(len(sweep.states())))
+    assert all(trial_lock(tmp_path, number) for number in range(len(sweep.states())))
 
 
 def test_a_journal_named_from_here_survives_a_killed_writer(tmp_path, monkeypatch):
