@@ -38,12 +38,9 @@ _HEADS = re.compile(
 )
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"}
 _MARKS |= {codecs.BOM_UTF16_BE: "utf-16", codecs.BOM_UTF8: "utf-8"}  # behind those of UTF-32, which begin alike
-_DOCUMENT = {
-    "[Content_Types].xml",
-    "mimetype",
-    "META-INF/MANIFEST.MF",
-}  # a zip with one of these is no archive of texts
-_LEVELS = 8  # of archives in archives
+# A zip with one of these is no archive of texts.
+_DOCUMENT = {"[Content_Types].xml", "mimetype", "META-INF/MANIFEST.MF"}
+_LEVELS = 8  # of compressions and archives in each other
 _BROKEN = (lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile)
 _RAW_BYTES = 128 * 1024  # read from the disk at once
 _SPOOL_BYTES = 64 * 2**20  # of what must be sought in; more of it goes to a temporary file
@@ -102,11 +99,11 @@ def files_below(path: Path, leave: Leave = ignore) -> list[Path]:
                 continue
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             tops += [folder / name for name in folders if (folder / name).is_symlink()]
-            for name in names:
-                if (folder / name).is_file():
-                    files += [folder / name] if not name.startswith(".") else []
+            for file in (folder / name for name in names if not name.startswith(".")):
+                if file.is_file():
+                    files.append(file)
                 else:
-                    leave(str(folder / name), "broken link" if (folder / name).is_symlink() else "no file")
+                    leave(str(file), "broken link" if file.is_symlink() else "no file")
     return sorted(files)
 
 
@@ -117,7 +114,7 @@ def members(
     theirs, archives in it opened too. Each stream is valid until the next is asked for. Hidden files are left out. `advance`
     is given how many bytes were read from the disk, `leave` what cannot be opened.
 
-    InputError: not there, damaged, or archives more than 8 deep."""
+    InputError: not there, damaged, or packed more than 8 times."""
     if not path.is_dir() and not path.is_file():
         what = "a pipe or device; give a file, which can be read twice" if path.exists() else "no such file or folder"
         raise InputError(f"input {path}: {what}" + ("" if path.exists() else "; give a path that exists"))
@@ -185,28 +182,25 @@ def form_of(stream: io.BufferedReader, encoding: str = "utf-8") -> str:
 
 
 def _opened(
-    name: str, stream: io.BufferedReader, leave: Leave, level: int = 0
+    name: str, stream: io.BufferedReader, leave: Leave, level: int = 0, promised: bool = True
 ) -> Iterator[tuple[str, io.BufferedReader]]:
-    """The stream decompressed, or the files of an archive."""
+    """The stream decompressed, or the files of an archive. promised: the name says what it begins with."""
     with naming_errors(name):
-        form, opened = form_of(stream), 0
-        if form in ("", "binary") and (promise := _PROMISES.search(name)):
+        form = form_of(stream)
+        if promised and form in ("", "binary") and (promise := _PROMISES.search(name)):
             fix = "fetch the file again, or rename it"
             raise InputError(f"input {name}: damaged or cut off (it does not begin as a {promise[0]}); {fix}")
-        while form in _OPENERS:
-            stream = _buffered(name, _OPENERS[form](stream))
-            form, opened = form_of(stream), opened + 1
-            if opened + level > _LEVELS:
-                raise InputError(f"input {name}: packed more than {_LEVELS} times; unpack it")
-        if form not in ("tar", "zip"):
+        if level > _LEVELS:
+            raise InputError(f"input {name}: packed more than {_LEVELS} times; unpack it")
+        if form in _OPENERS:
+            yield from _opened(name, _buffered(name, _OPENERS[form](stream)), leave, level + 1, False)
+        elif form not in ("tar", "zip"):
             yield name, stream
-            return
-        if level == _LEVELS:
-            raise InputError(f"input {name}: archives are more than {_LEVELS} deep; unpack them")
-        for inner, content in (_tar_files if form == "tar" else _zip_files)(name, stream, leave):
-            if not any(part == "__MACOSX" or part.strip(".") and part[0] == "." for part in Path(inner).parts):
-                whole = f"{name}:{inner}"
-                yield from _opened(whole, _buffered(whole, content), leave, level + 1)
+        else:
+            for inner, content in (_tar_files if form == "tar" else _zip_files)(name, stream, leave):
+                if not any(part == "__MACOSX" or part.strip(".") and part[0] == "." for part in Path(inner).parts):
+                    whole = f"{name}:{inner}"
+                    yield from _opened(whole, _buffered(whole, content), leave, level + 1)
 
 
 def _tar_files(name: str, stream: io.BufferedReader, leave: Leave) -> Iterator[tuple[str, Any]]:
@@ -247,37 +241,6 @@ def seekable(stream: io.BufferedReader) -> Any:
     return copy
 
 
-class _Recoded(io.RawIOBase):
-    """A text in another encoding as UTF-8. `replaced` is told how many characters became U+FFFD."""
-
-    def __init__(
-        self, name: str, stream: IO[bytes], errors: str, encoding: str, replaced: Callable[[int], object]
-    ) -> None:
-        self._name, self._stream, self._encoding, self._replaced = name, stream, encoding, replaced
-        self._decoder = codecs.getincrementaldecoder(encoding)(errors)
-        self._rest, self._offset, self._ended = b"", 0, False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        while not self._rest and not self._ended:
-            raw = self._stream.read(_RAW_BYTES)
-            self._ended = not raw
-            try:
-                text = self._decoder.decode(raw, self._ended)
-            except UnicodeDecodeError as error:
-                at = f"byte 0x{error.object[error.start]:02x} near offset {self._offset + error.start}"
-                what = f"{at} is not {self._encoding}; name the encoding it has, or give --errors replace"
-                raise InputError(f"input {self._name}: {what}") from error
-            self._offset += len(raw)
-            self._replaced(text.count("\ufffd"))
-            self._rest = text.encode("utf-8", "replace")
-        size = min(len(buffer), len(self._rest))
-        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
-        return size
-
-
 def lines(
     name: str,
     stream: io.BufferedReader,
@@ -294,7 +257,8 @@ def lines(
     `replaced` is told how many."""
     encoding = next((codec for mark, codec in _MARKS.items() if stream.peek().startswith(mark)), encoding)
     if codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig"):
-        stream = io.BufferedReader(_Recoded(name, stream, errors, encoding, replaced), _RAW_BYTES)
+        yield from _lines_of_another(name, stream, errors, encoding, -1 if whole else LINE_BYTES, replaced)
+        return
     offset = 0
     with naming_errors(name):
         for raw in stream if whole else _raw_lines(stream):
@@ -313,6 +277,19 @@ def lines(
                 yield from line.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
             else:
                 yield line.removesuffix("\n")
+
+
+def _lines_of_another(
+    name: str, stream: io.BufferedReader, errors: str, encoding: str, most: int, replaced: Callable[[int], object]
+) -> Iterator[str]:
+    text = io.TextIOWrapper(stream, encoding, errors)
+    try:
+        while line := text.readline(most):
+            replaced(line.count("\ufffd"))
+            yield line.removesuffix("\n")
+    except UnicodeDecodeError as error:
+        what = f"byte 0x{error.object[error.start]:02x} is not {encoding}"
+        raise InputError(f"input {name}: {what}; name the encoding it has, or give --errors replace") from error
 
 
 def _raw_lines(stream: IO[bytes]) -> Iterator[bytes]:

@@ -6,9 +6,9 @@ pinned evaluation, so that held-out blocks made here equal those it makes from t
 
 from __future__ import annotations
 
+import functools
 import html
 import itertools
-import json
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from budget_trainer.core.errors import InputError
 from data_prep.files import count_unread, files_below, form_of, lines, members, plain_name, unread_line
 from data_prep.options import Options, flag
 from data_prep.prose import read_docstrings
-from data_prep.tables import JSON_LINES, TABLES, NoColumn, column_texts, table_form
+from data_prep.tables import JSON_LINES, TABLES, NoColumn, column_texts, json_text, parsed_json, table_form
 from data_prep.templates import Lost, check_pattern, templates_line
 
 KINDS = ("auto", "text", "books", "wikiextractor", "mediawiki", "docstrings", "dataset", "jsonl")
@@ -44,10 +44,9 @@ _ABOUT = re.compile(r"(?i)(?:readme|licen[cs]e|copying|change(?:log|s)|(?:md5|sh
 _SPLIT = re.compile(
     r"(?i)(?:^|[\W_\d])(?:(train(?:ing)?)|(test(?:ing)?|eval(?:uation)?)|(dev|val(?:id(?:ation)?)?))(?=[\W_\d]|$)"
 )
-_SHARD = re.compile(r"(?:^|/)data/(\w+)-\d{5}-of-\d{5}")
-_NO_NAME = re.compile(
+_FILE = re.compile(
     r"(?i).*\.(?:txt|csv|tsv|jsonl?|ndjson|jl|parquet|arrow|xml|zip|tar|t?[gx]z|bz2|zst)"
-)  # of the Hub
+)  # no Hub's name
 
 
 @dataclass
@@ -65,17 +64,10 @@ class Source(Options):
     kind: str = flag("auto", "form of the input; auto looks and says what it found", KINDS)
     errors: str = flag("strict", "what to do with bytes that are not of the encoding", ("strict", "replace"))
     encoding: str = flag("utf-8", "of text files, CSV and JSON; a byte-order mark wins")
-    documents_end: str = flag(
-        "blank",
-        "a document of a text file ends at blank lines, or lines are documents",
-        ("blank", "lines"),
-        name="documents",
-    )
+    documents_end: str = flag("blank", "what ends a document of a text file", ("blank", "lines"), name="documents")
     dataset_config: str | None = flag(None, "configuration of a `datasets` name, e.g. 20231101.en")
     dataset_split: str = flag("train", "split of a `datasets` name or folder")
-    text_column: str = flag(
-        "text", "column of a dataset or table, or field of JSON (a.b: b in a), that holds the text"
-    )
+    text_column: str = flag("text", "column of a dataset or table, or field of JSON (a.b: b in a), with the text")
     cache_dir: Path | None = None
     num_proc: int = 1
     max_documents: int | None = flag(None, "it ends behind so many")
@@ -102,6 +94,7 @@ class Source(Options):
         if self.documents_end == "lines" and self.kind != "text":
             raise InputError(f"documents lines: only for kind text, and {self.path} is {self.kind}; leave it out")
         self._reading, self._unbroken = "", ""  # the file; what is said of one that may hold a document a line
+        self._leave = functools.partial(count_unread, self.account, self.path)
 
     def documents(self) -> Generator[str, None, None]:
         """The documents in order, with a bar of what was read; at the end a line for what was left out, and InputError if
@@ -160,9 +153,6 @@ class Source(Options):
             told.append(f"documents cut at {MAX_DOCUMENT_CHARACTERS:,} characters: {count:,}")
         return told
 
-    def _leave(self, name: str, reason: str) -> None:
-        count_unread(self.account, self.path, name, reason)
-
     def _count(self, what: str, number: int = 1) -> None:
         if number:
             self.account[what] = self.account.get(what, 0) + number
@@ -191,11 +181,9 @@ class Source(Options):
                 else:
                     yield _book_lines(content)
 
-    def _lines(self, name: str, stream: BufferedReader, whole: bool = False) -> Iterator[str]:
-        def replaced(count: int) -> None:
-            self._count("replaced_characters", count)
-
-        return lines(name, stream, self.errors, self.encoding, whole or self.kind == "wikiextractor", replaced)
+    def _lines(self, name: str, stream: BufferedReader) -> Iterator[str]:
+        whole, replaced = self.kind not in ("text", "books"), functools.partial(self._count, "replaced_characters")
+        return lines(name, stream, self.errors, self.encoding, whole, replaced)
 
     def _split(self, paragraphs: Iterable[str]) -> Iterator[str]:
         """Splits at blank lines, strips the lines in between and joins each group with spaces; or a document for each line."""
@@ -221,13 +209,9 @@ class Source(Options):
     def _members(self, advance: Callable[[int], object]) -> Iterator[tuple[str, BufferedReader]]:
         """What the kind reads of the files; `_leave` is told of the others. A file that was given itself is always read, and
         texts of any name where no name is one of a text."""
-        path, by_names = Path(self.path), (True, False)
-        for by_name in by_names[: 1 if self.kind in ("dataset", "jsonl") else 2]:
+        path, found = Path(self.path), False
+        for by_name in (True,) if self.kind in ("dataset", "jsonl") else (True, False):
             self.account.pop("files_not_read", None)
-            found = False
-            inside = [str(file.relative_to(path)) for file in files_below(path)]
-            named = any(_split_of(file) for file in inside if _NO_NAME.fullmatch(file))
-            self._default_split = "without a name" if named else "train"
             for name, stream in members(path, advance, self._leave):
                 if name != str(path):
                     reason = self._unfit(name, stream, by_name)
@@ -243,13 +227,19 @@ class Source(Options):
             if found:
                 return
 
+    @functools.cached_property
+    def _nameless_split(self) -> str:
+        """The split of files that name none: train, where none is named."""
+        inside = (str(file.relative_to(self.path)) for file in files_below(Path(self.path)))
+        return "without a name" if any(_split_of(file) for file in inside if _FILE.fullmatch(file)) else "train"
+
     def _unfit(self, name: str, stream: BufferedReader, by_name: bool) -> str:
         """Why the kind does not read it, "" where it does."""
         form, plain = form_of(stream, self.encoding), plain_name(name)
         if self.kind == "dataset":
             if not table_form(name, stream, form):
                 return form or "no table"
-            split = _split_of(name.removeprefix(self.path)) or (self._default_split if by_name else "")
+            split = _split_of(name.removeprefix(self.path)) or self._nameless_split
             return "" if not by_name or split == self.dataset_split else f"split {split}"
         if form or not by_name:
             return form
@@ -267,7 +257,7 @@ class Source(Options):
             if name == str(path) and split != "train":
                 raise InputError(f"dataset_split {split}: {path} is one file, without splits; leave it out")
             form = "json" if self.kind == "jsonl" else table_form(name, stream, form_of(stream, self.encoding))
-            texts = column_texts(name, form, stream, self._lines(name, stream, whole=True), column)
+            texts = column_texts(name, form, stream, self._lines(name, stream), column)
             try:
                 first = next(texts, "")
             except NoColumn as error:
@@ -304,7 +294,7 @@ class Source(Options):
         """The texts in the column, "" where a row has none; streamed. InputError: what cannot be reached or is not there."""
         path, split, column = self.path, self.dataset_split, self.text_column
         here = Path(path)
-        if not here.exists() and (_NO_NAME.fullmatch(path) or not re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", path)):
+        if not here.exists() and (_FILE.fullmatch(path) or not re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", path)):
             raise InputError(f"input {path}: no such file or folder; give a path that exists")
         import datasets  # late: a second of import
 
@@ -348,17 +338,13 @@ def _find_kind(path: str, encoding: str) -> str:
     if not here.exists():
         if path == "installed":
             return "docstrings"
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not here.parent.exists() and not _NO_NAME.fullmatch(path):
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not here.parent.exists() and not _FILE.fullmatch(path):
             return "dataset"
         raise InputError(f"input {path}: no such file or folder; give a path that exists")
     kinds: dict[str, list[str]] = {"texts": [], "others": [], "beside": []}
     data: set[str] = set()
-    many = here.is_dir()
-    left: list[str] = []
-
-    def leave(name: str, reason: str) -> None:
-        left.append(f"{Path(name).name} ({reason})")
-
+    account: dict[str, Any] = {}
+    many, leave = here.is_dir(), functools.partial(count_unread, account, path)
     for name, stream in members(here, leave=leave):
         form, plain = form_of(stream, encoding), plain_name(name)
         many = many or name != str(here)
@@ -383,7 +369,7 @@ def _find_kind(path: str, encoding: str) -> str:
         return data.pop() if len(data) == 1 else "dataset"
     found = kinds["texts"] or kinds["others"] or kinds["beside"]
     if not found:
-        what = f"no text, but {', '.join(left[:5])}" if left else "no files"
+        what = f"no text ({unread_line(account['files_not_read'])})" if account else "no files"
         raise InputError(f"input {path}: {'the folder ' * here.is_dir()}holds {what}; give text or a table")
     return max(found, key=found.count) if many or found[0] != "books" else "text"
 
@@ -393,13 +379,10 @@ def _kind_of_lines(plain: str, head: list[str]) -> str:
     documents) against books (blank lines between paragraphs, or hard-wrapped lines) by whether most groups of lines hold a
     long line that follows another line."""
     first = next((line.strip() for line in head if line.strip()), "")
-    is_json = re.match(r'\s*(?:\{\s*"|\[\s*\{)', "\n".join(head))
-    if first.startswith("<doc ") or (
-        is_json and (plain.startswith("wiki_") or re.search(r'"title":.*"text":', first))
-    ):
+    if first.startswith("<doc "):
         return "wikiextractor"
-    if is_json:
-        return "jsonl"
+    if re.match(r'\s*(?:\{\s*"|\[\s*\{)', "\n".join(head)):
+        return "wikiextractor" if plain.startswith("wiki_") or re.search(r'"title":.*"text":', first) else "jsonl"
     groups = [group.split("\n") for group in re.split(r"\n\s*\n", "\n".join(head).strip())]
     titled = sum(any(len(line) > 100 for line in group[1:]) for group in groups)
     return "text" if 2 * titled >= len(groups) else "books"
@@ -418,7 +401,7 @@ def _wikiextractor_articles(name: str, lines: Iterable[str]) -> Iterator[list[st
         elif article is not None:
             article.append(line)
         elif line.startswith("{"):
-            yield _paragraphs_of_object(name, number, line)
+            yield _lines_of_text(_unescaped(json_text(name, f"line {number}", parsed_json(line), "text")))
         elif line.strip():
             raise InputError(f"input {name}: line {number} stands outside <doc>...</doc>; check the file or --kind")
     if article is not None:
@@ -430,17 +413,10 @@ def _unescaped(text: str) -> str:
     return re.sub(r"&#?\w+;", lambda found: html.unescape(found[0]), text)
 
 
-def _paragraphs_of_object(name: str, number: int, line: str) -> list[str]:
-    try:
-        return _lines_of_text(_unescaped(json.loads(line)["text"] or ""))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f'input {name}: line {number} is not a JSON object with "text"; extract anew') from error
-
-
 def _split_of(name: str) -> str:
     """The split in the name of a dataset's file, "" where there is none."""
-    shard, found = _SHARD.search(name), _SPLIT.search(name)
-    return shard[1] if shard else ("train", "test", "validation")[(found.lastindex or 1) - 1] if found else ""
+    found = _SPLIT.search(name)
+    return ("train", "test", "validation")[(found.lastindex or 1) - 1] if found else ""
 
 
 def _lines_of_text(text: str) -> list[str]:

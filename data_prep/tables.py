@@ -100,21 +100,22 @@ def _csv_texts(name: str, lines: Iterator[str], column: str) -> Iterator[str]:
 def _json_texts(name: str, lines: Iterator[str], column: str) -> Iterator[str]:
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     for count, (number, line) in enumerate(numbered):
-        row = _parsed(line)
+        row = parsed_json(line)
         record = isinstance(row, dict) and isinstance(row.get(column.split(".")[0], 0), str | dict | None)
         if not count and not record:
             following = next(numbered, None)
             if following and row is None and line.lstrip()[0] in "[{":  # JSON in one piece, on several lines
-                row, following = _parsed("\n".join([line, following[1], *(more for _, more in numbered)])), None
+                row, following = parsed_json("\n".join([line, following[1], *(more for _, more in numbered)])), None
             if following is None:
                 rows = _records(row, column)
                 for place, row in enumerate(rows, 1):
-                    yield _json_text(name, f"{'line' if len(rows) == 1 else 'row'} {place}", row, column)
+                    yield json_text(name, f"{'line' if len(rows) == 1 else 'row'} {place}", row, column)
                 return
-        yield _json_text(name, f"line {number}", row, column)
+        yield json_text(name, f"line {number}", row, column)
 
 
-def _parsed(text: str) -> Any:
+def parsed_json(text: str) -> Any:
+    """The value, None where it is no JSON."""
     try:
         return json.loads(text)
     except ValueError:
@@ -129,7 +130,8 @@ def _records(value: Any, column: str) -> list[Any]:
     return lists[0] if len(lists) == 1 else value if isinstance(value, list) else [value]
 
 
-def _json_text(name: str, place: str, row: Any, column: str) -> str:
+def json_text(name: str, place: str, row: Any, column: str) -> str:
+    """The text in `column` of a row at `place`, "" where that is null; NoColumn where it has none."""
     try:
         text = _at(row, column)
         if not isinstance(text, str | None):

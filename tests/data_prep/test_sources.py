@@ -497,7 +497,7 @@ def test_archives_of_texts(tmp_path, capsys):
     assert "mixed.zip: 2 files not read: b.docx (document), c.png (png)\n" in capsys.readouterr().out
     (tmp_path / "deep.tar").write_bytes(functools.reduce(lambda inner, _: _in_tar("x", inner), range(10), text))
     (tmp_path / "error.gz").write_bytes(b"<html>404 Not Found</html>")
-    for name, message in {"deep.tar": "deep; unpack", "error.gz": "does not begin as a .gz"}.items():
+    for name, message in {"deep.tar": "packed more than 8 times", "error.gz": "does not begin as a .gz"}.items():
         with pytest.raises(InputError, match=message):
             _read(tmp_path / name, "text")
 
@@ -631,7 +631,7 @@ def test_an_encoding_is_named(tmp_path, encoding):
     if encoding != "utf-16-le":
         with pytest.raises(InputError, match="is not UTF-8; name the encoding"):
             _read(tmp_path / "a.txt", "text")
-        with pytest.raises(InputError, match="byte .* near offset .* is not ascii; name the encoding it has"):
+        with pytest.raises(InputError, match="byte 0x.. is not ascii; name the encoding it has"):
             _read(tmp_path / "a.txt", "text", encoding="ascii")
     with pytest.raises(InputError, match="encoding 'cp12' is unknown; give one of Python's"):
         _read(tmp_path / "a.txt", encoding="cp12")
