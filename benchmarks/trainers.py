@@ -21,6 +21,7 @@ from benchmarks.measured import Gauge, Measured
 from benchmarks.workload import Rows, Text, Workload
 from budget_trainer.budget.callback import TimeBudgetCallback
 from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.budget.lead import ENDLESS_STEPS
 from budget_trainer.config.arguments import RunArguments, launched_on_cpu
 from budget_trainer.core.errors import InputError
 from budget_trainer.data.masking import MaskingCollator
@@ -28,7 +29,6 @@ from budget_trainer.model.build import build_model
 from budget_trainer.model.cpu import keep_freed_memory, use_few_bit_dropout
 from budget_trainer.model.optimizers import build_optimizer
 from budget_trainer.training.precision import ComputeMode, cpu_has_bf16, has_compiler, most_steps, probe
-from budget_trainer.training.run import ENDLESS_STEPS
 from budget_trainer.training.trainer import TimeBudgetTrainer
 
 PROBE_LIMIT_SECONDS, SETTLED_FOR_SECONDS = 120.0, 600.0

@@ -8,17 +8,10 @@ from budget_trainer.core.errors import InputError
 
 
 def flag(
-    default: Any,
-    help: str,
-    choices: tuple[str, ...] | None = None,
-    within: tuple[float, float] = (1, math.inf),
-    name: str | None = None,
-    path: bool = False,
+    default: Any, help: str, choices: tuple[str, ...] | None = None, within: tuple[float, float] = (1, math.inf)
 ) -> Any:
-    """A field of `Options`, with its help. within: the least and the largest number that it may be; name: of the flag, where
-    it is not the field's; path: it is one."""
-    about = {"help": help, "choices": choices, "within": within, "name": name, "path": path}
-    return dataclasses.field(default=default, metadata=about)
+    """A field of `Options`, with its help. within: the least and the largest number that it may be."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "within": within})
 
 
 class Options:
@@ -26,8 +19,7 @@ class Options:
 
     def __post_init__(self: Any) -> None:
         for field in dataclasses.fields(self):
-            about, value = field.metadata, getattr(self, field.name)
-            name = about.get("name") or field.name
+            name, value, about = field.name, getattr(self, field.name), field.metadata
             if about and about["choices"] and value not in about["choices"]:
                 raise InputError(f"{name} {value!r} is unknown; choose of {', '.join(about['choices'])}")
             if about and isinstance(value, int | float) and not isinstance(value, bool):

@@ -7,15 +7,16 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from datetime import timedelta
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from budget_trainer.budget.channel import Agreement, ControlChannel
-from budget_trainer.budget.clock import BudgetClock, format_duration, parse_duration
+from budget_trainer.budget.clock import BudgetClock, format_duration, to_seconds
+from budget_trainer.budget.lead import TrainerLead
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError
 
@@ -92,10 +93,15 @@ class TimeBudgetCallback(TrainerCallback):
 
     `Trainer(..., callbacks=[TimeBudgetCallback("2h")])` is all that a plain Trainer needs; the clock then starts at
     `on_train_begin`, and the room for saving the model afterwards is measured by writing it once. A script that wants
-    its set-up counted hands in a running `clock`, and the `agreement` it had before there was a Trainer.
+    its set-up counted hands in a running `clock`, and the `agreement` it had before there was a Trainer. Each `train()`
+    has the whole budget, and what is left of a `clock` that was handed in.
+
+    `lead` makes Trainer follow the budget where it would follow steps, and plans Trainer's own end; None where the Trainer
+    plans its end itself.
 
     `early_exit_time_marker` stops earlier on the same learning-rate curve; `job_time_limit` ends only this job, with
-    a training checkpoint, for a later job to go on. Durations as `parse_duration` takes them; numbers are seconds.
+    a training checkpoint, for a later job to go on. Durations as `parse_duration` takes them, or `timedelta`; numbers are
+    seconds.
 
     After each step `reading` holds what all ranks agreed on, `share` the used share of the budget and `progress` the
     position on the learning-rate curve. `stop_reason` says why training ended: `budget`, `early_exit_time_marker`,
@@ -104,24 +110,31 @@ class TimeBudgetCallback(TrainerCallback):
 
     def __init__(
         self,
-        total_training_time: str | float | None = None,
+        total_training_time: str | float | timedelta | None = None,
         *,
         clock: BudgetClock | None = None,
         agreement: Agreement | None = None,
-        early_exit_time_marker: str | float | None = None,
-        job_time_limit: str | float | None = None,
+        early_exit_time_marker: str | float | timedelta | None = None,
+        job_time_limit: str | float | timedelta | None = None,
     ) -> None:
         if (total_training_time is None) == (clock is None):
             raise InputError(
                 f"total_training_time: {total_training_time!r} beside clock {clock!r}; give one of the two"
             )
         self.total_training_time, self.clock = total_training_time, clock
-        self.early_exit_seconds = _seconds(early_exit_time_marker, "early_exit_time_marker")
-        self.job_limit_seconds = _seconds(job_time_limit, "job_time_limit")
-        if total_training_time is not None:
-            BudgetClock(total_training_time)  # refuses a bad duration here, not hours later
+        if clock is None:  # refuses a bad duration here, not hours later
+            self._own_seconds = to_seconds(total_training_time, "total_training_time")
+        self.early_exit_seconds = _limit(early_exit_time_marker, "early_exit_time_marker")
+        self.job_limit_seconds = _limit(job_time_limit, "job_time_limit")
         self.agreement = agreement
+        self._own_clock, self._own_stop = clock is None, agreement is None
         self._stop = agreement.stop if agreement is not None else StopRequest()
+        self.lead: TrainerLead | None = TrainerLead(self)
+        self._begun = self._ended = False  # a training
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """The state of one training; what was measured in another one, and asked of it, is forgotten."""
         self.reading = Reading()
         self.save_seconds = self.checkpoint_seconds = self.evaluate_seconds = 0.0  # rank 0's measurements count
         self.begin_seconds = 0.0  # agreed: when training began; the curve starts here
@@ -131,13 +144,20 @@ class TimeBudgetCallback(TrainerCallback):
         self._reserved = 0.0  # seconds of optional work since the last reading
         self._stepped = False  # whether this job has finished a step
         self._fresh = True  # whether this is the first job of the run
+        self._ticked = False  # whether there was a reading in this step
         self._event: torch.cuda.Event | None = None
         self._bad_step: bool | torch.Tensor = False  # of this rank, for the next control message
+        if self._own_clock:
+            self.clock = None
+        if self._own_stop and self.agreement is not None:
+            self.agreement.stop_asked_by = ""
+        if self.lead is not None:
+            self.lead.begin_anew()
 
     # ---- the agreed reading, and what follows from it ----
 
     @property
-    def _clock(self) -> BudgetClock:
+    def running_clock(self) -> BudgetClock:
         assert self.clock is not None  # from on_train_begin on
         return self.clock
 
@@ -147,7 +167,7 @@ class TimeBudgetCallback(TrainerCallback):
 
     @property
     def total_seconds(self) -> float:
-        return self.clock.total_seconds if self.clock is not None else math.inf
+        return self.clock.total_seconds if self.clock is not None else self._own_seconds
 
     @property
     def bad_step(self) -> bool:
@@ -169,13 +189,18 @@ class TimeBudgetCallback(TrainerCallback):
         """The used share of the whole budget at the last reading (0.0 without a limit)."""
         return self.reading.elapsed / self.total_seconds
 
+    @property
+    def end_work(self) -> float:
+        """Seconds of what Trainer does at its end, beside the final save."""
+        return sum(self.lead.work_of_the_end().values()) if self.lead is not None else 0.0
+
     def reserve(self, seconds: float) -> bool:
         """Reserve `seconds` for optional work until the next reading: False where they would endanger what has to follow.
 
         Call it on all ranks at the same step: all get the same answer.
         """
         now, rest = self.reading, self.reading.step + self._reserved + seconds
-        fits = now.elapsed + rest + now.save <= self.end_seconds
+        fits = now.elapsed + rest + now.save + self.end_work <= self.end_seconds
         fits = fits and now.job + rest + now.checkpoint <= self.job_limit_seconds
         if fits:
             self._reserved += seconds
@@ -183,14 +208,14 @@ class TimeBudgetCallback(TrainerCallback):
 
     def check_room(self, resumed: bool = False) -> None:
         """Raise InputError on all ranks where nothing is left to train in (a resumed run may still finish)."""
-        self._agree()
+        self.agree()
         now, end = self.reading, self.end_seconds
         text = (
             "{}: {:.1f}s is spent before the first step (set-up and {} take {:.1f}s on this machine); give more time"
         )
         if (needed := now.job + now.checkpoint) >= self.job_limit_seconds:
             raise InputError(text.format("job_time_limit", self.job_limit_seconds, "a checkpoint", needed))
-        if (needed := now.elapsed + now.save) < end or resumed:
+        if (needed := now.elapsed + now.save + self.end_work) < end or resumed:
             return
         if (earlier := now.elapsed - now.job) > 0:
             raise InputError(
@@ -214,53 +239,91 @@ class TimeBudgetCallback(TrainerCallback):
 
     def on_init_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._make_agreement()
+        if self.lead is not None:
+            self.lead.find_trainer()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         restored = stored_state(state, STATE_KEY)
+        # auto_find_batch_size begins again within one training.
+        if self._ended or (self._begun and not args.auto_find_batch_size):
+            self._begin_anew()
+        self._begun, self._ended = True, False
         if self.clock is None:
             self.clock = BudgetClock(self.total_training_time)
             self.clock.restore(restored.get("shares", {}))
-        if not self.save_seconds and args.should_save:
-            self._rehearse(args, kwargs.get("model"))
-        self._clock.enter("train")
+            if state.global_step and not restored:
+                log.info("the checkpoint of step %d has no clock: it begins at 0", state.global_step)
+        if self.lead is not None:
+            self.lead.begin(args, state, restored, kwargs)
+        self.running_clock.enter("train")
         self.check_room(resumed=bool(restored))
         self._stepped, self._fresh = False, not restored
-        self.steps.begin(self._clock.seconds_by_phase())
+        self.steps.begin(self.running_clock.seconds_by_phase())
         self.begin_seconds = float(restored.get("begin_seconds", self.reading.elapsed))
         self.progress = max(self.progress, self._progress())
         self.stop_if_due(state, control)
 
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.lead is not None:
+            self.lead.epoch_begins()
+
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._clock.enter("compile" if self.steps.compiles and args.torch_compile else "train")
+        self.running_clock.enter("compile" if self.steps.compiles and args.torch_compile else "train")
+        if self.lead is not None:
+            self.lead.step_begins()
+
+    def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.lead is not None:
+            self.lead.substep_ends(state, control)
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The tick: just before `lr_scheduler.step()`, with every engine that uses Trainer's optimizer."""
+        self._tick(args)
+        self._ticked = True
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not self._ticked:  # a loop that fires no optimizer step
+            self._tick(args)
+        self._ticked = False
+        self.stop_if_due(state, control)
+        if self.lead is not None:
+            self.lead.step_ends(args, state, control)
+        values: dict[str, Any] = {"elapsed_seconds": self.reading.elapsed, "begin_seconds": self.begin_seconds}
+        values["shares"] = self.running_clock.seconds_by_phase()
+        store_state(state, STATE_KEY, values | (self.lead.stored if self.lead is not None else {}))
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.lead is not None:
+            self.lead.epoch_ends(args, state, control, kwargs.get("model"))
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.lead is not None:
+            self.lead.evaluated()
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.lead is not None:
+            self.lead.saved()
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._ended = True
+        if self._own_stop:  # it was for this training
+            self._stop.signal_number = 0
+        if self.lead is not None:
+            self.lead.ends(args, state, control)
+
+    # ---- inside ----
+
+    def _tick(self, args: Any) -> None:
         self._wait_for_device(args.device)
         if self._bad_step:  # a tensor is read here
             self._make_agreement().report_bad_step()
         self._bad_step = False
-        self.steps.step_done(self._clock.seconds_by_phase(), bool(args.torch_compile))
-        self._agree()
+        self.steps.step_done(self.running_clock.seconds_by_phase(), bool(args.torch_compile))
+        self.agree()
         if not self._stepped and self._fresh:
             self.begin_seconds = self.reading.elapsed
         self._stepped = True
         self.progress = max(self.progress, self._progress())
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        values = {"elapsed_seconds": self.reading.elapsed, "begin_seconds": self.begin_seconds}
-        store_state(state, STATE_KEY, {**values, "shares": self._clock.seconds_by_phase()})
-        self.stop_if_due(state, control)
-
-    # ---- inside ----
-
-    def _rehearse(self, args: Any, model: Any) -> None:
-        """In a plain Trainer: write the model once and delete it, to know how long the save after training will take."""
-        if not hasattr(model, "save_pretrained"):
-            return
-        with self._clock.phase("save") as spent:
-            with TemporaryDirectory(dir=args.output_dir, prefix=".partial-") as folder:
-                model.save_pretrained(folder)
-            self.save_seconds = self.save_allowance(spent())
 
     @staticmethod
     def save_allowance(seconds: float) -> float:
@@ -282,10 +345,11 @@ class TimeBudgetCallback(TrainerCallback):
             self.agreement = Agreement(ControlChannel(), self._stop)
         return self.agreement
 
-    def _agree(self) -> None:
+    def agree(self) -> None:
+        """Read rank 0's clock and measurements; every rank calls it at the same point."""
         mine = Reading(
-            elapsed=self._clock.elapsed_seconds(),
-            job=self._clock.job_seconds(),
+            elapsed=self.running_clock.elapsed_seconds(),
+            job=self.running_clock.job_seconds(),
             step=self.steps.next_step(),
             save=self.save_seconds,
             checkpoint=self.checkpoint_seconds,
@@ -298,18 +362,19 @@ class TimeBudgetCallback(TrainerCallback):
     def _progress(self) -> float:
         """Where the middle of the next step lies between the first step (the warmup is not lost to the set-up) and the end.
 
-        The end is the budget less the final save and one step: the last step has at most half a step's worth of curve left.
+        The end is the budget less Trainer's own end, the final save and one step: the last step has at most half a step's
+        worth of curve left.
         """
         if math.isinf(self.total_seconds):
             return 0.0
         now = self.reading
-        middle, end = now.elapsed + now.step / 2, self.total_seconds - now.save - now.step
+        middle, end = now.elapsed + now.step / 2, self.total_seconds - now.save - self.end_work - now.step
         return min(1.0, max(0.0, middle - self.begin_seconds) / max(end - self.begin_seconds, 1e-9))
 
     def stop_if_due(self, state: TrainerState, control: TrainerControl) -> None:
         """Stop training where the reading says so, or where a stop was agreed on; with a checkpoint for a later job."""
         now = self.reading
-        if now.elapsed + now.step + now.save > self.end_seconds:
+        if now.elapsed + now.step + now.save + self.end_work > self.end_seconds:
             self.stop_reason = self.end_reason
         elif now.job + now.step + now.checkpoint > self.job_limit_seconds:
             self.stop_reason = "job_time_limit"
@@ -327,8 +392,6 @@ class TimeBudgetCallback(TrainerCallback):
             log.info("step %d: training stops (%s), %s of %s used", state.global_step, why, used, limit)
 
 
-def _seconds(value: str | float | None, field: str) -> float:
+def _limit(value: str | float | timedelta | None, field: str) -> float:
     """Seconds of an optional limit, infinite when there is none."""
-    if value is None:
-        return math.inf
-    return parse_duration(value, field) if isinstance(value, str) else float(value)
+    return math.inf if value is None else to_seconds(value, field)

@@ -10,7 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_atomic
@@ -43,6 +46,21 @@ def parse_duration(value: str | float, field: str = "duration", bare_unit: str |
     return seconds
 
 
+def to_seconds(value: Any, field: str) -> float:
+    """Seconds of a text as `parse_duration` takes it, of a `timedelta`, or of a number of seconds (infinite: no limit).
+
+    InputError for anything else, and for zero and less.
+    """
+    if isinstance(value, str):
+        return parse_duration(value, field)
+    number: Any = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(number, bool) or not isinstance(number, Real):
+        raise InputError(f"{field}: {value!r} is not a duration; write it as 24h, 90m, 1h30m or 45s")
+    if not float(number) > 0:
+        raise InputError(f"{field}: {value!r} is not above zero; write it as 2h")
+    return float(number)
+
+
 def format_duration(seconds: float) -> str:
     """`seconds` as a short text that `parse_duration` reads back: 5400 -> `1h30m`, 12.34 -> `12.3s`. Infinite: `no limit`."""
     if math.isinf(seconds):
@@ -57,20 +75,19 @@ def format_duration(seconds: float) -> str:
 class BudgetClock:
     """Monotonic time used by a run, over all its jobs, and what it went into. Safe to read from another thread.
 
-    `total_training_time` is a duration (`24h`), seconds, or None for no limit; it can be set later through
+    `total_training_time` is a duration (`24h`), a `timedelta`, seconds, or None for no limit; it can be set later through
     `total_seconds`, so that a script can start the clock in its first line.
     """
 
     def __init__(
-        self, total_training_time: str | float | None = None, *, time_fn: Callable[[], float] = time.monotonic
+        self,
+        total_training_time: str | float | timedelta | None = None,
+        *,
+        time_fn: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total_seconds = math.inf
-        if isinstance(total_training_time, str):
-            self.total_seconds = parse_duration(total_training_time, "total_training_time")
-        elif total_training_time is not None:
-            self.total_seconds = float(total_training_time)
-            if not self.total_seconds > 0:
-                raise InputError(f"total_training_time: {total_training_time!r} is not above zero; write it as 2h")
+        if total_training_time is not None:
+            self.total_seconds = to_seconds(total_training_time, "total_training_time")
         self._time_fn = time_fn
         self._lock = threading.RLock()
         self._seconds = dict.fromkeys(PHASES, 0.0)

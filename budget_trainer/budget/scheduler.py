@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.curves import Curve, make_curve
+
+log = logging.getLogger(__name__)
 
 
 class TimeScheduler(LRScheduler):
@@ -47,12 +50,22 @@ class TimeScheduler(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         numbers = {"last_epoch": self.last_epoch, "progress": self.progress}
-        return {"base_lrs": list(self.base_lrs), **numbers, "_last_lr": list(self._last_lr)}
+        functions = {
+            "lr_lambdas": [None] * len(self.base_lrs)
+        }  # as LambdaLR asks for, so that Trainer's own can go on
+        return {"base_lrs": list(self.base_lrs), **numbers, "_last_lr": list(self._last_lr), **functions}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the counters and the rates. The base rates stay those of the optimizer."""
-        self.last_epoch, self.progress = state_dict["last_epoch"], state_dict["progress"]
-        self._set(list(state_dict["_last_lr"]))
+        """Restores the counters and the rates; of another scheduler the counter alone. The base rates stay the optimizer's."""
+        self.last_epoch = state_dict.get("last_epoch", 0)
+        if "progress" in state_dict:
+            self.progress = state_dict["progress"]
+            self._set(list(state_dict["_last_lr"]))
+        else:
+            log.info(
+                "the checkpoint's learning rates are another scheduler's: the curve begins where the clock stands"
+            )
+            self.refresh()
 
 
 def get_time_budget_schedule(

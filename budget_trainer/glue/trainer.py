@@ -122,6 +122,8 @@ class GlueTrainer(TimeScheduleMixin, Trainer):
     number of evaluations without a better one that ends training, -1 for none.
     """
 
+    leads = False
+
     def __init__(
         self, *args: Any, task: Task, dev: dict[str, Rows], predictor: Predictor, patience: int = -1, **kwargs: Any
     ) -> None:

@@ -95,6 +95,8 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
     are single steps there, so that the budget ends the run after the very step that it will end it after.
     """
 
+    leads = False
+
     def __init__(self, costs: Costs, recipe: Recipe, accumulation: int, num_processes: int) -> None:
         self.costs, self.recipe, self.num_processes, self.end = costs, recipe, num_processes, recipe.end_seconds
         self.now, self.samples_consumed, self.validations = 0.0, 0, 0

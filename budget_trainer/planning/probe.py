@@ -11,6 +11,7 @@ time.monotonic(): there the parent ends it, and the last report counts. Set-up i
 from __future__ import annotations
 
 from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.budget.lead import ENDLESS_STEPS
 
 CLOCK = BudgetClock()  # as in train_mlm.py: imports are a part of every run's set-up
 
@@ -49,7 +50,7 @@ from budget_trainer.training.callbacks import (
 )
 from budget_trainer.training.engine import engine_name
 from budget_trainer.training.recovery import is_out_of_memory
-from budget_trainer.training.run import ENDLESS_STEPS, PretrainingRun
+from budget_trainer.training.run import PretrainingRun
 
 _COUNTED_TOKENS = 250_000  # for embedding_init cooccurrence: more are extrapolated ...
 _COUNTING_GROWS = 0.44  # ... by this power: 4.1, 6.8 and 10.8 s of a core for 1, 3 and 9 million tokens, 256 wide
@@ -146,7 +147,8 @@ def probe(
     mark("precision")
     report.parameters, report.model_type = run.model.num_parameters(), run.model.config.model_type
     if recipe.model.model_name_or_path is None:
-        report.body_parameters = _body_parameters(run.model.base_model)
+        body: Any = getattr(run.model.base_model, "encoder", None) or run.model.base_model.layers
+        report.body_parameters = sum(parameter.numel() for parameter in body.parameters())
         report.predicted_share = run.collator.slots / run.data.block_size
     report.bf16 = bool(args.bf16)
     if args.torch_compile:
@@ -200,13 +202,6 @@ def probe(
     steps.compiles, steps.collators, steps.report = bool(args.torch_compile), collators, send_results
     trainer.measure(take_steps(steps))
     send_results()
-
-
-def _body_parameters(base: Any) -> int:
-    """Of the layers; where a class has no one module for them, of all but embeddings."""
-    layers = getattr(base, "encoder", None) or getattr(base, "layers", None)
-    named = base.named_parameters() if layers is None else layers.named_parameters()
-    return sum(parameter.numel() for name, parameter in named if layers is not None or "embed" not in name)
 
 
 def _checksum_seconds(run: PretrainingRun) -> float:

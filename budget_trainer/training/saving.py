@@ -39,6 +39,8 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
     compilation; both go into the checkpoints.
     """
 
+    leads = False
+
     def __init__(
         self,
         *args: Any,

@@ -34,6 +34,21 @@ def test_state_is_plain_numbers_and_resumes(tmp_path):
     assert other_optimizer.param_groups[0]["lr"] == 0.3 and other.get_last_lr() == scheduler.get_last_lr()
 
 
+def test_states_of_torchs_schedulers_and_of_this_one_load_into_each_other():
+    """Without its own progress the curve begins where `progress_fn` stands; a counter goes on either way."""
+    stock = torch.optim.lr_scheduler.LambdaLR(optimizer(), lambda step: 1.0)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer(), 10)
+    opt = optimizer()
+    timed = TimeScheduler(opt, make_curve("linear"), lambda: 0.4)
+    for other in (stock, cosine):
+        other.last_epoch = 7
+        timed.load_state_dict(other.state_dict())
+        assert timed.last_epoch == 7 and opt.param_groups[0]["lr"] == 0.3
+        other.last_epoch = 0
+        other.load_state_dict(timed.state_dict())
+        assert other.last_epoch == 7
+
+
 @pytest.mark.parametrize("budget", [100, 600, 1800, 3600, 86400])
 @pytest.mark.parametrize(
     ("curve", "options", "expected"),

@@ -1,7 +1,9 @@
 """The parts as plugins of anybody's Trainer."""
 
 import signal
+from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -71,12 +73,12 @@ def test_callback_stops_a_plain_trainer(tmp_path):
 
 
 def test_callback_with_a_real_clock(tmp_path):
-    budget = TimeBudgetCallback("3s")
-    trainer = Trainer(**parts(tmp_path, max_steps=10**9), callbacks=[budget])
+    budget = TimeBudgetCallback("2s")
+    trainer = Trainer(**parts(tmp_path, max_steps=-1), callbacks=[budget])
     trainer.train()
     trainer.save_model(str(tmp_path / "final"))
     assert budget.stop_reason == "budget" and 0 < trainer.state.global_step < 10**6
-    assert budget.reading.save > 0 and budget.clock.elapsed_seconds() <= 3
+    assert budget.reading.save > 0 and budget.clock.elapsed_seconds() <= 2
     assert not list(tmp_path.glob(".partial*"))
 
 
@@ -163,7 +165,25 @@ def test_optional_work_is_promised_once():
     assert budget.reserve(2.0) and not budget.reserve(2.0)
 
 
-@pytest.mark.parametrize("bad", [{}, {"total_training_time": "soon"}, {"total_training_time": -3}])
-def test_bad_budgets(bad):
-    with pytest.raises(InputError, match="total_training_time"):
-        TimeBudgetCallback(**bad)
+@pytest.mark.parametrize(
+    "bad", ["soon", "-1s", -3, 0, True, float("nan"), [3], b"3s", timedelta(0), timedelta(seconds=-1), None]
+)
+@pytest.mark.parametrize("field", ["total_training_time", "early_exit_time_marker", "job_time_limit"])
+def test_bad_budgets(field, bad):
+    """Each limit is refused where it is given, not hours later. (No limit is no bad one but for the budget itself.)"""
+    if bad is None and field != "total_training_time":
+        return
+    with pytest.raises(InputError, match=f"{field}: "):
+        TimeBudgetCallback(**{"total_training_time": "1h", field: bad})
+
+
+@pytest.mark.parametrize("good", ["90m", 5400, 5400.0, np.float32(5400), timedelta(hours=1.5)])
+def test_a_duration_is_a_text_a_number_or_a_timedelta(good):
+    budget = TimeBudgetCallback(good, early_exit_time_marker=good, job_time_limit=good)
+    assert (
+        budget.total_seconds
+        == budget.early_exit_seconds
+        == budget.job_limit_seconds
+        == BudgetClock(good).total_seconds
+        == 5400
+    )

@@ -1,0 +1,436 @@
+"""What `TimeBudgetCallback` does for a Trainer that knows nothing of the budget.
+
+Such a Trainer plans by steps. Here it gets a `max_steps` that only time ends, streams that begin again, ratios of steps
+that are shares of the budget, and an end that is Trainer's own (its last evaluation and checkpoint, the reload of the best
+model, `save_model`), measured before and reserved.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import math
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import TrainerControl, TrainerState
+from transformers.trainer_utils import has_length
+
+from budget_trainer.budget.clock import format_duration
+from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import fresh_folder
+
+if TYPE_CHECKING:
+    from budget_trainer.budget.callback import TimeBudgetCallback
+
+log = logging.getLogger(__name__)
+ENDLESS_STEPS = 2**40  # max_steps of a training that only time ends
+_STEPS_PER_SECOND = 1000  # more than any training makes: what lies beyond is never reached
+_FLAT_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy")
+_FLAGS = {"logging": "should_log", "eval": "should_evaluate", "save": "should_save"}  # kind of `KIND_steps`: its flag
+_WRITTEN_TO_MEASURE = 2**26  # bytes
+_TIMED_BATCHES = 16  # of an evaluation
+
+
+class TrainerLead:
+    """Leads one Trainer for a `TimeBudgetCallback`; every decision follows from agreed readings and is equal on all ranks.
+
+    `schedule`: None for Trainer's own learning rates, `time` or `step` for those of `TimeScheduleMixin`.
+    """
+
+    def __init__(self, budget: TimeBudgetCallback) -> None:
+        self.budget = budget
+        self.trainer: Any = None
+        self.schedule: str | None = None
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget the training before."""
+        self.passes = 0  # over a data set without a length
+        self.marks: dict[str, int] = {}  # by kind of ratio, how often its share has been reached
+        self._stream = False
+        self._epochs_wanted: float | None = None  # of an endless training
+        self._micro_batches = self._steps_in_pass = 0  # since the last step, and since the pass began
+        self._since: float | None = None  # when Trainer was left with an evaluation or a checkpoint to do
+        self._skipped: bool | None = None  # args.ignore_data_skip of the user, where it was changed
+        self._said: set[str] = set()
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """What goes into checkpoints beside the clock."""
+        return {"passes": self.passes, "marks": self.marks}
+
+    # ---- before the first step ----
+
+    def find_trainer(self) -> None:
+        """Learn from the callers which Trainer fires the event (it hands itself to no callback), and watch its batches."""
+        frame = sys._getframe(1).f_back
+        while frame is not None:
+            found = frame.f_locals.get("self")
+            if self.budget in getattr(getattr(found, "callback_handler", None), "callbacks", ()):
+                break
+            frame = frame.f_back
+        else:
+            return
+        if found is not self.trainer:
+            self.trainer = found
+            self._wrap("set_initial_training_values", self._training_values)
+            self._wrap("get_batch_samples", self._batches)
+
+    def _wrap(self, name: str, around: Callable[..., Any]) -> None:
+        """Let a method of this one Trainer go through `around(trainer, method, ...)` as long as the callback is in it."""
+        trainer, method = self.trainer, getattr(self.trainer, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if self.budget not in trainer.callback_handler.callbacks:
+                return method(*args, **kwargs)
+            return around(trainer, method, *args, **kwargs)
+
+        setattr(trainer, name, wrapped)
+
+    def _training_values(self, trainer: Any, method: Callable[..., Any], args: Any, loader: Any, *rest: Any) -> Any:
+        """An endless `max_steps` where neither it nor `num_train_epochs` was set; epochs of a stream are counted here."""
+        self._epochs_wanted, default = None, type(args).num_train_epochs
+        by_default, timed = args.num_train_epochs == default, self.schedule != "step"
+        if timed and args.max_steps <= 0 and math.isfinite(self.budget.total_seconds):
+            if by_default or not has_length(loader):  # epochs that can be counted are Trainer's
+                self._epochs_wanted = None if by_default else args.num_train_epochs
+                args = copy.copy(args)
+                args.max_steps = ENDLESS_STEPS
+        return method(args, loader, *rest)
+
+    def _batches(self, trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """No batches left: the pass ends here, and not after all the steps that Trainer takes for the length of a stream."""
+        found = method(*args, **kwargs)
+        if not found[0]:
+            trainer.control.should_epoch_stop = True
+        return found
+
+    def begin(self, args: Any, state: TrainerState, restored: dict[str, Any], events: dict[str, Any]) -> None:
+        """Find the Trainer, refuse what cannot be kept, measure what the end will take. `events`: what Trainer passes on."""
+        self.find_trainer()
+        budget = self.budget
+        self._stream = not has_length(events.get("train_dataloader")) and self.trainer is not None
+        self.passes, self.marks = int(restored.get("passes", 0)), dict(restored.get("marks", {}))
+        if self._stream and self.passes and not args.ignore_data_skip:
+            self._skipped, args.ignore_data_skip = False, True  # the passes before cannot be skipped by counting steps
+            self._say("passes", "the stream begins anew: %d passes over it were done", self.passes)
+        if self.trainer is not None and math.isfinite(budget.total_seconds):
+            self._check_schedule(args, state)
+        (known,), _ = budget.channel.agree([budget.save_seconds])
+        if not known:
+            self._rehearse(args, events.get("model"))
+        if self._evaluates(args) and not budget.evaluate_seconds:
+            budget.evaluate_seconds = self._time_evaluation()
+        if getattr(args, "push_to_hub", False):
+            self._say("hub", "push_to_hub: Trainer waits for its push after training, outside of total_training_time")
+        self._work_begins(evaluates=args.eval_on_start)
+
+    def _check_schedule(self, args: Any, state: TrainerState) -> None:
+        """Trainer's own learning rates count steps; refuse a warm-up that no budget ends, and say that they stay up."""
+        reach, kind = _STEPS_PER_SECOND * self.budget.total_seconds, str(args.lr_scheduler_type.value)
+        has_curve = self.schedule or hasattr(self.trainer, "schedule_progress")
+        if has_curve or not self.trainer._created_lr_scheduler or state.max_steps <= reach:
+            return
+        if kind != "constant" and (warmup := args.get_warmup_steps(state.max_steps)) > reach:
+            raise InputError(
+                f"warmup_steps: {args.warmup_steps} is {warmup:,} of {state.max_steps:,} steps, which no budget reaches; use "
+                "TimeScheduleMixin, whose warm-up is a share of the budget, or give a number of steps"
+            )
+        if kind not in _FLAT_SCHEDULES:
+            text = "lr_scheduler_type: %s counts steps and stays near its peak under total_training_time; use TimeScheduleMixin"
+            self._say("schedule", text, kind, level=logging.WARNING)
+
+    # ---- what the end takes ----
+
+    def _rehearse(self, args: Any, model: Any) -> None:
+        """Let all ranks write the model as the end will, and delete it; a save that fails is reserved by the model's size."""
+        budget, folder, failed = self.budget, Path(args.output_dir) / ".partial-rehearsal", ""
+        with budget.running_clock.phase("save") as spent:
+            with suppress(OSError):
+                if args.should_save:
+                    fresh_folder(folder)
+            budget.channel.barrier()
+            try:
+                self._save_model(str(folder))
+            except Exception as error:
+                failed = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            failures = [text for text in budget.channel.gather(failed) if text]
+            seconds = spent()
+            if args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            if failures:
+                seconds = _seconds_by_size(model, args.output_dir) if args.should_save else 0.0
+                text = "the save could not be rehearsed (%s); %s are reserved for it by the model's size"
+                self._say("rehearsal", text, failures[0], format_duration(seconds), level=logging.WARNING)
+        budget.save_seconds = budget.save_allowance(seconds)
+        if seconds and not budget.checkpoint_seconds:  # weights and two moments, until one was measured
+            budget.checkpoint_seconds = (1.5 if getattr(args, "save_only_model", False) else 4.5) * seconds + 0.2
+
+    def _save_model(self, folder: str) -> None:
+        if self.trainer is None:
+            raise RuntimeError("no Trainer was found")
+        save, args = self.trainer.save_model, self.trainer.args
+        if "_internal_call" in inspect.signature(save).parameters:  # without a push to the Hub
+            save(folder, _internal_call=True)
+            return
+        pushes, args.push_to_hub = args.push_to_hub, False
+        try:
+            save(folder)
+        finally:
+            args.push_to_hub = pushes
+
+    def _time_evaluation(self) -> float:
+        """Seconds of an evaluation, by some batches of it; 0.0 where that tells nothing: until one was done it is unknown."""
+        trainer, kind, seconds = self.trainer, type(self.trainer), 0.0
+        methods = ("evaluate", "evaluation_loop", "prediction_step", "compute_loss")
+        if not all(getattr(kind, name).__module__.startswith("transformers.") for name in methods):
+            return 0.0  # what its own methods do, and keep, is not known
+        names = list(trainer.eval_dataset) if isinstance(trainer.eval_dataset, dict) else [None]
+        model, training, clock = trainer.model, trainer.model.training, self.budget.running_clock
+        alone = self.budget.channel.world_size == 1  # else all ranks run equally many
+        with _same_random_state(trainer.args.device), clock.phase("evaluate") as spent:
+            try:
+                for name in names:
+                    loader, times = trainer.get_eval_dataloader(*([name] if name else [])), [spent()]
+                    model.eval()
+                    for batch in islice(loader, _TIMED_BATCHES if alone else 4):
+                        trainer.prediction_step(model, batch, prediction_loss_only=trainer.compute_metrics is None)
+                        if trainer.args.device.type == "cuda":
+                            torch.cuda.synchronize(trainer.args.device)
+                        times.append(spent())
+                        if alone and len(times) > 2 and times[-1] - times[0] > 0.01 * self.budget.end_seconds:
+                            break
+                    later = times[1:] if len(times) > 2 else times  # the first has its warm-up
+                    seconds += times[1] - times[0] + 1.3 * len(loader) * (later[-1] - later[0]) / (len(later) - 1)
+            except Exception as error:  # Trainer will raise it again, or has another way
+                log.warning("the evaluation could not be timed (%r)", error)
+                return 0.0
+            finally:
+                model.train(training)
+        return max(seconds, 1e-6)
+
+    def _evaluates(self, args: Any) -> bool:
+        has_data = self.trainer is not None and getattr(self.trainer, "eval_dataset", None) is not None
+        return has_data and args.eval_strategy in ("steps", "epoch")
+
+    def work_of_the_end(self) -> dict[str, float]:
+        """Seconds of what Trainer does at its end before `train()` returns, by agreed measurements.
+
+        An evaluation that was never timed is left out, and so is what would take more than half of the budget.
+        """
+        if self.trainer is None:
+            return {}
+        half, work = self.budget.end_seconds / 2, {}
+        if self.trainer.args.load_best_model_at_end:
+            work["reload of the best model"] = self.budget.reading.save
+        for name, seconds in self._wanted().items():
+            if seconds is not None and sum(work.values()) + seconds <= half:
+                work[name] = seconds
+        return work
+
+    def _wanted(self) -> dict[str, float | None]:
+        """The last checkpoint and evaluation that the arguments ask for, in seconds; None where that is not known."""
+        args, now, wanted = self.trainer.args, self.budget.reading, dict[str, float | None]()
+        if args.save_strategy in ("steps", "epoch"):
+            wanted["checkpoint"] = now.checkpoint
+        if self._evaluates(args):  # "best" saves behind an evaluation
+            behind = now.checkpoint if args.save_strategy == "best" else 0.0
+            wanted["evaluation"] = now.evaluate + behind if now.evaluate else None
+        return wanted
+
+    # ---- while it trains ----
+
+    def step_begins(self) -> None:
+        self._micro_batches, self._since = 0, None
+
+    def substep_ends(self, state: TrainerState, control: TrainerControl) -> None:
+        """One process that is about to be late does not wait for the end of its accumulation."""
+        budget, clock = self.budget, self.budget.running_clock
+        self._micro_batches += 1
+        late = clock.elapsed_seconds() + budget.reading.save + budget.end_work > budget.end_seconds
+        if late and budget.channel.world_size == 1:
+            budget.agree()
+            budget.stop_if_due(state, control)
+            self._end(state, control)
+
+    def step_ends(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
+        self._micro_batches = 0
+        self._steps_in_pass += 1
+        if self.trainer is None:
+            return
+        self._mark_shares(args, state, control)
+        if self.budget.stop_reason is not None:
+            self._end(state, control)
+        else:
+            self._admit(state, control)
+        self._work_begins(control.should_evaluate, control.should_save)
+
+    def epoch_begins(self) -> None:
+        self._steps_in_pass = 0
+        self.budget.running_clock.enter("train")
+
+    def epoch_ends(self, args: Any, state: TrainerState, control: TrainerControl, model: Any) -> None:
+        if self.trainer is None:
+            return
+        if self._micro_batches and self.budget.stop_reason is None:
+            self._drop_rest(args, model)
+        self._micro_batches = 0
+        self.passes += self._stream
+        if self._epochs_wanted is not None and self.passes >= self._epochs_wanted:
+            control.should_training_stop = True
+        if self.budget.stop_reason is None:
+            self.budget.agree()
+            self._admit(state, control)
+        elif self.budget.stop_reason != self.budget.end_reason:
+            control.should_evaluate = control.should_save = False  # a job that ends has its checkpoint
+        else:
+            work = self.work_of_the_end()
+            control.should_evaluate = control.should_evaluate and "evaluation" in work
+            control.should_save = control.should_save and "checkpoint" in work
+        self._work_begins(control.should_evaluate, control.should_save)
+
+    def _drop_rest(self, args: Any, model: Any) -> None:
+        """A pass has ended within an accumulation: nothing of its rest goes into the next pass."""
+        if not self._steps_in_pass:
+            raise InputError(
+                f"gradient_accumulation_steps: {args.gradient_accumulation_steps} batches make a step, train_dataset has "
+                f"{self._micro_batches}; give fewer"
+            )
+        log.debug("%d batches at the end of the pass make no step", self._micro_batches)
+        if model is not None:
+            model.zero_grad()
+
+    def _mark_shares(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
+        """`save_steps=0.1` and the like: every tenth of the budget, or of `max_steps` where that comes first."""
+        for kind, flag in _FLAGS.items():
+            ratio = getattr(args, f"{kind}_steps") or 1
+            if ratio >= 1 or getattr(args, f"{kind}_strategy") != "steps":
+                continue
+            mark = int(self.budget.share / ratio + 1e-9)
+            mark = max(mark, state.global_step // (getattr(state, f"{kind}_steps") or ENDLESS_STEPS))
+            if mark > self.marks.setdefault(kind, 0) and (kind != "eval" or args.eval_delay <= state.global_step):
+                setattr(control, flag, True)
+            self.marks[kind] = max(mark, self.marks[kind])
+
+    def _admit(self, state: TrainerState, control: TrainerControl) -> None:
+        """Keep evaluations and checkpoints on the way, and those of Trainer's own last step, where the budget carries them."""
+        budget, now = self.budget, self.budget.reading
+        last = control.should_training_stop or state.global_step >= state.max_steps
+        rest = budget.end_seconds - now.elapsed - now.save
+        wanted = {"evaluation": now.evaluate, "checkpoint": now.checkpoint, **self._wanted()}
+        for name, flag in (("evaluation", "should_evaluate"), ("checkpoint", "should_save")):
+            if not getattr(control, flag):
+                continue
+            seconds = wanted[name] or 0.0
+            if name == "evaluation" and not seconds:
+                fits = now.elapsed <= budget.end_seconds / 2  # of unknown length
+            elif last:
+                fits = seconds <= rest
+            else:
+                fits = budget.reserve(seconds)
+            if fits:
+                rest -= seconds
+            else:
+                setattr(control, flag, False)
+                text = "step %d: no %s, the rest of the budget does not carry it (about %s)"
+                self._say(name, text, state.global_step, name, format_duration(seconds))
+
+    def _end(self, state: TrainerState, control: TrainerControl) -> None:
+        """At the budget's stop: the evaluation and the checkpoint that Trainer makes at its own end."""
+        budget, args = self.budget, self.trainer and self.trainer.args
+        if args is None or budget.stop_reason is None:
+            return
+        control.should_evaluate = False
+        if budget.stop_reason != budget.end_reason:
+            return  # the checkpoint for the next job, and nothing else
+        control.should_save, work = False, self.work_of_the_end()
+        if args.eval_strategy == "steps" and args.eval_delay <= state.global_step:
+            control.should_evaluate = "evaluation" in work
+        if args.save_strategy == "steps":
+            control.should_save = "checkpoint" in work
+        for name, seconds in self._wanted().items():
+            if name not in work:
+                why = "was never timed (eval_on_start=True times it)"
+                if seconds is not None:
+                    why = f"takes about {format_duration(seconds)} of {format_duration(budget.end_seconds)}"
+                text = "the last %s is left out, it %s; make it after training"
+                self._say(f"last {name}", text, name, why, level=logging.WARNING)
+
+    # ---- how long the work took ----
+
+    def _work_begins(self, evaluates: bool = False, saves: bool = False) -> None:
+        if evaluates or saves:
+            self._since = self.budget.running_clock.job_seconds()
+            self._saving_since = self._since
+            self.budget.running_clock.enter("evaluate" if evaluates else "save")
+
+    def evaluated(self) -> None:
+        """After an evaluation, or one of several data sets of it."""
+        if self._since is not None:
+            self._saving_since = self.budget.running_clock.job_seconds()
+            self.budget.evaluate_seconds = max(1.1 * (self._saving_since - self._since), 1e-6)
+
+    def saved(self) -> None:
+        if self._since is not None:
+            self.budget.checkpoint_seconds = 1.2 * (self.budget.running_clock.job_seconds() - self._saving_since)
+
+    def ends(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
+        """Give back what was changed, and say where training has ended long before the budget."""
+        if self._skipped is not None:
+            args.ignore_data_skip, self._skipped = self._skipped, None
+        own_end = state.global_step >= state.max_steps or not control.should_training_stop
+        if self.budget.stop_reason is None and (own_end or self._stream) and self.budget.share < 0.9:
+            limit = (
+                f"max_steps {args.max_steps}" if args.max_steps > 0 else f"num_train_epochs {args.num_train_epochs:g}"
+            )
+            limit = (
+                limit
+                if own_end or self._epochs_wanted
+                else "the end of train_dataset, which gave nothing in a second pass"
+            )
+            share, total = self.budget.share, format_duration(self.budget.total_seconds)
+            text = "training was ended by %s at %.0f %% of total_training_time %s"
+            self._say("ended", text, limit, 100 * share, total, level=logging.WARNING)
+
+    def _say(self, what: str, text: str, *values: Any, level: int = logging.INFO) -> None:
+        """One line in a training for each `what`, by the main process."""
+        if what not in self._said and (self.trainer is None or self.trainer.is_world_process_zero()):
+            log.log(level, text, *values)
+        self._said.add(what)
+
+
+@contextmanager
+def _same_random_state(device: torch.device) -> Iterator[None]:
+    """Afterwards the random numbers go on as if the block had drawn none."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)
+
+
+def _seconds_by_size(model: Any, output_dir: str | os.PathLike[str]) -> float:
+    """Twice what the parameters take at the rate at which a small file is written to `output_dir`; whole, where sharded."""
+    parameters = list(model.parameters()) if model is not None else []
+    size = sum(getattr(tensor, "ds_numel", tensor.numel()) * tensor.element_size() for tensor in parameters)
+    path, begin = Path(output_dir) / ".partial-measured", time.perf_counter()
+    written = max(1, min(size, _WRITTEN_TO_MEASURE))
+    with suppress(OSError), open(path, "wb") as file:
+        file.write(bytes(written))
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - begin
+    path.unlink(missing_ok=True)
+    return 2 * seconds * max(1.0, size / written)
