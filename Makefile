@@ -19,10 +19,11 @@ CHECKS ?=
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TESTED    := $(VENV)/.installed-test
+OTHERS    := $(VENV)/.installed-ecosystem
 SOURCES   := setup.cfg pyproject.toml constraints.txt
 CODE      := budget_trainer data_prep train_mlm.py finetune_glue.py sweep.py
 
-.PHONY: help install quickstart docs test test-slow test-all acceptance style quality
+.PHONY: help install quickstart docs test test-slow test-all test-ecosystem acceptance style quality
 
 help:
 	@echo "make quickstart   pre-train on the docstrings of the installed packages and print five fill-mask examples"
@@ -30,6 +31,7 @@ help:
 	@echo "                  LAUNCH='flags of accelerate launch'  ARGS='flags of train_mlm.py'"
 	@echo "make test         the tests that a change waits for (under 10 minutes on two cores)"
 	@echo "make test-all     these and the slow ones (about 23 minutes)"
+	@echo "make test-ecosystem   trl, sentence-transformers, peft and setfit under a budget, in $(VENV)-ecosystem"
 	@echo "make acceptance   every promise measured, as a table in out/acceptance.md; CHECKS='budget resume' selects"
 	@echo "make docs         docs/api.md from the docstrings, the picture of the packages from the imports"
 	@echo "make install      only the virtual environment; TORCH_INDEX=URL takes torch from another package index"
@@ -47,6 +49,11 @@ $(INSTALLED): $(SOURCES)
 # DS_BUILD_OPS=0: DeepSpeed needs no kernels for its tests on a CPU.
 $(TESTED): $(INSTALLED)
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,deepspeed]'
+	touch $@
+
+$(OTHERS): $(INSTALLED) tests/ecosystem/constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --constraint tests/ecosystem/constraints.txt \
+	  --editable '.[ecosystem-test]'
 	touch $@
 
 install: $(INSTALLED)
@@ -78,6 +85,11 @@ test-slow: $(TESTED)
 	$(PYTEST) -m slow
 
 test-all: test test-slow
+
+# In an environment of its own: other libraries have versions of their own in mind.
+test-ecosystem:
+	$(MAKE) VENV=$(VENV)-ecosystem $(VENV)-ecosystem/.installed-ecosystem
+	$(VENV)-ecosystem/bin/python -m pytest tests/ecosystem
 
 acceptance: $(TESTED)
 	$(BIN)/python tests/acceptance.py $(CHECKS)

@@ -45,15 +45,16 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) 
 
     from budget_trainer.glue.run import GlueRun
 
-    run = GlueRun(request, CLOCK, stop)  # checks the machine and the folder; nothing is written before claim_folder
-    run.load()  # data, checkpoint, tokenizer
-    run.build_trainer()
-    run.claim_folder()
-    run.train()  # as long as the budget lets; the best weights by the dev score become the model
-    run.predict()
-    run.write_result()  # result.json comes last: it says that the run is finished
-    at_exit.close()  # what follows is outside of the budget, and any signal may end it
-    run.push()
+    run = GlueRun(request, CLOCK, stop)  # checks the machine
+    with run.owned_folder():  # no second process may work in it; nothing of a run is written before claim_folder
+        run.load()  # data, checkpoint, tokenizer
+        run.build_trainer()
+        run.claim_folder()
+        run.train()  # as long as the budget lets; the best weights by the dev score become the model
+        run.predict()
+        run.write_result()  # result.json comes last: it says that the run is finished
+        at_exit.close()  # what follows is outside of the budget, and any signal may end it
+        run.push()
     return DONE
 
 

@@ -26,14 +26,15 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     from budget_trainer.training.run import PretrainingRun
 
     run = PretrainingRun(parse_recipe(argv), CLOCK, stop, at_exit)
-    if run.awaits_evaluation:
-        return run.evaluate_final()
-    run.open_data()
-    run.build_model()
-    run.build_trainer()
-    run.claim_folder()
-    run.train()
-    return run.finish()
+    with run.owned_folder():  # no second process may work in it
+        if run.awaits_evaluation:
+            return run.evaluate_final()
+        run.open_data()
+        run.build_model()
+        run.build_trainer()
+        run.claim_folder()
+        run.train()
+        return run.finish()
 
 
 def answer(words: Sequence[str]) -> str:

@@ -107,7 +107,7 @@ def files_of(folder: Path) -> list[Path]:
 def moment(folder: Path) -> str:
     """The stage that is under way."""
     work = folder.with_name(f"{folder.name}.work")
-    if any(folder.parent.glob(f"{folder.name}.partial-*")):
+    if (work / "blocks").exists():
         return "tokens and blocks"
     return next((stage for stage in ("tokenizer", "documents") if (work / stage).exists()), "start")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from budget_trainer.core.command import Parser, run_command
 from budget_trainer.core.errors import InputError
+from budget_trainer.data.whole_words import vocabulary_size
 
 EXAMPLES = (
     "Returns a [MASK] of all the values.",
@@ -20,16 +21,36 @@ EXAMPLES = (
 def fill_mask(folder: str, texts: Sequence[str], top: int = 3) -> list[list[tuple[str, float]]]:
     """For each text, the `top` most probable (token, probability) pairs for its one `[MASK]`.
 
-    Raises InputError where a text has not exactly one `[MASK]`, and OSError where `folder` holds no model.
+    Raises InputError where a text has not exactly one `[MASK]`, or weights are missing in `folder`, and OSError where it
+    holds no model.
     """
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+    from budget_trainer.model.checkpoint import check_loaded, has_tokenizer, read_config
+
     for text in texts:
         if text.count("[MASK]") != 1:
             raise InputError(f"--text {text!r} has {text.count('[MASK]')} times [MASK]; write it exactly once.")
+    if Path(folder).is_dir() and not has_tokenizer(Path(folder)):
+        raise InputError(f"model: {folder} has no tokenizer (tokenizer.json, ...); put the model's own there")
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    model: Any = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32).eval()
+    loaded: Any = AutoModelForMaskedLM.from_pretrained(
+        folder,
+        config=read_config(folder, "model"),
+        trust_remote_code=False,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # `check_loaded` names them
+        output_loading_info=True,
+    )
+    model = loaded[0].eval()
+    if new := check_loaded(model, loaded[1], f"model: {folder}"):
+        raise InputError(
+            f"model: {folder} lacks {len(new)} weights of its head ({new[0]}, ...); give a whole checkpoint"
+        )
+    if (size := vocabulary_size(tokenizer)) > model.config.vocab_size:
+        has = f"has a tokenizer of {size:,} tokens and a vocabulary of {model.config.vocab_size:,}"
+        raise InputError(f"model: {folder} {has}; put the model's own tokenizer there")
     answers = []
     for text in texts:
         batch = tokenizer(text.replace("[MASK]", tokenizer.mask_token), return_tensors="pt")
@@ -49,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> None:
     parser = Parser("python -m budget_trainer.fill_mask", __doc__)
-    parser.add_argument("model", help="a checkpoint folder, such as out/quickstart/final")
+    parser.add_argument("model", type="path", help="a checkpoint folder, such as out/quickstart/final")
     parser.add_argument("--text", action="append", help="a sentence with one [MASK]; may be repeated")
     parser.add_argument("--top", type=int, default=3, help="how many predictions to print (3)")
     arguments = parser.parse_args(argv)

@@ -14,12 +14,14 @@ import numpy as np
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
-from data_prep.corpus import HELD_OUT_RULE, TokenGroup
+from budget_trainer.data.whole_words import vocabulary_size
+from data_prep import losses
+from data_prep.corpus import END_CHARACTERS, HELD_OUT_RULE, TokenGroup, is_held_out
 from data_prep.encoding import Encoder, load_tokenizer, special_ids
 from data_prep.files import read_lines
 from data_prep.next_sentence import SentencePairs
 from data_prep.options import Options, flag
-from data_prep.packing import OneDocument, PackedBlocks, Packer, WholeSentences, validation_rows
+from data_prep.packing import LEAST_TOKENS, OneDocument, PackedBlocks, Packer, WholeSentences, validation_rows
 from data_prep.shards import ShardWriter
 from data_prep.sources import Source
 
@@ -31,6 +33,7 @@ PACKERS: dict[str, type[Packer]] = {
 }
 _Facts = dict[str, Any]  # for the manifest
 _HELD_OUT = "validation.txt"  # the text of the validation blocks, so that any other model can be scored on it
+_CHECKED_BYTES = 64e6  # of text, between two looks at what was lost
 _SIZES = (16, 8192)
 _BELOW_ONE = (0, math.nextafter(1, 0))
 _PACKINGS = "several documents in a block, one only, one's whole sentences, or pairs for next-sentence prediction"
@@ -46,9 +49,14 @@ class BlockOptions(Options):
     num_shards: int = flag(8, "train files; they differ by at most one row")
     num_proc: int = flag(2, "processes that read dumps and tokenise; the result does not depend on it")
     validation_fraction: float = flag(0.01, "share of documents held out, by hash of their text", within=_BELOW_ONE)
-    validation_text: str | None = flag(None, "corpus to validate on instead; then all of --input is for training")
+    validation_text: str | None = flag(
+        None, "corpus to validate on instead; then all of --input is for training", path=True
+    )
     validation_block_size: int = flag(128, "128 is the pinned evaluation's", within=_SIZES)
     max_validation_blocks: int = flag(2000, "validation blocks beyond this are left out")
+    max_unknown: float = flag(
+        losses.REFUSE, "largest share of [UNK], or of letters that lose their mark", within=(0, 1)
+    )
 
     @property
     def held_out_fraction(self) -> float:
@@ -64,7 +72,8 @@ class BlockOptions(Options):
 class BlockFolder:
     """A data folder in the making, in an empty `folder`; all but manifest.json, whose content `write` returns.
 
-    special_ids: token ids by role. dtype: of stored token ids. cache: a folder for what is not kept; `content` deletes it."""
+    special_ids: token ids by role. dtype: of stored token ids. losses: what the tokenizer lost, as `Meter.count` says.
+    cache: a folder for what is not kept; `content` deletes it."""
 
     def __init__(self, folder: Path, tokenizer: str, options: BlockOptions) -> None:
         self.options = options
@@ -72,10 +81,13 @@ class BlockFolder:
         self.tokenizer.save_pretrained(folder / "tokenizer")
         self.tokenizer_file = folder / "tokenizer" / "tokenizer.json"
         self.special_ids = special_ids(self.tokenizer)
-        self.dtype = "uint16" if len(self.tokenizer) <= 2**16 else "uint32"
+        self.vocab_size = vocabulary_size(self.tokenizer)
+        self.dtype = "uint16" if self.vocab_size <= 2**16 else "uint32"
         self.cache = folder / "cache"
         self.cache.mkdir()
-        self._folder = folder
+        self.losses = losses.none()
+        self._folder, self._name = folder, tokenizer
+        self._by_ends = False  # what is held out are the ends of documents
 
     @property
     def tokenising(self) -> _Facts:
@@ -83,11 +95,32 @@ class BlockFolder:
         options = self.options
         return {
             "tokenizer_file": str(self.tokenizer_file),
+            "unknown": self.special_ids.get("unk"),
             "dtype": self.dtype,
             "num_proc": options.num_proc,
             "fraction": options.held_out_fraction,
             "sentences": options.by_sentence,
         }
+
+    def ends_from(self, groups: Iterable[list[str]]) -> int:
+        """0 where the whole corpus, `groups` of documents, has one that its hash holds out and that gives a validation block;
+        else how many characters a document must have for its end to be held out instead, which is printed."""
+        fraction, longest, documents = self.options.held_out_fraction, 0, 0
+        if not fraction:
+            return 0
+        backend = Encoder(str(self.tokenizer_file)).backend
+        for document in itertools.chain.from_iterable(groups):
+            if is_held_out(document, fraction):
+                head = backend.encode(document[:100_000], add_special_tokens=False)
+                if len(head) >= LEAST_TOKENS:
+                    return 0
+            longest, documents = max(longest, len(document)), documents + 1
+        if not documents:
+            return 0
+        self._by_ends = True
+        what = f"the last {100 * fraction:.3g}% of each is, {END_CHARACTERS} characters or more"
+        print(f"validation_fraction {fraction} holds out none of {documents:,} documents whole: {what}")
+        return min(4 * END_CHARACTERS, longest)
 
     def write(self, groups: Iterable[TokenGroup], sources: list[_Facts], validation: Source | None = None) -> _Facts:
         """Write the blocks of `groups`, made as `tokenising` says, and of a text to validate on, `validation`.
@@ -109,7 +142,7 @@ class BlockFolder:
             "validation_block_size": options.validation_block_size,
             "packing": options.packing,
             "dtype": self.dtype,
-            "vocab_size": len(self.tokenizer),
+            "vocab_size": self.vocab_size,
             "special_ids": self.special_ids,
             "tokenizer": {"folder": "tokenizer", "sha256": sha256(self.tokenizer_file)},
             # How documents were held out: folders that are merged must agree in it.
@@ -117,9 +150,11 @@ class BlockFolder:
                 "fraction": options.held_out_fraction,
                 "text": options.validation_text,
                 "rule": HELD_OUT_RULE,
+                **({"ends": validation["documents_held_out"]} if self._by_ends else {}),
             },
             "splits": {"train": train, "validation": validation},
             "sources": sources,
+            "losses": losses.facts(self.losses),
         }
 
     def shard_writer(self, columns: dict[str, str], scalars: tuple[str, ...]) -> ShardWriter:
@@ -128,16 +163,25 @@ class BlockFolder:
         columns = {"input_ids": self.dtype, **columns}
         return ShardWriter(self._folder, "train", options.num_shards, columns, options.block_size, scalars)
 
+    def check_losses(self) -> None:
+        """InputError where they are above max_unknown."""
+        losses.check(self.losses, self.options.max_unknown, self._name)
+
     def _write_train(self, groups: Iterable[TokenGroup], held_out: Path, sources: list[_Facts]) -> _Facts:
         options = self.options
         packer = PACKERS[options.packing](options.block_size, self.special_ids, options.short_seq_prob)
         writer = self.shard_writer(packer.columns, packer.scalars)
-        documents = text_bytes = tokens = 0
+        documents = text_bytes = tokens = checked = 0
         with held_out.open("w", encoding="utf-8", newline="\n") as out:
             for group in groups:
                 out.writelines(f"{document}\n" for document in group.held_out)
                 documents, text_bytes = documents + len(group.lengths), text_bytes + group.train_bytes
+                self.losses = losses.summed([self.losses, group.losses])
+                if text_bytes - checked > _CHECKED_BYTES:
+                    self.check_losses()
+                    checked = text_bytes
                 tokens += self.add_rows(writer, packer.add(group))
+        self.check_losses()
         tokens += self.add_rows(writer, packer.finish())
         if not writer.rows:
             paths = " ".join(source["path"] for source in sources)
@@ -158,8 +202,8 @@ class BlockFolder:
         rows, last, facts = validation_rows(read_lines(held_out), backend, size, self.special_ids, limit)
         if not last:
             name = "validation_text" if options.validation_text else "validation_fraction"
-            what = f"{name} {getattr(options, name)} gives no validation block of 16 tokens or more"
-            raise InputError(f"{what}; give more text")
+            what = f"{name} {getattr(options, name)} gives no validation block of {LEAST_TOKENS} tokens or more"
+            raise InputError(f"{what}; give more text or another --validation_text")
         tokens = self.add_rows(writer, rows)
         file = self._folder / _HELD_OUT
         used = itertools.islice(read_lines(held_out), last)

@@ -24,7 +24,9 @@ def _build(args: argparse.Namespace, options: BlockOptions, folder: Path) -> dic
     validation = args.source(args.validation_text, target.cache) if args.validation_text else None
     sources: list[dict[str, Any]] = []
     documents = (document for source in inputs for document in source.counted(sources))
-    return target.write(token_groups(documents, target.cache, **target.tokenising), sources, validation)
+    return target.write(
+        token_groups(documents, target.cache, target.ends_from, **target.tokenising), sources, validation
+    )
 
 
 @command
@@ -32,13 +34,16 @@ def main(argv: list[str] | None) -> None:
     """The command line."""
     parser = Parser("blocks", __doc__)
     parser.add_sources()
-    parser.add_argument("--tokenizer", required=True, help="folder, tokenizer.json, vocab.txt or Hub name")
+    parser.add_argument(
+        "--tokenizer", type="path", required=True, help="folder, tokenizer.json, vocab.txt or Hub name"
+    )
     parser.add_output()
     parser.add_options(BlockOptions)
     args = parser.parse(argv)
     output = Output(args.output_dir, args.overwrite)
     start = time.monotonic()
-    content = output.write(functools.partial(_build, args, args.options(BlockOptions)), args.command_line)
+    build = functools.partial(_build, args, args.options(BlockOptions))
+    content = output.write(build, args.command_line, [*args.input, args.validation_text])
     seconds = time.monotonic() - start
     train, validation = content["splits"]["train"], content["splits"]["validation"]
     print(

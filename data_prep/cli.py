@@ -8,11 +8,13 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
+import secrets
 import shlex
 import shutil
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,57 +22,103 @@ from typing import Any, NoReturn
 from budget_trainer.core.command import Parser as CommandParser
 from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import fresh_folder, publish_folder
+from budget_trainer.core.io import (
+    check_writable,
+    fresh_folder,
+    is_hidden,
+    keeps_its_place,
+    made_parents,
+    publish_folder,
+)
 from budget_trainer.data.folder import FORMAT_VERSION
+from data_prep.losses import lines
 from data_prep.sources import Source
 
-_SOURCE_FLAGS = ("kind", "errors", "dataset_config", "dataset_split", "text_column")
+_SOURCE_FLAGS = tuple("kind errors encoding documents_end dataset_config dataset_split text_column drop_holes".split())
 _LIBRARIES = ("datasets", "numpy", "pyarrow", "tokenizers", "transformers")
+# What a stage makes: the file by which it is told, and the names of all that is in it.
+_MADE = {
+    "data folder": ("manifest.json", r"manifest\.json|validation\.txt|tokenizer|(train|validation)-\d+-of-\d+\.arrow"),
+    "tokenizer": (
+        "tokenizer.json",
+        r"((tokenizer|special_tokens|added_tokens|vocab|losses)\w*\.json|(vocab|merges)\.txt)",
+    ),
+    "inspection": ("inspect.json", r"inspect\.(json|png)"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """The folder `path` that a stage makes: a `what`, told by its file `mark`; `overwrite`: in the place of an older one."""
+    """The folder `path`, or what that links to, in which a stage makes a `what`; `overwrite`: in the place of an older one."""
 
     path: Path
     overwrite: bool
     what: str = "data folder"
-    mark: str = "manifest.json"
     how: str = "--overwrite"  # to allow it
 
-    def check(self) -> None:
-        """InputError where `path` is not empty and holds something else, or a `what` that must not be replaced."""
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            return
-        if not (self.path / self.mark).is_file():
+    @property
+    def mark(self) -> Path:
+        """The file that tells a `what`."""
+        return self.path / _MADE[self.what][0]
+
+    @property
+    def _target(self) -> Path:
+        return Path(os.path.realpath(self.path))
+
+    @property
+    def work(self) -> Path:
+        """The folder `<path>.work`, or `.work` inside of a `path` that keeps its place: for work that can be gone on with."""
+        target = self._target
+        work = target / ".work" if keeps_its_place(target) else target.with_name(f"{target.name}.work")
+        return Path(os.path.realpath(work))
+
+    def check(self, inputs: Iterable[str | Path | None] = ()) -> None:
+        """InputError where `path` cannot be written, holds something else or a `what` that must not be replaced, or is one of
+        `inputs`, has one inside, or is inside of a data folder of these. Of them, what is no path is passed over."""
+        target = self._target
+        for path in inputs:
+            source = Path(os.path.realpath(path or ""))
+            within = source in target.parents and (source / "manifest.json").exists()  # of a corpus it is left out
+            if path and source.exists() and (within or target == source or target in source.parents):
+                raise InputError(f"output_dir {self.path} and input {path} overlap; give a path outside of it")
+        if target.is_file():
             raise InputError(f"output_dir {self.path} exists and is no {self.what}; give another path")
-        if not self.overwrite:
+        check_writable(target)
+        found = [path for path in target.iterdir() if not is_hidden(path)] if target.is_dir() else []
+        if found and not self.mark.is_file():
+            raise InputError(f"output_dir {self.path} exists and is no {self.what}; give another path")
+        for path in found:
+            if not re.fullmatch(_MADE[self.what][1], path.name):
+                what = f"holds {path.name}, which no {self.what} has"
+                raise InputError(f"output_dir {self.path} {what}; move it away, or give another path")
+        if found and not self.overwrite:
             raise InputError(f"output_dir {self.path} already holds a {self.what}; give another path or {self.how}")
 
     @contextmanager
-    def new(self, inputs: Sequence[Path] = ()) -> Iterator[Path]:
-        """Gives a new folder beside `path` that takes its place when the block ends well and vanishes when it does not.
-
-        InputError as `check`, and where `path` is one of the folders `inputs`, is inside of one, or has one inside."""
-        target = self.path.resolve()
-        for path in inputs:
-            source = path.resolve()
-            if target == source or source in target.parents or target in source.parents:
-                raise InputError(f"output_dir {self.path} and input {path} overlap; give a path outside of it")
-        self.check()
-        partial = self.path.with_name(f"{self.path.name}.partial-{os.getpid()}")
-        try:
-            yield fresh_folder(partial)
-            publish_folder(partial, self.path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    def new(self, inputs: Iterable[str | Path | None] = (), aside: Path | None = None) -> Iterator[Path]:
+        """Gives a new folder, `aside` or one beside `path`, that takes its place when the block ends well and vanishes when it
+        does not. InputError as `check`."""
+        self.check(inputs)
+        target = self._target
+        name = f".partial-{target.name}-{secrets.token_hex(4)}"  # on another machine a process may have our number
+        partial = aside or (target if keeps_its_place(target) else target.parent) / name
+        with made_parents(partial):
+            try:
+                yield fresh_folder(partial)
+                publish_folder(partial, target, self.mark.name)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
 
     def write(
-        self, build: Callable[[Path], dict[str, Any]], command: str, inputs: Sequence[Path] = ()
+        self,
+        build: Callable[[Path], dict[str, Any]],
+        command: str,
+        inputs: Iterable[str | Path | None] = (),
+        aside: Path | None = None,
     ) -> dict[str, Any]:
         """Make a data folder: `build` fills the empty folder that it is given and returns the manifest's content, as this does,
         which says the format's version, `command`, the time and the versions of what ran besides."""
-        with self.new(inputs) as folder:
+        with self.new(inputs, aside) as folder:
             content = build(folder)
             manifest = {
                 "format_version": FORMAT_VERSION,
@@ -82,7 +130,9 @@ class Output:
                     **{name: importlib.metadata.version(name) for name in _LIBRARIES},
                 },
             }
-            (folder / self.mark).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            (folder / self.mark.name).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for line in lines(content):
+            print(line)
         return content
 
     def summary(self, content: dict[str, Any]) -> str:
@@ -137,7 +187,7 @@ class Parser(CommandParser):
     def add_sources(self) -> None:
         """The flags that `_Arguments.source` reads."""
         what = "files, folders, archives, or one name of the `datasets` library (always streamed)"
-        self.add_argument("--input", nargs="+", required=True, help=what)
+        self.add_argument("--input", type="path", nargs="+", required=True, help=what)
         self.add_options(Source, _SOURCE_FLAGS)
 
     def add_output(self, what: str = "data folder") -> None:
@@ -156,8 +206,9 @@ class Parser(CommandParser):
                 about["action"] = argparse.BooleanOptionalAction
             else:
                 kind = next(iter(typing.get_args(kinds[field.name])), kinds[field.name])  # of `int | None` the first
-                about |= {"type": "count" if kind is int else kind, "choices": field.metadata["choices"]}
-            self.add_argument(f"--{field.name}", **about)
+                kind = "path" if field.metadata["path"] else "count" if kind is int else kind
+                about |= {"type": kind, "choices": field.metadata["choices"]}
+            self.add_argument(f"--{field.metadata['name'] or field.name}", dest=field.name, **about)
 
 
 def command(stage: Callable[[list[str] | None], None]) -> Callable[..., int]:

@@ -4,9 +4,11 @@ A group is some documents, about 256 kB of text; a part is some groups, about 12
 alone, so whatever is made from the groups in order is the same for any number of processes. Memory is bounded by the
 group, and disk space (and the mapped files that count as memory) by the part, whatever the size of the corpus.
 
-Which documents are held out for validation is a function of their words. A sentence ends at `.`, `!`, `?` or an ellipsis, with
-any closing quotes and brackets after it, where white space and then a capital letter or a digit follow, opening quotes and
-brackets before it or not. "e.g. this" stays together, "Dr. Who" does not, and a script without capitals is not split.
+Which documents are held out for validation is a function of their words. A sentence ends, closing quotes and brackets
+included, at `.`, `!`, `?` or an ellipsis where white space and then a capital letter or a digit follow, opening quotes and
+brackets before it or not ("e.g. this" stays together, "Dr. Who" does not), or where letters without case stand on both sides;
+and at the marks of other scripts (`。！？`, `।`, `؟`, `۔` and the like), white space behind them or none. Thai and Lao have no
+mark: their sentences are cut by length, which the manifest counts.
 """
 
 import functools
@@ -16,7 +18,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.encoding import I64, Encoder
+from data_prep.losses import Meter
 
 GROUP_CHARACTERS = 256 * 1024
 PART_BYTES = 128 * 1024**2
@@ -39,7 +42,8 @@ Select = Callable[[list[str], int, Encoder], tuple[list[str], list[I64] | None, 
 class TokenGroup:
     """ids [sum(lengths)] and lengths [training documents] in tokens, without special ones; documents without a token are
     left out. held_out: the texts of validation. sentences: the lengths of the documents' sentences, empty where they were not
-    asked for. removed: what a `Select` says that it took out."""
+    asked for. removed: what a `Select` says that it took out. losses: what the tokenizer lost of the training documents, as
+    `Meter.count` says."""
 
     ids: np.ndarray
     lengths: np.ndarray
@@ -47,13 +51,22 @@ class TokenGroup:
     held_out: list[str]
     sentences: np.ndarray
     removed: dict[str, Any]
+    losses: dict[str, Any] = field(default_factory=dict)
 
 
-def token_groups(documents: Iterator[str], folder: Path, **options: Any) -> Iterator[TokenGroup]:
-    """The groups of the documents, read and tokenised part by part in files in `folder`; `options` as `tokenise_part`."""
+def token_groups(
+    documents: Iterator[str],
+    folder: Path,
+    ends_from: Callable[[Iterable[list[str]]], int] | None = None,
+    **options: Any,
+) -> Iterator[TokenGroup]:
+    """The groups of the documents, read and tokenised part by part in files in `folder`; `options` as `tokenise_part`, with the
+    answer of `ends_from` to the documents of a corpus that fits into one part."""
     for number in itertools.count():
         file = folder / f"part-{number:05d}.arrow"
         count, last = write_part(documents, file)
+        if ends_from is not None and last and not number:
+            options["ends_from"] = ends_from(read_part(file))
         if count:
             yield from read_tokens(tokenise_part(file, **options))
         for used in folder.glob(f"{file.stem}.*"):
@@ -91,20 +104,25 @@ def read_tokens(files: Iterable[Path]) -> Iterator[TokenGroup]:
     for file in files:
         for table in datasets.Dataset.from_file(str(file)).with_format("arrow").iter(batch_size=1):
             arrays = {name: table[name].chunk(0).flatten().to_numpy() for name in ("ids", "lengths", "sentences")}
-            removed = json.loads(table["removed"][0].as_py())
+            accounts = {name: json.loads(table[name][0].as_py()) for name in ("removed", "losses")}
             others = {name: table[name][0].as_py() for name in ("train_bytes", "held_out")}
-            yield TokenGroup(**arrays, **others, removed=removed)
+            yield TokenGroup(**arrays, **others, **accounts)
 
 
 def tokenise_part(file: Path, target: Path | None = None, *, dtype: str, num_proc: int, **how: Any) -> list[Path]:
     """The files, in order, into which the groups of one part were tokenised; they lie beside `target` (the part), with its
-    stem. `how`: tokenizer_file; fraction, the share of documents held out, chosen by their hash; sentences, to tokenise
-    sentence by sentence and say where they end; a `Select` as select."""
+    stem. `how`: tokenizer_file; unknown, the id of its [UNK] if it has one; fraction, the share of documents held out, chosen
+    by their hash; ends_from, where not 0: the share `fraction` is of the ends of documents of so many characters; sentences,
+    to tokenise sentence by sentence and say where they end; a `Select` as select."""
     text = datasets.Dataset.from_file(str(file))
     lists = {"ids": dtype, "lengths": "int64", "held_out": "string", "sentences": "int64"}
     features = datasets.Features(
         {name: datasets.LargeList(datasets.Value(kind)) for name, kind in lists.items()}
-        | {"train_bytes": datasets.Value("int64"), "removed": datasets.Value("string")}
+        | {
+            "train_bytes": datasets.Value("int64"),
+            "removed": datasets.Value("string"),
+            "losses": datasets.Value("string"),
+        }
     )
     tokens = text.with_format("arrow").map(
         _tokenise_groups,
@@ -125,6 +143,11 @@ def tokenise_part(file: Path, target: Path | None = None, *, dtype: str, num_pro
 _encoder = functools.cache(Encoder)  # one per process: loading costs as much as tokenising a megabyte
 
 
+@functools.cache
+def _meter(tokenizer_file: str, unknown: int | None) -> Meter:
+    return Meter(_encoder(tokenizer_file), unknown)
+
+
 def _groups(documents: Iterable[str], characters: float) -> Iterator[list[str]]:
     group: list[str] = []
     size = 0
@@ -143,6 +166,8 @@ def _tokenise_groups(
     tokenizer_file: str,
     fraction: float,
     schema: pa.Schema,
+    unknown: int | None = None,
+    ends_from: int = 0,
     sentences: bool = False,
     select: Select | None = None,
 ) -> pa.Table:
@@ -155,8 +180,13 @@ def _tokenise_groups(
     for documents, first in zip(table["documents"].to_pylist(), table["first"].to_pylist(), strict=True):
         documents, known, removed = (documents, None, {}) if select is None else select(documents, first, encoder)
         columns["removed"].append(json.dumps(removed))
-        kept = [not fraction or not is_held_out(document, fraction) for document in documents]
-        train = list(itertools.compress(documents, kept))
+        if ends_from:
+            parts = [without_end(text, fraction) if len(text) >= ends_from else (text, "") for text in documents]
+            train, held_out, known = [text for text, _ in parts], [end for _, end in parts if end], None
+        else:
+            kept = [not fraction or not is_held_out(document, fraction) for document in documents]
+            train = list(itertools.compress(documents, kept))
+            held_out = list(itertools.compress(documents, [not here for here in kept]))
         texts = [split_sentences(document) if sentences else [document] for document in train]
         if known is None or sentences:
             encoded = encoder.encode(list(itertools.chain.from_iterable(texts)))
@@ -167,8 +197,10 @@ def _tokenise_groups(
         lengths = [sum(itertools.islice(sizes, len(document))) for document in texts]
         columns["lengths"].append([length for length in lengths if length])
         columns["sentences"].append([len(text) for text in encoded if len(text)] if sentences else [])
-        columns["train_bytes"].append(sum(len(document.encode()) for document in train))
-        columns["held_out"].append(list(itertools.compress(documents, [not here for here in kept])))
+        raw = [document.encode() for document in train]
+        columns["train_bytes"].append(sum(map(len, raw)))
+        columns["losses"].append(json.dumps(_meter(tokenizer_file, unknown).count(raw, ids[-1])))
+        columns["held_out"].append(held_out)
     borders = np.cumsum([0] + [len(group) for group in ids])
     arrays = {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}
     arrays["ids"] = pa.LargeListArray.from_arrays(borders, np.concatenate(ids))  # without a Python object per token
@@ -189,12 +221,56 @@ def is_held_out(document: str, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2.0**64
 
 
-_END = re.compile(r"[.!?\u2026][\"'\u201d\u2019\u00bb)\]]*(?=\s+[\"'\u201c\u2018\u00ab(\[]*(?P<next>\S))")
+END_CHARACTERS = (
+    600  # that a document of a small corpus gives to validation at least; one of four times as many gives it
+)
+
+
+def without_end(document: str, fraction: float) -> tuple[str, str]:
+    """The document, and a share `fraction` of it, or END_CHARACTERS, or its half, that is taken from its end: from the end of
+    a sentence on where there is one near, or from a space."""
+    size = min(max(END_CHARACTERS, int(fraction * len(document))), len(document) // 2)
+    cut = len(document) - size
+    near = max(0, cut - min(1000, size // 2))
+    ends = [m.end() for m in _END.finditer(document, near, cut + 100) if m.end() <= cut and _is_end(document, m)]
+    cut = ends[-1] if ends else max(document.rfind(" ", near, cut), 0) or cut
+    return document[:cut].rstrip(), document[cut:].lstrip()
+
+
+# The marks of `_FULL` end a sentence with or without white space behind them: CJK, Indic dandas, Arabic, Urdu, Armenian,
+# Ethiopic, Burmese, Khmer, Tibetan, Mongolian, Santali, Meitei.
+_FULL = "。！？｡﹖﹗।॥؟۔։።፧။។៕།᠃᠉᱾᱿꯫"
+_CLOSING = "\"'”’“‘»›«‹)\\]」』）］】〉》〕｣"
+_OPENING = "\"'“‘„‚«»‹›(\\[¿¡「『（［【〈《〔｢"
+_CJK = "\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_END = re.compile(
+    f"[.!?…．;\u037e{_FULL}](?:"
+    rf"(?<=[.!?…])[{_CLOSING}]*(?:[ \u00a0\u202f]»)?(?=\s+[{_OPENING}]*(?P<next>\S))"
+    rf"|(?<=[{_FULL}])[.!?…{_FULL}{_CLOSING}]*+(?=\s*[^\s,;:，、；：])(?!\s+[a-z])"
+    rf"|(?<=[{_CJK}][!?．])[!?{_FULL}{_CLOSING}]*+(?=[{_CJK}「『（［【〈《〔])"
+    r"|(?<=[\u0370-\u03ff\u1f00-\u1fff][;\u037e])(?=\s+[\u0386-\u03ab\u1f08-\u1fff]))"  # Greek asks with a semicolon
+)
 
 
 def split_sentences(text: str) -> list[str]:
     """The sentences in order, each but the first with the white space before it (byte-level tokenizers write it into the
     word that follows): joined they are the text again."""
-    found = ((match.end(), match["next"]) for match in _END.finditer(text))
-    ends = [end for end, behind in found if behind.isupper() or behind.isdigit() or behind.istitle()]
+    ends = [match.end() for match in _END.finditer(text) if _is_end(text, match)]
     return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)] if text else []
+
+
+def _is_end(text: str, match: re.Match[str]) -> bool:
+    behind = match["next"]
+    if behind is None:
+        return True
+    if "“" in match[0] and "„" not in text:  # it closes in German alone
+        return False
+    if behind.isupper() or behind.isdigit() or behind.istitle():
+        return True
+    return behind.isalpha() and _is_caseless(behind) and _is_caseless(text[max(0, match.start() - 1)])
+
+
+def _is_caseless(character: str) -> bool:
+    return (
+        character.lower() == character.upper() or "\u10d0" <= character <= "\u10ff"
+    )  # Georgian, whose capitals are for titles

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import open_atomic
+from budget_trainer.core.io import made_parents, open_atomic
 from data_prep.cli import Parser, command
 from data_prep.prose import read_docstrings
 
@@ -25,7 +25,13 @@ def main(argv: list[str] | None) -> None:
     add = parser.add_argument
     what = "text file to write: one line per document, blank lines between"
     add("--output_file", type=Path, required=True, help=what)
-    add("--packages", nargs="+", default=None, help="folders of Python packages (default: those of this interpreter)")
+    add(
+        "--packages",
+        type="path",
+        nargs="+",
+        default=None,
+        help="folders of Python packages (default: those of this interpreter)",
+    )
     add("--max_megabytes", type="count", default=10, help="stop at this size")
     what = "stop after this time; the corpus then depends on the machine"
     add("--max_seconds", type="count", default=60, help=what)
@@ -34,13 +40,12 @@ def main(argv: list[str] | None) -> None:
     args = parser.parse(argv)
     if args.output_file.exists() and not args.overwrite:
         raise InputError(f"output_file {args.output_file} exists; give another path or --overwrite")
-    args.output_file.parent.mkdir(parents=True, exist_ok=True)
     start, limit = time.monotonic(), args.max_megabytes * 1_000_000
     size = count = 0
     reason = "all packages were read"
     progress = tqdm(desc="docstrings", total=limit, unit="B", unit_scale=True)
     documents = read_docstrings(args.packages, args.num_proc)
-    with open_atomic(args.output_file) as out, progress, contextlib.closing(documents):
+    with made_parents(args.output_file), open_atomic(args.output_file) as out, progress, contextlib.closing(documents):
         for document in documents:
             count += 1
             size += out.write(document.encode() + b"\n\n")

@@ -18,10 +18,12 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.rows import Rows
+from data_prep import losses
+from data_prep.filters import Removed
 from data_prep.shards import ShardWriter
 
 PART_VALUES = 2**20  # token positions that are read at a time: 8 MB of each column
-_MADE_BY_WRITE = ("format_version", "command", "created", "versions")
+_MADE_ANEW = ("format_version", "command", "created", "versions", "removed", "losses")
 _NEEDED = "block_size validation_block_size packing dtype vocab_size special_ids sources command validation".split()
 _ANEW = "make the folder anew with data_prep.blocks"
 
@@ -129,11 +131,24 @@ def remade(inputs: Sequence[FinishedFolder], num_shards: int | None, output: Pat
     shards = num_shards or sum(len(folder.split("train")["files"]) for folder in inputs)
     train["files"] = _deal(inputs, "train", output, shards)
     return {
-        **{key: value for key, value in first.manifest.items() if key not in _MADE_BY_WRITE},
+        **{key: value for key, value in first.manifest.items() if key not in _MADE_ANEW},
         "made_from": [folder.origin() for folder in inputs],
         "splits": {"train": train, "validation": _validation(inputs, output)},
         "sources": [source for folder in inputs for source in folder.manifest["sources"]],
+        **_accounts([folder.manifest for folder in inputs]),
     }
+
+
+def _accounts(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What was lost and removed in all of them; losses are left out where one says nothing of them."""
+    removed = Removed()
+    for manifest in manifests:
+        removed.merge(manifest.get("removed", {}))
+    accounts = {"removed": removed.by} if any("removed" in manifest for manifest in manifests) else {}
+    if all("losses" in manifest for manifest in manifests):
+        return {**accounts, "losses": losses.facts(losses.summed(manifest["losses"] for manifest in manifests))}
+    print("losses: unknown, not all of the folders have counted them")
+    return accounts
 
 
 def _deal(folders: Sequence[FinishedFolder], split: str, output: Path, num_shards: int) -> list[dict[str, Any]]:
@@ -177,6 +192,8 @@ def _summed(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The counts of several splits added up, also those within; what else they say is the first one's."""
     merged: dict[str, Any] = {}
     for name, value in facts[0].items():
+        if any(name not in other for other in facts):  # of an older folder
+            continue
         if isinstance(value, int):
             merged[name] = sum(other[name] for other in facts)
         elif isinstance(value, Mapping) and name != "text":

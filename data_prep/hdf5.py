@@ -10,7 +10,9 @@ held out by hash (its neighbours of the same document may be trained on). Memory
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,26 +22,35 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
+from data_prep import losses
 from data_prep.block_folder import BlockFolder, BlockOptions
 from data_prep.cli import Output, Parser, command
 from data_prep.corpus import is_held_out
-from data_prep.files import files_below
+from data_prep.files import count_unread, files_below, form_of, unread_line
 from data_prep.filters import digest_of, find_duplicates, is_duplicate
 from data_prep.next_sentence import SentencePairs
 
 _NEEDED = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids")
 _LABELS = "next_sentence_labels"
 _ROWS = 4096  # at a time
-_FLAGS = ("num_shards", "validation_fraction", "validation_block_size", "max_validation_blocks")
+_FLAGS = ("max_unknown", "num_shards", "validation_fraction", "validation_block_size", "max_validation_blocks")
 
 
 class _Shards:
     """The files of one or several folders, all of one form. InputError: none, one that is damaged, or of another form."""
 
     def __init__(self, paths: Iterable[str]) -> None:
-        given = list(map(Path, paths))
-        found = [file for path in given for file in files_below(path)]
-        found = [file for file in found if file.suffix in (".hdf5", ".h5") or file in given]
+        self.sources: list[dict[str, Any]] = []
+        found: list[Path] = []
+        for path in paths:
+            account: dict[str, Any] = {}
+            leave = functools.partial(count_unread, account, path)
+            for file in files_below(Path(path), leave):
+                if file == Path(path) or file.suffix.lower() in (".hdf5", ".h5") or (form := _form_of(file)) == "hdf5":
+                    found.append(file)
+                else:
+                    leave(str(file), form or "no HDF5")
+            self.sources.append({"path": path, "kind": "hdf5", **({"account": account} if account else {})})
         self.train = [file for file in found if not file.name.startswith("test")]
         self.test = [file for file in found if file.name.startswith("test")]
         if not self.train:
@@ -75,10 +86,15 @@ def _unmasked(data: dict[str, np.ndarray], target: BlockFolder, file: Path) -> n
     ids[data["input_mask"] == 0] = special["pad"]
     last = data["input_mask"].astype(bool).sum(1) - 1
     framed = (ids[:, 0] == special["cls"]).all() and (ids[np.arange(len(ids)), last] == special["sep"]).all()
-    if not framed or ids.min() < 0 or ids.max() >= len(target.tokenizer):
+    if not framed or ids.min() < 0 or ids.max() >= target.vocab_size:
         fix = "give the vocabulary that the shards were made with"
         raise InputError(f"tokenizer: its ids are not those of {file}; {fix}")
     return ids
+
+
+def _form_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return form_of(stream)
 
 
 def _form(data: Any) -> tuple[int, bool]:
@@ -102,7 +118,16 @@ def _open(file: Path) -> Any:
         raise InputError(f"input {file}: reading it needs h5py ({error}); {fix}") from None
     except OSError as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"input {file}: damaged or no HDF5 file ({reason}); fetch it again") from None
+        if error.errno is None:
+            raise InputError(f"input {file}: damaged or no HDF5 file ({reason}); fetch it again") from None
+        if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES) and "unable to lock" in reason:
+            fix = "wait for it, or set HDF5_USE_FILE_LOCKING=FALSE"
+            raise InputError(f"input {file}: another process has it open for writing; {fix}") from None
+        if "unable to lock" in reason:
+            fault = f"its file system has no locks ({os.strerror(error.errno)})"
+            raise InputError(f"input {file}: {fault}; set HDF5_USE_FILE_LOCKING=FALSE") from None
+        fix = "mend that, or give another copy"
+        raise InputError(f"input {file}: cannot be opened ({os.strerror(error.errno)}); {fix}") from None
 
 
 def _build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -123,8 +148,7 @@ def _build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         train = _write_train(shards, copies, target, out)
     if not train["rows"]:
         raise InputError(f"input {' '.join(args.input)}: no block is left to train on; give more, or hold out less")
-    sources = [{"path": path, "kind": "hdf5"} for path in args.input]
-    return target.content(train, target.write_validation(held_out), sources)
+    return target.content(train, target.write_validation(held_out), shards.sources)
 
 
 def _copies(shards: _Shards, target: BlockFolder) -> Path:
@@ -143,6 +167,7 @@ def _write_train(shards: _Shards, copies: Path | None, target: BlockFolder, held
     writer = target.shard_writer(columns, SentencePairs.scalars)
     fraction = target.options.held_out_fraction
     number = tokens = dropped = text_bytes = 0
+    frame = [target.special_ids[role] for role in ("pad", "cls", "sep")]
     for rows in tqdm(shards.rows(shards.train, target), desc="writing", unit=f"x{_ROWS} rows"):
         ids = rows["input_ids"]
         first = [row for row in range(len(ids)) if copies is None or not is_duplicate(copies, number + row)]
@@ -154,7 +179,11 @@ def _write_train(shards: _Shards, copies: Path | None, target: BlockFolder, held
             else:
                 train.append(row)
                 text_bytes += len(text.encode())
+        text = ids[train][~np.isin(ids[train], frame)]
+        unknown = {"tokens": int((text == target.special_ids.get("unk", -1)).sum()), "of": len(text)}
+        target.losses = losses.summed([target.losses, {"unknown": unknown}])
         tokens += target.add_rows(writer, {name: column[train] for name, column in rows.items()})
+    target.check_losses()
     split = writer.close_split(tokens, writer.rows, text_bytes)
     return {"columns": ["input_ids", *columns], **split, "copies_dropped": dropped}
 
@@ -170,8 +199,9 @@ def main(argv: list[str] | None) -> None:
     """The command line."""
     parser = Parser("hdf5", __doc__)
     add = parser.add_argument
-    add("--input", nargs="+", required=True, help="folders of .hdf5 shards, or files")
-    add("--tokenizer", required=True, help="what they were made with: folder, tokenizer.json, vocab.txt or Hub name")
+    add("--input", type="path", nargs="+", required=True, help="folders of .hdf5 shards, or files")
+    what = "what they were made with: folder, tokenizer.json, vocab.txt or Hub name"
+    add("--tokenizer", type="path", required=True, help=what)
     parser.add_output()
     parser.add_options(BlockOptions, _FLAGS)
     add("--keep_copies", action="store_true", help="keep blocks that differ by their masks only (dupe_factor)")
@@ -179,8 +209,11 @@ def main(argv: list[str] | None) -> None:
     if not 0 < args.validation_fraction < 1:
         parser.error(f"--validation_fraction {args.validation_fraction}: give a share between 0 and 1")
     output = Output(args.output_dir, args.overwrite)
-    content = output.write(functools.partial(_build, args), args.command_line)
+    content = output.write(functools.partial(_build, args), args.command_line, args.input)
     print(f"{output.summary(content)}; {content['splits']['train']['copies_dropped']:,} copies were dropped")
+    for source in content["sources"]:
+        if "account" in source:
+            print(f"{source['path']}: {unread_line(source['account']['files_not_read'])}")
 
 
 if __name__ == "__main__":

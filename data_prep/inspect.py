@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.output import png_figure
+from data_prep import losses
 from data_prep.cli import Output, Parser, command
-from data_prep.encoding import Encoder
 from data_prep.folders import FinishedFolder
 
 _FRAME = ("pad", "cls", "sep")  # tokens that stand for no text
@@ -38,7 +39,7 @@ def _inspect(
         raise InputError(f"split {split}: data folder {folder.path} has no {split} rows; give --split train")
     layout, total = folder.layout(split), int(entry["rows"])
     reader = folder.reader(split, layout)
-    tokenizer = Encoder(str(folder.path / manifest["tokenizer"]["folder"] / "tokenizer.json")).backend
+    tokenizer = Tokenizer.from_file(str(folder.path / manifest["tokenizer"]["folder"] / "tokenizer.json"))
     counts = _Counts(layout.length, folder.vocab_size, folder.special_ids, tuple(layout.dtypes))
     number = min(total, max_rows or total)
     with tqdm(desc="counting", total=number, unit=" rows", disable=None) as progress:
@@ -68,6 +69,7 @@ def _inspect(
         "validation_rows": manifest["splits"]["validation"]["rows"],
         "validation": manifest["validation"],
         "sources": manifest["sources"],
+        "losses": manifest.get("losses"),
         "made_by": manifest["command"],
         **_shares(folder, split, counts),
         "lengths": {name: lengths.summary() for name, lengths in counts.lengths.items()},
@@ -331,7 +333,7 @@ def main(argv: list[str] | None) -> None:
     with contextlib.ExitStack() as stack:
         target = None
         if args.output_dir is not None:
-            output = Output(args.output_dir, args.overwrite, "inspection", "inspect.json")
+            output = Output(args.output_dir, args.overwrite, "inspection")
             target = stack.enter_context(output.new([args.data_dir]))
         folder = FinishedFolder.open(args.data_dir)
         if args.verify:
@@ -341,7 +343,12 @@ def main(argv: list[str] | None) -> None:
             content = json.dumps({**figures, "command": args.command_line}, indent=2, ensure_ascii=False)
             (target / "inspect.json").write_text(content + "\n", encoding="utf-8")
             _draw(figures, lengths, target / "inspect.png")
-    sections = [_fact_lines(figures), _length_table(figures, lengths), _token_table(figures)]
+    sections = [
+        _fact_lines(figures),
+        *filter(None, [losses.lines(folder.manifest)]),
+        _length_table(figures, lengths),
+        _token_table(figures),
+    ]
     sections += map(_sample_lines, figures["samples"])
     print("\n\n".join("\n".join(lines) for lines in sections))
 

@@ -22,7 +22,8 @@ from typing import IO, Any, NoReturn
 from xml.parsers import expat
 
 from budget_trainer.core.errors import InputError
-from data_prep.files import members, naming_errors, plain_name
+from data_prep.files import Leave, form_of, ignore, members, naming_errors
+from data_prep.templates import Lost, Pairs, languages, words_of
 from data_prep.wikitext import converter
 from data_prep.wikitext_cuts import cut_extensions
 
@@ -36,6 +37,7 @@ _NAMES |= {4: ["wikipedia", "project"], 8: ["mediawiki"], 10: ["template"], 12: 
 _NAMES |= {828: ["module"], 118: ["draft"]}
 # Elements whose text is read, with their parents: <text> of other slots (below <content>) is not wikitext.
 _READ = {("page", "title"), ("page", "ns"), ("revision", "model"), ("revision", "text"), ("namespaces", "namespace")}
+_READ |= {("siteinfo", "dbname"), ("siteinfo", "base")}
 
 
 @dataclass
@@ -52,13 +54,20 @@ class _Page:
 
 @dataclass
 class Site:
-    """What the dump says about its wiki. `names`: lower-case namespace names and aliases by number."""
+    """What the dump says about its wiki. `names`: lower-case namespace names and aliases by number. `language`: whose templates
+    it has, "" where the data have none of it."""
 
+    language: str = ""
     names: dict[int, list[str]] = field(default_factory=lambda: {key: list(names) for key, names in _NAMES.items()})
 
     def invisible(self) -> tuple[str, ...]:
         """Prefixes of links that show no text: files and categories."""
         return tuple(sorted(name for key in (-2, 6, 14) for name in self.names[key]))
+
+    def speaks(self, code: str) -> None:
+        """The first code that is known is the language: of the database, of the address, of the text."""
+        if not self.language and code in languages():
+            self.language = code
 
     def namespace_of(self, title: str) -> int:
         """By the title's prefix, for dumps older than <ns>."""
@@ -84,12 +93,15 @@ class _Reader:
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         path = self._path
-        if not path and name != "mediawiki":
-            self._refuse(f"the root element is <{name}>", "give a MediaWiki dump, <mediawiki>")
+        if not path:
+            if name != "mediawiki":
+                self._refuse(f"the root element is <{name}>", "give a MediaWiki dump, <mediawiki>")
+            self._text_language = attributes.get("xml:lang", "")
         parent = path[-1] if path else ""
         path.append(name)
         if name == "page":
             self._page = _Page()
+            self.site.speaks(self._text_language)
         elif name == "redirect" and parent == "page":
             self._page.redirect = True
         elif (parent, name) in _READ:
@@ -127,6 +139,10 @@ class _Reader:
             page.namespace = self._number(text, "<ns>")
         elif name == "model":
             page.model = text.strip()
+        elif name == "dbname":
+            self.site.speaks(re.sub(r"wik\w+$", "", text.strip()))
+        elif name == "base":
+            self.site.speaks(re.sub(r"^\s*(?:https?:)?//([\w-]+)\..*", r"\1", text.strip()))
         elif text:
             self.site.names.setdefault(self._key, []).append(text.strip().lower())
 
@@ -204,36 +220,54 @@ def _is_marked(wikitext: str) -> bool:
 
 CHUNK_CHARACTERS = 512 * 1024
 _Pages = list[tuple[str, str]]
-_Converted = list[tuple[str, list[str]]]
+_Wiki = tuple[tuple[str, ...], str, tuple[str, ...], Pairs, bool]  # of wikitext.converter
+_Converted = list[tuple[str, list[str], Lost]]
 
 
 def read_articles(
-    path: Path, errors: str, num_proc: int, dropped: dict[str, int], advance: Callable[[int], object]
+    path: Path,
+    errors: str,
+    num_proc: int,
+    dropped: dict[str, int],
+    advance: Callable[[int], object],
+    leave: Leave = ignore,
+    templates: Pairs = (),
+    drop_holes: bool = True,
+    lost: Lost | None = None,
 ) -> Iterator[list[str]]:
     """[title, paragraph, ...] of every article in a dump or a folder of them. Counts in `dropped`, by reason, the pages
     that are none: other_namespace, redirect, disambiguation, not_wikitext (another content model), too_large (more than
-    10 million characters), empty (no prose). `advance` as in `members`.
+    10 million characters), empty (no prose). `advance` and `leave` as in `members`, `templates` and `drop_holes` as in
+    `Source`. Adds to `lost` what the articles lost.
 
     InputError: damaged input, a process that was killed."""
 
     def drop(reason: str) -> None:
         dropped[reason] = dropped.get(reason, 0) + 1
 
-    chunks = _chunks(path, errors, drop, advance)
-    for reason, document in itertools.chain.from_iterable(_converted(chunks, path, num_proc)):
+    chunks = _chunks(path, errors, drop, advance, leave, (templates, drop_holes))
+    for reason, document, less in itertools.chain.from_iterable(_converted(chunks, path, num_proc)):
         if reason:
             drop(reason)
         else:
+            if lost is not None:
+                lost.add(less)
             yield document
 
 
 def _chunks(
-    path: Path, errors: str, drop: Callable[[str], None], advance: Callable[[int], object]
-) -> Iterator[tuple[tuple[str, ...], _Pages]]:
-    """(invisible prefixes, [title, wikitext] of pages that may be articles), of one file each."""
-    for name, stream in members(path, advance):
-        if name != str(path) and not re.search(r"\.xml(?:-p\d+p\d+)?$", plain_name(name)):
-            continue  # an index or checksums beside the dumps
+    path: Path,
+    errors: str,
+    drop: Callable[[str], None],
+    advance: Callable[[int], object],
+    leave: Leave,
+    options: tuple[Pairs, bool],
+) -> Iterator[tuple[_Wiki, _Pages]]:
+    """(the wiki, [title, wikitext] of pages that may be articles), of one file each."""
+    for name, stream in members(path, advance, leave):
+        if name != str(path) and b"<mediawiki" not in stream.peek():
+            leave(name, form_of(stream) or "no dump")  # an index or checksums beside the dumps
+            continue
         site = Site()
         chunk: _Pages = []
         size = 0
@@ -244,32 +278,38 @@ def _chunks(
             chunk.append((page.title, page.text))
             size += len(page.text) + 200  # so that a chunk of empty pages ends, too
             if size >= CHUNK_CHARACTERS:
-                yield site.invisible(), chunk
+                yield (site.invisible(), site.language, tuple(site.names[10]), *options), chunk
                 chunk, size = [], 0
         if chunk:
-            yield site.invisible(), chunk
+            yield (site.invisible(), site.language, tuple(site.names[10]), *options), chunk
 
 
 def _no_article(page: _Page) -> str:
     """Why the page is dropped, "" where that cannot be said without looking for it in all of its text."""
     if page.namespace != 0:
         return "other_namespace"
-    if page.redirect or re.match(r"(?i)\s*#redirect\b", page.text):
+    if page.redirect or (page.text.lstrip()[:1] in ("#", "＃") and _redirect().match(page.text)):
         return "redirect"
     if page.model != "wikitext":
         return "not_wikitext"
     return "too_large" if page.too_large else ""
 
 
-def _convert(chunk: tuple[tuple[str, ...], _Pages]) -> _Converted:
-    """(reason to drop it or "", [title, paragraph, ...]) of every page."""
-    names, pages = chunk
+@functools.cache
+def _redirect() -> re.Pattern[str]:
+    """For dumps without <redirect>."""
+    return re.compile(rf"\s*[#＃](?:{'|'.join(sorted(words_of('redirect')))})[^\w\n]*\[\[", re.IGNORECASE)
+
+
+def _convert(chunk: tuple[_Wiki, _Pages]) -> _Converted:
+    """(reason to drop it or "", [title, paragraph, ...], what these lost) of every page."""
+    wiki, pages = chunk
     converted: _Converted = []
     for title, text in pages:
-        meanings = is_disambiguation(title, text)
-        paragraphs = [] if meanings else converter(names).paragraphs(text)
+        meanings, lost = is_disambiguation(title, text), Lost()
+        paragraphs = [] if meanings else converter(*wiki).paragraphs(text, title, lost)
         reason = "disambiguation" if meanings else "" if paragraphs else "empty"
-        converted.append((reason, [title, *paragraphs]))
+        converted.append((reason, [title, *paragraphs], lost))
     return converted
 
 

@@ -39,6 +39,10 @@ def _check_alike(first: FinishedFolder, other: FinishedFolder) -> None:
     held_out = [manifest["validation"] for manifest in both]
     anew = "make one of them anew with data_prep.blocks"
     leak = "one would train on what the other is validated on; "
+    for folder, held in zip((first, other), held_out, strict=True):
+        if held.get("ends"):
+            fault = "it holds out the ends of its documents, so "
+            raise InputError(f"input {folder.path}: {fault}{leak}make both with one --validation_text")
     fields = [("tokenizer", *(manifest["tokenizer"]["sha256"] for manifest in both), anew)]
     fields += [(name, *(manifest[name] for manifest in both), anew) for name in _SAME]
     fields.append(("columns", list(first.train_columns), list(other.train_columns), anew))

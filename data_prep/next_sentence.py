@@ -58,6 +58,7 @@ class SentencePairs(Packer):
         self._waiting: list[_Document] = []  # the first documents, as long as there is only one
         self._owed = 0  # pairs that had to be random and are not yet made up for; each is half a pair too many
         self._counts = [0, 0]  # pairs made so far, by label
+        self._sentences = self._cuts = 0
 
     def add(self, group: TokenGroup) -> dict[str, np.ndarray]:
         """Return input_ids and token_type_ids int64 [n, L] and next_sentence_label int64 [n]."""
@@ -82,9 +83,11 @@ class SentencePairs(Packer):
         return self._stacked([])
 
     def facts(self) -> dict[str, Any]:
-        """See `Packer`. pairs: how many second segments really follow, and how many are random."""
+        """See `Packer`. pairs: how many second segments really follow, and how many are random; sentences_cut: the cuts within
+        sentences that were longer than half a block."""
         pairs = {"follows": self._counts[FOLLOWS], "random": self._counts[RANDOM]}
-        return {"filled": 0, "short_seq_prob": self.short_seq_prob, "pairs": pairs}
+        cuts = {"sentences": self._sentences, "sentences_cut": self._cuts}
+        return {"filled": 0, "short_seq_prob": self.short_seq_prob, "pairs": pairs, **cuts}
 
     def _stacked(self, rows: list[tuple[np.ndarray, np.ndarray, int]]) -> dict[str, np.ndarray]:
         shape = (len(rows), self.block_size)
@@ -97,6 +100,8 @@ class SentencePairs(Packer):
     def _documents(self, group: TokenGroup) -> Iterator[_Document]:
         # Sentences that are too long are cut into pieces of the longest length and a rest.
         pieces = -(-group.sentences // self._longest)
+        self._sentences += len(pieces)
+        self._cuts += int(pieces.sum()) - len(pieces)
         sizes = np.full(int(pieces.sum()), self._longest, np.int64)
         sizes[np.cumsum(pieces) - 1] = group.sentences - (pieces - 1) * self._longest
         ends, borders = np.cumsum(sizes), np.cumsum(group.lengths)

@@ -8,10 +8,17 @@ from budget_trainer.core.errors import InputError
 
 
 def flag(
-    default: Any, help: str, choices: tuple[str, ...] | None = None, within: tuple[float, float] = (1, math.inf)
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] | None = None,
+    within: tuple[float, float] = (1, math.inf),
+    name: str | None = None,
+    path: bool = False,
 ) -> Any:
-    """A field of `Options`, with its help. within: the least and the largest number that it may be."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "within": within})
+    """A field of `Options`, with its help. within: the least and the largest number that it may be; name: of the flag, where
+    it is not the field's; path: it is one."""
+    about = {"help": help, "choices": choices, "within": within, "name": name, "path": path}
+    return dataclasses.field(default=default, metadata=about)
 
 
 class Options:
@@ -19,7 +26,8 @@ class Options:
 
     def __post_init__(self: Any) -> None:
         for field in dataclasses.fields(self):
-            name, value, about = field.name, getattr(self, field.name), field.metadata
+            about, value = field.metadata, getattr(self, field.name)
+            name = about.get("name") or field.name
             if about and about["choices"] and value not in about["choices"]:
                 raise InputError(f"{name} {value!r} is unknown; choose of {', '.join(about['choices'])}")
             if about and isinstance(value, int | float) and not isinstance(value, bool):

@@ -18,6 +18,8 @@ from tokenizers import Tokenizer
 
 from data_prep.corpus import TokenGroup
 
+LEAST_TOKENS = 16  # of a validation block: the pinned evaluation leaves shorter pieces out
+
 
 class Packer(ABC):
     """Turns groups, in order, into the columns of the training rows.
@@ -131,10 +133,11 @@ class WholeSentences(OneDocument):
 
     def __init__(self, block_size: int, special_ids: dict[str, int], short_seq_prob: float = 0.0) -> None:
         super().__init__(block_size, special_ids, short_seq_prob)
-        self._sentences_cut = 0
+        self._sentences = self._sentences_cut = 0
         self._number = 0  # of blocks so far
 
     def add(self, group: TokenGroup) -> dict[str, np.ndarray]:
+        self._sentences += len(group.sentences)
         ends = np.cumsum(group.sentences).tolist()
         sizes, start = [], 0
         for border in np.cumsum(group.lengths).tolist():
@@ -145,8 +148,9 @@ class WholeSentences(OneDocument):
         return {"input_ids": self._rows(group.ids, np.array(sizes, np.int64))}
 
     def facts(self) -> dict[str, Any]:
-        """See `Packer`. sentences_cut: how many were longer than a block."""
-        return {"filled": 0, "short_seq_prob": self.short_seq_prob, "sentences_cut": self._sentences_cut}
+        """See `Packer`. sentences_cut: the cuts within sentences that were longer than a block."""
+        cuts = {"sentences": self._sentences, "sentences_cut": self._sentences_cut}
+        return {"filled": 0, "short_seq_prob": self.short_seq_prob, **cuts}
 
     def _end(self, ends: list[int], start: int) -> int:
         """Where the block that begins at `start` ends; `ends` are the rising ends of all sentences."""
@@ -178,8 +182,8 @@ def validation_rows(
         ids, bytes_of_text = encoding.ids, token_bytes(text, encoding.offsets)
         for start in range(0, len(ids), body):
             piece = ids[start : start + body]
-            total += len(piece) >= 16  # the pinned evaluation leaves a shorter piece out
-            if len(piece) < 16 or total > limit:
+            total += len(piece) >= LEAST_TOKENS
+            if len(piece) < LEAST_TOKENS or total > limit:
                 continue
             last = seen
             unused = body - len(piece)

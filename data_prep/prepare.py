@@ -7,7 +7,8 @@ last finished piece, and the result is the same, byte for byte. When nothing has
 line wins over the file, whose keys are:
 
   sources                    list of `{input: PATH, kind: ...}`; the other keys are flags of data_prep.blocks: errors,
-                             dataset_config, dataset_split, text_column; and max_documents: the first so many
+                             encoding, documents, dataset_config, dataset_split, text_column; and max_documents: the first
+                             so many
   tokenizer                  folder, file or Hub name; or a mapping for one to be trained: tokenizer_type (wordpiece; bpe,
                              unigram), vocab_size (32768), lowercase (true), limit_alphabet, max_megabytes (300, spread
                              evenly over the corpus)
@@ -19,13 +20,12 @@ line wins over the file, whose keys are:
   piece_megabytes            text between two points from which the work can go on (128)
   keep_work                  keep the folder of the work, so that other blocks from the same documents take less time (false)
   block_size, packing, short_seq_prob, num_shards, num_proc, validation_fraction, validation_text, validation_block_size,
-  max_validation_blocks, overwrite       see data_prep.blocks
+  max_validation_blocks, max_unknown, overwrite  see data_prep.blocks
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
 import itertools
 import json
 import shutil
@@ -39,32 +39,26 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import fresh_folder, fsync, try_lock, write_json_atomic
+from budget_trainer.core.io import fresh_folder, fsync, hold_folder, write_json_atomic
 from data_prep.block_folder import BlockFolder
 from data_prep.cli import Output, Parser, command
-from data_prep.corpus import TokenGroup, read_part, read_tokens, tokenise_part, write_part
+from data_prep.corpus import PART_BYTES, TokenGroup, read_part, read_tokens, tokenise_part, write_part
 from data_prep.filters import Removed, Selection, digest_of, find_duplicates
 from data_prep.recipe import DataRecipe
 from data_prep.sources import Source
 from data_prep.tokenizer_training import train_tokenizer
 
 
-def _prepare(recipe: DataRecipe, command: str) -> None:
-    """Run the stages that are not done yet."""
-    output = recipe.output.path
+def _prepare(recipe: DataRecipe, inputs: list[str | Path | None], command: str) -> None:
+    """Run the stages that are not done yet. `inputs` must not be where the output is."""
+    output, work = recipe.output.path, recipe.output.work
     done = recipe.is_done()
     if not done:
-        recipe.output.check()  # before any work is done for it
-    work = output.with_name(f"{output.name}.work")
-    work.mkdir(parents=True, exist_ok=True)
-    lock = try_lock(work / ".lock")
-    if lock is None:
-        raise InputError(f"output_dir: another process works in {work}; wait for it, or end it")
-    with lock:
-        for left in output.parent.glob(
-            f"{glob.escape(output.name)}.partial-*"
-        ):  # of processes that were killed in the last stage
-            shutil.rmtree(left)
+        recipe.output.check(inputs)  # before any work is done for it
+    if work.exists() and not (work / ".lock").is_file() and not (work.is_dir() and not any(work.iterdir())):
+        what = f"{work}, where the work is to be done, exists and is not of this command"
+        raise InputError(f"output_dir {output}: {what}; move it away, or give another path")
+    with hold_folder(work, keep=True):
         if done:
             print(f"{output}: nothing has changed since it was made")
         else:
@@ -94,9 +88,12 @@ def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
         removed.merge(piece.removed)
 
     def groups(target: BlockFolder) -> Iterator[TokenGroup]:
+        ends_from = 0
+        if sum(piece.text_bytes for piece in pieces) < PART_BYTES:
+            ends_from = target.ends_from(group for piece in pieces for group in read_part(piece.file))
         for piece in tqdm(pieces, desc="pieces", unit="piece"):
             select = Selection(duplicates, piece.first, recipe.language, recipe.max_tokens_per_character)
-            for group in _tokenised(piece, tokens, target, select):
+            for group in _tokenised(piece, tokens, target, select, ends_from):
                 removed.merge(group.removed)
                 yield group
 
@@ -109,7 +106,7 @@ def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
         content = target.write(groups(target), _sources(recipe, pieces), validation)
         return {**content, "removed": removed.by, "recipe": recipe.key("blocks")}
 
-    return recipe.output.write(build, command)
+    return recipe.output.write(build, command, aside=work / "blocks")
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ class _Piece:
     """Some documents of one source, up to `piece_megabytes`: the Arrow `file`, the `digests` and an account.
 
     read: as they came; documents: those that were kept; first: the number of the first one among all that were kept; last:
-    the source ends here; dropped: what its reader left out of it, by reason."""
+    the source ends here; losses: then what its reader left out of it."""
 
     file: Path
     source: int
@@ -127,7 +124,7 @@ class _Piece:
     text_bytes: int = 0
     last: bool = False
     removed: dict[str, Any] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=dict)
+    losses: dict[str, Any] = field(default_factory=dict)
 
     @property
     def digests(self) -> Path:
@@ -209,13 +206,15 @@ class _Reader:
         fsync(aside)
         aside.rename(piece.file)
         account: dict[str, Any] = {"read": self._read, "documents": documents, "text_bytes": self._text_bytes}
-        dropped = dict(self._source.dropped) if last else {}
-        account |= {"last": last, "removed": self._removed.by, "dropped": dropped}
+        losses = self._source.losses() if last else {}
+        account |= {"last": last, "removed": self._removed.by, "losses": losses}
         write_json_atomic(piece.account, account)
         return replace(piece, **account)
 
 
-def _tokenised(piece: _Piece, folder: Path, target: BlockFolder, select: Selection) -> Iterator[TokenGroup]:
+def _tokenised(
+    piece: _Piece, folder: Path, target: BlockFolder, select: Selection, ends_from: int
+) -> Iterator[TokenGroup]:
     """The groups of one piece, tokenised into files of `folder` where that is not done yet."""
     if not piece.documents:
         return
@@ -225,7 +224,8 @@ def _tokenised(piece: _Piece, folder: Path, target: BlockFolder, select: Selecti
     else:
         for stale in folder.glob(f"{piece.file.stem}.*"):
             stale.unlink()
-        files = tokenise_part(piece.file, **target.tokenising, select=select, target=folder / piece.file.name)
+        how = {**target.tokenising, "select": select, "ends_from": ends_from}
+        files = tokenise_part(piece.file, folder / piece.file.name, **how)
         for file in files:
             fsync(file)
         names = [file.name for file in files]
@@ -241,7 +241,7 @@ def _tokenizer(recipe: DataRecipe, pieces: list[_Piece], work: Path) -> str:
     stage = _open_stage(work / "tokenizer", recipe.key("tokenizer"))
     target = stage / "trained"
     if not target.exists():
-        with Output(target, True, "tokenizer", "tokenizer.json").new() as folder:
+        with Output(target, True, "tokenizer").new() as folder:
             text = stage / "sample.txt"
             _write_sample(pieces, text, 1e6 * options.max_megabytes)
             train_tokenizer(text, options).save_pretrained(folder)
@@ -266,8 +266,7 @@ def _sources(recipe: DataRecipe, pieces: list[_Piece]) -> list[dict[str, Any]]:
     for number, source in enumerate(recipe.sources):
         mine = [piece for piece in pieces if piece.source == number]
         counts = {"documents": sum(p.read for p in mine), "text_bytes": sum(p.text_bytes for p in mine)}
-        dropped = {"dropped": mine[-1].dropped} if mine[-1].dropped else {}
-        sources.append({"path": source.path, "kind": source.kind, **counts, **dropped})
+        sources.append({"path": source.path, "kind": source.kind, **counts, **mine[-1].losses})
     return sources
 
 
@@ -279,7 +278,9 @@ def main(argv: list[str] | None) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("recipe", type=Path, help="a YAML file, such as recipes/data/wikibooks.yaml")
     args = parser.parse(argv, more=True)
-    _prepare(DataRecipe.read(args.recipe, args.others), args.command_line)
+    recipe = DataRecipe.read(args.recipe, args.others)
+    inputs = [args.recipe, *(source.path for source in recipe.sources), recipe.blocks.validation_text]
+    _prepare(recipe, inputs, args.command_line)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,20 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import json_types
+from budget_trainer.core.io import json_types, user_path
 from data_prep.block_folder import BlockOptions
 from data_prep.cli import Output
 from data_prep.corpus import HELD_OUT_RULE
+from data_prep.files import files_below
 from data_prep.filters import Lengths, check_language
 from data_prep.options import Options, flag
 from data_prep.sources import Source
 from data_prep.tokenizer_training import TokenizerOptions
 
-_FORMAT = 2  # raise it when the same recipe comes to give other blocks
-SOURCE_KEYS = ("input", "kind", "errors", "dataset_config", "dataset_split", "text_column", "max_documents")
+_FORMAT = 3  # raise it when the same recipe comes to give other blocks
+SOURCE_KEYS = tuple(
+    "input kind errors encoding documents dataset_config dataset_split text_column max_documents templates drop_holes".split()
+)
 _POSITIVE = (1e-6, math.inf)
 
 
@@ -70,7 +73,9 @@ class DataRecipe(Options):
             DataRecipe,
             given,
             output=Output(
-                Path(str(given["output_dir"])), bool(_typed(given, "overwrite", bool)), how="overwrite: true"
+                Path(user_path(str(given["output_dir"]), "output_dir")),
+                bool(_typed(given, "overwrite", bool)),
+                how="overwrite: true",
             ),
             sources=_sources(given["sources"], blocks.num_proc),
             tokenizer=_tokenizer(given["tokenizer"]),
@@ -80,7 +85,7 @@ class DataRecipe(Options):
 
     def key(self, stage: str) -> dict[str, Any]:
         """What the result of a stage depends on; each holds that of the stages before it."""
-        names = ("path", *SOURCE_KEYS[1:])
+        names = ["path", *(name if name != "documents" else "documents_end" for name in SOURCE_KEYS[1:])]
         sources = [{**{name: getattr(s, name) for name in names}, "files": _state(s.path)} for s in self.sources]
         key = {"format": _FORMAT, "sources": sources, "lengths": asdict(self.lengths)}
         if stage == "documents":
@@ -100,14 +105,15 @@ class DataRecipe(Options):
         }
         if stage == "tokens":
             return json_types(key)
-        options = {name: value for name, value in asdict(self.blocks).items() if name != "num_proc"}  # no result
+        no_result = ("num_proc", "max_unknown")
+        options = {name: value for name, value in asdict(self.blocks).items() if name not in no_result}
         text = self.blocks.validation_text
         return json_types({**key, "blocks": options, "validation_files": _state(text) if text else None})
 
     def is_done(self) -> bool:
         """Whether the output was made by this recipe from these files."""
         try:
-            manifest = json.loads((self.output.path / self.output.mark).read_text(encoding="utf-8"))
+            manifest = json.loads(self.output.mark.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
         return bool(manifest.get("recipe") == self.key("blocks"))
@@ -118,7 +124,7 @@ def _state(path: str) -> list[tuple[str, int, int]] | None:
     here = Path(path)
     if not here.exists():
         return None
-    files = [here] if here.is_file() else sorted(file for file in here.rglob("*") if file.is_file())
+    files = files_below(here)
     return [(str(file.relative_to(here)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
@@ -161,7 +167,9 @@ def _filled(options: type, given: Mapping[str, Any], **made: Any) -> Any:
     """The dataclass `options` of what is `made` and of its fields that are given, each of its type; null: the default."""
     hints = {name: hint for name, hint in get_type_hints(options).items() if name not in made}
     kinds = {name: (get_args(hint) or (hint,))[0] for name, hint in hints.items() if given.get(name) is not None}
-    return options(**made, **{name: _typed(given, name, kind) for name, kind in kinds.items()})
+    values = {name: _typed(given, name, kind) for name, kind in kinds.items()}
+    paths = {entry.name for entry in fields(options) if entry.metadata.get("path")}
+    return options(**made, **{n: user_path(value, n) if n in paths else value for n, value in values.items()})
 
 
 def _sources(given: Any, num_proc: int) -> list[Source]:
@@ -173,7 +181,8 @@ def _sources(given: Any, num_proc: int) -> list[Source]:
         if not isinstance(entry, dict) or not isinstance(entry.get("input"), str):
             raise InputError(f"sources: number {number} has no input; write `- input: PATH`")
         _check_names(f"sources: number {number}", entry, SOURCE_KEYS)
-        source = _filled(Source, {"path": entry["input"], "num_proc": num_proc, **entry})
+        end, path = _typed(entry, "documents", str), user_path(entry["input"], "input")
+        source = _filled(Source, {"path": path, "num_proc": num_proc, "documents_end": end, **entry})
         if entry.get("kind", "auto") == "auto":
             print(f"{source.path}: read as {source.kind} (kind says otherwise)")
         sources.append(source)
@@ -182,7 +191,7 @@ def _sources(given: Any, num_proc: int) -> list[Source]:
 
 def _tokenizer(given: Any) -> str | TokenizerOptions:
     if isinstance(given, str):
-        return given
+        return user_path(given, "tokenizer")
     if not isinstance(given, dict):
         raise InputError(f"tokenizer: {given!r} is neither a name nor a mapping such as {{vocab_size: 32768}}")
     _check_names("tokenizer", given, tuple(entry.name for entry in fields(TokenizerOptions)))

@@ -3,14 +3,23 @@
 python -m data_prep.tokenizer --input corpus.txt --vocab_size 8192 --output_dir tokenizer
 """
 
+import itertools
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from budget_trainer.core.io import write_json_atomic
+from data_prep import losses
+from data_prep.block_folder import BlockOptions
 from data_prep.cli import Output, Parser, command
+from data_prep.encoding import Encoder
+from data_prep.files import read_lines
 from data_prep.tokenizer_training import TokenizerOptions, train_tokenizer
+
+_SAMPLE_DOCUMENTS, _SAMPLE_CHARACTERS = 2000, 16e6  # in which losses are counted
 
 
 def _copy_text(documents: Iterable[str], file: Path, max_bytes: float) -> None:
@@ -24,6 +33,18 @@ def _copy_text(documents: Iterable[str], file: Path, max_bytes: float) -> None:
                 return
 
 
+def _losses(text: Path, tokenizer_file: Path, unknown: int | None) -> dict[str, Any]:
+    """What the tokenizer loses of the first documents of its text."""
+    encoder, counts, size = Encoder(str(tokenizer_file)), losses.none(), 0
+    meter = losses.Meter(encoder, unknown)
+    for document in itertools.islice(read_lines(text), _SAMPLE_DOCUMENTS):
+        counts = losses.summed([counts, meter.count([document.encode()], encoder.encode([document])[0])])
+        size += len(document)
+        if size >= _SAMPLE_CHARACTERS:
+            break
+    return counts
+
+
 @command
 def main(argv: list[str] | None) -> None:
     """The command line."""
@@ -31,18 +52,26 @@ def main(argv: list[str] | None) -> None:
     parser.add_sources()
     parser.add_output("tokenizer")
     parser.add_options(TokenizerOptions)
+    parser.add_options(BlockOptions, ["max_unknown"])
     parser.set_defaults(vocab_size=8192)
     args = parser.parse(argv)
     options = args.options(TokenizerOptions)
-    with Output(args.output_dir, args.overwrite, "tokenizer", "tokenizer.json").new() as folder:
+    with Output(args.output_dir, args.overwrite, "tokenizer").new(args.input) as folder:
         cache = Path(tempfile.mkdtemp(dir=folder))
         sources = [args.source(path, cache) for path in args.input]
-        documents = (text for source in sources for text in source.documents())
+        entries: list[dict[str, Any]] = []
+        documents = (text for source in sources for text in source.counted(entries))
         _copy_text(documents, cache / "text", args.max_megabytes * 1e6)
         tokenizer = train_tokenizer(cache / "text", options)
-        shutil.rmtree(cache)
         tokenizer.save_pretrained(folder)
-    smaller = "" if len(tokenizer) == args.vocab_size else f" (--vocab_size {args.vocab_size}: the corpus has no more)"
+        counts = _losses(cache / "text", folder / "tokenizer.json", tokenizer.unk_token_id)
+        losses.check(counts, args.max_unknown, str(args.output_dir), "give a larger --vocab_size or --limit_alphabet")
+        write_json_atomic(folder / "losses.json", losses.facts(counts))
+        shutil.rmtree(cache)
+    for line in losses.lines({"losses": counts, "sources": entries}):
+        print(line)
+    why = f" (--vocab_size {args.vocab_size}: no other piece occurs twice in the text)"
+    smaller = "" if len(tokenizer) == args.vocab_size else why
     print(f"{args.output_dir}: {len(tokenizer)} entries{smaller}")
 
 

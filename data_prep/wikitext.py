@@ -1,8 +1,8 @@
 """Wikitext -> plain text: the prose of a page, paragraph by paragraph.
 
-Templates (but for those that carry words of a sentence, `inline_templates`), tables, references, files, categories,
-comments, galleries, mathematics and listings are left out without a replacement; labels of links, list items, headings
-of sections that hold text, <nowiki> and inline code are kept.
+Of a template the words stay that it shows in a sentence (data_prep.templates); a sentence that lost others in its middle, or
+a formula, is left out and counted. Tables, references, files, categories, comments, galleries and listings are left out
+without a replacement; labels of links, list items, headings of sections that hold text, <nowiki> and inline code are kept.
 `mwparserfromhell` reads the links; brackets that do not match never reach it and are cleaned by patterns.
 """
 
@@ -18,7 +18,9 @@ from mwparserfromhell import nodes
 from mwparserfromhell.parser import ParserError
 from mwparserfromhell.wikicode import Wikicode
 
-from data_prep.wikitext_cuts import CUT, LITERAL, LITERAL_END, cut_extensions, cut_nested
+from data_prep.corpus import split_sentences
+from data_prep.templates import MARKS, Lost, Pairs, Templates, words_of
+from data_prep.wikitext_cuts import CUT, HOLES, LITERAL, LITERAL_END, Holes, cut_extensions, cut_nested
 
 _BLOCKS = "p|div|center|blockquote|poem|ul|ol|li|dl|dt|dd|tr|td|th|tbody|thead|caption|table|hr|h[1-6]|pre"
 _INLINE = (
@@ -33,23 +35,25 @@ _HEADING = re.compile(r"(={1,6})(.+?)\1")
 _BULLET = re.compile(r"[*#:;][*#:;\s]*|-{4,}")
 _WORD = re.compile(r"\w+")
 _LINK = re.compile(r"\[\[[^\[\]]*\]\]|\[(?:https?:)?//[^\[\]]*\]|https?://\S+")
-# Lists at the end below these are of sources, in the languages of larger Wikipedias.
-_REFERENCE_HEADINGS = frozenset(
-    "see also;references;external links;further reading;notes;footnotes;citations;bibliography;sources;works cited;"
-    "notes and references;references and notes;xem thêm;tham khảo;chú thích;liên kết ngoài;đọc thêm;ghi chú;thư mục;"
-    "siehe auch;einzelnachweise;weblinks;literatur;quellen;voir aussi;références;liens externes;notes et références;"
-    "bibliographie;véase también;referencias;enlaces externos;bibliografía;note;collegamenti esterni;bibliografia;"
-    "voci correlate;ver também;referências;ligações externas;ссылки;примечания;литература;см. также;参考文献;外部链接;"
-    "外部連結;関連項目;外部リンク;脚注".split(";")
-)
 _LESS = "\4"  # stands for < while a line is parsed
+_BROKEN = "\5"  # where a sentence lost words
+_READING = re.compile(r"<(rt|rp|rtc)\b[^<>]*>[^<>]*(?:</\1\s*>)?", re.IGNORECASE)  # above the characters of a <ruby>
+_FILE_END = r"\.(?:jpe?g|png|svg|gif|tiff?|webp|xcf|djvu|pdf|og[gagv]|webm|mp[34]|wav|flac|midi?|stl)\s*(?:[|\]]|$)"
+_PLAIN_LINK = re.compile(
+    r"\[\[([^\[\]|{}<>\4\n]+)(?:\|([^\[\]|{}<>\4]*))?\]\]"
+)  # most are; the parser would take as long as all else
 _LINK_START = re.compile(r"\[\[|\[(?:https?:|ftps?:|mailto:|irc:|news:)?//", re.IGNORECASE)
 _LANGUAGE = re.compile(r"(?!(?:mw|wmf|doi|rfc)\b)(?:[a-z]{2,3}|simple)(?:-[a-z]+)*")  # not those of other sites
 _INTERLANGUAGE_LINE = re.compile(rf"(?:\s*\[\[\s*{_LANGUAGE.pattern}\s*:[^\[\]|]*\]\])+\s*")
+# Chinese: -{flags|zh-hans:one; zh-hant:other}-; with flags that define a rule alone it shows nothing.
+_VARIANTS = re.compile(r"-\{(?:\s*([A-Z;-]*)\s*\|)?(?:[^{}|:;=]*+=>)?(?:\s*[a-z][\w-]*\s*:)?([^{}|;]*+)[^{}]*+\}-")
 _QUOTES = re.compile("'{2,}")
-_BRACKET_BEFORE_CUT = re.compile(rf"\([\s,;:]*{CUT}[\s,;:{CUT}]*(\))?")
-_MARKS_AROUND_CUT = re.compile(rf"([,;:])\s*{CUT}[\s,;:{CUT}]*([,;:)])")
-_CUTS = re.compile(rf" ?{CUT}[ {CUT}]*+([.,;:!?)])?")
+_HOLE = re.compile(f"[{HOLES}]")
+_TRAIL = f" {CUT}" + "".join(map(chr, range(0xD800, 0xE000)))
+_BRACKET_BEFORE_CUT = re.compile(rf"([(（])[\s,;:，；：、]*{CUT}[\s,;:，；：、{CUT}{HOLES}]*([)）])?")
+_MARKS_AROUND_CUT = re.compile(rf"([,;:，；：、])\s*{CUT}[\s,;:，；：、{CUT}{HOLES}]*([,;:)，；：、）])")
+_CUTS = re.compile(rf" ?{CUT}[ {CUT}{HOLES}]*+([.,;:!?)。，；：！？、）।؟،])?")
+_SENTENCE_END = re.compile(r"[.!?\u2026。！？।؟۔]['\"\u201d\u2019\u00bb)\]」』]*\s*$")
 _SPACES = re.compile(r"[ \t\u00a0\u2002\u2003\u2009\r\n\f\v]{2,}|[\t\u00a0\u2002\u2003\u2009\r\n\f\v]")
 
 # For brackets that do not match.
@@ -68,29 +72,47 @@ class _Section:
 
     def is_no_prose(self) -> bool:
         """A list of links, or any list below a heading such as "Further reading"."""
-        return self.only_links or (self.only_list and self.heading.lower() in _REFERENCE_HEADINGS)
+        return self.only_links or (self.only_list and self.heading.lower() in words_of("references"))
 
 
 class _PlainText:
-    """Converter for one wiki. `invisible`: lower-case prefixes (namespace names) of links that show nothing."""
+    """Converter for one wiki. `invisible`: lower-case prefixes (namespace names) of links that show nothing; `prefixes`: those
+    of templates; `more`: patterns that go before those of data_prep.templates. Without `drop_holes` sentences with one stay."""
 
-    def __init__(self, invisible: tuple[str, ...]) -> None:
-        names = "|".join(re.escape(name).replace(r"\ ", "[ _]+") for name in invisible)
-        self._invisible = re.compile(rf"[\s_]*(?:{names})[\s_]*:", re.IGNORECASE)
+    def __init__(
+        self,
+        invisible: tuple[str, ...] = (),
+        language: str = "",
+        prefixes: tuple[str, ...] = (),
+        more: Pairs = (),
+        drop_holes: bool = True,
+    ) -> None:
+        known = words_of("file") | words_of("category") | set(invisible)
+        names = "|".join(re.escape(name).replace(r"\ ", "[ _]+") for name in sorted(known, key=len, reverse=True))
+        captions = "|".join(map(re.escape, sorted(words_of("caption"), key=len, reverse=True)))
+        file = rf"[^:]+:[^\[\]|]*(?:{_FILE_END}|\|\s*(?:{captions})\s*[|\]])"
+        names = rf"(?=[^\[\]|:{{}}]{{1,40}}:)[\s_{MARKS}]*(?:(?:{names})[\s_{MARKS}]*:|{file})"
+        self._invisible = re.compile(names, re.IGNORECASE)
         self._open_file = re.compile(rf"\[\[{self._invisible.pattern}.*", re.IGNORECASE)
+        self._templates = Templates(language, prefixes, more)
+        self._drop_holes = drop_holes
 
-    def paragraphs(self, wikitext: str) -> list[str]:
-        """The page's paragraphs, list items and headings in order; none where it holds no prose."""
-        text, literals = cut_extensions(wikitext.replace("\r", "\n"))
+    def paragraphs(self, wikitext: str, title: str = "", lost: Lost | None = None) -> list[str]:
+        """The page's paragraphs, list items and headings in order; none where it holds no prose. Adds to `lost`."""
+        holes = Holes()
+        text, literals = cut_extensions(wikitext.replace("\r", "\n"), holes)
         text = text.replace("{{!}}", "|") if "{{!}}" in text else text
-        text = cut_nested(text, self._invisible)
+        text = cut_nested(text, self._invisible, self._templates, title, holes)
+        text = _READING.sub("", text) if _READING.search(text) else text
         text = _INLINE_TAG.sub("", _BLOCK_TAG.sub("\n", _BREAK.sub(" ", text)))
-        return [
-            paragraph
-            for section in _with_text(self._sections(text))
-            for line in [section.heading, *section.paragraphs]
-            if (paragraph := _finished(line, literals))
-        ]
+        kept = list(self._sections(text))
+        while kept and kept[-1].is_no_prose():
+            kept.pop()
+        finish = _Finish(literals, holes.names(), self._drop_holes, lost or Lost())
+        for section in kept:
+            section.heading = finish(section.heading)
+            section.paragraphs = list(filter(None, map(finish, section.paragraphs)))
+        return [line for section in _with_text(kept) for line in (section.heading, *section.paragraphs) if line]
 
     def _sections(self, text: str) -> Iterator[_Section]:
         open_table = re.search(r"(?m)^[ \t:*#]*\{\|", text) is not None
@@ -99,7 +121,7 @@ class _PlainText:
             line = line.strip()
             if not line or line == CUT:
                 continue
-            if line[0] == "=" and (found := _HEADING.fullmatch(line.rstrip(f" {CUT}"))):
+            if line[0] == "=" and (found := _HEADING.fullmatch(line.rstrip(_TRAIL))):
                 yield section
                 section = _Section(len(found[1]), self._plain(found[2].strip()))
             else:
@@ -129,7 +151,7 @@ class _PlainText:
         if "__" in line:
             line = re.sub(r"__[^\W\d_a-z]+(?:_[^\W\d_a-z]+)*__", "", line)
         if "-{" in line:
-            line = re.sub(r"-\{(?:[^{}|]*+\|)?(?:[\w-]++:)?([^{};]*+)[^{}]*+\}-", r"\1", line)
+            line = _VARIANTS.sub(lambda found: "" if found[1] and set(found[1]) & set("HTDN-") else found[2], line)
         for _ in range(3):  # what is taken out may bring other marks together
             if not _LEFT.search(line):
                 return line
@@ -138,6 +160,9 @@ class _PlainText:
 
     def _with_labels(self, line: str) -> str:
         """With the labels of links in their place. The parser sees no tags: what is left of them is text."""
+        plain = _PLAIN_LINK.sub(lambda found: self._label(found[1].strip(), found[2]), line)
+        if "[" not in plain:
+            return plain
         balanced = line.count("[") == line.count("]") and line.count("[[") == line.count("]]")
         if balanced and len(line) < 20_000:  # the parser's time may grow with the square of these
             with contextlib.suppress(ParserError):
@@ -157,7 +182,9 @@ class _PlainText:
             if isinstance(node, nodes.Text):
                 pieces.append(node.value)
             elif isinstance(node, nodes.Wikilink):
-                pieces.append(self._label(node))
+                pieces.append(
+                    self._label(str(node.title).strip(), None if node.text is None else self._shown(node.text))
+                )
             elif isinstance(node, nodes.ExternalLink):
                 label = self._shown(node.title) if node.title is not None else ""
                 pieces.append(label if node.brackets else str(node.url))
@@ -169,11 +196,10 @@ class _PlainText:
                 pieces.append(self._shown(node.contents))
         return "".join(pieces)
 
-    def _label(self, link: nodes.Wikilink) -> str:
-        title = str(link.title).strip()
-        if self._invisible.match(title):
+    def _label(self, title: str, label: str | None) -> str:
+        if ":" in title and self._invisible.match(title):
             return CUT
-        if link.text is not None and (label := self._shown(link.text)).strip():
+        if label and label.strip():
             return label
         prefix, colon, _ = title.partition(":")
         if colon and _LANGUAGE.fullmatch(prefix.strip()):
@@ -191,31 +217,93 @@ class _PlainText:
 converter = functools.cache(_PlainText)  # one per process and wiki
 
 
-def _with_text(sections: Iterator[_Section]) -> list[_Section]:
-    """Without lists of links at the end, then without headings that nothing follows."""
-    kept = list(sections)
-    while kept and kept[-1].is_no_prose():
-        kept.pop()
+def _with_text(sections: list[_Section]) -> list[_Section]:
+    """Without headings that nothing follows."""
     level = 0  # of the section that follows
     filled = []
-    for section in reversed(kept):
+    for section in reversed(sections):
         if section.paragraphs or level > section.level:
             filled.append(section)
             level = section.level
     return filled[::-1]
 
 
-def _finished(line: str, literals: list[str]) -> str:
-    """The line with its literals and characters for entities; brackets and spaces around what was cut are tidied."""
-    if CUT in line:
-        line = _BRACKET_BEFORE_CUT.sub(lambda found: CUT if found[1] else "(", _SPACES.sub(" ", line))
-        line = _MARKS_AROUND_CUT.sub(lambda found: ")" if found[2] == ")" else found[1], line)
-        line = _CUTS.sub(lambda found: found[1] or " ", line)
-    if LITERAL in line:
-        line = re.sub(rf"{LITERAL}(\d+){LITERAL_END}", lambda found: literals[int(found[1])], line)
-    if "&" in line:
-        line = re.sub(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});", lambda found: html.unescape(found[0]), line)
-    return _SPACES.sub(" ", line).strip()
+@dataclass
+class _Finish:
+    """The last step for a line of a page. `names`: of holes by their character."""
+
+    literals: list[str]
+    names: dict[str, str]
+    drop_holes: bool
+    lost: Lost
+
+    def __call__(self, line: str) -> str:
+        """The line with its literals and characters for entities; brackets and spaces around what was cut are tidied, and
+        sentences with a hole are left out."""
+        if CUT in line:
+            line = _BRACKET_BEFORE_CUT.sub(self._bracket, _SPACES.sub(" ", line))
+            line = _MARKS_AROUND_CUT.sub(self._marks, line)
+            line = _CUTS.sub(self._cut, line)
+        if LITERAL in line:
+            line = re.sub(rf"{LITERAL}(\d+){LITERAL_END}", lambda found: self.literals[int(found[1])], line)
+        if "&" in line:
+            line = re.sub(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});", lambda found: html.unescape(found[0]), line)
+        line = _SPACES.sub(" ", line).strip()
+        if line:
+            line = self._whole(line)
+        return line
+
+    def _whole(self, line: str) -> str:
+        """Without sentences that lost words."""
+        sentences = split_sentences(line.replace(_BROKEN, "X"))  # as a word, so that an end before it is one
+        self.lost.sentences += len(sentences)
+        if _BROKEN not in line:
+            return line
+        kept, at = "", 0
+        for sentence in sentences:
+            shown = line[at : at + len(sentence)]
+            at += len(sentence)
+            broken = _BROKEN in shown
+            self.lost.holed += broken
+            kept += "" if broken and self.drop_holes else shown
+        return _SPACES.sub(" ", kept.replace(_BROKEN, "")).strip()
+
+    def _count(self, found: re.Match[str]) -> bool:
+        holes = _HOLE.findall(found[0])
+        self.lost.templates.update(self.names[hole] for hole in holes)
+        return bool(holes)
+
+    def _bracket(self, found: re.Match[str]) -> str:
+        """A closed one goes; in an open one words are missing if no mark stands behind them."""
+        missing = self._count(found) and not re.search("[,;:，；：、]", found[0])
+        return CUT if found[2] else found[1] + _BROKEN * missing
+
+    def _marks(self, found: re.Match[str]) -> str:
+        missing = self._count(found) and found[1] in ":："
+        return (found[2] if found[2] in ")）" else found[1]) + _BROKEN * missing
+
+    def _cut(self, found: re.Match[str]) -> str:
+        """What stands for it. Words are missing in the middle of a sentence; before its mark, unless it is joined to a word as
+        notes are; and at its start, where no capital follows."""
+        line = found.string
+        spaced = " " in found[0] or line[found.start() - 1 : found.start()] < "\u0e00"
+        shown = found[1] or (" " if spaced else "")  # Thai, Chinese, Japanese, Korean: joined to the next
+        if not _HOLE.search(found[0]):
+            return shown
+        before, behind = (
+            line[max(0, found.start() - 5) : found.start()].rstrip(),
+            line[found.end() : found.end() + 2].lstrip(),
+        )
+        if not before or _SENTENCE_END.search(before):
+            broken = not found[1] and behind[:1].islower()
+            inside = bool(before and behind)
+        elif found[1]:
+            broken, inside = found[0][0] == " ", True
+        else:
+            broken = inside = bool(behind)
+        if inside or broken:
+            self._count(found)
+        return _BROKEN * broken + shown
 
 
 def _without_quotes(line: str) -> str:

@@ -61,7 +61,7 @@ def test_yaml_is_what_its_reader_takes(where, text, tmp_path):
     keys = set(yaml.safe_load(text))
     if "sources" in keys:
         recipe = DataRecipe.read(path)
-        assert recipe.sources and all(source.kind in ("dataset", "jsonl") for source in recipe.sources)
+        assert recipe.sources and all(source.kind in ("dataset", "jsonl", "mediawiki") for source in recipe.sources)
     elif {"flags", "seeds"} & keys or "configurations" in keys:
         assert read_grid(str(path), None, 1)
     elif not {"hyperparameters", "search", "parameters", "compute_environment"} & keys:

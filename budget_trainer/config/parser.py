@@ -23,6 +23,7 @@ import yaml
 
 from budget_trainer.budget.clock import parse_duration
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import user_path
 
 NULLS = ("null", "~", "None", "")
 _TRUE, _FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
@@ -85,6 +86,8 @@ class Flag:
 
     def convert(self, words: Sequence[str]) -> Any:
         """The value of what was written behind the flag. Raises InputError where it is none, or out of range."""
+        if self.unit.startswith(("DIR", "FILE")) or self.unit.endswith("|DIR"):
+            words = [word if word.startswith("{") else user_path(word, self.name) for word in words]  # JSON is no path
         if self.kind == "list":
             if not words:
                 raise InputError(f"{self.name}: given without a value; give one or more")
@@ -275,7 +278,7 @@ def unknown_keys(unknown: Sequence[tuple[str, str]], known: Collection[str], oth
 def _split_recipe(argv: Sequence[str]) -> tuple[str | None, dict[str, Any], list[str]]:
     """The path of the recipe that a command line begins with (None: there is none), its content, the other words."""
     words = list(argv)
-    path = words.pop(0) if words and not words[0].startswith("-") else None
+    path = user_path(words.pop(0), "recipe") if words and not words[0].startswith("-") else None
     return path, read_recipe(Path(path)) if path is not None else {}, words
 
 

@@ -18,7 +18,7 @@ from typing import IO, Any, NoReturn
 
 from budget_trainer import __version__
 from budget_trainer.core.errors import RESUME, InputError, LostRank, RunError, StopAsked
-from budget_trainer.core.io import DISK_ERRNOS
+from budget_trainer.core.io import DISK_ERRNOS, user_path
 
 _BY_PROGRAM = 1  # no signal has this number
 
@@ -105,14 +105,26 @@ def program(default: str) -> str:
     return name if spec is None and name.startswith("budget-") else default
 
 
+def _path(text: str) -> str:
+    try:
+        return user_path(text, "path")
+    except InputError as error:  # argparse says the flag
+        raise argparse.ArgumentTypeError(str(error).removeprefix("path: ")) from None
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse without guessing, whose errors are an InputError (one line), and whose help ends with the exit codes."""
+    """argparse without guessing, whose errors are an InputError (one line), and whose help ends with the exit codes.
+
+    The types Path and "path" take `~` and `$VAR` as a shell does.
+    """
 
     def __init__(
         self, called: str, about: str | None, formatter: type[argparse.HelpFormatter] = argparse.HelpFormatter
     ) -> None:
         super().__init__(prog=program(called), description=about, allow_abbrev=False, formatter_class=formatter)
         self.color = False  # Python 3.14 has colours of its own
+        self.register("type", Path, lambda text: Path(_path(text)))
+        self.register("type", "path", _path)  # as text
         self.add_argument("--version", action="version", version=f"budget-trainer {__version__}")
 
     def error(self, message: str) -> NoReturn:
@@ -128,7 +140,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(work: Callable[[], int | None], again: str = RESUME) -> int:
-    """The exit code of `work` (None: 0), whose errors end in one line; `again` says how what is resumable goes on."""
+    """The exit code of `work` (None: 0), whose errors end in one line; `again` says how what is resumable goes on.
+
+    A character that stdout cannot show, in whatever locale, is printed as an escape.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             return work() or DONE

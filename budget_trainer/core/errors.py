@@ -11,6 +11,10 @@ class InputError(ValueError):
     exit_code = 2
 
 
+class NoLocks(InputError):
+    """A file system on which no file can be locked."""
+
+
 class RunError(RuntimeError):
     """A run that cannot go on: the cause, and what to do; checkpoints stay as they are.
 

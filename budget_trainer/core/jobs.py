@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from budget_trainer.core.command import StopRequest
-from budget_trainer.core.errors import StopAsked
+from budget_trainer.core.errors import InputError, StopAsked
 from budget_trainer.core.io import write_atomic
 
 # Set for a run whose standard input is a pipe that the process which started it holds open.
@@ -56,6 +56,16 @@ def devices(use_cpu: bool) -> list[str | None]:
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     names = visible if len(visible) >= count else [str(number) for number in range(count)]
     return [*names[:count]] or [None]
+
+
+def check_unseen() -> None:
+    """Refuse what this process's launcher was asked for and the runs that it starts would not see."""
+    for name, fix in (("MIXED_PRECISION", "bf16 true"), ("DYNAMO_BACKEND", "torch_compile true")):
+        if (value := os.environ.get(f"ACCELERATE_{name}", "no").lower()) not in ("", "no"):
+            unseen = (
+                f"ACCELERATE_{name}: {value} of the launcher's configuration would not reach the runs started here"
+            )
+            raise InputError(f"{unseen}; leave it out, and give the runs {fix}")
 
 
 def make_launch(own: Path, use_cpu: bool, given: Path | None = None) -> Callable[[str, Sequence[str]], list[str]]:

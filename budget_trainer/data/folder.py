@@ -157,7 +157,11 @@ class DataFolder:
         wanted = np.arange(rows) if rows <= max_rows else np.arange(max_rows) * rows // max_rows
         counts = np.zeros(self.vocab_size, np.int64)
         for part in np.array_split(wanted, max(1, len(wanted) // 4096)):
-            counts += np.bincount(reader.take(part)["input_ids"].ravel(), minlength=self.vocab_size)
+            found = np.bincount(reader.take(part)["input_ids"].ravel(), minlength=self.vocab_size)
+            if len(found) > self.vocab_size:
+                beyond = f"id {len(found) - 1} is beyond its vocabulary of {self.vocab_size}"
+                raise InputError(f"data folder {self.path}: {beyond}; {_ANEW}")
+            counts += found
         return counts
 
     def _rows(self, split: str, columns: Mapping[str, int]) -> Rows:

@@ -64,7 +64,7 @@ class MaskingCollator:
     Args:
         seed: any int; another seed gives other masks.
         special_ids: token ids named pad, unk, cls, sep and mask.
-        vocab_size: len(tokenizer); random tokens are drawn below it, never a special one.
+        vocab_size: `vocabulary_size(tokenizer)`; random tokens are drawn below it, never a special one.
         mlm_probability: the share of tokens to predict, in (0, 1].
         mask_replace_prob, random_replace_prob: 0.8 and 0.1 as in BERT, 1 and 0 for all-[MASK]; together at most 1.
         max_predictions_per_seq: S, the slots of a block (20 in the paper). By default `prediction_slots`, the smallest

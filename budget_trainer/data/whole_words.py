@@ -18,8 +18,13 @@ _STARTS, _CONTINUES, _SPECIAL = 0, 1, 2  # kinds of tokens
 _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """The largest id of the tokenizer and 1: more than `len(tokenizer)` where ids are unused."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def continues_word(tokenizer: Any) -> NDArray[np.bool_]:
-    """Bool [len(tokenizer)]: the token continues the word before it.
+    """Bool [vocabulary_size(tokenizer)]: the token continues the word before it.
 
     WordPiece marks these tokens (##); byte-level BPE and SentencePiece mark the others (a leading space). There a word
     is what stands between spaces, punctuation included. Special and added tokens never continue a word. InputError: neither
@@ -27,7 +32,7 @@ def continues_word(tokenizer: Any) -> NDArray[np.bool_]:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = json.loads(backend.to_str()) if backend is not None else {"model": {}}
-    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
+    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(list(range(vocabulary_size(tokenizer))))]
     prefix = content["model"].get("continuing_subword_prefix")
     marks = _word_start_marks(content)
     if prefix:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,6 +192,10 @@ def _label(text: str, task: Task, path: Path, number: int) -> int | float:
 def _from_datasets(data: TaskData, task: Task, dataset_name: str) -> None:
     from datasets import load_dataset
 
+    here = Path(dataset_name)
+    if here.is_file() or (here.exists() and re.search(r"[*?\[\]]|::", str(here.resolve()))):
+        what = "is a file, or its path holds *, ?, [, ] or ::, which `datasets` takes for a pattern"
+        raise InputError(f"dataset_name: {dataset_name} {what}; give a folder of another name, or --glue_dir")
     try:
         loaded = load_dataset(dataset_name, task.config)
     except (OSError, ValueError, RuntimeError) as error:  # no network, no such data set, no such configuration

@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +55,10 @@ class GlueRun:
     """
 
     def __init__(self, request: Request, clock: BudgetClock, stop: StopRequest) -> None:
-        """Start the processes' communication and check what can be checked without data and model."""
+        """Start the processes' communication and check what can be checked without folder, data and model."""
         self.request, self.args, self.output_dir = request, request.run, request.output_dir
-        self.task, self.clock = request.tasks[0], clock
-        launch.prepare(self.args)
+        self.task, self.clock, self.labels_assumed = request.tasks[0], clock, False
+        launch.prepare(self.args, request.explicit, compiles=False)
         engine = resolve_engine(self.args)
         if engine in ("deepspeed-zero3", "fsdp"):  # scoring, and keeping the best weights, would gather them each time
             shards = f"{engine} shards the weights, which an encoder on GLUE does not need"
@@ -65,12 +67,19 @@ class GlueRun:
             )
         if not math.isinf(clock.total_seconds):
             GlueTrainer.curve_name(self.args)  # refuses early what does not follow time
-        RunFolder(self.output_dir).check_writable()
-        there = [name for name in (RESULT, PREDICTIONS, MODEL) if (self.output_dir / name).exists()]
-        if there and not self.request.glue.overwrite_output_dir:
-            has = f"{self.output_dir} already has {there[0]}"
-            raise InputError(f"output_dir: {has}; add --overwrite_output_dir to replace it, or give another folder")
         self.agreement = Agreement(ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout)), stop)
+
+    @contextmanager
+    def owned_folder(self) -> Iterator[None]:
+        """The output folder is this run's during the block. InputError where it has a result already, or another owner."""
+        with RunFolder(self.output_dir).owned(self.agreement.channel):
+            there = [name for name in (RESULT, PREDICTIONS, MODEL) if (self.output_dir / name).exists()]
+            if there and not self.request.glue.overwrite_output_dir:
+                has = f"{self.output_dir} already has {there[0]}"
+                raise InputError(
+                    f"output_dir: {has}; add --overwrite_output_dir to replace it, or give another folder"
+                )
+            yield
 
     def load(self) -> None:
         """Load and check the data, the checkpoint's folder and the tokenizer, and encode the rows."""
@@ -177,7 +186,9 @@ class GlueRun:
             self.model = self._classifier(target, 1, new_head=False)
 
     def _classifier(self, folder: Path, max_seq_length: int, new_head: bool) -> Any:
-        return load_classifier(folder, self.task, self.tokenizer, max_seq_length, self.args.seed, new_head)
+        model = load_classifier(folder, self.task, self.tokenizer, max_seq_length, self.args.seed, new_head)
+        self.labels_assumed |= model.labels_assumed
+        return model
 
     def predict(self) -> None:
         """The logits of every split: of dev those that were scored, of the test splits the model's."""
@@ -240,6 +251,7 @@ class GlueRun:
                 "split": best and next(iter(self.dev)),
                 "value": trainer.headline,
             },
+            "labels_assumed": self.labels_assumed,
             "metrics": best["metrics"] if best else {},
             "evaluations": trainer.evaluations,
             "best_epoch": trained_best and trained_best["epoch"],

@@ -22,8 +22,8 @@ from typing import Any
 from budget_trainer.budget.clock import BudgetClock, format_duration, keep_clock, read_clock
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.core.io import fresh_folder, try_lock, write_json_atomic
-from budget_trainer.core.jobs import Job, JobEnd, devices, make_launch, run_jobs
+from budget_trainer.core.io import fresh_folder, hold_folder, write_json_atomic
+from budget_trainer.core.jobs import Job, JobEnd, check_unseen, devices, make_launch, run_jobs
 from budget_trainer.glue.arguments import Request
 from budget_trainer.glue.model import load_checkpoint
 from budget_trainer.glue.over_budget import MARKDOWN, expand_checkpoints, report_over_budget
@@ -200,6 +200,7 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> Suite:
     configure_logging(request.run)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("num_processes: a suite starts its own processes; start it with python finetune_glue.py")
+    check_unseen()
     if not (request.run.do_train and request.run.do_eval and request.run.do_predict):
         raise InputError("do_predict: a suite does all; leave do_train, do_eval and do_predict out")
     run_folder.RunFolder(request.output_dir).check_writable()
@@ -207,12 +208,8 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> Suite:
     folder, _, digest = load_checkpoint(name, request.glue.tokenizer_name)
     model, protocol = {"name_or_path": name, "sha256": digest}, _protocol(request, plan)
     _check_time(request, plan)
-    request.output_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as at_exit:
-        if (lock := try_lock(request.output_dir / ".lock")) is None:
-            works = f"another suite works in {request.output_dir}"
-            raise InputError(f"output_dir: {works}; wait for it, or give another folder")
-        at_exit.enter_context(lock)
+        at_exit.enter_context(hold_folder(request.output_dir))
         _claim_folder(request, {"protocol": protocol, "model": model})
         if not math.isinf(clock.total_seconds):
             path = request.output_dir / run_folder.CLOCK

@@ -35,7 +35,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--output", type=Path, help="write the recipe to this new file instead of to stdout")
     add("--num_processes", type=_positive, help="GPUs of all machines; default: what the launcher's flags say, else 8")
-    add("--data_dir", help="where the converted data will be; default: <dataset_path>-blocks")
+    add("--data_dir", type="path", help="where the converted data will be; default: <dataset_path>-blocks")
     add("--combination", type=_positive, help="which of a sweep's grid, from 1 on; the last parameter changes fastest")
     add("--table", action="store_true", help="print the tables of docs/migrating.md instead")
     args, rest = parser.parse_known_args(argv)

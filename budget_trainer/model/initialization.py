@@ -149,7 +149,7 @@ def set_output_bias(model: Any, unigram_counts: NDArray[Any]) -> None:
     """Set the output bias to log unigram frequencies (add-one smoothed), so that training starts at that plateau.
 
     Args:
-        unigram_counts: [len(tokenizer)] occurrences of each token; rows beyond are padding of the vocabulary.
+        unigram_counts: [vocab_size] occurrences of each token; rows beyond are padding of the vocabulary.
 
     Raises:
         InputError: the model has no output bias, or more counts are given than it has rows.

@@ -28,7 +28,7 @@ from budget_trainer.config.edit import edited
 from budget_trainer.config.parser import read_recipe, written_flags
 from budget_trainer.core.command import Parser, run_command
 from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.core.io import write_atomic, write_json_atomic
+from budget_trainer.core.io import user_path, write_atomic, write_json_atomic
 from budget_trainer.core.jobs import VARIABLE
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     recipe = [words.pop(0)] if words and not words[0].startswith("-") else []
     args, rest = parser.parse_known_args(words)
     args.words = [*recipe, *rest]
-    args.recipe = Path(recipe[0]) if recipe else None
+    args.recipe = Path(user_path(recipe[0], "recipe")) if recipe else None
     return args
 
 
@@ -79,9 +79,10 @@ def _check(args: argparse.Namespace) -> None:
     for path in filter(None, (args.json, args.write, args.plan_file, args.picture)):
         if path.exists() and not args.overwrite and not (default and path == args.picture):
             raise InputError(f"{path}: is there already; add --overwrite, or choose another name")
-        if not path.parent.is_dir():
+        folder = Path(os.path.realpath(path)).parent
+        if not folder.is_dir():
             raise InputError(f"{path}: its folder is not there; make it first")
-        if not os.access(path.parent, os.W_OK) or path.is_dir():
+        if not os.access(folder, os.W_OK) or path.is_dir():
             raise InputError(f"{path}: cannot be written; choose another place")
     args.settings = {**read_recipe(args.recipe), **written_flags(args.words[1:])}
     if not {"total_training_time", "max_steps"} & args.settings.keys():
@@ -154,7 +155,7 @@ def ask_probe(words: Sequence[str], folder: Path, deadline: float) -> tuple[Prob
 def _disk_of(output_dir: Any) -> str | None:
     """A folder that is there and can be written to, `output_dir` or one above it: saving is timed on the run's disk."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        path = Path(output_dir).resolve()
+        path = Path(user_path(output_dir, "output_dir")).resolve()
         return next((str(folder) for folder in (path, *path.parents) if os.access(folder, os.W_OK)), None)
     return None
 

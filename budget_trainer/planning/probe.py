@@ -147,8 +147,7 @@ def probe(
     mark("precision")
     report.parameters, report.model_type = run.model.num_parameters(), run.model.config.model_type
     if recipe.model.model_name_or_path is None:
-        body: Any = getattr(run.model.base_model, "encoder", None) or run.model.base_model.layers
-        report.body_parameters = sum(parameter.numel() for parameter in body.parameters())
+        report.body_parameters = _body_parameters(run.model.base_model)
         report.predicted_share = run.collator.slots / run.data.block_size
     report.bf16 = bool(args.bf16)
     if args.torch_compile:
@@ -202,6 +201,13 @@ def probe(
     steps.compiles, steps.collators, steps.report = bool(args.torch_compile), collators, send_results
     trainer.measure(take_steps(steps))
     send_results()
+
+
+def _body_parameters(base: Any) -> int:
+    """Of the layers; where a class has no one module for them, of all but embeddings."""
+    layers = getattr(base, "encoder", None) or getattr(base, "layers", None)
+    named = base.named_parameters() if layers is None else layers.named_parameters()
+    return sum(parameter.numel() for name, parameter in named if layers is not None or "embed" not in name)
 
 
 def _checksum_seconds(run: PretrainingRun) -> float:

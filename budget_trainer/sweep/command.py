@@ -23,6 +23,7 @@ from budget_trainer.config.parser import NULLS, read_recipe, recipe_words, unkno
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.command import Parser
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.jobs import check_unseen
 from budget_trainer.migrate.flags import FLAGS as ORIGINAL
 from budget_trainer.migrate.flags import Given
 from budget_trainer.migrate.reading import SweepFile
@@ -175,8 +176,14 @@ def parse_request(argv: Sequence[str] | None = None) -> _SweepRequest:
     add("file", nargs="?", type=Path, help="the sweep file, as --param_file")
     add("--param_file", type=Path, help="the sweep file: of this project, or of academic-budget-bert unchanged")
     for name, known in FLAGS.items():
-        add(f"--{name}", *(["--search_type"] if name == "search" else []), help=known.help, metavar=known.unit)
-    add("--data_dir", help="with a file of the original: the converted data (default: <dataset_path>-blocks)")
+        kind = "path" if known.unit in ("DIR", "FILE") else str
+        alias = ["--search_type"] if name == "search" else []
+        add(f"--{name}", *alias, type=kind, help=known.help, metavar=known.unit)
+    add(
+        "--data_dir",
+        type="path",
+        help="with a file of the original: the converted data (default: <dataset_path>-blocks)",
+    )
     add("--init_cmd", help=f"with --dry_run: what the commands begin with; default: accelerate launch {_SCRIPT}")
     add("--dry_run", action="store_true", help="print the commands of the trials, one per line, and start nothing")
     given = vars(parser.parse_args(argv))
@@ -207,6 +214,7 @@ def check_start(spec: SweepSpec, on_cpu: bool) -> Path:
         InputError: no time for one trial, a folder that is not the sweep's to write, flags that train_mlm.py or
             finetune_glue.py refuse, data of GLUE that are not there.
     """
+    check_unseen()
     beside = FIRST_OVERHEAD + _START_SECONDS
     if spec.total_time < (needed := spec.time_per_trial + beside):
         total, one = format_duration(spec.total_time), format_duration(spec.time_per_trial)

@@ -105,7 +105,6 @@ def _place(spec: SweepSpec, mine: dict[str, Any], begin: bool = False) -> str:
     except FileNotFoundError:
         place = uuid.uuid4().hex
         if begin:
-            (spec.output_dir / "locks").mkdir(exist_ok=True)
             write_json_atomic(path, {"place": place, **study, "identity": mine})
         return place
     except (OSError, ValueError, TypeError):

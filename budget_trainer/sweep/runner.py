@@ -16,11 +16,12 @@ from optuna.trial import FrozenTrial, TrialState
 from budget_trainer.budget.clock import BudgetClock, format_duration
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import RunError
+from budget_trainer.core.io import Lock
 from budget_trainer.core.jobs import Job, JobEnd, run_jobs
 from budget_trainer.sweep.results import SweepRecord
 from budget_trainer.sweep.spec import FIRST_OVERHEAD
 from budget_trainer.sweep.study import SweepStudy, exclusive, storage_file
-from budget_trainer.sweep.trials import AGAIN, ENDED, ERROR, PLACE, SECONDS, TrialFolder, TrialLock
+from budget_trainer.sweep.trials import AGAIN, ENDED, ERROR, PLACE, SECONDS, TrialFolder, trial_lock
 
 log = logging.getLogger(__name__)
 _TOLD = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}  # else PRUNED
@@ -38,7 +39,7 @@ _REPORT_PAUSE = 20.0  # times of what the last report took, before the next
 class _Running:
     """A trial that this process runs: its training, and with an objective of GLUE the fine-tuning behind it."""
 
-    def __init__(self, trial: optuna.Trial, lock: TrialLock, folder: TrialFolder) -> None:
+    def __init__(self, trial: optuna.Trial, lock: Lock, folder: TrialFolder) -> None:
         self.trial, self.lock, self.folder = trial, lock, folder
         self.begin = time.monotonic()
 
@@ -119,8 +120,9 @@ class Runner:
                 if not fits or (self.spec.limit is not None and taken >= self.spec.limit):
                     return None
                 trial = self.study.propose()
-                lock = TrialLock(self.spec.output_dir, trial.number)
-                lock.take()
+                if (lock := trial_lock(self.spec.output_dir, trial.number)) is None:
+                    held = f"a process of an earlier sweep in {self.spec.output_dir} still runs trial {trial.number}"
+                    raise RunError(f"trials: {held}; end it, then repeat the command")
             trial.set_user_attr(PLACE, self._place)
             return _Running(trial, lock, TrialFolder(self.spec, trial.number))
 
@@ -134,7 +136,7 @@ class Runner:
         extra = [attributes[SECONDS] - self.spec.time_per_trial for attributes in whole if SECONDS in attributes]
         return max(0.0, _UNEVEN * max(extra)) if extra else FIRST_OVERHEAD
 
-    def _lock_of_lost(self, frozen: FrozenTrial, fits: bool) -> TrialLock | None:
+    def _lock_of_lost(self, frozen: FrozenTrial, fits: bool) -> Lock | None:
         """The lock of a trial that nobody works on any more; None where somebody does, or where it does not fit into the time
         and would have to be trained: a later start with more of it finds the trial as it is."""
         place = frozen.user_attrs.get(PLACE)
@@ -143,8 +145,7 @@ class Runner:
             return None
         if not fits and not self._needs_no_training(frozen):
             return None
-        lock = TrialLock(self.spec.output_dir, frozen.number)
-        if not lock.take():
+        if (lock := trial_lock(self.spec.output_dir, frozen.number)) is None:
             return None
         if self._frozen(frozen.number).state != TrialState.RUNNING:  # it has just ended
             lock.release()

@@ -21,6 +21,7 @@ from budget_trainer.config import parser
 from budget_trainer.config.parser import NULLS, Flag, flag, read_recipe, recipe_words, unknown_keys, yaml_typed
 from budget_trainer.config.recipe import EPOCHS, PROPORTIONS, parse_share
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import user_path
 
 if TYPE_CHECKING:  # --help answers without Optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -181,6 +182,7 @@ def _read_objective(given: Any) -> Objective:
     return Objective(task=find_task(given["glue"]).name, glue_flags=flags)
 
 
+FILE_STORAGES = ("journal:", "sqlite:///")
 STORAGES = "sqlite:///PATH, journal:PATH (on a shared disk: many machines, one study) or a database's URL"
 
 
@@ -317,7 +319,10 @@ def _read_key(known: Flag, given: Any) -> Any:
     if known.unit == "TIME":
         return known.seconds(str(given))
     if known.unit in ("DIR", "FILE"):
-        return Path(str(given))
+        return Path(user_path(str(given), known.name))
+    for scheme in FILE_STORAGES if known.name == "storage" else ():
+        if str(given).startswith(scheme):
+            return scheme + user_path(str(given).removeprefix(scheme), known.name)
     return None if known.name == "parallel_trials" and given == "auto" else known.convert((str(given),))
 
 

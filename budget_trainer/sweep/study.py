@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.distributions import distribution_to_json
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
@@ -18,21 +22,24 @@ from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.pool import QueuePool
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.sweep.spec import STORAGES, WHOLE, SweepSpec, grid_points, numbers_of
+from budget_trainer.core.io import try_lock
+from budget_trainer.sweep.spec import FILE_STORAGES, STORAGES, WHOLE, SweepSpec, grid_points, numbers_of
 
 IDENTITY = "budget_trainer_sweep"  # user attribute of a study: what it searches
 _BUSY_SECONDS = 60  # how long SQLite waits for another process
+_TURN_SECONDS = 0.05  # between two tries for the lock of those who ask
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
 def storage_file(url: str) -> Path | None:
-    """The file of a storage; None for a server's and for what is unknown."""
-    for scheme in ("journal:", "sqlite:///"):
+    """The file of a storage, whose name is all that follows the scheme; None for a server's and for what is unknown."""
+    for scheme in FILE_STORAGES:
         if url.startswith(scheme):
-            return Path(url.removeprefix(scheme).partition("?")[0])
+            return Path(url.removeprefix(scheme))
     return None
 
 
@@ -53,9 +60,10 @@ def check_storage(url: str, output_dir: Path) -> None:
 
 
 def shown(url: str) -> str:
-    """A URL without its password."""
+    """A URL without its password; a file has none."""
     head, at, tail = url.rpartition("@")
-    return f"{head.rpartition(':')[0]}:***@{tail}" if at and ":" in head.partition("//")[2] else url
+    secret = at and ":" in head.partition("//")[2] and storage_file(url) is None
+    return f"{head.rpartition(':')[0]}:***@{tail}" if secret else url
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -66,8 +74,11 @@ def open_storage(url: str) -> BaseStorage:
             file = file.absolute()  # the lock is a link to it: a relative one would point elsewhere
             _drop_half_line(file)
             return JournalStorage(JournalFileBackend(str(file)))
-        arguments = {"connect_args": {"timeout": _BUSY_SECONDS}} if file is not None else None
-        return RDBStorage(url, engine_kwargs=arguments)
+        if file is None:
+            return RDBStorage(url)
+        # SQLAlchemy would decode %20 in a URL and cut it at a ?, Optuna fill in what is in braces: the path stays out of it.
+        connect = partial(sqlite3.connect, file.absolute(), timeout=_BUSY_SECONDS, check_same_thread=False)
+        return RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": QueuePool})
     except Exception as error:  # of SQLAlchemy, its drivers, alembic and JSON: a storage that cannot be used
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise InputError(f"storage: {shown(url)} cannot be used ({reason}); give {STORAGES}") from None
@@ -85,13 +96,21 @@ def _drop_half_line(journal: Path) -> None:
         lock.release()
 
 
-def exclusive(spec: SweepSpec) -> FileLock:
+@contextmanager
+def exclusive(spec: SweepSpec) -> Iterator[None]:
     """The lock under which one process of the sweep at a time asks; a killed one's is free at once.
 
     It lies beside the storage, so that all who use that take turns; for a server's in the sweep's folder.
     """
-    file = storage_file(spec.storage)
-    return FileLock(spec.output_dir / ".lock" if file is None else file.with_name(f".{file.name}.sweep-lock"))
+    file, field = storage_file(spec.storage), "storage"
+    if file is None:
+        file, field = spec.output_dir / ".lock", "output_dir"
+    else:
+        file = file.with_name(f".{file.name}.sweep-lock")
+    while (lock := try_lock(file, field)) is None:
+        time.sleep(_TURN_SECONDS)
+    with lock:
+        yield
 
 
 def identity(spec: SweepSpec, recipe: dict[str, Any], fingerprint: str) -> dict[str, Any]:

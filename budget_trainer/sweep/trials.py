@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from budget_trainer.core.io import Lock, try_lock
 from budget_trainer.sweep.spec import WHOLE, SweepSpec
 from budget_trainer.training import run_folder
 
@@ -17,31 +17,12 @@ PLACE, ENDED, ERROR, SECONDS = "place", "ended", "error", "seconds"
 AGAIN = "again"  # begun by one process, ended by another: its seconds are not a whole trial's
 
 
-class TrialLock:
-    """Whose a trial is: held by the sweep that runs it, and by its launcher for as long as that lives.
+def trial_lock(output_dir: Path, number: int) -> Lock | None:
+    """Whose a trial is: held by the sweep that runs it, and by its launcher for as long as that lives; None: another's.
 
-    The system lets go of it however they end, so a trial whose lock is free has nobody who works on it. `fcntl` and not
-    `filelock`: the launcher inherits the descriptor, and that must be one that releasing here does not unlock.
+    The system lets go of it however they end, so a trial whose lock is free has nobody who works on it.
     """
-
-    def __init__(self, output_dir: Path, number: int) -> None:
-        self._file = open(output_dir / "locks" / f"trial-{number:04d}", "a", encoding="utf-8")
-
-    def take(self) -> bool:
-        """Whether it was free."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except OSError:
-            self._file.close()
-            return False
-
-    @property
-    def descriptor(self) -> int:
-        return self._file.fileno()
-
-    def release(self) -> None:
-        self._file.close()
+    return try_lock(output_dir / "locks" / f"trial-{number:04d}")
 
 
 class TrialFolder:

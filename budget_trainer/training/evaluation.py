@@ -41,7 +41,7 @@ class PinnedEvaluation:
     Args:
         input_ids: [n, L] ids of [CLS] body [SEP] padding; the first blocks of the held-out text, in its order.
         token_bytes: [n, L] UTF-8 bytes that each token stands for, 0 for special ones.
-        vocab_size: len(tokenizer), the range of the random tokens.
+        vocab_size: `vocabulary_size(tokenizer)`, the range of the random tokens.
         seed: of all draws. Another seed's losses do not compare.
         batch_size: blocks in a forward pass; no influence on the result beyond rounding.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from budget_trainer.data.masking import MaskingCollator
 from budget_trainer.data.repeated_passages import check_repeated_passages
 from budget_trainer.data.whole_words import continues_word
 from budget_trainer.model.build import load_pretrained, make_model
+from budget_trainer.model.checkpoint import fit_token_types
 from budget_trainer.model.cpu import use_few_bit_dropout
 from budget_trainer.model.engine_optimizers import use_apex, zero_stage
 from budget_trainer.model.flops import measure_peak_flops
@@ -86,17 +88,32 @@ class PretrainingRun:
         self, recipe: Recipe, clock: BudgetClock, stop: StopRequest, at_exit: ExitStack, trackers: bool = True
     ) -> None:
         """Open the process group and the control channel; log only from the main process. `trackers`: check those asked for."""
-        self.recipe, self.clock, self.at_exit = recipe, clock, at_exit
+        self.clock, self.at_exit = clock, at_exit
         self.args, self.output_dir = RunArguments.of(recipe.training), recipe.output_dir
         clock.total_seconds = recipe.total_seconds
-        launch.prepare(self.args, trackers)
+        if launch.prepare(self.args, recipe.explicit, trackers=trackers) and not recipe.budget.regional_compile:
+            if "regional_compile" in recipe.explicit:
+                compiles = "dynamo_config: the launcher's configuration compiles layer by layer"
+                raise InputError(f"{compiles}, but regional_compile is false; leave one of them out")
+            recipe = replace(recipe, budget=replace(recipe.budget, regional_compile=True))
+        self.recipe = recipe
         self.channel = ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout))
         self.agreement = Agreement(self.channel, stop)
         self.folder = RunFolder(self.output_dir)
-        self.awaits_evaluation = self.args.resume_from_checkpoint is not None and self.folder.awaits_evaluation()
         self.is_main_process = self.args.process_index == 0
         self.checkpoint: Path | None = None  # where the run goes on; None: at its beginning
         self._claimed = False
+
+    @contextmanager
+    def owned_folder(self) -> Iterator[None]:
+        """The output folder is this run's during the block, from the first look into it to the last file."""
+        with self.folder.owned(self.channel), self.at_exit:
+            yield
+
+    @property
+    def awaits_evaluation(self) -> bool:
+        """Whether the job that wrote `final/` was killed before its evaluation had ended, and this one is to go on."""
+        return self.args.resume_from_checkpoint is not None and self.folder.awaits_evaluation()
 
     # ---- data ----
 
@@ -229,12 +246,15 @@ class PretrainingRun:
             vocab_size=data.vocab_size,
             longest_block=self.longest_block,
             new=new | {name: getattr(m, name) for name in _ARCHITECTURE},
+            tokenizer=self.tokenizer,
+            defaults={*_ARCHITECTURE, "hidden_dropout_prob", "attention_probs_dropout_prob"} - recipe.explicit,
             hidden_dropout_prob=m.hidden_dropout_prob,
             attention_probs_dropout_prob=m.attention_probs_dropout_prob,
             sparse_mask_prediction=m.sparse_mask_prediction,
             add_nsp=recipe.add_nsp,
             seed=self.args.seed,
         )
+        fit_token_types(self.tokenizer, model.config)
         if m.layer_norm_type == "apex":
             use_apex(model, self.args.device)
         if recipe.data.document_mask:
@@ -444,6 +464,7 @@ class PretrainingRun:
             "stop_reason": self.budget.stop_reason or "max_steps",
             "jobs": progress.job,
             "parameters": model.num_parameters(),
+            "added_tokens": model.added_tokens,
             "model_type": model.config.model_type,
             "recipe": self.flags | flags | {"regional_compile": self.regional_compile},
             "data": self.corpus,
@@ -501,7 +522,8 @@ class PretrainingRun:
         vocabulary: dict[str, Any] = {"special_ids": data.special_ids, "vocab_size": data.vocab_size}
         final = self.output_dir / FINAL
         report = json.loads((self.output_dir / REPORT).read_text(encoding="utf-8"))
-        model = load_pretrained(str(final), add_nsp=self.recipe.add_nsp).to(self.args.device)
+        model = load_pretrained(str(final), add_nsp=self.recipe.add_nsp, whole=True, field="output_dir")
+        model.to(self.args.device)
         shares = read_clock(self.output_dir / CLOCK)
         if sum(shares.values()) > report["used_seconds"]:  # what the last save took may be missing in the report
             report |= {"shares": shares, **_used_seconds(shares, report["budget_seconds"])}

@@ -12,16 +12,28 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from budget_trainer.budget.callback import STATE_KEY
 from budget_trainer.budget.clock import BudgetClock, read_clock
-from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.core.io import WRITE_ERRNOS, publish_folder, sha256, write_json_atomic
+from budget_trainer.core.errors import InputError, NoLocks, RunError
+from budget_trainer.core.io import (
+    WRITE_ERRNOS,
+    check_writable,
+    hold_folder,
+    made_parents,
+    nearest_existing,
+    publish_folder,
+    sha256,
+    write_json_atomic,
+)
+
+if TYPE_CHECKING:
+    from budget_trainer.budget.channel import ControlChannel
 
 log = logging.getLogger(__name__)
 FINAL, CLOCK, RUN, PROGRESS, RESUMABLE = "final", "clock.json", "run.json", "progress.jsonl", "RESUMABLE"
@@ -31,6 +43,9 @@ _TRAINING, EVALUATING, FINISHED = "training", "evaluating", "finished"  # states
 _MANIFEST = "manifest.json"
 _ROOM = ".room-for-final"
 _PARTIAL = ".partial-"
+_UNFINISHED = re.compile(
+    r"\.partial-((\.partial-)?rehearsal|final|model|finetune-\w+|(retired-)?checkpoint-\d+)(\.old)?"
+)
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors writes in Rust
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
 
@@ -40,12 +55,13 @@ _TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
 
 def staging_folder(target: Path) -> Path:
     """The hidden neighbour in which `target` is written before it is complete; the same name on every rank."""
+    target = Path(os.path.realpath(target))  # of a link the neighbour of what it points to: the same disk
     return target.with_name(f"{_PARTIAL}{target.name}")
 
 
 def discard(target: Path) -> None:
     """Delete what was written aside for `target`."""
-    _remove_partial(target.parent, f"{target.name}*")
+    shutil.rmtree(staging_folder(target), ignore_errors=True)
 
 
 def publish(staging: Path, target: Path, manifest: dict[str, Any] | None = None) -> None:
@@ -120,23 +136,11 @@ def _disk_failure(error: BaseException) -> str | None:
 
 def _write_error(target: Path, reason: str) -> RunError:
     """The end of a run whose folder takes no more: what, why, what is left and how to go on."""
-    free = shutil.disk_usage(_nearest_existing(target.parent)).free
+    free = shutil.disk_usage(nearest_existing(target.parent)).free
     return RunError(
         f"output_dir: {target} could not be written ({reason}, {free / 1e6:.1f} MB free); make room there, then go on from "
         f"{RunFolder(target.parent).newest_checkpoint() or 'the beginning'} with --resume_from_checkpoint auto"
     )
-
-
-def _nearest_existing(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def _remove_partial(parent: Path, pattern: str = "*") -> None:
-    for folder in parent.glob(f"{_PARTIAL}{pattern}"):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 # ---- the folder of a run ----
@@ -151,11 +155,29 @@ class RunFolder:
 
     def check_writable(self) -> None:
         """Refuse a folder that this process may not write in, before any work is done for it. Writes nothing."""
-        there = _nearest_existing(self.path)
-        if not there.is_dir():
-            raise InputError(f"output_dir: {there} is a file; give a folder")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise InputError(f"output_dir: {there} is read-only for this user; give a folder that can be written")
+        check_writable(self.path)
+
+    @contextmanager
+    def owned(self, channel: ControlChannel) -> Iterator[None]:
+        """Hold the folder for this run, on behalf of all ranks, during the block; every rank calls it.
+
+        Raises InputError on all of them where it cannot be written, or another process holds it. Where the file system
+        knows no locks a warning says so. A folder that is made for it goes again where nothing comes of it.
+        """
+        refused: Exception | None = None
+        with ExitStack() as at_exit:
+            if channel.rank == 0:
+                try:
+                    self.check_writable()
+                    at_exit.enter_context(made_parents(Path(os.path.realpath(self.path)) / "file"))
+                    at_exit.enter_context(hold_folder(self.path))
+                except NoLocks as error:
+                    log.warning("%s: a second run in this folder would not be noticed", str(error).partition(";")[0])
+                except (InputError, OSError) as error:
+                    refused = error
+            for refusal in filter(None, channel.gather(refused)):
+                raise refusal
+            yield
 
     # ---- checkpoints ----
 
@@ -193,6 +215,11 @@ class RunFolder:
         that is read-only or finished, that holds a run nobody asked to resume, and for a checkpoint that is not complete.
         """
         self.check_writable()
+        for name in ("sweep.json", "suite.json"):
+            if (self.path / name).exists():
+                raise InputError(
+                    f"output_dir: {self.path} is the folder of a {name[:5]} ({name}); give another folder"
+                )
         if (self.path / FINAL).exists():
             raise InputError(
                 f"output_dir: {self.path} already has {FINAL}/; give another folder, or move {FINAL}/ away"
@@ -251,7 +278,9 @@ class RunFolder:
         """Claim the folder for this run: `run.json` says what it is, folders that killed jobs left unfinished go."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / RESUMABLE).unlink(missing_ok=True)
-        _remove_partial(self.path)
+        for folder in self.path.iterdir():
+            if _UNFINISHED.fullmatch(folder.name):  # not what else may be called .partial-
+                shutil.rmtree(folder, ignore_errors=True)
         write_json_atomic(self.path / RUN, {"job": job, "state": _TRAINING, "identity": identity})
 
     def set_state(self, state: str) -> None:

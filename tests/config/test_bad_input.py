@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields
 
 import pytest
+from transformers import AutoTokenizer
 
 import train_mlm
 from budget_trainer.budget.clock import BudgetClock
@@ -14,6 +15,7 @@ from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.training.launch import check_launch
 from tests.conftest import TINY, run, words
+from tests.model.models import tiny
 
 DROPOUTS = {"hidden_dropout_prob", "attention_probs_dropout_prob"}
 
@@ -58,7 +60,7 @@ REFUSED = [
     ({"offset_heads": "left"}, "offset_heads: 'left' are not relative positions; write"),
     ({"offset_heads": "-1,1"}, "offset_heads: 'modernbert' without rotary positions and attention biases"),
     ({"model_name_or_path": "/nowhere"}, "beside model_name_or_path /nowhere, which brings its own; leave"),
-    (LOADED, "model_name_or_path: /nowhere cannot be loaded"),
+    (LOADED, "model_name_or_path: /nowhere is no folder and cannot be fetched from the Hub ("),
     *(({**LOADED, flag: LAYOUT[flag]}, f"{flag}: cannot be set beside model_name_or_path") for flag in LAYOUT),
     ({"model_type": "gpt2"}, "model_type='gpt2' has no masked-language-model head; use one of bert-mlm, "),
     ({"encoder_ln_mode": "post-ln"}, "encoder_ln_mode post-ln: contradicts model_type modernbert (pre-ln, a norm"),
@@ -88,6 +90,18 @@ REFUSED = [
 @pytest.mark.parametrize(("changes", "expected"), REFUSED)
 def test_flags(refuse, changes, expected):
     assert expected in refuse(changes)
+
+
+def test_data_of_another_tokenizer_than_the_models(refuse, data_dir, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(data_dir / "tokenizer")
+    tiny("bert", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "theirs")
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    text = (tmp_path / "theirs" / "tokenizer.json").read_text()
+    (tmp_path / "theirs" / "tokenizer.json").write_text(text.replace('"##s"', '"##x-x"'))
+    told = refuse({**LOADED, "model_name_or_path": tmp_path / "theirs"})
+    assert (
+        "has another tokenizer than the data folder (token " in told and "'##x-x' in the model's and '##s' in" in told
+    )
 
 
 RANGES = {

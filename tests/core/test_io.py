@@ -1,8 +1,15 @@
 """Files and folders that are complete or absent, checksums, locks; and the one style of all pictures."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import math
+import os
+import re
+import shutil
+import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.core import io
+from budget_trainer.core.errors import InputError, NoLocks
 from budget_trainer.core.output import png_figure
+from budget_trainer.training.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -73,16 +83,198 @@ def test_a_folder_that_cannot_be_renamed_leaves_the_older_one(tmp_path):
     assert (target / "sub" / "file").read_text() == "old"
 
 
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "place", ["folder", "empty", "link", "dangling", "mount", "busy", "moved", "parent", "here", "hidden"]
+)
+def test_a_folder_lands_where_its_path_points(tmp_path, monkeypatch, place):
+    """Links stay links; what cannot be renamed keeps its place, and what is hidden in it."""
+    target = real = tmp_path / "x"
+    if place in ("link", "dangling"):
+        real = tmp_path / "big" / "x"
+        real.parent.mkdir()
+        target.symlink_to("big/x")
+    if place not in ("dangling", "empty"):
+        written(real, "old")
+        (real / "manifest.json").write_text("old")
+        (real / "older").mkdir()
+    if place == "hidden":
+        (real / ".git").mkdir()
+        (real / ".git" / "HEAD").write_text("kept")
+    before = real.stat().st_ino if real.exists() else None
+    if place == "mount":
+        monkeypatch.setattr(os.path, "ismount", lambda path: path == real)
+    if place == "here":
+        monkeypatch.chdir(real)
+    if place == "parent":
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    rename, refused = os.rename, {"busy": errno.EBUSY, "moved": errno.EXDEV}
+
+    def refuse(path, other):
+        if real in (Path(path), Path(other)) and place in refused:
+            raise OSError(refused[place], "no")
+        rename(path, other)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    staging = written(tmp_path / ".partial-x", "new")
+    (staging / "manifest.json").write_text("new")
+    io.publish_folder(staging, target)
+    new = {"sub/file": "new", "manifest.json": "new"}
+    assert contents(real) == new | ({".git/HEAD": "kept"} if place == "hidden" else {})
+    assert not (real / "older").exists() and target.is_symlink() == (real != target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["big", "x"] if real != target else ["x"])
+    if place in ("mount", "busy", "moved", "parent", "here", "hidden"):
+        assert real.stat().st_ino == before
+
+
+def test_a_folder_that_keeps_its_place_is_put_back_where_that_fails(tmp_path, monkeypatch):
+    target, staging = written(tmp_path / "x", "old"), written(tmp_path / ".partial-x", "new")
+    (staging / "zero").write_text("")
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == target)
+    move = shutil.move
+
+    def full(path, other):
+        if path.name == "zero":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        move(path, other)
+
+    monkeypatch.setattr(shutil, "move", full)
+    with pytest.raises(OSError, match="No space"):
+        io.publish_folder(staging, target)
+    assert contents(target) == {"sub/file": "old"} and len(list(target.iterdir())) == 1
+
+
+def test_a_file_is_written_where_its_path_points(tmp_path):
+    (tmp_path / "link").symlink_to("real")
+    for _ in range(2):  # a dangling one, and one to a file
+        io.write_atomic(tmp_path / "link", "text")
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "text"
+    (tmp_path / "null").symlink_to(os.devnull)
+    io.write_atomic(tmp_path / "null", "text")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode) and len(list(tmp_path.iterdir())) == 3
+
+
+def test_parents_go_again_where_nothing_came_of_them(tmp_path):
+    for left in (False, True):
+        with pytest.raises(ValueError), io.made_parents(tmp_path / "a" / "b" / "c"):
+            (tmp_path / "a" / "b" / "c").touch() if left else None
+            raise ValueError
+        assert (tmp_path / "a").exists() == left
+
+
+@pytest.mark.parametrize(
+    "place, message",
+    [("file", "is a file"), ("file/below/it", "is a file"), ("loop", "leads back"), ("loop/x", "leads back")],
+)
+def test_what_can_be_no_folder_is_refused(tmp_path, place, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match=f"^output_dir: .*{message}.*; give"):
+        io.check_writable(tmp_path / place)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("~", "HOME"),
+        ("~/x y/z", "HOME/x y/z"),
+        ("$DATA/a.txt", "/d/a.txt"),
+        ("${DATA}s/$SUB", "/ds/s"),
+        ("$TILDE/x", "HOME/x"),
+        ("out/$SUB/~", "out/s/~"),
+        ("cost$5", "cost$5"),
+        ("a$NOPE.txt", "a$NOPE.txt"),  # a file of that name is there
+        ("dir$NOPE/new/x", "dir$NOPE/new/x"),  # as its folder
+        ("dir$NOPE/$SUB", "dir$NOPE/s"),
+        ("./~/x", "CWD/~/x"),
+        ("org/name", "org/name"),
+        ("data/[v1]*?#%20\n", "data/[v1]*?#%20\n"),
+        ("$NOPE/x", "'$NOPE/x' names the variable NOPE, which is not set; set it"),
+        ("$EMPTY/x", "the variable EMPTY"),
+        ("${NO PE}", "the variable NO PE"),
+        ("~no_such_user/x", "home of a user who is not known"),
+        (" ", "an empty path; give one"),
+    ],
+)
+def test_a_path_is_what_a_shell_would_make_of_it(tmp_path, monkeypatch, text, expected):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("HOME", "/home/me"), ("DATA", "/d"), ("SUB", "s"), ("TILDE", "~"), ("EMPTY", "")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NOPE", raising=False)
+    (tmp_path / "a$NOPE.txt").touch()
+    (tmp_path / "dir$NOPE").mkdir()
+    try:
+        found = io.user_path(text, "field")
+    except InputError as error:
+        assert str(error).startswith("field: ") and expected in str(error)
+    else:
+        assert found == expected.replace("HOME", "/home/me").replace("CWD", str(tmp_path))
+
+
 def test_a_lock_is_one_process_s_until_that_ends(tmp_path):
+    """Also where a child that it has forked, as a loader's worker, lives on."""
+    folder = tmp_path / "new" / "folder"
+    code = """import os, sys, time; from pathlib import Path; from budget_trainer.core.io import hold_folder
+with hold_folder(Path(sys.argv[1])):
+    os.write(1, b"%d\\n" % os.fork()); time.sleep(99)"""
+    holder = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    said = {holder.stdout.readline().strip(), holder.stdout.readline().strip()}
+    (child,) = said - {"0"}
+    assert io.try_lock(folder / ".lock") is None
+    with pytest.raises(InputError) as refused, io.hold_folder(folder):
+        pass
+    who = rf"process {holder.pid} on {re.escape(socket.gethostname())} since 2\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{{4}}"
+    assert re.fullmatch(
+        rf"output_dir: {folder} is in use by {who}; wait for it, or give another folder", str(refused.value)
+    )
+    holder.kill()
+    holder.wait()
+    with io.hold_folder(folder):
+        assert Path(f"/proc/{child}").exists() and io.try_lock(folder / ".lock") is None
+    os.kill(int(child), 9)
+    holder.stdout.close()
+    assert not list(folder.iterdir())
+
+
+def test_a_lock_that_its_holder_deletes_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    real, taken = fcntl.flock, []
+
+    def slow(descriptor, how):  # between opening the file and locking it
+        if not taken:
+            taken.append(path.unlink())
+        real(descriptor, how)
+
     path = tmp_path / "lock"
-    code = "import sys; from budget_trainer.core.io import try_lock; sys.exit(try_lock(sys.argv[1]) is None)"
-
-    def other():
-        return subprocess.run([sys.executable, "-c", code, str(path)]).returncode
-
+    monkeypatch.setattr(fcntl, "flock", slow)
     with io.try_lock(path):
-        assert io.try_lock(path) is None and other() == 1
-    assert other() == other() == 0, "released by its holder, and by one that ended"
+        assert path.exists() and io.try_lock(path) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EAGAIN])
+def test_only_would_block_means_that_somebody_holds_it(tmp_path, monkeypatch, caplog, number):
+    def refuse(descriptor, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run, alone = RunFolder(tmp_path / "run"), ControlChannel()
+    if number == errno.EAGAIN:
+        assert io.try_lock(tmp_path / "x" / "lock") is None
+        with pytest.raises(InputError, match="is in use by another process"), run.owned(alone):
+            pass
+        return
+    why = f"the file system of {tmp_path / 'x'} has no locks ({os.strerror(number)})"
+    with pytest.raises(NoLocks) as refused:
+        io.try_lock(tmp_path / "x" / "lock", "storage")
+    assert str(refused.value) == f"storage: {why}; give a place on another disk"
+    assert not list((tmp_path / "x").iterdir())
+    with pytest.raises(ZeroDivisionError), run.owned(alone):  # one run works as well without
+        assert not list(run.path.iterdir())
+        raise ZeroDivisionError
+    assert "has no locks" in caplog.text and "a second run in this folder would not be noticed" in caplog.text
+    assert not run.path.exists(), "what it made for nothing is gone"
 
 
 def test_equal_pictures_have_equal_bytes():

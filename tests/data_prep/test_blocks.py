@@ -1,5 +1,6 @@
 """From text to a data folder: the same whatever the processes, nothing lost, the pinned evaluation's blocks."""
 
+import itertools
 import json
 import resource
 import runpy
@@ -118,6 +119,26 @@ def test_split_is_stable_as_the_corpus_grows(build, corpus, tmp_path):
     before, after = (set((folder.path / "validation.txt").read_text().split("\n")) - {""} for folder in folders)
     assert before < after and after - before <= set(extra)
     assert 0.2 < np.mean([is_held_out(text, 0.3) for text in texts + extra]) < 0.4
+
+
+@pytest.mark.parametrize("documents, ends", [(1, 1), (5, 5), (30, 1)])
+def test_of_a_few_documents_the_ends_are_held_out(build, corpus, tmp_path, capsys, documents, ends):
+    """Of one book, of five, of one beside short texts; none of them is held out by its hash."""
+    texts = [f"Book {number}. " + " ".join(corpus.read_text().split()[number::ends]) for number in range(ends)]
+    short = iter(f"Text {number} has a few words alone." for number in range(999))
+    texts += itertools.islice((text for text in short if not is_held_out(text, 0.01)), documents - ends)
+    assert not any(is_held_out(text, 0.01) for text in texts)
+    (tmp_path / "few.txt").write_text("\n\n".join(texts))
+    folder = build(input=tmp_path / "few.txt", validation_fraction=0.01, kind="text")
+    validation = folder.manifest["splits"]["validation"]
+    assert validation["rows"] > 0 and validation["documents_held_out"] == folder.manifest["validation"]["ends"] == ends
+    said = f"validation_fraction 0.01 holds out none of {documents} documents whole: the last 1% of each is, 600 char"
+    assert said in capsys.readouterr().out
+    tails = list(read_documents(folder.path / "validation.txt", "text"))
+    for text, tail in zip(texts, tails, strict=False):
+        assert text.endswith(tail) and 0 <= len(tail) - max(600, int(0.01 * len(text))) < 1000
+    trained = sum(len(text.encode()) for text in texts) - sum(len(tail.encode()) + 1 for tail in tails)
+    assert folder.manifest["splits"]["train"]["text_bytes"] == trained
 
 
 @pytest.mark.parametrize("count", [1, HASHED_WORDS, HASHED_WORDS + 1, 2 * HASHED_WORDS, 3 * HASHED_WORDS])

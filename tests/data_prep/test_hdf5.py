@@ -1,5 +1,8 @@
 """The original's shards, written here in its form: masks taken off, copies dropped, labels kept."""
 
+import errno
+import fcntl
+
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
@@ -8,6 +11,7 @@ from budget_trainer.data.folder import DataFolder
 from data_prep import hdf5
 from data_prep.corpus import HELD_OUT_RULE
 from tests.conftest import read_documents, words
+from tests.data_prep.conftest import error_of
 
 h5py = pytest.importorskip("h5py", reason="needs the extra hdf5")
 LENGTH, SLOTS = 32, 5
@@ -58,15 +62,23 @@ def rows_of(data, *columns):
     return blocks.__getitems__(range(blocks.rows))
 
 
-def test_masks_come_off_and_copies_go(text_rows, tokenizer, tmp_path):
+def test_masks_come_off_and_copies_go(text_rows, tokenizer, tmp_path, capsys):
     rows, sizes, loaded = text_rows
     half, shards = len(rows) // 2, tmp_path / "shards"
     shards.mkdir()
     for copy in range(3):  # dupe_factor
         write(shards / f"train_shard_{copy}.hdf5", rows[:half], sizes[:half], loaded, seed=copy)
     write(shards / "test_shard_0.hdf5", rows[half:], sizes[half:], loaded, seed=9)
+    (shards / "train_shard_1.hdf5").rename(shards / "train_shard_1.of 3")  # a file is what it holds
+    (shards / "README.md").write_text("Made by create_pretraining_data.")
+    (shards / "more.hdf5.gz").write_bytes(b"\x1f\x8b\x08")
     assert convert(shards, tokenizer, tmp_path / "out") == 0
     data = DataFolder.open(tmp_path / "out")
+    assert data.manifest["sources"][0]["account"]["files_not_read"]["names"] == [
+        "README.md (no HDF5)",
+        "more.hdf5.gz (gzip)",
+    ]
+    assert "shards: 2 files not read: README.md (no HDF5), more.hdf5.gz (gzip)\n" in capsys.readouterr().out
     assert sorted(map(tuple, rows_of(data, "input_ids")["input_ids"])) == sorted(map(tuple, rows[:half]))
     train = data.manifest["splits"]["train"]
     assert train["copies_dropped"] == 2 * half and train["rows"] == half and data.manifest["packing"] == "one_document"
@@ -110,3 +122,36 @@ def test_what_cannot_be_read(damage, message, text_rows, tokenizer, tmp_path, ca
     write(tmp_path / "train_shard_0.hdf5", moved, sizes, loaded, seed=1)
     assert convert(tmp_path, tokenizer, tmp_path / "out") == 2
     assert "tokenizer: its ids are not those of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "reason", "message"),
+    [
+        (
+            errno.ENOLCK,
+            "unable to lock file, errno = 37",
+            "its file system has no locks (No locks available); set HDF5_USE_FILE_",
+        ),
+        (errno.EACCES, "unable to open file", "cannot be opened (Permission denied); mend that"),
+        (errno.EIO, "file read failed", "cannot be opened (Input/output error); mend that"),
+    ],
+)
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(number, reason, message, tmp_path, monkeypatch, capsys):
+    def refuse(*args):
+        raise OSError(number, f"Unable to synchronously open file ({reason})")
+
+    (tmp_path / "train_0.hdf5").touch()
+    monkeypatch.setattr(h5py, "File", refuse)
+    error = error_of(
+        hdf5.main, words({"input": tmp_path, "tokenizer": "none", "output_dir": tmp_path / "out"}), capsys
+    )
+    assert message in error and "damaged" not in error
+
+
+def test_a_file_that_another_process_writes(tmp_path, capsys):
+    h5py.File(tmp_path / "train_0.hdf5", "w").close()
+    with (tmp_path / "train_0.hdf5").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as the library does
+        argv = words({"input": tmp_path, "tokenizer": "none", "output_dir": tmp_path / "out"})
+        error = error_of(hdf5.main, argv, capsys)
+    assert "has it open for writing; wait for it, or set HDF5_USE_FILE_LOCKING=FALSE" in error

@@ -70,7 +70,7 @@ def test_figures_of_the_corpus(prepared, corpus, tokenizer, look, monkeypatch, p
 def test_characters_and_unknown_tokens(prepared, tokenizer, tmp_path, look):
     text = tmp_path / "greek.txt"
     text.write_text("\n\n".join(f"bada kulo \u03b1\u03b2\u03b3 mina {number} " * 8 for number in range(100)))
-    _, figures = look(prepared(input=text, packing="one_document", validation_fraction=0.3))
+    _, figures = look(prepared(input=text, packing="one_document", validation_fraction=0.3, max_unknown=1))
     unknown = AutoTokenizer.from_pretrained(tokenizer).unk_token_id
     texts = train_texts(text, 0.3)
     ids = [i for own in ids_of(tokenizer, texts) for i in own]

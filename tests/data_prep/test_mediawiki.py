@@ -22,6 +22,7 @@ from data_prep import blocks, mediawiki
 from data_prep.corpus import split_sentences
 from data_prep.files import lines, members
 from data_prep.mediawiki import Site, read_articles, read_pages
+from data_prep.recipe import DataRecipe
 from data_prep.sources import Source
 from tests.conftest import SHARED_DATA, alive, children, spawn, wait_for, words
 
@@ -193,8 +194,76 @@ def test_names_of_the_dumps_language_and_one_line(read):
     text += " [[Phương tiện:f]]"
     lines = page("A\n title", "One.\r\n\r\nTwo<nowiki>\n</nowiki>three.\n \n* Four&#10;five")
     documents = read(dump(page("A", text), lines, siteinfo=info))[0]
-    assert documents == [f"A {PROSE} Hình:x", "A title One. Two three. Four five"]
+    assert documents == [f"A {PROSE}", "A title One. Two three. Four five"]
     assert "Tập tin:a.jpg" not in read(dump(page("A", text.replace("_", " "))))[0][0].partition(PROSE)[2]
+
+
+@pytest.mark.parametrize(
+    "head, info",
+    [
+        ("en", "<siteinfo><dbname>frwiki</dbname></siteinfo>\n"),
+        ("en", "<siteinfo><dbname>frwiktionary</dbname></siteinfo>\n"),
+        ("xx", "<siteinfo><dbname>mine</dbname><base>https://fr.wikipedia.org/wiki/A</base></siteinfo>\n"),
+        ("fr", "<siteinfo><dbname>mine</dbname><base>http://localhost/wiki/A</base></siteinfo>\n"),
+        ("fr", ""),
+    ],
+)
+def test_templates_are_those_of_the_dumps_language(read, head, info):
+    """{{s|XIX}} is a century in French; {{en}} shows the language of a source."""
+    text = dump(page("A", f"{PROSE} Au {{{{s|XIX}}}} on {{{{en}}}} dit."), siteinfo=info).replace(
+        'lang="en"', f'lang="{head}"'
+    )
+    assert read(text)[0] == [f"A {PROSE} Au XIXe siècle on dit."]
+
+
+REDIRECTS = """REDIRECT WEITERLEITUNG REDIRECTION REDIRECCIÓN RINVIA ПЕРЕНАПРАВЛЕНИЕ 転送 重定向 PATRZ REDIRECIONAMENTO đổi
+تحويل تغییر_مسیر 넘겨주기 अनुप्रेषित"""
+
+
+def test_redirects_in_words_of_every_language(read):
+    pages = [page(f"R{word}", f"#{word} [[A]]\n{PROSE}") for word in REDIRECTS.split()]
+    pages += [
+        page("One", f"＃转送 {PROSE}"),
+        page("Two", "＃転送:[[A]]"),
+        page("Three", f"# Patrz is a word. [[A]] {PROSE}"),
+    ]
+    documents, dropped = read(dump(*pages))
+    assert [text.partition(" ")[0] for text in documents] == ["One", "Three"]
+    assert dropped == {"redirect": len(REDIRECTS.split()) + 1}
+
+
+def test_what_templates_lost_is_counted_and_said(read, tmp_path, capsys):
+    text = dump(page("A", f"{PROSE} It is by {{{{who|x}}}} {{{{y|b|n=c}}}} of it. {PROSE}"), page("B", PROSE))
+    assert read(text)[0] == [f"A {PROSE} {PROSE}", f"B {PROSE}"]
+    assert (
+        "dump.xml: templates left out of prose: 1, in 25.0% of the sentences (dropped); most: y 1"
+        in capsys.readouterr().out
+    )
+    source = Source(str(tmp_path / "dump.xml"), num_proc=2)
+    for _ in range(2):  # of the last reading
+        entries = []
+        list(source.counted(entries))
+    facts = {"left_out": 1, "sentences": 4, "with_a_hole": 1, "sentences_dropped": 1, "most": {"y": 1}}
+    assert entries[0]["account"] == {"templates": facts}
+    assert read(text, drop_holes=False)[0][0] == f"A {PROSE} It is by of it. {PROSE}"
+    assert "(kept, with a hole)" in capsys.readouterr().out
+    assert read(text, templates={"Y": "{1}[ in {n}]"})[0][0] == f"A {PROSE} It is by b in c of it. {PROSE}"
+    assert not capsys.readouterr().out
+    assert read(text, max_documents=1)[0] and "left out of prose: 1, in 33.3%" in capsys.readouterr().out
+    recipe = tmp_path / "r.yaml"
+    for templates, message in (
+        ('{y: "{1"}', "templates: y: the brackets"),
+        ("{y: 5}", "templates: y: 5 is no"),
+        ("y", "not a dict"),
+    ):
+        recipe.write_text(
+            f"output_dir: o\ntokenizer: t\nsources: [{{input: {tmp_path}/dump.xml, templates: {templates}, drop_holes: false}}]"
+        )
+        with pytest.raises(InputError, match=message):
+            DataRecipe.read(recipe)
+    recipe.write_text(recipe.read_text().replace(" y,", ' {y: "{1}"},'))
+    (source,) = DataRecipe.read(recipe).sources
+    assert (source.templates, source.drop_holes) == ({"y": "{1}"}, False)
 
 
 def many(count=60):
@@ -207,7 +276,7 @@ def test_the_result_does_not_depend_on_the_processes(read, tokenizer, tmp_path, 
     one, two = read(many()), read(many(), num_proc=2)
     assert one == two and len(one[0]) == 60 and one[1] == {"redirect": 1}
     (tmp_path / "a.xml").write_text(many())
-    flags = {"input": tmp_path / "a.xml", "tokenizer": tokenizer, "num_proc": 2, "num_shards": 1}
+    flags = {"input": tmp_path / "a.xml", "tokenizer": tokenizer, "num_proc": 2, "num_shards": 1, "max_unknown": 1}
     assert blocks.main(words({**flags, "output_dir": tmp_path / "out", "validation_fraction": 0})) == 0
     assert "a.xml: read as mediawiki" in capsys.readouterr().out
     (entry,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["sources"]
@@ -317,7 +386,8 @@ def test_what_wikiextractor_has_of_the_same_revision_is_in_ours():
     dump = SHARED_DATA / "enwiki-2016-excerpt.xml.bz2"
     with bz2.open(dump) as stream:
         raw = {page.title: page.text for page in read_pages("dump", stream, Site()) if page.title in theirs}
-    ours = {article[0]: article for article in read_articles(dump, "strict", 1, {}, lambda size: None)}
+    articles = read_articles(dump, "strict", 1, {}, lambda size: None, drop_holes=False)
+    ours = {article[0]: article for article in articles}
     assert len(raw) == 37 and raw.keys() - ours.keys() == {"Alien", "Austin (disambiguation)"}, "lists of meanings"
     found, lost = 0, []
     for title in raw.keys() & ours.keys():

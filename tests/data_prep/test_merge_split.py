@@ -146,6 +146,7 @@ def test_the_validation_of_a_merged_folder(prepared, other_corpus, tmp_path):
         ({"tokenizer": "cased.json"}, "tokenizer is "),
         ({"validation_fraction": 0.2}, "validation fraction is 0.2, that of {one} is 0.1: one would train on"),
         ({"validation_text": "text.txt"}, "validation fraction is 0.0, that of {one} is 0.1"),
+        ({"input": "few.txt"}, "it holds out the ends of its documents, so one would train on what the other is"),
     ],
 )
 def test_folders_that_do_not_go_together(
@@ -156,7 +157,8 @@ def test_folders_that_do_not_go_together(
     cased["normalizer"]["lowercase"] = False
     (tmp_path / "cased.json").write_text(json.dumps(cased))
     shutil.copy(corpus, "text.txt")
-    one, two = prepared(), prepared(input=other_corpus, **change)
+    (tmp_path / "few.txt").write_text("One. " + corpus.read_text().replace("\n", " "))
+    one, two = prepared(), prepared(**{"input": other_corpus, **change})
     line = error_of(merge.main, merging([one.path, two.path], tmp_path / "out"), capsys)
     assert f"input {two.path}: {message.format(one=one.path)}" in line
     assert not list(tmp_path.glob("out*"))

@@ -41,13 +41,20 @@ def times(folder, pattern="*"):
     return {file: file.stat().st_mtime_ns for file in folder.rglob(pattern) if file.is_file()}
 
 
-def test_it_gives_the_blocks_of_the_single_stage(recipe, corpus, tokenizer, tmp_path):
+@pytest.mark.parametrize("few", [False, True])
+def test_it_gives_the_blocks_of_the_single_stage(recipe, corpus, tokenizer, tmp_path, few):
     """The corpus is clean and without copies: nothing is removed, and pieces leave no trace."""
-    assert prepare.main([str(recipe())]) == 0
+    if few:
+        text = corpus.read_text().replace("\n\n", " ")
+        corpus = tmp_path / "few.txt"
+        corpus.write_text(f"{text[:30_000]}\n\n{text[30_000:]}")
+    assert prepare.main([str(recipe(sources=[{"input": str(corpus), "kind": "text"}]))]) == 0
     flags = {"num_proc": 1, "num_shards": 3, "validation_fraction": 0.1, "input": corpus, "tokenizer": tokenizer}
+    flags |= {"kind": "text"}
     assert blocks.main(words({**flags, "output_dir": tmp_path / "single"})) == 0
     (mine, manifest), (theirs, single) = made(tmp_path / "out"), made(tmp_path / "single")
     assert mine == theirs and manifest.pop("removed") == {} and manifest == single
+    assert single["validation"].get("ends", 0) == 2 * few
     assert not (tmp_path / "out.work").exists()
     DataFolder.open(tmp_path / "out")
 
@@ -69,7 +76,7 @@ def test_nothing_is_done_again_when_nothing_has_changed(recipe, corpus, tmp_path
             (["--block_size", "64"], "already holds a data folder"),
             (["--output_dir", "a: b: c"], "--output_dir 'a: b: c' is no YAML value"),
             (["--output_dir", tmp_path / "other", "--overwrite", "true"], "exists and is no data folder"),
-            (["--output_dir", tmp_path / "busy"], "another process works in"),
+            (["--output_dir", tmp_path / "busy"], "busy.work is in use by process"),
         ):
             assert message in error_of(prepare.main, [path, *flags], capsys)
     assert not (tmp_path / "other.work").exists()

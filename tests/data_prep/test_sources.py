@@ -1,13 +1,18 @@
 """Readers: forms, kinds found by looking, and what they refuse."""
 
 import bz2
+import csv
+import functools
 import gzip
-import importlib.util
+import io
 import json
 import lzma
 import random
+import re
+import socket
 import tarfile
 import tracemalloc
+import zipfile
 
 import datasets
 import pyarrow as pa
@@ -102,10 +107,13 @@ def test_wikiextractor_both_forms(tmp_path):
     folder = tmp_path / "AA"
     folder.mkdir()
     (folder / "wiki_00").write_text('<doc id="1" title="A">\nA\n\nText of A.\n</doc>\n<doc id="2">\n\n</doc>\n')
+    (folder / "wiki_02").write_text(
+        '<doc id="5">\nA &lt; B &amp;amp; &quot;C&quot;&#39;s\n</doc>\n{"text": "caf&eacute;"}\n'
+    )
     articles = [{"id": "3", "text": "B\n\nText\u2028of B."}, {"id": "4", "text": ""}, {"text": "half \ud800 pair"}]
     (folder / "wiki_01").write_text("\n".join(map(json.dumps, articles)))
     assert Source(str(tmp_path)).kind == "wikiextractor"
-    assert _read(tmp_path) == ["A Text of A.", "B Text\u2028of B.", "half ? pair"]
+    assert _read(tmp_path) == ["A Text of A.", "B Text\u2028of B.", "half ? pair", 'A < B &amp; "C"\'s', "café"]
 
 
 @pytest.mark.parametrize("kind", ["text", "mediawiki"])
@@ -328,11 +336,7 @@ def test_other_forms_of_the_library(tmp_path):
     (tmp_path / "zstd").mkdir()
     write_jsonl(tmp_path / "zstd" / "train.jsonl.zst", rows_of_rank(0))  # as of the Hub
     assert Source(str(tmp_path / "zstd")).kind == "dataset"
-    if importlib.util.find_spec("zstandard"):
-        assert _read(tmp_path / "zstd") == EXPECTED[:4]
-    else:
-        with pytest.raises(InputError, match="zstd not supported .pip install zstandard."):
-            _read(tmp_path / "zstd")
+    assert _read(tmp_path / "zstd") == EXPECTED[:4]
 
 
 def test_configuration_split_and_column(configured, tmp_path):
@@ -357,5 +361,314 @@ def test_it_is_streamed(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", rows_of_rank(0))
     (tmp_path / "b.jsonl").write_bytes(b'{"text": \xff')
     assert _read(tmp_path, max_documents=4) == EXPECTED[:4]
-    with pytest.raises(InputError, match=f"input {tmp_path}: the dataset .* cannot be read"):
+    with pytest.raises(InputError, match="b.jsonl: byte 0xff at offset 9 is not UTF-8"):
         _read(tmp_path)
+
+
+TEXTS = [f'Document {number}, "so called".\n\nIts {number * 7 % 11} lines; a, b.' for number in range(30)]
+AS_READ = [" ".join(text.split()) for text in TEXTS]
+ROWS = [{"id": number, "text": text, "inner": {"body": text}} for number, text in enumerate(TEXTS)]
+
+
+def _csv(delimiter):
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter)
+    writer.writerows([["id", "text"], *([row["id"], row["text"]] for row in ROWS)])
+    return out.getvalue().encode()
+
+
+def _arrow(write, *options):
+    out = io.BytesIO()
+    write(pa.Table.from_pylist(ROWS), out, *options)
+    return out.getvalue()
+
+
+def _ipc(new):
+    def write(table, out):
+        with new(out, table.schema) as writer:
+            writer.write_table(table, 7)
+
+    return write
+
+
+JSON_LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+TABLES = {
+    **dict.fromkeys(("x.jsonl", "x.ndjson", "x.jl"), JSON_LINES),
+    "x.json": json.dumps(ROWS).encode(),
+    "indented.json": json.dumps({"version": 1, "data": ROWS}, indent=1).encode(),
+    "columns.json": json.dumps({"text": TEXTS, "id": [1] * 30}).encode(),
+    "x.csv": _csv(","),
+    "x.tsv": _csv("\t"),
+    "x.parquet": _arrow(pq.write_table),
+    "x.arrow": _arrow(_ipc(pa.ipc.new_file)),
+    "stream.arrow": _arrow(_ipc(pa.ipc.new_stream)),
+}
+
+
+def _in_tar(name, content):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    return out.getvalue()
+
+
+def _in_zip(name, content):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return out.getvalue()
+
+
+def _by_arrow(codec):
+    def packed(name, content):
+        out = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(out, codec) as stream:
+            stream.write(content)
+        return out.getvalue().to_pybytes()
+
+    return packed
+
+
+# How a file's content is packed, and what becomes of its name.
+PACKED = {
+    "{}": lambda name, content: content,
+    "{}.GZ": lambda name, content: gzip.compress(content[:99]) + gzip.compress(content[99:]),
+    "{}.xz": lambda name, content: lzma.compress(content),
+    "{}.zst": _by_arrow("zstd"),
+    "{}.lz4": _by_arrow("lz4"),
+    "{}.zip": _in_zip,
+    "{}.tar": lambda name, content: _in_tar(name, content),
+    "tar.TBZ2": lambda name, content: bz2.compress(_in_tar(f"inner/{name}", content)),
+    "tar.tar.zst": lambda name, content: _by_arrow("zstd")(name, _in_tar("a.tar", _in_tar(name, content))),
+    "zip.tar.gz": lambda name, content: gzip.compress(_in_tar("a.zip", _in_zip(name, content))),
+    "renamed.txt": lambda name, content: gzip.compress(_in_tar(name, content)),
+}
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refused(*args, **options):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "socket", refused)
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_a_file_is_what_it_holds(tmp_path, form, offline):
+    for name, pack in PACKED.items():
+        file = tmp_path / name.format(form)
+        file.write_bytes(pack(form, TABLES[form]))
+        assert _read(file) == AS_READ, file.name
+        assert Source(str(file)).kind in ("jsonl", "dataset")
+    for name in ("renamed", "renamed.TXT") if form[-3:] not in ("csv", "tsv") else ():
+        (tmp_path / name).write_bytes(TABLES[form])
+        assert _read(tmp_path / name) == AS_READ
+    if form.startswith("x.") and form[-3:] not in ("csv", "tsv"):
+        assert _read(tmp_path / form, text_column="inner.body") == AS_READ
+    with pytest.raises(InputError, match="body") as error:
+        _read(tmp_path / form, text_column="body")
+    assert form == "columns.json" or "'id'" in str(error.value), "the columns that are there are named"
+
+
+def test_archives_of_texts(tmp_path, capsys):
+    """Whatever their names; joined ones are read to the end; what is no text in them is counted, a document not opened."""
+    text = WIKI.encode()
+    old = bytearray(_in_tar("a.txt", text))  # of before POSIX: without its mark
+    old[257:265], old[148:156] = bytes(8), b" " * 8
+    old[148:156] = b"%06o\0 " % sum(old[:512])
+    for name, content in {
+        "joined.tar": _in_tar("a.txt", text) + _in_tar("a.txt", text),
+        "joined.data": gzip.compress(_in_tar("a.txt", text)) + gzip.compress(_in_tar("b", text)),
+        "old": bytes(old) + _in_tar("._a.txt", b"\0\1") + _in_tar("a.txt", text),
+        "a.txt.BZ2": bz2.compress(text + b"\n") + bz2.compress(text),
+        "packed.twice": gzip.compress(lzma.compress(text + b"\n" + text)),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        assert _read(tmp_path / name, "text") == WIKI_DOCUMENTS * 2, name
+    with zipfile.ZipFile(tmp_path / "mixed.zip", "w") as archive:
+        archive.writestr("a.txt", text)
+        archive.writestr("b.docx", _in_zip("[Content_Types].xml", b"<x/>"))
+        archive.writestr("c.png", b"\x89PNG\r\n")
+        archive.writestr("__MACOSX/._a.txt", b"\0\5\x16\7")
+    capsys.readouterr()
+    assert _read(tmp_path / "mixed.zip") == WIKI_DOCUMENTS
+    assert "mixed.zip: 2 files not read: b.docx (document), c.png (png)\n" in capsys.readouterr().out
+    (tmp_path / "deep.tar").write_bytes(functools.reduce(lambda inner, _: _in_tar("x", inner), range(10), text))
+    (tmp_path / "error.gz").write_bytes(b"<html>404 Not Found</html>")
+    for name, message in {"deep.tar": "packed more than 8 times", "error.gz": "does not begin as a .gz"}.items():
+        with pytest.raises(InputError, match=message):
+            _read(tmp_path / name, "text")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"\x89PNG\r\n\x1a\n", "png"),
+        (b"%PDF-1.7\n\xe4", "pdf"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git_lfs_pointer"),
+        (bytes(range(256)) * 40, "binary"),
+        (_in_zip("[Content_Types].xml", b"<x/>"), r"a.txt \(document\)"),
+    ],
+)
+def test_what_is_no_text_is_refused(tmp_path, content, message):
+    (tmp_path / "a.txt").write_bytes(content)
+    for kind in ("auto", "text", "jsonl", "dataset"):
+        with pytest.raises(InputError, match=message) as error:
+            _read(tmp_path / "a.txt", kind)
+        assert "replace" not in str(error.value), "no advice to train on it"
+
+
+def _write(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def _source(path, kind="auto", **options):
+    source = Source(str(path), kind, **options)
+    return list(source.documents()), source.account
+
+
+def test_what_lies_beside_is_counted_and_named(tmp_path, capsys):
+    """In a folder, in a tar and below links; a folder that holds nothing else is read."""
+    png = b"\x89PNG\r\n\x1a\n"
+    beside = {
+        "README.md": "# Texts",
+        "metadata.csv": "id,text\n1,a\n",
+        "x.png": png,
+        "LICENSE": "Free.",
+        "s.py": "a = 1",
+    }
+    _write(tmp_path / "c", {"a.txt": WIKI, "b": WIKI, "in/c.text": WIKI, **beside, ".git/x": png})
+    documents, account = _source(tmp_path / "c")
+    by = {"about the files": 1, "markdown": 1, "table": 1, "program": 1, "png": 1}
+    assert documents == WIKI_DOCUMENTS * 3 and account["files_not_read"]["by"] == by
+    named = "LICENSE (about the files), README.md (markdown), metadata.csv (table), s.py (program), x.png (png)"
+    assert f"{tmp_path / 'c'}: 5 files not read: {named}\n" in capsys.readouterr().out
+    _tar(tmp_path / "c.tar", tmp_path / "c")
+    documents, account = _source(tmp_path / "c.tar", "text")
+    assert documents == WIKI_DOCUMENTS * 3 and account["files_not_read"]["by"] == by
+    (tmp_path / "c" / "broken").symlink_to("nothing")
+    (tmp_path / "links").mkdir()
+    for name, target in {"loop": ".", "0": "../c/in", "c": "../c", "again": "../c"}.items():
+        (tmp_path / "links" / name).symlink_to(target)
+    documents, account = _source(tmp_path / "links")
+    assert documents == WIKI_DOCUMENTS * 3 and account["files_not_read"]["by"] == {**by, "broken link": 1}
+    _write(tmp_path / "notes", {"README.md": WIKI, "b.md": WIKI})
+    assert _source(tmp_path / "notes") == (WIKI_DOCUMENTS * 2, {})
+    _write(tmp_path / "books", {"one": "A book.\n\nIts end.", "two.text": "Another.\n\nEnd."})
+    assert _source(tmp_path / "books", "books") == (["A book. Its end.", "Another. End."], {})
+    with pytest.raises(
+        InputError, match=r"no text found when read as jsonl \(2 files not read: README.md \(no JSON\)"
+    ):
+        _read(tmp_path / "notes", "jsonl")
+
+
+def test_json_lines_of_any_name(tmp_path, offline):
+    lines = [b"".join(JSON_LINES.splitlines(keepends=True)[part::3]) for part in range(3)]
+    packed = gzip.compress(json.dumps([json.loads(line) for line in lines[2].splitlines()]).encode())
+    _write(
+        tmp_path, {"a.jsonl": lines[0], "b.ndjson": lines[1], "c.json.gz": packed, "stats.json": '{"documents": 30}'}
+    )
+    wanted = [AS_READ[number] for part in range(3) for number in range(part, 30, 3)]
+    for kind in ("jsonl", "dataset", "auto"):
+        documents, account = _source(tmp_path, kind)
+        assert documents == wanted and account["files_not_read"]["names"] == ['stats.json (no "text")']
+
+
+def test_splits_of_local_tables(tmp_path, capsys):
+    """By the names of files and folders, in an archive too; a file that is given itself needs none."""
+    table, other = TABLES["x.parquet"], _arrow(lambda table, out: pq.write_table(table.slice(0, 2), out))
+    _write(tmp_path / "d", {"train-0.parquet": table, "deep/test/0.parquet": other, "all.parquet": table})
+    _tar(tmp_path / "d.tar", *(tmp_path / "d").iterdir())
+    documents, account = _source(tmp_path / "d")
+    assert documents == AS_READ and account["files_not_read"]["by"] == {"split test": 1, "split without a name": 1}
+    for place in ("d", "d.tar", "d/deep/test/0.parquet"):
+        split = "train" if place.endswith("parquet") else "test"
+        assert _source(tmp_path / place, "dataset", dataset_split=split)[0] == AS_READ[:2]
+    with pytest.raises(InputError, match=r"dataset_split dev: .* has no file of it; it has \['test', 'train'"):
+        _read(tmp_path / "d", dataset_split="dev")
+    with pytest.raises(InputError, match="dataset_split test: .* is one file"):
+        _read(tmp_path / "d" / "all.parquet", dataset_split="test")
+
+
+@pytest.mark.parametrize("name", ["data [v1]", "a?b", "x::y", "*", "a b#c%20", "{x}"])
+def test_a_path_is_no_pattern(tmp_path, name, offline, configured):
+    folder = tmp_path / "other" / name
+    _write(folder, {"0.parquet": TABLES["x.parquet"], "a [1].jsonl": JSON_LINES})
+    assert _read(folder) == AS_READ * 2
+    both = datasets.DatasetDict(
+        {split: datasets.Dataset.from_list(ROWS[:n]) for split, n in (("train", 3), ("test", 2))}
+    )
+    both.save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved").rename(folder / "saved")
+    assert _read(folder / "saved", "dataset", dataset_split="test") == AS_READ[:2]
+    (tmp_path / "en-train-0.parquet").rename(folder / "en-train-0.parquet")
+    (tmp_path / "README.md").rename(folder / "README.md")
+    if re.search(r"[][*?]", name):
+        with pytest.raises(InputError, match="for a pattern; rename the folder"):
+            _read(folder, "dataset")
+
+
+def test_names_that_cannot_be_of_the_hub(tmp_path, offline, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("data/x.jsonl", "x.parquet", str(tmp_path / "none"), "none/x.csv.gz"):
+        for kind in ("auto", "dataset"):
+            with pytest.raises(InputError, match=f"input {path}: no such file or folder"):
+                _read(path, kind)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16-le", "shift_jis"])
+def test_an_encoding_is_named(tmp_path, encoding):
+    text = "Käfer fährt.\n\n" * 3 if encoding != "shift_jis" else "日本語の文。\n\n" * 3
+    wanted = [text.strip().split("\n")[0]] * 3
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    (tmp_path / "a.csv").write_bytes(f"text\r\n{wanted[0]}\r\n".encode(encoding))
+    assert _read(tmp_path / "a.txt", "text", encoding=encoding) == wanted
+    assert _read(tmp_path / "a.csv", "dataset", encoding=encoding) == wanted[:1]
+    if encoding != "utf-16-le":
+        with pytest.raises(InputError, match="is not UTF-8; name the encoding"):
+            _read(tmp_path / "a.txt", "text")
+        with pytest.raises(InputError, match="byte 0x.. is not ascii; name the encoding it has"):
+            _read(tmp_path / "a.txt", "text", encoding="ascii")
+    with pytest.raises(InputError, match="encoding 'cp12' is unknown; give one of Python's"):
+        _read(tmp_path / "a.txt", encoding="cp12")
+
+
+def test_replaced_characters_are_counted(tmp_path, capsys):
+    _write(tmp_path, {"a.txt": "Käfer \ufffd fährt\n".encode("utf-8").replace(b"\xc3", b"")})
+    documents, account = _source(tmp_path, "text", errors="replace")
+    assert documents == ["K\ufffdfer \ufffd f\ufffdhrt"] and account == {"replaced_characters": 2}
+    assert "2 characters are not utf-8 and were replaced; --encoding names another" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mark", ["utf-16", "utf-16-be", "utf-32", "utf-32-be", "utf-8-sig"])
+def test_a_byte_order_mark_wins(tmp_path, mark):
+    text = WIKI if mark[-2:] != "be" else f"\ufeff{WIKI}"
+    _write(tmp_path, {"a.txt": text.encode(mark), "b.txt": WIKI.encode()})
+    assert _read(tmp_path) == WIKI_DOCUMENTS * 2
+    assert _read(tmp_path / "a.txt", "text", encoding="cp1252") == WIKI_DOCUMENTS
+
+
+def test_a_record_of_20_megabytes(tmp_path):
+    text = "word " * 4_000_000
+    _write(tmp_path, {"a.jsonl": json.dumps({"text": "One."}) + "\n" + json.dumps({"text": text})})
+    first, *rest = _read(tmp_path / "a.jsonl")
+    assert first == "One." and len("".join(rest)) == len(text.strip())
+
+
+def test_documents_by_lines(tmp_path, capsys):
+    _write(tmp_path, {"a.txt": "".join(f"Line {number}.\n" for number in range(1500))})
+    assert len(_read(tmp_path, "text")) == 1
+    assert "a.txt: 1,500 lines and no blank line: one document; if each line is one, give --documents lines" in (
+        capsys.readouterr().out
+    )
+    assert _read(tmp_path, documents_end="lines") == [f"Line {number}." for number in range(1500)]
+    _write(tmp_path, {"b.txt": "A. \n\n B.\n"})
+    assert _read(tmp_path / "b.txt", documents_end="lines") == ["A.", "B."]
+    with pytest.raises(InputError, match="documents lines: only for kind text"):
+        _read(tmp_path, "books", documents_end="lines")
+    with pytest.raises(InputError, match="documents 'line' is unknown; choose of blank, lines"):
+        _read(tmp_path, documents_end="line")

@@ -1,7 +1,10 @@
 """The tokenizer stage: every type that it trains, through all that comes behind it; other people's from any usual form."""
 
+import base64
 import itertools
 import json
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -10,9 +13,10 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.data.whole_words import continues_word
+from budget_trainer.data.folder import DataFolder
+from budget_trainer.data.whole_words import continues_word, vocabulary_size
 from budget_trainer.fill_mask import fill_mask
-from data_prep import inspect
+from data_prep import blocks, inspect
 from data_prep import tokenizer as stage
 from data_prep.corpus import split_sentences
 from data_prep.encoding import Encoder, load_tokenizer, special_ids
@@ -109,8 +113,8 @@ def test_small_corpus_says_so(tmp_path, capsys):
     (tmp_path / "t.txt").write_text("some words and no more\n")
     out = tmp_path / "tokenizer"
     assert stage.main(["--input", str(tmp_path / "t.txt"), "--output_dir", str(out)]) == 0
-    assert "--vocab_size 8192: the corpus has no more" in capsys.readouterr().out
-    assert sorted(file.name for file in out.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert "--vocab_size 8192: no other piece occurs twice in the text" in capsys.readouterr().out
+    assert sorted(file.name for file in out.iterdir()) == ["losses.json", "tokenizer.json", "tokenizer_config.json"]
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -195,6 +199,57 @@ def test_a_text_of_too_many_words_is_thinned(tmp_path, capsys, line, limit, expe
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
+@pytest.mark.parametrize("full_stop", ["", "\u3002"])
+def test_no_word_without_an_end_goes_to_a_trainer(tmp_path, full_stop):
+    """Unigram's ended the process with a segmentation fault at 300,000 characters."""
+    word = f"{'x' * 700}{full_stop}" * 400
+    (tmp_path / "text").write_text(f"some words\n{word} and {word[:1000]}\n", encoding="utf-8")
+    with text_to_learn(tmp_path / "text", cut=True) as file:
+        found = file.read_text(encoding="utf-8")
+    assert max(map(len, found.split())) == 1000 and found.count("\n") == (401 if full_stop else 281)
+    assert "".join(found.split()) == "".join((tmp_path / "text").read_text(encoding="utf-8").split())
+
+
+@pytest.mark.slow
+def test_a_trainer_survives_base64(tmp_path):
+    """In a process of its own: a segmentation fault would end this one."""
+    word = base64.b64encode(np.random.default_rng(0).bytes(225_000)).decode()
+    (tmp_path / "t.txt").write_text("\n\n".join([*["some words of text"] * 50, word]))
+    argv = {"input": tmp_path / "t.txt", "output_dir": tmp_path / "o", "vocab_size": 300, "tokenizer_type": "unigram"}
+    ended = subprocess.run([sys.executable, "-m", "data_prep.tokenizer", *words(argv)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "1 words of more than 1000 characters (the longest 300000): cut before training" in ended.stdout
+
+
+def test_the_alphabet_covers_the_text(tmp_path, capsys):
+    """Ideographs as in text, 1/n: [UNK] for the rarest alone, and no entry that can never occur."""
+    ranks = 1 / np.arange(1, 801)
+    drawn = np.random.default_rng(0).choice(800, (200, 200), p=ranks / ranks.sum())
+    text = "".join("".join(chr(0x4E00 + i) for i in line) + "\n" for line in drawn.tolist())
+    (tmp_path / "text").write_text(text, encoding="utf-8")
+    for kind in ("wordpiece", "unigram"):
+        made = train_tokenizer(tmp_path / "text", TokenizerOptions(1600, kind))
+        ids = made(text, add_special_tokens=False, verbose=False)["input_ids"]
+        assert ids.count(made.unk_token_id) < 0.001 * len(text), kind
+        assert not [entry for entry in made.get_vocab() if entry[:2] == "##" and "\u4e00" <= entry[2:] < "\ua000"]
+    assert not capsys.readouterr().out
+    made = train_tokenizer(tmp_path / "text", TokenizerOptions(400))
+    assert "characters make 99.95% of the text; --vocab_size 400 keeps 300 (" in (said := capsys.readouterr().out)
+    assert 1000 < int(said.split("give --vocab_size ")[1].split()[0]) < 1200 and len(made) == 400
+
+
+def test_text_without_spaces(tmp_path):
+    """Lines of Thai letters, longer than the 100 characters that BERT looks up."""
+    letters = [chr(point) for point in range(0xE01, 0xE2F)]
+    names = ["".join(letters[i] for i in row) for row in np.random.default_rng(0).integers(0, 46, (60, 4))]
+    lines = ["".join(names[i] for i in row) for row in np.random.default_rng(1).integers(0, 60, (300, 40))]
+    (tmp_path / "text").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    train_tokenizer(tmp_path / "text", TokenizerOptions(400)).save_pretrained(tmp_path / "made")
+    made = load_tokenizer(str(tmp_path / "made"))
+    ids = made(lines[0], add_special_tokens=False)["input_ids"]
+    assert 1 not in ids and 38 < len(ids) < 60 and "".join(made.decode(ids).split()) == lines[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, packing, model", [("bpe", "packed", "modernbert"), ("unigram", "one_document", "roberta")]
@@ -268,6 +323,80 @@ def test_existing_output_is_kept(tmp_path, corpus, tokenizer, capsys):
     assert "exists and is no tokenizer" in error_of(stage.main, [*argv, tmp_path, "--overwrite"], capsys)
 
 
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("kind", TYPES)
+def test_special_tokens_in_a_text_are_text(trained, kind, lowercase):
+    encoder = Encoder(str(trained(kind, lowercase) / "tokenizer.json"))
+    texts = ["two [MASK] times [SEP]", "[CLS]new", f"not [PAD] {ENGLISH}"]
+    ids = encoder.encode(texts)
+    assert not {0, 2, 3, 4} & set(np.concatenate(ids).tolist())
+    assert encoder.special_tokens(texts) == {"[MASK]": 1, "[SEP]": 1, "[CLS]": 1, "[PAD]": 1}
+    assert not encoder.special_tokens([ENGLISH])
+    assert encoder.unknown == (None if kind == "bpe" else 1)
+    assert [encoder.is_unknown(character) for character in "t\u4e2d"] == [False, kind != "bpe"]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (["the", "b"], "line 9 repeats line 6 ('the'): their ids stay unused"),
+        (["", "b"], "1 blank lines: their ids stay unused"),
+        (["\u3000", "b", ""], "a lowercase vocabulary"),
+    ],
+)
+def test_a_line_of_a_vocabulary_is_an_id(tmp_path, corpus, capsys, change, said):
+    """The largest id counts, not how many entries there are; a byte-order mark is no part of the first."""
+    words_of_text = list(dict.fromkeys(corpus.read_text().lower().split()))[:500]
+    lines = [*SPECIAL_TOKENS, "the", *"ac", *change, *words_of_text]
+    (tmp_path / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+    argv = {"input": corpus, "tokenizer": tmp_path / "vocab.txt", "output_dir": tmp_path / "o", "num_proc": 1}
+    assert blocks.main(words({**argv, "validation_fraction": 0.1})) == 0
+    assert said in capsys.readouterr().out
+    folder = DataFolder.open(tmp_path / "o")
+    tokenizer = folder.load_tokenizer()
+    assert folder.vocab_size == len(lines) == vocabulary_size(tokenizer) == len(continues_word(tokenizer))
+    assert tokenizer.convert_tokens_to_ids(["[PAD]", "b"]) == [0, lines.index("b")]
+    assert folder.unigram_counts().sum() > 0
+    folder.manifest["vocab_size"] = 10  # as older versions counted
+    with pytest.raises(InputError, match="is beyond its vocabulary of 10; make the folder anew"):
+        folder.unigram_counts()
+
+
+@pytest.mark.parametrize(
+    "entries, text, kind",
+    [
+        (["\ud55c\uad6d\uc5b4", "##\ub97c"], "\ud55c\uad6d\uc5b4\ub97c", "caseless"),
+        (["caf\u00e9", "##s"], "Caf\u00e9s", "lowercase"),
+    ],
+)
+def test_a_vocabulary_with_marks_keeps_them(tmp_path, capsys, entries, text, kind):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *entries]), encoding="utf-8")
+    assert load_tokenizer(str(tmp_path)).tokenize(text) == entries
+    assert f"a {kind} vocabulary with accents and marks, which stay" in capsys.readouterr().out
+
+
+def test_a_tokenizer_is_checked_when_it_is_loaded(tmp_path, trained, capsys):
+    shared = AutoTokenizer.from_pretrained(trained("bpe"))
+    shared.pad_token = shared.sep_token
+    shared.save_pretrained(tmp_path / "shared")
+    (tmp_path / "pieces").mkdir()
+    (tmp_path / "pieces" / "spiece.model").write_bytes(b"\n\x0e")
+    named = {"shared": "pad and sep are both '\\[SEP\\]' \\(id 3\\); give each a token of its own"}
+    for name in ("pieces", "pieces/spiece.model"):
+        named[name] = "holds a sentencepiece model alone \\(spiece.model\\); load it where sentencepiece"
+    for name, message in named.items():
+        with pytest.raises(InputError, match=message):
+            load_tokenizer(str(tmp_path / name))
+    own = AutoTokenizer.from_pretrained(trained("wordpiece"))
+    own.save_pretrained(tmp_path / "own")
+    content = json.loads((tmp_path / "own" / "tokenizer.json").read_text(encoding="utf-8"))
+    content["normalizer"] = {"type": "Lowercase"}  # BertTokenizer makes it anew: this one is not used
+    (tmp_path / "own" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    assert not capsys.readouterr().out
+    load_tokenizer(str(tmp_path / "own"))
+    assert "its class BertTokenizer reads 'Caf\u00e9" in (said := capsys.readouterr().out) and said.count("\n") == 1
+
+
 def test_encoding_is_that_of_the_library(tokenizer, corpus, tmp_path):
     """Word by word for BERT's; a byte-level BPE's words are not apart."""
     bpe = ByteLevelBPETokenizer()
@@ -275,9 +404,10 @@ def test_encoding_is_that_of_the_library(tokenizer, corpus, tmp_path):
     bpe.save(str(tmp_path / "tokenizer.json"))
     assert special_ids(load_tokenizer(str(tmp_path))) == {"pad": 1, "unk": 3, "cls": 0, "sep": 2, "mask": 4}
     documents = list(read_documents(corpus))[:50]
-    odd = [*ODD, "a [MASK] b [CLS]c", CONTROL, "x" * 300 + " supercalifragilistic"]
+    odd = [*ODD, "a [MASK] b [CLS]c <s>d<mask>", CONTROL, "x" * 300 + " supercalifragilistic"]
     for folder in (tokenizer, tmp_path):
         encoder, reference = Encoder(str(folder / "tokenizer.json")), load_tokenizer(str(folder))
         for batch in (documents, odd[:1], odd[2:], documents, odd):
-            expected = [reference(text, add_special_tokens=False, verbose=False)["input_ids"] for text in batch]
+            plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+            expected = [reference(text, **plain)["input_ids"] for text in batch]
             assert [ids.tolist() for ids in encoder.encode(batch)] == expected

@@ -1,26 +1,30 @@
 """Wikitext to paragraphs: markup goes, prose stays, whatever is not balanced, in linear time."""
 
 import gc
+import itertools
 import random
 import re
 import time
 
 import pytest
 
+from budget_trainer.core.errors import InputError
 from data_prep.mediawiki import Site, is_disambiguation
+from data_prep.templates import Lost, _data, check_pattern
 from data_prep.wikitext import converter
 
 PROSE = "A sentence of some words about the subject of the page."
 
 
-def plain(text):
-    return converter(Site().invisible()).paragraphs(text)
+def plain(text, language="", **options):
+    return converter(Site().invisible(), language, **options).paragraphs(text, "Title")
 
 
 # What a page is made of in each case; _ stands for a space, ~ for a line end.
 UNITS = """[[ {{ }} ]] ] {{{ [[a| [[a|[[ [[File:a| [[File:a|[[b]] [[en:a| <ref> <b <!-- <nowiki> '' '''a_''b __A & -{ {|~ {{!}}~
 <ref>~~ ({{a}} <a_[[b]] [http:// [[a]]_ *_[[a]]~ {{disambig_ {{a_disambig _ {{a}}_ a -{a:b =_ =x {{_ |}}} {{disambig}}<!--
-[http://a_ [[_ __A_ <table> </table> (; TAB~ &amp; <ref_name=a_ {{lang|fr| {{lang|fr|a_ {{lang|fr|[[a| {{convert|1|-| {{quote|~
+[http://a_ [[_ [[a:b| [[a:.jpg <rt>a <math>a </math> {{subst: {{a}}. {{R}}一 -{a=>
+__A_ <table> </table> (; TAB~ &amp; <ref_name=a_ {{lang|fr| {{lang|fr|a_ {{lang|fr|[[a| {{convert|1|-| {{quote|~
 {{lang|fr|{{lang|fr|{{lang|fr|{{lang|fr|{{lang|fr|a}}}}}}}}}} {{a}},_ ({{a}}, a_=_"""
 UNITS = [
     unit.replace("__A", "\1A").replace("_", " ").replace("\1", "__").replace("TAB", "\t").replace("~", "\n")
@@ -60,19 +64,22 @@ def test_pathological_pages_take_linear_time(unit):
         # what shows no prose
         ("a<!-- c -->b<!-- [[ {{ -->", "ab"),
         ("Text.<ref>{{cite|a}} [[b]]</ref> More<ref name=x/> text<ref name='a' />.", "Text. More text."),
-        ("A <ref name=a>b</ref>word {{a|{{b|c}}|d={{e}}}} end", "A word end"),
-        ("Born {{birth|{{{1|2}}}}} here", "Born here"),
-        ("Where <math>a|b [[c]] {{d}} <ref>x</ref></math> holds", "Where holds"),
+        ("A <ref name=a>b</ref>word {{cite|{{b|c}}|d={{e}}}} end", "A word end"),
+        ("Born {{cn|{{{1|2}}}}} here", "Born here"),
+        ("Where <math>a = f(x) + 1</math> holds<math>.</math>", "Where a = f(x) + 1 holds."),
         ("x[[File:a.jpg|thumb|A [[b|c]] and [[d]] [http://e f]]]y", "x y"),
         ("[[image:a.png|{{b}}]] One [[Media:x.ogg|listen]]", "One"),
         ("One __NOTOC__two __init__ three", "One two __init__ three"),
         ("<gallery>\nFile:a.jpg|A [[b]]\n</gallery> after", "after"),
-        ("-{zh-hans:one; zh-hant:two}- three", "one three"),
+        (
+            "-{zh-hans:one; zh-hant:two}- -{H|zh-cn:a;zh-tw:b}-three-{T|d}-, -{A|zh-cn:c;zh-tw:d}- -{R|e}-",
+            "one three, c e",
+        ),
         # marks
         ("'''Bold''' and ''italic'' and '''''both''''' it's", "Bold and italic and both it's"),
         ("L'''Iliade'' and '''b'''", "L'Iliade and b"),
         ("caf&eacute;&nbsp;&lt;b&gt; &amp;amp; &#8211; AT&T", "café <b> &amp; – AT&T"),
-        ("{{a|\n{|\n| b\n|}}} one {{a|\n|}} two", "one two"),
+        ("{{a|\n{|\n| b\n|}}} one {{cn|\n|}} two".replace(" one", "One"), "One two"),
         ("a<br />b<br\\>c<BR>d", "a b c d"),
         ("one<ref name=a / > two<ref>b</ref>", "one two"),
         ("a<br />b <small>c</small> H<sub>2</sub>O <span class='x'>d</span>", "a b c H2O d"),
@@ -119,19 +126,141 @@ def test_pathological_pages_take_linear_time(unit):
         ("A {{icon|{{lang|de|Brot}}}} B", "A B"),
         ("A {{lang|de|[[File:a.png|thumb|b]] Brot<ref>c</ref><!-- d -->}} B", "A Brot B"),
         ("A {{lang|de|<nowiki>{{Brot}}</nowiki>}} B", "A {{Brot}} B"),
-        ("{{lang|de|" * 5 + "Brot" + "}}" * 5 + " is deeper than anybody writes", "is deeper than anybody writes"),
+        ("{{lang|de|" * 4 + "Brot" + "}}" * 4 + " is as deep as anybody writes", "Brot is as deep as anybody writes"),
         # what stays out
-        ("Bread {{IPA-fr|pɛ̃}} {{IPA|/pɛ̃/}} {{cn}} {{language}} {{lang-stub}} {{lang:fr|a}} {{quote}} is", "Bread is"),
+        (
+            "Bread {{IPA-fr|pɛ̃}} {{IPA|fr|pɛ̃}} {{cn}} {{language}} {{lang-stub}} {{#tag:ref|a}} {{quote}} is",
+            "Bread is",
+        ),
         # brackets and marks around what stays out
-        ("Bread ( {{lang|fr}}; {{IPA|a}} ) is", "Bread is"),
+        ("Bread ( {{lang|fr}}; {{IPA-fr|a}} ) is", "Bread is"),
         ("Bread ({{lang-fr|pain}}; {{IPA-fr|pɛ̃}}) is", "Bread (pain) is"),
-        ("Bread ({{IPA|a}}, {{lang-fr|pain}}, {{IPA|a}}, old) is", "Bread (pain, old) is"),
-        ("Bread, {{IPA|a}}, {{IPA|b}}, is; {{IPA|c}}; here", "Bread, is; here"),
+        ("Bread ({{IPA-fr|a}}, {{lang-fr|pain}}, {{IPA-fr|a}}, old) is", "Bread (pain, old) is"),
+        ("Bread, {{IPA-fr|a}}, {{IPA-fr|b}}, is; {{IPA-fr|c}}; here", "Bread, is; here"),
+        ("麦包（{{R|a}}）是{{R|a}}，好{{R|a}}吃{{R|b}}。ขนม{{r}}ปัง", "麦包是，好吃。ขนมปัง"),
         ("Brackets () and , , of the text ;) stay", "Brackets () and , , of the text ;) stay"),
     ],
 )
 def test_inline_markup(wikitext, expected):
     assert plain(wikitext) == [expected]
+
+
+SHOWN = """
+{{langx|fr|eau}} eau | {{ill|Jean Petit|fr}} Jean Petit | {{ill|A|fr|B|lt=C}} C | {{sub|2}} 2 | {{sup|2}} 2
+{{chem|H|2|O}} H2O
+{{chem2|H2O}} H2O | {{val|5|u=km}} 5 km | {{val|1.6|0.1|e=-19}} 1.6 ± 0.1 × 10-19 | {{HMS|Victory}} HMS Victory
+{{ship|HMS|Hood|51}} HMS Hood | {{small|a}} a | {{em|a b}} a b | {{US$|5 million}} US$5 million
+{{flag|France}} France
+{{tooltip|a|b}} a | {{birth date|1950|1|2}} January 2, 1950 | {{birth date|1950|1|2|df=y}} 2 January 1950
+{{nihongo2|丸}} 丸 | {{zh|t=中|p=a}} 中, a | {{mvar|n}} n | {{math|1=x=2}} x=2 | {{1/2}} 1/2 | it{{'}}s it's
+a{{snd}}b a – b
+a{{shy}}b a\u00adb | 5{{nbsp}}km 5 km | {{IPA|/a/}} /a/ | {{angbr|c}} ⟨c⟩
+{{sclass|Nimitz|carrier}} Nimitz-class carrier
+{{nobreak|a}} a | {{Lang_ |fr|eau}} eau | {{ LANG |fr| eau }} eau | {{\u200eLang|fr|eau}} eau
+{{Template:lang|fr|eau}} eau
+{{template: Lang|fr|eau}} eau | {{subst:lang|fr|eau}} eau | {{PAGENAME}} Title | {{subst:PAGENAME}} Title
+{{#if:x|yes|no}} yes
+{{#if: |yes|no}} no | {{#ifeq:a|a|yes|no}} yes | {{uc:a}} A | {{nowrap|{{val|5|u={{abbr|km|b}}}}}} 5 km
+{{OCLC|1}} OCLC 1
+<ruby>漢字<rp>(</rp><rt>かんじ</rt><rp>)</rp></ruby> 漢字 | <math>f(x)</math> f(x) | {{convert|5|km|lk=on}} 5 km
+fr: {{unité|2000|m}} 2000 m | {{s|XIX}} XIXe siècle | {{date|1|janvier|2000}} 1 janvier 2000
+fr: {{lien|Jean|texte=J.}} J.
+fr: {{langue|en|word}} word | {{nombre|1000|habitants}} 1000 habitants | {{1er}} 1er
+fr: {{conversion|5|km|mi}} 5 km | {{n°|5}} no 5
+fr: {{citation|mot}} « mot » | {{Modèle:lang|en|a}} a | {{japonais|Pain|パン|pan}} Pain (パン, pan)
+fr: {{-s|III}} IIIe siècle av. J.-C.
+de: {{enS|word}} englisch word | {{Höhe|500|DE-NN}} 500 m | {{Vorlage:Lang|en|a}} a | {{convert|5|km|mi}} 5 km
+de: {{"|Wort}} „Wort“
+es: {{siglo|XX}} siglo XX | {{unidad|5|km}} 5 km | {{enlace interwiki|en|A|B}} B | {{Plantilla:lang|en|a}} a
+it: {{M|5|km}} 5 km | {{nihongo|a|b|c}} a (b, c) | {{citazione necessaria|a}} a
+pt: {{fmtn|1000|km}} 1000 km | {{séc|XX}} século XX
+ru: {{нп5|А|Б}} Б | {{s|5 км}} 5 км | {{Шаблон:num|1000}} 1000
+ru: {{OldStyleDate|2 мая|1900|20 апреля}} 2 мая (20 апреля) 1900
+ja: {{仮リンク|東京|en|Tokyo|label=都}} 都 | {{読み仮名|漢字|かんじ}} 漢字（かんじ） | {{ruby|漢字|かんじ}} 漢字
+ja: {{要出典範囲|甲}} 甲
+zh: {{link-en|中文|English}} 中文 | {{le|中文|English|文}} 文 | {{tsl|en|English|中文}} 中文 | {{僻字|龘|a}} 龘
+pl: {{ułamek|1|2}} 1/2
+vi: {{nhật|a|b|c}} a (b, c) | {{cờ|Pháp}} Pháp | {{bản mẫu:lang|en|a}} a
+ko: {{llang|en|word}} word | {{임시링크|가|en|A}} 가
+ar: {{إنج|word}} بالإنجليزية: word | {{وإو|عر=أ|تر=A|لغ=en}} أ
+fa: {{به انگلیسی|word}} به انگلیسی: word | {{الگو:عدد|۵}} ۵
+hi: {{IAST|a}} a | {{साँचा:lang|en|a}} a"""
+
+
+@pytest.mark.parametrize("line", SHOWN.strip().split("\n"))
+def test_words_of_templates_stay(line):
+    """What stands behind a template is what it shows in the wiki of the language before it."""
+    found = re.match(r"(?:(\w\w): )?(.*)", line)
+    for row in found[2].split(" | "):
+        used, shown = re.fullmatch(r"(.*(?:\}\}\w*|>)) (.*)", row).groups()
+        assert plain(f"Start {used} end of it.", found[1] or "en") == [f"Start {shown} end of it."]
+
+
+@pytest.mark.parametrize(
+    "text, whole, count",
+    [
+        ("One is {{x}} here. Two are here. Three.", ["Two are here. Three."], 1),
+        ("A book by {{x}}. Next. Where <math>\\sum x</math> holds.", ["Next."], 2),
+        ("{{x}} is a town. He came.{{x}} Then he went.{{x}}", ["He came. Then he went."], 2),
+        ("{{x}}Paris is. {{x}}\n{{x}} {{y}}\n* {{x}} Item", ["Paris is.", "Item"], 0),
+        ("Paris ({{x}}; {{y}}), {{x}}, is (or {{cn}}was).", ["Paris, is (or was)."], 3),
+        ("Paris ({{x}} in 1900) is. It is: {{x}}, and. See{{x}}. Two.", ["See. Two."], 3),
+        ("A {{lang|de|b {{x}} c}} d. E {{cn|{{x}}}} f.", ["E f."], 1),
+        ("{{lang|de|" * 5 + "Brot" + "}}" * 5 + " is deep. Two.", ["Two."], 1),
+        ("== A {{x}} b ==\nText.\n== C ==\n* One {{x}} two\n== D ==\nText", ["Text.", "D", "Text"], 2),
+        ("日本の{{x}}東京は都市。次の文です。", ["次の文です。"], 1),
+        ("A [[b|{{x}}]] c. D [[{{x}}]] e. [[File:a.jpg|thumb|{{x}} f]] G.", ["G."], 2),
+    ],
+)
+def test_a_sentence_with_a_hole_is_dropped_and_counted(text, whole, count):
+    lost = Lost()
+    assert converter().paragraphs(text, "", lost) == whole
+    assert lost.templates.total() == count and set(lost.templates) <= {"x", "y", "<math>", "lang"}
+    assert (lost.holed > 0) == (lost.account(True)["sentences_dropped"] > 0) and lost.account(False)[
+        "left_out"
+    ] == count
+    kept = converter(drop_holes=False).paragraphs(text, "", less := Lost())
+    assert (
+        less == lost
+        and len(" ".join(kept)) >= len(" ".join(whole))
+        and not re.search("[\3\5\ud800-\udfff]", str(kept))
+    )
+
+
+def test_a_users_patterns_go_first():
+    more = (("X y", "{1}[ of {b}]"), ("lang", ""), ("z", "=convert"))
+    assert plain("A {{x_y|a|b=c}}, {{X y|a}} {{lang|fr|b}}d {{z|5|km}}.", more=more) == ["A a of c, a d 5 km."]
+    for pattern in ("{1", "[{1}", "]{1}[", "{}", "=nothing", 5):
+        with pytest.raises(InputError, match="^templates: x: .* is no pattern; give|^templates: x: the brackets of"):
+            check_pattern("x", pattern)
+    check_pattern("x", "{1|text}[ ({2})]")
+
+
+def test_the_data():
+    """Every pattern is one; a large wiki has all kinds of names, each once."""
+    for code, language in _data().items():
+        for pattern, names in language.get("words", {}).items():
+            check_pattern(names[0], pattern)
+        names = [*itertools.chain(*language.get("words", {}).values()), *language.get("silent", ())]
+        assert len(names) == len(set(names)) and not any(name != name.lower() or "_" in name for name in names), code
+    for code in "* de fr es it ru ja zh pl pt vi ar fa ko hi".split():
+        kinds = ("words", "silent", "file", "category", "template", "redirect", "caption", "references")
+        assert all(_data()[code][kind] for kind in kinds)
+
+
+FILES = """Bild:A.jpg|mini|b | Image:A.jpg|vignette|b | Archivo:A.jpg|miniaturadeimagen|b
+Immagine:A.jpg|miniatura|b | Файл:A.jpg|мини|b | 画像:A.jpg|thumb|b | 档案:A.jpg|缩略图|b
+Grafika:A.jpg|mały|b | Imagem:A.jpg|miniaturadaimagem|b | Hình:A.jpg|nhỏ|b | صورة:A.jpg|تصغير|b
+تصویر:A.jpg|بندانگشتی|b | 그림:A.jpg|섬네일|b | चित्र:A.jpg|अंगूठाकार|b | Kategorie:A | К:A | 분류:A
+\u200fپرونده:A | Datei : A.svg | Any:A.webm | Any:A b.PNG|thumb|b | Any:A|mini|b
+Файл:A|[[b]] {{x}} c"""
+
+
+def test_files_and_categories_of_every_language_show_nothing():
+    for name in re.split(r" \| |\n", FILES):
+        assert plain(f"One [[{name}]] two") == ["One two"], name
+    assert plain("One [[Bild:A.jpg|mini|[[b]] c\nTwo") == ["One", "Two"]
+    assert plain("See [[:Bild:A.jpg]], [[CSI: Miami]] and [[A: b.c|d]]") == ["See Bild:A.jpg, CSI: Miami and d"]
 
 
 @pytest.mark.parametrize(

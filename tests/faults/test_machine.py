@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +13,9 @@ import pytest
 
 import train_mlm
 from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.core.io import hold_folder, try_lock
+from budget_trainer.training.run import PretrainingRun
+from budget_trainer.training.run_folder import RunFolder
 from tests.conftest import STEPS, TINY, losses, report, run, spawn, start, train, wait_for, words
 
 LONG = {**STEPS, "max_steps": 1_000_000, "checkpoint_every": "2s"}
@@ -111,6 +115,66 @@ def test_a_disk_that_takes_nothing_is_known_before_any_work(data_dir, disk, refu
     file = data_dir / "manifest.json"
     code, line = refused({**options, "output_dir": file / "out"})
     assert code == 2 and f"output_dir: {file} is a file" in line
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_the_folder_is_the_run_s_from_its_first_look_to_its_last_file(data_dir, tmp_path, monkeypatch, evaluates):
+    out, held = tmp_path / "new" / "out", []
+
+    def chapter(name, code=0):
+        def work(run, *rest):
+            held.append((name, try_lock(out / ".lock") is None))
+            return code
+
+        return work
+
+    for name in ("find_checkpoint", "awaits_evaluation"):
+        monkeypatch.setattr(RunFolder, name, chapter(name, evaluates))
+    for name in ("build_model", "build_trainer", "claim_folder", "train", "finish", "evaluate_final"):
+        monkeypatch.setattr(PretrainingRun, name, chapter(name))
+    monkeypatch.setattr(PretrainingRun, "open_data", lambda run: run.folder.find_checkpoint(None))
+    monkeypatch.setattr(train_mlm, "CLOCK", BudgetClock())
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "none")
+    options = {**STEPS, "data_dir": data_dir, "output_dir": out, "resume_from_checkpoint": "auto"}
+    assert train_mlm.main(words(options)) == 0
+    trained = ["find_checkpoint", "build_model", "build_trainer", "claim_folder", "train", "finish"]
+    assert [name for name, _ in held] == ["awaits_evaluation", *(["evaluate_final"] if evaluates else trained)]
+    assert all(locked for _, locked in held) and not list(out.iterdir())
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "suite.json"])
+def test_a_folder_in_use_or_of_another_kind_is_refused(data_dir, tmp_path, refused, name):
+    out = tmp_path / "out"
+    options = {**STEPS, "data_dir": data_dir, "output_dir": out, "resume_from_checkpoint": "auto"}
+    with hold_folder(out):
+        code, line = refused(options)
+        assert [path.name for path in out.iterdir()] == [".lock"]
+    me = f"process {os.getpid()} on {socket.gethostname()} since "
+    assert code == 2 and line.startswith(f"error: output_dir: {out} is in use by {me}"), line
+    (out / name).touch()
+    code, line = refused(options)
+    assert code == 2 and f"{out} is the folder of a {name[:5]} ({name}); give another folder" in line
+    assert [path.name for path in out.iterdir()] == [name]
+
+
+@pytest.mark.slow
+def test_of_two_runs_in_one_folder_one_is_refused_and_a_killed_one_does_not_hold_it(data_dir, tmp_path, refused):
+    out = tmp_path / "out"
+    options = {**STEPS, "data_dir": data_dir, "output_dir": out, "max_steps": 1_000_000, "checkpoint_every": "1s"}
+    command = [sys.executable, "train_mlm.py", *words(options)]
+    pair = [spawn(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+    wait_for(lambda: any(process.poll() is not None for process in pair))
+    (second,) = [process for process in pair if process.poll() is not None]
+    (first,) = [process for process in pair if process is not second]
+    error = second.communicate()[1]
+    assert second.returncode == 2 and f"output_dir: {out} is in use by process {first.pid} on " in error
+    wait_for(lambda: steps_of(out))
+    code, line = refused({**options, "resume_from_checkpoint": "auto"})
+    assert code == 2 and f"in use by process {first.pid} on " in line and first.poll() is None
+    first.kill()
+    first.wait()
+    with hold_folder(out):
+        assert not list(out.glob("final"))
 
 
 @pytest.mark.slow

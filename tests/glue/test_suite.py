@@ -12,6 +12,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from budget_trainer.core.io import hold_folder
 from tests.conftest import children, run, spawn, wait_for, words
 from tests.glue.conftest import SHORT, caller
 
@@ -181,13 +182,9 @@ def test_a_mistake_is_one_line_before_anything_runs(suite, error, tmp_path, chan
 
 
 def test_several_processes_and_two_suites_are_refused(suite, capfd, monkeypatch, tmp_path):
-    import fcntl
-
-    (tmp_path / "out").mkdir()
-    with open(tmp_path / "out" / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with hold_folder(tmp_path / "out"):
         assert suite()[0] == 2
-    assert "output_dir: another suite works in" in capfd.readouterr().err
+    assert f"output_dir: {tmp_path / 'out'} is in use by process {os.getpid()} on" in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ L, H, F, LAYERS, HEADS, V, SLOTS, BATCH = 32, 64, 96, 2, 4, 512, 5, 3
 
 
 def model_of(model_type, **options):
-    options |= {"vocab_size": V, "max_position_embeddings": L, "hidden_size": H, "intermediate_size": F}
-    return tiny(model_type, **options, num_hidden_layers=LAYERS, num_attention_heads=HEADS)
+    sizes = {"vocab_size": V, "max_position_embeddings": L, "hidden_size": H, "intermediate_size": F}
+    return tiny(model_type, **sizes | {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS} | options)
 
 
 def by_hand(model_type, slots, sparse_last=False):
@@ -50,6 +50,12 @@ def test_formula_and_counter(model_type, slots):
     sparse_last = slots < L and model_type in ("bert", "megatron-bert", "modernbert")
     assert ours == pytest.approx(by_hand(model_type, slots, sparse_last), rel=1e-12)
     assert ours == pytest.approx(counted(model, slots), rel=0.02)
+
+
+def test_a_type_without_attention():
+    """The Fourier transforms of fnet are no products of matrices."""
+    model = model_of("fnet", num_attention_heads=None, sparse_mask_prediction=False)
+    assert model_flops_per_token(model, L, L) == pytest.approx(counted(model, L), rel=0.02)
 
 
 def test_the_counter_sees_a_wrong_head():

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, Trainer
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.build import PADDED_ROW_BIAS, check_positions, load_pretrained
+from budget_trainer.model.build import PADDED_ROW_BIAS, build_model, check_positions, load_pretrained
 from budget_trainer.model.initialization import set_output_bias
 from budget_trainer.model.sparse import HEADS
 from tests.model.models import SPECIAL, VOCAB, WITH_PAIRS, assert_near, batch, check_step, pick, tiny
@@ -227,6 +227,22 @@ def test_recipe_keys_reach_the_native_config():
         ("bert", {"model_config": {"norm_bais": True}}, "'norm_bais'"),
         ("eurobert", {"hidden_dropout_prob": 0.1}, "hidden_dropout_prob=0.1 .*: set it to 0"),
         ("modernbert", {"type_vocab_size": 2}, "type_vocab_size=2 .*: leave it out"),
+        (
+            "fnet",
+            {"attention_probs_dropout_prob": 0.1, "model_config": {"colour": 1}},
+            "'colour' is unknown .*; attention_probs_dropout_prob=0.1 .*set it to 0; num_attention_heads=2 .* leave it out$",
+        ),
+        ("xlm", {"initializer_range": 0.02}, "initializer_range=0.02 .*; intermediate_size=48 .*: leave it out$"),
+        (
+            "bert",
+            {"hidden_size": 0, "num_attention_heads": 0},
+            "hidden_size=0 must .*; num_attention_heads=0 must be 1",
+        ),
+        (
+            "xmod",
+            {"model_config": {"languages": ["en_XX", "de_DE"]}},
+            "model_config: xmod has 2 languages .en_XX, de_DE",
+        ),
         ("squeezebert", {}, "model_type='squeezebert' cannot be built with these sizes: "),
         ("bert", {"hidden_size": "wide"}, "hidden_size"),
         ("bert", {"hidden_size": 33}, "num_attention_heads=2 does not divide hidden_size=33; change one of them"),
@@ -238,6 +254,17 @@ def test_bad_recipes_name_the_field(model_type, changes, message):
     with pytest.raises(InputError, match=message) as caught:
         tiny(model_type, **changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", ["fnet", "xlm", "xmod", "funnel"])
+def test_defaults_that_a_type_does_not_know_are_the_librarys(model_type):
+    named = {"hidden_size": 32, "max_position_embeddings": 40, "intermediate_size": 48, "num_hidden_layers": 1}
+    unasked = {"num_attention_heads": 2, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    model = build_model(
+        model_type, vocab_size=VOCAB, special_ids=SPECIAL, **named, **unasked, defaults={*named, *unasked}
+    )
+    model(**batch()).loss.backward()
+    assert not hasattr(model.config, "num_attention_heads") or model.config.num_attention_heads == 2
 
 
 def test_bad_counts_and_missing_bias():

@@ -11,10 +11,11 @@ import pytest
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import RunError
+from budget_trainer.sweep import runner
 from budget_trainer.sweep.runner import ENDED, PLACE, Runner
 from budget_trainer.sweep.spec import Objective, SweepSpec
-from budget_trainer.sweep.study import SweepStudy, open_storage
-from budget_trainer.sweep.trials import TrialLock
+from budget_trainer.sweep.study import SweepStudy, open_storage, shown, storage_file
+from budget_trainer.sweep.trials import trial_lock
 
 # What a trial does, by its seed; `{}` are its folder and the sweep's.
 EVALUATED = """import json, os; os.makedirs({0!r} + "/final", exist_ok=True)
@@ -36,7 +37,6 @@ class Sweep:
 
     def __init__(self, folder, does=None, slots=1, seconds=1e6, score=SCORED, objective=EVALUATION, **changes):
         self.folder, self.does, self.score, self.started = folder, dict(does or {}), score, []
-        (folder / "locks").mkdir()
         values = {
             "job_name": "s",
             "parameters": {"seed": optuna.distributions.CategoricalDistribution(range(6))},
@@ -95,7 +95,7 @@ def test_a_trial_that_lost_its_process_is_taken_where_it_can_be_ended(
         exec(EVALUATED.format(str(tmp_path / "trial-0000"), ""))
     sweep.runner.work()
     assert sweep.states() == [state] and sweep.started == started
-    assert TrialLock(tmp_path, 0).take()
+    assert trial_lock(tmp_path, 0)
 
 
 @pytest.mark.parametrize("objective", [EVALUATION, GLUE])
@@ -110,8 +110,7 @@ def test_what_is_no_number_has_failed(tmp_path, objective):
 def test_a_trial_that_another_process_works_on_is_left_alone(tmp_path):
     sweep = Sweep(tmp_path, trials=1)
     sweep.lost()
-    lock = TrialLock(tmp_path, 0)
-    assert lock.take()
+    lock = trial_lock(tmp_path, 0)
     sweep.runner.work()
     assert sweep.states() == ["RUNNING"] and not sweep.started
     lock.release()
@@ -124,7 +123,7 @@ def test_a_trial_that_ends_between_two_looks_is_nobodys(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep.study, "get_trials", lambda **given: looks.pop() if looks else now(**given))
     sweep.study.tell(trial, 1.0)
     sweep.runner.work()
-    assert sweep.states() == ["COMPLETE"] and not sweep.started and TrialLock(tmp_path, 0).take()
+    assert sweep.states() == ["COMPLETE"] and not sweep.started and trial_lock(tmp_path, 0)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +138,8 @@ def test_a_trial_that_ends_between_two_looks_is_nobodys(tmp_path, monkeypatch):
         ({}, 2, {"score": FAILS, "objective": GLUE}, 3),  # behind the trainings
     ],
 )
-def test_the_same_failure_of_the_first_ones_ends_a_sweep(tmp_path, does, slots, changes, failed):
+def test_the_same_failure_of_the_first_ones_ends_a_sweep(tmp_path, monkeypatch, does, slots, changes, failed):
+    monkeypatch.setattr(runner, "_IDLE_SECONDS", 0.05)
     sweep = Sweep(tmp_path, does, slots, **changes)
     # The first point of the shuffled grid.
     first = SweepStudy(sweep.spec, optuna.storages.InMemoryStorage(), {}).propose().params["seed"]
@@ -150,7 +150,7 @@ def test_the_same_failure_of_the_first_ones_ends_a_sweep(tmp_path, does, slots, 
     else:
         sweep.runner.work()
         assert len(sweep.started) == (sweep.spec.limit or 0)
-    assert all(TrialLock(tmp_path, number).take() for number in range(len(sweep.states())))
+    assert all(trial_lock(tmp_path, number) for number in range(len(sweep.states())))
 
 
 def test_a_journal_named_from_here_survives_a_killed_writer(tmp_path, monkeypatch):
@@ -161,6 +161,25 @@ def test_a_journal_named_from_here_survives_a_killed_writer(tmp_path, monkeypatc
     (link,) = [path.readlink() for path in tmp_path.iterdir() if path.is_symlink()]
     lock.release()
     assert link.is_absolute() and link.exists()
+
+
+@pytest.mark.parametrize("scheme", ["sqlite:///", "journal:"])
+def test_the_path_of_a_storage_is_taken_as_it_is(tmp_path, monkeypatch, scheme):
+    names = ["a?b", "a%20b", "a b", "a#b", "a{b}", "%41", "x:1@b", "x:2@b", "file:y?mode=memory"]
+    monkeypatch.chdir(tmp_path)
+    for name in names:
+        (tmp_path / name).mkdir()
+        url = f"{scheme}{tmp_path / name / 's'}" if names.index(name) % 2 else f"{scheme}{name}/s"
+        assert storage_file(url).absolute() == tmp_path / name / "s" and shown(url) == url
+        study = optuna.create_study(storage=open_storage(url), study_name="s")  # one that is there would be an error
+        study.add_trial(optuna.trial.create_trial(value=1.0))
+        assert len(optuna.load_study(storage=open_storage(url), study_name="s").trials) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {*names}
+    assert all([path.name for path in (tmp_path / name).iterdir()] == ["s"] for name in names)
+
+
+def test_passwords_of_servers_stay_unsaid():
+    assert shown("postgresql://me:se@cret@host/db?x=a:b") == "postgresql://me:***@host/db?x=a:b"
 
 
 @pytest.mark.parametrize("torn", [b'{"op_code": 4, "wor', b"x" * 200_000])

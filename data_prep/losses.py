@@ -1,0 +1,202 @@
+"""What a text loses on its way into blocks: counted where it is tokenised, summed in the manifest, said at the end.
+
+All counts depend on the text of the training documents alone: those of groups, of pieces or of whole folders add up.
+"""
+
+import functools
+import math
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from budget_trainer.core.errors import InputError
+from data_prep.encoding import Encoder
+from data_prep.files import unread_line
+
+WARN, REFUSE = 0.01, 0.2  # shares of the tokens, or of the letters
+_SOME = 1e-9  # a share that is not known: said, without a warning
+_LEAST = 1000  # letters: a shorter text says nothing of a tokenizer
+_SHOWN, _KEPT = 5, 20  # most frequent ones, in a line and in the manifest
+_ASCII = bytes(range(128))
+_JOINERS = "\u200c\u200d"
+_Counts = dict[str, Any]  # of JSON: whole numbers in nested dictionaries
+
+
+class _Fate(NamedTuple):
+    """What becomes of a character. script: a word for it; letter: whether it is one, or a mark of one; unknown: whether it is
+    [UNK] alone; bare: whether its mark is taken away."""
+
+    script: str
+    letter: bool
+    unknown: bool
+    bare: bool
+
+
+class Meter:
+    """Counts what a tokenizer loses. unknown: the id of its [UNK]; None: it has none."""
+
+    def __init__(self, encoder: Encoder, unknown: int | None) -> None:
+        self._backend, self._unknown = encoder.backend, unknown
+        self._fate = functools.cache(self._look)
+        self._ascii = [c for c in string.digits + string.ascii_letters + string.punctuation if self._fate(c).unknown]
+
+    def count(self, texts: Sequence[bytes], ids: np.ndarray) -> _Counts:
+        """The losses of documents, given as UTF-8, whose tokens are `ids` [sum of their tokens]."""
+        unknown = int((ids == self._unknown).sum()) if self._unknown is not None else 0
+        joined = b"".join(texts)
+        others = Counter(joined.translate(None, _ASCII).decode())  # of English text few are left
+        fates = {character: self._fate(character) for character in others}
+        lost = Counter({c: others[c] for c, fate in fates.items() if fate.unknown})
+        if unknown and self._ascii:
+            lost.update({c: n for c in self._ascii if (n := joined.count(c.encode()))})
+        bare = {c: others[c] for c, fate in fates.items() if fate.bare}
+        plain = ((np.frombuffer(joined, np.uint8) | 32) - np.uint8(97)) < 26  # A to Z and a to z
+        letters = int(np.count_nonzero(plain)) + sum(others[c] for c, fate in fates.items() if fate.letter)
+        return {
+            "unknown": {
+                "tokens": unknown,
+                "of": len(ids),
+                "lost": lost.total(),
+                "scripts": self._by_script(lost),
+                "characters": dict(lost),
+            },
+            "marks": {"letters": sum(bare.values()), "of": letters, "scripts": self._by_script(bare)},
+        }
+
+    def _look(self, character: str) -> _Fate:
+        category = unicodedata.category(character)
+        words = {"N": "numbers", "P": "punctuation", "S": "symbols"}
+        script = words.get(category[0], "others")
+        letter = category[0] in "LM"
+        if letter:
+            script = unicodedata.name(character, "others").split(" ")[0]
+        unknown = False
+        if self._unknown is not None:
+            unknown = self._unknown in self._backend.encode(character, add_special_tokens=False).ids
+        marks = [part for part in unicodedata.normalize("NFD", character) if unicodedata.category(part)[0] == "M"]
+        if character in _JOINERS:
+            script, marks = "JOINERS", [character]
+        bare, normalizer = False, self._backend.normalizer
+        if marks and normalizer is not None:
+            # A combining mark alone: behind a letter.
+            alone = f"a{character}" if script == "COMBINING" else character
+            left = unicodedata.normalize("NFD", normalizer.normalize_str(alone))
+            bare = any(mark not in left for mark in marks)
+        return _Fate(script, letter, unknown, bare)
+
+    def _by_script(self, characters: Mapping[str, int]) -> dict[str, int]:
+        scripts = Counter[str]()
+        for character, count in characters.items():
+            scripts[self._fate(character).script] += count
+        return dict(scripts)
+
+
+def none() -> _Counts:
+    """The counts of no text."""
+    return {"unknown": {"tokens": 0, "of": 0}, "marks": {"letters": 0, "of": 0}}
+
+
+def summed(parts: Iterable[Mapping[str, Any]]) -> _Counts:
+    """The counts of several added up; a key that is in some only counts there."""
+    total: _Counts = {}
+    for part in parts:
+        for name, value in part.items():
+            if isinstance(value, Mapping):
+                total[name] = summed([total.get(name, {}), value])
+            else:
+                total[name] = total.get(name, 0) + value
+    return total
+
+
+def facts(counts: _Counts) -> _Counts:
+    """The manifest's entry: the most frequent characters alone, scripts by falling counts."""
+    kept = {"characters": _KEPT, "scripts": None}
+    most = {
+        part: {name: _most(entry[name], number) for name, number in kept.items() if isinstance(entry.get(name), dict)}
+        for part, entry in counts.items()
+    }
+    return {part: {**entry, **most[part]} for part, entry in counts.items()}
+
+
+def check(counts: _Counts, limit: float, tokenizer: str, fix: str = "give one trained on this text") -> None:
+    """InputError where more than a share `limit` of the tokens are unknown or of the letters lose their mark, in a text of
+    _LEAST letters or more (or of tokens, where letters were not counted)."""
+    unknown, marks = counts["unknown"], counts["marks"]
+    for share, what in (
+        (_share(unknown, "tokens"), f"of the tokens are [UNK] ({_unknown_words(unknown)})"),
+        (_share(marks, "letters"), f"of the letters lose a mark ({_scripts(marks)})"),
+    ):
+        if share > limit and max(marks["of"], unknown["of"]) >= _LEAST:
+            allowed = f"--max_unknown {math.ceil(share * 100) / 100:g}"
+            raise InputError(f"tokenizer {tokenizer}: {share:.0%} {what}; {fix}, or {allowed}")
+
+
+def lines(content: Mapping[str, Any]) -> list[str]:
+    """A table of what a data folder (the content of its manifest) or a tokenizer (`facts` as its "losses") lost; empty where
+    that is nothing. From WARN on a line says what helps."""
+    rows: list[tuple[str, str, float, str]] = []  # name, what, share, what helps
+    if losses := content.get("losses"):
+        unknown, marks = losses["unknown"], losses["marks"]
+        trained = "train the tokenizer on this text, with a larger --limit_alphabet or --vocab_size"
+        pieces = "words without spaces, or parts of words: --tokenizer_type unigram or bpe"
+        fix = trained if 2 * unknown.get("lost", 0) >= unknown["tokens"] else pieces
+        share = _share(unknown, "tokens")
+        rows.append(("[UNK]", f"{share:.2%} of the tokens ({_unknown_words(unknown)})", share, fix))
+        share = _share(marks, "letters")
+        fix = "train with --no-lowercase, or give a cased tokenizer"
+        rows.append(("marks of letters", f"{share:.2%} of the letters ({_scripts(marks)})", share, fix))
+    train = content.get("splits", {}).get("train", {})
+    if cut := train.get("sentences_cut"):
+        what = f"{cut:,} cuts within sentences longer than a block, of {train.get('sentences', 0):,}"
+        share = cut / max(1, train.get("sentences", 0))
+        rows.append(("sentences", what, share, "raise --block_size, or give --packing packed"))
+    for source in content.get("sources", ()):
+        for name, value in source.get("account", {}).items():
+            if value:
+                rows.append(_source_row(name, value, source))
+    shown = [row for row in rows if row[2] > 0]
+    said = [f"  {name:<20}{what}" + (f"; warning: {fix}" if share >= WARN else "") for name, what, share, fix in shown]
+    return ["lost on the way (the manifest's losses and sources):", *said] if said else []
+
+
+def _source_row(name: str, value: Any, source: Mapping[str, Any]) -> tuple[str, str, float, str]:
+    share, fix, what = _SOME, "", f"{_words(value)}"
+    if name == "replaced_characters":
+        share, fix = value / max(1, source["text_bytes"]), "give the --encoding of the files"
+    elif name == "files_not_read":
+        name, what = "files", unread_line(value)
+    return name.replace("_", " "), f"{what} ({source['path']})", share, fix
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {_words(entry)}" for key, entry in value.items() if entry)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _share(counts: Mapping[str, int], name: str) -> float:
+    return counts[name] / max(1, counts["of"])
+
+
+def _most(counts: Mapping[str, int], number: int | None = None) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:number])
+
+
+def _scripts(counts: Mapping[str, Any]) -> str:
+    scripts = counts.get("scripts", {})
+    total = max(1, sum(scripts.values()))
+    shares = {name: count / total for name, count in _most(scripts, 3).items()}
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= WARN)
+
+
+def _unknown_words(unknown: Mapping[str, Any]) -> str:
+    if "lost" not in unknown:
+        return "which characters is not known"
+    if 2 * unknown["lost"] < unknown["tokens"]:
+        return "words of more than 100 characters, or without their parts in the vocabulary"
+    most = (f"{character} {count:,}" for character, count in _most(unknown["characters"], _SHOWN).items())
+    return f"{_scripts(unknown)}; most: {', '.join(most)}"

@@ -1,0 +1,244 @@
+"""Templates of Wikipedia in prose -> the words that they show; names of namespaces and of redirects. The data: templates.json.
+
+A pattern is text with parameters in braces: {2|text} is the first of them that is given, {*} all without a name one after the
+other, {0} the template's name, {@} the page's title. What stands in [] shows only where every parameter in it is given, the
+whole only where every other one is. "" shows nothing, and nothing is missed; `=name` is a function of this module.
+"""
+
+import calendar
+import functools
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from budget_trainer.core.errors import InputError
+
+Parameters = dict[str, str]
+Pairs = tuple[tuple[str, str], ...]  # name and pattern
+
+_PARAMETER = re.compile(r"(?:^|\|)((?:\[\[[^\[\]]*+\]\]|[^|])*+)")  # a | in a link is the link's
+_NAMED = re.compile(r"\s*+([^=|\[\]{}<>\"'&:/?]{1,40})=(.*)", re.DOTALL)
+_NAME = re.compile(r"([^|{}\[\]<>\n:]{0,120}+)(:|\s*+(?:\||\}\}))")
+MARKS = "\u200e\u200f\u202a-\u202e\u2066-\u2069"  # of direction: MediaWiki takes them out of names
+_SPACE = re.compile(rf"[\s_{MARKS}]+")
+_PART = re.compile(r"(\{[^{}]*\}|[\[\]])")
+_RANGES = {"-": "–", "–": "–", "&ndash;": "–", "to": " to ", "to(-)": " to ", "and": " and ", "and(-)": " and "}
+_RANGES |= {"or": " or ", "by": " by ", "x": " × ", "xx": " × ", "×": " × ", "*": " × ", "±": " ± ", "+/-": " ± "}
+# {{convert}}'s codes where they are no words: km2, sqmi, e6acre, Goilbbl, PD/sqmi (people).
+_UNITS = {"^C$": "°C", "^F$": "°F", "(?<=m)2$": "²", "(?<=m)3$": "³", "(sq|cu)(?=mi|ft|in|yd)": r"\1 "}
+_UNITS |= {"oil(?=bbl)": "", "^PD/": "per ", "^e3": "thousand ", "^e6": "million ", "^e9": "billion "}
+_UNITS["^e12"] = "trillion "
+_SMALLER_UNITS = frozenset(("in", "inch", "inches", "ft", "foot", "feet", "yd", "oz", "lb"))  # 6 ft 2 in, 4 st 3 lb
+
+
+@functools.cache
+def _data() -> dict[str, dict[str, Any]]:
+    """By language; "*" is for all."""
+    return dict(json.loads(Path(__file__).with_name("templates.json").read_text(encoding="utf-8")))
+
+
+@functools.cache
+def words_of(kind: str) -> frozenset[str]:
+    """Of all languages: names of the "file", "category" and "template" namespaces, "caption" words of files, "redirect" words,
+    headings of "references"."""
+    return frozenset(word for language in _data().values() for word in language.get(kind, ()))
+
+
+def languages() -> frozenset[str]:
+    return frozenset(_data())
+
+
+@dataclass
+class Lost:
+    """What the prose of pages lost. `templates`: uses by name of what showed words that are not known; `sentences`: with those
+    that were left out; `holed`: of them, with a hole in the middle."""
+
+    templates: Counter[str] = field(default_factory=Counter)
+    sentences: int = 0
+    holed: int = 0
+
+    def add(self, other: "Lost") -> None:
+        self.templates.update(other.templates)
+        self.sentences += other.sentences
+        self.holed += other.holed
+
+    def account(self, dropped: bool) -> dict[str, Any]:
+        """For the manifest; `dropped`: whether sentences with a hole were left out."""
+        most = dict(sorted(self.templates.items(), key=lambda use: (-use[1], use[0]))[:20])
+        facts = {"left_out": self.templates.total(), "sentences": self.sentences, "with_a_hole": self.holed}
+        return {**facts, "sentences_dropped": self.holed if dropped else 0, "most": most}
+
+
+def templates_line(account: dict[str, Any]) -> str:
+    """What is said of `Lost.account`."""
+    share = account["with_a_hole"] / max(1, account["sentences"])
+    fate = "dropped" if account["sentences_dropped"] else "kept, with a hole"
+    most = ", ".join(f"{name} {number:,}" for name, number in [*account["most"].items()][:5])
+    return (
+        f"templates left out of prose: {account['left_out']:,}, in {share:.1%} of the sentences ({fate}); most: {most}"
+    )
+
+
+class Templates:
+    """The templates of one wiki. `prefixes`: lower-case names of its template namespace; `more` goes before the data."""
+
+    def __init__(self, language: str, prefixes: tuple[str, ...], more: Pairs) -> None:
+        self._prefixes = words_of("template").union(prefixes)
+        self._patterns: dict[str, str | None] = {}
+        self._wild: list[tuple[str, re.Pattern[str]]] = []
+        data = _data()
+        for key in ("*", language):
+            self._add(data.get(key, {}).get("words", {}))
+            self._add({"": data.get(key, {}).get("silent", [])})
+        for other in sorted(data.keys() - {"*", language}):  # small wikis borrow
+            for pattern, names in data[other].get("words", {}).items():
+                for name in names:
+                    self._patterns.setdefault(name, pattern)
+        self._patterns.update((_SPACE.sub(" ", name).strip().lower(), pattern) for name, pattern in more)
+
+    def _add(self, patterns: dict[str, list[str]]) -> None:
+        for pattern, names in patterns.items():
+            for name in names:
+                if "*" in name[1:] or name[:1] == "*" and len(name) > 1:
+                    wild = re.compile(re.escape(name).replace(r"\*", ".+"))
+                    self._wild.insert(0, (pattern, wild))
+                else:
+                    self._patterns[name] = pattern
+
+    def at(self, text: str, start: int) -> tuple[str, int]:
+        """The lower-case name of the template whose braces end at `start`, that of a function with its colon, and where its
+        parameters begin; "?" for a name that is made of other templates."""
+        for _ in range(3):  # {{subst:Template:x}}
+            found = _NAME.match(text, start)
+            if found is None:
+                return "?", start
+            name = _SPACE.sub(" ", found[1]).strip().lower()
+            start = found.end()
+            if found[2] != ":":
+                return name, found.start(2) if found[2][-1] == "}" else start
+            if name not in self._prefixes:
+                break
+        return f"{name}:", start
+
+    def pattern(self, name: str) -> str | None:
+        """None where nothing is known of the template."""
+        if name not in self._patterns:
+            self._patterns[name] = next((pattern for pattern, wild in self._wild if wild.fullmatch(name)), None)
+        return self._patterns[name]
+
+
+def check_pattern(name: str, pattern: object) -> None:
+    """InputError for what a user gives as the pattern of a template and is none."""
+    if not isinstance(pattern, str) or (pattern[:1] == "=" and pattern[1:] not in _FUNCTIONS):
+        wanted = f"text such as '{{1}}', or one of {', '.join(f'={function}' for function in _FUNCTIONS)}"
+        raise InputError(f"templates: {name}: {pattern!r} is no pattern; give {wanted}")
+    left = re.sub(r"\{[^{}\[\]]+\}", "", pattern)
+    depths = list(itertools.accumulate((char == "[") - (char == "]") for char in left))
+    if "{" in left or "}" in left or (depths and (min(depths) < 0 or depths[-1])):
+        raise InputError(f"templates: {name}: the brackets of {pattern!r} do not match; write {{1}} and [{{1}}]")
+
+
+def rendered(pattern: str, name: str, body: str, title: str) -> str:
+    """What a template shows, "" for nothing; `body`: its parameters, without the braces."""
+    if not _PART.search(pattern) and pattern[:1] != "=":
+        return pattern
+    given: Parameters = {"@": title, "0": name}
+    number = 0
+    for piece in _PARAMETER.findall(body) if body else ():
+        if named := _NAMED.match(piece):
+            given[_SPACE.sub(" ", named[1]).strip().lower()] = named[2].strip()
+        else:
+            number += 1
+            given[str(number)] = piece.strip()
+    if "{*}" in pattern:
+        given["*"] = "".join(given[str(n)] for n in range(1, number + 1) if str(n) in given)
+    text = _FUNCTIONS[pattern[1:]](given) if pattern[:1] == "=" else _filled(pattern, given)
+    if pattern[0] != "\n":  # a paragraph of its own
+        text = " ".join(text.split())
+    return text if re.search(r"\w", text) else ""
+
+
+def _filled(pattern: str, given: Parameters) -> str:
+    texts, whole = [""], [True]
+    for part in _PART.split(pattern):
+        if part == "[":
+            texts.append("")
+            whole.append(True)
+        elif part == "]":
+            text = texts.pop()
+            texts[-1] += text if whole.pop() else ""
+        elif part[:1] == "{":
+            value = next((given[name] for name in part[1:-1].split("|") if given.get(name)), "")
+            texts[-1] += value
+            whole[-1] &= value != ""
+        else:
+            texts[-1] += part
+    return texts[0] if whole[0] else ""
+
+
+def _convert(given: Parameters) -> str:
+    """The measure as written: 5 km, 5–10 km, 6 ft 2 in; not what it is converted to."""
+    values = [given.get(str(number), "") for number in range(1, 12)]
+    text = values.pop(0)
+    while values[2:] and values[0] in _RANGES:
+        text += _RANGES[values[0]] + values[1]
+        del values[:2]
+    if not any(map(str.isdigit, text)):
+        return ""
+    unit = values[0]
+    for pattern, shown in _UNITS.items():
+        unit = re.sub(pattern, shown, unit)
+    text = re.sub(r"(?<=\d)\+(?=\d+/\d)", " ", text) + f" {unit}"  # 5+1/2
+    if len(values) > 2 and values[1][:1].isdigit() and values[2] in _SMALLER_UNITS:
+        text += f" {values[1]} {values[2]}"
+    return text
+
+
+def _nihongo(given: Parameters) -> str:
+    """English (kanji, romaji, remark); the first that there is stands before the bracket."""
+    texts = [text for text in (given.get(name) for name in ("1", "2", "3", "4", "extra")) if text]
+    return f"{texts[0]} ({', '.join(texts[1:])})" if texts[1:] else "".join(texts)
+
+
+def _fraction(given: Parameters) -> str:
+    numbers = [given[name] for name in "123" if given.get(name)]
+    if len(numbers) < 2:
+        return f"1/{numbers[0]}" if numbers else ""
+    return " ".join([*numbers[:-2], "/".join(numbers[-2:])])
+
+
+def _date(given: Parameters, american: bool = True) -> str:
+    year, month, day = (given.get(name, "") for name in "123")
+    if re.fullmatch("0*([1-9]|1[0-2])", month):
+        month = calendar.month_name[int(month)]
+    date = f"{month} {day}, {year}" if day and american else f"{day} {month} {year}"
+    return " ".join(date.split())
+
+
+def _as_of(given: Parameters) -> str:
+    if given.get("alt") or not given.get("1"):
+        return given.get("alt", "")
+    start = "Since" if given.get("since") else "As of"
+    return f"{start.lower() if given.get('lc') else start} {_date(given, given.get('df', '').upper() == 'US')}"
+
+
+_FUNCTIONS: dict[str, Callable[[Parameters], str]] = {
+    "convert": _convert,
+    "nihongo": _nihongo,
+    "fraction": _fraction,
+    "as of": _as_of,
+    "date": lambda given: _date(given, not given.get("df")),
+    "ipa": lambda given: (
+        "" if given.get("2") else given.get("1", "")
+    ),  # with two, it tells how the word before is spoken
+    "if": lambda given: given.get("2" if given.get("1") else "3", ""),
+    "ifeq": lambda given: given.get("3" if given.get("1") == given.get("2") else "4", ""),
+    "lower": lambda given: given.get("1", "").lower(),
+    "upper": lambda given: given.get("1", "").upper(),
+    "capital": lambda given: given.get("1", "")[:1].upper() + given.get("1", "")[1:],
+}

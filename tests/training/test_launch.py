@@ -1,0 +1,135 @@
+"""What the launcher's configuration asks for beside the recipe is taken over or refused, and never comes back."""
+
+import os
+
+import pytest
+import torch
+from transformers import Trainer
+
+from budget_trainer.config.arguments import RunArguments
+from budget_trainer.core.errors import InputError
+from budget_trainer.core.jobs import check_unseen
+from budget_trainer.training.launch import take_over
+from budget_trainer.training.trainer import TimeBudgetTrainer
+from tests.model.models import tiny
+
+COMPILES = {"DYNAMO_BACKEND": "INDUCTOR", "DYNAMO_MODE": "default", "DYNAMO_USE_FULLGRAPH": "False"}
+
+
+@pytest.fixture
+def launched(monkeypatch, tmp_path):
+    """The arguments of a run under a launcher that set these variables."""
+
+    def call(variables, **flags):
+        for name, value in variables.items():
+            monkeypatch.setenv(f"ACCELERATE_{name}", value)
+        return RunArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **flags)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags", "found"),
+    [
+        ({"MIXED_PRECISION": "bf16"}, {}, {"bf16": True, "mixed_precision": "bf16"}),
+        ({"MIXED_PRECISION": "BF16"}, {"bf16": True}, {"bf16": True, "mixed_precision": "bf16"}),
+        ({"MIXED_PRECISION": "no"}, {"bf16": True}, {"bf16": True, "mixed_precision": "bf16"}),
+        ({"MIXED_PRECISION": "no"}, {}, {"bf16": False, "mixed_precision": "no"}),
+        ({"MIXED_PRECISION": "fp16"}, {}, {"fp16": False, "mixed_precision": "no"}),
+        ({}, {}, {"bf16": False, "mixed_precision": "no", "torch_compile": False}),
+        (COMPILES, {}, {"torch_compile": True, "torch_compile_backend": "inductor", "torch_compile_mode": None}),
+        (
+            COMPILES | {"DYNAMO_MODE": "max-autotune"},
+            {"torch_compile": True, "torch_compile_mode": "max-autotune"},
+            {"torch_compile_backend": "inductor", "torch_compile_mode": "max-autotune"},
+        ),
+        ({"DYNAMO_BACKEND": "NO", "DYNAMO_USE_FULLGRAPH": "True"}, {}, {"torch_compile": False}),
+        ({"DYNAMO_BACKEND": "no"}, {"torch_compile": True}, {"torch_compile_backend": "inductor"}),
+    ],
+)
+def test_the_arguments_say_what_will_run(launched, variables, flags, found):
+    args = launched(variables, **flags)
+    assert take_over(args) is False
+    assert {name: getattr(args, name) for name in found} == found
+    # What asked is gone: where bf16 or compiling is switched off later, nothing switches it on again.
+    args.bf16, args.mixed_precision, args.torch_compile, args.torch_compile_backend = False, "no", False, None
+    accelerator = Trainer(tiny("bert"), args).accelerator
+    assert accelerator.mixed_precision == "no" and accelerator.state.dynamo_plugin.backend.value == "NO"
+    # `check_launch` knows a launcher by this variable.
+    assert ("ACCELERATE_MIXED_PRECISION" in os.environ) is ("MIXED_PRECISION" in variables)
+
+
+def test_layer_by_layer(launched):
+    assert take_over(launched(COMPILES | {"DYNAMO_USE_REGIONAL_COMPILATION": "True"})) is True
+
+
+@pytest.mark.parametrize(
+    ("variables", "named", "flags", "expected"),
+    [
+        (
+            {"MIXED_PRECISION": "bf16"},
+            {"bf16"},
+            {},
+            "mixed_precision: the launcher's configuration says bf16, but bf16 is",
+        ),
+        ({"MIXED_PRECISION": "fp16"}, {"bf16"}, {"bf16": True}, "says fp16, but bf16 is true; leave one of them out"),
+        ({"MIXED_PRECISION": "fp8"}, (), {}, "mixed_precision: fp8 is not trained here; write bf16 or 'no' into"),
+        (COMPILES, {"torch_compile"}, {}, "compiles with inductor, the recipe says torch_compile false; leave one"),
+        (
+            COMPILES | {"DYNAMO_BACKEND": "EAGER"},
+            {"torch_compile"},
+            {"torch_compile": True},
+            "dynamo_config: .* with eager, the recipe says torch_compile with inductor; leave one of them out",
+        ),
+        (COMPILES | {"DYNAMO_USE_FULLGRAPH": "True"}, (), {}, "dynamo_use_fullgraph cannot be chosen here"),
+        (COMPILES | {"DYNAMO_USE_DYNAMIC": "true"}, (), {}, "dynamo_use_dynamic cannot be chosen here"),
+        ({"USE_MEGATRON_LM": "true"}, (), {}, "distributed_type: MEGATRON_LM is not trained here; launch"),
+        (
+            {"USE_PARALLELISM_CONFIG": "true"},
+            (),
+            {},
+            "distributed_type: PARALLELISM_CONFIG is not trained here; launch",
+        ),
+    ],
+)
+def test_two_that_contradict_each_other_are_refused(launched, variables, named, flags, expected):
+    args = launched(variables, **flags)
+    with pytest.raises(InputError, match=expected):
+        take_over(args, named)
+
+
+def test_glue_compiles_nothing(launched):
+    with pytest.raises(InputError, match="dynamo_config: .* rows differ in length, so nothing is compiled here; take"):
+        take_over(launched(COMPILES), compiles=False)
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"])
+def test_a_suite_or_a_sweep_says_what_its_runs_would_not_see(monkeypatch, name):
+    monkeypatch.setenv(name, "NO")
+    check_unseen()
+    monkeypatch.setenv(name, "BF16")
+    with pytest.raises(InputError, match=f"^{name}: bf16 of the launcher's configuration would not reach the runs"):
+        check_unseen()
+
+
+def test_a_run_is_computed_and_reported_in_what_the_launcher_asked_for(monkeypatch, open_run):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    for name, value in (COMPILES | {"DYNAMO_USE_REGIONAL_COMPILATION": "True"}).items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    run = open_run()
+    assert run.flags["bf16"] is run.flags["torch_compile"] is run.flags["regional_compile"] is True
+    run.make_model()
+    inputs = run.collator(run.blocks.__getitems__(range(2)))
+    run.args.torch_compile, run.args.torch_compile_backend = False, None  # as on a machine without a compiler
+    run.compute_mode = None
+    run.make_trainer(TimeBudgetTrainer, identity={})
+    seen = []
+    last = [module for module in run.model.base_model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    with run.trainer.accelerator.autocast():
+        run.model(**inputs)
+    assert seen == [torch.bfloat16] and run.trainer.accelerator.state.dynamo_plugin.backend.value == "NO"
+    with pytest.raises(InputError, match="layer by layer, but regional_compile is false; leave one of them out"):
+        monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+        monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "True")
+        open_run(regional_compile="false")
