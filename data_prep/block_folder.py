@@ -95,7 +95,6 @@ class BlockFolder:
         options = self.options
         return {
             "tokenizer_file": str(self.tokenizer_file),
-            "unknown": self.special_ids.get("unk"),
             "dtype": self.dtype,
             "num_proc": options.num_proc,
             "fraction": options.held_out_fraction,

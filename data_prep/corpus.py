@@ -111,9 +111,9 @@ def read_tokens(files: Iterable[Path]) -> Iterator[TokenGroup]:
 
 def tokenise_part(file: Path, target: Path | None = None, *, dtype: str, num_proc: int, **how: Any) -> list[Path]:
     """The files, in order, into which the groups of one part were tokenised; they lie beside `target` (the part), with its
-    stem. `how`: tokenizer_file; unknown, the id of its [UNK] if it has one; fraction, the share of documents held out, chosen
-    by their hash; ends_from, where not 0: the share `fraction` is of the ends of documents of so many characters; sentences,
-    to tokenise sentence by sentence and say where they end; a `Select` as select."""
+    stem. `how`: tokenizer_file; fraction, the share of documents held out, chosen by their hash; ends_from, where not 0: the
+    share `fraction` is of the ends of documents of so many characters; sentences, to tokenise sentence by sentence and say
+    where they end; a `Select` as select."""
     text = datasets.Dataset.from_file(str(file))
     lists = {"ids": dtype, "lengths": "int64", "held_out": "string", "sentences": "int64"}
     features = datasets.Features(
@@ -144,8 +144,8 @@ _encoder = functools.cache(Encoder)  # one per process: loading costs as much as
 
 
 @functools.cache
-def _meter(tokenizer_file: str, unknown: int | None) -> Meter:
-    return Meter(_encoder(tokenizer_file), unknown)
+def _meter(tokenizer_file: str) -> Meter:
+    return Meter(_encoder(tokenizer_file))
 
 
 def _groups(documents: Iterable[str], characters: float) -> Iterator[list[str]]:
@@ -166,7 +166,6 @@ def _tokenise_groups(
     tokenizer_file: str,
     fraction: float,
     schema: pa.Schema,
-    unknown: int | None = None,
     ends_from: int = 0,
     sentences: bool = False,
     select: Select | None = None,
@@ -199,7 +198,7 @@ def _tokenise_groups(
         columns["sentences"].append([len(text) for text in encoded if len(text)] if sentences else [])
         raw = [document.encode() for document in train]
         columns["train_bytes"].append(sum(map(len, raw)))
-        columns["losses"].append(json.dumps(_meter(tokenizer_file, unknown).count(raw, ids[-1])))
+        columns["losses"].append(json.dumps(_meter(tokenizer_file).count(raw, ids[-1])))
         columns["held_out"].append(held_out)
     borders = np.cumsum([0] + [len(group) for group in ids])
     arrays = {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}

@@ -149,11 +149,12 @@ class Encoder:
     `split_special_tokens`, `backend`: "[SEP]" in a text is text and never the id that ends a sequence.
 
     BERT's work word by word, and most words were seen before: looking them up doubles the speed (46 MB of Wikipedia).
-    unknown: the id of [UNK]; None: there is none."""
+    unknown: the id of [UNK]; None: there is none. special_starts: the first characters of special tokens, in UTF-8."""
 
     def __init__(self, tokenizer_file: str) -> None:
         given = json.loads(Path(tokenizer_file).read_text(encoding="utf-8"))
         self._special = [token["content"] for token in given["added_tokens"] if token["special"]]
+        self.special_starts = sorted({token[0].encode() for token in self._special})
         self.backend = Tokenizer.from_str(json.dumps(_all_as_text(given, {*self._special})))
         self.backend.no_truncation()
         self.backend.no_padding()

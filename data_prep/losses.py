@@ -37,16 +37,17 @@ class _Fate(NamedTuple):
 
 
 class Meter:
-    """Counts what a tokenizer loses. unknown: the id of its [UNK]; None: it has none."""
+    """Counts what a tokenizer loses."""
 
-    def __init__(self, encoder: Encoder, unknown: int | None) -> None:
-        self._backend, self._unknown = encoder.backend, unknown
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
         self._fate = functools.cache(self._look)
         self._ascii = [c for c in string.digits + string.ascii_letters + string.punctuation if self._fate(c).unknown]
 
     def count(self, texts: Sequence[bytes], ids: np.ndarray) -> _Counts:
         """The losses of documents, given as UTF-8, whose tokens are `ids` [sum of their tokens]."""
-        unknown = int((ids == self._unknown).sum()) if self._unknown is not None else 0
+        known = self._encoder.unknown
+        unknown = 0 if known is None else int((ids == known).sum())
         joined = b"".join(texts)
         others = Counter(joined.translate(None, _ASCII).decode())  # of English text few are left
         fates = {character: self._fate(character) for character in others}
@@ -56,6 +57,8 @@ class Meter:
         bare = {c: others[c] for c, fate in fates.items() if fate.bare}
         plain = ((np.frombuffer(joined, np.uint8) | 32) - np.uint8(97)) < 26  # A to Z and a to z
         letters = int(np.count_nonzero(plain)) + sum(others[c] for c, fate in fates.items() if fate.letter)
+        starts = self._encoder.special_starts
+        marked = (text.decode() for text in texts if any(start in text for start in starts))
         return {
             "unknown": {
                 "tokens": unknown,
@@ -65,6 +68,7 @@ class Meter:
                 "characters": dict(lost),
             },
             "marks": {"letters": sum(bare.values()), "of": letters, "scripts": self._by_script(bare)},
+            "special_tokens": dict(self._encoder.special_tokens(marked)),
         }
 
     def _look(self, character: str) -> _Fate:
@@ -74,19 +78,16 @@ class Meter:
         letter = category[0] in "LM"
         if letter:
             script = unicodedata.name(character, "others").split(" ")[0]
-        unknown = False
-        if self._unknown is not None:
-            unknown = self._unknown in self._backend.encode(character, add_special_tokens=False).ids
         marks = [part for part in unicodedata.normalize("NFD", character) if unicodedata.category(part)[0] == "M"]
         if character in _JOINERS:
             script, marks = "JOINERS", [character]
-        bare, normalizer = False, self._backend.normalizer
+        bare, normalizer = False, self._encoder.backend.normalizer
         if marks and normalizer is not None:
             # A combining mark alone: behind a letter.
             alone = f"a{character}" if script == "COMBINING" else character
             left = unicodedata.normalize("NFD", normalizer.normalize_str(alone))
             bare = any(mark not in left for mark in marks)
-        return _Fate(script, letter, unknown, bare)
+        return _Fate(script, letter, self._encoder.is_unknown(character), bare)
 
     def _by_script(self, characters: Mapping[str, int]) -> dict[str, int]:
         scripts = Counter[str]()
@@ -97,7 +98,7 @@ class Meter:
 
 def none() -> _Counts:
     """The counts of no text."""
-    return {"unknown": {"tokens": 0, "of": 0}, "marks": {"letters": 0, "of": 0}}
+    return {"unknown": {"tokens": 0, "of": 0}, "marks": {"letters": 0, "of": 0}, "special_tokens": {}}
 
 
 def summed(parts: Iterable[Mapping[str, Any]]) -> _Counts:
@@ -115,11 +116,12 @@ def summed(parts: Iterable[Mapping[str, Any]]) -> _Counts:
 def facts(counts: _Counts) -> _Counts:
     """The manifest's entry: the most frequent characters alone, scripts by falling counts."""
     kept = {"characters": _KEPT, "scripts": None}
-    most = {
-        part: {name: _most(entry[name], number) for name, number in kept.items() if isinstance(entry.get(name), dict)}
+    return {
+        part: {
+            name: _most(value, kept.get(name)) if isinstance(value, dict) else value for name, value in entry.items()
+        }
         for part, entry in counts.items()
     }
-    return {part: {**entry, **most[part]} for part, entry in counts.items()}
 
 
 def check(counts: _Counts, limit: float, tokenizer: str, fix: str = "give one trained on this text") -> None:
@@ -149,6 +151,8 @@ def lines(content: Mapping[str, Any]) -> list[str]:
         share = _share(marks, "letters")
         fix = "train with --no-lowercase, or give a cased tokenizer"
         rows.append(("marks of letters", f"{share:.2%} of the letters ({_scripts(marks)})", share, fix))
+        what = f"{_words(losses['special_tokens'])}: written out in the text, and taken as text"
+        rows.append(("special tokens", what, _SOME if losses["special_tokens"] else 0, ""))
     train = content.get("splits", {}).get("train", {})
     if cut := train.get("sentences_cut"):
         what = f"{cut:,} cuts within sentences longer than a block, of {train.get('sentences', 0):,}"

@@ -33,10 +33,10 @@ def _copy_text(documents: Iterable[str], file: Path, max_bytes: float) -> None:
                 return
 
 
-def _losses(text: Path, tokenizer_file: Path, unknown: int | None) -> dict[str, Any]:
+def _losses(text: Path, tokenizer_file: Path) -> dict[str, Any]:
     """What the tokenizer loses of the first documents of its text."""
     encoder, counts, size = Encoder(str(tokenizer_file)), losses.none(), 0
-    meter = losses.Meter(encoder, unknown)
+    meter = losses.Meter(encoder)
     for document in itertools.islice(read_lines(text), _SAMPLE_DOCUMENTS):
         counts = losses.summed([counts, meter.count([document.encode()], encoder.encode([document])[0])])
         size += len(document)
@@ -64,7 +64,7 @@ def main(argv: list[str] | None) -> None:
         _copy_text(documents, cache / "text", args.max_megabytes * 1e6)
         tokenizer = train_tokenizer(cache / "text", options)
         tokenizer.save_pretrained(folder)
-        counts = _losses(cache / "text", folder / "tokenizer.json", tokenizer.unk_token_id)
+        counts = _losses(cache / "text", folder / "tokenizer.json")
         losses.check(counts, args.max_unknown, str(args.output_dir), "give a larger --vocab_size or --limit_alphabet")
         write_json_atomic(folder / "losses.json", losses.facts(counts))
         shutil.rmtree(cache)

@@ -106,12 +106,12 @@ def test_a_text_of_unknown_tokens_is_refused(build, mixed, tokenizer, tmp_path, 
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_letters_that_lose_their_marks(tmp_path, form, lowercase):
     text = f"caf\u00e9 {HINDI} \u043c\u043e\u0439 \u0645\u06cc\u200c\u0631\u0648\u0645 \ud55c"
-    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set(text + "abc")), "The"]
-    (tmp_path / "vocab.txt").write_text("\n".join(vocab[: None if not lowercase else -1]))
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc", "the" if lowercase else "The"]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocab))
     load_tokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "tokenizer")
     encoder = Encoder(str(tmp_path / "tokenizer" / "tokenizer.json"))
     raw = unicodedata.normalize(form, text).encode()
-    marks = losses.Meter(encoder, 1).count([raw], np.zeros(0))["marks"]
+    marks = losses.Meter(encoder).count([raw], np.zeros(0))["marks"]
     found = {"LATIN": 1, "DEVANAGARI": 1, "CYRILLIC": 1} if lowercase else {}
     if form == "NFD" and lowercase:
         found = {"COMBINING": 2, "DEVANAGARI": 1}
@@ -125,6 +125,7 @@ def test_what_is_said_of_each_loss():
         "losses": {
             "unknown": {"tokens": 30, "of": 100, "lost": 0, "characters": {}, "scripts": {}},
             "marks": {"letters": 3, "of": 1000, "scripts": {"LATIN": 3}},
+            "special_tokens": {"[SEP]": 1200},
         },
         "splits": {"train": {"sentences": 1000, "sentences_cut": 20}},
         "sources": [
@@ -133,11 +134,12 @@ def test_what_is_said_of_each_loss():
         ],
     }
     head, *rows = losses.lines(content)
-    assert head.startswith("lost on the way") and len(rows) == 5
-    unknown, marks, sentences, replaced, files = rows
+    assert head.startswith("lost on the way") and len(rows) == 6
+    unknown, marks, special, sentences, replaced, files = rows
     assert "30.00% of the tokens (words of more than 100 characters" in unknown
     assert unknown.endswith("; warning: words without spaces, or parts of words: --tokenizer_type unigram or bpe")
     assert marks.split() == "marks of letters 0.30% of the letters (LATIN 100%)".split()
+    assert special.split(None, 2)[2] == "[SEP] 1,200: written out in the text, and taken as text"
     assert "20 cuts within sentences longer than a block, of 1,000; warning: raise --block_size" in sentences
     assert "replaced characters" in replaced and "50 (a); warning: give the --encoding of the files" in replaced
     assert "2 files not read: x.md, y.csv (b)" in files and "warning" not in files
