@@ -135,14 +135,18 @@ class _Piece:
         return self.file.with_suffix(".json")
 
 
+def _read_mark(path: Path) -> Any:
+    """What a step left when it was done; None where that is missing or damaged, and the step is to be done again."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def _open_stage(folder: Path, key: dict[str, Any]) -> Path:
     """The folder of a stage, emptied where what it holds was made by another `key`."""
     mark = folder / "stage.json"
-    try:
-        same = json.loads(mark.read_text(encoding="utf-8")) == key
-    except (OSError, ValueError):
-        same = False
-    if not same:
+    if _read_mark(mark) != key:
         fresh_folder(folder)
         write_json_atomic(mark, key)
     return folder
@@ -152,8 +156,8 @@ def _read_pieces(recipe: DataRecipe, folder: Path) -> list[_Piece]:
     """The pieces of all sources in order; those that are not in `folder` yet are made."""
     pieces: list[_Piece] = []
     for number, source in enumerate(recipe.sources):
-        while (piece := _following(pieces, folder, number)).account.exists():
-            pieces.append(replace(piece, **json.loads(piece.account.read_text(encoding="utf-8"))))
+        while account := _read_mark((piece := _following(pieces, folder, number)).account):
+            pieces.append(replace(piece, **account))
         mine = [piece for piece in pieces if piece.source == number]
         if mine and mine[-1].last:
             continue
@@ -219,9 +223,7 @@ def _tokenised(
     if not piece.documents:
         return
     mark = folder / piece.account.name
-    if mark.exists():
-        names = json.loads(mark.read_text(encoding="utf-8"))
-    else:
+    if (names := _read_mark(mark)) is None:
         for stale in folder.glob(f"{piece.file.stem}.*"):
             stale.unlink()
         how = {**target.tokenising, "select": select, "ends_from": ends_from}

@@ -25,6 +25,8 @@ from budget_trainer.core.errors import InputError, NoLocks
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE})
 # Where a folder was writable before, as that of a run, these say that the disk has become read-only.
 WRITE_ERRNOS = DISK_ERRNOS | {errno.EROFS, errno.EACCES, errno.EPERM}
+# A file system that cannot be asked to make a file or a folder durable (network disks, FUSE) answers so.
+_NOT_SYNCED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.ENOTTY})
 _MOST_TRIES = 100
 
 
@@ -46,7 +48,7 @@ def open_atomic(path: str | os.PathLike[str], *, durable: bool = True) -> Iterat
             yield file
             if durable:
                 file.flush()
-                os.fsync(file.fileno())
+                _fsync(file.fileno())
         os.replace(aside, path)
     except BaseException as error:
         aside.unlink(missing_ok=True)
@@ -237,12 +239,25 @@ def user_path(text: str, field: str) -> str:
 
 
 def fsync(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until the disk has a file, or the names in a folder; nothing where the file system cannot be asked for that."""
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if path.is_dir() and error.errno in _NOT_SYNCED | {errno.EACCES, errno.EPERM, errno.EISDIR}:
+            return  # some take a folder for nothing that can be opened
+        raise
+    try:
+        _fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _fsync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_SYNCED:
+            raise
 
 
 class Lock:

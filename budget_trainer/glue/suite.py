@@ -211,14 +211,14 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> Suite:
     with ExitStack() as at_exit:
         at_exit.enter_context(hold_folder(request.output_dir))
         _claim_folder(request, {"protocol": protocol, "model": model})
+        slots = devices(request.run.use_cpu)
         if not math.isinf(clock.total_seconds):
             path = request.output_dir / run_folder.CLOCK
-            clock.restore(read_clock(path))
+            clock.restore(_seconds_used(path, slots))
             at_exit.enter_context(keep_clock(path, clock))
         for name, reason in plan.absent.items():
             log.warning("%s is absent: %s", name, reason)
         clock.enter("train")
-        slots = devices(request.run.use_cpu)
         launch = make_launch(request.output_dir / "launch.yaml", request.run.use_cpu)
         runner = Runner(request, plan, clock, stop, (folder, digest), slots, launch)
         runner.work()
@@ -231,6 +231,16 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> Suite:
     write_report(suite, request.output_dir, submission)
     _print_table(suite)
     return suite
+
+
+def _seconds_used(clock: Path, slots: Sequence[str | None]) -> dict[str, float]:
+    """What earlier jobs of the suite used; where their clock is damaged, what its finished runs took."""
+    try:
+        return read_clock(clock)
+    except InputError:
+        log.warning("%s is damaged; the time used is taken from the finished runs", clock)
+        results = filter(None, map(read_result, clock.parent.glob("runs/*/*")))
+        return {"train": sum(result["seconds"]["total"] for result in results) / len(slots)}
 
 
 def _protocol(request: Request, plan: Plan) -> dict[str, Any]:
@@ -263,6 +273,7 @@ def _claim_folder(request: Request, suite: dict[str, Any]) -> None:
     Finished runs stay in any case: they are known by what they were made from.
     """
     path = request.output_dir / "suite.json"  # from the beginning on
+    what = "is of another suite (model, data, tasks, grid or time)"
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
         if theirs["protocol"] == suite["protocol"] and theirs["model"]["sha256"] == suite["model"]["sha256"]:
@@ -271,10 +282,9 @@ def _claim_folder(request: Request, suite: dict[str, Any]) -> None:
     except FileNotFoundError:
         other = (request.output_dir / RUNS_FILE).exists()
     except (OSError, ValueError, KeyError, TypeError):
-        other = True
+        other, what = True, "is damaged, so that nobody knows whose suite it is"
     if other and not request.glue.overwrite_output_dir:
-        other_suite = f"{path} is of another suite (model, data, tasks, grid or time)"
-        raise InputError(f"output_dir: {other_suite}; add --overwrite_output_dir, or give another folder")
+        raise InputError(f"output_dir: {path} {what}; add --overwrite_output_dir, or give another folder")
     (request.output_dir / run_folder.CLOCK).unlink(missing_ok=True)
     write_json_atomic(path, suite)
 

@@ -35,6 +35,7 @@ from budget_trainer.sweep.study import (
     open_storage,
     shown,
 )
+from budget_trainer.sweep.trials import PLACE, SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
         with exclusive(spec):
             study = SweepStudy(spec, open_storage(spec.storage), mine)
             place = _place(spec, mine, begin=True)
-            _keep_clock(spec.output_dir, clock, at_exit)
+            _keep_clock(study, place, len(slots), clock, at_exit)
             launch = make_launch(spec.output_dir / "launch.yaml", use_cpu, spec.accelerate_config)
             words = _write_recipe(spec, recipe)
         clock.enter("train")
@@ -115,12 +116,22 @@ def _place(spec: SweepSpec, mine: dict[str, Any], begin: bool = False) -> str:
     return str(theirs["place"])
 
 
-def _keep_clock(output_dir: Path, clock: BudgetClock, at_exit: ExitStack) -> None:
+def _keep_clock(study: SweepStudy, place: str, slots: int, clock: BudgetClock, at_exit: ExitStack) -> None:
     """Go on with the sweep's clock, and write it once a second until `at_exit`.
 
-    Each process has a file of its own, the first that is free; they all show the sweep's time, so the largest counts.
+    Each process has a file of its own, the first that is free; they all show the sweep's time, so the largest counts. Where
+    all are damaged, what the trials of this folder took over its `slots` counts.
     """
-    before = [read_clock(path) for path in output_dir.glob("clock-*.json")]
+    output_dir, before, damaged = study.spec.output_dir, [], False
+    for path in output_dir.glob("clock-*.json"):
+        try:
+            before.append(read_clock(path))
+        except InputError:
+            damaged = True
+            log.warning("%s is damaged; the time used is taken from the other clocks, or else from the trials", path)
+    if damaged and not before:
+        trials = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
+        before.append({"train": sum(own.get(SECONDS, 0.0) for own in trials if own.get(PLACE) == place) / slots})
     clock.restore(max(before, key=lambda shares: sum(shares.values()), default={}))
     for number in itertools.count():
         if (lock := try_lock(output_dir / "locks" / f"clock-{number}")) is not None:
@@ -133,9 +144,9 @@ def _write_recipe(spec: SweepSpec, recipe: dict[str, Any]) -> list[str]:
     """The recipe of all trials in the sweep's folder: later edits of the file do not reach a sweep that has begun."""
     if not recipe:
         return []
-    path = spec.output_dir / "recipe.yaml"
-    if not path.exists():
-        write_atomic(path, yaml.safe_dump(recipe, sort_keys=False))
+    path, text = spec.output_dir / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False)
+    if not path.exists() or path.read_bytes() != text.encode():  # another place of the data, or damaged
+        write_atomic(path, text)
     return [str(path)]
 
 

@@ -39,11 +39,8 @@ class TrialFolder:
         self._reported: set[int] = set()
 
     def report(self) -> dict[str, Any]:
-        """`run_report.json`; empty where there is none."""
-        try:
-            return dict(json.loads((self.path / run_folder.REPORT).read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return {}
+        """`run_report.json`; empty where there is none that can be read."""
+        return run_folder.RunFolder(self.path).read_report() or {}
 
     def evaluation(self) -> dict[str, Any] | None:
         """The pinned evaluation of a finished training; None where it is not finished."""

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -521,10 +521,16 @@ class PretrainingRun:
         self.folder.check_data(data.fingerprint)
         vocabulary: dict[str, Any] = {"special_ids": data.special_ids, "vocab_size": data.vocab_size}
         final = self.output_dir / FINAL
-        report = json.loads((self.output_dir / REPORT).read_text(encoding="utf-8"))
+        report, shares = self.folder.read_report(), dict[str, float]()
+        if not report:
+            raise InputError(
+                f"output_dir: {self.output_dir / REPORT} is missing or damaged, and its evaluation cannot be added; {final} "
+                f"is complete: use it, or train anew in another folder"
+            )
         model = load_pretrained(str(final), add_nsp=self.recipe.add_nsp, whole=True, field="output_dir")
         model.to(self.args.device)
-        shares = read_clock(self.output_dir / CLOCK)
+        with suppress(InputError):  # damaged by a power cut
+            shares = read_clock(self.output_dir / CLOCK)
         if sum(shares.values()) > report["used_seconds"]:  # what the last save took may be missing in the report
             report |= {"shares": shares, **_used_seconds(shares, report["budget_seconds"])}
         if self.is_main_process:

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +152,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._rebuilt: dict[str, Any] | None = None  # run.json, where it is damaged
 
     def check_writable(self) -> None:
         """Refuse a folder that this process may not write in, before any work is done for it. Writes nothing."""
@@ -247,7 +248,7 @@ class RunFolder:
 
     def check_identity(self, identity: dict[str, Any], checkpoint: Path | None) -> None:
         """Refuse to go on with another model, data or seed than the run began with. Verifies the checkpoint's checksums."""
-        begun = {self.path: self._read_run().get("identity", identity)}
+        begun = {self.path: self._read_run().get("identity") or identity}
         if checkpoint is not None:
             begun = {checkpoint: complete_manifest(checkpoint, checksums=True)["identity"], **begun}
         for source, theirs in begun.items():
@@ -260,19 +261,49 @@ class RunFolder:
 
     def check_data(self, fingerprint: str) -> None:
         """Refuse to evaluate a finished run on the blocks of another data folder."""
-        if self._read_run().get("identity", {}).get("data") != fingerprint:
+        run = self._read_run()
+        theirs = run.get("identity", {}).get("data")
+        if theirs != fingerprint and (theirs or not run.get("damaged")):
             raise InputError(
                 f"data_dir: not the data that {self.path} was trained with, and its evaluation is still to be done; give "
                 "that folder again"
             )
 
     def restore_clock(self, clock: BudgetClock, checkpoint: Path | None) -> int:
-        """Charge what earlier jobs used (the larger of clock.json and the checkpoint); returns this job's number from 1."""
-        records = [read_clock(self.path / CLOCK)]
-        if checkpoint is not None:
-            records.append(stored_in(checkpoint, STATE_KEY)["shares"])
-        clock.restore(max(records, key=lambda seconds: sum(seconds.values())))
+        """Charge what earlier jobs used (the larger of clock.json and the checkpoint); returns this job's number from 1.
+
+        In the place of a damaged clock.json counts the last line of progress.jsonl. InputError where there is neither that
+        nor a checkpoint.
+        """
+        stored = {} if checkpoint is None else stored_in(checkpoint, STATE_KEY)["shares"]
+        try:
+            kept = read_clock(self.path / CLOCK)
+        except InputError:
+            kept = self._rebuilt_clock(stored)
+        clock.restore(max(stored, kept, key=lambda seconds: sum(seconds.values())))
         return int(self._read_run().get("job", 0)) + 1
+
+    def _rebuilt_clock(self, stored: dict[str, float]) -> dict[str, float]:
+        """`stored` (seconds by phase of a checkpoint) and what was trained behind it."""
+        told = float(self._last_progress().get("elapsed_seconds", 0.0))
+        if not stored and not told:
+            raise InputError(
+                f"{CLOCK}: {self.path / CLOCK} is damaged, and no checkpoint or line of {PROGRESS} says how much time was "
+                "used; delete it to begin anew, or give another output_dir"
+            )
+        source = "the checkpoint" if told <= sum(stored.values()) else PROGRESS
+        log.warning("%s is damaged; the time used is taken from %s", self.path / CLOCK, source)
+        return {**stored, "train": stored.get("train", 0.0) + max(0.0, told - sum(stored.values()))}
+
+    def _last_progress(self) -> dict[str, Any]:
+        """The last whole line of `progress.jsonl`; empty where there is none."""
+        with suppress(OSError):
+            for line in reversed((self.path / PROGRESS).read_bytes().splitlines()):
+                with suppress(ValueError):
+                    content = json.loads(line)
+                    if isinstance(content, dict) and isinstance(content.get("elapsed_seconds"), int | float):
+                        return content
+        return {}
 
     def begin(self, identity: dict[str, Any], job: int) -> None:
         """Claim the folder for this run: `run.json` says what it is, folders that killed jobs left unfinished go."""
@@ -304,16 +335,34 @@ class RunFolder:
         log.info("%s: the run goes on %s with --resume_from_checkpoint auto", reason, where)
 
     def _read_run(self) -> dict[str, Any]:
-        """`run.json`, empty where there is none."""
+        """`run.json`, empty where there is none; rebuilt where it is damaged."""
         try:
             content = json.loads((self.path / RUN).read_text(encoding="utf-8"))
             return {"job": int(content["job"]), "state": content["state"], "identity": dict(content["identity"])}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{RUN}: {self.path / RUN} is damaged; delete it to go on with this folder's run"
-            ) from None
+            if self._rebuilt is None:
+                self._rebuilt = self._rebuild_run()
+            return self._rebuilt
+
+    def _rebuild_run(self) -> dict[str, Any]:
+        """What `run.json` said, from the newest checkpoint and the other files of the folder."""
+        checkpoint, state = self.newest_checkpoint(), _TRAINING
+        if (self.path / FINAL).is_dir():
+            evaluated = not (self.path / RESUMABLE).exists() and (self.read_report() or {}).get("evaluation")
+            state = FINISHED if evaluated else EVALUATING
+        log.warning("%s is damaged; taken from %s", self.path / RUN, checkpoint or "the other files beside it")
+        identity = {} if checkpoint is None else complete_manifest(checkpoint)["identity"]
+        job = self._last_progress().get("job", 1)
+        return {"job": int(job), "state": state, "identity": dict(identity), "damaged": True}
+
+    def read_report(self) -> dict[str, Any] | None:
+        """`run_report.json`; None where it is missing or damaged."""
+        try:
+            return dict(json.loads((self.path / REPORT).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
 
     def copy_final(self, names: Sequence[str]) -> None:
         """Make the folders `names` copies of `final/`, those that are not there yet."""
@@ -332,7 +381,7 @@ class RunFolder:
                 if size > 0 and hasattr(os, "posix_fallocate"):  # not on macOS
                     os.posix_fallocate(room.fileno(), 0, size)
         except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):  # file systems without it
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV, errno.ENOSYS):  # file systems without it
                 return
             self.release_disk_space()
             raise _write_error(self.path / FINAL, os.strerror(error.errno or 0)) from error

@@ -214,6 +214,31 @@ def test_a_path_is_what_a_shell_would_make_of_it(tmp_path, monkeypatch, text, ex
         assert found == expected.replace("HOME", "/home/me").replace("CWD", str(tmp_path))
 
 
+UNKNOWN = [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF]
+
+
+@pytest.mark.parametrize("number", [*UNKNOWN, errno.EACCES, errno.EISDIR, errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_what_a_file_system_cannot_make_durable_is_written_all_the_same(tmp_path, monkeypatch, call, number):
+    real, passed = getattr(os, call), [*UNKNOWN, errno.EACCES, errno.EISDIR] if call == "open" else UNKNOWN
+
+    def refuse(where, *rest, **given):
+        if call == "fsync" or os.path.isdir(where):
+            raise OSError(number, os.strerror(number), where)
+        return real(where, *rest, **given)
+
+    staging = written(tmp_path / "staging", "text")
+    monkeypatch.setattr(os, call, refuse)
+    if number in passed:
+        io.publish_folder(staging, tmp_path / "x")
+        io.write_atomic(tmp_path / "y", "text")
+        assert (tmp_path / "x" / "sub" / "file").read_text() == (tmp_path / "y").read_text() == "text"
+    else:
+        with pytest.raises(OSError) as failed:
+            io.publish_folder(staging, tmp_path / "x")
+        assert failed.value.errno == number and not (tmp_path / "x").exists()
+
+
 def test_a_lock_is_one_process_s_until_that_ends(tmp_path):
     """Also where a child that it has forked, as a loader's worker, lives on."""
     folder = tmp_path / "new" / "folder"
@@ -259,6 +284,7 @@ def test_only_would_block_means_that_somebody_holds_it(tmp_path, monkeypatch, ca
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(io, "_MOST_TRIES", 2)
     run, alone = RunFolder(tmp_path / "run"), ControlChannel()
     if number == errno.EAGAIN:
         assert io.try_lock(tmp_path / "x" / "lock") is None

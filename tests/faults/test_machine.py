@@ -12,8 +12,11 @@ from functools import partial
 import pytest
 
 import train_mlm
+from budget_trainer.budget.callback import STATE_KEY
 from budget_trainer.budget.clock import BudgetClock
-from budget_trainer.core.io import hold_folder, try_lock
+from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import fresh_folder, hold_folder, try_lock
+from budget_trainer.training import run_folder
 from budget_trainer.training.run import PretrainingRun
 from budget_trainer.training.run_folder import RunFolder
 from tests.conftest import STEPS, TINY, losses, report, run, spawn, start, train, wait_for, words
@@ -157,6 +160,80 @@ def test_a_folder_in_use_or_of_another_kind_is_refused(data_dir, tmp_path, refus
     assert [path.name for path in out.iterdir()] == [name]
 
 
+DAMAGE = ["", "{", "\0" * 99, "[]", '{"shares": {}}']
+
+
+@pytest.fixture
+def left(tmp_path):
+    """A folder whose newest checkpoint is of second 8, with clock and state of a job that was killed behind it."""
+    folder = RunFolder(tmp_path / "out")
+    for step, used in ((3, 4.0), (6, 8.0)):
+        staging = fresh_folder(tmp_path / "staging")
+        state = {STATE_KEY: {"shares": {"train": used - 1, "save": 1.0}}}
+        (staging / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": state}))
+        folder.path.mkdir(exist_ok=True)
+        run_folder.publish(staging, folder.path / f"checkpoint-{step}", {"identity": {"seed": 1, "data": "d"}})
+    return folder
+
+
+def used_after(folder, checkpoint):
+    clock = BudgetClock(time_fn=lambda: 0.0)
+    return folder.restore_clock(clock, checkpoint), clock.seconds_by_phase()
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(("told", "train"), [(None, 7.0), (5.0, 7.0), (9.5, 8.5)])
+def test_a_damaged_clock_is_taken_from_the_checkpoint_and_what_came_behind(left, caplog, damage, told, train):
+    (left.path / "clock.json").write_text(damage)
+    line = json.dumps({"job": 4, "elapsed_seconds": told, "step": 7}) if told else "7"
+    (left.path / "progress.jsonl").write_text(f"{line}\n[1]\n{{'elapsed\n\0\0\0")
+    job, used = used_after(left, left.newest_checkpoint())
+    assert used["train"] == train and used["save"] == 1.0 and job == 1
+    assert "clock.json is damaged; the time used is taken from" in caplog.text
+    if told:
+        assert sum(used_after(left, None)[1].values()) == told
+    else:
+        with pytest.raises(InputError, match=r"^clock\.json: .* is damaged, and no checkpoint or line"):
+            used_after(left, None)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_json_is_taken_from_the_checkpoint(left, caplog, damage):
+    (left.path / "run.json").write_text(damage)
+    (left.path / "progress.jsonl").write_text('{"job": 4, "elapsed_seconds": 9.0}\n')
+    newest, same = left.newest_checkpoint(), {"seed": 1, "data": "d"}
+    left.check_identity(same, newest)
+    assert used_after(left, newest)[0] == 5 and not left.awaits_evaluation()
+    for checkpoint in (newest, None):
+        with pytest.raises(InputError, match="was begun with seed=1, this run has 2"):
+            left.check_identity({**same, "seed": 2}, checkpoint)
+    assert caplog.text.count("run.json is damaged; taken from") == 1 and str(newest) in caplog.text
+    with pytest.raises(InputError, match="not the data that"):
+        left.check_data("other")
+    left.check_data("d")
+
+
+@pytest.mark.parametrize("report", [None, "", '{"evaluation": null}', '{"evaluation": {"loss": 1}}'])
+@pytest.mark.parametrize("resumable", [False, True])
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_a_damaged_run_json_beside_a_model_says_whether_it_is_evaluated(left, report, resumable, checkpoints):
+    (left.path / "run.json").touch()
+    (left.path / "final").mkdir()
+    if not checkpoints:
+        for folder in left.checkpoints():
+            shutil.rmtree(folder)
+    if report is not None:
+        (left.path / "run_report.json").write_text(report)
+    if resumable:
+        (left.path / "RESUMABLE").touch()
+    evaluated = report is not None and "loss" in report and not resumable
+    assert RunFolder(left.path).awaits_evaluation() != evaluated
+    left.check_data("d")
+    left.check_identity({"seed": 1, "data": "d"}, None)
+    left.set_state("finished")
+    assert not RunFolder(left.path).awaits_evaluation()
+
+
 @pytest.mark.slow
 def test_of_two_runs_in_one_folder_one_is_refused_and_a_killed_one_does_not_hold_it(data_dir, tmp_path, refused):
     out = tmp_path / "out"
@@ -220,13 +297,15 @@ def test_shards_that_changed_between_two_jobs_are_refused(begun, corpus, tokeniz
 
 @pytest.mark.slow
 def test_a_truncated_checkpoint_is_not_one(begun, refused):
-    """`auto` takes the one before; asked for by name it is refused."""
+    """`auto` takes the one before, also after a power cut; asked for by name it is refused."""
     options, out = begun
     older, newer = steps_of(out)
     with open(out / f"checkpoint-{newer}" / "optimizer.pt", "r+b") as file:
         file.truncate(1000)
     code, line = refused({**options, "resume_from_checkpoint": out / f"checkpoint-{newer}"})
     assert code == 2 and f"checkpoint-{newer} is not a complete checkpoint" in line
+    for name in ("clock.json", "run.json"):
+        (out / name).write_text("")
     train({**options, "max_steps": older + 2}, ok=True)
     assert [line["step"] for line in losses(out, 2)] == [older + 1, older + 2]
 

@@ -12,7 +12,8 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from budget_trainer.core.io import hold_folder
+from budget_trainer.core.io import fresh_folder, hold_folder
+from budget_trainer.glue.suite import _seconds_used
 from tests.conftest import children, run, spawn, wait_for, words
 from tests.glue.conftest import SHORT, caller
 
@@ -185,6 +186,17 @@ def test_several_processes_and_two_suites_are_refused(suite, capfd, monkeypatch,
     with hold_folder(tmp_path / "out"):
         assert suite()[0] == 2
     assert f"output_dir: {tmp_path / 'out'} is in use by process {os.getpid()} on" in capfd.readouterr().err
+
+
+def test_a_damaged_clock_is_what_the_finished_runs_took(tmp_path):
+    for number, seconds in enumerate((30.0, 10.0)):
+        folder = fresh_folder(tmp_path / "runs" / "RTE" / str(number))
+        (folder / "result.json").write_text(
+            json.dumps({"format": 1, "predictions": {}, "seconds": {"total": seconds}})
+        )
+    assert _seconds_used(tmp_path / "clock.json", [None]) == {}
+    (tmp_path / "clock.json").touch()
+    assert _seconds_used(tmp_path / "clock.json", ["0", "1"]) == {"train": 20.0}
 
 
 @pytest.mark.slow

@@ -3,19 +3,22 @@
 The trials are small commands in the place of trainings.
 """
 
+import json
 import sys
+from contextlib import ExitStack
 
 import optuna
 import pytest
 
-from budget_trainer.budget.clock import BudgetClock
+from budget_trainer.budget.clock import PHASES, BudgetClock
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import RunError
 from budget_trainer.sweep import runner
+from budget_trainer.sweep.run import _keep_clock
 from budget_trainer.sweep.runner import ENDED, PLACE, Runner
 from budget_trainer.sweep.spec import Objective, SweepSpec
 from budget_trainer.sweep.study import SweepStudy, open_storage, shown, storage_file
-from budget_trainer.sweep.trials import trial_lock
+from budget_trainer.sweep.trials import SECONDS, trial_lock
 
 # What a trial does, by its seed; `{}` are its folder and the sweep's.
 EVALUATED = """import json, os; os.makedirs({0!r} + "/final", exist_ok=True)
@@ -36,7 +39,7 @@ class Sweep:
     """A sweep over six seeds; `does` has the code of each, `score` that of the fine-tuning."""
 
     def __init__(self, folder, does=None, slots=1, seconds=1e6, score=SCORED, objective=EVALUATION, **changes):
-        self.folder, self.does, self.score, self.started = folder, dict(does or {}), score, []
+        self.folder, self.does, self.score, self.started, self.words = folder, dict(does or {}), score, [], []
         values = {
             "job_name": "s",
             "parameters": {"seed": optuna.distributions.CategoricalDistribution(range(6))},
@@ -53,10 +56,11 @@ class Sweep:
 
     def launch(self, script, words):
         self.started.append(script)
+        self.words.append(words)
         if script == "finetune_glue":
             code, out = self.score, words[words.index("--output_dir") + 1]
         else:
-            flags = dict(word.removeprefix("--").split("=", 1) for word in words)
+            flags = dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word)
             code, out = self.does.get(int(flags["seed"]), EVALUATED), flags["output_dir"]
         return [sys.executable, "-S", "-c", code.format(out, str(self.folder))]
 
@@ -114,6 +118,29 @@ def test_a_trial_that_another_process_works_on_is_left_alone(tmp_path):
     sweep.runner.work()
     assert sweep.states() == ["RUNNING"] and not sweep.started
     lock.release()
+
+
+@pytest.mark.parametrize("damage", ["", "{", "\0" * 50])
+def test_a_damaged_clock_is_that_of_the_others_or_of_the_trials(tmp_path, damage):
+    sweep = Sweep(tmp_path, trials=2)
+    for place, seconds in (("here", 30.0), ("here", 10.0), ("elsewhere", 90.0)):
+        sweep.lost(place).set_user_attr(SECONDS, seconds)
+    for whole in (True, False):
+        (tmp_path / "clock-0.json").write_text(damage)
+        (tmp_path / "clock-1.json").write_text(json.dumps({"shares": dict.fromkeys(PHASES, 3.0)}) if whole else damage)
+        clock = BudgetClock(time_fn=lambda: 0.0)
+        with ExitStack() as at_exit:
+            _keep_clock(sweep.study, "here", 2, clock, at_exit)
+        assert clock.elapsed_seconds() == (3.0 * len(PHASES) if whole else 20.0)
+
+
+def test_a_trial_whose_run_json_is_damaged_goes_on(tmp_path):
+    sweep = Sweep(tmp_path, trials=1)
+    sweep.lost()
+    (tmp_path / "trial-0000" / "final").mkdir(parents=True)
+    (tmp_path / "trial-0000" / "run.json").touch()
+    sweep.runner.work()
+    assert sweep.states() == ["COMPLETE"] and sweep.words[0][-2:] == ["--resume_from_checkpoint", "auto"]
 
 
 def test_a_trial_that_ends_between_two_looks_is_nobodys(tmp_path, monkeypatch):
