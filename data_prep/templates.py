@@ -92,13 +92,11 @@ class Templates:
         self._patterns: dict[str, str | None] = {}
         self._wild: list[tuple[str, re.Pattern[str]]] = []
         data = _data()
+        for other in sorted(data.keys() - {"*", language}):  # small wikis borrow what shows a parameter
+            self._add({pattern: names for pattern, names in data[other].get("words", {}).items() if pattern[0] in "={"})
         for key in ("*", language):
             self._add(data.get(key, {}).get("words", {}))
             self._add({"": data.get(key, {}).get("silent", [])})
-        for other in sorted(data.keys() - {"*", language}):  # small wikis borrow
-            for pattern, names in data[other].get("words", {}).items():
-                for name in names:
-                    self._patterns.setdefault(name, pattern)
         self._patterns.update((_SPACE.sub(" ", name).strip().lower(), pattern) for name, pattern in more)
 
     def _add(self, patterns: dict[str, list[str]]) -> None:
@@ -212,6 +210,13 @@ def _fraction(given: Parameters) -> str:
     return " ".join([*numbers[:-2], "/".join(numbers[-2:])])
 
 
+def _other_language(given: Parameters) -> str:
+    """{{ill|Page|fr}}, and {{ill|fr|Page}} as it once was."""
+    names = [given.get(name, "") for name in ("lt", "text", "1", "2")]
+    swapped = re.fullmatch("[a-z]{2,3}", names[2]) and not re.fullmatch("[a-z]{2,3}", names[3] or "en")
+    return names[0] or names[1] or names[3 if swapped else 2]
+
+
 def _date(given: Parameters, american: bool = True) -> str:
     year, month, day = (given.get(name, "") for name in "123")
     if re.fullmatch("0*([1-9]|1[0-2])", month):
@@ -232,6 +237,7 @@ _FUNCTIONS: dict[str, Callable[[Parameters], str]] = {
     "nihongo": _nihongo,
     "fraction": _fraction,
     "as of": _as_of,
+    "other language": _other_language,
     "date": lambda given: _date(given, not given.get("df")),
     "ipa": lambda given: (
         "" if given.get("2") else given.get("1", "")

@@ -22,6 +22,7 @@ _TOKEN = re.compile(
     r"\{{2,}|\}{2,}|\[\[|\]{2,}|^[ \t:*#]*\{\||^[ \t]*\|\}(?:(?!\})|(?=\}\}(?!\})))|<table(?:\s[^<>]*)?>|</table\s*>",
     re.MULTILINE | re.IGNORECASE,
 )
+_FRACTION = re.compile(r"\d+/\d")
 _REF = re.compile(r"<ref(?:\s[^<>]*[^<>/])?>", re.IGNORECASE)  # one that opens
 
 
@@ -187,6 +188,8 @@ class _Nesting:
             depth = 1 + max((cut.depth for cut in inner), default=0)
             if depth <= 4:  # rendering those that nest deeper than anybody writes would take quadratic time
                 shown = rendered(pattern, name, _replaced(self._text, body, end - 2, inner), self._title) or CUT
+                if _FRACTION.match(shown) and self._text[start - 1 : start].isdigit():
+                    shown = f" {shown}"  # 5{{frac|1|2}}
             else:
                 shown = self._holes.mark(name)
         self.cuts.append(_Cut(start, end, shown, depth))
