@@ -16,6 +16,7 @@ import numpy as np
 from budget_trainer.core.errors import InputError
 from data_prep.encoding import Encoder
 from data_prep.files import unread_line
+from data_prep.templates import templates_line
 
 WARN, REFUSE = 0.01, 0.2  # shares of the tokens, or of the letters
 _SOME = 1e-9  # a share that is not known: said, without a warning
@@ -173,6 +174,9 @@ def _source_row(name: str, value: Any, source: Mapping[str, Any]) -> tuple[str, 
         share, fix = value / max(1, source["text_bytes"]), "give the --encoding of the files"
     elif name == "files_not_read":
         name, what = "files", unread_line(value)
+    elif name == "templates":
+        share, what = value["with_a_hole"] / max(1, value["sentences"]) or _SOME, templates_line(value)
+        fix = "give what they show as templates: of the source"
     return name.replace("_", " "), f"{what} ({source['path']})", share, fix
 
 

@@ -93,7 +93,9 @@ class Templates:
         self._wild: list[tuple[str, re.Pattern[str]]] = []
         data = _data()
         for other in sorted(data.keys() - {"*", language}):  # small wikis borrow what shows a parameter
-            self._add({pattern: names for pattern, names in data[other].get("words", {}).items() if pattern[0] in "={"})
+            self._add(
+                {pattern: names for pattern, names in data[other].get("words", {}).items() if pattern[0] in "={"}
+            )
         for key in ("*", language):
             self._add(data.get(key, {}).get("words", {}))
             self._add({"": data.get(key, {}).get("silent", [])})

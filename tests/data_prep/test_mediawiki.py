@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape
 import pytest
 
 from budget_trainer.core.errors import InputError
-from data_prep import blocks, mediawiki
+from data_prep import blocks, losses, mediawiki
 from data_prep.corpus import split_sentences
 from data_prep.files import lines, members
 from data_prep.mediawiki import Site, read_articles, read_pages
@@ -245,6 +245,11 @@ def test_what_templates_lost_is_counted_and_said(read, tmp_path, capsys):
         list(source.counted(entries))
     facts = {"left_out": 1, "sentences": 4, "with_a_hole": 1, "sentences_dropped": 1, "most": {"y": 1}}
     assert entries[0]["account"] == {"templates": facts}
+    said = losses.lines({"sources": entries})[1]
+    assert (
+        "1, in 25.0% of the sentences (dropped); most: y 1" in said
+        and "warning: give what they show as templates:" in said
+    )
     assert read(text, drop_holes=False)[0][0] == f"A {PROSE} It is by of it. {PROSE}"
     assert "(kept, with a hole)" in capsys.readouterr().out
     assert read(text, templates={"Y": "{1}[ in {n}]"})[0][0] == f"A {PROSE} It is by b in c of it. {PROSE}"

@@ -156,6 +156,7 @@ SHOWN = """
 a{{snd}}b a – b
 a{{shy}}b a\u00adb | 5{{nbsp}}km 5 km | {{IPA|/a/}} /a/ | {{angbr|c}} ⟨c⟩
 {{sclass|Nimitz|carrier}} Nimitz-class carrier
+5{{frac|1|2}} 5 1/2 | 5{{1/2}} 5 1/2 | {{USA}} United States | {{ill|de|Ort A|lt=}} Ort A | {{ill|de|fr}} de
 {{nobreak|a}} a | {{Lang_ |fr|eau}} eau | {{ LANG |fr| eau }} eau | {{\u200eLang|fr|eau}} eau
 {{Template:lang|fr|eau}} eau
 {{template: Lang|fr|eau}} eau | {{subst:lang|fr|eau}} eau | {{PAGENAME}} Title | {{subst:PAGENAME}} Title
@@ -234,6 +235,16 @@ def test_a_users_patterns_go_first():
         with pytest.raises(InputError, match="^templates: x: .* is no pattern; give|^templates: x: the brackets of"):
             check_pattern("x", pattern)
     check_pattern("x", "{1|text}[ ({2})]")
+
+
+def test_a_wiki_borrows_parameters_alone():
+    """{{prk}} is a country in Korean letters in the Korean Wikipedia, {{unité}} is known there alone."""
+    assert (
+        plain("A {{unité|5|km}} b. A {{prk}} c.", "de")
+        == plain("A {{unité|5|km}} b. A {{prk}} c.", "xx")
+        == ["A 5 km b."]
+    )
+    assert plain("{{prk}}은 나라다.", "ko") == ["조선민주주의인민공화국은 나라다."]
 
 
 def test_the_data():
