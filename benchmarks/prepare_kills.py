@@ -14,6 +14,7 @@ command; beside the data nothing may be left. Prints one table, writes prepare_k
 """
 
 import argparse
+import glob
 import importlib.util
 import json
 import os
@@ -98,7 +99,7 @@ def files_of(folder: Path) -> list[Path]:
     """Files of the work for `folder` so far, also of what is written aside."""
     return [
         Path(place, name)
-        for top in folder.parent.glob(f"{folder.name}.*")
+        for top in folder.parent.glob(f"{glob.escape(folder.name)}.*")
         for place, _, names in os.walk(top)  # says nothing of what vanishes meanwhile
         for name in names
     ]
@@ -138,7 +139,7 @@ def differences(folder: Path, reference: Path) -> list[str]:
     for mine, theirs in zip(made(folder), made(reference), strict=True):
         names = sorted(mine.keys() | theirs.keys())
         found += [name for name in names if name not in mine or name not in theirs or mine[name] != theirs[name]]
-    return found + sorted(path.name for path in folder.parent.glob(f"{folder.name}.*") if path.is_dir())
+    return found + sorted(path.name for path in folder.parent.glob(f"{glob.escape(folder.name)}.*") if path.is_dir())
 
 
 def disturbed(a: argparse.Namespace, folder: Path, reference: Path) -> tuple[list[dict[str, Any]], list[str]]:

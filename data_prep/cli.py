@@ -76,6 +76,8 @@ class Output:
         """InputError where `path` cannot be written, holds something else or a `what` that must not be replaced, or is one of
         `inputs`, has one inside, or is inside of a data folder of these. Of them, what is no path is passed over."""
         target = self._target
+        if "::" in str(target):
+            raise InputError(f"output_dir {self.path}: :: is a chain of archives for Datasets; give another path")
         for path in inputs:
             source = Path(os.path.realpath(path or ""))
             within = source in target.parents and (source / "manifest.json").exists()  # of a corpus it is left out

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import made_parents, open_atomic
+from budget_trainer.core.io import check_writable, made_parents, open_atomic
 from data_prep.cli import Parser, command
 from data_prep.prose import read_docstrings
 
@@ -40,6 +40,7 @@ def main(argv: list[str] | None) -> None:
     args = parser.parse(argv)
     if args.output_file.exists() and not args.overwrite:
         raise InputError(f"output_file {args.output_file} exists; give another path or --overwrite")
+    check_writable(args.output_file.resolve().parent, "output_file")
     start, limit = time.monotonic(), args.max_megabytes * 1_000_000
     size = count = 0
     reason = "all packages were read"

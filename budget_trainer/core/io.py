@@ -51,7 +51,8 @@ def open_atomic(path: str | os.PathLike[str], *, durable: bool = True) -> Iterat
                 _fsync(file.fileno())
         os.replace(aside, path)
     except BaseException as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that takes nothing says so of this too
+            aside.unlink()
         if isinstance(error, OSError) and error.filename in (None, aside, str(aside)):
             error.filename = str(path)
         raise
@@ -212,6 +213,13 @@ def check_writable(folder: Path, field: str = "output_dir") -> None:
 _VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|([A-Za-z_]\w*))")
 
 
+def existing_part(path: str) -> str:
+    """The beginning of `path` that is there under this very name: no pattern, no variable."""
+    while path and not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
+
+
 def user_path(text: str, field: str) -> str:
     """The path that a person means by `text`: `~` and `$VAR` as a shell takes them, but for what is there under its own name.
 
@@ -221,9 +229,8 @@ def user_path(text: str, field: str) -> str:
         raise InputError(f"{field}: an empty path; give one")
     if text != text.encode(errors="replace").decode():
         raise InputError(f"{field}: {text!r} is not UTF-8; give another name")
-    path = there = os.path.expanduser(text)
-    while there and not os.path.lexists(there):
-        there = os.path.dirname(there)
+    path = os.path.expanduser(text)
+    there = existing_part(path)
 
     def value(found: re.Match[str]) -> str:
         name = found[1] or found[2]

@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,12 +195,16 @@ def _label(text: str, task: Task, path: Path, number: int) -> int | float:
 def _from_datasets(data: TaskData, task: Task, dataset_name: str) -> None:
     from datasets import load_dataset
 
-    here = Path(dataset_name)
-    if here.is_file() or (here.exists() and re.search(r"[*?\[\]]|::", str(here.resolve()))):
-        what = "is a file, or its path holds *, ?, [, ] or ::, which `datasets` takes for a pattern"
-        raise InputError(f"dataset_name: {dataset_name} {what}; give a folder of another name, or --glue_dir")
+    here = Path(dataset_name).resolve()
+    if here.is_file():
+        fix = f"give a folder in the form of {HUB_DATASET}, or --glue_dir with the official files"
+        raise InputError(f"dataset_name: {dataset_name} is a file; {fix}")
     try:
-        loaded = load_dataset(dataset_name, task.config)
+        with tempfile.TemporaryDirectory() as place:
+            path: str | Path = dataset_name
+            if here.is_dir() and re.search(r"[*?\[]|::", str(here)):  # a pattern, for the library
+                path = shutil.copytree(here, Path(place, "data"), copy_function=os.symlink)
+            loaded = load_dataset(str(path), task.config)
     except (OSError, ValueError, RuntimeError) as error:  # no network, no such data set, no such configuration
         reason = " ".join(str(error).split())[:200]
         failed = f"{dataset_name} ({task.config}) cannot be loaded ({reason})"

@@ -15,7 +15,7 @@ from typing import Any
 
 from budget_trainer.budget.clock import parse_duration
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import write_atomic, write_json_atomic
+from budget_trainer.core.io import existing_part, write_atomic, write_json_atomic
 from budget_trainer.core.output import inline, png_figure, table
 from budget_trainer.glue.report import bullets
 from budget_trainer.glue.results import METRIC_NAMES, Suite, points, read_object
@@ -36,7 +36,8 @@ def expand_checkpoints(patterns: Sequence[str]) -> dict[Path, float]:
         raise InputError("checkpoints: none given; add --checkpoints out/run/finetune-*")
     paths: list[Path] = []
     for pattern in patterns:
-        found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
+        there = existing_part(pattern)
+        found = [pattern] if there == pattern else sorted(glob.glob(glob.escape(there) + pattern[len(there) :]))
         if not found:
             raise InputError(f"checkpoints: {pattern} fits no folder; give those of a run, such as out/run/finetune-*")
         paths += [Path(path) for path in found]

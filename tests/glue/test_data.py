@@ -16,6 +16,18 @@ SAMPLES = Path(__file__).parent / "samples"
 OFFICIAL, HUB, MICROSOFT = SAMPLES / "official", SAMPLES / "hub", SAMPLES / "microsoft"
 
 
+def test_a_path_is_no_pattern(tmp_path):
+    """The library takes a folder's name for one."""
+    place = tmp_path / "glue [v1]*?#::x"
+    shutil.copytree(HUB, place)
+    task = TASKS["RTE"]
+    assert load_task(task, dataset_name=str(place)).digest == load_task(task, dataset_name=str(HUB)).digest
+    with pytest.raises(
+        InputError, match="validation.jsonl is a file; give a folder in the form of nyu-mll/glue, or --glue_dir"
+    ):
+        load_task(task, dataset_name=str(HUB / "rte" / "validation.jsonl"))
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_both_layouts_give_the_same_examples(name):
     """And both that of the JSON lines themselves, so that both readers cannot be wrong together."""

@@ -35,6 +35,9 @@ def test_checkpoints_of_a_run_by_time(run: Path) -> None:
     # the last two: what was used of the nine minutes, and a copy of it
     minutes = {"finetune-5": 0.5, "finetune-12.5": 1.25, "finetune-50": 5.0, "final": 8.9, "finetune-89.5": 8.9}
     assert [(path.name, round(time, 6)) for path, time in found.items()] == list(minutes.items())
+    other = run.rename(run.parent / "run[1]*")  # the folder that is there is no pattern, and no other run's
+    (run.parent / "run1x").mkdir()
+    assert len(expand_checkpoints([str(other / "finetune-*"), str(other / "final")])) == len(minutes)
 
 
 @pytest.mark.parametrize(
