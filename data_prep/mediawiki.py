@@ -157,8 +157,11 @@ class _Reader:
         raise InputError(f"input {self.name}: {what} ({at}); {fix}")
 
 
-def read_pages(name: str, stream: IO[bytes], site: Site, errors: str = "strict") -> Iterator[_Page]:
-    """The pages in order; `site` is filled before the first. errors="replace" makes U+FFFD of bytes that are not UTF-8.
+def read_pages(
+    name: str, stream: IO[bytes], site: Site, errors: str = "strict", replaced: Callable[[int], object] = abs
+) -> Iterator[_Page]:
+    """The pages in order; `site` is filled before the first. errors="replace" makes U+FFFD of bytes that are not UTF-8, of
+    which `replaced` is told how many.
     InputError: broken or cut off XML or compression, a DOCTYPE, markup of more than 16 MiB in one piece."""
     replace = errors == "replace"
     reader = _Reader(name, site, "utf-8" if replace else None)
@@ -168,7 +171,10 @@ def read_pages(name: str, stream: IO[bytes], site: Site, errors: str = "strict")
         while not last:
             chunk = stream.read(_CHUNK_BYTES)
             last = not chunk
-            chunk = decoder.decode(chunk).encode() if replace else chunk
+            if replace:
+                text = decoder.decode(chunk)
+                replaced(text.count("\ufffd") - chunk.count("\ufffd".encode()))
+                chunk = text.encode()
             try:
                 reader.parser.Parse(chunk, last)
             except expat.ExpatError as error:
@@ -234,18 +240,19 @@ def read_articles(
     templates: Pairs = (),
     drop_holes: bool = True,
     lost: Lost | None = None,
+    replaced: Callable[[int], object] = abs,
 ) -> Iterator[list[str]]:
     """[title, paragraph, ...] of every article in a dump or a folder of them. Counts in `dropped`, by reason, the pages
     that are none: other_namespace, redirect, disambiguation, not_wikitext (another content model), too_large (more than
     10 million characters), empty (no prose). `advance` and `leave` as in `members`, `templates` and `drop_holes` as in
-    `Source`. Adds to `lost` what the articles lost.
+    `Source`. Adds to `lost` what the articles lost. `replaced` as in `read_pages`.
 
     InputError: damaged input, a process that was killed."""
 
     def drop(reason: str) -> None:
         dropped[reason] = dropped.get(reason, 0) + 1
 
-    chunks = _chunks(path, errors, drop, advance, leave, (templates, drop_holes))
+    chunks = _chunks(path, errors, drop, advance, leave, (templates, drop_holes), replaced)
     for reason, document, less in itertools.chain.from_iterable(_converted(chunks, path, num_proc)):
         if reason:
             drop(reason)
@@ -262,6 +269,7 @@ def _chunks(
     advance: Callable[[int], object],
     leave: Leave,
     options: tuple[Pairs, bool],
+    replaced: Callable[[int], object],
 ) -> Iterator[tuple[_Wiki, _Pages]]:
     """(the wiki, [title, wikitext] of pages that may be articles), of one file each."""
     for name, stream in members(path, advance, leave):
@@ -271,7 +279,7 @@ def _chunks(
         site = Site()
         chunk: _Pages = []
         size = 0
-        for page in read_pages(name, stream, site, errors):
+        for page in read_pages(name, stream, site, errors, replaced):
             if reason := _no_article(page):
                 drop(reason)
                 continue

@@ -94,7 +94,9 @@ class Source(Options):
         if self.documents_end == "lines" and self.kind != "text":
             raise InputError(f"documents lines: only for kind text, and {self.path} is {self.kind}; leave it out")
         self._reading, self._unbroken = "", ""  # the file; what is said of one that may hold a document a line
-        self._leave = functools.partial(count_unread, self.account, self.path)
+        self._root = str(Path(self.path))
+        self._leave = functools.partial(count_unread, self.account, self._root)
+        self._replaced = functools.partial(self._count, "replaced_characters")
 
     def documents(self) -> Generator[str, None, None]:
         """The documents in order, with a bar of what was read; at the end a line for what was left out, and InputError if
@@ -167,7 +169,7 @@ class Source(Options):
 
             more = tuple((str(name), pattern) for name, pattern in (self.templates or {}).items())
             how = (path, self.errors, self.num_proc, self.dropped, advance, self._leave)
-            yield from read_articles(*how, more, self.drop_holes, self._lost)
+            yield from read_articles(*how, more, self.drop_holes, self._lost, self._replaced)
         elif self.kind in ("dataset", "jsonl"):
             yield from map(_lines_of_text, self._table_rows(advance))
         else:
@@ -182,8 +184,7 @@ class Source(Options):
                     yield _book_lines(content)
 
     def _lines(self, name: str, stream: BufferedReader) -> Iterator[str]:
-        whole, replaced = self.kind not in ("text", "books"), functools.partial(self._count, "replaced_characters")
-        return lines(name, stream, self.errors, self.encoding, whole, replaced)
+        return lines(name, stream, self.errors, self.encoding, self.kind not in ("text", "books"), self._replaced)
 
     def _split(self, paragraphs: Iterable[str]) -> Iterator[str]:
         """Splits at blank lines, strips the lines in between and joins each group with spaces; or a document for each line."""
@@ -202,7 +203,7 @@ class Source(Options):
                 document.append(paragraph)
                 size += len(paragraph)
         if self.kind == "text" and ends == 1 and number > 1000 and not self._unbroken:
-            where = "" if self._reading == str(Path(self.path)) else f"{plain_name(self._reading)}: "
+            where = "" if self._reading == self._root else f"{plain_name(self._reading)}: "
             what = f"{number:,} lines and no blank line: one document; if each line is one, give --documents lines"
             self._unbroken = where + what
 
@@ -218,7 +219,7 @@ class Source(Options):
                 elif reason := self._unfit(name, stream, False):
                     first = f"first bytes {stream.peek()[:4].hex(' ')}: {reason}"
                     wanted = "a table or JSON" if self.kind == "dataset" else "text"
-                    raise InputError(f"input {path}: is no {wanted} ({first}); check the file or --kind")
+                    raise InputError(f"input {path}: is no {wanted} ({first}); check the file, --kind or --encoding")
                 if reason:
                     self._leave(name, reason)
                 else:
@@ -239,7 +240,7 @@ class Source(Options):
         if self.kind == "dataset":
             if not table_form(name, stream, form):
                 return form or "no table"
-            split = _split_of(name.removeprefix(self.path)) or self._nameless_split
+            split = _split_of(name.removeprefix(self._root)) or self._nameless_split
             return "" if not by_name or split == self.dataset_split else f"split {split}"
         if form or not by_name:
             return form
@@ -344,7 +345,7 @@ def _find_kind(path: str, encoding: str) -> str:
     kinds: dict[str, list[str]] = {"texts": [], "others": [], "beside": []}
     data: set[str] = set()
     account: dict[str, Any] = {}
-    many, leave = here.is_dir(), functools.partial(count_unread, account, path)
+    many, leave = here.is_dir(), functools.partial(count_unread, account, str(here))
     for name, stream in members(here, leave=leave):
         form, plain = form_of(stream, encoding), plain_name(name)
         many = many or name != str(here)
@@ -370,7 +371,8 @@ def _find_kind(path: str, encoding: str) -> str:
     found = kinds["texts"] or kinds["others"] or kinds["beside"]
     if not found:
         what = f"no text ({unread_line(account['files_not_read'])})" if account else "no files"
-        raise InputError(f"input {path}: {'the folder ' * here.is_dir()}holds {what}; give text or a table")
+        fix = "give text or a table" + ", or the encoding of UTF-16 without its mark" * ("(binary)" in what)
+        raise InputError(f"input {path}: {'the folder ' * here.is_dir()}holds {what}; {fix}")
     return max(found, key=found.count) if many or found[0] != "books" else "text"
 
 

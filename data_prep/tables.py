@@ -48,7 +48,7 @@ def column_texts(name: str, form: str, stream: io.BufferedReader, lines: Iterabl
                         f"text_column {column!r} of {name} holds {type(text).__name__}, no text; name another"
                     )
                 yield text or ""
-    except (pa.ArrowException, csv.Error) as error:
+    except pa.ArrowException as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"input {name}: damaged or no {form} ({reason}); fetch the file again") from error
 
@@ -78,8 +78,11 @@ def _arrow_texts(name: str, form: str, stream: io.BufferedReader, column: str) -
         else:
             batches = map(table.get_batch, range(table.num_record_batches)) if is_file else table
         for batch in batches:
-            for row in batch.select([top]).to_pylist():
-                yield row[top] if row[top] is None else _at(row, column)
+            for row in batch.select([top] if top in batch.schema.names else []).to_pylist():
+                try:
+                    yield row[top] if row[top] is None else _at(row, column)
+                except (KeyError, TypeError):
+                    raise _no_column(name, column, names) from None
 
 
 def _csv_texts(name: str, lines: Iterator[str], column: str) -> Iterator[str]:
@@ -90,7 +93,7 @@ def _csv_texts(name: str, lines: Iterator[str], column: str) -> Iterator[str]:
     header = next(reader, [])
     if column not in header:
         raise _no_column(name, column, header)
-    for row in filter(None, reader):
+    for row in filter(None, _checked(name, reader)):
         if len(row) != len(header):
             what = f"line {reader.line_num} ends a row of {len(row)} fields where the header has {len(header)}"
             raise InputError(f"input {name}: {what}; check its quotes and delimiters")
@@ -112,6 +115,13 @@ def _json_texts(name: str, lines: Iterator[str], column: str) -> Iterator[str]:
                     yield json_text(name, f"{'line' if len(rows) == 1 else 'row'} {place}", row, column)
                 return
         yield json_text(name, f"line {number}", row, column)
+
+
+def _checked(name: str, rows: Any) -> Iterator[list[str]]:
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise InputError(f"input {name}: line {rows.line_num}: {error}; check its quotes and delimiters") from error
 
 
 def parsed_json(text: str) -> Any:
@@ -139,5 +149,6 @@ def json_text(name: str, place: str, row: Any, column: str) -> str:
         return text or ""
     except (KeyError, TypeError) as error:
         has = f" (it has {sorted(row)})" if isinstance(row, dict) and column not in row else ""
+        has = has or " (damaged, or cut off)" * (row is None)
         fix = "check the file or text_column"
         raise NoColumn(f'input {name}: {place} is not a JSON object with "{column}"{has}; {fix}') from error

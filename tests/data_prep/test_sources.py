@@ -578,16 +578,17 @@ def test_json_lines_of_any_name(tmp_path, offline):
         assert documents == wanted and account["files_not_read"]["names"] == ['stats.json (no "text")']
 
 
-def test_splits_of_local_tables(tmp_path, capsys):
+def test_splits_of_local_tables(tmp_path, monkeypatch):
     """By the names of files and folders, in an archive too; a file that is given itself needs none."""
     table, other = TABLES["x.parquet"], _arrow(lambda table, out: pq.write_table(table.slice(0, 2), out))
     _write(tmp_path / "d", {"train-0.parquet": table, "deep/test/0.parquet": other, "all.parquet": table})
     _tar(tmp_path / "d.tar", *(tmp_path / "d").iterdir())
     documents, account = _source(tmp_path / "d")
     assert documents == AS_READ and account["files_not_read"]["by"] == {"split test": 1, "split without a name": 1}
-    for place in ("d", "d.tar", "d/deep/test/0.parquet"):
-        split = "train" if place.endswith("parquet") else "test"
-        assert _source(tmp_path / place, "dataset", dataset_split=split)[0] == AS_READ[:2]
+    monkeypatch.chdir(tmp_path)
+    for place in ("d", "d.tar", "d/deep/test/0.parquet", "./d/deep/test/"):  # of what is given no name counts
+        split = "train" if "deep" in place else "test"
+        assert _source(place, "dataset", dataset_split=split)[0] == AS_READ[:2]
     with pytest.raises(InputError, match=r"dataset_split dev: .* has no file of it; it has \['test', 'train'"):
         _read(tmp_path / "d", dataset_split="dev")
     with pytest.raises(InputError, match="dataset_split test: .* is one file"):
@@ -642,6 +643,10 @@ def test_replaced_characters_are_counted(tmp_path, capsys):
     documents, account = _source(tmp_path, "text", errors="replace")
     assert documents == ["K\ufffdfer \ufffd f\ufffdhrt"] and account == {"replaced_characters": 2}
     assert "2 characters are not utf-8 and were replaced; --encoding names another" in capsys.readouterr().out
+    page = b"<page><title>A</title><ns>0</ns><revision><text>Caf\xe9 au lait is a drink.</text></revision></page>"
+    _write(tmp_path, {"dump.xml": b"<mediawiki>" + page + b"</mediawiki>"})
+    documents, account = _source(tmp_path / "dump.xml", errors="replace")
+    assert documents == ["A Caf\ufffd au lait is a drink."] and account == {"replaced_characters": 1}
 
 
 @pytest.mark.parametrize("mark", ["utf-16", "utf-16-be", "utf-32", "utf-32-be", "utf-8-sig"])
@@ -650,6 +655,31 @@ def test_a_byte_order_mark_wins(tmp_path, mark):
     _write(tmp_path, {"a.txt": text.encode(mark), "b.txt": WIKI.encode()})
     assert _read(tmp_path) == WIKI_DOCUMENTS * 2
     assert _read(tmp_path / "a.txt", "text", encoding="cp1252") == WIKI_DOCUMENTS
+
+
+@pytest.mark.parametrize(
+    "name, content, options, message",
+    [
+        ("x.tsv", b'id\ttext\n1\t"Hello" he said\n', {}, "line 2: .* expected after .*; check its quotes"),
+        ("x.csv", b"text,id\na,1\nb\n", {}, "line 3 ends a row of 1 fields where the header has 2"),
+        (
+            "x.jsonl",
+            b'{"text": "a"}\n{"text": "b',
+            {},
+            r'line 2 is not a JSON object with "text" \(damaged, or cut off',
+        ),
+        ("x.json", b'[{"text": "a"},\n {"te', {}, r'line 1 is not a JSON object with "text" \(damaged, or cut off'),
+        ("x.json", b'["a", "b"]', {}, 'row 1 is not a JSON object with "text"'),
+        ("x.parquet", TABLES["x.parquet"][:900], {}, "damaged or no parquet"),
+        ("x.parquet", TABLES["x.parquet"], {"text_column": "id"}, "holds int, no text; name another"),
+        ("x.parquet", TABLES["x.parquet"], {"text_column": "inner.none"}, "text_column 'inner.none' is not in"),
+        ("x.txt", WIKI.encode("utf-16-le"), {}, "the encoding of UTF-16 without its mark"),
+    ],
+)
+def test_damaged_tables(tmp_path, name, content, options, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        _read(tmp_path / name, **options)
 
 
 def test_a_record_of_20_megabytes(tmp_path):
