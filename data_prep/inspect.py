@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.io import json_types
 from budget_trainer.core.output import png_figure
 from data_prep import losses
 from data_prep.cli import Output, Parser, command
@@ -340,7 +341,8 @@ def main(argv: list[str] | None) -> None:
             print(f"{args.data_dir}: all {folder.check_all()} files match their checksums")
         figures, lengths = _inspect(folder, args.split, args.max_rows, args.samples, args.seed)
         if target is not None:
-            content = json.dumps({**figures, "command": args.command_line}, indent=2, ensure_ascii=False)
+            content = json_types({**figures, "command": args.command_line})
+            content = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
             (target / "inspect.json").write_text(content + "\n", encoding="utf-8")
             _draw(figures, lengths, target / "inspect.png")
     sections = [

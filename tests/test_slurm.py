@@ -2,12 +2,13 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, children, report, spawn, wait_for, words
+from tests.conftest import ROOT, TINY, children, report, spawn, wait_for, words
 
 pytestmark = pytest.mark.skipif(not Path("/usr/bin/pkill").exists(), reason="needs pkill (procps)")
 SRUN = 'SLURM_NODEID=0 exec "$@"'
@@ -54,6 +55,37 @@ def test_the_end_of_a_slot_requeues_the_job_and_the_next_one_finishes(slurm, dat
     assert job.returncode == 0, error
     assert report(out)["jobs"] == 2 and report(out)["steps"] == step + 3
     assert asked.read_text() == "requeue 77\n", "a finished job is not put back"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("SLURM_GPUS_ON_NODE", None, "SLURM_GPUS_ON_NODE: '' is no number above 0; add #SBATCH --gpus-per-node=8"),
+        ("SLURM_GPUS_ON_NODE", "", "SLURM_GPUS_ON_NODE: ''"),
+        ("SLURM_GPUS_ON_NODE", "0", "SLURM_GPUS_ON_NODE: '0'"),
+        ("SLURM_GPUS_PER_NODE", "gpu:a100:none", "SLURM_GPUS_ON_NODE: 'none'"),
+        ("SLURM_GPUS_PER_NODE", "a100:3", None),
+        ("SLURM_GPUS_ON_NODE", "3", None),
+        ("SLURM_NNODES", None, "SLURM_NNODES: missing; start this file with sbatch"),
+        ("SLURM_JOB_NODELIST", None, "SLURM_JOB_NODELIST: missing; start this file with sbatch"),
+        ("SLURM_JOB_ID", "", "SLURM_JOB_ID: missing; start this file with sbatch"),
+    ],
+)
+def test_a_job_that_slurm_says_too_little_of_is_refused(slurm, tmp_path, name, value, said):
+    environment, asked = slurm
+    if name == "SLURM_GPUS_PER_NODE":
+        environment.pop("SLURM_GPUS_ON_NODE")
+    environment = {**environment, name: value}
+    if value is None:
+        environment.pop(name)
+    (tmp_path / "bin" / "srun").write_text("#!/bin/bash\necho $GPUS processes\n")
+    out, script = tmp_path / "out", ["bash", "accelerate_configs/slurm.sbatch", "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if said is None:
+        assert done.returncode == 0 and done.stdout == "3 processes\n", done.stderr
+    else:
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
+    assert not out.exists() and not asked.read_text()
 
 
 def test_what_fails_is_not_requeued(slurm, data_dir, tmp_path):

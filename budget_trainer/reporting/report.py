@@ -160,26 +160,17 @@ def _git_commit() -> str | None:
 def read_progress(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of `progress.jsonl` that tell the run's story, in order.
 
-    A job that resumed repeats the steps after its checkpoint: earlier lines from its first step on are dropped. A line
-    cut by a crash (the last of the file, or the last of its job) is ignored; InputError for any other damaged line.
+    A job that resumed repeats the steps after its checkpoint: earlier lines from its first step on are dropped. Lines that
+    are damaged, as by a crash, are left out.
     """
     kept: list[dict[str, Any]] = []
-    damaged: int | None = None
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, text in enumerate(file, start=1):
-            try:
+    with suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
+        for text in file:
+            with suppress(ValueError, KeyError, TypeError):
                 line = json.loads(text)
-            except ValueError:
-                line = None
-            new_job = line is not None and (not kept or line["job"] > kept[-1]["job"])
-            if damaged is not None and not new_job:
-                raise InputError(
-                    f"{path}: line {damaged} is not JSON, and not the last of its job; repair or delete it"
-                )
-            damaged = number if line is None else None
-            if new_job:
-                kept = [old for old in kept if old["step"] < line["step"]]
-            if line is not None:
+                job, step, _ = int(line["job"]), int(line["step"]), float(line["elapsed_seconds"])
+                if kept and job > kept[-1]["job"]:
+                    kept = [old for old in kept if old["step"] < step]
                 kept.append(line)
     return kept
 

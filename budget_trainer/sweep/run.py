@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from budget_trainer.budget.clock import BudgetClock, format_duration, keep_clock, read_clock
 from budget_trainer.core.command import StopRequest
-from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import try_lock, write_atomic, write_json_atomic
 from budget_trainer.core.jobs import devices, make_launch
 from budget_trainer.data.folder import DataFolder
@@ -34,6 +32,7 @@ from budget_trainer.sweep.study import (
     identity,
     open_storage,
     shown,
+    storage_errors,
 )
 from budget_trainer.sweep.trials import PLACE, SECONDS
 
@@ -59,7 +58,7 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
 
     spec.output_dir.mkdir(parents=True, exist_ok=True)
     clock.total_seconds = spec.total_time
-    with ExitStack() as at_exit:
+    with storage_errors(spec.storage), ExitStack() as at_exit:
         with exclusive(spec):
             study = SweepStudy(spec, open_storage(spec.storage), mine)
             place = _place(spec, mine, begin=True)
@@ -70,13 +69,9 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
         runner = Runner(study, clock, stop, slots, place, launch, words, on_cpu)
         try:
             runner.work()
-        # A full disk, a lock that stays, a server that is gone.
-        except (SQLAlchemyError, StorageInternalError, json.JSONDecodeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise RunError(f"storage: {shown(spec.storage)} failed ({reason}); repeat the command to go on") from error
         finally:
             files = runner.report(final=True)
-    return _conclude(study, clock, files)
+        return _conclude(study, clock, files)
 
 
 def make_slots(spec: SweepSpec, use_cpu: bool, processes: int) -> list[str | None]:

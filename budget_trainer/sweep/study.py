@@ -16,15 +16,16 @@ from typing import Any
 
 import optuna
 from optuna.distributions import distribution_to_json
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
-from budget_trainer.core.errors import InputError
+from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import try_lock
 from budget_trainer.sweep.spec import FILE_STORAGES, STORAGES, WHOLE, SweepSpec, grid_points, numbers_of
 
@@ -80,8 +81,30 @@ def open_storage(url: str) -> BaseStorage:
         connect = partial(sqlite3.connect, file.absolute(), timeout=_BUSY_SECONDS, check_same_thread=False)
         return RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": QueuePool})
     except Exception as error:  # of SQLAlchemy, its drivers, alembic and JSON: a storage that cannot be used
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        reason, held = _reason(error)
+        if held:
+            raise RunError(f"storage: {shown(url)} {held}") from error
         raise InputError(f"storage: {shown(url)} cannot be used ({reason}); give {STORAGES}") from None
+
+
+def _reason(error: BaseException) -> tuple[str, str]:
+    """What a storage's error goes back to, in a line; and what is to be said where that is another process."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    reason = " ".join(str(error).split())[:200]
+    wait = f"is held by another process for more than {_BUSY_SECONDS:g} s; end that one, then repeat the command"
+    return reason, wait if "database is locked" in reason else ""
+
+
+@contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """RunError in one line where a storage that was there fails: a full disk, a lock that stays, a server that is gone."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, json.JSONDecodeError) as error:
+        reason, held = _reason(error)
+        held = held or f"failed ({reason}); repeat the command to go on"
+        raise RunError(f"storage: {shown(url)} {held}") from error
 
 
 def _drop_half_line(journal: Path) -> None:

@@ -25,6 +25,7 @@ from budget_trainer.budget.callback import TimeBudgetCallback, store_state, stor
 from budget_trainer.budget.stages import Stage, Stages, ValidationPlan
 from budget_trainer.config.arguments import WatchArguments
 from budget_trainer.core.errors import RunError
+from budget_trainer.core.io import json_types
 
 if TYPE_CHECKING:
     from budget_trainer.training.trainer import TimeBudgetTrainer
@@ -191,8 +192,7 @@ class ProgressLog(TrainerCallback):
             "step": state.global_step,
         }
         if "loss" in logs:
-            found = {name: logs[name] for name in _LOGGED if name in logs}  # JSON has no number for what is not finite
-            line |= {name: value if math.isfinite(value) else None for name, value in found.items()}
+            line |= {name: logs[name] for name in _LOGGED if name in logs}
         elif "eval_loss" in logs:
             line["evaluation"] = {
                 name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")
@@ -201,7 +201,7 @@ class ProgressLog(TrainerCallback):
             return
         if self._stream is not None:
             with suppress(OSError):  # a full disk: the line waits in the buffer, and the next save raises
-                self._stream.write(json.dumps(line) + "\n")
+                self._stream.write(json.dumps(json_types(line), allow_nan=False) + "\n")  # null is what is not finite
                 self._stream.flush()
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

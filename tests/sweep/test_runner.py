@@ -4,8 +4,9 @@ The trials are small commands in the place of trainings.
 """
 
 import json
+import sqlite3
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import optuna
 import pytest
@@ -17,7 +18,7 @@ from budget_trainer.sweep import runner
 from budget_trainer.sweep.run import _keep_clock
 from budget_trainer.sweep.runner import ENDED, PLACE, Runner
 from budget_trainer.sweep.spec import Objective, SweepSpec
-from budget_trainer.sweep.study import SweepStudy, open_storage, shown, storage_file
+from budget_trainer.sweep.study import SweepStudy, open_storage, shown, storage_errors, storage_file
 from budget_trainer.sweep.trials import SECONDS, trial_lock
 
 # What a trial does, by its seed; `{}` are its folder and the sweep's.
@@ -192,7 +193,7 @@ def test_a_journal_named_from_here_survives_a_killed_writer(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("scheme", ["sqlite:///", "journal:"])
 def test_the_path_of_a_storage_is_taken_as_it_is(tmp_path, monkeypatch, scheme):
-    names = ["a?b", "a%20b", "a b", "a#b", "a{b}", "%41", "x:1@b", "x:2@b", "file:y?mode=memory"]
+    names = ["a?b #c", "a?b%20", "a{b}", "x:1@b", "file:y?mode=memory"]
     monkeypatch.chdir(tmp_path)
     for name in names:
         (tmp_path / name).mkdir()
@@ -203,6 +204,19 @@ def test_the_path_of_a_storage_is_taken_as_it_is(tmp_path, monkeypatch, scheme):
         assert len(optuna.load_study(storage=open_storage(url), study_name="s").trials) == 1
     assert {path.name for path in tmp_path.iterdir()} == {*names}
     assert all([path.name for path in (tmp_path / name).iterdir()] == ["s"] for name in names)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_study_that_another_process_holds_is_called_that(tmp_path, monkeypatch, begun):
+    monkeypatch.setattr("budget_trainer.sweep.study._BUSY_SECONDS", 0.05)
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(storage=open_storage(url))
+    with closing(sqlite3.connect(tmp_path / "study.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(RunError) as failed, storage_errors(url):
+            study.ask() if begun else open_storage(url)
+    held = "is held by another process for more than 0.05 s; end that one, then repeat the command"
+    assert str(failed.value) == f"storage: {url} {held}"
 
 
 def test_passwords_of_servers_stay_unsaid():

@@ -1,5 +1,6 @@
 """When a stage begins, what throughput counts, and early stopping, on clocks that the test turns."""
 
+import json
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from budget_trainer.budget.callback import Reading, StepTimes, TimeBudgetCallback
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.stages import Stage, make_stages
-from budget_trainer.training.callbacks import EarlyStop, StageCadence, Throughput
+from budget_trainer.training.callbacks import EarlyStop, ProgressLog, StageCadence, Throughput
 
 
 class Run:
@@ -45,6 +46,21 @@ def test_a_doubled_batch_waits_for_a_count_that_it_divides():
     assert run.step(0.2)[0].accumulation == 2, "2 micro-batches are behind us"
     assert [run.step(0.6)[0].accumulation for _ in range(3)] == [2, 2, 8]
     assert run.micro_batches == 8
+
+
+def test_progress_is_json_also_where_a_number_is_not_finite(tmp_path):
+    def no_constant(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    budget = TimeBudgetCallback(clock=BudgetClock(100.0, time_fn=lambda: 0.0))
+    log, state = ProgressLog(budget, tmp_path / "progress.jsonl", 1), TrainerState(is_world_process_zero=True)
+    log.on_train_begin(None, state, None)
+    for logs in ({"loss": math.inf, "grad_norm": torch.tensor(math.nan)}, {"eval_loss": math.nan, "eval_tokens": 3}):
+        log.on_log(None, state, None, logs)
+    log.on_train_end(None, state, None)
+    lines = [json.loads(line, parse_constant=no_constant) for line in open(tmp_path / "progress.jsonl")]
+    assert lines[0]["loss"] is lines[0]["grad_norm"] is None
+    assert lines[1]["evaluation"] == {"loss": None, "tokens": 3}
 
 
 def test_resume_begins_in_the_stage_of_the_progress():
