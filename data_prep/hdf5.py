@@ -26,7 +26,7 @@ from data_prep import losses
 from data_prep.block_folder import BlockFolder, BlockOptions
 from data_prep.cli import Output, Parser, command
 from data_prep.corpus import is_held_out
-from data_prep.files import count_unread, files_below, form_of, unread_line
+from data_prep.files import count_unread, files_below, form_of
 from data_prep.filters import digest_of, find_duplicates, is_duplicate
 from data_prep.next_sentence import SentencePairs
 
@@ -211,9 +211,6 @@ def main(argv: list[str] | None) -> None:
     output = Output(args.output_dir, args.overwrite)
     content = output.write(functools.partial(_build, args), args.command_line, args.input)
     print(f"{output.summary(content)}; {content['splits']['train']['copies_dropped']:,} copies were dropped")
-    for source in content["sources"]:
-        if "account" in source:
-            print(f"{source['path']}: {unread_line(source['account']['files_not_read'])}")
 
 
 if __name__ == "__main__":

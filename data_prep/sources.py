@@ -23,7 +23,7 @@ from data_prep.files import count_unread, files_below, form_of, lines, members, 
 from data_prep.options import Options, flag
 from data_prep.prose import read_docstrings
 from data_prep.tables import JSON_LINES, TABLES, NoColumn, column_texts, json_text, parsed_json, table_form
-from data_prep.templates import Lost, check_pattern, templates_line
+from data_prep.templates import Lost, check_pattern
 
 KINDS = ("auto", "text", "books", "wikiextractor", "mediawiki", "docstrings", "dataset", "jsonl")
 # A document is held in memory while it is tokenised; a longer one (a dump without blank lines) is cut at a line end.
@@ -33,10 +33,7 @@ _BESIDE = {
     "markdown": "md markdown rst",
     "table": "csv tsv json jsonl ndjson jl",
     "markup": "xml html htm xhtml tex bib",
-    "program": "py ipynb js css sh c h cpp java r pl sql",
-    "settings": "yaml yml toml ini cfg lock",
-    "checksums": "md5 sha1 sha256 sha512",
-    "log": "log",
+    "program": "py ipynb js css sh c h cpp java r pl sql yaml yml toml ini cfg lock md5 sha1 sha256 sha512 log",
 }
 _BESIDE_SUFFIX = {f".{suffix}": what for what, suffixes in _BESIDE.items() for suffix in suffixes.split()}
 _ABOUT = re.compile(r"(?i)(?:readme|licen[cs]e|copying|change(?:log|s)|(?:md5|sha\d*)sums?)(?:[^a-z].*)?")
@@ -99,8 +96,7 @@ class Source(Options):
         self._replaced = functools.partial(self._count, "replaced_characters")
 
     def documents(self) -> Generator[str, None, None]:
-        """The documents in order, with a bar of what was read; at the end a line for what was left out, and InputError if
-        there is not one."""
+        """The documents in order, with a bar of what was read; InputError if there is not one."""
         empty = True
         self.dropped.clear()
         self.account.clear()
@@ -118,12 +114,14 @@ class Source(Options):
                 if bar.total is None:
                     bar.update(len(document))
                 yield document
-        left = self._left_out()
+        if self._lost.templates:
+            self.account["templates"] = self._lost.account(self.drop_holes)
         if empty:
-            what = f"no text found when read as {self.kind}" + "".join(f" ({line})" for line in left)
+            left = f" ({unread_line(files)})" if (files := self.account.get("files_not_read")) else ""
+            what = f"no text found when read as {self.kind}{left}"
             raise InputError(f"input {self.path}: {what}; check the file or --kind")
-        for line in left:
-            print(f"{self.path}: {line}")
+        if self._unbroken:
+            print(f"{self.path}: {self._unbroken}")
 
     def counted(self, entries: list[dict[str, Any]]) -> Iterator[str]:
         """The documents; appends the manifest's entry for them to `entries`."""
@@ -138,22 +136,6 @@ class Source(Options):
     def losses(self) -> dict[str, Any]:
         """What the manifest's entry says of what the last reading left out; a key is there where there is something."""
         return {name: dict(value) for name in ("dropped", "account") if (value := getattr(self, name))}
-
-    def _left_out(self) -> list[str]:
-        """A line for each loss of the reading."""
-        account = self.account
-        if self._lost.templates:
-            account["templates"] = self._lost.account(self.drop_holes)
-        told = [self._unbroken] if self._unbroken else []
-        if files := account.get("files_not_read"):
-            told.append(unread_line(files))
-        if count := account.get("replaced_characters"):
-            told.append(f"{count:,} characters are not {self.encoding} and were replaced; --encoding names another")
-        if "templates" in account:
-            told.append(templates_line(account["templates"]))
-        if count := account.get("documents_cut"):
-            told.append(f"documents cut at {MAX_DOCUMENT_CHARACTERS:,} characters: {count:,}")
-        return told
 
     def _count(self, what: str, number: int = 1) -> None:
         if number:
