@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.core.io import write_json_atomic
+from budget_trainer.core.io import user_path, write_json_atomic
 from budget_trainer.reporting.report import environment
 
 
@@ -49,7 +49,7 @@ def one_line_errors(main: Callable[[list[str] | None], None]) -> Callable[..., i
 
 def make_output_dir(a: argparse.Namespace) -> None:
     """Make `a.output_dir`, from here on an absolute Path."""
-    a.output_dir = Path(a.output_dir).resolve()
+    a.output_dir = Path(user_path(str(a.output_dir), "output_dir")).resolve()
     a.output_dir.mkdir(parents=True, exist_ok=True)
 
 

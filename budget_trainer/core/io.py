@@ -191,19 +191,9 @@ def made_parents(path: Path) -> Iterator[None]:
         raise
 
 
-def nearest_existing(path: Path) -> Path:
-    """`path`, or what is there of the folders that lead to it. Links are followed."""
-    path = Path(os.path.realpath(path))
-    while not os.path.lexists(path):
-        path = path.parent
-    return path
-
-
 def check_writable(folder: Path, field: str = "output_dir") -> None:
     """Refuse a folder that this process can neither write in nor make, before any work is done for it. Writes nothing."""
-    there = nearest_existing(folder)
-    if there.is_symlink():
-        raise InputError(f"{field}: {there} is a link that leads back to itself; give a folder")
+    there = Path(existing_part(os.path.realpath(folder)))
     if not there.is_dir():
         raise InputError(f"{field}: {there} is a file; give a folder")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -214,7 +204,7 @@ _VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|([A-Za-z_]\w*))")
 
 
 def existing_part(path: str) -> str:
-    """The beginning of `path` that is there under this very name: no pattern, no variable."""
+    """The longest beginning of `path` that is there under this very name, so no pattern and no variable; "" where none is."""
     while path and not os.path.lexists(path):
         path = os.path.dirname(path)
     return path
@@ -223,7 +213,7 @@ def existing_part(path: str) -> str:
 def user_path(text: str, field: str) -> str:
     """The path that a person means by `text`: `~` and `$VAR` as a shell takes them, but for what is there under its own name.
 
-    InputError naming `field`: nothing, no UTF-8 (Arrow opens no such file), or a user or a variable that is not known.
+    InputError naming `field`: nothing, no UTF-8 (Arrow opens no such file), a user or a variable that is not known, a circle.
     """
     if not text.strip():
         raise InputError(f"{field}: an empty path; give one")
@@ -242,6 +232,8 @@ def user_path(text: str, field: str) -> str:
     path = os.path.expanduser(there + _VARIABLE.sub(value, path[len(there) :]))
     if re.match(r"~[^/]*/|~$", path) and not os.path.lexists(path.split("/")[0]):
         raise InputError(f"{field}: {text!r} names the home of a user who is not known; write the path out")
+    if os.path.islink(existing_part(os.path.realpath(path))):
+        raise InputError(f"{field}: {text!r} is a link that leads back to itself; give another path")
     return os.path.abspath(path) if os.path.normpath(path).startswith("~") else path  # ./~ is no home, for nobody
 
 

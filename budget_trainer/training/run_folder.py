@@ -24,9 +24,9 @@ from budget_trainer.core.errors import InputError, NoLocks, RunError
 from budget_trainer.core.io import (
     WRITE_ERRNOS,
     check_writable,
+    existing_part,
     hold_folder,
     made_parents,
-    nearest_existing,
     publish_folder,
     sha256,
     write_json_atomic,
@@ -136,7 +136,7 @@ def _disk_failure(error: BaseException) -> str | None:
 
 def _write_error(target: Path, reason: str) -> RunError:
     """The end of a run whose folder takes no more: what, why, what is left and how to go on."""
-    free = shutil.disk_usage(nearest_existing(target.parent)).free
+    free = shutil.disk_usage(existing_part(os.path.realpath(target.parent))).free
     return RunError(
         f"output_dir: {target} could not be written ({reason}, {free / 1e6:.1f} MB free); make room there, then go on from "
         f"{RunFolder(target.parent).newest_checkpoint() or 'the beginning'} with --resume_from_checkpoint auto"

@@ -165,14 +165,10 @@ def test_parents_go_again_where_nothing_came_of_them(tmp_path):
         assert (tmp_path / "a").exists() == left
 
 
-@pytest.mark.parametrize(
-    "place, message",
-    [("file", "is a file"), ("file/below/it", "is a file"), ("loop", "leads back"), ("loop/x", "leads back")],
-)
-def test_what_can_be_no_folder_is_refused(tmp_path, place, message):
+@pytest.mark.parametrize("place", ["file", "file/below/it"])
+def test_what_can_be_no_folder_is_refused(tmp_path, place):
     (tmp_path / "file").touch()
-    (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(InputError, match=f"^output_dir: .*{message}.*; give"):
+    with pytest.raises(InputError, match="^output_dir: .*file is a file; give a folder"):
         io.check_writable(tmp_path / place)
 
 
@@ -190,6 +186,9 @@ def test_what_can_be_no_folder_is_refused(tmp_path, place, message):
         ("dir$NOPE/new/x", "dir$NOPE/new/x"),  # as its folder
         ("dir$NOPE/$SUB", "dir$NOPE/s"),
         ("./~/x", "CWD/~/x"),
+        ("loop", "is a link that leads back to itself; give another path"),
+        ("loop/x", "leads back to itself"),
+        ("dangling", "dangling"),
         ("org/name", "org/name"),
         ("data/[v1]*?#%20\n", "data/[v1]*?#%20\n"),
         ("$NOPE/x", "'$NOPE/x' names the variable NOPE, which is not set; set it"),
@@ -205,6 +204,8 @@ def test_a_path_is_what_a_shell_would_make_of_it(tmp_path, monkeypatch, text, ex
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NOPE", raising=False)
     (tmp_path / "a$NOPE.txt").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("none/x")
     (tmp_path / "dir$NOPE").mkdir()
     try:
         found = io.user_path(text, "field")
