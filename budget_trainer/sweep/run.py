@@ -61,7 +61,7 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
     with storage_errors(spec.storage), ExitStack() as at_exit:
         with exclusive(spec):
             study = SweepStudy(spec, open_storage(spec.storage), mine)
-            place = _place(spec, mine, begin=True)
+            place = _place(spec, mine, study)
             _keep_clock(study, place, len(slots), clock, at_exit)
             launch = make_launch(spec.output_dir / "launch.yaml", use_cpu, spec.accelerate_config)
             words = _write_recipe(spec, recipe)
@@ -89,26 +89,35 @@ def make_slots(spec: SweepSpec, use_cpu: bool, processes: int) -> list[str | Non
     return [names[place % len(names)] for place in range(spec.parallel_trials or len(names))]
 
 
-def _place(spec: SweepSpec, mine: dict[str, Any], begin: bool = False) -> str:
-    """The folder's own mark, which its first process makes where it may `begin` (under `exclusive`).
+def _place(spec: SweepSpec, mine: dict[str, Any], study: SweepStudy | None = None) -> str:
+    """The folder's own mark, which its first process makes, with the `study` (under `exclusive`); a damaged one is that of the
+    trials whose folders are here.
 
     Refuses (InputError) a folder of another sweep, and one whose study lies elsewhere.
     """
-    path = spec.output_dir / "sweep.json"
-    study = {"name": spec.job_name, "storage": shown(spec.storage)}
+    path, named = spec.output_dir / "sweep.json", {"name": spec.job_name, "storage": shown(spec.storage)}
     try:
-        theirs = dict(json.loads(path.read_text(encoding="utf-8")))
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        place = str(theirs["place"])
     except FileNotFoundError:
         place = uuid.uuid4().hex
-        if begin:
-            write_json_atomic(path, {"place": place, **study, "identity": mine})
+    except (OSError, ValueError, TypeError, KeyError):
+        if study is None:
+            return ""
+        here = [trial for trial in study.get_trials(deepcopy=False) if spec.folder(trial.number).is_dir()]
+        places = {str(trial.user_attrs.get(PLACE)) for trial in here}
+        if len(places) != 1:
+            raise InputError(f"output_dir: {path} is damaged; give another folder") from None
+        (place,) = places
+        log.warning("%s is damaged; taken from the study", path)
+    else:
+        check_identity(mine, theirs.get("identity"), str(spec.output_dir))
+        theirs_named = {**theirs, "job_name": theirs.get("name")}
+        check_identity({"job_name": spec.job_name, "storage": named["storage"]}, theirs_named, str(spec.output_dir))
         return place
-    except (OSError, ValueError, TypeError):
-        raise InputError(f"output_dir: {path} is damaged; give another folder") from None
-    check_identity(mine, theirs.get("identity"), str(spec.output_dir))
-    named = {"job_name": spec.job_name, "storage": study["storage"]}
-    check_identity(named, {**theirs, "job_name": theirs.get("name")}, str(spec.output_dir))
-    return str(theirs["place"])
+    if study is not None:
+        write_json_atomic(path, {"place": place, **named, "identity": mine})
+    return place
 
 
 def _keep_clock(study: SweepStudy, place: str, slots: int, clock: BudgetClock, at_exit: ExitStack) -> None:

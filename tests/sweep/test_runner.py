@@ -13,9 +13,9 @@ import pytest
 
 from budget_trainer.budget.clock import PHASES, BudgetClock
 from budget_trainer.core.command import StopRequest
-from budget_trainer.core.errors import RunError
+from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.sweep import runner
-from budget_trainer.sweep.run import _keep_clock
+from budget_trainer.sweep.run import _keep_clock, _place
 from budget_trainer.sweep.runner import ENDED, PLACE, Runner
 from budget_trainer.sweep.spec import Objective, SweepSpec
 from budget_trainer.sweep.study import SweepStudy, open_storage, shown, storage_errors, storage_file
@@ -133,6 +133,19 @@ def test_a_damaged_clock_is_that_of_the_others_or_of_the_trials(tmp_path, damage
         with ExitStack() as at_exit:
             _keep_clock(sweep.study, "here", 2, clock, at_exit)
         assert clock.elapsed_seconds() == (3.0 * len(PHASES) if whole else 20.0)
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", "\0" * 50])
+def test_a_damaged_mark_of_the_folder_is_that_of_its_trials(tmp_path, damage):
+    sweep = Sweep(tmp_path)
+    sweep.lost("gone")  # of another folder
+    assert _place(sweep.spec, {}, sweep.study) == (mine := _place(sweep.spec, {}))
+    trial = sweep.lost(mine)
+    (tmp_path / "sweep.json").write_text(damage)
+    with pytest.raises(InputError, match=r"sweep\.json is damaged; give another folder"):
+        _place(sweep.spec, {}, sweep.study)
+    sweep.spec.folder(trial.number).mkdir()
+    assert _place(sweep.spec, {}) == "" and _place(sweep.spec, {}, sweep.study) == mine == _place(sweep.spec, {})
 
 
 def test_a_trial_whose_run_json_is_damaged_goes_on(tmp_path):
