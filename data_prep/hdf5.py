@@ -81,7 +81,7 @@ def _unmasked(data: dict[str, np.ndarray], target: BlockFolder, file: Path) -> n
     """The ids [n, L] before masking."""
     special = target.special_ids
     ids = data["input_ids"].astype(np.int64)
-    row, slot = np.nonzero(data["masked_lm_ids"])  # 0 is padding, here and in the original's reader
+    row, slot = np.nonzero(data["masked_lm_positions"])  # 0, where [CLS] is, fills up the rows
     ids[row, data["masked_lm_positions"][row, slot]] = data["masked_lm_ids"][row, slot]
     ids[data["input_mask"] == 0] = special["pad"]
     last = data["input_mask"].astype(bool).sum(1) - 1

@@ -108,8 +108,10 @@ class MaskingCollator:
                     f"special_ids={dict(special_ids)}: no {name!r} in [0, {vocab_size}); give one",
                 )
             )
+        framing = [special_ids[name] for name in ("pad", "cls", "sep", "mask")]
         slots, both = max_predictions_per_seq, mask_replace_prob + random_replace_prob
         _check(
+            (len(set(framing)) == 4, f"special_ids={dict(special_ids)}: roles share an id; give each its own"),
             (
                 vocab_size > len(set(special_ids.values())),
                 f"vocab_size={vocab_size} holds special tokens only; use more",
@@ -130,7 +132,7 @@ class MaskingCollator:
         self.seed, self.block_size, self.max_predictions_per_seq = seed, block_size, max_predictions_per_seq
         self.mask_replace_prob, self.random_replace_prob = mask_replace_prob, random_replace_prob
         self.dup_factor, self.has_padding, self.twin_probability = dup_factor, has_padding, twin_probability
-        self.pad_id, self.cls_id, self.sep_id, self.mask_id = (special_ids[n] for n in ("pad", "cls", "sep", "mask"))
+        self.pad_id, self.cls_id, self.sep_id, self.mask_id = framing
         specials = sorted(set(special_ids.values()))
         self._ordinary_ids = np.setdiff1d(np.arange(vocab_size), specials)
         self._words = None if whole_words is None else word_table(whole_words, specials, vocab_size)

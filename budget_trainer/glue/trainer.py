@@ -40,6 +40,7 @@ class Rows(Dataset):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_length: int) -> None:
         columns: dict[str, list[list[int]]] = {}
         options = {"truncation": True, "max_length": max_seq_length, "return_attention_mask": False}
+        options["split_special_tokens"] = True  # "[SEP]" in a sentence is text
         for begin in range(0, len(examples), _TOKENIZED_TOGETHER):
             texts = (column[begin : begin + _TOKENIZED_TOGETHER] for column in examples.columns.values())
             for name, rows in tokenizer(*texts, **options).items():

@@ -204,6 +204,7 @@ def test_hash_is_pinned_and_spreads():
         ({"vocab_size": 5}, "vocab_size=5"),
         ({"vocab_size": 3}, "special_ids"),
         ({"special_ids": {"pad": 0}}, "unk"),
+        ({"special_ids": {"pad": 3, "unk": 1, "cls": 2, "sep": 3, "mask": 4}}, "roles share an id; give each its own"),
         ({"has_padding": False}, "has_padding=False"),  # when it comes
     ],
 )

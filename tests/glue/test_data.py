@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.glue.data import load_task
+from budget_trainer.glue.data import Examples, load_task
 from budget_trainer.glue.tasks import TASKS
+from budget_trainer.glue.trainer import Rows
 from tests.conftest import SHARED_DATA
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -163,3 +165,9 @@ def test_real_files_have_the_official_rows_as_csv_reads_them(real):
             rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
         for column, tsv_column in zip(task.sentences, task.tsv_sentences or task.sentences, strict=True):
             assert data.splits["test"].columns[column] == [row[tsv_column] for row in rows]
+
+
+def test_special_tokens_in_a_sentence_are_text(tokenizer):
+    texts = Examples({"sentence1": ["one [SEP] two"], "sentence2": ["[MASK] and [PAD]"]}, [0])
+    ids = Rows(AutoTokenizer.from_pretrained(tokenizer), texts, 64)[0]["input_ids"]
+    assert [token for token in ids if token in (0, 2, 3, 4)] == [2, 3, 3] and ids[0] == 2 and ids[-1] == 3
