@@ -7,7 +7,6 @@ whole only where every other one is. "" shows nothing, and nothing is missed; `=
 
 import calendar
 import functools
-import itertools
 import json
 import re
 from collections import Counter
@@ -26,7 +25,8 @@ _NAMED = re.compile(r"\s*+([^=|\[\]{}<>\"'&:/?]{1,40})=(.*)", re.DOTALL)
 _NAME = re.compile(r"([^|{}\[\]<>\n:]{0,120}+)(:|\s*+(?:\||\}\}))")
 MARKS = "\u200e\u200f\u202a-\u202e\u2066-\u2069"  # of direction: MediaWiki takes them out of names
 _SPACE = re.compile(rf"[\s_{MARKS}]+")
-_PART = re.compile(r"(\{[^{}]*\}|[\[\]])")
+_PART = re.compile(r"\[([^\[\]]*)\]|\{([^{}]*)\}")
+_PATTERN = re.compile(r"(?:[^][{}]|\{[^][{}]+\}|\[(?:[^][{}]|\{[^][{}]+\})*\])*")
 _RANGES = {"-": "–", "–": "–", "&ndash;": "–", "to": " to ", "to(-)": " to ", "and": " and ", "and(-)": " and "}
 _RANGES |= {"or": " or ", "by": " by ", "x": " × ", "xx": " × ", "×": " × ", "*": " × ", "±": " ± ", "+/-": " ± "}
 # {{convert}}'s codes where they are no words: km2, sqmi, e6acre, Goilbbl, PD/sqmi (people).
@@ -37,20 +37,16 @@ _SMALLER_UNITS = frozenset(("in", "inch", "inches", "ft", "foot", "feet", "yd", 
 
 
 @functools.cache
-def _data() -> dict[str, dict[str, Any]]:
-    """By language; "*" is for all."""
+def languages() -> dict[str, dict[str, Any]]:
+    """The data by language; "*" is for all."""
     return dict(json.loads(Path(__file__).with_name("templates.json").read_text(encoding="utf-8")))
 
 
 @functools.cache
 def words_of(kind: str) -> frozenset[str]:
-    """Of all languages: names of the "file", "category" and "template" namespaces, "caption" words of files, "redirect" words,
-    headings of "references"."""
-    return frozenset(word for language in _data().values() for word in language.get(kind, ()))
-
-
-def languages() -> frozenset[str]:
-    return frozenset(_data())
+    """Of all languages, lower-case: names of the "file", "category" and "template" namespaces, "caption" words of files,
+    "redirect" words, headings of "references", templates and ends of titles of disambiguation pages ("meanings", "titles")."""
+    return frozenset(word for language in languages().values() for word in language.get(kind, ()))
 
 
 @dataclass
@@ -79,9 +75,8 @@ def templates_line(account: dict[str, Any]) -> str:
     share = account["with_a_hole"] / max(1, account["sentences"])
     fate = "dropped" if account["sentences_dropped"] else "kept, with a hole"
     most = ", ".join(f"{name} {number:,}" for name, number in [*account["most"].items()][:5])
-    return (
-        f"templates left out of prose: {account['left_out']:,}, in {share:.1%} of the sentences ({fate}); most: {most}"
-    )
+    where = f"in {share:.1%} of the sentences ({fate})"
+    return f"templates left out of prose: {account['left_out']:,}, {where}; most: {most}"
 
 
 class Templates:
@@ -91,24 +86,19 @@ class Templates:
         self._prefixes = words_of("template").union(prefixes)
         self._patterns: dict[str, str | None] = {}
         self._wild: list[tuple[str, re.Pattern[str]]] = []
-        data = _data()
-        for other in sorted(data.keys() - {"*", language}):  # small wikis borrow what shows a parameter
-            self._add(
-                {pattern: names for pattern, names in data[other].get("words", {}).items() if pattern[0] in "={"}
-            )
-        for key in ("*", language):
-            self._add(data.get(key, {}).get("words", {}))
-            self._add({"": data.get(key, {}).get("silent", [])})
+        for other in sorted(languages().keys() - {"*", language}):  # small wikis borrow what shows a parameter
+            self._add(other, "={")
+        self._add("*")
+        self._add(language)
         self._patterns.update((_SPACE.sub(" ", name).strip().lower(), pattern) for name, pattern in more)
 
-    def _add(self, patterns: dict[str, list[str]]) -> None:
-        for pattern, names in patterns.items():
-            for name in names:
-                if "*" in name[1:] or name[:1] == "*" and len(name) > 1:
-                    wild = re.compile(re.escape(name).replace(r"\*", ".+"))
-                    self._wild.insert(0, (pattern, wild))
-                else:
-                    self._patterns[name] = pattern
+    def _add(self, language: str, starts: str = "") -> None:
+        data = languages().get(language, {})
+        for pattern, names in [*data.get("words", {}).items(), ("", data.get("silent", ()))]:
+            if not starts or pattern[:1] in [*starts]:
+                wild = [re.escape(name).replace(r"\*", ".+") for name in names if "*" in name and name != "*"]
+                self._wild[:0] = [(pattern, re.compile("|".join(wild)))] if wild else []
+                self._patterns.update(dict.fromkeys(names, pattern))
 
     def at(self, text: str, start: int) -> tuple[str, int]:
         """The lower-case name of the template whose braces end at `start`, that of a function with its colon, and where its
@@ -134,13 +124,11 @@ class Templates:
 
 def check_pattern(name: str, pattern: object) -> None:
     """InputError for what a user gives as the pattern of a template and is none."""
-    if not isinstance(pattern, str) or (pattern[:1] == "=" and pattern[1:] not in _FUNCTIONS):
-        wanted = f"text such as '{{1}}', or one of {', '.join(f'={function}' for function in _FUNCTIONS)}"
+    if not isinstance(pattern, str) or not (
+        pattern[1:] in _FUNCTIONS if pattern[:1] == "=" else _PATTERN.fullmatch(pattern)
+    ):
+        wanted = f"text with {{1}} and [{{1}}] in it, or one of {', '.join(f'={function}' for function in _FUNCTIONS)}"
         raise InputError(f"templates: {name}: {pattern!r} is no pattern; give {wanted}")
-    left = re.sub(r"\{[^{}\[\]]+\}", "", pattern)
-    depths = list(itertools.accumulate((char == "[") - (char == "]") for char in left))
-    if "{" in left or "}" in left or (depths and (min(depths) < 0 or depths[-1])):
-        raise InputError(f"templates: {name}: the brackets of {pattern!r} do not match; write {{1}} and [{{1}}]")
 
 
 def rendered(pattern: str, name: str, body: str, title: str) -> str:
@@ -164,21 +152,18 @@ def rendered(pattern: str, name: str, body: str, title: str) -> str:
 
 
 def _filled(pattern: str, given: Parameters) -> str:
-    texts, whole = [""], [True]
-    for part in _PART.split(pattern):
-        if part == "[":
-            texts.append("")
-            whole.append(True)
-        elif part == "]":
-            text = texts.pop()
-            texts[-1] += text if whole.pop() else ""
-        elif part[:1] == "{":
-            value = next((given[name] for name in part[1:-1].split("|") if given.get(name)), "")
-            texts[-1] += value
-            whole[-1] &= value != ""
-        else:
-            texts[-1] += part
-    return texts[0] if whole[0] else ""
+    missing = False
+
+    def shown(found: re.Match[str]) -> str:
+        nonlocal missing
+        if found[1] is not None:
+            return _filled(found[1], given)
+        text = next((given[name] for name in found[2].split("|") if given.get(name)), "")
+        missing |= not text
+        return text
+
+    text = _PART.sub(shown, pattern)
+    return "" if missing else text
 
 
 def _convert(given: Parameters) -> str:

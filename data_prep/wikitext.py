@@ -39,9 +39,8 @@ _LESS = "\4"  # stands for < while a line is parsed
 _BROKEN = "\5"  # where a sentence lost words
 _READING = re.compile(r"<(rt|rp|rtc)\b[^<>]*>[^<>]*(?:</\1\s*>)?", re.IGNORECASE)  # above the characters of a <ruby>
 _FILE_END = r"\.(?:jpe?g|png|svg|gif|tiff?|webp|xcf|djvu|pdf|og[gagv]|webm|mp[34]|wav|flac|midi?|stl)\s*(?:[|\]]|$)"
-_PLAIN_LINK = re.compile(
-    r"\[\[([^\[\]|{}<>\4\n]+)(?:\|([^\[\]|{}<>\4]*))?\]\]"
-)  # most are; the parser would take as long as all else
+# Most are; the parser would take as long as all else.
+_PLAIN_LINK = re.compile(r"\[\[([^\[\]|{}<>\4\n]+)(?:\|([^\[\]|{}<>\4]*))?\]\]")
 _LINK_START = re.compile(r"\[\[|\[(?:https?:|ftps?:|mailto:|irc:|news:)?//", re.IGNORECASE)
 _LANGUAGE = re.compile(r"(?!(?:mw|wmf|doi|rfc)\b)(?:[a-z]{2,3}|simple)(?:-[a-z]+)*")  # not those of other sites
 _INTERLANGUAGE_LINE = re.compile(rf"(?:\s*\[\[\s*{_LANGUAGE.pattern}\s*:[^\[\]|]*\]\])+\s*")
@@ -99,7 +98,7 @@ class _PlainText:
 
     def paragraphs(self, wikitext: str, title: str = "", lost: Lost | None = None) -> list[str]:
         """The page's paragraphs, list items and headings in order; none where it holds no prose. Adds to `lost`."""
-        holes = Holes()
+        holes: Holes = {}
         text, literals = cut_extensions(wikitext.replace("\r", "\n"), holes)
         text = text.replace("{{!}}", "|") if "{{!}}" in text else text
         text = cut_nested(text, self._invisible, self._templates, title, holes)
@@ -108,7 +107,7 @@ class _PlainText:
         kept = list(self._sections(text))
         while kept and kept[-1].is_no_prose():
             kept.pop()
-        finish = _Finish(literals, holes.names(), self._drop_holes, lost or Lost())
+        finish = _Finish(literals, {hole: name for name, hole in holes.items()}, self._drop_holes, lost or Lost())
         for section in kept:
             section.heading = finish(section.heading)
             section.paragraphs = list(filter(None, map(finish, section.paragraphs)))
@@ -249,9 +248,7 @@ class _Finish:
         if "&" in line:
             line = re.sub(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});", lambda found: html.unescape(found[0]), line)
         line = _SPACES.sub(" ", line).strip()
-        if line:
-            line = self._whole(line)
-        return line
+        return self._whole(line) if line else ""
 
     def _whole(self, line: str) -> str:
         """Without sentences that lost words."""
@@ -261,11 +258,9 @@ class _Finish:
             return line
         kept, at = "", 0
         for sentence in sentences:
-            shown = line[at : at + len(sentence)]
-            at += len(sentence)
-            broken = _BROKEN in shown
-            self.lost.holed += broken
-            kept += "" if broken and self.drop_holes else shown
+            shown, at = line[at : at + len(sentence)], at + len(sentence)
+            self.lost.holed += _BROKEN in shown
+            kept += "" if _BROKEN in shown and self.drop_holes else shown
         return _SPACES.sub(" ", kept.replace(_BROKEN, "")).strip()
 
     def _count(self, found: re.Match[str]) -> bool:
@@ -285,18 +280,14 @@ class _Finish:
     def _cut(self, found: re.Match[str]) -> str:
         """What stands for it. Words are missing in the middle of a sentence; before its mark, unless it is joined to a word as
         notes are; and at its start, where no capital follows."""
-        line = found.string
-        spaced = " " in found[0] or line[found.start() - 1 : found.start()] < "\u0e00"
-        shown = found[1] or (" " if spaced else "")  # Thai, Chinese, Japanese, Korean: joined to the next
+        line, start, end = found.string, found.start(), found.end()
+        joined = " " not in found[0] and line[start - 1 : start] >= "\u0e00"  # Thai, Chinese, Japanese, Korean
+        shown = found[1] or ("" if joined else " ")
+        before, behind = line[max(0, start - 5) : start].rstrip(), line[end : end + 2].lstrip()
         if not _HOLE.search(found[0]):
             return shown
-        before, behind = (
-            line[max(0, found.start() - 5) : found.start()].rstrip(),
-            line[found.end() : found.end() + 2].lstrip(),
-        )
         if not before or _SENTENCE_END.search(before):
-            broken = not found[1] and behind[:1].islower()
-            inside = bool(before and behind)
+            broken, inside = not found[1] and behind[:1].islower(), bool(before and behind)
         elif found[1]:
             broken, inside = found[0][0] == " ", True
         else:

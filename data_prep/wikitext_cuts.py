@@ -26,18 +26,11 @@ _FRACTION = re.compile(r"\d+/\d")
 _REF = re.compile(r"<ref(?:\s[^<>]*[^<>/])?>", re.IGNORECASE)  # one that opens
 
 
-class Holes:
-    """What showed words that are not known, by name; each has a character of its own, which stands behind a CUT."""
+Holes = dict[str, str]  # what showed words that are not known: the character of each name
 
-    def __init__(self) -> None:
-        self._marks: dict[str, str] = {}
 
-    def mark(self, name: str) -> str:
-        return CUT + self._marks.setdefault(name, chr(0xD800 + min(len(self._marks), 2047)))
-
-    def names(self) -> dict[str, str]:
-        """By character."""
-        return {mark: name for name, mark in self._marks.items()}
+def _hole(holes: Holes, name: str) -> str:
+    return CUT + holes.setdefault(name, chr(0xD800 + min(len(holes), 2047)))
 
 
 def cut_extensions(text: str, holes: Holes | None = None) -> tuple[str, list[str]]:
@@ -67,7 +60,7 @@ def cut_extensions(text: str, holes: Holes | None = None) -> tuple[str, list[str
                 pieces.append(f"{LITERAL}{len(literals)}{LITERAL_END}")
                 literals.append(text[at:end].replace("\n", " "))
             elif name not in _QUIET:
-                pieces.append(holes.mark(f"<{name}>") if formula and holes else CUT)
+                pieces.append(CUT if holes is None or not formula else _hole(holes, f"<{name}>"))
             at = text.index(">", end) + 1
     pieces.append(text[at:])
     return "".join(pieces), literals
@@ -180,16 +173,12 @@ class _Nesting:
             return
         name, body = self._templates.at(self._text, start + 2)
         pattern = self._templates.pattern(name)
-        depth = 0
+        depth = 1 + max((cut.depth for cut in inner), default=0) if pattern else 0
         shown = CUT
-        if pattern is None:
-            shown = self._holes.mark(name)
+        if pattern is None or depth > 4:  # rendering what nests deeper than anybody writes would take quadratic time
+            shown = _hole(self._holes, name)
         elif pattern:
-            depth = 1 + max((cut.depth for cut in inner), default=0)
-            if depth <= 4:  # rendering those that nest deeper than anybody writes would take quadratic time
-                shown = rendered(pattern, name, _replaced(self._text, body, end - 2, inner), self._title) or CUT
-                if _FRACTION.match(shown) and self._text[start - 1 : start].isdigit():
-                    shown = f" {shown}"  # 5{{frac|1|2}}
-            else:
-                shown = self._holes.mark(name)
+            shown = rendered(pattern, name, _replaced(self._text, body, end - 2, inner), self._title) or CUT
+            if _FRACTION.match(shown) and self._text[start - 1 : start].isdigit():
+                shown = f" {shown}"  # 5{{frac|1|2}}
         self.cuts.append(_Cut(start, end, shown, depth))

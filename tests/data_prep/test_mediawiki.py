@@ -257,7 +257,7 @@ def test_what_templates_lost_is_counted_and_said(read, tmp_path, capsys):
     assert "left out of prose: 1, in 33.3%" in one(max_documents=1)[1]
     recipe = tmp_path / "r.yaml"
     for templates, message in (
-        ('{y: "{1"}', "templates: y: the brackets"),
+        ('{y: "{1"}', "templates: y: .{4} is no pattern"),
         ("{y: 5}", "templates: y: 5 is no"),
         ("y", "not a dict"),
     ):
