@@ -29,12 +29,13 @@ _Counts = dict[str, Any]  # of JSON: whole numbers in nested dictionaries
 
 class _Fate(NamedTuple):
     """What becomes of a character. script: a word for it; letter: whether it is one, or a mark of one; unknown: whether it is
-    [UNK] alone; bare: whether its mark is taken away."""
+    [UNK] alone; bare: whether its mark is taken away; gone: whether it is, and is neither space nor mark."""
 
     script: str
     letter: bool
     unknown: bool
     bare: bool
+    gone: bool
 
 
 class Meter:
@@ -70,6 +71,7 @@ class Meter:
             },
             "marks": {"letters": sum(bare.values()), "of": letters, "scripts": self._by_script(bare)},
             "special_tokens": dict(self._encoder.special_tokens(marked)),
+            "dropped": {f"U+{ord(c):04X}": others[c] for c, fate in fates.items() if fate.gone},
         }
 
     def _look(self, character: str) -> _Fate:
@@ -88,7 +90,8 @@ class Meter:
             alone = f"a{character}" if script == "COMBINING" else character
             left = unicodedata.normalize("NFD", normalizer.normalize_str(alone))
             bare = any(mark not in left for mark in marks)
-        return _Fate(script, letter, self._encoder.is_unknown(character), bare)
+        gone = not bare and not character.isspace() and not len(self._encoder.encode([character])[0])
+        return _Fate(script, letter, self._encoder.is_unknown(character), bare, gone)
 
     def _by_script(self, characters: Mapping[str, int]) -> dict[str, int]:
         scripts = Counter[str]()
@@ -99,7 +102,7 @@ class Meter:
 
 def none() -> _Counts:
     """The counts of no text."""
-    return {"unknown": {"tokens": 0, "of": 0}, "marks": {"letters": 0, "of": 0}, "special_tokens": {}}
+    return {"unknown": {"tokens": 0, "of": 0}, "marks": {"letters": 0, "of": 0}, "special_tokens": {}, "dropped": {}}
 
 
 def summed(parts: Iterable[Mapping[str, Any]]) -> _Counts:
@@ -115,14 +118,16 @@ def summed(parts: Iterable[Mapping[str, Any]]) -> _Counts:
 
 
 def facts(counts: _Counts) -> _Counts:
-    """The manifest's entry: the most frequent characters alone, scripts by falling counts."""
-    kept = {"characters": _KEPT, "scripts": None}
-    return {
-        part: {
-            name: _most(value, kept.get(name)) if isinstance(value, dict) else value for name, value in entry.items()
-        }
-        for part, entry in counts.items()
-    }
+    """The manifest's entry: the most frequent characters alone, what has names by falling counts."""
+
+    def of(name: str, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if name in ("unknown", "marks"):
+            return {key: of(key, entry) for key, entry in value.items()}
+        return _most(value, _KEPT if name in ("characters", "dropped") else None)
+
+    return {name: of(name, value) for name, value in counts.items()}
 
 
 def check(counts: _Counts, limit: float, tokenizer: str, fix: str = "give one trained on this text") -> None:
@@ -152,6 +157,9 @@ def lines(content: Mapping[str, Any]) -> list[str]:
         share = _share(marks, "letters")
         fix = "train with --no-lowercase, or give a cased tokenizer"
         rows.append(("marks of letters", f"{share:.2%} of the letters ({_scripts(marks)})", share, fix))
+        if dropped := losses["dropped"]:
+            most = _words(_most(dropped, _SHOWN))
+            rows.append(("characters dropped", f"{sum(dropped.values()):,} by the tokenizer; most: {most}", _SOME, ""))
         what = f"{_words(losses['special_tokens'])}: written out in the text, and taken as text"
         rows.append(("special tokens", what, _SOME if losses["special_tokens"] else 0, ""))
     train = content.get("splits", {}).get("train", {})
@@ -159,31 +167,32 @@ def lines(content: Mapping[str, Any]) -> list[str]:
         what = f"{cut:,} cuts within sentences longer than a block, of {train.get('sentences', 0):,}"
         share = cut / max(1, train.get("sentences", 0))
         rows.append(("sentences", what, share, "raise --block_size, or give --packing packed"))
+    for name, account in content.get("removed", {}).items():
+        rows.append(("documents removed", f"{account['documents']:,} by {name}", _SOME, ""))
     for source in content.get("sources", ()):
-        for name, value in source.get("account", {}).items():
-            if value:
-                rows.append(_source_row(name, value, source))
+        if dropped := source.get("dropped"):
+            rows.append(("pages left out", f"{_words(dropped)} ({source['path']})", _SOME, ""))
+        rows += [_source_row(name, value, source) for name, value in source.get("account", {}).items() if value]
     shown = [row for row in rows if row[2] > 0]
     said = [f"  {name:<20}{what}" + (f"; warning: {fix}" if share >= WARN else "") for name, what, share, fix in shown]
     return ["lost on the way (the manifest's losses and sources):", *said] if said else []
 
 
 def _source_row(name: str, value: Any, source: Mapping[str, Any]) -> tuple[str, str, float, str]:
-    share, fix, what = _SOME, "", f"{_words(value)}"
+    share, fix = _SOME, ""
     if name == "replaced_characters":
         share, fix = value / max(1, source["text_bytes"]), "give the --encoding of the files"
-    elif name == "files_not_read":
-        name, what = "files", unread_line(value)
     elif name == "templates":
-        share, what = value["with_a_hole"] / max(1, value["sentences"]) or _SOME, templates_line(value)
+        share = value["with_a_hole"] / max(1, value["sentences"]) or _SOME
         fix = "give what they show as templates: of the source"
-    return name.replace("_", " "), f"{what} ({source['path']})", share, fix
+    words = {"files_not_read": unread_line, "templates": templates_line}.get(name, _words)(value)
+    return name.replace("_", " "), f"{words} ({source['path']})", share, fix
 
 
-def _words(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key.replace('_', ' ')} {_words(entry)}" for key, entry in value.items() if entry)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def _words(counts: Any) -> str:
+    if isinstance(counts, Mapping):
+        return ", ".join(f"{name} {_words(count)}" for name, count in counts.items())
+    return f"{counts:,}" if isinstance(counts, int) else str(counts)
 
 
 def _share(counts: Mapping[str, int], name: str) -> float:

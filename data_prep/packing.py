@@ -176,12 +176,13 @@ def validation_rows(
     body = block_size - 2
     rows: list[list[int]] = []
     sizes: list[list[int]] = []
-    total = seen = last = 0
+    total = seen = last = unknown = 0
     for seen, text in enumerate(documents, 1):
         encoding = tokenizer.encode(text, add_special_tokens=False)
         ids, bytes_of_text = encoding.ids, token_bytes(text, encoding.offsets)
         for start in range(0, len(ids), body):
             piece = ids[start : start + body]
+            unknown += piece.count(special_ids.get("unk", -1))
             total += len(piece) >= LEAST_TOKENS
             if len(piece) < LEAST_TOKENS or total > limit:
                 continue
@@ -192,7 +193,7 @@ def validation_rows(
     shape = (len(rows), block_size)
     columns = {"input_ids": rows, "token_bytes": sizes}
     arrays = {name: np.array(values, np.int64).reshape(shape) for name, values in columns.items()}
-    return arrays, last, {"documents_held_out": seen, "rows_cut": max(0, total - limit)}
+    return arrays, last, {"documents_held_out": seen, "rows_cut": max(0, total - limit), "unknown_tokens": unknown}
 
 
 def token_bytes(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:

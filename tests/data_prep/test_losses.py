@@ -18,6 +18,8 @@ from tests.data_prep.test_prepare import recipe  # noqa: F401 (a fixture)
 
 HINDI = "\u092f\u0939 \u0939\u093f\u0928\u094d\u0926\u0940 \u0915\u0940 \u0915\u0925\u093e"  # two of its vowel signs are "Mn"
 
+TEMPLATES = {"left_out": 5, "sentences": 2, "with_a_hole": 1, "sentences_dropped": 1, "most": {"x": 5}}
+
 
 @pytest.fixture
 def mixed(corpus, tmp_path):
@@ -111,12 +113,14 @@ def test_letters_that_lose_their_marks(tmp_path, form, lowercase):
     load_tokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "tokenizer")
     encoder = Encoder(str(tmp_path / "tokenizer" / "tokenizer.json"))
     raw = unicodedata.normalize(form, text).encode()
-    marks = losses.Meter(encoder).count([raw], np.zeros(0))["marks"]
+    counts = losses.Meter(encoder).count([raw, b"[SEP] \xee\x80\x80\xe2\x80\x8b"], np.zeros(0))
+    assert counts["special_tokens"] == {"[SEP]": 1} and counts["dropped"] == {"U+E000": 1, "U+200B": 1}
+    marks = counts["marks"]
     found = {"LATIN": 1, "DEVANAGARI": 1, "CYRILLIC": 1} if lowercase else {}
     if form == "NFD" and lowercase:
         found = {"COMBINING": 2, "DEVANAGARI": 1}
     assert marks["scripts"] == found | {"JOINERS": 1}  # BERT's cleaning takes these, cased or not
-    letters = sum(unicodedata.category(letter)[0] in "LM" for letter in raw.decode())
+    letters = sum(unicodedata.category(letter)[0] in "LM" for letter in raw.decode() + "SEP")
     assert marks["of"] == letters and marks["letters"] == sum(marks["scripts"].values())
 
 
@@ -126,20 +130,26 @@ def test_what_is_said_of_each_loss():
             "unknown": {"tokens": 30, "of": 100, "lost": 0, "characters": {}, "scripts": {}},
             "marks": {"letters": 3, "of": 1000, "scripts": {"LATIN": 3}},
             "special_tokens": {"[SEP]": 1200},
+            "dropped": {"U+FFFD": 7, "U+200E": 1000},
         },
         "splits": {"train": {"sentences": 1000, "sentences_cut": 20}},
+        "removed": {"duplicates": {"documents": 3}},
         "sources": [
             {"path": "a", "text_bytes": 1000, "account": {"replaced_characters": 50, "documents_cut": 0}},
             {"path": "b", "text_bytes": 9, "account": {"files_not_read": {"number": 2, "names": ["x.md", "y.csv"]}}},
+            {"path": "c", "text_bytes": 9, "dropped": {"redirect": 4}, "account": {"templates": TEMPLATES}},
         ],
     }
     head, *rows = losses.lines(content)
-    assert head.startswith("lost on the way") and len(rows) == 6
-    unknown, marks, special, sentences, replaced, files = rows
+    assert head.startswith("lost on the way") and len(rows) == 10
+    unknown, marks, gone, special, sentences, removed, replaced, files, pages, templates = rows
     assert "30.00% of the tokens (words of more than 100 characters" in unknown
     assert unknown.endswith("; warning: words without spaces, or parts of words: --tokenizer_type unigram or bpe")
     assert marks.split() == "marks of letters 0.30% of the letters (LATIN 100%)".split()
     assert special.split(None, 2)[2] == "[SEP] 1,200: written out in the text, and taken as text"
+    assert "1,007 by the tokenizer; most: U+200E 1,000, U+FFFD 7" in gone and "3 by duplicates" in removed
+    assert "redirect 4 (c)" in pages and "left out of prose: 5, in 50.0% of the sentences" in templates
+    assert templates.endswith("; warning: name them under templates in the recipe")
     assert "20 cuts within sentences longer than a block, of 1,000; warning: raise --block_size" in sentences
     assert "replaced characters" in replaced and "50 (a); warning: give the --encoding of the files" in replaced
     assert "2 files not read: x.md, y.csv (b)" in files and "warning" not in files
