@@ -72,8 +72,9 @@ class BlockOptions(Options):
 class BlockFolder:
     """A data folder in the making, in an empty `folder`; all but manifest.json, whose content `write` returns.
 
-    special_ids: token ids by role. dtype: of stored token ids. losses: what the tokenizer lost, as `Meter.count` says.
-    cache: a folder for what is not kept; `content` deletes it."""
+    special_ids: token ids by role. frame: of those that stand for no text. dtype: of stored token ids. losses: what the
+    tokenizer lost, as `Meter.count` says. by_ends: what is held out are ends, not whole documents. cache: a folder for what is
+    not kept; `content` deletes it."""
 
     def __init__(self, folder: Path, tokenizer: str, options: BlockOptions) -> None:
         self.options = options
@@ -81,13 +82,14 @@ class BlockFolder:
         self.tokenizer.save_pretrained(folder / "tokenizer")
         self.tokenizer_file = folder / "tokenizer" / "tokenizer.json"
         self.special_ids = special_ids(self.tokenizer)
+        self.frame = [self.special_ids[role] for role in ("pad", "cls", "sep")]
         self.vocab_size = vocabulary_size(self.tokenizer)
         self.dtype = "uint16" if self.vocab_size <= 2**16 else "uint32"
         self.cache = folder / "cache"
         self.cache.mkdir()
         self.losses = losses.none()
         self._folder, self._name = folder, tokenizer
-        self._by_ends = False  # what is held out are the ends of documents
+        self.by_ends = False  # what is held out are the ends of documents
 
     @property
     def tokenising(self) -> _Facts:
@@ -116,7 +118,7 @@ class BlockFolder:
             longest, documents = max(longest, len(document)), documents + 1
         if not documents:
             return 0
-        self._by_ends = True
+        self.by_ends = True
         what = f"the last {100 * fraction:.3g}% of each is, {END_CHARACTERS} characters or more"
         print(f"validation_fraction {fraction} holds out none of {documents:,} documents whole: {what}")
         return min(4 * END_CHARACTERS, longest)
@@ -149,7 +151,7 @@ class BlockFolder:
                 "fraction": options.held_out_fraction,
                 "text": options.validation_text,
                 "rule": HELD_OUT_RULE,
-                **({"ends": validation["documents_held_out"]} if self._by_ends else {}),
+                **({"ends": validation["documents_held_out"]} if self.by_ends else {}),
             },
             "splits": {"train": train, "validation": validation},
             "sources": sources,
@@ -211,6 +213,10 @@ class BlockFolder:
         split = writer.close_split(tokens, last, size - 2 * last)
         text = {"name": _HELD_OUT, "bytes": size, "sha256": sha256(file)}
         return {**split, **facts, "text": text}
+
+    def unknown_in(self, ids: np.ndarray) -> int:
+        """How many of the ids are [UNK]."""
+        return int((ids == self.special_ids.get("unk", -1)).sum())
 
     def add_rows(self, writer: ShardWriter, rows: dict[str, np.ndarray]) -> int:
         """Add the rows to those of `writer`; return how many tokens they hold without padding."""

@@ -6,15 +6,18 @@ Files are parsed, never imported or executed. One document is the prose of one m
 """
 
 import contextlib
+import functools
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import check_writable, made_parents, open_atomic
 from data_prep.cli import Parser, command
+from data_prep.files import count_unread, unread_line
 from data_prep.prose import read_docstrings
 
 
@@ -45,7 +48,9 @@ def main(argv: list[str] | None) -> None:
     size = count = 0
     reason = "all packages were read"
     progress = tqdm(desc="docstrings", total=limit, unit="B", unit_scale=True)
-    documents = read_docstrings(args.packages, args.num_proc)
+    account: dict[str, Any] = {}
+    leave = functools.partial(count_unread, account, "")
+    documents = read_docstrings(args.packages, args.num_proc, leave)
     with made_parents(args.output_file), open_atomic(args.output_file) as out, progress, contextlib.closing(documents):
         for document in documents:
             count += 1
@@ -61,7 +66,8 @@ def main(argv: list[str] | None) -> None:
             folders = ", ".join(args.packages or ["of this interpreter"])
             raise InputError(f"packages {folders}: no English docstrings found; give other folders")
     seconds = time.monotonic() - start
-    print(f"{args.output_file}: {size / 1e6:.1f} MB in {count} documents; {reason}; {seconds:.0f} s")
+    unread = f"; {unread_line(account['files_not_read'])}" if account else ""
+    print(f"{args.output_file}: {size / 1e6:.1f} MB in {count} documents; {reason}; {seconds:.0f} s{unread}")
 
 
 if __name__ == "__main__":

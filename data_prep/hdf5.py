@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ from data_prep.corpus import is_held_out
 from data_prep.files import count_unread, files_below, form_of
 from data_prep.filters import digest_of, find_duplicates, is_duplicate
 from data_prep.next_sentence import SentencePairs
+from data_prep.packing import LEAST_TOKENS
 
 _NEEDED = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids")
 _LABELS = "next_sentence_labels"
@@ -143,12 +145,15 @@ def _build(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     copies = None if args.keep_copies else _copies(shards, target)
     held_out = target.cache / "held_out.txt"
     with held_out.open("w", encoding="utf-8") as out:
+        unknown = 0  # [UNK] in what is held out, whose text does not show it
         for rows in shards.rows(shards.test, target):
+            unknown += target.unknown_in(rows["input_ids"])
             out.writelines(f"{text}\n" for text in _texts(target.tokenizer, rows["input_ids"]))
-        train = _write_train(shards, copies, target, out)
+        train, more = _write_train(shards, copies, target, out)
     if not train["rows"]:
         raise InputError(f"input {' '.join(args.input)}: no block is left to train on; give more, or hold out less")
-    return target.content(train, target.write_validation(held_out), shards.sources)
+    validation = {**target.write_validation(held_out), "unknown_tokens": unknown + more}
+    return target.content(train, validation, shards.sources)
 
 
 def _copies(shards: _Shards, target: BlockFolder) -> Path:
@@ -162,30 +167,56 @@ def _copies(shards: _Shards, target: BlockFolder) -> Path:
     return target.cache / "copies"
 
 
-def _write_train(shards: _Shards, copies: Path | None, target: BlockFolder, held_out: IO[str]) -> dict[str, Any]:
+def _held_out_from(shards: _Shards, copies: Path | None, target: BlockFolder) -> float:
+    """inf where there are many blocks, or one that its hash holds out and that gives a validation block; else the number of the
+    first block of the share at the end that is held out instead, which is printed."""
+    fraction, number, kept = target.options.held_out_fraction, 0, []
+    for rows in shards.rows(shards.train, target) if fraction else ():
+        ids = rows["input_ids"]
+        first = [row for row in range(len(ids)) if copies is None or not is_duplicate(copies, number + row)]
+        long = (~np.isin(ids[first], target.frame)).sum(1) >= LEAST_TOKENS
+        texts = _texts(target.tokenizer, ids[first])
+        if any(fits and is_held_out(text, fraction) for text, fits in zip(texts, long, strict=True)):
+            return math.inf
+        kept += [number + row for row in first]
+        number += len(ids)
+        if number > _ROWS:
+            return math.inf
+    if not kept:
+        return math.inf
+    last = max(1, int(fraction * len(kept)))
+    target.by_ends = True
+    print(f"validation_fraction {fraction} holds out none of {len(kept):,} blocks: the last {last:,} are")
+    return kept[-last]
+
+
+def _write_train(
+    shards: _Shards, copies: Path | None, target: BlockFolder, held_out: IO[str]
+) -> tuple[dict[str, Any], int]:
+    """Returns what the manifest says of the split, and how often [UNK] stands in what is held out."""
     columns = SentencePairs.columns if shards.pairs else {}
     writer = target.shard_writer(columns, SentencePairs.scalars)
     fraction = target.options.held_out_fraction
-    number = tokens = dropped = text_bytes = 0
-    frame = [target.special_ids[role] for role in ("pad", "cls", "sep")]
+    number = tokens = dropped = text_bytes = unknown = 0
+    from_row = _held_out_from(shards, copies, target)
     for rows in tqdm(shards.rows(shards.train, target), desc="writing", unit=f"x{_ROWS} rows"):
         ids = rows["input_ids"]
         first = [row for row in range(len(ids)) if copies is None or not is_duplicate(copies, number + row)]
         number, dropped = number + len(ids), dropped + len(ids) - len(first)
         train = []
         for row, text in zip(first, _texts(target.tokenizer, ids[first]), strict=True):
-            if fraction and is_held_out(text, fraction):
+            if number - len(ids) + row >= from_row or (fraction and is_held_out(text, fraction)):
                 held_out.write(f"{text}\n")
             else:
                 train.append(row)
                 text_bytes += len(text.encode())
-        text = ids[train][~np.isin(ids[train], frame)]
-        unknown = {"tokens": int((text == target.special_ids.get("unk", -1)).sum()), "of": len(text)}
-        target.losses = losses.summed([target.losses, {"unknown": unknown}])
+        counts = {"tokens": target.unknown_in(ids[train]), "of": int((~np.isin(ids[train], target.frame)).sum())}
+        target.losses = losses.summed([target.losses, {"unknown": counts}])
+        unknown += target.unknown_in(ids[first]) - counts["tokens"]
         tokens += target.add_rows(writer, {name: column[train] for name, column in rows.items()})
     target.check_losses()
     split = writer.close_split(tokens, writer.rows, text_bytes)
-    return {"columns": ["input_ids", *columns], **split, "copies_dropped": dropped}
+    return {"columns": ["input_ids", *columns], **split, "copies_dropped": dropped}, unknown
 
 
 def _texts(tokenizer: Any, ids: np.ndarray) -> list[str]:

@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from budget_trainer.core.errors import InputError
+from data_prep.files import Leave, ignore
 
 _SKIPPED = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
 _SKIPPED |= {"test", "tests"}  # a third of all code and hardly any prose
@@ -42,11 +43,14 @@ _FIELD = re.compile(r"^(?::[\w ,*.~\[\]|]+:|@\w+|\.\.\s|\*{0,2}\w+\*{0,2}\s*(?:\
 _SECTION = re.compile(r"^[A-Z][\w ]{0,30}:?$")
 
 
-def read_docstrings(roots: Iterable[str | Path] | None, num_proc: int = 1) -> Generator[str, None, None]:
+def read_docstrings(
+    roots: Iterable[str | Path] | None, num_proc: int = 1, leave: Leave = ignore
+) -> Generator[str, None, None]:
     """One document per module, in a fixed order: the packages take turns, so that a limit cuts all of them alike.
     Every paragraph occurs once in the whole corpus.
 
-    roots: folders of packages; None: those of the running interpreter, then its standard library. InputError: no folder."""
+    roots: folders of packages; None: those of the running interpreter, then its standard library. leave: is told of files that
+    cannot be read. InputError: no folder."""
     if roots is None:
         paths = (sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib"))
         roots = [path for path in dict.fromkeys(paths) if Path(path).is_dir()]
@@ -55,7 +59,10 @@ def read_docstrings(roots: Iterable[str | Path] | None, num_proc: int = 1) -> Ge
         if not folder.is_dir():
             raise InputError(f"packages {folder}: no such folder; give one with Python files")
     seen: set[bytes] = set()
-    for paragraphs in _parsed(_in_turns(folders), num_proc):
+    for file, paragraphs in _parsed(_in_turns(folders), num_proc):
+        if isinstance(paragraphs, str):
+            leave(str(file), paragraphs)
+            continue
         new = []
         for paragraph in paragraphs:
             key = hashlib.blake2b(paragraph.casefold().encode(), digest_size=8).digest()
@@ -67,19 +74,21 @@ def read_docstrings(roots: Iterable[str | Path] | None, num_proc: int = 1) -> Ge
             yield document
 
 
-def _prose_of_file(file: Path) -> list[str]:
-    """The English paragraphs of the file's docstrings; none for a file that Python cannot parse."""
+def _prose_of_file(file: Path) -> list[str] | str:
+    """The English paragraphs of the file's docstrings, or why it is not read."""
     try:
         if file.stat().st_size > 2_000_000:
-            return []  # a table or generated code
+            return "more than 2 MB"  # a table or generated code
         source = file.read_bytes()
         if b'"""' not in source and b"'''" not in source:
             return []  # parsing is what takes the time
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings
             tree = ast.parse(source)
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
+    except OSError as error:
+        return error.strerror or "unreadable"
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "no Python"
     return [paragraph for node in _documented(tree) for paragraph in _paragraphs_of(ast.get_docstring(node) or "")]
 
 
@@ -110,15 +119,15 @@ def _in_turns(roots: Iterable[Path]) -> Iterator[Path]:
     return (file for turn in turns for file in turn if file is not None)
 
 
-def _parsed(files: Iterator[Path], num_proc: int) -> Iterator[list[str]]:
+def _parsed(files: Iterator[Path], num_proc: int) -> Iterator[tuple[Path, list[str] | str]]:
     """_prose_of_file of every file, in order; reads ahead a little and stops reading when the caller stops."""
     if num_proc == 1:
-        yield from map(_prose_of_file, files)
+        yield from ((file, _prose_of_file(file)) for file in files)
         return
     # A syntax tree is many objects and no cycle: collecting cycles only costs time.
     with ProcessPoolExecutor(num_proc, initializer=gc.disable) as pool:
         while ahead := list(itertools.islice(files, 256)):  # bounds what is computed in vain when a limit is reached
-            yield from pool.map(_prose_of_file, ahead, chunksize=8)
+            yield from zip(ahead, pool.map(_prose_of_file, ahead, chunksize=8), strict=True)
 
 
 def _paragraphs_of(docstring: str) -> list[str]:

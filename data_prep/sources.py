@@ -145,7 +145,8 @@ class Source(Options):
         """The lines of each file, or of each article or row where these are apart; `advance` as in `members`."""
         path = Path(self.path)
         if self.kind == "docstrings":
-            yield from ([document] for document in read_docstrings(None if self.path == "installed" else [path]))
+            roots = None if self.path == "installed" else [path]
+            yield from ([document] for document in read_docstrings(roots, leave=self._leave))
         elif self.kind == "mediawiki":
             from data_prep.mediawiki import read_articles  # late: only this kind needs the parser
 

@@ -44,7 +44,10 @@ def site_packages(tmp_path):
 def test_packages_take_turns_and_paragraphs_occur_once(site_packages, capsys):
     (site_packages / "alpha" / "deep.py").write_text('"""x"""\n' + "-" * 100_000 + "1\n")  # gives nothing
     documents = list(read_docstrings([site_packages]))
-    assert documents == list(read_docstrings([site_packages], num_proc=2))
+    left: list[tuple[str, str]] = []
+    assert documents == list(read_docstrings([site_packages], 2, lambda name, why: left.append((name, why))))
+    files = ("beta/broken.py", "alpha/deep.py", "beta/latin.py", "beta/nul.py")
+    assert left == [(str(site_packages / file), "no Python") for file in files]
     expected = [["zero", "one"], ["seven", "eight"], ["nine", "ten"], ["two", "three", "four"], ["five", "six"]]
     assert [[word for word in text.split() if word.lower() in NUMBERS] for text in documents] == expected
     assert "it ran" not in capsys.readouterr().out
@@ -57,7 +60,8 @@ def test_command_line(site_packages, tmp_path, capsys):
     assert docstrings.main(arguments) == 0
     documents = out.read_text().removesuffix("\n\n").split("\n\n")
     assert documents == list(read_docstrings([site_packages]))
-    assert "5 documents; all packages were read" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "5 documents; all packages were read" in said and "3 files not read: " in said
     assert error_of(docstrings.main, arguments, capsys).endswith("exists; give another path or --overwrite")
     assert docstrings.main([*arguments, "--overwrite"]) == 0
     assert [file.name for file in out.parent.iterdir()] == ["corpus.txt"]

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, BertTokenizer
 
 from budget_trainer.data.folder import DataFolder
 from data_prep import hdf5
-from data_prep.corpus import HELD_OUT_RULE
+from data_prep.corpus import HELD_OUT_RULE, is_held_out
 from tests.conftest import read_documents, words
 from tests.data_prep.conftest import error_of
 
@@ -163,3 +163,30 @@ def test_a_file_that_another_process_writes(tmp_path, capsys):
         argv = words({"input": tmp_path, "tokenizer": "none", "output_dir": tmp_path / "out"})
         error = error_of(hdf5.main, argv, capsys)
     assert "has it open for writing; wait for it, or set HDF5_USE_FILE_LOCKING=FALSE" in error
+
+
+def test_of_a_few_blocks_the_last_is_held_out_and_unknown_tokens_are_counted(text_rows, tokenizer, tmp_path, capsys):
+    rows, sizes, loaded = (text_rows[0].copy(), *text_rows[1:])
+    chosen = [
+        row for row in range(len(rows)) if sizes[row] > 20 and not is_held_out(text_of(loaded, rows[row]), 0.01)
+    ][:40]
+    rows, sizes = rows[chosen], sizes[chosen]
+    rows[:, 2] = np.where(np.arange(40) % 4 == 0, loaded.unk_token_id, rows[:, 2])
+    rows[39, 3:5] = loaded.unk_token_id
+    held_out = [row for row in range(39) if is_held_out(text_of(loaded, rows[row]), 0.01)]
+    write(tmp_path / "train_0.hdf5", rows, sizes, loaded, seed=1)
+    assert convert(tmp_path, tokenizer, tmp_path / "out", "--validation_fraction", "0.01") == 0
+    assert not held_out and "holds out none of 40 blocks: the last 1 are" in capsys.readouterr().out
+    manifest = DataFolder.open(tmp_path / "out").manifest
+    assert (manifest["splits"]["train"]["rows"], manifest["validation"]["ends"]) == (39, 1)
+    assert manifest["splits"]["validation"]["unknown_tokens"] == 2
+    unknown = manifest["losses"]["unknown"]
+    assert unknown == {"tokens": 10, "of": int((sizes[:39] - 2).sum())}
+    rows[:, 3:20] = loaded.unk_token_id
+    write(tmp_path / "train_0.hdf5", rows, sizes, loaded, seed=1)
+    assert convert(tmp_path, tokenizer, tmp_path / "more", "--max_unknown", "0.5") == 2
+    assert "% of the tokens are [UNK] (which characters is not known); give one" in capsys.readouterr().err
+
+
+def text_of(loaded, row):
+    return " ".join(loaded.decode(row, skip_special_tokens=True).split())

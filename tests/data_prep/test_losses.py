@@ -84,7 +84,12 @@ def test_unknown_characters_are_counted_said_and_refused(build, mixed, corpus, t
     )
     both = DataFolder.open(tmp_path / "both").manifest["losses"]["unknown"]
     assert both["tokens"] == unknown["tokens"] and both["of"] > 1.5 * unknown["of"]
-    capsys.readouterr()
+    old = json.loads((tmp_path / "english" / "manifest.json").read_text())
+    del old["losses"], old["splits"]["validation"]["unknown_tokens"]  # as before these were counted
+    (tmp_path / "english" / "manifest.json").write_text(json.dumps(old))
+    flags = words({"output_dir": tmp_path / "old"}) + ["--input", str(tmp_path / "one"), str(tmp_path / "english")]
+    assert merge.main(flags) == 0 and "losses: unknown" in capsys.readouterr().out
+    assert "losses" not in DataFolder.open(tmp_path / "old").manifest
     assert inspect.main([str(tmp_path / "one")]) == 0
     assert line in capsys.readouterr().out
 
