@@ -263,18 +263,8 @@ class TimeBudgetCallback(TrainerCallback):
         self.progress = max(self.progress, self._progress())
         self.stop_if_due(state, control)
 
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.lead is not None:
-            self.lead.epoch_begins()
-
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.running_clock.enter("compile" if self.steps.compiles and args.torch_compile else "train")
-        if self.lead is not None:
-            self.lead.step_begins()
-
-    def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.lead is not None:
-            self.lead.substep_ends(state, control)
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The tick: just before `lr_scheduler.step()`, with every engine that uses Trainer's optimizer."""
@@ -286,30 +276,14 @@ class TimeBudgetCallback(TrainerCallback):
             self._tick(args)
         self._ticked = False
         self.stop_if_due(state, control)
-        if self.lead is not None:
-            self.lead.step_ends(args, state, control)
         values: dict[str, Any] = {"elapsed_seconds": self.reading.elapsed, "begin_seconds": self.begin_seconds}
         values["shares"] = self.running_clock.seconds_by_phase()
         store_state(state, STATE_KEY, values | (self.lead.stored if self.lead is not None else {}))
-
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.lead is not None:
-            self.lead.epoch_ends(args, state, control, kwargs.get("model"))
-
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.lead is not None:
-            self.lead.evaluated()
-
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.lead is not None:
-            self.lead.saved()
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._ended = True
         if self._own_stop:  # it was for this training
             self._stop.signal_number = 0
-        if self.lead is not None:
-            self.lead.ends(args, state, control)
 
     # ---- inside ----
 

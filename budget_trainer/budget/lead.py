@@ -11,20 +11,16 @@ import copy
 import inspect
 import logging
 import math
-import os
-import random
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import has_length
 
 from budget_trainer.budget.clock import format_duration
@@ -39,13 +35,14 @@ ENDLESS_STEPS = 2**40  # max_steps of a training that only time ends
 _STEPS_PER_SECOND = 1000  # more than any training makes: what lies beyond is never reached
 _FLAT_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy")
 _FLAGS = {"logging": "should_log", "eval": "should_evaluate", "save": "should_save"}  # kind of `KIND_steps`: its flag
-_WRITTEN_TO_MEASURE = 2**26  # bytes
+_SLOW_DISK = 1e8  # bytes per second
 _TIMED_BATCHES = 16  # of an evaluation
 
 
-class TrainerLead:
+class TrainerLead(TrainerCallback):
     """Leads one Trainer for a `TimeBudgetCallback`; every decision follows from agreed readings and is equal on all ranks.
 
+    It puts itself behind all other callbacks, so that it sees what they ask for. `stored` goes into checkpoints.
     `schedule`: None for Trainer's own learning rates, `time` or `step` for those of `TimeScheduleMixin`.
     """
 
@@ -57,8 +54,8 @@ class TrainerLead:
 
     def begin_anew(self) -> None:
         """Forget the training before."""
-        self.passes = 0  # over a data set without a length
-        self.marks: dict[str, int] = {}  # by kind of ratio, how often its share has been reached
+        # Passes over a data set without a length; by kind of ratio, how often its share has been reached.
+        self.stored: dict[str, Any] = {"passes": 0, "marks": {}}
         self._stream = False
         self._epochs_wanted: float | None = None  # of an endless training
         self._micro_batches = self._steps_in_pass = 0  # since the last step, and since the pass began
@@ -66,18 +63,13 @@ class TrainerLead:
         self._skipped: bool | None = None  # args.ignore_data_skip of the user, where it was changed
         self._said: set[str] = set()
 
-    @property
-    def stored(self) -> dict[str, Any]:
-        """What goes into checkpoints beside the clock."""
-        return {"passes": self.passes, "marks": self.marks}
-
     # ---- before the first step ----
 
     def find_trainer(self) -> None:
         """Learn from the callers which Trainer fires the event (it hands itself to no callback), and watch its batches."""
         frame = sys._getframe(1).f_back
         while frame is not None:
-            found = frame.f_locals.get("self")
+            found: Any = frame.f_locals.get("self")
             if self.budget in getattr(getattr(found, "callback_handler", None), "callbacks", ()):
                 break
             frame = frame.f_back
@@ -87,6 +79,10 @@ class TrainerLead:
             self.trainer = found
             self._wrap("set_initial_training_values", self._training_values)
             self._wrap("get_batch_samples", self._batches)
+        callbacks = found.callback_handler.callbacks
+        if self in callbacks:
+            callbacks.remove(self)
+        callbacks.append(self)
 
     def _wrap(self, name: str, around: Callable[..., Any]) -> None:
         """Let a method of this one Trainer go through `around(trainer, method, ...)` as long as the callback is in it."""
@@ -122,10 +118,10 @@ class TrainerLead:
         self.find_trainer()
         budget = self.budget
         self._stream = not has_length(events.get("train_dataloader")) and self.trainer is not None
-        self.passes, self.marks = int(restored.get("passes", 0)), dict(restored.get("marks", {}))
-        if self._stream and self.passes and not args.ignore_data_skip:
+        self.stored = {name: restored.get(name, value) for name, value in self.stored.items()}
+        if self._stream and self.stored["passes"] and not args.ignore_data_skip:
             self._skipped, args.ignore_data_skip = False, True  # the passes before cannot be skipped by counting steps
-            self._say("passes", "the stream begins anew: %d passes over it were done", self.passes)
+            self._say("passes", "the stream begins anew: %d passes over it were done", self.stored["passes"])
         if self.trainer is not None and math.isfinite(budget.total_seconds):
             self._check_schedule(args, state)
         (known,), _ = budget.channel.agree([budget.save_seconds])
@@ -163,7 +159,11 @@ class TrainerLead:
                     fresh_folder(folder)
             budget.channel.barrier()
             try:
-                self._save_model(str(folder))
+                save = self.trainer.save_model
+                internal = "_internal_call" in inspect.signature(save).parameters  # pushes nothing to the Hub
+                if args.push_to_hub and not internal:
+                    raise NotImplementedError("save_model pushes to the Hub")
+                save(str(folder), **({"_internal_call": True} if internal else {}))
             except Exception as error:
                 failed = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             failures = [text for text in budget.channel.gather(failed) if text]
@@ -171,25 +171,12 @@ class TrainerLead:
             if args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)
             if failures:
-                seconds = _seconds_by_size(model, args.output_dir) if args.should_save else 0.0
+                seconds = _seconds_by_size(model)
                 text = "the save could not be rehearsed (%s); %s are reserved for it by the model's size"
                 self._say("rehearsal", text, failures[0], format_duration(seconds), level=logging.WARNING)
         budget.save_seconds = budget.save_allowance(seconds)
         if seconds and not budget.checkpoint_seconds:  # weights and two moments, until one was measured
             budget.checkpoint_seconds = (1.5 if getattr(args, "save_only_model", False) else 4.5) * seconds + 0.2
-
-    def _save_model(self, folder: str) -> None:
-        if self.trainer is None:
-            raise RuntimeError("no Trainer was found")
-        save, args = self.trainer.save_model, self.trainer.args
-        if "_internal_call" in inspect.signature(save).parameters:  # without a push to the Hub
-            save(folder, _internal_call=True)
-            return
-        pushes, args.push_to_hub = args.push_to_hub, False
-        try:
-            save(folder)
-        finally:
-            args.push_to_hub = pushes
 
     def _time_evaluation(self) -> float:
         """Seconds of an evaluation, by some batches of it; 0.0 where that tells nothing: until one was done it is unknown."""
@@ -200,15 +187,16 @@ class TrainerLead:
         names = list(trainer.eval_dataset) if isinstance(trainer.eval_dataset, dict) else [None]
         model, training, clock = trainer.model, trainer.model.training, self.budget.running_clock
         alone = self.budget.channel.world_size == 1  # else all ranks run equally many
-        with _same_random_state(trainer.args.device), clock.phase("evaluate") as spent:
+        devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), clock.phase("evaluate") as spent:
             try:
                 for name in names:
                     loader, times = trainer.get_eval_dataloader(*([name] if name else [])), [spent()]
                     model.eval()
                     for batch in islice(loader, _TIMED_BATCHES if alone else 4):
                         trainer.prediction_step(model, batch, prediction_loss_only=trainer.compute_metrics is None)
-                        if trainer.args.device.type == "cuda":
-                            torch.cuda.synchronize(trainer.args.device)
+                        for device in devices:
+                            torch.cuda.synchronize(device)
                         times.append(spent())
                         if alone and len(times) > 2 and times[-1] - times[0] > 0.01 * self.budget.end_seconds:
                             break
@@ -252,10 +240,15 @@ class TrainerLead:
 
     # ---- while it trains ----
 
-    def step_begins(self) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        handler = self.trainer.callback_handler
+        if self.budget not in handler.callbacks:  # it was taken out of this Trainer
+            handler.callbacks = [callback for callback in handler.callbacks if callback is not self]
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._micro_batches, self._since = 0, None
 
-    def substep_ends(self, state: TrainerState, control: TrainerControl) -> None:
+    def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """One process that is about to be late does not wait for the end of its accumulation."""
         budget, clock = self.budget, self.budget.running_clock
         self._micro_batches += 1
@@ -263,13 +256,12 @@ class TrainerLead:
         if late and budget.channel.world_size == 1:
             budget.agree()
             budget.stop_if_due(state, control)
-            self._end(state, control)
+            if budget.stop_reason is not None:
+                self._end(state, control)
 
-    def step_ends(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._micro_batches = 0
         self._steps_in_pass += 1
-        if self.trainer is None:
-            return
         self._mark_shares(args, state, control)
         if self.budget.stop_reason is not None:
             self._end(state, control)
@@ -277,18 +269,16 @@ class TrainerLead:
             self._admit(state, control)
         self._work_begins(control.should_evaluate, control.should_save)
 
-    def epoch_begins(self) -> None:
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._steps_in_pass = 0
         self.budget.running_clock.enter("train")
 
-    def epoch_ends(self, args: Any, state: TrainerState, control: TrainerControl, model: Any) -> None:
-        if self.trainer is None:
-            return
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._micro_batches and self.budget.stop_reason is None:
-            self._drop_rest(args, model)
+            self._drop_rest(args, kwargs["model"])
         self._micro_batches = 0
-        self.passes += self._stream
-        if self._epochs_wanted is not None and self.passes >= self._epochs_wanted:
+        self.stored["passes"] += self._stream
+        if self._epochs_wanted is not None and self.stored["passes"] >= self._epochs_wanted:
             control.should_training_stop = True
         if self.budget.stop_reason is None:
             self.budget.agree()
@@ -309,20 +299,20 @@ class TrainerLead:
                 f"{self._micro_batches}; give fewer"
             )
         log.debug("%d batches at the end of the pass make no step", self._micro_batches)
-        if model is not None:
-            model.zero_grad()
+        model.zero_grad()
 
     def _mark_shares(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
         """`save_steps=0.1` and the like: every tenth of the budget, or of `max_steps` where that comes first."""
+        marks = self.stored["marks"]
         for kind, flag in _FLAGS.items():
             ratio = getattr(args, f"{kind}_steps") or 1
             if ratio >= 1 or getattr(args, f"{kind}_strategy") != "steps":
                 continue
             mark = int(self.budget.share / ratio + 1e-9)
             mark = max(mark, state.global_step // (getattr(state, f"{kind}_steps") or ENDLESS_STEPS))
-            if mark > self.marks.setdefault(kind, 0) and (kind != "eval" or args.eval_delay <= state.global_step):
+            if mark > marks.setdefault(kind, 0) and (kind != "eval" or args.eval_delay <= state.global_step):
                 setattr(control, flag, True)
-            self.marks[kind] = max(mark, self.marks[kind])
+            marks[kind] = max(mark, marks[kind])
 
     def _admit(self, state: TrainerState, control: TrainerControl) -> None:
         """Keep evaluations and checkpoints on the way, and those of Trainer's own last step, where the budget carries them."""
@@ -349,9 +339,7 @@ class TrainerLead:
 
     def _end(self, state: TrainerState, control: TrainerControl) -> None:
         """At the budget's stop: the evaluation and the checkpoint that Trainer makes at its own end."""
-        budget, args = self.budget, self.trainer and self.trainer.args
-        if args is None or budget.stop_reason is None:
-            return
+        budget, args = self.budget, self.trainer.args
         control.should_evaluate = False
         if budget.stop_reason != budget.end_reason:
             return  # the checkpoint for the next job, and nothing else
@@ -376,30 +364,24 @@ class TrainerLead:
             self._saving_since = self._since
             self.budget.running_clock.enter("evaluate" if evaluates else "save")
 
-    def evaluated(self) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """After an evaluation, or one of several data sets of it."""
         if self._since is not None:
             self._saving_since = self.budget.running_clock.job_seconds()
             self.budget.evaluate_seconds = max(1.1 * (self._saving_since - self._since), 1e-6)
 
-    def saved(self) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._since is not None:
             self.budget.checkpoint_seconds = 1.2 * (self.budget.running_clock.job_seconds() - self._saving_since)
 
-    def ends(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Give back what was changed, and say where training has ended long before the budget."""
         if self._skipped is not None:
             args.ignore_data_skip, self._skipped = self._skipped, None
-        own_end = state.global_step >= state.max_steps or not control.should_training_stop
-        if self.budget.stop_reason is None and (own_end or self._stream) and self.budget.share < 0.9:
-            limit = (
-                f"max_steps {args.max_steps}" if args.max_steps > 0 else f"num_train_epochs {args.num_train_epochs:g}"
-            )
-            limit = (
-                limit
-                if own_end or self._epochs_wanted
-                else "the end of train_dataset, which gave nothing in a second pass"
-            )
+        own_end = self._stream or state.global_step >= state.max_steps or not control.should_training_stop
+        if self.budget.stop_reason is None and own_end and self.budget.share < 0.9:
+            epochs = f"num_train_epochs {args.num_train_epochs:g}, or a data set that gave nothing more"
+            limit = f"max_steps {args.max_steps}" if args.max_steps > 0 else epochs
             share, total = self.budget.share, format_duration(self.budget.total_seconds)
             text = "training was ended by %s at %.0f %% of total_training_time %s"
             self._say("ended", text, limit, 100 * share, total, level=logging.WARNING)
@@ -411,26 +393,7 @@ class TrainerLead:
         self._said.add(what)
 
 
-@contextmanager
-def _same_random_state(device: torch.device) -> Iterator[None]:
-    """Afterwards the random numbers go on as if the block had drawn none."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
-
-
-def _seconds_by_size(model: Any, output_dir: str | os.PathLike[str]) -> float:
-    """Twice what the parameters take at the rate at which a small file is written to `output_dir`; whole, where sharded."""
+def _seconds_by_size(model: Any) -> float:
+    """What the parameters, whole where they are sharded, take at a rate that slow disks have."""
     parameters = list(model.parameters()) if model is not None else []
-    size = sum(getattr(tensor, "ds_numel", tensor.numel()) * tensor.element_size() for tensor in parameters)
-    path, begin = Path(output_dir) / ".partial-measured", time.perf_counter()
-    written = max(1, min(size, _WRITTEN_TO_MEASURE))
-    with suppress(OSError), open(path, "wb") as file:
-        file.write(bytes(written))
-        file.flush()
-        os.fsync(file.fileno())
-    seconds = time.perf_counter() - begin
-    path.unlink(missing_ok=True)
-    return 2 * seconds * max(1.0, size / written)
+    return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters) / _SLOW_DISK

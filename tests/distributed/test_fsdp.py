@@ -3,13 +3,14 @@
 `test_gpu_profiles.py` launches the real profile where there is a GPU.
 """
 
+import re
 import shutil
 import sys
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run
 from tests.distributed.six_steps import assert_same_evaluation, give_checkpoint, six_steps
 
 pytestmark = pytest.mark.slow
@@ -52,3 +53,15 @@ def test_fsdp_takes_the_steps_of_ddp_and_resumes(model_type, optimizer_type, tol
     if model_type == "modernbert":  # without dropout, which is not the same on one process
         again = train("fsdp", data_dir, alone, processes=1, resume_from_checkpoint="auto", **changes)
         assert again == pytest.approx({step: losses[step] for step in (5, 6)}, rel=tolerance)
+
+
+@pytest.mark.parametrize("engine", ["fsdp", "zero3"])
+def test_the_callback_rehearses_the_whole_model_that_is_sharded(engine, tmp_path):
+    if engine == "zero3":
+        pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
+    head = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    env = {**FSDP, "FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer"} if engine == "fsdp" else {"DS_ACCELERATOR": "cpu"}
+    done = run([*head, HERE / "plugin_rehearsal.py", engine, tmp_path / "out"], env=env, ok=True)
+    rehearsed, saved, parameters = map(int, re.search(r"rehearsed (\d+), saved (\d+) of (\d+)", done.stdout).groups())
+    assert rehearsed == saved > 0.99 * parameters and "reserved True" in done.stdout, done.stdout
+    assert "could not be rehearsed" not in done.stderr
