@@ -282,6 +282,7 @@ class Source(Options):
             raise InputError(f"input {path}: no such file or folder; give a path that exists")
         import datasets  # late: a second of import
 
+        used: set[str] = set()
         try:
             if (here / "dataset_dict.json").exists() and (here / split / "state.json").exists():
                 here /= split
@@ -299,6 +300,7 @@ class Source(Options):
                 if getattr(builder.config, "columns", "") is None and column in (rows.features or ()):
                     builder.config.columns = [column]
                     rows = builder.as_streaming_dataset(split=split)
+                used = set(map(str, (builder.config.data_files or {}).get(split, ())))
             for row in rows:
                 if column not in row:
                     raise InputError(f"text_column {column!r} is not in {path}; it has {sorted(row)}")
@@ -307,6 +309,9 @@ class Source(Options):
                     kind = type(text).__name__
                     raise InputError(f"text_column {column!r} of {path} holds {kind}, no text; name another")
                 yield text or ""
+            for file in files_below(here) if used and here.is_dir() else ():
+                if str(file.resolve()) not in used:
+                    self._leave(str(file), "not of the split")
         except InputError:
             raise
         except (ValueError, TypeError, OSError, datasets.exceptions.DatasetsError) as error:

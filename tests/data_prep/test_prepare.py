@@ -60,9 +60,12 @@ def test_it_gives_the_blocks_of_the_single_stage(recipe, corpus, tokenizer, tmp_
 
 
 def test_nothing_is_done_again_when_nothing_has_changed(recipe, corpus, tmp_path, capsys):
-    text = tmp_path / "own.txt"
+    text = tmp_path / "far" / "own.txt"  # found behind a link
+    for folder in (text.parent, tmp_path / "near"):
+        folder.mkdir()
+    (tmp_path / "near" / "link").symlink_to("../far")
     text.write_text(corpus.read_text())
-    path = recipe(sources=[str(text)])
+    path = recipe(sources=[str(tmp_path / "near")])
     assert prepare.main([str(path)]) == 0
     before = times(tmp_path / "out")
     capsys.readouterr()

@@ -339,10 +339,12 @@ def test_other_forms_of_the_library(tmp_path):
     assert _read(tmp_path / "zstd") == EXPECTED[:4]
 
 
-def test_configuration_split_and_column(configured, tmp_path):
-    where = {"dataset_config": "de", "dataset_split": "test", "text_column": "body", "cache_dir": tmp_path / "cache"}
+def test_configuration_split_and_column(configured, tmp_path_factory):
+    where = {"dataset_config": "de", "dataset_split": "test", "text_column": "body"}
+    where["cache_dir"] = tmp_path_factory.mktemp("cache")
     expected = [f"de test {part}" + " word" * n for part in range(2) for n in range(3)]
-    assert _read(configured, **where) == expected
+    documents, account = _source(configured, **where)
+    assert documents == expected and account["files_not_read"]["by"] == {"not of the split": 7}
     assert _read(configured, **where, max_documents=4) == expected[:4]
     for change, message in (
         ({"dataset_config": None}, r"config None, split test.*available configs: \['en', 'de'\]"),
