@@ -87,7 +87,7 @@ class BlockFolder:
         self.dtype = "uint16" if self.vocab_size <= 2**16 else "uint32"
         self.cache = folder / "cache"
         self.cache.mkdir()
-        self.losses = losses.none()
+        self.losses = losses.Losses()
         self._folder, self._name = folder, tokenizer
         self.by_ends = False  # what is held out are the ends of documents
 
@@ -155,7 +155,7 @@ class BlockFolder:
             },
             "splits": {"train": train, "validation": validation},
             "sources": sources,
-            "losses": losses.facts(self.losses),
+            "losses": self.losses.facts(),
         }
 
     def shard_writer(self, columns: dict[str, str], scalars: tuple[str, ...]) -> ShardWriter:
@@ -166,7 +166,7 @@ class BlockFolder:
 
     def check_losses(self) -> None:
         """InputError where they are above max_unknown."""
-        losses.check(self.losses, self.options.max_unknown, self._name)
+        self.losses.check(self.options.max_unknown, self._name)
 
     def _write_train(self, groups: Iterable[TokenGroup], held_out: Path, sources: list[_Facts]) -> _Facts:
         options = self.options
@@ -177,7 +177,7 @@ class BlockFolder:
             for group in groups:
                 out.writelines(f"{document}\n" for document in group.held_out)
                 documents, text_bytes = documents + len(group.lengths), text_bytes + group.train_bytes
-                self.losses = losses.summed([self.losses, group.losses])
+                self.losses.add(group.losses)
                 if text_bytes - checked > _CHECKED_BYTES:
                     self.check_losses()
                     checked = text_bytes

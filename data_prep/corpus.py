@@ -180,7 +180,7 @@ def _tokenise_groups(
         documents, known, removed = (documents, None, {}) if select is None else select(documents, first, encoder)
         columns["removed"].append(json.dumps(removed))
         if ends_from:
-            parts = [without_end(text, fraction) if len(text) >= ends_from else (text, "") for text in documents]
+            parts = [_without_end(text, fraction) if len(text) >= ends_from else (text, "") for text in documents]
             train, held_out, known = [text for text, _ in parts], [end for _, end in parts if end], None
         else:
             kept = [not fraction or not is_held_out(document, fraction) for document in documents]
@@ -225,7 +225,7 @@ END_CHARACTERS = (
 )
 
 
-def without_end(document: str, fraction: float) -> tuple[str, str]:
+def _without_end(document: str, fraction: float) -> tuple[str, str]:
     """The document, and a share `fraction` of it, or END_CHARACTERS, or its half, that is taken from its end: from the end of
     a sentence on where there is one near, or from a space."""
     size = min(max(END_CHARACTERS, int(fraction * len(document))), len(document) // 2)

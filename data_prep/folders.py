@@ -18,8 +18,8 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.rows import Rows
-from data_prep import losses
 from data_prep.filters import Removed
+from data_prep.losses import Losses
 from data_prep.shards import ShardWriter
 
 PART_VALUES = 2**20  # token positions that are read at a time: 8 MB of each column
@@ -146,7 +146,7 @@ def _accounts(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         removed.merge(manifest.get("removed", {}))
     accounts = {"removed": removed.by} if any("removed" in manifest for manifest in manifests) else {}
     if all("losses" in manifest for manifest in manifests):
-        return {**accounts, "losses": losses.facts(losses.summed(manifest["losses"] for manifest in manifests))}
+        return {**accounts, "losses": Losses(manifest["losses"] for manifest in manifests).facts()}
     print("losses: unknown, not all of the folders have counted them")
     return accounts
 

@@ -23,7 +23,6 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
-from data_prep import losses
 from data_prep.block_folder import BlockFolder, BlockOptions
 from data_prep.cli import Output, Parser, command
 from data_prep.corpus import is_held_out
@@ -211,7 +210,7 @@ def _write_train(
                 train.append(row)
                 text_bytes += len(text.encode())
         counts = {"tokens": target.unknown_in(ids[train]), "of": int((~np.isin(ids[train], target.frame)).sum())}
-        target.losses = losses.summed([target.losses, {"unknown": counts}])
+        target.losses.add({"unknown": counts})
         unknown += target.unknown_in(ids[first]) - counts["tokens"]
         tokens += target.add_rows(writer, {name: column[train] for name, column in rows.items()})
     target.check_losses()

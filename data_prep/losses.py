@@ -100,51 +100,45 @@ class Meter:
         return dict(scripts)
 
 
-def none() -> _Counts:
-    """The counts of no text."""
-    return {"unknown": {"tokens": 0, "of": 0}, "marks": {"letters": 0, "of": 0}, "special_tokens": {}, "dropped": {}}
+class Losses:
+    """The counts of several texts, each as `Meter.count` or `facts` has them, added up."""
 
+    def __init__(self, parts: Iterable[Mapping[str, Any]] = ()) -> None:
+        self._counts: _Counts = {"unknown": {"tokens": 0, "of": 0}, "marks": {"letters": 0, "of": 0}}
+        self._counts |= {"special_tokens": {}, "dropped": {}}
+        for part in parts:
+            self.add(part)
 
-def summed(parts: Iterable[Mapping[str, Any]]) -> _Counts:
-    """The counts of several added up; a key that is in some only counts there."""
-    total: _Counts = {}
-    for part in parts:
-        for name, value in part.items():
-            if isinstance(value, Mapping):
-                total[name] = summed([total.get(name, {}), value])
-            else:
-                total[name] = total.get(name, 0) + value
-    return total
+    def add(self, part: Mapping[str, Any]) -> None:
+        self._counts = _summed(self._counts, part)
 
+    def facts(self) -> _Counts:
+        """The manifest's entry: the most frequent characters alone, what has names by falling counts."""
 
-def facts(counts: _Counts) -> _Counts:
-    """The manifest's entry: the most frequent characters alone, what has names by falling counts."""
+        def of(name: str, value: Any) -> Any:
+            if not isinstance(value, dict):
+                return value
+            if name in ("unknown", "marks"):
+                return {key: of(key, entry) for key, entry in value.items()}
+            return _most(value, _KEPT if name in ("characters", "dropped") else None)
 
-    def of(name: str, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        if name in ("unknown", "marks"):
-            return {key: of(key, entry) for key, entry in value.items()}
-        return _most(value, _KEPT if name in ("characters", "dropped") else None)
+        return {name: of(name, value) for name, value in self._counts.items()}
 
-    return {name: of(name, value) for name, value in counts.items()}
-
-
-def check(counts: _Counts, limit: float, tokenizer: str, fix: str = "give one trained on this text") -> None:
-    """InputError where more than a share `limit` of the tokens are unknown or of the letters lose their mark, in a text of
-    _LEAST letters or more (or of tokens, where letters were not counted)."""
-    unknown, marks = counts["unknown"], counts["marks"]
-    for share, what in (
-        (_share(unknown, "tokens"), f"of the tokens are [UNK] ({_unknown_words(unknown)})"),
-        (_share(marks, "letters"), f"of the letters lose a mark ({_scripts(marks)})"),
-    ):
-        if share > limit and max(marks["of"], unknown["of"]) >= _LEAST:
-            allowed = f"--max_unknown {math.ceil(share * 100) / 100:g}"
-            raise InputError(f"tokenizer {tokenizer}: {share:.0%} {what}; {fix}, or {allowed}")
+    def check(self, limit: float, tokenizer: str, fix: str = "give one trained on this text") -> None:
+        """InputError where more than a share `limit` of the tokens are unknown or of the letters lose their mark, in a text of
+        _LEAST letters or more (or of tokens, where letters were not counted)."""
+        unknown, marks = self._counts["unknown"], self._counts["marks"]
+        for share, what in (
+            (_share(unknown, "tokens"), f"of the tokens are [UNK] ({_unknown_words(unknown)})"),
+            (_share(marks, "letters"), f"of the letters lose a mark ({_scripts(marks)})"),
+        ):
+            if share > limit and max(marks["of"], unknown["of"]) >= _LEAST:
+                allowed = f"--max_unknown {math.ceil(share * 100) / 100:g}"
+                raise InputError(f"tokenizer {tokenizer}: {share:.0%} {what}; {fix}, or {allowed}")
 
 
 def lines(content: Mapping[str, Any]) -> list[str]:
-    """A table of what a data folder (the content of its manifest) or a tokenizer (`facts` as its "losses") lost; empty where
+    """A table of what a data folder (the content of its manifest) or a tokenizer ("losses" alone) lost; empty where
     that is nothing. From WARN on a line says what helps."""
     rows: list[tuple[str, str, float, str]] = []  # name, what, share, what helps
     if losses := content.get("losses"):
@@ -176,6 +170,14 @@ def lines(content: Mapping[str, Any]) -> list[str]:
     shown = [row for row in rows if row[2] > 0]
     said = [f"  {name:<20}{what}" + (f"; warning: {fix}" if share >= WARN else "") for name, what, share, fix in shown]
     return ["lost on the way (the manifest's losses and sources):", *said] if said else []
+
+
+def _summed(one: Mapping[str, Any], other: Mapping[str, Any]) -> _Counts:
+    """A key that is in one only counts there."""
+    total = dict(one)
+    for name, value in other.items():
+        total[name] = _summed(total.get(name, {}), value) if isinstance(value, Mapping) else total.get(name, 0) + value
+    return total
 
 
 def _source_row(name: str, value: Any, source: Mapping[str, Any]) -> tuple[str, str, float, str]:

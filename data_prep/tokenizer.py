@@ -33,12 +33,12 @@ def _copy_text(documents: Iterable[str], file: Path, max_bytes: float) -> None:
                 return
 
 
-def _losses(text: Path, tokenizer_file: Path) -> dict[str, Any]:
+def _losses(text: Path, tokenizer_file: Path) -> losses.Losses:
     """What the tokenizer loses of the first documents of its text."""
-    encoder, counts, size = Encoder(str(tokenizer_file)), losses.none(), 0
+    encoder, counts, size = Encoder(str(tokenizer_file)), losses.Losses(), 0
     meter = losses.Meter(encoder)
     for document in itertools.islice(read_lines(text), _SAMPLE_DOCUMENTS):
-        counts = losses.summed([counts, meter.count([document.encode()], encoder.encode([document])[0])])
+        counts.add(meter.count([document.encode()], encoder.encode([document])[0]))
         size += len(document)
         if size >= _SAMPLE_CHARACTERS:
             break
@@ -65,10 +65,10 @@ def main(argv: list[str] | None) -> None:
         tokenizer = train_tokenizer(cache / "text", options)
         tokenizer.save_pretrained(folder)
         counts = _losses(cache / "text", folder / "tokenizer.json")
-        losses.check(counts, args.max_unknown, str(args.output_dir), "give a larger --vocab_size or --limit_alphabet")
-        write_json_atomic(folder / "losses.json", losses.facts(counts))
+        counts.check(args.max_unknown, str(args.output_dir), "give a larger --vocab_size or --limit_alphabet")
+        write_json_atomic(folder / "losses.json", counts.facts())
         shutil.rmtree(cache)
-    for line in losses.lines({"losses": counts, "sources": entries}):
+    for line in losses.lines({"losses": counts.facts(), "sources": entries}):
         print(line)
     why = f" (--vocab_size {args.vocab_size}: no other piece occurs twice in the text)"
     smaller = "" if len(tokenizer) == args.vocab_size else why
