@@ -86,16 +86,17 @@ class Templates:
         self._prefixes = words_of("template").union(prefixes)
         self._patterns: dict[str, str | None] = {}
         self._wild: list[tuple[str, re.Pattern[str]]] = []
-        for other in sorted(languages().keys() - {"*", language}):  # small wikis borrow what shows a parameter
-            self._add(other, "={")
+        borrowed = r"[={].*" if language not in languages() else r"=.*|(?:\W|\{[^{}]*\})+"  # a large wiki no words
+        for other in sorted(languages().keys() - {"*", language}):
+            self._add(other, re.compile(borrowed))
         self._add("*")
         self._add(language)
         self._patterns.update((_SPACE.sub(" ", name).strip().lower(), pattern) for name, pattern in more)
 
-    def _add(self, language: str, starts: str = "") -> None:
+    def _add(self, language: str, like: re.Pattern[str] = re.compile(r"(?s).*")) -> None:
         data = languages().get(language, {})
         for pattern, names in [*data.get("words", {}).items(), ("", data.get("silent", ()))]:
-            if not starts or pattern[:1] in [*starts]:
+            if like.fullmatch(pattern):
                 wild = [re.escape(name).replace(r"\*", ".+") for name in names if "*" in name and name != "*"]
                 self._wild[:0] = [(pattern, re.compile("|".join(wild)))] if wild else []
                 self._patterns.update(dict.fromkeys(names, pattern))

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import html
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -261,7 +262,7 @@ class _Finish:
             shown, at = line[at : at + len(sentence)], at + len(sentence)
             self.lost.holed += _BROKEN in shown
             kept += "" if _BROKEN in shown and self.drop_holes else shown
-        return _SPACES.sub(" ", kept.replace(_BROKEN, "")).strip()
+        return _SPACES.sub(" ", kept.replace(f" {_BROKEN}", "").replace(_BROKEN, "")).strip()
 
     def _count(self, found: re.Match[str]) -> bool:
         holes = _HOLE.findall(found[0])
@@ -279,22 +280,25 @@ class _Finish:
 
     def _cut(self, found: re.Match[str]) -> str:
         """What stands for it. Words are missing in the middle of a sentence; before its mark, unless it is joined to a word as
-        notes are; and at its start, where no capital follows."""
+        notes are; and at its start, where no capital follows and it is no note of the sentence before."""
         line, start, end = found.string, found.start(), found.end()
         joined = " " not in found[0] and line[start - 1 : start] >= "\u0e00"  # Thai, Chinese, Japanese, Korean
         shown = found[1] or ("" if joined else " ")
         before, behind = line[max(0, start - 5) : start].rstrip(), line[end : end + 2].lstrip()
         if not _HOLE.search(found[0]):
             return shown
-        if not before or _SENTENCE_END.search(before):
-            broken, inside = not found[1] and behind[:1].islower(), bool(before and behind)
-        elif found[1]:
+        note = found[0][0] != " " and not joined
+        if found[1]:
             broken, inside = found[0][0] == " ", True
+        elif not before or _SENTENCE_END.search(before):
+            without_case = before and not note and unicodedata.category(behind[:1] or " ") == "Lo"
+            broken, inside = behind[:1].islower() or bool(without_case), bool(before and behind)
         else:
             broken = inside = bool(behind)
         if inside or broken:
             self._count(found)
-        return _BROKEN * broken + shown
+        space = " " if found[0][0] == " " else ""  # so that the sentence before ends there
+        return f"{space}{_BROKEN}{shown}" if broken else shown
 
 
 def _without_quotes(line: str) -> str:
