@@ -1,11 +1,13 @@
 """One recipe to a data folder: filters that account for themselves, kills that change nothing, what is refused."""
 
 import bz2
+import contextlib
 import json
 import os
 import resource
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -162,8 +164,14 @@ def test_the_benchmark_of_kills_sees_what_differs(recipe, tmp_path, capsys, monk
     different = ["more.arrow", "tokenizer/tokenizer.json", "train-00001-of-00003.arrow", "block_size", "again.work"]
     assert prepare_kills.differences(again, whole) == different
 
+    def start(command, log):  # in this process
+        with log.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            code = prepare.main(command[3:])
+        return SimpleNamespace(wait=lambda: code, returncode=code)
+
     done = ([{"kill": 1, "stage": "tokens", "files": 1}], ["block_size"])
     monkeypatch.setattr(prepare_kills, "disturbed", lambda a, folder, reference: done)
+    monkeypatch.setattr(prepare_kills, "start", start)
     with pytest.raises(SystemExit, match="1"):
         prepare_kills.main(["--recipe", str(recipe()), "--output_dir", str(tmp_path / "kills")])
     assert "DIFFERENT: block_size" in capsys.readouterr().out
@@ -212,7 +220,7 @@ def test_bad_recipes_end_in_one_line(changes, message, recipe, tmp_path, capsys)
 
 
 def test_a_damaged_source_keeps_what_was_finished(recipe, corpus, tmp_path, capsys):
-    packed = bz2.compress(corpus.read_bytes() * 20)
+    packed = bz2.compress(corpus.read_bytes() * 3, 1)  # some blocks
     (tmp_path / "text.txt.bz2").write_bytes(packed[: len(packed) // 2])
     path = recipe(sources=[str(corpus), {"input": str(tmp_path / "text.txt.bz2"), "kind": "text"}])
     assert "damaged or cut off" in error_of(prepare.main, [path], capsys)
