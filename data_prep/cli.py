@@ -107,6 +107,7 @@ class Output:
         with made_parents(partial):
             try:
                 yield fresh_folder(partial)
+                self.check()  # another process may have been faster
                 publish_folder(partial, target, self.mark.name)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)

@@ -218,7 +218,7 @@ def user_path(text: str, field: str) -> str:
     if not text.strip():
         raise InputError(f"{field}: an empty path; give one")
     if text != text.encode(errors="replace").decode():
-        raise InputError(f"{field}: {text!r} is not UTF-8; give another name")
+        raise InputError(f"{field}: {text!r} is not UTF-8 in this locale; give another name, or set LC_ALL=C.UTF-8")
     path = os.path.expanduser(text)
     there = existing_part(path)
 

@@ -17,6 +17,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.glue.tasks import HUB_DATASET, Task, find_tasks
 from budget_trainer.reporting.hub import PushOptions
 from budget_trainer.reporting.publish import resolve_push
+from budget_trainer.reporting.report import in_run
 
 _TASK, _SUITE = "Task and model", "Several runs (a suite)"
 _task, _budget = partial(flag, topic=_TASK), partial(flag, topic=BUDGET)
@@ -227,7 +228,7 @@ class Request:
     def of_checkpoint(self, path: Path, total_training_time: str | None) -> Request:
         """The suite of one of the `checkpoints`, in a folder of its own in output_dir."""
         glue = replace(self.glue, model_name_or_path=str(path), total_training_time=total_training_time)
-        training = Values(**{**vars(self.training), "output_dir": str(self.output_dir / path.resolve().name)})
+        training = Values(**{**vars(self.training), "output_dir": str(self.output_dir / in_run(path).name)})
         return Request(glue, replace(self.suite, checkpoints=None), self.card, training, self.explicit)
 
     def own_flags(self) -> dict[str, str]:

@@ -21,7 +21,7 @@ from budget_trainer.glue.report import bullets
 from budget_trainer.glue.results import METRIC_NAMES, Suite, points, read_object
 from budget_trainer.glue.tasks import ALL_COLUMNS
 from budget_trainer.reporting.hub import FINAL, MARK
-from budget_trainer.reporting.report import REPORT
+from budget_trainer.reporting.report import REPORT, in_run
 
 MARKDOWN = "glue_over_budget.md"
 _COLOURS = "#1f6f8b #d1495b #edae49 #66a182 #7b5ea7 #b08968 #3d8bfd #e07a5f #8d99ae #5a9a3c".split()
@@ -42,7 +42,7 @@ def expand_checkpoints(patterns: Sequence[str]) -> dict[Path, float]:
             raise InputError(f"checkpoints: {pattern} fits no folder; give those of a run, such as out/run/finetune-*")
         paths += [Path(path) for path in found]
     minutes = {path: _minutes_of(path) for path in paths}
-    runs = sorted({str(path.resolve().parent) for path in paths})
+    runs = sorted({str(in_run(path).parent) for path in paths})
     if len(runs) > 1:
         raise InputError(f"checkpoints: {runs[0]} and {runs[1]} are two runs; give the checkpoints of one")
     return dict(sorted(minutes.items(), key=lambda pair: (pair[1], str(pair[0]))))
@@ -52,12 +52,12 @@ def _minutes_of(folder: Path) -> float:
     """Minutes of pre-training behind `folder`, from the run's `run_report.json` beside it."""
     if not (folder / "config.json").is_file():
         raise InputError(f"checkpoints: {folder} has no config.json, it is no model; give folders such as finetune-50")
-    name = folder.resolve().name
+    name = in_run(folder).name
     marker = MARK.fullmatch(name)
     if marker is None and name != FINAL:
         when = "does not say when in its run it was written"
         raise InputError(f"checkpoints: {folder} {when}; give finetune-<percent> folders, or final")
-    path = folder.resolve().parent / REPORT
+    path = in_run(folder).parent / REPORT
     report = read_object(path, f"only it says when {name} was written: give the folder inside of its finished run")
     used, recipe = report.get("used_seconds"), report.get("recipe")
     if isinstance(used, bool) or not isinstance(used, int | float) or not used > 0:
@@ -85,11 +85,11 @@ def report_over_budget(pairs: Sequence[tuple[tuple[Path, float], Suite]], output
     means = [found for _, suite in pairs if (found := suite.mean(shared, least=2)) is not None]
     report: dict[str, Any] = {
         "format": 1,
-        "run": pairs[0][0][0].resolve().parent.name,
+        "run": in_run(pairs[0][0][0]).parent.name,
         "split": "dev",
         "checkpoints": [
             {
-                "name": path.resolve().name,
+                "name": in_run(path).name,
                 "minutes": round(minutes, 4),
                 "best_configurations": {name: task.best.flags for name, task in suite.scored.items() if task.best},
                 "absent": suite.unscored,

@@ -31,6 +31,7 @@ from budget_trainer.glue.plan import Plan, PlannedRun, make_plan, share
 from budget_trainer.glue.results import MODEL, RUNS_FILE, Configuration, Run, Suite, TaskResult, read_result
 from budget_trainer.glue.submission import write_submission
 from budget_trainer.glue.tasks import TASKS
+from budget_trainer.reporting.report import in_run
 from budget_trainer.training import run_folder
 from budget_trainer.training.launch import configure_logging
 
@@ -310,7 +311,7 @@ def run_checkpoints(request: Request, clock: BudgetClock, stop: StopRequest) -> 
     one finished run.
     """
     minutes = expand_checkpoints(request.suite.checkpoints or [])
-    for name, times in Counter(path.resolve().name for path in minutes).items():
+    for name, times in Counter(in_run(path).name for path in minutes).items():
         if times > 1:
             raise InputError(f"checkpoints: {name} is named twice; give each folder once")
     seconds = math.inf if request.total_seconds is None else request.total_seconds / len(minutes)

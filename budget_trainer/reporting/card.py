@@ -19,7 +19,7 @@ from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
 from budget_trainer.core.output import fence, inline, table
-from budget_trainer.reporting.report import PICTURE, REPORT, public_report
+from budget_trainer.reporting.report import PICTURE, REPORT, in_run, public_report
 
 GLUE_REPORT = "glue_report.json"
 # Of the pinned evaluation: key in the report, name in the card, name in the metadata.
@@ -87,7 +87,7 @@ def write_model_card(final: Path, *, license: str | None = None, language: Seque
     Both are read from the folder above. The copy of the report is without secrets and folders of this machine. Returns
     the card's path. Raises OSError where a file cannot be read or written.
     """
-    run, card = final.resolve().parent, final / "README.md"
+    run, card = in_run(final).parent, final / "README.md"
     report = json.loads((run / REPORT).read_text(encoding="utf-8"))
     (final / REPORT).write_bytes(public_report(report))
     shutil.copyfile(run / PICTURE, final / PICTURE)

@@ -29,7 +29,7 @@ from budget_trainer.core.command import redacted
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import sha256
 from budget_trainer.reporting.card import GLUE_REPORT, GlueScore, card_text, is_unedited, parse_glue_scores
-from budget_trainer.reporting.report import PICTURE, REPORT, public_report
+from budget_trainer.reporting.report import PICTURE, REPORT, in_run, public_report
 
 log = logging.getLogger(__name__)
 MAIN, FINAL, CARD = "main", "final", "README.md"
@@ -70,7 +70,7 @@ class PushOptions:
 
     def name(self, folder: Path) -> str:
         """The repository's: as it was given, or that of the run's folder or the model's."""
-        whole = folder.resolve()
+        whole = in_run(folder)
         return self.hub_model_id or (whole.parent.name if whole.name == FINAL else whole.name)
 
     def words(self, folder: Path) -> list[str]:

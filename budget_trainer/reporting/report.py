@@ -119,6 +119,12 @@ COLOURS = {
 }
 
 
+def in_run(model: Path) -> Path:
+    """The absolute path of a run's model: where its link points if the run's report lies beside that, else the path's own."""
+    there = model.resolve()
+    return there if (there.parent / REPORT).is_file() else Path(os.path.abspath(model))
+
+
 def environment() -> dict[str, Any]:
     """`versions` (of the packages that are there), `hardware` (memory in GiB) and `git_commit` (or None)."""
     versions = {"python": platform.python_version()}

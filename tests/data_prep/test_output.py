@@ -159,7 +159,7 @@ def test_names_of_all_sorts(prepared, tmp_path, monkeypatch, capsys):
         assert split.main(["--input", str(source), "--num_shards", "3", f"--output_dir={place}"]) == 0
         assert DataFolder.open(tmp_path / place).fingerprint == DataFolder.open(source).fingerprint
     latin = ["--input", str(source), "--num_shards", "2", "--output_dir", os.fsdecode(b"caf\xe9")]
-    assert "is not UTF-8; give another name" in error_of(split.main, latin, capsys)
+    assert "is not UTF-8 in this locale; give another name" in error_of(split.main, latin, capsys)
     monkeypatch.chdir(tmp_path / "here")
     assert split.main(["--input", str(source), "--num_shards", "3", "--output_dir", "."]) == 0
     assert Path("manifest.json").is_file(), "the folder that we stand in is written into"
@@ -176,3 +176,14 @@ def test_a_home_and_variables_are_expanded(recipe, corpus, tokenizer, tmp_path, 
     assert DataFolder.open(tmp_path / "home" / "prepared").manifest["sources"][0]["path"] == str(corpus)
     assert prepare.main(recipe(sources=["$DATA/corpus.txt"], **paths | {"output_dir": "$NOPE/x"})) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "recipe.yaml"]
+
+
+def test_who_was_faster_is_not_replaced(tmp_path):
+    with (
+        pytest.raises(ValueError, match="exists and is no data folder"),
+        Output(tmp_path / "out", False).new() as folder,
+    ):
+        (folder / "manifest.json").touch()
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "theirs").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "theirs").exists()

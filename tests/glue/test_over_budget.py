@@ -35,8 +35,13 @@ def test_checkpoints_of_a_run_by_time(run: Path) -> None:
     # the last two: what was used of the nine minutes, and a copy of it
     minutes = {"finetune-5": 0.5, "finetune-12.5": 1.25, "finetune-50": 5.0, "final": 8.9, "finetune-89.5": 8.9}
     assert [(path.name, round(time, 6)) for path, time in found.items()] == list(minutes.items())
+    (run / "final").rename(run.parent / "moved")  # to another disk
+    (run / "final").symlink_to(run.parent / "moved")
+    assert [path.name for path in expand_checkpoints([str(run / "final")])] == ["final"]
     other = run.rename(run.parent / "run[1]*")  # the folder that is there is no pattern, and no other run's
     (run.parent / "run1x").mkdir()
+    (run.parent / "newest").symlink_to(other / "finetune-50")
+    assert expand_checkpoints([str(run.parent / "newest")]) == {run.parent / "newest": 5.0}
     assert len(expand_checkpoints([str(other / "finetune-*"), str(other / "final")])) == len(minutes)
 
 
