@@ -397,6 +397,10 @@ def step_of(folder: Path) -> int:
 
 
 def stored_in(checkpoint: Path, key: str) -> dict[str, Any]:
-    """What `store_state` has put under `key` into a checkpoint; empty where nothing was."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return dict(state["stateful_callbacks"].get(key) or {})
+    """What `store_state` has put under `key` into a checkpoint; empty where nothing was. InputError on a damaged one."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        return dict(state["stateful_callbacks"].get(key) or {})
+    except (ValueError, KeyError, TypeError):
+        complete_manifest(checkpoint, checksums=True)  # names the file
+        raise

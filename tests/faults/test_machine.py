@@ -213,6 +213,15 @@ def test_a_damaged_run_json_is_taken_from_the_checkpoint(left, caplog, damage):
     left.check_data("d")
 
 
+def test_a_checkpoint_whose_state_is_damaged_is_named(left):
+    path = left.newest_checkpoint() / "trainer_state.json"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    with pytest.raises(
+        InputError, match=r"trainer_state\.json does not match its checksum; delete .*checkpoint-6 and use"
+    ):
+        left.restore_clock(BudgetClock(), left.newest_checkpoint())
+
+
 @pytest.mark.parametrize("report", [None, "", '{"evaluation": null}', '{"evaluation": {"loss": 1}}'])
 @pytest.mark.parametrize("resumable", [False, True])
 @pytest.mark.parametrize("checkpoints", [False, True])
