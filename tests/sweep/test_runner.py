@@ -206,7 +206,7 @@ def test_a_journal_named_from_here_survives_a_killed_writer(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("scheme", ["sqlite:///", "journal:"])
 def test_the_path_of_a_storage_is_taken_as_it_is(tmp_path, monkeypatch, scheme):
-    names = ["a?b #c", "a?b%20", "a{b}", "x:1@b", "file:y?mode=memory"]
+    names = ["a?b #c", "a?b%20{d}", "file:x:1@y?mode=memory"]
     monkeypatch.chdir(tmp_path)
     for name in names:
         (tmp_path / name).mkdir()
