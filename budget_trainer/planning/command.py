@@ -154,8 +154,8 @@ def ask_probe(words: Sequence[str], folder: Path, deadline: float) -> tuple[Prob
 
 def _disk_of(output_dir: Any) -> str | None:
     """A folder that is there and can be written to, `output_dir` or one above it: saving is timed on the run's disk."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        path = Path(user_path(output_dir, "output_dir")).resolve()
+    with contextlib.suppress(OSError, ValueError):  # none is given, or the run will refuse it
+        path = Path(user_path(str(output_dir or ""), "output_dir")).resolve()
         return next((str(folder) for folder in (path, *path.parents) if os.access(folder, os.W_OK)), None)
     return None
 
