@@ -32,11 +32,12 @@ _COVERAGE = 0.9995  # of the characters: SentencePiece's
 _WITH_ACCENTS = ("LATIN", "GREEK", "CYRILLIC", "COMBINING")  # how the names of their letters and accents begin
 _ACCENTS = Regex(r"(?<=[\p{Latin}\p{Greek}\p{Cyrillic}])\p{Mn}+")
 _ACCENTED = 0.1  # of the letters: Vietnamese and Czech, not French or German
+_APART = normalizers.BertNormalizer(clean_text=False, strip_accents=False, lowercase=False)  # ideographs
 _JOINERS = "\u200c\u200d"
 _CONTROLS = Regex(r"[^\P{C}\t\n\r\u200c\u200d]|\ufffd")  # what BERT takes out, without the joiners
 _LONGEST = 1000  # characters of a "word" that a trainer may see: one of 300,000 is a segmentation fault in Unigram's
 _TOO_LONG = re.compile(rf"\S{{{_LONGEST + 1},}}")
-_SENTENCE = re.compile(r"(?<=[\u3002\uff01\uff1f\uff61\u0964\u0965\u061f\u06d4\u1362\u104b])")
+_SENTENCE = re.compile(r"(?<=[\u3002\uff01\uff1f\uff61\u0964\u0965\u061f\u06d4\u1362\u104b\u17d4\u17d5\u0589])")
 # A run, in a script without spaces, that BERT would call one word (it sets ideographs apart); longer than it looks up.
 _RUN = re.compile(r"[^\x00-\x7f\s\u2010-\u205e\u3000-\u303f\u3400-\u9fff\uf900-\ufaff\uff00-\uff65]{101,}")
 _SHORTER = Regex(r".{1,90}\p{M}{0,10}")
@@ -47,9 +48,7 @@ _SPECIAL = [*SPECIAL_TOKENS[:-1], _MASK]
 
 _TYPES = "wordpiece is BERT's, bpe (of bytes) RoBERTa's and ModernBERT's, unigram ALBERT's and XLM-R's"
 _ALPHABET = "characters with an entry (default: what covers 99.95 % of the text; bpe: all bytes)"
-_STRIP = (
-    "take accents off Latin, Greek and Cyrillic letters; auto: with lowercase, unless a tenth of the letters has one"
-)
+_STRIP = "take accents off Latin, Greek and Cyrillic letters; auto: with lowercase, where less than a tenth has one"
 
 
 @dataclass(frozen=True)
@@ -95,13 +94,12 @@ def _train_wordpiece(file: Path, options: TokenizerOptions, survey: "_Survey") -
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=options.lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    own = survey.own_letters(options, normalizers.NFD())
     without_spaces = survey.in_runs >= 0.01
-    if own or survey.share(_JOINERS.__contains__) >= 1e-4 or survey.composed >= 1e-4 or without_spaces:
-        form: dict[str, bool] = {"clean_text": False, "strip_accents": False, "lowercase": False}
-        own = own or survey.letters(options, normalizers.NFD())
-        cleaning = [normalizers.Replace(_CONTROLS, ""), normalizers.BertNormalizer(**form)]
-        backend.normalizer = normalizers.Sequence([*cleaning, *own])
+    needed = without_spaces or survey.share(_JOINERS.__contains__) >= 1e-4 or survey.composed >= 1e-4
+    own = survey.letters(options, normalizers.NFD(), needed)
+    if own:  # a zero-width space ends words in Khmer and Burmese
+        cleaning = [normalizers.Replace("\u200b", " "), normalizers.Replace(_CONTROLS, "")]
+        backend.normalizer = normalizers.Sequence([*cleaning, _APART, *own])
     if without_spaces:
         shorter = pre_tokenizers.Split(_SHORTER, "isolated")
         backend.pre_tokenizer = pre_tokenizers.Sequence([backend.pre_tokenizer, shorter])
@@ -120,7 +118,7 @@ def _train_wordpiece(file: Path, options: TokenizerOptions, survey: "_Survey") -
     max_distinct = _MAX_DISTINCT if without_spaces else math.inf
     with text_to_learn(file, None, max_distinct, bool(survey.too_long)) as text:
         backend.train([str(text)], trainer=trainer)
-    vocab = backend.get_vocab()
+    vocab = backend.get_vocab()  # with room left, more characters
     more = (entry for character in others for entry in (character, f"##{character}")[: 1 + continues(character)])
     for entry in itertools.islice(more, options.vocab_size - len(vocab)):
         vocab[entry] = len(vocab)
@@ -137,7 +135,7 @@ def _train_bpe(file: Path, options: TokenizerOptions, survey: "_Survey") -> Any:
     """As ModernBERT's: NFC, RoBERTa's words, all bytes in the alphabet, so that nothing is ever unknown."""
     backend = Tokenizer(models.BPE())
     plain = [normalizers.NFD(), *_WITHOUT_CASE] if options.lowercase else [normalizers.NFC()]
-    form = survey.own_letters(options, normalizers.NFD()) or plain
+    form = survey.letters(options, normalizers.NFD()) or plain
     backend.normalizer = normalizers.Sequence(form) if len(form) > 1 else form[0]
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -155,7 +153,7 @@ def _train_unigram(file: Path, options: TokenizerOptions, survey: "_Survey") -> 
     Words end at spaces alone. Splitting at punctuation too, as BPE does, cost 14 % more tokens (5 MB of Wikipedia, 8192
     entries): the trainer begins with counts over different words, where common ones are then too rare."""
     plain = [normalizers.NFKD(), *_WITHOUT_CASE] if options.lowercase else [normalizers.NFKC()]
-    form = survey.own_letters(options, normalizers.NFKD()) or plain
+    form = survey.letters(options, normalizers.NFKD()) or plain
     spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(left=False)]
     backend = Tokenizer(models.Unigram())
     backend.normalizer = normalizers.Sequence([*form, *spaces])
@@ -274,27 +272,25 @@ class _Survey:
     @functools.cached_property
     def ideographs(self) -> set[str]:
         """Those that BERT sets apart from the characters around them."""
-        isolate = normalizers.BertNormalizer(clean_text=False, strip_accents=False, lowercase=False).normalize_str
-        return {character for character in self.characters if character != " " and " " in isolate(f"x{character}")}
+        isolated = (character for character in self.characters if " " in _APART.normalize_str(f"x{character}"))
+        return {*isolated} - {" "}
 
-    def letters(self, options: TokenizerOptions, decomposed: Any) -> list[Any]:
-        """The normalizers that lower case and take accents away, and nothing else."""
-        accents = self.share(_has_accent)
-        strip = options.strip_accents == "yes" or options.strip_accents == "auto" and options.lowercase
-        if strip and options.strip_accents == "auto" and accents >= _ACCENTED:
+    def letters(self, options: TokenizerOptions, decomposed: Any, needed: bool = False) -> list[Any]:
+        """The normalizers that lower case and take accents away, and nothing else; none where they are not `needed`: where
+        BERT's rules, which take all marks away with the case, or none, do as well."""
+        wish, marks, accents = options.strip_accents, self.share(_has_mark), self.share(_has_accent)
+        usual = wish in ("auto", "yes" if options.lowercase else "no")
+        harmless = marks < 1e-3 and (accents < _ACCENTED or wish == "yes")
+        if usual and (harmless or not options.lowercase) and not needed:
+            return []
+        strip = wish == "yes" or wish == "auto" and options.lowercase
+        if strip and wish == "auto" and accents >= _ACCENTED:
             how = "--strip_accents yes takes them off"
             print(f"{accents:.0%} of the letters carry an accent: accents stay ({how})")
             strip = False
         stripped = [normalizers.Replace(_ACCENTS, "")] if strip else []
         lowered = [normalizers.Lowercase()] if options.lowercase else []
         return [decomposed, *stripped, *lowered, normalizers.NFC()]
-
-    def own_letters(self, options: TokenizerOptions, decomposed: Any) -> list[Any]:
-        """The same; empty where BERT's rules, which take all marks away with the case, or none, do as well."""
-        usual = options.strip_accents in ("auto", "yes" if options.lowercase else "no")
-        marks, accents = self.share(_has_mark), self.share(_has_accent)
-        harmless = marks < 1e-3 and (accents < _ACCENTED or options.strip_accents == "yes")
-        return [] if usual and (harmless or not options.lowercase) else self.letters(options, decomposed)
 
 
 def _has_mark(character: str) -> bool:

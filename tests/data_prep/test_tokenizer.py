@@ -162,8 +162,9 @@ def test_sentences_and_whole_words(trained, kind):
     assert [word for word in found if word] == wanted and not continues[tokenizer.all_special_ids].any()
 
 
-@pytest.mark.parametrize("packing", ["packed", "one_document", "sentences", "nsp"])
-@pytest.mark.parametrize("kind", NEW)
+@pytest.mark.parametrize(
+    "kind, packing", [("bpe", "packed"), ("bpe", "sentences"), ("unigram", "one_document"), ("unigram", "nsp")]
+)
 def test_blocks_hold_the_text(prepared, trained, corpus, tmp_path, kind, packing):
     folder = prepared(tokenizer=trained(kind), packing=packing)
     rows = {name: dealt_rows(folder, column=name) for name in folder.manifest["splits"]["train"]["columns"]}
@@ -224,7 +225,7 @@ def test_a_trainer_survives_base64(tmp_path):
 def test_the_alphabet_covers_the_text(tmp_path, capsys):
     """Ideographs as in text, 1/n: [UNK] for the rarest alone, and no entry that can never occur."""
     ranks = 1 / np.arange(1, 801)
-    drawn = np.random.default_rng(0).choice(800, (200, 200), p=ranks / ranks.sum())
+    drawn = np.random.default_rng(0).choice(800, (200, 100), p=ranks / ranks.sum())
     text = "".join("".join(chr(0x4E00 + i) for i in line) + "\n" for line in drawn.tolist())
     (tmp_path / "text").write_text(text, encoding="utf-8")
     for kind in ("wordpiece", "unigram"):
@@ -248,6 +249,7 @@ def test_text_without_spaces(tmp_path):
     made = load_tokenizer(str(tmp_path / "made"))
     ids = made(lines[0], add_special_tokens=False)["input_ids"]
     assert 1 not in ids and 38 < len(ids) < 60 and "".join(made.decode(ids).split()) == lines[0]
+    assert made.tokenize(f"{names[0]}\u200b{names[1]}") == made.tokenize(f"{names[0]} {names[1]}")
 
 
 @pytest.mark.slow
