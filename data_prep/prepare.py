@@ -20,7 +20,8 @@ line wins over the file, whose keys are:
   piece_megabytes            text between two points from which the work can go on (128)
   keep_work                  keep the folder of the work, so that other blocks from the same documents take less time (false)
   block_size, packing, short_seq_prob, num_shards, num_proc, validation_fraction, validation_text, validation_block_size,
-  max_validation_blocks, max_unknown, overwrite  see data_prep.blocks
+  max_validation_blocks, max_unknown, overwrite  see data_prep.blocks; validation_text is read with the encoding, errors,
+                             documents and text_column that all sources share
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
         target = BlockFolder(folder, tokenizer, recipe.blocks)
         validation = None
         if text := recipe.blocks.validation_text:
-            validation = Source(text, cache_dir=target.cache, num_proc=recipe.blocks.num_proc)
+            first, shared = recipe.sources[0], {"errors", "encoding", "documents_end", "text_column"}
+            alike = {n: v for n in shared if all((v := getattr(first, n)) == getattr(s, n) for s in recipe.sources)}
+            validation = Source(text, cache_dir=target.cache, num_proc=recipe.blocks.num_proc, **alike)
             print(f"{text}: read as {validation.kind}")
         content = target.write(groups(target), _sources(recipe, pieces), validation)
         return {**content, "removed": removed.by, "recipe": recipe.key("blocks")}

@@ -129,9 +129,11 @@ def test_every_filter_says_what_it_took(recipe, tmp_path, capsys):
     documents = [f"Number {i}. " + ENGLISH * (1 + i % 3) for i in range(40)]
     documents += [documents[3].upper(), documents[4].replace(" ", "  "), "Short.", GERMAN * 3, RARE * 3]
     documents += ["Soft\u00adhy\u200bphen and cafe\u0301 and a \x07bell. " + ENGLISH, "Long. " + ENGLISH * 50]
-    (tmp_path / "text.txt").write_text("\n\n".join(documents))
+    (tmp_path / "text.txt").write_text("\n\n".join(documents), encoding="utf-16-le")
     filters = {"min_characters": 20, "max_characters": 4000, "language": "en", "max_tokens_per_character": 0.32}
-    sources = [{"input": str(tmp_path / "text.txt"), "kind": "text"}]
+    sources = [
+        {"input": str(tmp_path / "text.txt"), "kind": "text", "encoding": "utf-16-le"}
+    ]  # and so the validation's
     options = {"tokenizer": {"vocab_size": 200, "lowercase": True}, "validation_text": str(tmp_path / "text.txt")}
     path = recipe(sources=sources, keep_work=True, **options, **filters)
     assert prepare.main([str(path)]) == 0
