@@ -300,6 +300,10 @@ def make_model(
                 f"model_name_or_path: {path} has a vocabulary of {model.config.vocab_size:,} and no tokenizer beside it, the "
                 f"data folder one of {vocab_size:,}; prepare the data with the model's own tokenizer"
             )
+        pad = model.config.pad_token_id
+        if own is None and pad not in (None, tokenizer.pad_token_id):
+            pads = f"{path} pads with token {pad} and has no tokenizer beside it, the data folder with {tokenizer.pad_token_id}"
+            raise InputError(f"model_name_or_path: {pads}; prepare the data with the model's own tokenizer")
         if own is None:
             log.info("%s has no tokenizer: that of the data folder is taken for its own", path)
         elif (own := min(own, model.config.vocab_size)) < vocab_size:

@@ -145,6 +145,12 @@ def test_without_a_tokenizer_the_vocabulary_has_to_be_the_datas(folder, tmp_path
         (folder / name).unlink(missing_ok=True)
     tokenizer = tokenizer_of([*TOKENS, *(f"x{number}" for number in range(60))][:size], tmp_path / "data")
     if fits:
+        edit(folder, pad_token_id=7)
+        with pytest.raises(
+            InputError, match="pads with token 7 and has no tokenizer beside it, the data folder with 0"
+        ):
+            begin(folder, tokenizer)
+        edit(folder, pad_token_id=0)
         with caplog.at_level("INFO"):
             begin(folder, tokenizer)
         assert "has no tokenizer: that of the data folder is taken for its own" in caplog.text

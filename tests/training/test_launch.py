@@ -1,6 +1,8 @@
 """What the launcher's configuration asks for beside the recipe is taken over or refused, and never comes back."""
 
 import os
+from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from transformers import Trainer
 from budget_trainer.config.arguments import RunArguments
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.jobs import check_unseen
+from budget_trainer.glue.suite import run_suite
+from budget_trainer.sweep.command import check_start
 from budget_trainer.training.launch import take_over
 from budget_trainer.training.trainer import TimeBudgetTrainer
 from tests.model.models import tiny
@@ -104,12 +108,20 @@ def test_glue_compiles_nothing(launched):
 
 
 @pytest.mark.parametrize("name", ["ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"])
-def test_a_suite_or_a_sweep_says_what_its_runs_would_not_see(monkeypatch, name):
+def test_a_suite_or_a_sweep_says_what_its_runs_would_not_see(monkeypatch, launched, name):
+    args = launched({})
     monkeypatch.setenv(name, "NO")
     check_unseen()
     monkeypatch.setenv(name, "BF16")
-    with pytest.raises(InputError, match=f"^{name}: bf16 of the launcher's configuration would not reach the runs"):
-        check_unseen()
+    for start in (
+        check_unseen,
+        partial(check_start, Mock(), True),
+        partial(run_suite, Mock(run=args), Mock(), Mock()),
+    ):
+        with pytest.raises(
+            InputError, match=f"^{name}: bf16 of the launcher's configuration would not reach the runs"
+        ):
+            start()
 
 
 def test_a_run_is_computed_and_reported_in_what_the_launcher_asked_for(monkeypatch, open_run):
