@@ -144,6 +144,7 @@ class TimeBudgetCallback(TrainerCallback):
         self._reserved = 0.0  # seconds of optional work since the last reading
         self._stepped = False  # whether this job has finished a step
         self._fresh = True  # whether this is the first job of the run
+        self._used_clock = False  # whether something was trained on the clock before
         self._ticked = False  # whether there was a reading in this step
         self._event: torch.cuda.Event | None = None
         self._bad_step: bool | torch.Tensor = False  # of this rank, for the next control message
@@ -222,6 +223,10 @@ class TimeBudgetCallback(TrainerCallback):
                 f"total_training_time: {end:.1f}s is spent, earlier jobs used {earlier:.1f}s and left no checkpoint; give "
                 "more time, or another output_dir to start again"
             )
+        if self._used_clock:
+            raise InputError(
+                f"total_training_time: {end:.1f}s is spent, an earlier training used the same clock; give each training its own"
+            )
         raise InputError(text.format("total_training_time", end, "the final save", needed) + " or a smaller model")
 
     def request_stop(self) -> None:
@@ -253,6 +258,7 @@ class TimeBudgetCallback(TrainerCallback):
             self.clock.restore(restored.get("shares", {}))
             if state.global_step and not restored:
                 log.info("the checkpoint of step %d has no clock: it begins at 0", state.global_step)
+        self._used_clock = self.clock.seconds_by_phase()["train"] > 0
         if self.lead is not None:
             self.lead.begin(args, state, restored, kwargs)
         self.running_clock.enter("train")

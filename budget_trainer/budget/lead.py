@@ -13,7 +13,7 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -106,12 +106,21 @@ class TrainerLead(TrainerCallback):
                 args.max_steps = ENDLESS_STEPS
         return method(args, loader, *rest)
 
-    def _batches(self, trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """No batches left: the pass ends here, and not after all the steps that Trainer takes for the length of a stream."""
-        found = method(*args, **kwargs)
+    def _batches(self, trainer: Any, method: Callable[..., Any], batches: Any, *args: Any, **kwargs: Any) -> Any:
+        """No batches left: the pass ends here, and not after all the steps that Trainer takes for the length of a stream.
+
+        One process waits for no further batch where there is no time left to use it.
+        """
+        found = method(self._in_time(batches), *args, **kwargs)
         if not found[0]:
             trainer.control.should_epoch_stop = True
         return found
+
+    def _in_time(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            yield batch
+            if self._late:
+                return
 
     def begin(self, args: Any, state: TrainerState, restored: dict[str, Any], events: dict[str, Any]) -> None:
         """Find the Trainer, refuse what cannot be kept, measure what the end will take. `events`: what Trainer passes on."""
@@ -250,14 +259,18 @@ class TrainerLead(TrainerCallback):
 
     def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """One process that is about to be late does not wait for the end of its accumulation."""
-        budget, clock = self.budget, self.budget.running_clock
         self._micro_batches += 1
-        late = clock.elapsed_seconds() + budget.reading.save + budget.end_work > budget.end_seconds
-        if late and budget.channel.world_size == 1:
-            budget.agree()
-            budget.stop_if_due(state, control)
-            if budget.stop_reason is not None:
-                self._end(state, control)
+        if self._late:
+            self.budget.agree()
+            self.budget.stop_if_due(state, control)
+            self._end(state, control)
+
+    @property
+    def _late(self) -> bool:
+        """Whether one process, which need not ask others, has come to the end between two readings."""
+        budget = self.budget
+        used = budget.running_clock.elapsed_seconds() + budget.reading.save + budget.end_work
+        return budget.channel.world_size == 1 and used > budget.end_seconds
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._micro_batches = 0
@@ -280,15 +293,14 @@ class TrainerLead(TrainerCallback):
         self.stored["passes"] += self._stream
         if self._epochs_wanted is not None and self.stored["passes"] >= self._epochs_wanted:
             control.should_training_stop = True
-        if self.budget.stop_reason is None:
+        stopped = self.budget.stop_reason is not None
+        if not stopped:
             self.budget.agree()
+            self.budget.stop_if_due(state, control)
+        if self.budget.stop_reason is None:
             self._admit(state, control)
-        elif self.budget.stop_reason != self.budget.end_reason:
-            control.should_evaluate = control.should_save = False  # a job that ends has its checkpoint
         else:
-            work = self.work_of_the_end()
-            control.should_evaluate = control.should_evaluate and "evaluation" in work
-            control.should_save = control.should_save and "checkpoint" in work
+            self._end(state, control, again=stopped)
         self._work_begins(control.should_evaluate, control.should_save)
 
     def _drop_rest(self, args: Any, model: Any) -> None:
@@ -337,17 +349,17 @@ class TrainerLead(TrainerCallback):
                 text = "step %d: no %s, the rest of the budget does not carry it (about %s)"
                 self._say(name, text, state.global_step, name, format_duration(seconds))
 
-    def _end(self, state: TrainerState, control: TrainerControl) -> None:
-        """At the budget's stop: the evaluation and the checkpoint that Trainer makes at its own end."""
+    def _end(self, state: TrainerState, control: TrainerControl, again: bool = False) -> None:
+        """At the budget's stop: the evaluation and the checkpoint that Trainer makes at its own end; `again`: of its epoch."""
         budget, args = self.budget, self.trainer.args
-        control.should_evaluate = False
-        if budget.stop_reason != budget.end_reason:
-            return  # the checkpoint for the next job, and nothing else
-        control.should_save, work = False, self.work_of_the_end()
-        if args.eval_strategy == "steps" and args.eval_delay <= state.global_step:
-            control.should_evaluate = "evaluation" in work
-        if args.save_strategy == "steps":
-            control.should_save = "checkpoint" in work
+        if budget.stop_reason != budget.end_reason:  # the checkpoint for the next job, and nothing else
+            control.should_evaluate, control.should_save = False, not again
+            return
+        work = self.work_of_the_end()
+        by_steps = args.eval_strategy == "steps" and args.eval_delay <= state.global_step and not again
+        control.should_evaluate = (control.should_evaluate or by_steps) and "evaluation" in work
+        by_steps = args.save_strategy == "steps" and not again
+        control.should_save = (control.should_save or by_steps) and "checkpoint" in work
         for name, seconds in self._wanted().items():
             if name not in work:
                 why = "was never timed (eval_on_start=True times it)"

@@ -147,6 +147,41 @@ def test_a_slow_accumulation_is_not_waited_for(tmp_path):
     assert trainer.state.global_step == 0 and tick.now <= 22 and budget_of(trainer).stop_reason == "budget"
 
 
+@BOTH
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_slow_data_are_not_waited_for(kind, strategy, tmp_path):
+    """Eight batches of 3 s make a step, which 20 s do not carry: no batch is waited for once they are over."""
+
+    class Slow(Stream):
+        def __iter__(self):
+            for row in super().__iter__():
+                tick.now += 1.5
+                yield row
+
+    trainer, tick = make(
+        kind,
+        tmp_path,
+        20.0,
+        train_dataset=Slow(1000),
+        max_steps=10**6,
+        gradient_accumulation_steps=8,
+        save_strategy=strategy,
+    )
+    trainer.train()
+    assert budget_of(trainer).stop_reason == "budget" and trainer.state.global_step == 0 and tick.now <= 22
+
+
+def test_a_clock_that_was_used_up_is_named(tmp_path):
+    tick = Tick()
+    clock = BudgetClock(5.0, time_fn=lambda: tick.now)
+    for _ in range(2):
+        trainer, _ = make(Trainer, tmp_path, None, tick=tick, budget=TimeBudgetCallback(clock=clock))
+        if tick.now == 0:
+            trainer.train()
+    with pytest.raises(InputError, match="5.0s is spent, an earlier training used the same clock"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("warmup", [0.1, 10**7])
 def test_a_warm_up_that_no_budget_ends_is_refused(warmup, tmp_path):
     trainer, _ = make(Trainer, tmp_path, 50.0, warmup_steps=warmup)
