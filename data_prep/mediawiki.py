@@ -66,6 +66,7 @@ class Site:
 
     def speaks(self, code: str) -> None:
         """The first code that is known is the language: of the database, of the address, of the text."""
+        code = code.lower().partition("-")[0]
         if not self.language and code in languages():
             self.language = code
 

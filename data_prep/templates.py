@@ -76,7 +76,7 @@ def templates_line(account: dict[str, Any]) -> str:
     fate = "dropped" if account["sentences_dropped"] else "kept, with a hole"
     most = ", ".join(f"{name} {number:,}" for name, number in [*account["most"].items()][:5])
     where = f"in {share:.1%} of the sentences ({fate})"
-    return f"templates left out of prose: {account['left_out']:,}, {where}; most: {most}"
+    return f"templates left out of prose: {account['left_out']:,} {where}; most: {most}"
 
 
 class Templates:

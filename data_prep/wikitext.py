@@ -279,8 +279,8 @@ class _Finish:
         return (found[2] if found[2] in ")）" else found[1]) + _BROKEN * missing
 
     def _cut(self, found: re.Match[str]) -> str:
-        """What stands for it. Words are missing in the middle of a sentence; before its mark, unless it is joined to a word as
-        notes are; and at its start, where no capital follows and it is no note of the sentence before."""
+        """What stands for it. Words are missing in the middle of a sentence; at its end, unless it is joined to a word as notes
+        are; and at its start, where no capital follows and it is no note of the sentence before."""
         line, start, end = found.string, found.start(), found.end()
         joined = " " not in found[0] and line[start - 1 : start] >= "\u0e00"  # Thai, Chinese, Japanese, Korean
         shown = found[1] or ("" if joined else " ")
@@ -288,13 +288,14 @@ class _Finish:
         if not _HOLE.search(found[0]):
             return shown
         note = found[0][0] != " " and not joined
-        if found[1]:
-            broken, inside = found[0][0] == " ", True
-        elif not before or _SENTENCE_END.search(before):
-            without_case = before and not note and unicodedata.category(behind[:1] or " ") == "Lo"
-            broken, inside = behind[:1].islower() or bool(without_case), bool(before and behind)
+        if not before:
+            broken = inside = bool(found[1]) or behind[:1].islower() or behind[:1] in (*"–—-=(",)
+        elif not found[1] and _SENTENCE_END.search(before):
+            without_case = not note and unicodedata.category(behind[:1] or " ") == "Lo"
+            broken, inside = behind[:1].islower() or without_case, bool(behind)
         else:
-            broken = inside = bool(behind)
+            broken = found[0][0] == " " or not (found[1] or not behind)
+            inside = broken or bool(found[1])
         if inside or broken:
             self._count(found)
         space = " " if found[0][0] == " " else ""  # so that the sentence before ends there
