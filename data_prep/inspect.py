@@ -223,7 +223,8 @@ def _fact_lines(figures: Mapping[str, Any]) -> list[str]:
     spread = f"{shards['min']:,}" if shards["min"] == shards["max"] else f"{shards['min']:,} to {shards['max']:,}"
     every = "all" if counted == figures["rows"] else f"{counted:,} evenly spaced"
     held = figures["validation"]
-    given = f" of {held['text']}" if held["text"] else f", held out: {held['fraction']:.4g} of the documents"
+    what = f"the ends of {held['ends']:,} documents" if "ends" in held else f"{held['fraction']:.4g} of the documents"
+    given = f" of {held['text']}" if held["text"] else f", held out: {what}"
     facts = {
         "packing": f"{figures['packing']}, columns {', '.join(figures['columns'])}",
         "vocabulary": f"{figures['vocab_size']:,} tokens, stored as {figures['dtype']}",

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from budget_trainer.core.io import sha256
 from budget_trainer.data.folder import DataFolder
-from data_prep import blocks
+from data_prep import blocks, inspect
 from data_prep.corpus import HASHED_WORDS, is_held_out, token_groups
 from tests.conftest import ROOT, read_documents, words
 from tests.data_prep.conftest import dealt_rows, error_of, ids_of, limited_to, text_mask, train_texts
@@ -124,7 +124,7 @@ def test_split_is_stable_as_the_corpus_grows(build, corpus, tmp_path):
 @pytest.mark.parametrize("documents, ends", [(1, 1), (5, 5), (30, 1)])
 def test_of_a_few_documents_the_ends_are_held_out(build, corpus, tmp_path, capsys, documents, ends):
     """Of one book, of five, of one beside short texts; none of them is held out by its hash."""
-    texts = [f"Book {number}. " + " ".join(corpus.read_text().split()[number::ends]) for number in range(ends)]
+    texts = [f"Book {number}. " + " ".join(corpus.read_text().split()[number:12_000:ends]) for number in range(ends)]
     short = iter(f"Text {number} has a few words alone." for number in range(999))
     texts += itertools.islice((text for text in short if not is_held_out(text, 0.01)), documents - ends)
     assert not any(is_held_out(text, 0.01) for text in texts)
@@ -134,6 +134,7 @@ def test_of_a_few_documents_the_ends_are_held_out(build, corpus, tmp_path, capsy
     assert validation["rows"] > 0 and validation["documents_held_out"] == folder.manifest["validation"]["ends"] == ends
     said = f"validation_fraction 0.01 holds out none of {documents} documents whole: the last 1% of each is, 600 char"
     assert said in capsys.readouterr().out
+    assert inspect.main([str(folder.path)]) == 0 and f"the ends of {ends} documents" in capsys.readouterr().out
     tails = list(read_documents(folder.path / "validation.txt", "text"))
     for text, tail in zip(texts, tails, strict=False):
         assert text.endswith(tail) and 0 <= len(tail) - max(600, int(0.01 * len(text))) < 1000
