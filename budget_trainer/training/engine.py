@@ -79,6 +79,10 @@ def _resolve_deepspeed(run: TrainingArguments, stage: int | None) -> None:
     for block, flag in _OWNED.items():
         if block in config:
             raise InputError(f"deepspeed_config: the block {block!r} is train_mlm.py's; remove it and use {flag}")
+    for field, path in (("output_dir", run.output_dir), ("resume_from_checkpoint", run.resume_from_checkpoint)):
+        if path and set(path) & set("*?["):
+            reason = "holds *, ? or [, which DeepSpeed takes for a pattern when it reads a checkpoint"
+            raise InputError(f"{field}: {path} {reason}; give another name")
     batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * run.world_size
     wanted = {
         "gradient_clipping": ("max_grad_norm", run.max_grad_norm),

@@ -151,6 +151,10 @@ def test_zero_3_gathers_its_weights_and_fsdp_on_a_cpu_is_refused(tmp_path, monke
     resolve_engine(run)
     zero = run.deepspeed_plugin.deepspeed_config["zero_optimization"]
     assert zero["stage3_gather_16bit_weights_on_model_save"] is True
+    with pytest.raises(
+        InputError, match=r"^output_dir: .*run\[1\] holds \*, \? or \[, which DeepSpeed takes for a pattern"
+    ):
+        resolve_engine(configured(tmp_path / "run[1]", {}))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match="^distributed_type: FSDP on a CPU silently trains as DDP"):
         resolve_engine(configured(tmp_path))
