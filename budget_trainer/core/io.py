@@ -316,6 +316,8 @@ def try_lock(path: Path, field: str = "output_dir") -> Lock | None:
                 return None
             except OSError as error:
                 lock.release()
+                if error.errno in DISK_ERRNOS:
+                    raise OSError(error.errno, error.strerror, str(path)) from None
                 if not path.stat().st_size:  # made here, and of no use
                     path.unlink()
                 what = f"the file system of {path.parent} has no locks ({error.strerror})"

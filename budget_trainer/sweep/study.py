@@ -93,7 +93,7 @@ def _reason(error: BaseException) -> tuple[str, str]:
         error = error.__cause__
     reason = " ".join(str(error).split())[:200]
     wait = f"is held by another process for more than {_BUSY_SECONDS:g} s; end that one, then repeat the command"
-    return reason, wait if "database is locked" in reason else ""
+    return reason, wait if "is locked" in reason else ""
 
 
 @contextmanager
