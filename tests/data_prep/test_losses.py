@@ -153,7 +153,7 @@ def test_what_is_said_of_each_loss():
     assert marks.split() == "marks of letters 0.30% of the letters (LATIN 100%)".split()
     assert special.split(None, 2)[2] == "[SEP] 1,200: written out in the text, and taken as text"
     assert "1,007 by the tokenizer; most: U+200E 1,000, U+FFFD 7" in gone and "3 by duplicates" in removed
-    assert "redirect 4 (c)" in pages and "left out of prose: 5, in 50.0% of the sentences" in templates
+    assert "redirect 4 (c)" in pages and "left out of prose: 5 in 50.0% of the sentences" in templates
     assert templates.endswith("; warning: give what they show as templates: of the source")
     assert "20 cuts within sentences longer than a block, of 1,000; warning: raise --block_size" in sentences
     assert "replaced characters" in replaced and "50 (a); warning: give the --encoding of the files" in replaced
