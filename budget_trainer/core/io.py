@@ -323,6 +323,10 @@ def try_lock(path: Path, field: str = "output_dir") -> Lock | None:
                 what = f"the file system of {path.parent} has no locks ({error.strerror})"
                 raise NoLocks(f"{field}: {what}; give a place on another disk") from None
             if os.path.samestat(os.fstat(lock.descriptor), path.stat()):
+                if not lock._file.writable():
+                    with suppress(PermissionError):
+                        path.unlink()
+                        continue  # with one that says who holds it
                 begin = time.strftime("%Y-%m-%d %H:%M:%S %z")
                 with suppress(OSError):  # a full disk, a file of another user
                     os.ftruncate(lock.descriptor, 0)

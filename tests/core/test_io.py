@@ -215,6 +215,25 @@ def test_a_path_is_what_a_shell_would_make_of_it(tmp_path, monkeypatch, text, ex
         assert found == expected.replace("HOME", "/home/me").replace("CWD", str(tmp_path))
 
 
+def test_a_lock_file_of_another_user_gives_way_to_one_of_our_own(tmp_path, monkeypatch):
+    path = tmp_path / ".lock"
+    path.write_text("process 1 on other since then")
+    theirs = path.stat().st_ino
+
+    def refuse(name, mode, **given):
+        if mode != "rb" and os.path.exists(name) and os.stat(name).st_ino == theirs:
+            raise PermissionError(errno.EACCES, "Permission denied", str(name))
+        return open(name, mode, **given)
+
+    monkeypatch.setattr(io, "open", refuse, raising=False)
+    with open(path) as there:
+        fcntl.flock(there, fcntl.LOCK_EX)
+        assert io.try_lock(path) is None, "it is held all the same"
+    with io.hold_folder(tmp_path), pytest.raises(InputError, match=rf"in use by process {os.getpid()} on"):
+        with io.hold_folder(tmp_path):
+            pass
+
+
 UNKNOWN = [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF]
 
 
