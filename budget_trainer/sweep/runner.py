@@ -21,7 +21,7 @@ from budget_trainer.core.jobs import Job, JobEnd, run_jobs
 from budget_trainer.sweep.results import SweepRecord
 from budget_trainer.sweep.spec import FIRST_OVERHEAD
 from budget_trainer.sweep.study import SweepStudy, exclusive, storage_file
-from budget_trainer.sweep.trials import AGAIN, ENDED, ERROR, PLACE, SECONDS, TrialFolder, trial_lock
+from budget_trainer.sweep.trials import AGAIN, ENDED, ERROR, PLACE, SECONDS, TrialFolder
 
 log = logging.getLogger(__name__)
 _TOLD = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}  # else PRUNED
@@ -120,7 +120,7 @@ class Runner:
                 if not fits or (self.spec.limit is not None and taken >= self.spec.limit):
                     return None
                 trial = self.study.propose()
-                if (lock := trial_lock(self.spec.output_dir, trial.number)) is None:
+                if (lock := TrialFolder(self.spec, trial.number).lock()) is None:
                     held = f"a process of an earlier sweep in {self.spec.output_dir} still runs trial {trial.number}"
                     raise RunError(f"trials: {held}; end it, then repeat the command")
             trial.set_user_attr(PLACE, self._place)
@@ -145,7 +145,7 @@ class Runner:
             return None
         if not fits and not self._needs_no_training(frozen):
             return None
-        if (lock := trial_lock(self.spec.output_dir, frozen.number)) is None:
+        if (lock := TrialFolder(self.spec, frozen.number).lock()) is None:
             return None
         if self._frozen(frozen.number).state != TrialState.RUNNING:  # it has just ended
             lock.release()

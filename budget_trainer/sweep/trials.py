@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from budget_trainer.core.io import Lock, try_lock
@@ -15,14 +14,6 @@ from budget_trainer.training import run_folder
 # User attributes of a trial in the study.
 PLACE, ENDED, ERROR, SECONDS = "place", "ended", "error", "seconds"
 AGAIN = "again"  # begun by one process, ended by another: its seconds are not a whole trial's
-
-
-def trial_lock(output_dir: Path, number: int) -> Lock | None:
-    """Whose a trial is: held by the sweep that runs it, and by its launcher for as long as that lives; None: another's.
-
-    The system lets go of it however they end, so a trial whose lock is free has nobody who works on it.
-    """
-    return try_lock(output_dir / "locks" / f"trial-{number:04d}")
 
 
 class TrialFolder:
@@ -37,6 +28,13 @@ class TrialFolder:
         self._spec = spec
         self._read_to = 0  # bytes of progress.jsonl
         self._reported: set[int] = set()
+
+    def lock(self) -> Lock | None:
+        """Whose the trial is: held by the sweep that runs it, and by its launcher for as long as that lives; None: another's.
+
+        The system lets go of it however they end, so a trial whose lock is free has nobody who works on it.
+        """
+        return try_lock(self._spec.output_dir / "locks" / self.path.name)
 
     def report(self) -> dict[str, Any]:
         """`run_report.json`; empty where there is none that can be read."""

@@ -14,12 +14,13 @@ import pytest
 from budget_trainer.budget.clock import PHASES, BudgetClock
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.io import try_lock
 from budget_trainer.sweep import runner
 from budget_trainer.sweep.run import _keep_clock, _place
 from budget_trainer.sweep.runner import ENDED, PLACE, Runner
 from budget_trainer.sweep.spec import Objective, SweepSpec
 from budget_trainer.sweep.study import SweepStudy, open_storage, shown, storage_errors, storage_file
-from budget_trainer.sweep.trials import SECONDS, trial_lock
+from budget_trainer.sweep.trials import SECONDS
 
 # What a trial does, by its seed; `{}` are its folder and the sweep's.
 EVALUATED = """import json, os; os.makedirs({0!r} + "/final", exist_ok=True)
@@ -32,6 +33,12 @@ SLEEPS = "import time; time.sleep(60)"
 WAITS = "import os, time\nwhile not os.path.exists({1!r} + '/trial-0005.log'): time.sleep(0.05)\ntime.sleep(0.3)"
 SCORED = """import json
 json.dump({{"format": 1, "predictions": {{}}, "headline": {{"value": 0.5}}}}, open({0!r} + "/result.json", "w"))"""
+
+
+def trial_lock(folder, number):
+    return try_lock(folder / "locks" / f"trial-{number:04d}")
+
+
 ALL_FAIL = dict.fromkeys(range(6), FAILS)
 EVALUATION, GLUE = Objective(), Objective(task="CoLA")
 
@@ -119,6 +126,14 @@ def test_a_trial_that_another_process_works_on_is_left_alone(tmp_path):
     sweep.runner.work()
     assert sweep.states() == ["RUNNING"] and not sweep.started
     lock.release()
+
+
+def test_a_number_that_an_earlier_sweep_still_trains_is_not_given_again(tmp_path):
+    sweep = Sweep(tmp_path, trials=1)
+    with trial_lock(tmp_path, 0), pytest.raises(RunError, match="still runs trial 0; end it, then repeat the command"):
+        sweep.runner.work()
+    sweep.runner.work()
+    assert sweep.started == ["train_mlm"]
 
 
 @pytest.mark.parametrize("damage", ["", "{", "\0" * 50])
