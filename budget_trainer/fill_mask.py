@@ -7,7 +7,7 @@ from typing import Any
 
 from budget_trainer.core.command import Parser, run_command
 from budget_trainer.core.errors import InputError
-from budget_trainer.data.whole_words import vocabulary_size
+from budget_trainer.data.whole_words import check_not_sentencepiece, vocabulary_size
 
 EXAMPLES = (
     "Returns a [MASK] of all the values.",
@@ -32,6 +32,7 @@ def fill_mask(folder: str, texts: Sequence[str], top: int = 3) -> list[list[tupl
     for text in texts:
         if text.count("[MASK]") != 1:
             raise InputError(f"--text {text!r} has {text.count('[MASK]')} times [MASK]; write it exactly once.")
+    check_not_sentencepiece(Path(folder))
     if Path(folder).is_dir() and not has_tokenizer(Path(folder)):
         raise InputError(f"model: {folder} has no tokenizer (tokenizer.json, ...); put the model's own there")
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

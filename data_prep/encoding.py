@@ -1,6 +1,5 @@
 """Tokenizers: loading those of others, and text -> token ids, fast."""
 
-import importlib.util
 import json
 import re
 import unicodedata
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.data.whole_words import check_not_sentencepiece
 
 I64 = NDArray[np.int64]
 
@@ -43,7 +43,7 @@ def load_tokenizer(name: str) -> Any:
     local = path.is_absolute() or name.startswith(".") or ("/" in name and path.parent.exists())
     if local and not path.exists():
         raise InputError(f"tokenizer {name!r}: no such file or folder; give one that exists or a Hub name")
-    _check_not_sentencepiece(path)
+    check_not_sentencepiece(path)
     if path.is_dir() and not (path / "tokenizer_config.json").exists():
         found = sorted(path.glob("*tokenizer.json")) or sorted(path.glob("*vocab.txt"))
         if len(found) != 1:
@@ -85,15 +85,6 @@ def load_tokenizer(name: str) -> Any:
                 print(f"warning: tokenizer {name!r}: {what}; the class's reading is used")
                 break
     return tokenizer
-
-
-def _check_not_sentencepiece(path: Path) -> None:
-    found = [path] if path.suffix == ".model" else sorted(path.glob("*.model")) if path.is_dir() else []
-    others = path.is_dir() and (any(path.glob("*tokenizer.json")) or any(path.glob("*vocab.txt")))
-    readable = (path / "tokenizer_config.json").exists() and importlib.util.find_spec("sentencepiece")
-    if found and not others and not readable:
-        fix = "load it where sentencepiece is installed and save_pretrained it: tokenizer.json is needed"
-        raise InputError(f"tokenizer {path}: holds a sentencepiece model alone ({found[0].name}); {fix}")
 
 
 def special_ids(tokenizer: Any) -> dict[str, int]:

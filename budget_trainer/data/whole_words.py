@@ -1,9 +1,12 @@
-"""Whole-word masking: which tokens of a tokenizer go on with the word before them, and which words are chosen."""
+"""What a tokenizer holds: its vocabulary, and for whole-word masking which tokens go on with the word before them, and which
+words are chosen."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,16 @@ _BYTE_LEVEL_MARKS = ("\u0120", "\u010a", "\u0109", "\u010d")
 _METASPACE = "\u2581"
 _STARTS, _CONTINUES, _SPECIAL = 0, 1, 2  # kinds of tokens
 _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+def check_not_sentencepiece(path: Path) -> None:
+    """InputError where a file or folder is a tokenizer for sentencepiece alone, which is not installed."""
+    found = [path] if path.suffix == ".model" else sorted(path.glob("*.model")) if path.is_dir() else []
+    others = path.is_dir() and (any(path.glob("*tokenizer.json")) or any(path.glob("*vocab.txt")))
+    readable = (path / "tokenizer_config.json").exists() and importlib.util.find_spec("sentencepiece")
+    if found and not others and not readable:
+        fix = "load it where sentencepiece is installed and save_pretrained it: tokenizer.json is needed"
+        raise InputError(f"tokenizer {path}: holds a sentencepiece model alone ({found[0].name}); {fix}")
 
 
 def vocabulary_size(tokenizer: Any) -> int:

@@ -14,7 +14,7 @@ from transformers.utils import logging as hf_logging
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
-from budget_trainer.data.whole_words import vocabulary_size
+from budget_trainer.data.whole_words import check_not_sentencepiece, vocabulary_size
 from budget_trainer.glue.tasks import Task
 from budget_trainer.model.attention import fuse_attention
 from budget_trainer.model.build import position_offset
@@ -65,6 +65,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     No row has a mask here; a tokenizer without one is of no masked language model, so most likely of another checkpoint.
     """
+    check_not_sentencepiece(folder)
     if not has_tokenizer(folder):
         raise InputError(f"tokenizer_name: {folder} has no tokenizer (tokenizer.json, ...); give --tokenizer_name")
     with readable(f"tokenizer_name: {folder} cannot be loaded", "give --tokenizer_name"):

@@ -336,6 +336,11 @@ def move_config(folder):
     (folder / "config.json").rename(folder / "final" / "config.json")
 
 
+def leave_pieces(folder):
+    remove_tokenizer(folder)
+    (folder / "spiece.model").write_bytes(b"\n\x0e")
+
+
 def remove_tokenizer(folder):
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         (folder / name).unlink()
@@ -358,6 +363,7 @@ def halve_model(folder):
         (move_config, "/final"),
         (lambda model: (model / "model.safetensors").rename(model / "pytorch_model.bin"), "has no *.safetensors, and"),
         (remove_tokenizer, "has no tokenizer (tokenizer.json, ...); give --tokenizer_name"),
+        (leave_pieces, "holds a sentencepiece model alone (spiece.model); load it where sentencepiece is installed"),
         (partial(plain_tokenizer, cls_token=None), "has no [CLS] token; give the tokenizer of a BERT-like model"),
         (
             partial(plain_tokenizer, mask_token=None),
