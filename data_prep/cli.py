@@ -83,12 +83,14 @@ class Output:
             within = source in target.parents and (source / "manifest.json").exists()  # of a corpus it is left out
             if path and source.exists() and (within or target == source or target in source.parents):
                 raise InputError(f"output_dir {self.path} and input {path} overlap; give a path outside of it")
-        if target.is_file():
-            raise InputError(f"output_dir {self.path} exists and is no {self.what}; give another path")
-        check_writable(target)
-        found = [path for path in target.iterdir() if not is_hidden(path)] if target.is_dir() else []
+        found = (
+            [path for path in target.iterdir() if not is_hidden(path)]
+            if target.is_dir()
+            else [target] * target.exists()
+        )
         if found and not self.mark.is_file():
             raise InputError(f"output_dir {self.path} exists and is no {self.what}; give another path")
+        check_writable(target)
         for path in found:
             if not re.fullmatch(_MADE[self.what][1], path.name):
                 what = f"holds {path.name}, which no {self.what} has"

@@ -13,6 +13,7 @@ from budget_trainer.glue.arguments import PARSER as GLUE
 from budget_trainer.planning import command as planning
 from budget_trainer.reporting import publish
 from budget_trainer.sweep import command as sweeping
+from budget_trainer.sweep.spec import SweepSpec
 from data_prep import blocks, docstrings, hdf5, inspect, merge, prepare, split, tokenizer
 
 NEW = ["--output_dir", "x"]
@@ -84,6 +85,14 @@ def test_a_path_flag_is_expanded(monkeypatch):
     assert parser.parse_args(["--a=~/x", "--b", "$DATA"]).a == Path("/home/me/x")
     assert PARSER.parse(["--data_dir=~/x"]).groups[1].data_dir == "/home/me/x"
     assert GLUE.parse(["--glue_dir", "$DATA/a", "~/b"]).groups[0].glue_dir == ["/d/a", "/home/me/b"]
+    content = {
+        "output_dir": "~/s",
+        "storage": "sqlite:///$DATA/x.db",
+        "recipe": "$DATA/r.yaml",
+        "time_per_trial": "1m",
+    }
+    spec = SweepSpec.read({**content, "parameters": {"learning_rate": ["1e-3"]}}, "name")
+    assert [str(spec.output_dir), str(spec.recipe), spec.storage] == ["/home/me/s", "/d/r.yaml", "sqlite:////d/x.db"]
     assert PARSER.parse(["--fsdp_config", '{"a": "$B"}']).groups[-1].fsdp_config == '{"a": "$B"}'
 
 
