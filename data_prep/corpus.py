@@ -198,7 +198,8 @@ def _tokenise_groups(
         columns["sentences"].append([len(text) for text in encoded if len(text)] if sentences else [])
         raw = [document.encode() for document in train]
         columns["train_bytes"].append(sum(map(len, raw)))
-        columns["losses"].append(json.dumps(_meter(tokenizer_file).count(raw, ids[-1])))
+        counts = _meter(tokenizer_file).count(raw, ids[-1])
+        columns["losses"].append(json.dumps({**counts, "empty_documents": lengths.count(0)}))
         columns["held_out"].append(held_out)
     borders = np.cumsum([0] + [len(group) for group in ids])
     arrays = {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}

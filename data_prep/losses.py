@@ -105,7 +105,7 @@ class Losses:
 
     def __init__(self, parts: Iterable[Mapping[str, Any]] = ()) -> None:
         self._counts: _Counts = {"unknown": {"tokens": 0, "of": 0}, "marks": {"letters": 0, "of": 0}}
-        self._counts |= {"special_tokens": {}, "dropped": {}}
+        self._counts |= {"special_tokens": {}, "dropped": {}, "empty_documents": 0}
         for part in parts:
             self.add(part)
 
@@ -154,6 +154,8 @@ def lines(content: Mapping[str, Any]) -> list[str]:
         if dropped := losses["dropped"]:
             most = _words(_most(dropped, _SHOWN))
             rows.append(("characters dropped", f"{sum(dropped.values()):,} by the tokenizer; most: {most}", _SOME, ""))
+        empty = losses["empty_documents"]
+        rows.append(("documents", f"{empty:,} without a token, left out", _SOME if empty else 0, ""))
         what = f"{_words(losses['special_tokens'])}: written out in the text, and taken as text"
         rows.append(("special tokens", what, _SOME if losses["special_tokens"] else 0, ""))
     train = content.get("splits", {}).get("train", {})

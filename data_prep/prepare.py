@@ -44,6 +44,7 @@ from budget_trainer.core.io import fresh_folder, fsync, hold_folder, write_json_
 from data_prep.block_folder import BlockFolder
 from data_prep.cli import Output, Parser, command
 from data_prep.corpus import PART_BYTES, TokenGroup, read_part, read_tokens, tokenise_part, write_part
+from data_prep.encoding import Encoder
 from data_prep.filters import Removed, Selection, digest_of, find_duplicates
 from data_prep.recipe import DataRecipe
 from data_prep.sources import Source
@@ -88,13 +89,22 @@ def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
     for piece in pieces:
         removed.merge(piece.removed)
 
+    def selection(piece: _Piece) -> Selection:
+        return Selection(duplicates, piece.first, recipe.language, recipe.max_tokens_per_character)
+
+    def kept(target: BlockFolder) -> Iterator[list[str]]:
+        encoder = Encoder(str(target.tokenizer_file))
+        for piece in pieces:
+            select, first = selection(piece), 0
+            for group in read_part(piece.file):
+                yield select(group, first, encoder)[0]
+                first += len(group)
+
     def groups(target: BlockFolder) -> Iterator[TokenGroup]:
-        ends_from = 0
-        if sum(piece.text_bytes for piece in pieces) < PART_BYTES:
-            ends_from = target.ends_from(group for piece in pieces for group in read_part(piece.file))
+        few = sum(piece.text_bytes for piece in pieces) < PART_BYTES
+        ends_from = target.ends_from(kept(target)) if few else 0
         for piece in tqdm(pieces, desc="pieces", unit="piece"):
-            select = Selection(duplicates, piece.first, recipe.language, recipe.max_tokens_per_character)
-            for group in _tokenised(piece, tokens, target, select, ends_from):
+            for group in _tokenised(piece, tokens, target, selection(piece), ends_from):
                 removed.merge(group.removed)
                 yield group
 

@@ -136,6 +136,7 @@ def test_what_is_said_of_each_loss():
             "marks": {"letters": 3, "of": 1000, "scripts": {"LATIN": 3}},
             "special_tokens": {"[SEP]": 1200},
             "dropped": {"U+FFFD": 7, "U+200E": 1000},
+            "empty_documents": 2,
         },
         "splits": {"train": {"sentences": 1000, "sentences_cut": 20}},
         "removed": {"duplicates": {"documents": 3}},
@@ -146,14 +147,15 @@ def test_what_is_said_of_each_loss():
         ],
     }
     head, *rows = losses.lines(content)
-    assert head.startswith("lost on the way") and len(rows) == 10
-    unknown, marks, gone, special, sentences, removed, replaced, files, pages, templates = rows
+    assert head.startswith("lost on the way") and len(rows) == 11
+    unknown, marks, gone, empty, special, sentences, removed, replaced, files, pages, templates = rows
     assert "30.00% of the tokens (words of more than 100 characters" in unknown
     assert unknown.endswith("; warning: words without spaces, or parts of words: --tokenizer_type unigram or bpe")
     assert marks.split() == "marks of letters 0.30% of the letters (LATIN 100%)".split()
     assert special.split(None, 2)[2] == "[SEP] 1,200: written out in the text, and taken as text"
     assert "1,007 by the tokenizer; most: U+200E 1,000, U+FFFD 7" in gone and "3 by duplicates" in removed
-    assert "redirect 4 (c)" in pages and "left out of prose: 5 in 50.0% of the sentences" in templates
+    assert "2 without a token" in empty
+    assert "redirect 4 (c)" in pages and "5 in 50.0% of the sentences" in templates
     assert templates.endswith("; warning: give what they show as templates: of the source")
     assert "20 cuts within sentences longer than a block, of 1,000; warning: raise --block_size" in sentences
     assert "replaced characters" in replaced and "50 (a); warning: give the --encoding of the files" in replaced

@@ -19,7 +19,7 @@ from benchmarks.prepare_kills import made
 from budget_trainer.core.io import try_lock
 from budget_trainer.data.folder import DataFolder
 from data_prep import blocks, prepare
-from data_prep.corpus import read_part
+from data_prep.corpus import is_held_out, read_part
 from tests.conftest import read_documents, run, words
 from tests.data_prep.conftest import error_of, flip, limited_to
 
@@ -150,6 +150,19 @@ def test_every_filter_says_what_it_took(recipe, tmp_path, capsys):
     piece = tmp_path / "out.work" / "documents" / "source-000-piece-00000.arrow"
     kept = [document for group in read_part(piece) for document in group]
     assert any(document.startswith("Softhyphen and caf\u00e9 and a bell. This") for document in kept)
+
+
+def test_documents_that_a_filter_takes_are_not_held_out(recipe, tmp_path):
+    """The one that its hash would hold out is in another language: the ends of the others are."""
+    texts = (f"{number}. {text * 9}" for number in range(99) for text in (GERMAN, ENGLISH))
+    groups = {(text[-99:] in GERMAN * 9, is_held_out(text, 0.1)): text for text in texts}
+    (tmp_path / "text.txt").write_text("\n\n".join([groups[True, True], groups[False, False]]))
+    sources = [{"input": str(tmp_path / "text.txt"), "kind": "text"}]
+    path = recipe(sources=sources, language="en", tokenizer={"vocab_size": 200})
+    assert prepare.main([str(path)]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["removed"]["language"]["documents"] == manifest["validation"]["ends"] == 1
+    assert manifest["splits"]["train"]["documents"] == 1
 
 
 def test_the_benchmark_of_kills_sees_what_differs(recipe, tmp_path, capsys, monkeypatch):
