@@ -173,14 +173,11 @@ def _held_out_from(shards: _Shards, copies: Path | None, target: BlockFolder) ->
     for rows in shards.rows(shards.train, target) if fraction else ():
         ids = rows["input_ids"]
         first = [row for row in range(len(ids)) if copies is None or not is_duplicate(copies, number + row)]
-        long = (~np.isin(ids[first], target.frame)).sum(1) >= LEAST_TOKENS
-        texts = _texts(target.tokenizer, ids[first])
-        if any(fits and is_held_out(text, fraction) for text, fits in zip(texts, long, strict=True)):
+        long = ids[first][(~np.isin(ids[first], target.frame)).sum(1) >= LEAST_TOKENS]
+        if number > _ROWS or any(is_held_out(text, fraction) for text in _texts(target.tokenizer, long)):
             return math.inf
         kept += [number + row for row in first]
         number += len(ids)
-        if number > _ROWS:
-            return math.inf
     if not kept:
         return math.inf
     last = max(1, int(fraction * len(kept)))

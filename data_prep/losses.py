@@ -61,14 +61,9 @@ class Meter:
         letters = int(np.count_nonzero(plain)) + sum(others[c] for c, fate in fates.items() if fate.letter)
         starts = self._encoder.special_starts
         marked = (text.decode() for text in texts if any(start in text for start in starts))
+        scripts = {"scripts": self._by_script(lost), "characters": dict(lost)}
         return {
-            "unknown": {
-                "tokens": unknown,
-                "of": len(ids),
-                "lost": lost.total(),
-                "scripts": self._by_script(lost),
-                "characters": dict(lost),
-            },
+            "unknown": {"tokens": unknown, "of": len(ids), "lost": lost.total(), **scripts},
             "marks": {"letters": sum(bare.values()), "of": letters, "scripts": self._by_script(bare)},
             "special_tokens": dict(self._encoder.special_tokens(marked)),
             "dropped": {f"U+{ord(c):04X}": others[c] for c, fate in fates.items() if fate.gone},
@@ -76,11 +71,9 @@ class Meter:
 
     def _look(self, character: str) -> _Fate:
         category = unicodedata.category(character)
-        words = {"N": "numbers", "P": "punctuation", "S": "symbols"}
-        script = words.get(category[0], "others")
         letter = category[0] in "LM"
-        if letter:
-            script = unicodedata.name(character, "others").split(" ")[0]
+        script = {"N": "numbers", "P": "punctuation", "S": "symbols"}.get(category[0], "others")
+        script = unicodedata.name(character, script).split(" ")[0] if letter else script
         marks = [part for part in unicodedata.normalize("NFD", character) if unicodedata.category(part)[0] == "M"]
         if character in _JOINERS:
             script, marks = "JOINERS", [character]
@@ -149,20 +142,22 @@ def lines(content: Mapping[str, Any]) -> list[str]:
         share = _share(unknown, "tokens")
         rows.append(("[UNK]", f"{share:.2%} of the tokens ({_unknown_words(unknown)})", share, fix))
         share = _share(marks, "letters")
-        fix = "train with --no-lowercase, or give a cased tokenizer"
+        fix = "train with --no-lowercase or --strip_accents no, or give a cased tokenizer"
         rows.append(("marks of letters", f"{share:.2%} of the letters ({_scripts(marks)})", share, fix))
         if dropped := losses["dropped"]:
             most = _words(_most(dropped, _SHOWN))
             rows.append(("characters dropped", f"{sum(dropped.values()):,} by the tokenizer; most: {most}", _SOME, ""))
-        empty = losses["empty_documents"]
-        rows.append(("documents", f"{empty:,} without a token, left out", _SOME if empty else 0, ""))
-        what = f"{_words(losses['special_tokens'])}: written out in the text, and taken as text"
-        rows.append(("special tokens", what, _SOME if losses["special_tokens"] else 0, ""))
+        if empty := losses["empty_documents"]:
+            rows.append(("documents", f"{empty:,} without a token, left out", _SOME, ""))
+        if special := losses["special_tokens"]:
+            rows.append(
+                ("special tokens", f"{_words(special)}: written out in the text, and taken as text", _SOME, "")
+            )
     train = content.get("splits", {}).get("train", {})
     if cut := train.get("sentences_cut"):
-        what = f"{cut:,} cuts within sentences longer than a block, of {train.get('sentences', 0):,}"
-        share = cut / max(1, train.get("sentences", 0))
-        rows.append(("sentences", what, share, "raise --block_size, or give --packing packed"))
+        total = train.get("sentences", 0)  # of a folder that did not count them none
+        what = f"{cut:,} cuts within sentences longer than a block, of {total:,}"
+        rows.append(("sentences", what, cut / max(1, total), "raise --block_size, or give --packing packed"))
     for name, account in content.get("removed", {}).items():
         rows.append(("documents removed", f"{account['documents']:,} by {name}", _SOME, ""))
     for source in content.get("sources", ()):
