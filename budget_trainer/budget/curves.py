@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from inspect import signature
 
 from budget_trainer.core.errors import InputError
 
@@ -67,7 +68,7 @@ def make_curve(name: str, warmup_proportion: float = 0.0, **options: float | str
 
     `options` go to the curve (`decay_rate`, `decay_step`, `decay_proportion`, `decay_shape`, ...). wsd's decay is a
     share of the whole progress; the other curves run over what the warmup leaves. Raises InputError for an unknown
-    name and for proportions outside of [0, 1).
+    name, for options that are not this curve's and for proportions outside of [0, 1).
     """
     decay, shape = float(options.get("decay_proportion", 0.4)), options.get("decay_shape", "sqrt")
     if name not in CURVES:
@@ -84,6 +85,9 @@ def make_curve(name: str, warmup_proportion: float = 0.0, **options: float | str
     if shape not in ("sqrt", "linear"):
         raise InputError(f"decay_shape: {shape!r} is unknown; choose sqrt or linear")
     function = CURVES[name]
+    known = list(signature(function).parameters)[1:]
+    if unknown := sorted(options.keys() - known):
+        raise InputError(f"{unknown[0]}: the curve {name} has no such option; it has {', '.join(known) or 'none'}")
 
     def curve(progress: float) -> float:
         progress = min(max(progress, 0.0), 1.0)

@@ -65,6 +65,10 @@ class TimeScheduleMixin:
         arguments = next(found, None) if lead is not None else None
         if arguments is not None:
             curve, warmup_proportion = _asked_for(arguments, schedule, curve, warmup_proportion)
+        if callable(curve) and (curve_options or warmup_proportion is not None):
+            raise InputError(
+                "curve: a function takes no warmup_proportion and no curve_options; let it do the warm-up itself"
+            )
         warmup = 0.06 if warmup_proportion is None else warmup_proportion
         self.curve = curve if callable(curve) else make_curve(curve or "linear", warmup, **(curve_options or {}))
         if lead is None:

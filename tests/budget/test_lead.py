@@ -398,6 +398,16 @@ def test_a_save_that_cannot_be_rehearsed_is_reserved_by_size(tmp_path, caplog):
         ({}, {"warmup_steps": 100}, "warmup_steps: 100 steps are no share"),
         ({"warmup_proportion": 0.2}, {"warmup_steps": 0.1}, "warmup_steps: 0.1 stands beside warmup_proportion 0.2"),
         ({"curve": lambda progress: 1.0}, {"warmup_steps": 0.1}, "warmup_steps: 0.1 stands beside curve"),
+        (
+            {"curve": lambda progress: 1.0, "warmup_proportion": 0.1},
+            {},
+            "curve: a function takes no warmup_proportion",
+        ),
+        (
+            {"curve": "wsd", "curve_options": {"decay": 0.4}},
+            {},
+            "decay: the curve wsd has no such option; it has decay_p",
+        ),
         ({"optimizers": True}, {}, "optimizers: LambdaLR stands beside the curve"),
     ],
 )
