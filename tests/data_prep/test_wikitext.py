@@ -162,7 +162,7 @@ a{{shy}}b a\u00adb | 5{{nbsp}}km 5 km | {{IPA|/a/}} /a/ | {{angbr|c}} ⟨c⟩
 {{template: Lang|fr|eau}} eau | {{subst:lang|fr|eau}} eau | {{PAGENAME}} Title | {{subst:PAGENAME}} Title
 {{#if:x|yes|no}} yes
 {{#if: |yes|no}} no | {{#ifeq:a|a|yes|no}} yes | {{uc:a}} A | {{nowrap|{{val|5|u={{abbr|km|b}}}}}} 5 km
-{{OCLC|1}} OCLC 1
+{{OCLC|1}} OCLC 1 | {{height|ft=6|in=2}} 6 ft 2 in
 <ruby>漢字<rp>(</rp><rt>かんじ</rt><rp>)</rp></ruby> 漢字 | <math>f(x)</math> f(x) | {{convert|5|km|lk=on}} 5 km
 fr: {{unité|2000|m}} 2000 m | {{s|XIX}} XIXe siècle | {{date|1|janvier|2000}} 1 janvier 2000
 fr: {{lien|Jean|texte=J.}} J.
