@@ -97,7 +97,7 @@ class TrainerLead(TrainerCallback):
 
     def _training_values(self, trainer: Any, method: Callable[..., Any], args: Any, loader: Any, *rest: Any) -> Any:
         """An endless `max_steps` where neither it nor `num_train_epochs` was set; epochs of a stream are counted here."""
-        self._epochs_wanted, default = None, type(args).num_train_epochs
+        self._epochs_wanted, default = None, getattr(type(args), "num_train_epochs", None)
         by_default, timed = args.num_train_epochs == default, self.schedule != "step"
         if timed and args.max_steps <= 0 and math.isfinite(self.budget.total_seconds):
             if by_default or not has_length(loader):  # epochs that can be counted are Trainer's

@@ -135,7 +135,10 @@ def _asked_for(
     args: TrainingArguments, schedule: str, curve: str | Curve | None, warmup: float | None
 ) -> tuple[str | Curve | None, float | None]:
     """Curve and warm-up by the mixin's arguments or by Trainer's, InputError where the two differ or no curve can follow."""
-    kind, usual = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)), type(args).lr_scheduler_type
+    kind, usual = (
+        str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        getattr(type(args), "lr_scheduler_type", "linear"),
+    )
     beside = f"stands beside curve {getattr(curve, '__name__', curve)}; give one of the two"
     if args.lr_scheduler_kwargs:
         raise InputError(f"lr_scheduler_kwargs: {args.lr_scheduler_kwargs} are not the curve's; use curve_options")
