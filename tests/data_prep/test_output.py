@@ -155,7 +155,7 @@ def test_names_of_all_sorts(prepared, tmp_path, monkeypatch, capsys):
     shutil.copytree(prepared().path, source)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    for place in ("a b/c\nd/", "here/../y", "[1]*?", "%20#", "-x"):
+    for place in ("a b/c\nd/", "here/../y", "[1]*?", "%20#", "-x", "n" * 250):
         assert split.main(["--input", str(source), "--num_shards", "3", f"--output_dir={place}"]) == 0
         assert DataFolder.open(tmp_path / place).fingerprint == DataFolder.open(source).fingerprint
     latin = ["--input", str(source), "--num_shards", "2", "--output_dir", os.fsdecode(b"caf\xe9")]
