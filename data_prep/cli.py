@@ -104,7 +104,9 @@ class Output:
         does not. InputError as `check`."""
         self.check(inputs)
         target = self._target
-        name = f".partial-{target.name[:50]}-{secrets.token_hex(4)}"  # on another machine a process may have our number
+        name = (
+            f".partial-{target.name[:50]}-{secrets.token_hex(4)}"  # on another machine a process may have our number
+        )
         partial = aside or (target if keeps_its_place(target) else target.parent) / name
         with made_parents(partial):
             try:
