@@ -295,15 +295,12 @@ def make_model(
         own = own_tokens(folder, tokenizer)
         model = load_pretrained(str(folder), **options)
         model.added_tokens = 0
-        if own is None and not vocab_size <= model.config.vocab_size <= _padded(vocab_size):
-            raise InputError(
-                f"model_name_or_path: {path} has a vocabulary of {model.config.vocab_size:,} and no tokenizer beside it, the "
-                f"data folder one of {vocab_size:,}; prepare the data with the model's own tokenizer"
+        has, here = (model.config.vocab_size, model.config.pad_token_id), (vocab_size, tokenizer.pad_token_id)
+        if own is None and not (vocab_size <= has[0] <= _padded(vocab_size) and has[1] in (None, here[1])):
+            why = "has no tokenizer beside it, and {:,} tokens and padding {}; the data folder has {:,} and {}".format(
+                *has, *here
             )
-        pad = model.config.pad_token_id
-        if own is None and pad not in (None, tokenizer.pad_token_id):
-            pads = f"{path} pads with token {pad} and has no tokenizer beside it, the data folder with {tokenizer.pad_token_id}"
-            raise InputError(f"model_name_or_path: {pads}; prepare the data with the model's own tokenizer")
+            raise InputError(f"model_name_or_path: {path} {why}: prepare the data with the model's own tokenizer")
         if own is None:
             log.info("%s has no tokenizer: that of the data folder is taken for its own", path)
         elif (own := min(own, model.config.vocab_size)) < vocab_size:

@@ -21,11 +21,8 @@ _DYNAMO = "ACCELERATE_DYNAMO_"
 def prepare(
     run: TrainingArguments, named: Collection[str] = (), *, compiles: bool = True, trackers: bool = True
 ) -> bool:
-    """Configure the log, check the launch and the `trackers` asked for, and on a CPU keep freed memory with the process.
-
-    What the launcher's configuration says of precision and compilation goes into `run`; see `take_over` for `named`,
-    `compiles` and what is returned.
-    """
+    """Configure the log, `take_over` what the launcher asks for (returns what that does), check the launch and the `trackers`
+    asked for, and on a CPU keep freed memory with the process."""
     configure_logging(run)
     regional = take_over(run, named, compiles)
     check_launch(run.world_size, run.n_gpu)
@@ -39,21 +36,12 @@ def prepare(
 def take_over(run: TrainingArguments, named: Collection[str] = (), compiles: bool = True) -> bool:
     """Write what the launcher's environment asks for into `run`, the one place that counts from here on; forget it there.
 
-    Args:
-        named: flags that the recipe or the command line named: where one says otherwise, both are refused.
-        compiles: whether the script can compile its model.
-
-    Returns:
-        Whether layer by layer is to be compiled.
-
-    Raises:
-        InputError: a contradiction, or what is not trained here (fp8, Megatron-LM, tensor and context parallelism).
+    Returns whether to compile layer by layer. InputError where a flag in `named` (by recipe or command line) says otherwise,
+    where the script never `compiles`, and for what is not trained here (fp8, Megatron-LM, parallelism configurations).
     """
     for engine in ("MEGATRON_LM", "PARALLELISM_CONFIG"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() in ("1", "true", "yes"):
-            raise InputError(
-                f"distributed_type: {engine} is not trained here; launch with a profile of accelerate_configs/"
-            )
+            raise InputError(f"distributed_type: {engine} is not trained here; launch with one of accelerate_configs/")
     _take_over_precision(run, named)
     return _take_over_compilation(run, named, compiles)
 
@@ -61,9 +49,7 @@ def take_over(run: TrainingArguments, named: Collection[str] = (), compiles: boo
 def _take_over_precision(run: TrainingArguments, named: Collection[str]) -> None:
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower() or "no"
     if asked not in ("no", "bf16", "fp16"):
-        raise InputError(
-            f"mixed_precision: {asked} is not trained here; write bf16 or 'no' into the launcher's configuration"
-        )
+        raise InputError(f"mixed_precision: {asked} is not trained here; write bf16 or 'no' into the launcher's file")
     if asked == "fp16" and run.device.type == "cpu" and not run.bf16:
         log.info("mixed_precision: fp16 of the launcher's configuration needs a GPU, this run is in float32")
         run.mixed_precision = "no"
@@ -71,9 +57,7 @@ def _take_over_precision(run: TrainingArguments, named: Collection[str]) -> None
         other = "fp16" if asked == "bf16" else "bf16"
         if asked in named or getattr(run, other):
             says = f"{asked} is false" if asked in named else f"{other} is true"
-            raise InputError(
-                f"mixed_precision: the launcher's configuration says {asked}, but {says}; leave one of them out"
-            )
+            raise InputError(f"mixed_precision: the launcher's configuration says {asked}, but {says}; leave one out")
         setattr(run, asked, True)
         log.info("%s: from the launcher's configuration (mixed_precision)", asked)
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # `check_launch` looks for it
@@ -81,8 +65,8 @@ def _take_over_precision(run: TrainingArguments, named: Collection[str]) -> None
 
 
 def _take_over_compilation(run: TrainingArguments, named: Collection[str], compiles: bool) -> bool:
-    told = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith(_DYNAMO)}
-    told = {name.removeprefix(_DYNAMO): value.lower() for name, value in told.items()}
+    names = [name for name in os.environ if name.startswith(_DYNAMO)]
+    told = {name.removeprefix(_DYNAMO): os.environ.pop(name).lower() for name in names}
     backend, mode = told.get("BACKEND", ""), told.get("MODE", "")
     if backend in ("", "no"):
         return False
@@ -91,9 +75,7 @@ def _take_over_compilation(run: TrainingArguments, named: Collection[str], compi
         raise InputError(f"{what}, but rows differ in length, so nothing is compiled here; take it out")
     for option in ("USE_FULLGRAPH", "USE_DYNAMIC"):
         if told.get(option) in ("1", "true", "yes"):
-            raise InputError(
-                f"dynamo_config: dynamo_{option.lower()} cannot be chosen here, shapes are fixed; take it out"
-            )
+            raise InputError(f"dynamo_config: dynamo_{option.lower()} cannot be chosen, shapes are fixed; take it out")
     mode, regional = ("" if mode == "default" else mode), told.get("USE_REGIONAL_COMPILATION") in ("1", "true", "yes")
     ours = (run.torch_compile_backend, run.torch_compile_mode or "") if run.torch_compile else ()
     if (ours and ours != (backend, mode)) or (not ours and "torch_compile" in named):

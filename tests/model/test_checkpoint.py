@@ -147,7 +147,8 @@ def test_without_a_tokenizer_the_vocabulary_has_to_be_the_datas(folder, tmp_path
     if fits:
         edit(folder, pad_token_id=7)
         with pytest.raises(
-            InputError, match="pads with token 7 and has no tokenizer beside it, the data folder with 0"
+            InputError,
+            match="no tokenizer beside it, and 128 tokens and padding 7; the data folder has .* and 0: prepare",
         ):
             begin(folder, tokenizer)
         edit(folder, pad_token_id=0)
@@ -156,7 +157,7 @@ def test_without_a_tokenizer_the_vocabulary_has_to_be_the_datas(folder, tmp_path
         assert "has no tokenizer: that of the data folder is taken for its own" in caplog.text
     else:
         with pytest.raises(
-            InputError, match=f"a vocabulary of 128 and no tokenizer beside it, .* one of {size}; prepare"
+            InputError, match=f"no tokenizer beside it, and 128 tokens and padding 0; the data folder has {size} and"
         ):
             begin(folder, tokenizer)
 

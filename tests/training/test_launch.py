@@ -76,7 +76,7 @@ def test_layer_by_layer(launched):
             {},
             "mixed_precision: the launcher's configuration says bf16, but bf16 is",
         ),
-        ({"MIXED_PRECISION": "fp16"}, {"bf16"}, {"bf16": True}, "says fp16, but bf16 is true; leave one of them out"),
+        ({"MIXED_PRECISION": "fp16"}, {"bf16"}, {"bf16": True}, "says fp16, but bf16 is true; leave one out"),
         ({"MIXED_PRECISION": "fp8"}, (), {}, "mixed_precision: fp8 is not trained here; write bf16 or 'no' into"),
         (COMPILES, {"torch_compile"}, {}, "compiles with inductor, the recipe says torch_compile false; leave one"),
         (
@@ -85,8 +85,8 @@ def test_layer_by_layer(launched):
             {"torch_compile": True},
             "dynamo_config: .* with eager, the recipe says torch_compile with inductor; leave one of them out",
         ),
-        (COMPILES | {"DYNAMO_USE_FULLGRAPH": "True"}, (), {}, "dynamo_use_fullgraph cannot be chosen here"),
-        (COMPILES | {"DYNAMO_USE_DYNAMIC": "true"}, (), {}, "dynamo_use_dynamic cannot be chosen here"),
+        (COMPILES | {"DYNAMO_USE_FULLGRAPH": "True"}, (), {}, "dynamo_use_fullgraph cannot be chosen, shapes"),
+        (COMPILES | {"DYNAMO_USE_DYNAMIC": "true"}, (), {}, "dynamo_use_dynamic cannot be chosen, shapes"),
         ({"USE_MEGATRON_LM": "true"}, (), {}, "distributed_type: MEGATRON_LM is not trained here; launch"),
         (
             {"USE_PARALLELISM_CONFIG": "true"},
