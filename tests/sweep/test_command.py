@@ -116,7 +116,10 @@ def test_the_originals_form_with_our_flags(answer):
         (["--search_type", "nonsense", "--dry_run"], "search: 'nonsense' is not one of the original's"),
         (["--init_cmd", "deepspeed train_mlm.py"], "init_cmd: trials are started by accelerate launch"),
         (["--dry_run", "--init_cmd", "a run_pretraining.py"], "init_cmd: 'a run_pretraining.py' starts"),
-        (["--dry_run", "--data_dir", "blocks", "--accelerate_config", ""], "accelerate_config: . cannot be read"),
+        (
+            ["--dry_run", "--data_dir", "blocks", "--accelerate_config", ""],
+            "command line: argument --accelerate_config: an empty",
+        ),
     ],
 )
 def test_what_the_originals_form_cannot_have(answer, argv, message):
