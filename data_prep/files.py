@@ -1,6 +1,5 @@
 """Files as they come: plain, compressed, in folders and archives; told by their first bytes, read as streams, never whole."""
 
-import bz2
 import codecs
 import contextlib
 import functools
@@ -23,8 +22,9 @@ import pyarrow as pa
 from budget_trainer.core.errors import InputError
 
 Leave = Callable[[str, str], object]  # told the name of what is not read, and why
-_OPENERS: dict[str, Callable[[Any], Any]] = {"xz": lzma.open, "gzip": gzip.open, "bz2": bz2.open}
-_OPENERS |= {name: functools.partial(pa.CompressedInputStream, compression=name) for name in ("zstd", "lz4")}
+# For bz2 Arrow's too: Python's takes a damaged stream behind the first, as dumps have thousands, for the end.
+_OPENERS: dict[str, Callable[[Any], Any]] = {"xz": lzma.open, "gzip": gzip.open}
+_OPENERS |= {name: functools.partial(pa.CompressedInputStream, compression=name) for name in ("bz2", "zstd", "lz4")}
 _PACKED = re.compile(r"(?i)(?:\.(?:xz|lzma|gz|bz2|zst|lz4))+$")
 # Names that promise what must be opened; where nothing of that kind is inside, the file is damaged, or an error page.
 _PROMISES = re.compile(r"(?i)\.(?:xz|lzma|gz|bz2|zst|lz4|t[gx]z|tbz2?|tzst|tar|zip)$")
@@ -80,7 +80,7 @@ _MADE_HERE = ({"manifest.json", "tokenizer"}, {"tokenizer.json", "tokenizer_conf
 
 def files_below(path: Path, leave: Leave = ignore) -> list[Path]:
     """The file itself, or the files below a folder in sorted order, hidden ones left out. Links are followed, and each
-    folder read once. `leave` is told of what cannot be read."""
+    folder and file is read once. `leave` is told of what cannot be read."""
     if not path.is_dir():
         return [path]
     seen: set[tuple[int, int]] = set()
@@ -104,7 +104,12 @@ def files_below(path: Path, leave: Leave = ignore) -> list[Path]:
                     files.append(file)
                 else:
                     leave(str(file), "broken link" if file.is_symlink() else "no file")
-    return sorted(files)
+    once: dict[tuple[int, int], Path] = {}
+    for file in sorted(files, key=lambda file: (not file.suffix, file.is_symlink(), file)):
+        status = file.stat()
+        if once.setdefault((status.st_dev, status.st_ino), file) != file:
+            leave(str(file), "another name of a file that is read")
+    return sorted(once.values())
 
 
 def members(
@@ -228,7 +233,12 @@ def _zip_files(name: str, stream: io.BufferedReader, leave: Leave) -> Iterator[t
             if entry.flag_bits & 1:
                 leave(f"{name}:{entry.filename}", "encrypted")
             elif not entry.is_dir():
-                yield entry.filename, archive.open(entry)
+                try:
+                    content = archive.open(entry)
+                except NotImplementedError:
+                    leave(f"{name}:{entry.filename}", "a compression that Python does not know")
+                else:
+                    yield entry.filename, content
 
 
 def seekable(stream: io.BufferedReader) -> Any:
@@ -317,6 +327,6 @@ def naming_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (*_BROKEN, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the system; bz2's has none
+        if isinstance(error, OSError) and error.errno is not None:  # of the system; Arrow's has none
             raise
         raise InputError(f"input {name}: damaged or cut off ({error}); fetch the file again") from error

@@ -81,7 +81,7 @@ class Source(Options):
         for name, pattern in (self.templates or {}).items():
             check_pattern(str(name), pattern)
         try:
-            "".encode(self.encoding)
+            b" ".decode(self.encoding, "replace")
         except (LookupError, ValueError):
             raise InputError(f"encoding {self.encoding!r} is unknown; give one of Python's, such as cp1252") from None
         if self.kind == "auto":

@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -87,57 +87,113 @@ def _arrow_texts(name: str, form: str, stream: io.BufferedReader, column: str) -
 
 def _csv_texts(name: str, lines: Iterator[str], column: str) -> Iterator[str]:
     csv.field_size_limit(sys.maxsize)
-    first = next(lines, "")
-    delimiter = max(",\t;|", key=first.count)
-    reader = csv.reader((f"{line}\n" for line in itertools.chain([first], lines)), delimiter=delimiter, strict=True)
-    header = next(reader, [])
+    # Above the header there may be a line "sep=;" of Excel.
+    above, first = next(((n, line) for n, line in enumerate(lines) if not re.fullmatch(r"sep=.|\s*", line)), (0, ""))
+    has = {mark: column in next(csv.reader([first], delimiter=mark), []) for mark in ",\t;|"}
+    delimiter = max(has, key=lambda mark: (has[mark], first.count(mark)))
+
+    def wrong(line: int, what: object) -> InputError:
+        return InputError(f"input {name}: line {above + line}{what}; check its quotes and delimiters")
+
+    lines = itertools.chain([first], lines)
+    rows = _tab_rows(lines, first.count("\t")) if delimiter == "\t" else _quoted_rows(lines, delimiter, wrong)
+    _, header = next(rows, (0, []))
     if column not in header:
         raise _no_column(name, column, header)
-    for row in filter(None, _checked(name, reader)):
-        if len(row) != len(header):
-            what = f"line {reader.line_num} ends a row of {len(row)} fields where the header has {len(header)}"
-            raise InputError(f"input {name}: {what}; check its quotes and delimiters")
-        yield row[header.index(column)]
+    for line, row in rows:
+        if len(row) == len(header):
+            yield row[header.index(column)]
+        elif any(row):
+            raise wrong(line, f" ends a row of {len(row)} fields where the header has {len(header)}")
+
+
+def _quoted_rows(
+    lines: Iterable[str], delimiter: str, wrong: Callable[[int, object], InputError]
+) -> Iterator[tuple[int, list[str]]]:
+    """The fields of each row, and the number of its last line."""
+    reader = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise wrong(reader.line_num, f": {error}") from error
+
+
+def _tab_rows(lines: Iterable[str], tabs: int) -> Iterator[tuple[int, list[str]]]:
+    """As `_quoted_rows`, of lines with `tabs` each. In most such files quotes are text: those that do not enclose a field are,
+    and an open one holds further lines only where these do not look like rows."""
+    rows: Iterator[tuple[int, str | None]] = itertools.chain(enumerate(lines, 1), [(0, None)])
+    number, line = next(rows)
+    while line is not None:
+        following, more = next(rows)
+        row = [line] if "\n" in line else line.split("\t")
+        if '"' in line:
+            try:
+                row = next(csv.reader([line], delimiter="\t", strict=True))
+            except csv.Error as error:
+                if "end of data" in str(error) and more is not None and more.count("\t") != tabs:
+                    number, line = following, f"{line}\n{more}"
+                    continue
+        yield number, row
+        number, line = following, more
 
 
 def _json_texts(name: str, lines: Iterator[str], column: str) -> Iterator[str]:
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     for count, (number, line) in enumerate(numbered):
         row = parsed_json(line)
-        record = isinstance(row, dict) and isinstance(row.get(column.split(".")[0], 0), str | dict | None)
-        if not count and not record:
-            following = next(numbered, None)
-            if following and row is None and line.lstrip()[0] in "[{":  # JSON in one piece, on several lines
-                row, following = parsed_json("\n".join([line, following[1], *(more for _, more in numbered)])), None
-            if following is None:
-                rows = _records(row, column)
-                for place, row in enumerate(rows, 1):
-                    yield json_text(name, f"{'line' if len(rows) == 1 else 'row'} {place}", row, column)
-                return
-        yield json_text(name, f"line {number}", row, column)
-
-
-def _checked(name: str, rows: Any) -> Iterator[list[str]]:
-    try:
-        yield from rows
-    except csv.Error as error:
-        raise InputError(f"input {name}: line {rows.line_num}: {error}; check its quotes and delimiters") from error
+        try:
+            text = json_text(name, f"line {number}", row, column)
+        except NoColumn:
+            following = None if count else next(numbered, None)
+            if count or (following and (row is not None or line.lstrip()[0] not in "[{")):
+                raise
+            break  # JSON in one piece, on one line or several
+        yield text
+    else:
+        return
+    values = _json_values("\n".join([line, *(more for _, more in filter(None, [following, *numbered]))]))
+    rows = values if len(values) > 1 else _records(values[0], column)
+    for place, row in enumerate(rows, 1):
+        yield json_text(name, f"{'line' if len(rows) == 1 else 'row'} {place}", row, column)
 
 
 def parsed_json(text: str) -> Any:
     """The value, None where it is no JSON."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
+def _json_values(text: str) -> list[Any]:
+    """The values that stand in the text one behind the other; None for what is no JSON."""
+    values, at, text = [], 0, text.strip()
+    try:
+        while at < len(text):
+            value, end = json.JSONDecoder().raw_decode(text, at)
+            values.append(value)
+            at = end + len(text[end : end + 1000]) - len(text[end : end + 1000].lstrip())
+    except (ValueError, RecursionError):
+        values.append(None)
+    return values
+
+
 def _records(value: Any, column: str) -> list[Any]:
-    """The rows of JSON in one piece: of a list, of an object with one list, or of one with a list for each column."""
-    lists = [part for part in value.values() if isinstance(part, list)] if isinstance(value, dict) else []
-    if isinstance(value, dict) and isinstance(value.get(column), list):
-        return [{column: text} for text in value[column]]
-    return lists[0] if len(lists) == 1 else value if isinstance(value, list) else [value]
+    """The rows of JSON in one piece: of a list (of texts too), of an object with one list, with a list or an object for each
+    column, or with an object for each row."""
+    if isinstance(value, list):
+        return [{column: row} if isinstance(row, str) else row for row in value]
+    if isinstance(value, dict):
+        texts, parts = value.get(column), list(value.values())
+        if isinstance(texts, list | dict):
+            return [{column: text} for text in (texts if isinstance(texts, list) else texts.values())]
+        lists = [part for part in parts if isinstance(part, list)]
+        if len(lists) == 1:
+            return lists[0]
+        if parts and all(isinstance(part, dict) for part in parts):
+            return parts
+    return [value]
 
 
 def json_text(name: str, place: str, row: Any, column: str) -> str:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import random
 import re
 import socket
@@ -497,9 +498,19 @@ def test_archives_of_texts(tmp_path):
     documents, account = _source(tmp_path / "mixed.zip")
     assert documents == WIKI_DOCUMENTS
     assert unread_line(account["files_not_read"]) == "2 files not read: b.docx (document), c.png (png)"
+    packed = bytearray(_in_zip("a.txt", text))
+    packed[8] = packed[packed.find(b"PK\1\2") + 10] = 9  # deflate64, of large ones made by Windows
+    (tmp_path / "windows.zip").write_bytes(packed)
+    damaged = bz2.compress(text) + b"\0" + bz2.compress(text)[1:]
+    (tmp_path / "multistream.bz2").write_bytes(damaged)
     (tmp_path / "deep.tar").write_bytes(functools.reduce(lambda inner, _: _in_tar("x", inner), range(10), text))
     (tmp_path / "error.gz").write_bytes(b"<html>404 Not Found</html>")
-    for name, message in {"deep.tar": "packed more than 8 times", "error.gz": "does not begin as a .gz"}.items():
+    for name, message in {
+        "deep.tar": "packed more than 8 times",
+        "error.gz": "does not begin as a .gz",
+        "windows.zip": r"1 file not read: a.txt \(a compression that Python does not know\)",
+        "multistream.bz2": "damaged or cut off .*bz2",
+    }.items():
         with pytest.raises(InputError, match=message):
             _read(tmp_path / name, "text")
 
@@ -556,8 +567,11 @@ def test_what_lies_beside_is_counted_and_named(tmp_path):
     (tmp_path / "links").mkdir()
     for name, target in {"loop": ".", "0": "../c/in", "c": "../c", "again": "../c"}.items():
         (tmp_path / "links" / name).symlink_to(target)
+    (tmp_path / "c" / "0").symlink_to("a.txt")
+    os.link(tmp_path / "c" / "b", tmp_path / "c" / "d")
     documents, account = _source(tmp_path / "links")
-    assert documents == WIKI_DOCUMENTS * 3 and account["files_not_read"]["by"] == {**by, "broken link": 1}
+    again = {"broken link": 1, "another name of a file that is read": 2}
+    assert documents == WIKI_DOCUMENTS * 3 and account["files_not_read"]["by"] == {**by, **again}
     _write(tmp_path / "notes", {"README.md": WIKI, "b.md": WIKI})
     assert _source(tmp_path / "notes") == (WIKI_DOCUMENTS * 2, {})
     _write(tmp_path / "books", {"one": "A book.\n\nIts end.", "two.text": "Another.\n\nEnd."})
@@ -636,8 +650,9 @@ def test_an_encoding_is_named(tmp_path, encoding):
             _read(tmp_path / "a.txt", "text")
         with pytest.raises(InputError, match="byte 0x.. is not ascii; name the encoding it has"):
             _read(tmp_path / "a.txt", "text", encoding="ascii")
-    with pytest.raises(InputError, match="encoding 'cp12' is unknown; give one of Python's"):
-        _read(tmp_path / "a.txt", encoding="cp12")
+    for unknown in ("cp12", "idna"):
+        with pytest.raises(InputError, match=f"encoding '{unknown}' is unknown; give one of Python's"):
+            _read(tmp_path / "a.txt", encoding=unknown)
 
 
 def test_replaced_characters_are_counted(tmp_path):
@@ -661,7 +676,9 @@ def test_a_byte_order_mark_wins(tmp_path, mark):
 @pytest.mark.parametrize(
     "name, content, options, message",
     [
-        ("x.tsv", b'id\ttext\n1\t"Hello" he said\n', {}, "line 2: .* expected after .*; check its quotes"),
+        ("x.csv", b'sep=,\nid,text\n1,"Hello" he said\n', {}, "line 3: .* expected after .*; check its quotes"),
+        ("x.csv", b'text,"a"b\nc,d\n', {}, "line 1: .* expected after .*; check its quotes"),
+        ("x.tsv", b'id\ttext\n1\t"a\n2\n', {}, "line 3 ends a row of 1 fields where the header has 2"),
         ("x.csv", b"text,id\na,1\nb\n", {}, "line 3 ends a row of 1 fields where the header has 2"),
         (
             "x.jsonl",
@@ -670,7 +687,9 @@ def test_a_byte_order_mark_wins(tmp_path, mark):
             r'line 2 is not a JSON object with "text" \(damaged, or cut off',
         ),
         ("x.json", b'[{"text": "a"},\n {"te', {}, r'line 1 is not a JSON object with "text" \(damaged, or cut off'),
-        ("x.json", b'["a", "b"]', {}, 'row 1 is not a JSON object with "text"'),
+        ("x.json", b'[1, "b"]', {}, 'row 1 is not a JSON object with "text"'),
+        ("x.json", b'{"data": ["a", "b"]}', {}, 'row 1 is not a JSON object with "text"'),
+        ("x.jsonl", b'{"text": ' + b"[" * 100_000, {}, r'line 1 is not a JSON object with "text" \(damaged'),
         ("x.parquet", TABLES["x.parquet"][:900], {}, "damaged or no parquet"),
         ("x.parquet", TABLES["x.parquet"], {"text_column": "id"}, "holds int, no text; name another"),
         ("x.parquet", TABLES["x.parquet"], {"text_column": "inner.none"}, "text_column 'inner.none' is not in"),
@@ -681,6 +700,32 @@ def test_damaged_tables(tmp_path, name, content, options, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         _read(tmp_path / name, **options)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("pandas.json", '{"id": {"0": 1, "1": 2}, "text": {"0": "One, a.", "1": "\\"Two\\" b."}}'),
+        ("index.json", '{"0": {"id": 1, "text": "One, a."}, "1": {"id": 2, "text": "\\"Two\\" b."}}'),
+        ("texts.json", '["One, a.", "\\"Two\\" b."]'),
+        ("joined.json", '{"text": "One, a."}{"text": "\\"Two\\" b."}'),
+        ("jq.jsonl", '{\n "text": "One, a."\n}\n{\n "text": "\\"Two\\" b."\n}\n'),
+        ("excel.csv", 'sep=;\r\n"text";"id"\r\n"One, a.";1\r\n"""Two"" b.";2\r\n'),
+        ("header.csv", '\n"a;b;c",text\n1,"One, a."\n2,"""Two"" b."\n'),
+        ("plain.tsv", 'id\ttext\n1\tOne, a.\n2\t"Two" b.\n'),
+        ("quoted.tsv", '"id"\t"text"\n1\t"One,\na."\n2\t"""Two"" b."\n'),
+    ],
+)
+def test_tables_of_other_programs(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert _read(tmp_path / name) == ["One, a.", '"Two" b.']
+    (tmp_path / "open.tsv").write_text('id\ttext\n1\t"Two\n2\tb"\n3\t"""Two"" b."\n')
+    assert _read(tmp_path / "open.tsv") == ['"Two', 'b"', '"Two" b.'], "an open quote swallows no row"
+
+
+def test_a_key_with_a_dot(tmp_path):
+    _write(tmp_path, {"x.jsonl": '{"a.b": "One."}\n{"a.b": "Two."}\n{"a": {"b": "Three."}}\n'})
+    assert _read(tmp_path / "x.jsonl", text_column="a.b") == ["One.", "Two.", "Three."]
 
 
 def test_a_record_of_20_megabytes(tmp_path):
