@@ -21,10 +21,10 @@ _DYNAMO = "ACCELERATE_DYNAMO_"
 def prepare(
     run: TrainingArguments, named: Collection[str] = (), *, compiles: bool = True, trackers: bool = True
 ) -> bool:
-    """Configure the log, `take_over` what the launcher asks for (returns what that does), check the launch and the `trackers`
+    """Configure the log, take over what the launcher asks for (returns what that does), check the launch and the `trackers`
     asked for, and on a CPU keep freed memory with the process."""
     configure_logging(run)
-    regional = take_over(run, named, compiles)
+    regional = _take_over(run, named, compiles)
     check_launch(run.world_size, run.n_gpu)
     if trackers:
         _check_trackers(run)
@@ -33,7 +33,7 @@ def prepare(
     return regional
 
 
-def take_over(run: TrainingArguments, named: Collection[str] = (), compiles: bool = True) -> bool:
+def _take_over(run: TrainingArguments, named: Collection[str] = (), compiles: bool = True) -> bool:
     """Write what the launcher's environment asks for into `run`, the one place that counts from here on; forget it there.
 
     Returns whether to compile layer by layer. InputError where a flag in `named` (by recipe or command line) says otherwise,

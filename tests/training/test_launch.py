@@ -13,7 +13,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.core.jobs import check_unseen
 from budget_trainer.glue.suite import run_suite
 from budget_trainer.sweep.command import check_start
-from budget_trainer.training.launch import take_over
+from budget_trainer.training.launch import _take_over
 from budget_trainer.training.trainer import TimeBudgetTrainer
 from tests.model.models import tiny
 
@@ -53,7 +53,7 @@ def launched(monkeypatch, tmp_path):
 )
 def test_the_arguments_say_what_will_run(launched, variables, flags, found):
     args = launched(variables, **flags)
-    assert take_over(args) is False
+    assert _take_over(args) is False
     assert {name: getattr(args, name) for name in found} == found
     # What asked is gone: where bf16 or compiling is switched off later, nothing switches it on again.
     args.bf16, args.mixed_precision, args.torch_compile, args.torch_compile_backend = False, "no", False, None
@@ -64,7 +64,7 @@ def test_the_arguments_say_what_will_run(launched, variables, flags, found):
 
 
 def test_layer_by_layer(launched):
-    assert take_over(launched(COMPILES | {"DYNAMO_USE_REGIONAL_COMPILATION": "True"})) is True
+    assert _take_over(launched(COMPILES | {"DYNAMO_USE_REGIONAL_COMPILATION": "True"})) is True
 
 
 @pytest.mark.parametrize(
@@ -99,12 +99,12 @@ def test_layer_by_layer(launched):
 def test_two_that_contradict_each_other_are_refused(launched, variables, named, flags, expected):
     args = launched(variables, **flags)
     with pytest.raises(InputError, match=expected):
-        take_over(args, named)
+        _take_over(args, named)
 
 
 def test_glue_compiles_nothing(launched):
     with pytest.raises(InputError, match="dynamo_config: .* rows differ in length, so nothing is compiled here; take"):
-        take_over(launched(COMPILES), compiles=False)
+        _take_over(launched(COMPILES), compiles=False)
 
 
 @pytest.mark.parametrize("name", ["ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"])
