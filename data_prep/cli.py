@@ -208,7 +208,7 @@ class Parser(CommandParser):
         for field in dataclasses.fields(options):
             if names is not None and field.name not in names:
                 continue
-            about: dict[str, Any] = {"default": field.default, "help": field.metadata["help"]}
+            about: dict[str, Any] = {"default": field.default, "help": field.metadata["help"].replace("%", "%%")}
             if kinds[field.name] is bool:
                 about["action"] = argparse.BooleanOptionalAction
             else:
