@@ -4,11 +4,7 @@ A group is some documents, about 256 kB of text; a part is some groups, about 12
 alone, so whatever is made from the groups in order is the same for any number of processes. Memory is bounded by the
 group, and disk space (and the mapped files that count as memory) by the part, whatever the size of the corpus.
 
-Which documents are held out for validation is a function of their words. A sentence ends, closing quotes and brackets
-included, at `.`, `!`, `?` or an ellipsis where white space and then a capital letter or a digit follow, opening quotes and
-brackets before it or not ("e.g. this" stays together, "Dr. Who" does not), or where letters without case stand on both sides;
-and at the marks of other scripts (`。！？`, `।`, `؟`, `۔` and the like), white space behind them or none. Thai and Lao have no
-mark: their sentences are cut by length, which the manifest counts.
+Which documents are held out for validation is a function of their words.
 """
 
 import functools
@@ -16,7 +12,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +23,7 @@ import pyarrow as pa
 
 from data_prep.encoding import I64, Encoder
 from data_prep.losses import Meter
+from data_prep.sentences import sentence_ends, split_sentences
 
 GROUP_CHARACTERS = 256 * 1024
 PART_BYTES = 128 * 1024**2
@@ -232,45 +228,6 @@ def _without_end(document: str, fraction: float) -> tuple[str, str]:
     size = min(max(END_CHARACTERS, int(fraction * len(document))), len(document) // 2)
     cut = len(document) - size
     near = max(0, cut - min(1000, size // 2))
-    ends = [m.end() for m in _END.finditer(document, near, cut + 100) if m.end() <= cut and _is_end(document, m)]
+    ends = [end for end in sentence_ends(document, near, cut + 100) if end <= cut]
     cut = ends[-1] if ends else max(document.rfind(" ", near, cut), 0) or cut
     return document[:cut].rstrip(), document[cut:].lstrip()
-
-
-# The marks of `_FULL` end a sentence with or without white space behind them: CJK, Indic dandas, Arabic, Urdu, Armenian,
-# Ethiopic, Burmese, Khmer, Tibetan, Mongolian, Santali, Meitei.
-_FULL = "。！？｡﹖﹗।॥؟۔։።፧။។៕།᠃᠉᱾᱿꯫"
-_CLOSING = "\"'”’“‘»›«‹)\\]」』）］】〉》〕｣"
-_OPENING = "\"'“‘„‚«»‹›(\\[¿¡「『（［【〈《〔｢"
-_CJK = "\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_END = re.compile(
-    f"[.!?…．;\u037e{_FULL}](?:"
-    rf"(?<=[.!?…])[{_CLOSING}]*(?:[ \u00a0\u202f]»)?(?=\s+[{_OPENING}]*(?P<next>\S))"
-    rf"|(?<=[{_FULL}])[.!?…{_FULL}{_CLOSING}]*+(?=\s*[^\s,;:，、；：])(?!\s+[a-z])"
-    rf"|(?<=[{_CJK}][!?．])[!?{_FULL}{_CLOSING}]*+(?=[{_CJK}「『（［【〈《〔])"
-    r"|(?<=[\u0370-\u03ff\u1f00-\u1fff][;\u037e])(?=\s+[\u0386-\u03ab\u1f08-\u1fff]))"  # Greek asks with a semicolon
-)
-
-
-def split_sentences(text: str) -> list[str]:
-    """The sentences in order, each but the first with the white space before it (byte-level tokenizers write it into the
-    word that follows): joined they are the text again."""
-    ends = [match.end() for match in _END.finditer(text) if _is_end(text, match)]
-    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)] if text else []
-
-
-def _is_end(text: str, match: re.Match[str]) -> bool:
-    behind = match["next"]
-    if behind is None:
-        return True
-    if "“" in match[0] and "„" not in text:  # it closes in German alone
-        return False
-    if behind.isupper() or behind.isdigit() or behind.istitle():
-        return True
-    return behind.isalpha() and _is_caseless(behind) and _is_caseless(text[max(0, match.start() - 1)])
-
-
-def _is_caseless(character: str) -> bool:
-    return (
-        character.lower() == character.upper() or "\u10d0" <= character <= "\u10ff"
-    )  # Georgian, whose capitals are for titles

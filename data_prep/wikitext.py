@@ -19,7 +19,7 @@ from mwparserfromhell import nodes
 from mwparserfromhell.parser import ParserError
 from mwparserfromhell.wikicode import Wikicode
 
-from data_prep.corpus import split_sentences
+from data_prep.sentences import split_sentences
 from data_prep.templates import MARKS, Lost, Pairs, Templates, words_of
 from data_prep.wikitext_cuts import CUT, HOLES, LITERAL, LITERAL_END, Holes, cut_extensions, cut_nested
 

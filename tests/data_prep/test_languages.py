@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.corpus import TokenGroup, split_sentences
+from data_prep.corpus import TokenGroup
 from data_prep.encoding import Encoder, load_tokenizer
 from data_prep.packing import WholeSentences
+from data_prep.sentences import split_sentences
 from data_prep.tokenizer_training import TYPES, TokenizerOptions, train_tokenizer
 
 TEXTS = json.loads(Path(__file__).with_name("languages.json").read_text(encoding="utf-8"))

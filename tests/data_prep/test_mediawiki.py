@@ -19,10 +19,10 @@ import pytest
 
 from budget_trainer.core.errors import InputError
 from data_prep import blocks, losses, mediawiki
-from data_prep.corpus import split_sentences
 from data_prep.files import lines, members
 from data_prep.mediawiki import Site, read_articles, read_pages
 from data_prep.recipe import DataRecipe
+from data_prep.sentences import split_sentences
 from data_prep.sources import Source
 from tests.conftest import SHARED_DATA, alive, children, spawn, wait_for, words
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from budget_trainer.core.errors import InputError
-from data_prep.corpus import TokenGroup, split_sentences
+from data_prep.corpus import TokenGroup
 from data_prep.next_sentence import FOLLOWS, RANDOM, RESERVOIR, SentencePairs
 from data_prep.packing import OneDocument, PackedBlocks, WholeSentences
+from data_prep.sentences import split_sentences
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 LENGTH = 32

@@ -18,9 +18,9 @@ from budget_trainer.data.whole_words import continues_word, vocabulary_size
 from budget_trainer.fill_mask import fill_mask
 from data_prep import blocks, inspect
 from data_prep import tokenizer as stage
-from data_prep.corpus import split_sentences
 from data_prep.encoding import Encoder, load_tokenizer, special_ids
 from data_prep.packing import token_bytes
+from data_prep.sentences import split_sentences
 from data_prep.tokenizer_training import SPECIAL_TOKENS, TYPES, TokenizerOptions, text_to_learn, train_tokenizer
 from tests.conftest import SHARED_DATA, TINY, read_documents, report, train, words
 from tests.data_prep.conftest import dealt_rows, error_of, ids_of, text_mask, train_texts
