@@ -41,8 +41,8 @@ def parse_duration(value: str | float, field: str = "duration", bare_unit: str |
         if bare_unit is None:
             raise InputError(f"{field}: {value!r} has no unit; {fix}")
         seconds = number * UNITS[bare_unit]
-    if not math.isfinite(seconds) or seconds <= 0:
-        raise InputError(f"{field}: {value!r} is not above zero; {fix}")
+    if not 0 < seconds < math.inf:
+        raise InputError(f"{field}: {text[:40]!r} is not {'finite' if seconds > 0 else 'above zero'}; {fix}")
     return seconds
 
 
@@ -54,11 +54,15 @@ def to_seconds(value: Any, field: str) -> float:
     if isinstance(value, str):
         return parse_duration(value, field)
     number: Any = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(number, bool) or not isinstance(number, Real):
-        raise InputError(f"{field}: {value!r} is not a duration; write it as 24h, 90m, 1h30m or 45s")
-    if not float(number) > 0:
+    try:
+        if isinstance(number, bool) or not isinstance(number, Real):
+            raise TypeError
+        seconds = float(number)  # NumPy's timedelta64 is an integer, and has none
+    except (TypeError, OverflowError):
+        raise InputError(f"{field}: {str(value)[:40]} is not a duration; write it as 24h, 90m, 1h30m or 45s") from None
+    if not seconds > 0:
         raise InputError(f"{field}: {value!r} is not above zero; write it as 2h")
-    return float(number)
+    return seconds
 
 
 def format_duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from budget_trainer.budget.clock import parse_duration
-from budget_trainer.core.errors import InputError
+from budget_trainer.core.errors import InputError, collected
 from budget_trainer.core.io import user_path
 
 NULLS = ("null", "~", "None", "")
@@ -204,8 +204,8 @@ class FlagParser:
         """Read `[recipe.yaml] --flag value ...`. Nothing is started or written.
 
         Raises:
-            InputError: the recipe cannot be read; a flag is unknown (all of them in one line) or not used here; a value
-                is none of its flag's.
+            InputError: the recipe cannot be read; flags are unknown or not used here, or values none of their flags' (all of
+                them in one line).
         """
         path, recipe, words = _split_recipe(sys.argv[1:] if argv is None else argv)
         entries: list[tuple[str, tuple[str, ...] | None, str]]
@@ -215,19 +215,24 @@ class FlagParser:
 
     def _parsed(self, path: str | None, entries: list[tuple[str, tuple[str, ...] | None, str]]) -> Parsed:
         unknown = [(key, where) for key, _, where in entries if self._flag_of(key) is None]
-        if unknown:
-            raise self.unknown(unknown)
+        refusals = [str(self.unknown(unknown))] if unknown else []
         written: dict[str, _Written] = {}
         for key, words, where in entries:
             name, switched = self._flag_of(key) or (key, {})
             words = None if words is not None and len(words) == 1 and words[0] in NULLS else words
-            if switched and words is not None:
-                words = (switched[_is_true(key, words[0] if words else "true")],)
-            if name in self.refused and (words is None or words != (self.harmless.get(name),)):
-                raise InputError(f"{name}: not used here ({where}); {self.refused[name]}")
-            written.pop(name, None)
-            written[name] = _Written(words, where)
-        values = {name: self._value(name, written) for name in self.flags}
+            with collected(refusals):
+                if switched and words is not None:
+                    words = (switched[_is_true(key, words[0] if words else "true")],)
+                if name in self.refused and (words is None or words != (self.harmless.get(name),)):
+                    raise InputError(f"{name}: not used here ({where}); {self.refused[name]}")
+                written.pop(name, None)
+                written[name] = _Written(words, where)
+        values = {}
+        for name in self.flags:
+            with collected(refusals):
+                values[name] = self._value(name, written)
+        if refusals:
+            raise InputError("; ".join(refusals))
         # A group that does something when it is made (TrainingArguments looks for devices) stays plain values.
         groups = tuple(
             (Values if hasattr(group, "__post_init__") else group)(

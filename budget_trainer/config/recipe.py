@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import permutations
@@ -26,7 +26,7 @@ from budget_trainer.config.arguments import (
     OptimizerArguments,
     WatchArguments,
 )
-from budget_trainer.core.errors import InputError
+from budget_trainer.core.errors import InputError, collected
 from budget_trainer.data.repeated_passages import SMALLEST_PIECE, check_repeated_passages
 from budget_trainer.model.optimizers import OptimizerOptions
 from budget_trainer.model.types import check_pair_type, resolve_model_type
@@ -102,23 +102,27 @@ class Recipe:
     def __post_init__(self) -> None:
         b, m = self.budget, self.model
         layout = (m.model_type, m.encoder_ln_mode, m.layernorm_embedding, m.layer_norm_type)
-        derived = {
-            "total_seconds": _seconds("total_training_time", b),
-            "early_exit_seconds": _seconds("early_exit_time_marker", b),
-            "job_limit_seconds": _seconds("job_time_limit", b),
-            "checkpoint_seconds": _seconds("checkpoint_every", b),
-            "early_stop_seconds": _seconds("early_stop_time", self.watch),
-            "markers": _parse_markers(b.finetune_time_markers),
-            "model_type": resolve_model_type(*layout),
-            "add_nsp": m.add_nsp or m.model_type == "bert-mlm-nsp",
-            "offsets": _parse_offsets(m.offset_heads),
-            "model_config": _parse_model_config(m.model_config),
+        derived: dict[str, Callable[[], Any]] = {
+            "total_seconds": lambda: _seconds("total_training_time", b),
+            "early_exit_seconds": lambda: _seconds("early_exit_time_marker", b),
+            "job_limit_seconds": lambda: _seconds("job_time_limit", b),
+            "checkpoint_seconds": lambda: _seconds("checkpoint_every", b),
+            "early_stop_seconds": lambda: _seconds("early_stop_time", self.watch),
+            "markers": lambda: _parse_markers(b.finetune_time_markers),
+            "model_type": lambda: resolve_model_type(*layout),
+            "add_nsp": lambda: m.add_nsp or m.model_type == "bert-mlm-nsp",
+            "offsets": lambda: _parse_offsets(m.offset_heads),
+            "model_config": lambda: _parse_model_config(m.model_config),
         }
-        for name, value in derived.items():
-            object.__setattr__(self, name, value)
-        self._check_needed()
-        self._check_model()
-        self._check_watch()
+        refusals: list[str] = []
+        for name, read in derived.items():
+            with collected(refusals):
+                object.__setattr__(self, name, read())
+        for check in () if refusals else (self._check_needed, self._check_model, self._check_watch):
+            with collected(refusals):
+                check()
+        if refusals:
+            raise InputError("; ".join(refusals))
         own, adam = dict(vars(self.optimizer)), {name: getattr(self.training, name) for name in _ADAM_FLAGS}
         options = OptimizerOptions(own.pop("optimizer_type"), **adam, **own)
         object.__setattr__(self, "optimizer_options", options)
@@ -161,9 +165,8 @@ class Recipe:
             and self.markers,
             f"mlm_probability: {rates}, which says it all; leave one of them out": twice,
         }
-        for message, refused in refusals.items():
-            if refused:
-                raise InputError(message)
+        if told := [message for message, refused in refusals.items() if refused]:
+            raise InputError("; ".join(told))
 
     def _check_model(self) -> None:
         m, twins = self.model, self.data.twin_probability

@@ -216,14 +216,13 @@ def run_script(
 def exit_process(code: int) -> NoReturn:
     """End the process with `code`, when all ranks have nothing more to say to each other.
 
-    With process groups open, without the interpreter's clean-up but for the functions of atexit: a rank whose communication
-    threads live while modules are taken down can abort (seen with DDP and DeepSpeed over gloo), which launchers report.
+    Of several processes each ends without the interpreter's clean-up but for the functions of atexit: a rank whose
+    communication threads live while modules are taken down can abort (seen with DDP and DeepSpeed over gloo), which
+    launchers report; and it takes seconds, in which the other ranks would repeat rank 0's error.
     """
-    distributed = sys.modules.get("torch.distributed")
-    if code in (DONE, RESUMABLE, INTERRUPTED) and distributed and distributed.is_available():
-        if distributed.is_initialized():
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+    if "RANK" in os.environ:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

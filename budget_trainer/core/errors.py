@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 RESUME = "go on with --resume_from_checkpoint auto"
 
 
@@ -9,6 +12,15 @@ class InputError(ValueError):
     """Bad input: `field: value problem; fix`. Nothing was written over."""
 
     exit_code = 2
+
+
+@contextmanager
+def collected(refusals: list[str]) -> Iterator[None]:
+    """Put the line of an InputError of the block into `refusals`, which are to be told together."""
+    try:
+        yield
+    except InputError as error:
+        refusals.append(str(error))
 
 
 class NoLocks(InputError):

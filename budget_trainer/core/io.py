@@ -302,7 +302,9 @@ def try_lock(path: Path, field: str = "output_dir") -> Lock | None:
     """
     for _ in range(_MOST_TRIES):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # the folder or the file was just deleted by its last holder
+        with suppress(
+            FileNotFoundError, IsADirectoryError
+        ):  # the folder or the file was just deleted by its last holder
             try:
                 lock = Lock(open(path, "ab+", buffering=0))
             except PermissionError:
@@ -334,6 +336,8 @@ def try_lock(path: Path, field: str = "output_dir") -> Lock | None:
                         lock.descriptor, f"process {os.getpid()} on {socket.gethostname()} since {begin}".encode()
                     )
                 return lock
+    if os.path.lexists(path) and not path.is_file():
+        raise InputError(f"{field}: {path} is no file that can be locked; delete it")
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -299,9 +300,9 @@ class RunFolder:
         """The last whole line of `progress.jsonl`; empty where there is none."""
         with suppress(OSError):
             for line in reversed((self.path / PROGRESS).read_bytes().splitlines()):
-                with suppress(ValueError):
+                with suppress(ValueError, KeyError, TypeError):
                     content = json.loads(line)
-                    if isinstance(content, dict) and isinstance(content.get("elapsed_seconds"), int | float):
+                    if isinstance(content, dict) and math.isfinite(content["elapsed_seconds"] + content["job"]):
                         return content
         return {}
 
@@ -341,7 +342,7 @@ class RunFolder:
             return {"job": int(content["job"]), "state": content["state"], "identity": dict(content["identity"])}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             if self._rebuilt is None:
                 self._rebuilt = self._rebuild_run()
             return self._rebuilt

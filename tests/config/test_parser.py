@@ -104,12 +104,34 @@ def test_flags_become_lines_of_a_recipe():
         ("--notes x", "notes: not used here (command line); write them down"),
         ("--heet 1", "heet: unknown key (command line); did you mean heat?"),
         ("--no_heat 1", "no_heat: unknown key (command line); did you mean heat?"),
+        (  # told together, as of a recipe below
+            "--zzz --notes x --heat hot --rack 0",
+            "zzz: unknown key (command line); see bake.py --help for all flags; notes: not used here (command line); write "
+            "them down; heat: 'hot' is not a number; give one; rack: 0 is out of range; give a whole number from 1 on, or "
+            "-1 for any",
+        ),
     ],
 )
 def test_errors(words, message):
     with pytest.raises(InputError) as error:
         PARSER.parse(words.split())
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--total_training_time 5q --job_time_limit -1", ["total_training_time: '5q'", "job_time_limit: '-1'"]),
+        (
+            "--validate_every 7",
+            ["data_dir: missing", "output_dir: missing", "total_training_time: miss", "validate_every: '7'"],
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_told_together(words, told):
+    with pytest.raises(InputError) as error:
+        parse_recipe(words.split())
+    assert [str(error.value).count(text) for text in told] == [1] * len(told), error.value
 
 
 def test_unknown_keys_are_told_together(tmp_path):

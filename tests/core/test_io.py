@@ -298,6 +298,13 @@ def test_a_lock_that_its_holder_deletes_meanwhile_is_taken_anew(tmp_path, monkey
         assert path.exists() and io.try_lock(path) is None
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("/nowhere/x")])
+def test_what_is_no_lock_file_is_named(tmp_path, make):
+    make(tmp_path / ".lock")
+    with pytest.raises(InputError, match=rf"^output_dir: {tmp_path}/.lock is no file that can be locked; delete it$"):
+        io.try_lock(tmp_path / ".lock")
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EACCES, errno.EAGAIN, errno.EIO])
 def test_only_would_block_means_that_somebody_holds_it(tmp_path, monkeypatch, caplog, number):
     def refuse(descriptor, how):

@@ -186,7 +186,9 @@ def used_after(folder, checkpoint):
 def test_a_damaged_clock_is_taken_from_the_checkpoint_and_what_came_behind(left, caplog, damage, told, train):
     (left.path / "clock.json").write_text(damage)
     line = json.dumps({"job": 4, "elapsed_seconds": told, "step": 7}) if told else "7"
-    (left.path / "progress.jsonl").write_text(f"{line}\n[1]\n{{'elapsed\n\0\0\0")
+    (left.path / "progress.jsonl").write_text(
+        f'{line}\n{{"job": 4, "elapsed_seconds": 1e999}}\n{{"job": "x", "elapsed_seconds": 99}}\n[1]\n{{"el\n\0\0\0'
+    )
     job, used = used_after(left, left.newest_checkpoint())
     assert used["train"] == train and used["save"] == 1.0 and job == 1
     assert "clock.json is damaged; the time used is taken from" in caplog.text

@@ -166,7 +166,22 @@ def test_optional_work_is_promised_once():
 
 
 @pytest.mark.parametrize(
-    "bad", ["soon", "-1s", -3, 0, True, float("nan"), [3], b"3s", timedelta(0), timedelta(seconds=-1), None]
+    "bad",
+    [
+        "soon",
+        "-1s",
+        -3,
+        0,
+        True,
+        float("nan"),
+        [3],
+        b"3s",
+        timedelta(0),
+        timedelta(seconds=-1),
+        None,
+        np.timedelta64(3, "s"),
+        10**400,
+    ],
 )
 @pytest.mark.parametrize("field", ["total_training_time", "early_exit_time_marker", "job_time_limit"])
 def test_bad_budgets(field, bad):
