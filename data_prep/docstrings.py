@@ -41,9 +41,12 @@ def main(argv: list[str] | None) -> None:
     add("--num_proc", type="count", default=2, help="processes that parse; the result does not depend on it")
     add("--overwrite", action="store_true", help="replace an existing file")
     args = parser.parse(argv)
+    if args.output_file.is_dir():
+        raise InputError(f"output_file {args.output_file} is a folder; give a file")
     if args.output_file.exists() and not args.overwrite:
         raise InputError(f"output_file {args.output_file} exists; give another path or --overwrite")
-    check_writable(args.output_file.resolve().parent, "output_file")
+    target = args.output_file.resolve()
+    check_writable(target.parent, "output_file")
     start, limit = time.monotonic(), args.max_megabytes * 1_000_000
     size = count = 0
     reason = "all packages were read"
@@ -51,7 +54,7 @@ def main(argv: list[str] | None) -> None:
     account: dict[str, Any] = {}
     leave = functools.partial(count_unread, account, "")
     documents = read_docstrings(args.packages, args.num_proc, leave)
-    with made_parents(args.output_file), open_atomic(args.output_file) as out, progress, contextlib.closing(documents):
+    with made_parents(target), open_atomic(args.output_file) as out, progress, contextlib.closing(documents):
         for document in documents:
             count += 1
             size += out.write(document.encode() + b"\n\n")

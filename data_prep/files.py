@@ -124,7 +124,11 @@ def members(
         what = "a pipe or device; give a file, which can be read twice" if path.exists() else "no such file or folder"
         raise InputError(f"input {path}: {what}" + ("" if path.exists() else "; give a path that exists"))
     for file in files_below(path, leave):
-        with _Counted(file, advance) as raw:
+        try:
+            raw = _Counted(file, advance)
+        except PermissionError:
+            raise InputError(f"input {file}: this user may not read it; make it readable, or move it away") from None
+        with raw:
             yield from _opened(str(file), io.BufferedReader(raw, _RAW_BYTES), leave)
             raw.finish()
 

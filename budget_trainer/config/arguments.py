@@ -250,8 +250,8 @@ def _inherited() -> dict[str, dict[str, Any]]:
             eval_delay:EPOCHS|STEPS per_device_eval_batch_size:ROWS""",
         GUARD: "logging_nan_inf_filter",
         DISTRIBUTED: """use_cpu average_tokens_across_devices ddp_find_unused_parameters local_rank ddp_broadcast_buffers
-            ddp_static_graph deepspeed:FILE fsdp:TEXT fsdp_config:FILE accelerator_config:FILE parallelism_config:JSON
-            ddp_backend:NAME ddp_timeout:SECONDS ddp_bucket_cap_mb:MEGABYTES""",
+            ddp_static_graph deepspeed:FILE|JSON fsdp:TEXT fsdp_config:FILE|JSON accelerator_config:FILE|JSON
+            parallelism_config:JSON ddp_backend:NAME ddp_timeout:SECONDS ddp_bucket_cap_mb:MEGABYTES""",
         HUB: "push_to_hub hub_private_repo hub_strategy hub_model_id:USER/NAME",
     }
     found: dict[str, dict[str, Any]] = {"gradient_checkpointing": {}}

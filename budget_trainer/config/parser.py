@@ -31,6 +31,17 @@ _UNITS = {"bool": "BOOL", "int": "N", "float": "NUMBER", "text": "TEXT", "list":
 _NUMBERS = {"int": "whole number", "float": "number"}
 
 
+def _check_json(name: str, text: str) -> None:
+    """Refuse what is neither an object in JSON nor a file with one: the library reads it later, and says less."""
+    try:
+        if isinstance(json.loads(text if text.startswith("{") else Path(text).read_text(encoding="utf-8")), dict):
+            return
+        reason = "no object"
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    raise InputError(f"{name}: {text} cannot be read as JSON ({reason}); give a JSON file")
+
+
 def flag(default: Any, help: str, **known: Any) -> Any:
     """A dataclass field that is a flag of a command line; `known` are attributes of `Flag`, from `unit` on."""
     metadata = {"help": help, **known}
@@ -105,6 +116,8 @@ class Flag:
                 raise InputError(f"{self.name}: {text!r} is not a {_NUMBERS[self.kind]}; give one") from None
             self._check_range(value)
             return value
+        if self.unit == "FILE|JSON":
+            _check_json(self.name, text)
         if self.choices and text not in self.choices:
             raise InputError(f"{self.name}: {text!r} is unknown; choose {_either(self.choices)}")
         if self.unit == "TIME":

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import IO, Any, NoReturn
 
 from budget_trainer import __version__
-from budget_trainer.core.errors import RESUME, InputError, LostRank, RunError, StopAsked
+from budget_trainer.core.errors import InputError, LostRank, RunError, StopAsked
 from budget_trainer.core.io import DISK_ERRNOS, user_path
 
 _BY_PROGRAM = 1  # no signal has this number
@@ -139,7 +139,7 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file)
 
 
-def run_command(work: Callable[[], int | None], again: str = RESUME) -> int:
+def run_command(work: Callable[[], int | None], again: str = "repeat the command") -> int:
     """The exit code of `work` (None: 0), whose errors end in one line; `again` says how what is resumable goes on.
 
     A character that stdout cannot show, in whatever locale, is printed as an escape.

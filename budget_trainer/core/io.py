@@ -200,6 +200,7 @@ def check_writable(folder: Path, field: str = "output_dir") -> None:
         raise InputError(f"{field}: {there} is read-only for this user; give a folder that can be written")
 
 
+_NAME_BYTES = 255  # the most that file systems take
 _VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|([A-Za-z_]\w*))")
 
 
@@ -213,12 +214,15 @@ def existing_part(path: str) -> str:
 def user_path(text: str, field: str) -> str:
     """The path that a person means by `text`: `~` and `$VAR` as a shell takes them, but for what is there under its own name.
 
-    InputError naming `field`: nothing, no UTF-8 (Arrow opens no such file), a user or a variable that is not known, a circle.
+    InputError naming `field`: nothing, no UTF-8 (Arrow opens no such file), a name that is too long, a user or a variable that
+    is not known, a circle.
     """
     if not text.strip():
         raise InputError(f"{field}: an empty path; give one")
     if text != text.encode(errors="replace").decode():
         raise InputError(f"{field}: {text!r} is not UTF-8 in this locale; give another name, or set LC_ALL=C.UTF-8")
+    if any(len(name.encode()) > _NAME_BYTES for name in text.split("/")):
+        raise InputError(f"{field}: a name of more than {_NAME_BYTES} bytes in {text[:50]!r}...; give a shorter path")
     path = os.path.expanduser(text)
     there = existing_part(path)
 

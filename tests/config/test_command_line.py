@@ -106,6 +106,7 @@ def test_each_end_has_its_code(error, code, capfd):
     assert command.run_command(work) == code and code in command.EXIT_CODES
     errors = capfd.readouterr().err.splitlines()
     assert len(errors) == (code != 141) and not (code in (1, 2) and not errors[0].startswith("error: "))
+    assert not any("--resume" in line for line in errors), "no flag of another command"
 
 
 @pytest.mark.parametrize("name", ["train_mlm", "data_prep.blocks"])

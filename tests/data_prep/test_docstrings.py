@@ -65,6 +65,12 @@ def test_command_line(site_packages, tmp_path, capsys):
     assert error_of(docstrings.main, arguments, capsys).endswith("exists; give another path or --overwrite")
     assert docstrings.main([*arguments, "--overwrite"]) == 0
     assert [file.name for file in out.parent.iterdir()] == ["corpus.txt"]
+    link = tmp_path / "link"
+    link.symlink_to("far/away")  # neither is there
+    assert docstrings.main(["--output_file", str(link), *arguments[2:]]) == 0
+    assert link.is_symlink() and (tmp_path / "far" / "away").read_bytes() == out.read_bytes()
+    folder = ["--output_file", str(tmp_path), *arguments[2:], "--overwrite"]
+    assert error_of(docstrings.main, folder, capsys).endswith("is a folder; give a file")
 
 
 def test_limits(tmp_path, capsys, monkeypatch):

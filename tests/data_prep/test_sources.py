@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import errno
 import functools
 import gzip
 import io
@@ -580,6 +581,16 @@ def test_what_lies_beside_is_counted_and_named(tmp_path):
         InputError, match=r"no text found when read as jsonl \(2 files not read: README.md \(no JSON\)"
     ):
         _read(tmp_path / "notes", "jsonl")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refused(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    _write(tmp_path, {"a.txt": WIKI})
+    monkeypatch.setattr("data_prep.files._Counted.__init__", refused)
+    with pytest.raises(InputError, match="a.txt: this user may not read it; make it readable, or move it away"):
+        _read(tmp_path)
 
 
 def test_json_lines_of_any_name(tmp_path, offline):
