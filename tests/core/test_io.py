@@ -196,6 +196,7 @@ def test_what_can_be_no_folder_is_refused(tmp_path, place):
         ("${NO PE}", "the variable NO PE"),
         ("~no_such_user/x", "home of a user who is not known"),
         (" ", "an empty path; give one"),
+        (f"a/{'é' * 128}", "a name of more than 255 bytes"),
     ],
 )
 def test_a_path_is_what_a_shell_would_make_of_it(tmp_path, monkeypatch, text, expected):
