@@ -82,7 +82,10 @@ REFUSED = [
     ({"data_dir": None}, "data_dir: missing; add --data_dir"),
     ({"data_dir": "/nowhere"}, "/nowhere"),
     ({"output_dir": None}, "output_dir"),
-    ({"deepspeed": "/nowhere.json"}, "deepspeed: /nowhere.json cannot be read as JSON (No such file or directory); give"),
+    (
+        {"deepspeed": "/nowhere.json"},
+        "deepspeed: /nowhere.json cannot be read as JSON (No such file or directory); give",
+    ),
     ({"fsdp_config": '{"a":'}, 'fsdp_config: {"a": cannot be read as JSON (Expecting value'),
     ({"accelerator_config": "/dev/null"}, "accelerator_config: /dev/null cannot be read as JSON (Expecting value"),
     ({"report_to": "nonesuch"}, "report_to: 'nonesuch' cannot be used"),
