@@ -132,7 +132,12 @@ class BlockFolder:
         train = self._write_train(groups, held_out, sources)
         if validation is not None:
             _write_lines(validation.counted(sources), held_out)
-        return self.content(train, self.write_validation(held_out), sources)
+        split = self.write_validation(held_out)
+        if validation is not None:
+            lost = losses.losses_of(held_out, self.tokenizer_file)
+            lost.check(self.options.max_unknown, f"{self._name}, validation_text {validation.path}")
+            split["losses"] = lost.facts()
+        return self.content(train, split, sources)
 
     def content(self, train: _Facts, validation: _Facts, sources: list[_Facts]) -> _Facts:
         """Delete the cache; return the manifest's content, given what it says of the splits and of the sources."""

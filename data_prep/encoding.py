@@ -26,6 +26,7 @@ _SAMPLES = (
     "\u4e2d\u6587 \ud55c\uad6d\uc5b4",
     "a\u200cb [X]",
 )
+_STYLES = ("[PAD] [UNK] [CLS] [SEP] [MASK]".split(), "<pad> <unk> <s> </s> <mask>".split())
 _ROLES = ("pad", "cls", "sep", "mask")
 # Of BERT's parts each treats what stands between spaces and ASCII punctuation on its own; other tokenizers' may not.
 _WORDWISE = (("normalizer", "BertNormalizer"), ("pre_tokenizer", "BertPreTokenizer"), ("model", "WordPiece"))
@@ -72,18 +73,18 @@ def load_tokenizer(name: str) -> Any:
                 f"tokenizer {name!r}: {both}; give each a token of its own (tokenizer.{role}_token = ...)"
             )
         roles[number] = role
+    try:
+        read = {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in _SAMPLES}
+    except Exception as error:  # bare ones, as where the vocabulary lacks [UNK]
+        raise InputError(f"tokenizer {name!r} cannot be used ({error}); mend it, or give another") from error
     if (path / "tokenizer.json").is_file():
         own = Tokenizer.from_file(str(path / "tokenizer.json"))
         own.no_truncation()
         own.no_padding()
-        for text in _SAMPLES:
-            if (
-                own.encode(text, add_special_tokens=False).ids
-                != tokenizer(text, add_special_tokens=False)["input_ids"]
-            ):
-                what = f"its class {type(tokenizer).__name__} reads {text!r} otherwise than its tokenizer.json"
-                print(f"warning: tokenizer {name!r}: {what}; the class's reading is used")
-                break
+        differs = (text for text, ids in read.items() if own.encode(text, add_special_tokens=False).ids != ids)
+        if text := next(differs, None):
+            what = f"its class {type(tokenizer).__name__} reads {text!r} otherwise than its tokenizer.json"
+            print(f"warning: tokenizer {name!r}: {what}; the class's reading is used")
     return tokenizer
 
 
@@ -98,10 +99,12 @@ def _from_file(file: Path) -> Any:
 
     if file.suffix == ".txt":
         return BertTokenizer(**_read_vocab(file), model_max_length=512)
-    backend = Tokenizer.from_file(str(file))
-    vocab = backend.get_vocab()
-    styles = ("[PAD] [UNK] [CLS] [SEP] [MASK]".split(), "<pad> <unk> <s> </s> <mask>".split())
-    style = max(styles, key=lambda names: sum(token in vocab for token in names))
+    content = json.loads(file.read_text(encoding="utf-8-sig"))
+    vocab = Tokenizer.from_str(json.dumps(content)).get_vocab()
+    style = max(_STYLES, key=lambda names: sum(token in vocab for token in names))
+    for token in content["added_tokens"]:
+        token["special"] |= token["content"] in style  # also where it was added as a word
+    backend = Tokenizer.from_str(json.dumps(content))
     roles = zip(("pad", "unk", "cls", "sep", "mask"), style, strict=True)
     named = {f"{role}_token": token for role, token in roles if token in vocab}
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **named)
@@ -117,6 +120,8 @@ def _read_vocab(file: Path) -> dict[str, Any]:
             unused.append(f"line {number + 1} repeats line {vocab[line] + 1} ({line!r})")
         if line:
             vocab[line] = number
+    if missing := [token for token in _STYLES[0] if token not in vocab]:
+        raise ValueError(f"no vocabulary of BERT's: it has no line {missing[0]}")
     if blank := sum(not line for line in lines[: max(vocab.values(), default=0)]):
         unused.append(f"{blank} blank lines")
     if unused:

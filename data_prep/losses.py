@@ -4,27 +4,31 @@ All counts depend on the text of the training documents alone: those of groups, 
 """
 
 import functools
+import itertools
 import math
 import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from budget_trainer.core.errors import InputError
 from data_prep.encoding import Encoder
-from data_prep.files import unread_line
+from data_prep.files import read_lines, unread_line
 from data_prep.templates import templates_line
 
 WARN, REFUSE = 0.01, 0.2  # shares of the tokens, or of the letters
 _SOME = 1e-9  # a share that is not known: said, without a warning
 _LEAST = 1000  # letters: a shorter text says nothing of a tokenizer
 _SHOWN, _KEPT = 5, 20  # most frequent ones, in a line and in the manifest
-_ASCII = bytes(range(128))
+_SAMPLE_DOCUMENTS, _SAMPLE_CHARACTERS = 2000, 16e6  # in which those of a whole text are counted
+_ASCII = string.printable.encode()
 _JOINERS = "\u200c\u200d"
 _Counts = dict[str, Any]  # of JSON: whole numbers in nested dictionaries
+_Row = tuple[str, str, float, str]  # name, what, share, what helps
 
 
 class _Fate(NamedTuple):
@@ -130,30 +134,25 @@ class Losses:
                 raise InputError(f"tokenizer {tokenizer}: {share:.0%} {what}; {fix}, or {allowed}")
 
 
+def losses_of(text: Path, tokenizer_file: Path) -> Losses:
+    """What a tokenizer loses of the first documents of a text file with one on each line."""
+    encoder, counts, size = Encoder(str(tokenizer_file)), Losses(), 0
+    meter = Meter(encoder)
+    for document in itertools.islice(read_lines(text), _SAMPLE_DOCUMENTS):
+        counts.add(meter.count([document.encode()], encoder.encode([document])[0]))
+        size += len(document)
+        if size >= _SAMPLE_CHARACTERS:
+            break
+    return counts
+
+
 def lines(content: Mapping[str, Any]) -> list[str]:
     """A table of what a data folder (the content of its manifest) or a tokenizer ("losses" alone) lost; empty where
     that is nothing. From WARN on a line says what helps."""
-    rows: list[tuple[str, str, float, str]] = []  # name, what, share, what helps
-    if losses := content.get("losses"):
-        unknown, marks = losses["unknown"], losses["marks"]
-        trained = "train the tokenizer on this text, with a larger --limit_alphabet or --vocab_size"
-        pieces = "words without spaces, or parts of words: --tokenizer_type unigram or bpe"
-        fix = trained if 2 * unknown.get("lost", 0) >= unknown["tokens"] else pieces
-        share = _share(unknown, "tokens")
-        rows.append(("[UNK]", f"{share:.2%} of the tokens ({_unknown_words(unknown)})", share, fix))
-        share = _share(marks, "letters")
-        fix = "train with --no-lowercase or --strip_accents no, or give a cased tokenizer"
-        rows.append(("marks of letters", f"{share:.2%} of the letters ({_scripts(marks)})", share, fix))
-        if dropped := losses["dropped"]:
-            most = _words(_most(dropped, _SHOWN))
-            rows.append(("characters dropped", f"{sum(dropped.values()):,} by the tokenizer; most: {most}", _SOME, ""))
-        if empty := losses["empty_documents"]:
-            rows.append(("documents", f"{empty:,} without a token, left out", _SOME, ""))
-        if special := losses["special_tokens"]:
-            rows.append(
-                ("special tokens", f"{_words(special)}: written out in the text, and taken as text", _SOME, "")
-            )
-    train = content.get("splits", {}).get("train", {})
+    splits = content.get("splits", {})
+    rows = _tokenizer_rows(content.get("losses"))
+    rows += _tokenizer_rows(splits.get("validation", {}).get("losses"), " of validation_text")
+    train = splits.get("train", {})
     if cut := train.get("sentences_cut"):
         total = train.get("sentences", 0)  # of a folder that did not count them none
         what = f"{cut:,} cuts within sentences longer than a block, of {total:,}"
@@ -169,6 +168,36 @@ def lines(content: Mapping[str, Any]) -> list[str]:
     return ["lost on the way (the manifest's losses and sources):", *said] if said else []
 
 
+def _tokenizer_rows(losses: Mapping[str, Any] | None, where: str = "") -> list[_Row]:
+    """What the tokenizer lost, as `Losses.facts` says."""
+    if not losses:
+        return []
+    unknown, marks = losses["unknown"], losses["marks"]
+    trained = "train the tokenizer on this text, with "
+    larger = f"{trained}a larger --limit_alphabet or --vocab_size"
+    pieces = "words without spaces, or parts of words: --tokenizer_type unigram or bpe"
+    fix = larger if 2 * unknown.get("lost", 0) >= unknown["tokens"] else pieces
+    share, bare = _share(unknown, "tokens"), _share(marks, "letters")
+    rows = [
+        ("[UNK]", f"{share:.2%} of the tokens{where} ({_unknown_words(unknown)})", share, fix),
+        (
+            "marks of letters",
+            f"{bare:.2%} of the letters{where} ({_scripts(marks)})",
+            bare,
+            f"{trained}--strip_accents no",
+        ),
+    ]
+    if dropped := losses["dropped"]:
+        what = f"{sum(dropped.values()):,}{where} by the tokenizer; most: {_words(_most(dropped, _SHOWN))}"
+        rows.append(("characters dropped", what, _SOME, ""))
+    if empty := losses["empty_documents"]:
+        rows.append(("documents", f"{empty:,} without a token, left out", _SOME, ""))
+    if special := losses["special_tokens"]:
+        what = f"{_words(special)}: written out in the text{where}, and taken as text"
+        rows.append(("special tokens", what, _SOME, ""))
+    return rows
+
+
 def _summed(one: Mapping[str, Any], other: Mapping[str, Any]) -> _Counts:
     """A key that is in one only counts there."""
     total = dict(one)
@@ -177,7 +206,7 @@ def _summed(one: Mapping[str, Any], other: Mapping[str, Any]) -> _Counts:
     return total
 
 
-def _source_row(name: str, value: Any, source: Mapping[str, Any]) -> tuple[str, str, float, str]:
+def _source_row(name: str, value: Any, source: Mapping[str, Any]) -> _Row:
     share, fix = _SOME, ""
     if name == "replaced_characters":
         share, fix = value / max(1, source["text_bytes"]), "give the --encoding of the files"

@@ -163,13 +163,17 @@ def _typed(given: Mapping[str, Any], name: str, kind: type) -> Any:
     raise InputError(f"{name}: {value!r} is not a {kind.__name__}{hint}")
 
 
-def _filled(options: type, given: Mapping[str, Any], **made: Any) -> Any:
+def _filled(options: type, given: dict[str, Any], **made: Any) -> Any:
     """The dataclass `options` of what is `made` and of its fields that are given, each of its type; null: the default."""
     hints = {name: hint for name, hint in get_type_hints(options).items() if name not in made}
     kinds = {name: (get_args(hint) or (hint,))[0] for name, hint in hints.items() if given.get(name) is not None}
+    about = {entry.name: entry.metadata for entry in fields(options)}
+    words = {
+        name: "yes" if given[name] else "no" for name in kinds if isinstance(given[name], bool)
+    }  # YAML's yes and no
+    given = given | {n: word for n, word in words.items() if word in (about[n].get("choices") or ())}
     values = {name: _typed(given, name, kind) for name, kind in kinds.items()}
-    paths = {entry.name for entry in fields(options) if entry.metadata.get("path")}
-    return options(**made, **{n: user_path(value, n) if n in paths else value for n, value in values.items()})
+    return options(**made, **{n: user_path(v, n) if about[n].get("path") else v for n, v in values.items()})
 
 
 def _sources(given: Any, num_proc: int) -> list[Source]:

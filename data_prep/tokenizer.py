@@ -3,7 +3,6 @@
 python -m data_prep.tokenizer --input corpus.txt --vocab_size 8192 --output_dir tokenizer
 """
 
-import itertools
 import shutil
 import sys
 import tempfile
@@ -15,11 +14,7 @@ from budget_trainer.core.io import write_json_atomic
 from data_prep import losses
 from data_prep.block_folder import BlockOptions
 from data_prep.cli import Output, Parser, command
-from data_prep.encoding import Encoder
-from data_prep.files import read_lines
 from data_prep.tokenizer_training import TokenizerOptions, train_tokenizer
-
-_SAMPLE_DOCUMENTS, _SAMPLE_CHARACTERS = 2000, 16e6  # in which losses are counted
 
 
 def _copy_text(documents: Iterable[str], file: Path, max_bytes: float) -> None:
@@ -31,18 +26,6 @@ def _copy_text(documents: Iterable[str], file: Path, max_bytes: float) -> None:
             if size >= max_bytes:
                 print(f"stopped reading at --max_megabytes {max_bytes / 1e6:g}")
                 return
-
-
-def _losses(text: Path, tokenizer_file: Path) -> losses.Losses:
-    """What the tokenizer loses of the first documents of its text."""
-    encoder, counts, size = Encoder(str(tokenizer_file)), losses.Losses(), 0
-    meter = losses.Meter(encoder)
-    for document in itertools.islice(read_lines(text), _SAMPLE_DOCUMENTS):
-        counts.add(meter.count([document.encode()], encoder.encode([document])[0]))
-        size += len(document)
-        if size >= _SAMPLE_CHARACTERS:
-            break
-    return counts
 
 
 @command
@@ -64,7 +47,7 @@ def main(argv: list[str] | None) -> None:
         _copy_text(documents, cache / "text", args.max_megabytes * 1e6)
         tokenizer = train_tokenizer(cache / "text", options)
         tokenizer.save_pretrained(folder)
-        counts = _losses(cache / "text", folder / "tokenizer.json")
+        counts = losses.losses_of(cache / "text", folder / "tokenizer.json")
         counts.check(args.max_unknown, str(args.output_dir), "give a larger --vocab_size or --limit_alphabet")
         write_json_atomic(folder / "losses.json", counts.facts())
         shutil.rmtree(cache)

@@ -33,7 +33,7 @@ _WITH_ACCENTS = ("LATIN", "GREEK", "CYRILLIC", "COMBINING")  # how the names of 
 _ACCENTS = Regex(r"(?<=[\p{Latin}\p{Greek}\p{Cyrillic}])\p{Mn}+")
 _ACCENTED = 0.1  # of the letters: Vietnamese and Czech, not French or German
 _APART = normalizers.BertNormalizer(clean_text=False, strip_accents=False, lowercase=False)  # ideographs
-_JOINERS = "\u200c\u200d"
+_JOINERS, _WORD_END = "\u200c\u200d", "\u200b"  # the zero-width space of Khmer and Burmese
 _CONTROLS = Regex(r"[^\P{C}\t\n\r\u200c\u200d]|\ufffd")  # what BERT takes out, without the joiners
 _LONGEST = 1000  # characters of a "word" that a trainer may see: one of 300,000 is a segmentation fault in Unigram's
 _TOO_LONG = re.compile(rf"\S{{{_LONGEST + 1},}}")
@@ -95,10 +95,10 @@ def _train_wordpiece(file: Path, options: TokenizerOptions, survey: "_Survey") -
     backend.normalizer = normalizers.BertNormalizer(lowercase=options.lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     without_spaces = survey.in_runs >= 0.01
-    needed = without_spaces or survey.share(_JOINERS.__contains__) >= 1e-4 or survey.composed >= 1e-4
+    needed = without_spaces or survey.share(f"{_JOINERS}{_WORD_END}".__contains__) >= 1e-4 or survey.composed >= 1e-4
     own = survey.letters(options, normalizers.NFD(), needed)
-    if own:  # a zero-width space ends words in Khmer and Burmese
-        cleaning = [normalizers.Replace("\u200b", " "), normalizers.Replace(_CONTROLS, "")]
+    if own:
+        cleaning = [normalizers.Replace(_WORD_END, " "), normalizers.Replace(_CONTROLS, "")]
         backend.normalizer = normalizers.Sequence([*cleaning, _APART, *own])
     if without_spaces:
         shorter = pre_tokenizers.Split(_SHORTER, "isolated")

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from budget_trainer.core.errors import InputError
+from budget_trainer.data.whole_words import check_not_sentencepiece
 
 log = logging.getLogger(__name__)
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a repository on the Hub, in its top folder
@@ -90,6 +91,7 @@ def own_tokens(folder: Path, tokenizer: Any) -> int | None:
     """
     if not has_tokenizer(folder):
         return None
+    check_not_sentencepiece(folder)
     with readable(f"model_name_or_path: the tokenizer of {folder} cannot be read", "correct it"):
         own = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     theirs, ours = ({number: token for token, number in t.get_vocab().items()} for t in (own, tokenizer))

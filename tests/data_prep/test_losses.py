@@ -98,7 +98,7 @@ def losses_of_validation(text, folder):
     return text in (folder / "validation.txt").read_text().split("\n")
 
 
-def test_a_text_of_unknown_tokens_is_refused(build, mixed, tokenizer, tmp_path, capsys):
+def test_a_text_of_unknown_tokens_is_refused(build, mixed, corpus, tokenizer, tmp_path, capsys):
     flags = {"input": mixed(0.5), "tokenizer": tokenizer, "output_dir": tmp_path / "out", "validation_fraction": 0.1}
     error = error_of(blocks.main, words(flags), capsys)
     assert f"error: tokenizer {tokenizer}: " in error and "% of the tokens are [UNK] (CJK 100%; most: " in error
@@ -107,6 +107,11 @@ def test_a_text_of_unknown_tokens_is_refused(build, mixed, tokenizer, tmp_path, 
     share = build(input=flags["input"], max_unknown=allowed)["losses"]["unknown"]
     assert allowed - 0.01 <= share["tokens"] / share["of"] <= allowed
     assert losses.lines({}) == []
+    # So is a text to validate on, of which the training text tells nothing.
+    other = {**flags, "validation_text": flags["input"], "input": corpus}
+    error = error_of(blocks.main, words(other), capsys)
+    assert "validation_text" in error and "% of the tokens are [UNK] (CJK 100%" in error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -130,15 +135,17 @@ def test_letters_that_lose_their_marks(tmp_path, form, lowercase):
 
 
 def test_what_is_said_of_each_loss():
+    lost = {
+        "unknown": {"tokens": 30, "of": 100, "lost": 0, "characters": {}, "scripts": {}},
+        "marks": {"letters": 3, "of": 1000, "scripts": {"LATIN": 3}},
+        "special_tokens": {"[SEP]": 1200},
+        "dropped": {"U+FFFD": 7, "U+200E": 1000},
+        "empty_documents": 2,
+    }
+    elsewhere = losses.Losses([{"marks": {"letters": 2, "of": 100, "scripts": {"JOINERS": 2}}}]).facts()
     content = {
-        "losses": {
-            "unknown": {"tokens": 30, "of": 100, "lost": 0, "characters": {}, "scripts": {}},
-            "marks": {"letters": 3, "of": 1000, "scripts": {"LATIN": 3}},
-            "special_tokens": {"[SEP]": 1200},
-            "dropped": {"U+FFFD": 7, "U+200E": 1000},
-            "empty_documents": 2,
-        },
-        "splits": {"train": {"sentences": 1000, "sentences_cut": 20}},
+        "losses": lost,
+        "splits": {"train": {"sentences": 1000, "sentences_cut": 20}, "validation": {"losses": elsewhere}},
         "removed": {"duplicates": {"documents": 3}},
         "sources": [
             {"path": "a", "text_bytes": 1000, "account": {"replaced_characters": 50, "documents_cut": 0}},
@@ -147,11 +154,12 @@ def test_what_is_said_of_each_loss():
         ],
     }
     head, *rows = losses.lines(content)
-    assert head.startswith("lost on the way") and len(rows) == 11
-    unknown, marks, gone, empty, special, sentences, removed, replaced, files, pages, templates = rows
+    assert head.startswith("lost on the way") and len(rows) == 12
+    unknown, marks, gone, empty, special, other, sentences, removed, replaced, files, pages, templates = rows
     assert "30.00% of the tokens (words of more than 100 characters" in unknown
     assert unknown.endswith("; warning: words without spaces, or parts of words: --tokenizer_type unigram or bpe")
     assert marks.split() == "marks of letters 0.30% of the letters (LATIN 100%)".split()
+    assert "2.00% of the letters of validation_text (JOINERS 100%); warning: train the tokenizer on this" in other
     assert special.split(None, 2)[2] == "[SEP] 1,200: written out in the text, and taken as text"
     assert "1,007 by the tokenizer; most: U+200E 1,000, U+FFFD 7" in gone and "3 by duplicates" in removed
     assert "2 without a token" in empty

@@ -129,6 +129,7 @@ def test_sentences_lose_nothing_whatever_the_groups(short):
         ("It says \u00ab\u03a4\u03b9; one\u00bb and (\u0964) to end, '\u061f', no more.", 1),
         ("今天好。你呢？好！", 3),
         ("「好。」他说：“走吧！”好?好!！（好。）", 5),
+        ("“好。”他说。“走吧！”‘好！’“再见？”", 5),
         ("它是3.5元．次に。……", 2),
         ("e.g. 中文 and U.S. 中文, Yahoo! 知恵袋", 1),
         ("यह है।वह है। कौन? हम. नమ", 5),
@@ -144,6 +145,7 @@ def test_sentences(text, count):
     assert len(sentences) == count
     assert "".join(sentences) == text
     assert all(sentence.strip() for sentence in sentences)
+    assert not any(sentence.endswith("“") for sentence in sentences if "„" not in text)
 
 
 def corpus(documents=300, seed=0, longest=8):

@@ -134,11 +134,13 @@ def test_every_filter_says_what_it_took(recipe, tmp_path, capsys):
     sources = [
         {"input": str(tmp_path / "text.txt"), "kind": "text", "encoding": "utf-16-le"}
     ]  # and so the validation's
-    options = {"tokenizer": {"vocab_size": 200, "lowercase": True}, "validation_text": str(tmp_path / "text.txt")}
+    tokenizer = {"vocab_size": 200, "lowercase": True, "strip_accents": False}  # YAML reads yes and no so
+    options = {"tokenizer": tokenizer, "validation_text": str(tmp_path / "text.txt")}
     path = recipe(sources=sources, keep_work=True, **options, **filters)
     assert prepare.main([str(path)]) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     removed = {name: account["documents"] for name, account in manifest["removed"].items()}
+    assert manifest["recipe"]["tokenizer"]["strip_accents"] == "no"
     taken = {"min_characters": 1, "max_characters": 1, "duplicates": 2, "language": 1, "max_tokens_per_character": 1}
     assert removed == taken
     samples = {name: account["samples"][0] for name, account in manifest["removed"].items()}

@@ -327,8 +327,14 @@ def test_existing_output_is_kept(tmp_path, corpus, tokenizer, capsys):
 
 @pytest.mark.parametrize("lowercase", [True, False])
 @pytest.mark.parametrize("kind", TYPES)
-def test_special_tokens_in_a_text_are_text(trained, kind, lowercase):
-    encoder = Encoder(str(trained(kind, lowercase) / "tokenizer.json"))
+def test_special_tokens_in_a_text_are_text(trained, kind, lowercase, tmp_path):
+    """Also where they were added as words, in a file that begins with a byte-order mark."""
+    content = json.loads((trained(kind, lowercase) / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in content["added_tokens"]:
+        token["special"] = lowercase
+    (tmp_path / "words.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    load_tokenizer(str(tmp_path / "words.json")).save_pretrained(tmp_path)
+    encoder = Encoder(str(tmp_path / "tokenizer.json"))
     texts = ["two [MASK] times [SEP]", "[CLS]new", f"not [PAD] {ENGLISH}"]
     ids = encoder.encode(texts)
     assert not {0, 2, 3, 4} & set(np.concatenate(ids).tolist())
@@ -377,6 +383,12 @@ def test_a_vocabulary_with_marks_keeps_them(tmp_path, capsys, entries, text, kin
     assert f"a {kind} vocabulary with accents and marks, which stay" in capsys.readouterr().out
 
 
+def test_a_zero_width_space_ends_a_word_of_a_cased_vocabulary(tmp_path):
+    (tmp_path / "text").write_text("កខ\u200bគឃ\u200bងច\n" * 20, encoding="utf-8")
+    made = train_tokenizer(tmp_path / "text", TokenizerOptions(100, lowercase=False))
+    assert made.tokenize("កខ\u200bគឃ") == ["កខ", "គឃ"]
+
+
 def test_a_tokenizer_is_checked_when_it_is_loaded(tmp_path, trained, capsys):
     shared = AutoTokenizer.from_pretrained(trained("bpe"))
     shared.pad_token = shared.sep_token
@@ -386,6 +398,12 @@ def test_a_tokenizer_is_checked_when_it_is_loaded(tmp_path, trained, capsys):
     named = {"shared": "pad and sep are both '\\[SEP\\]' \\(id 3\\); give each a token of its own"}
     for name in ("pieces", "pieces/spiece.model"):
         named[name] = "holds a sentencepiece model alone \\(spiece.model\\); load it where sentencepiece"
+    (tmp_path / "lower.txt").write_text("\n".join([*map(str.lower, SPECIAL_TOKENS), "the"]))
+    named["lower.txt"] = "no vocabulary of BERT's: it has no line \\[PAD\\]"
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "vocab.txt").write_text("\n".join([token for token in SPECIAL_TOKENS if token != "[UNK]"]))
+    (tmp_path / "old" / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    named["old"] = "cannot be used \\(WordPiece error: Missing \\[UNK\\] token"
     for name, message in named.items():
         with pytest.raises(InputError, match=message):
             load_tokenizer(str(tmp_path / name))

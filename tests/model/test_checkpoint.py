@@ -139,6 +139,14 @@ def test_data_of_another_tokenizer_is_refused(folder, tmp_path, tokens, options,
     assert why in str(caught.value) and str(caught.value).endswith(f"prepare the data with --tokenizer {folder}")
 
 
+def test_a_sentencepiece_model_beside_the_weights_is_named(folder, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / "spiece.model").write_bytes(b"\n\x0e")
+    with pytest.raises(InputError, match=r"sentencepiece model alone \(spiece.model\); load it where"):
+        begin(folder, tokenizer_of(TOKENS, tmp_path / "data"))
+
+
 @pytest.mark.parametrize(("size", "fits"), [(VOCAB, True), (128, True), (60, False), (129, False)])
 def test_without_a_tokenizer_the_vocabulary_has_to_be_the_datas(folder, tmp_path, caplog, size, fits):
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
