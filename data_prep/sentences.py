@@ -14,13 +14,14 @@ from collections.abc import Iterator
 # Ethiopic, Burmese, Khmer, Tibetan, Mongolian, Santali, Meitei.
 _FULL = "。！？｡﹖﹗।॥؟۔։።፧။។៕།᠃᠉᱾᱿꯫"
 _CLOSING = "\"'”’“‘»›«‹)\\]」』）］】〉》〕｣"
+_CLOSING_CJK = re.sub("[“‘«]", "", _CLOSING)  # which open there
 _OPENING = "\"'“‘„‚«»‹›(\\[¿¡「『（［【〈《〔｢"
 _CJK = "\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _END = re.compile(
     f"[.!?…．;\u037e{_FULL}](?:"
     rf"(?<=[.!?…])[{_CLOSING}]*(?:[ \u00a0\u202f]»)?(?=\s+[{_OPENING}]*(?P<next>\S))"
-    rf"|(?<=[{_FULL}])[.!?…{_FULL}{_CLOSING}]*+(?=\s*[^\s,;:，、；：])(?!\s+[a-z])"
-    rf"|(?<=[{_CJK}][!?．])[!?{_FULL}{_CLOSING}]*+(?=[{_CJK}「『（［【〈《〔])"
+    rf"|(?<=[{_FULL}])[.!?…{_FULL}{_CLOSING_CJK}]*+(?=\s*[^\s,;:，、；：])(?!\s+[a-z])"
+    rf"|(?<=[{_CJK}][!?．])[!?{_FULL}{_CLOSING_CJK}]*+(?=[{_CJK}「『（［【〈《〔“‘])"
     r"|(?<=[\u0370-\u03ff\u1f00-\u1fff][;\u037e])(?=\s+[\u0386-\u03ab\u1f08-\u1fff]))"  # Greek asks with a semicolon
 )
 
