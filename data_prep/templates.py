@@ -1,8 +1,9 @@
 """Templates of Wikipedia in prose -> the words that they show; names of namespaces and of redirects. The data: templates.json.
 
 A pattern is text with parameters in braces: {2|text} is the first of them that is given, {*} all without a name one after the
-other, {0} the template's name, {@} the page's title. What stands in [] shows only where every parameter in it is given, the
-whole only where every other one is. "" shows nothing, and nothing is missed; `=name` is a function of this module.
+other, {2@fr} the month of that number in French, {0} the template's name, {@} the page's title. What stands in [] shows only
+where every parameter in it is given, the whole only where every other one is. "" shows nothing, and nothing is missed; `=name`
+is a function of this module, `=fr:name` one with words of a language.
 """
 
 import calendar
@@ -86,7 +87,8 @@ class Templates:
         self._prefixes = words_of("template").union(prefixes)
         self._patterns: dict[str, str | None] = {}
         self._wild: list[tuple[str, re.Pattern[str]]] = []
-        borrowed = r"[={].*" if language not in languages() else r"=.*|(?:\W|\{[^{}]*\})+"  # a large wiki no words
+        large = language in languages()  # it borrows no words
+        borrowed = r"=(?!\w\w:).*|(?:\W|\{[^{}@]*\})+" if large else r"[={].*"
         for other in sorted(languages().keys() - {"*", language}):
             self._add(other, re.compile(borrowed))
         self._add("*")
@@ -132,8 +134,9 @@ def check_pattern(name: str, pattern: object) -> None:
         raise InputError(f"templates: {name}: {pattern!r} is no pattern; give {wanted}")
 
 
-def rendered(pattern: str, name: str, body: str, title: str) -> str:
-    """What a template shows, "" for nothing; `body`: its parameters, without the braces."""
+def rendered(pattern: str, name: str, body: str, title: str) -> str | None:
+    """What a template shows, "" for nothing, None where its first parameter has words that the pattern cannot show; `body`: its
+    parameters, without the braces."""
     if not _PART.search(pattern) and pattern[:1] != "=":
         return pattern
     given: Parameters = {"@": title, "0": name}
@@ -149,7 +152,9 @@ def rendered(pattern: str, name: str, body: str, title: str) -> str:
     text = _FUNCTIONS[pattern[1:]](given) if pattern[:1] == "=" else _filled(pattern, given)
     if pattern[0] != "\n":  # a paragraph of its own
         text = " ".join(text.split())
-    return text if re.search(r"\w", text) else ""
+    if re.search(r"\w", text):
+        return text
+    return None if "{1" in pattern and re.search(r"\w", given.get("1", "")) else ""
 
 
 def _filled(pattern: str, given: Parameters) -> str:
@@ -159,12 +164,19 @@ def _filled(pattern: str, given: Parameters) -> str:
         nonlocal missing
         if found[1] is not None:
             return _filled(found[1], given)
-        text = next((given[name] for name in found[2].split("|") if given.get(name)), "")
+        text = next(filter(None, (_value(given, name) for name in found[2].split("|"))), "")
         missing |= not text
         return text
 
     text = _PART.sub(shown, pattern)
     return "" if missing else text
+
+
+def _value(given: Parameters, name: str) -> str:
+    number, _, language = name.partition("@")
+    value = given.get(number or name, "")
+    months = languages().get(language, {}).get("months")
+    return str(months[int(value) - 1]) if months and re.fullmatch("0*([1-9]|1[0-2])", value) else value
 
 
 def _convert(given: Parameters) -> str:
@@ -213,6 +225,33 @@ def _date(given: Parameters, american: bool = True) -> str:
     return " ".join(date.split())
 
 
+def _polish_date(given: Parameters) -> str:
+    """2000-01-02; and what is written out."""
+    if numbers := re.fullmatch(r"(\d+)-(\d+)-0*(\d+)", given.get("1", "")):
+        return _filled("{3} {2@pl} {1}", dict(zip("123", numbers.groups(), strict=True)))
+    return " ".join(given[name] for name in "12" if given.get(name))
+
+
+def _french_century(given: Parameters) -> str:
+    """{{s|XX}}, {{s|I|er}}, {{s2|XIX|e|XX|e}}, {{sp|XIX|e|et|XX|e}}; {{-s|V}} before Christ; {{s mini|XX}} the number alone."""
+    name, words = given["0"], list[str]()
+    for word in (given.get(number, "") for number in "12345"):
+        if word in ("e", "er", "ère", "re", "ème"):
+            words[-1:] = [words[-1].removesuffix("e") + word] if words else []
+        elif word:
+            words.append(word + "e" * bool(re.fullmatch("[IVXLCivxlc]+", word)))
+    if "s2" in name or "s-s" in name:
+        words.insert(1, "et")
+    if words and "mini" not in name:
+        words.append("siècles" if len(words) > 2 and words[1] == "et" else "siècle")
+    return " ".join([*words, *["av. J.-C."] * (name[0] == "-")]) if words else ""
+
+
+def _spanish_century(given: Parameters) -> str:
+    era = {"a": " a. C.", "d": " d. C."}.get(given.get("2", "")[:1].lower(), "")
+    return f"siglo {given['1']}{era}" if given.get("1") else ""
+
+
 def _as_of(given: Parameters) -> str:
     if given.get("alt") or not given.get("1"):
         return given.get("alt", "")
@@ -232,6 +271,9 @@ _FUNCTIONS: dict[str, Callable[[Parameters], str]] = {
     ),  # with two, it tells how the word before is spoken
     "if": lambda given: given.get("2" if given.get("1") else "3", ""),
     "ifeq": lambda given: given.get("3" if given.get("1") == given.get("2") else "4", ""),
+    "pl:date": _polish_date,
+    "fr:century": _french_century,
+    "es:century": _spanish_century,
     "lower": lambda given: given.get("1", "").lower(),
     "upper": lambda given: given.get("1", "").upper(),
     "capital": lambda given: given.get("1", "")[:1].upper() + given.get("1", "")[1:],

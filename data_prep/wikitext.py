@@ -47,6 +47,7 @@ _LANGUAGE = re.compile(r"(?!(?:mw|wmf|doi|rfc)\b)(?:[a-z]{2,3}|simple)(?:-[a-z]+
 _INTERLANGUAGE_LINE = re.compile(rf"(?:\s*\[\[\s*{_LANGUAGE.pattern}\s*:[^\[\]|]*\]\])+\s*")
 # Chinese: -{flags|zh-hans:one; zh-hant:other}-; with flags that define a rule alone it shows nothing.
 _VARIANTS = re.compile(r"-\{(?:\s*([A-Z;-]*)\s*\|)?(?:[^{}|:;=]*+=>)?(?:\s*[a-z][\w-]*\s*:)?([^{}|;]*+)[^{}]*+\}-")
+_VARIANT_TEMPLATE = re.compile(r"-\{\{\{(?!\{)")  # -{{{lang|ja|a}}}-
 _QUOTES = re.compile("'{2,}")
 _HOLE = re.compile(f"[{HOLES}]")
 _TRAIL = f" {CUT}" + "".join(map(chr, range(0xD800, 0xE000)))
@@ -102,6 +103,7 @@ class _PlainText:
         holes: Holes = {}
         text, literals = cut_extensions(wikitext.replace("\r", "\n"), holes)
         text = text.replace("{{!}}", "|") if "{{!}}" in text else text
+        text = _VARIANT_TEMPLATE.sub("-{<wbr>{{", text) if "-{{{" in text else text
         text = cut_nested(text, self._invisible, self._templates, title, holes)
         text = _READING.sub("", text) if _READING.search(text) else text
         text = _INLINE_TAG.sub("", _BLOCK_TAG.sub("\n", _BREAK.sub(" ", text)))

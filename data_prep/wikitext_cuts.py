@@ -178,7 +178,8 @@ class _Nesting:
         if pattern is None or depth > 4:  # rendering what nests deeper than anybody writes would take quadratic time
             shown = _hole(self._holes, name)
         elif pattern:
-            shown = rendered(pattern, name, _replaced(self._text, body, end - 2, inner), self._title) or CUT
+            words = rendered(pattern, name, _replaced(self._text, body, end - 2, inner), self._title)
+            shown = _hole(self._holes, name) if words is None else words or CUT
             if _FRACTION.match(shown) and self._text[start - 1 : start].isdigit():
                 shown = f" {shown}"  # 5{{frac|1|2}}
         self.cuts.append(_Cut(start, end, shown, depth))

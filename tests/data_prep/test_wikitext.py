@@ -185,7 +185,22 @@ vi: {{nhật|a|b|c}} a (b, c) | {{cờ|Pháp}} Pháp | {{bản mẫu:lang|en|a}}
 ko: {{llang|en|word}} word | {{임시링크|가|en|A}} 가
 ar: {{إنج|word}} بالإنجليزية: word | {{وإو|عر=أ|تر=A|لغ=en}} أ
 fa: {{به انگلیسی|word}} به انگلیسی: word | {{الگو:عدد|۵}} ۵
-hi: {{IAST|a}} a | {{साँचा:lang|en|a}} a"""
+hi: {{IAST|a}} a | {{साँचा:lang|en|a}} a | {{जन्म तिथि|1950|1|2}} 2 जनवरी 1950 | {{val|5|u=km}} 5 km
+{{ship||Bounty}} Bounty | {{INS|Vikrant}} INS Vikrant | {{gaps|1|234|567}} 1234567 | {{linktext|日|本}} 日本
+{{keypress|Ctrl|C}} Ctrl+C | {{slink|Bread|History}} Bread § History
+fr: {{s|I|er}} Ier siècle | {{s-|XIX|e}} XIXe siècle | {{s mini|XX}} XXe | {{-s|V|e}} Ve siècle av. J.-C. | {{IIe}} IIe
+fr: {{s2|XIX|e|XX|e}} XIXe et XXe siècles | {{sp|XIX|e|et|XX|e|s}} XIXe et XXe siècles | {{sp-|IV|ou|V}} IVe ou Ve siècle
+fr: {{-sp|I|er|et|II|e}} Ier et IIe siècles av. J.-C. | {{unité|5|km|2}} 5 km2 | {{unité|10|m||s|-1}} 10 m s-1
+fr: {{date|1|1|2000}} 1 janvier 2000 | {{fchim|H|2|O}} H2O
+es: {{siglo|V|a}} siglo V a. C. | {{siglo|XX||s}} siglo XX | {{fecha|1|1|2000}} 1 de enero de 2000
+es: {{unidad|5|km|2}} 5 km2
+it: {{M|5||km}} 5 km | {{nave|HMS|Hood}} HMS Hood | {{russo|хлеб|chleb}} in russo хлеб, chleb
+pt: {{dtlink|1|1|2000}} 1 de janeiro de 2000 | {{dtlink|25|04}} 25 de abril | {{fmtn|1000}} 1000
+ru: {{num|1000|км}} 1000 км | {{дата|1|5|2000}} 1 мая 2000 | {{ударение|а}} а́ | а{{ударение}} а́
+pl: {{data|2000-01-02}} 2 stycznia 2000 | {{data|2000-01}} 2000-01 | {{liczba|1000}} 1000
+ja: {{Val|5|u=km}} 5 km | {{Chem|H|2|O}} H2O | {{傍点|文章=東京}} 東京 | {{start date|2000}} 2000年
+zh: {{start date|2000|1|2}} 2000年1月2日 | -{{{lang|en|a}}}- a | -{zh-hans:a{{lang|en|b}};zh-hant:c}- ab
+ko: {{출생일|1950|1|2}} 1950년 1월 2일 | {{출생일|1950}} 1950년"""
 
 
 @pytest.mark.parametrize("line", SHOWN.strip().split("\n"))
@@ -193,7 +208,7 @@ def test_words_of_templates_stay(line):
     """What stands behind a template is what it shows in the wiki of the language before it."""
     found = re.match(r"(?:(\w\w): )?(.*)", line)
     for row in found[2].split(" | "):
-        used, shown = re.fullmatch(r"(.*(?:\}\}\w*|>)) (.*)", row).groups()
+        used, shown = re.fullmatch(r"(.*(?:\}\}\w*|>|\}-)) (.*)", row).groups()
         assert plain(f"Start {used} end of it.", found[1] or "en") == [f"Start {shown} end of it."]
 
 
@@ -234,6 +249,10 @@ def test_a_sentence_with_a_hole_is_dropped_and_counted(text, whole, count):
 def test_a_users_patterns_go_first():
     more = (("X y", "{1}[ of {b}]"), ("lang", ""), ("z", "=convert"))
     assert plain("A {{x_y|a|b=c}}, {{X y|a}} {{lang|fr|b}}d {{z|5|km}}.", more=more) == ["A a of c, a d 5 km."]
+    assert converter(more=(("x", "{1} of {2}"),)).paragraphs(
+        "A {{x|a|b}}. A {{x|a}} c. A {{x}}.", "", lost := Lost()
+    ) == ["A a of b. A."]
+    assert lost.templates == {"x": 1}  # what {1} holds is not shown
     for pattern in ("{1", "[{1}", "]{1}[", "{}", "=nothing", 5):
         with pytest.raises(InputError, match="^templates: x: .* is no pattern; give"):
             check_pattern("x", pattern)
