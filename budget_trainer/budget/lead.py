@@ -39,6 +39,10 @@ _SLOW_DISK = 1e8  # bytes per second
 _TIMED_BATCHES = 16  # of an evaluation
 
 
+class _EvaluationTooLong(Exception):
+    """Ends an evaluation that the rest of the budget does not carry."""
+
+
 class TrainerLead(TrainerCallback):
     """Leads one Trainer for a `TimeBudgetCallback`; every decision follows from agreed readings and is equal on all ranks.
 
@@ -55,11 +59,14 @@ class TrainerLead(TrainerCallback):
     def begin_anew(self) -> None:
         """Forget the training before."""
         # Passes over a data set without a length; by kind of ratio, how often its share has been reached.
-        self.stored: dict[str, Any] = {"passes": 0, "marks": {}}
+        # What evaluations and checkpoints took, for a later job.
+        self.stored: dict[str, Any] = {"passes": 0, "marks": {}, "evaluate_seconds": 0.0, "checkpoint_seconds": 0.0}
         self._stream = False
         self._epochs_wanted: float | None = None  # of an endless training
         self._micro_batches = self._steps_in_pass = 0  # since the last step, and since the pass began
         self._since: float | None = None  # when Trainer was left with an evaluation or a checkpoint to do
+        self._asked = (False, False)  # whether it was
+        self._evaluating, self._predicted, self._first_batch = False, 0, 0.0  # of one evaluation: batches; seconds
         self._skipped: bool | None = None  # args.ignore_data_skip of the user, where it was changed
         self._said: set[str] = set()
 
@@ -79,6 +86,8 @@ class TrainerLead(TrainerCallback):
             self.trainer = found
             self._wrap("set_initial_training_values", self._training_values)
             self._wrap("get_batch_samples", self._batches)
+            self._wrap("_evaluate", self._evaluation)
+            self._wrap("_determine_best_metric", self._best_metric)
         callbacks = found.callback_handler.callbacks
         if self in callbacks:
             callbacks.remove(self)
@@ -136,6 +145,8 @@ class TrainerLead(TrainerCallback):
         (known,), _ = budget.channel.agree([budget.save_seconds])
         if not known:
             self._rehearse(args, events.get("model"))
+        budget.checkpoint_seconds = self.stored["checkpoint_seconds"] or budget.checkpoint_seconds
+        budget.evaluate_seconds = self.stored["evaluate_seconds"] or budget.evaluate_seconds
         if self._evaluates(args) and not budget.evaluate_seconds:
             budget.evaluate_seconds = self._time_evaluation()
         if getattr(args, "push_to_hub", False):
@@ -255,7 +266,7 @@ class TrainerLead(TrainerCallback):
             handler.callbacks = [callback for callback in handler.callbacks if callback is not self]
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._micro_batches, self._since = 0, None
+        self._micro_batches, self._since, self._asked = 0, None, (False, False)
 
     def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """One process that is about to be late does not wait for the end of its accumulation."""
@@ -346,8 +357,9 @@ class TrainerLead(TrainerCallback):
                 rest -= seconds
             else:
                 setattr(control, flag, False)
-                text = "step %d: no %s, the rest of the budget does not carry it (about %s)"
-                self._say(name, text, state.global_step, name, format_duration(seconds))
+                about = f"about {format_duration(seconds)}" if seconds else "it was never timed"
+                text = "step %d: no %s, the rest of the budget does not carry it (%s)"
+                self._say(name, text, state.global_step, name, about)
 
     def _end(self, state: TrainerState, control: TrainerControl, again: bool = False) -> None:
         """At the budget's stop: the evaluation and the checkpoint that Trainer makes at its own end; `again`: of its epoch."""
@@ -371,20 +383,74 @@ class TrainerLead(TrainerCallback):
     # ---- how long the work took ----
 
     def _work_begins(self, evaluates: bool = False, saves: bool = False) -> None:
+        self._asked = (evaluates, saves)
         if evaluates or saves:
             self._since = self.budget.running_clock.job_seconds()
-            self._saving_since = self._since
+            self._part_since, self._predicted = self._since, 0
             self.budget.running_clock.enter("evaluate" if evaluates else "save")
+
+    def _evaluation(self, trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """No metrics where it was broken off."""
+        self._evaluating = True
+        try:
+            return method(*args, **kwargs)
+        except _EvaluationTooLong:
+            return {}
+        finally:
+            self._evaluating = False
+
+    def _best_metric(self, trainer: Any, method: Callable[..., Any], metrics: Any, *args: Any, **kwargs: Any) -> Any:
+        return bool(metrics) and method(metrics, *args, **kwargs)
+
+    def on_prediction_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Break off an evaluation that would make one process late, as one that could not be timed before may."""
+        budget, now, clock = self.budget, self.budget.reading, self.budget.running_clock
+        if not self._evaluating or self._since is None or budget.channel.world_size > 1:
+            return
+        loader, spent = kwargs.get("eval_dataloader"), clock.job_seconds() - self._part_since
+        self._predicted += 1
+        if self._predicted == 1:
+            self._first_batch = spent
+        free = budget.end_seconds - clock.elapsed_seconds() - self.work_of_the_end().get("checkpoint", 0.0)
+        free -= max(now.save - budget.save_allowance(1e-9), 0.0) / 1.5  # without what is kept for an uneven disk
+        free, left = min(free, budget.job_limit_seconds - clock.job_seconds() - now.checkpoint), 0.0
+        if not has_length(loader):  # half of the rest, where nothing is known
+            left = max(0.0, now.evaluate - spent) if now.evaluate else spent
+        elif self._predicted > 2 and spent > free / 4:
+            left = (len(loader) - self._predicted) * (spent - self._first_batch) / (self._predicted - 1)
+        if left > free or free < 0:
+            text = "step %d: the evaluation is broken off after %s, the rest of the budget does not carry it"
+            self._say("evaluation", text, state.global_step, format_duration(spent), level=logging.WARNING)
+            self._said.add("last evaluation")
+            budget.evaluate_seconds, control.should_evaluate = math.inf, False  # it is not begun again
+            self._part_since += spent
+            raise _EvaluationTooLong
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """After an evaluation, or one of several data sets of it."""
         if self._since is not None:
-            self._saving_since = self.budget.running_clock.job_seconds()
-            self.budget.evaluate_seconds = max(1.1 * (self._saving_since - self._since), 1e-6)
+            self._part_since, self._predicted = self.budget.running_clock.job_seconds(), 0
+            seconds = max(1.1 * (self._part_since - self._since), 1e-6)
+            self.budget.evaluate_seconds = self.stored["evaluate_seconds"] = seconds
+        self._admit_late(state, control)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._admit_late(state, control)
+
+    def _admit_late(self, state: TrainerState, control: TrainerControl) -> None:
+        """What a callback asks for once the step's work has begun; after the stop there is room for nothing more."""
+        evaluates, saves = self._asked
+        if (control.should_evaluate <= evaluates and control.should_save <= saves) or not self.trainer.is_in_train:
+            return
+        if self.budget.stop_reason is not None:
+            control.should_evaluate, control.should_save = control.should_evaluate and evaluates, saves
+        else:
+            self._admit(state, control)
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._since is not None:
-            self.budget.checkpoint_seconds = 1.2 * (self.budget.running_clock.job_seconds() - self._saving_since)
+            seconds = 1.2 * (self.budget.running_clock.job_seconds() - self._part_since)
+            self.budget.checkpoint_seconds = self.stored["checkpoint_seconds"] = seconds
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Give back what was changed, and say where training has ended long before the budget."""

@@ -55,6 +55,10 @@ class TimeScheduleMixin:
     ) -> None:
         if schedule not in ("time", "step"):
             raise InputError(f"schedule: {schedule!r} is unknown; choose time or step")
+        if time_budget is not None and total_training_time is not None:
+            raise InputError(
+                f"total_training_time: {total_training_time!r} stands beside time_budget; give one of the two"
+            )
         self.time_budget = time_budget or TimeBudgetCallback(total_training_time)
         self.schedule = schedule
         kwargs["callbacks"] = [self.time_budget, *(callbacks or [])]
@@ -135,10 +139,8 @@ def _asked_for(
     args: TrainingArguments, schedule: str, curve: str | Curve | None, warmup: float | None
 ) -> tuple[str | Curve | None, float | None]:
     """Curve and warm-up by the mixin's arguments or by Trainer's, InputError where the two differ or no curve can follow."""
-    kind, usual = (
-        str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-        getattr(type(args), "lr_scheduler_type", "linear"),
-    )
+    kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    usual = getattr(type(args), "lr_scheduler_type", "linear")
     beside = f"stands beside curve {getattr(curve, '__name__', curve)}; give one of the two"
     if args.lr_scheduler_kwargs:
         raise InputError(f"lr_scheduler_kwargs: {args.lr_scheduler_kwargs} are not the curve's; use curve_options")

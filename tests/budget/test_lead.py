@@ -318,6 +318,46 @@ def test_what_was_never_timed_is_not_begun_at_the_end(kind, tmp_path, caplog):
     assert "the last evaluation is left out, it was never timed" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("kind", "stream", "seconds", "evaluated"),
+    [(Paced, False, 2.0, []), (PacedMixed, True, 2.0, []), (PacedMixed, False, 0.05, [5])],
+)
+def test_an_evaluation_that_would_make_training_late_is_broken_off(kind, stream, seconds, evaluated, tmp_path, caplog):
+    """Methods of the trainer's own are not timed before: the first evaluation is watched, and training goes on."""
+
+    class Watched(kind):
+        def prediction_step(self, *args, **kwargs):
+            tick.now += seconds
+            return super().prediction_step(*args, **kwargs)
+
+    tick = Tick()
+    rows = Stream(160) if stream else torch.utils.data.Subset(Words(), range(160))
+    best = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 5, "eval_steps": 5}
+    Watched.tick, options = tick, {"eval_strategy": "steps", **best}
+    trainer, _ = make(Watched, tmp_path, 20.0, tick=tick, given={"eval_dataset": rows}, **options)
+    trainer.train()
+    found = [line["step"] for line in trainer.state.log_history if "eval_loss" in line]
+    assert tick.now <= 20 and trainer.state.global_step >= 9 and found[:1] == evaluated
+    broken = [line for line in caplog.messages if "the evaluation is broken off after" in line]
+    assert len(broken) == (not evaluated) and (tmp_path / f"checkpoint-{trainer.state.global_step}").is_dir()
+
+
+@pytest.mark.parametrize("event", ["on_log", "on_evaluate"])
+def test_what_is_asked_for_in_a_log_or_an_evaluation_is_made_where_the_budget_carries_it(event, tmp_path):
+    def ask(self, args, state, control, **kwargs):
+        control.should_save = True
+
+    tick = Tick()
+    kind = type("Asked", (PacedMixed,), {"tick": tick, "checkpoint": 3.0})
+    options = {"eval_strategy": "steps", "eval_steps": 2, "logging_strategy": "steps", "logging_steps": 2}
+    few = {"eval_dataset": torch.utils.data.Subset(Words(), range(2))}
+    asks = [type("Asks", (TrainerCallback,), {event: ask})()]
+    trainer, _ = make(kind, tmp_path, 20.0, tick=tick, given=few, callbacks=asks, **options)
+    trainer.train()
+    saved = [path.name for path in tmp_path.glob("checkpoint-*")]
+    assert 18 < tick.now <= 20 and 2 <= len(saved) <= 4 and f"checkpoint-{trainer.state.global_step}" not in saved
+
+
 def test_what_another_callback_asks_for_is_made_where_the_budget_carries_it(tmp_path):
     class Asks(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -352,6 +392,23 @@ def test_a_job_that_ends_leaves_a_checkpoint_and_no_evaluation(strategy, evaluat
     trainer.train()
     assert budget.stop_reason == "job_time_limit" and (tmp_path / f"checkpoint-{trainer.state.global_step}").is_dir()
     assert not [line for line in trainer.state.log_history if "eval_loss" in line]
+
+
+def test_a_later_job_knows_what_evaluations_took(tmp_path):
+    """Those of a trainer's own methods are not timed before: its end has one, since the first job had."""
+    options = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 6}
+    tick = Tick()
+    kind = type("Own", (PacedMixed,), {"tick": tick, "evaluation": 2.0})
+    few = {"eval_dataset": torch.utils.data.Subset(Words(), range(2))}
+    for limit in (12, None):
+        clock = BudgetClock(30.0, time_fn=lambda: tick.now)
+        clock.restore({"train": tick.now} if limit is None else {})
+        budget = TimeBudgetCallback(clock=clock, job_time_limit=limit)
+        later = {**options, "eval_delay": 20} if limit is None else options
+        trainer, _ = make(kind, tmp_path, None, tick=tick, budget=budget, given=few, **later)
+        trainer.train(resume_from_checkpoint=limit is None)
+    evaluated = [line["step"] for line in trainer.state.log_history if "eval_loss" in line]
+    assert budget.stop_reason == "budget" and evaluated[-1] == trainer.state.global_step > 20
 
 
 def test_an_evaluation_is_timed_before_training(tmp_path):
@@ -409,6 +466,11 @@ def test_a_save_that_cannot_be_rehearsed_is_reserved_by_size(tmp_path, caplog):
             "decay: the curve wsd has no such option; it has decay_p",
         ),
         ({"optimizers": True}, {}, "optimizers: LambdaLR stands beside the curve"),
+        (
+            {"total_training_time": "1h"},
+            {},
+            "total_training_time: '1h' stands beside time_budget; give one of the two",
+        ),
     ],
 )
 def test_one_source_for_the_learning_rate(options, arguments, text, tmp_path):
