@@ -71,6 +71,7 @@ class Meter:
             "marks": {"letters": sum(bare.values()), "of": letters, "scripts": self._by_script(bare)},
             "special_tokens": dict(self._encoder.special_tokens(marked)),
             "dropped": {f"U+{ord(c):04X}": others[c] for c, fate in fates.items() if fate.gone},
+            "dropped_letters": sum(others[c] for c, fate in fates.items() if fate.gone and fate.letter),
         }
 
     def _look(self, character: str) -> _Fate:
@@ -102,7 +103,7 @@ class Losses:
 
     def __init__(self, parts: Iterable[Mapping[str, Any]] = ()) -> None:
         self._counts: _Counts = {"unknown": {"tokens": 0, "of": 0}, "marks": {"letters": 0, "of": 0}}
-        self._counts |= {"special_tokens": {}, "dropped": {}, "empty_documents": 0}
+        self._counts |= {"special_tokens": {}, "dropped": {}, "dropped_letters": 0, "empty_documents": 0}
         for part in parts:
             self.add(part)
 
@@ -128,6 +129,7 @@ class Losses:
         for share, what in (
             (_share(unknown, "tokens"), f"of the tokens are [UNK] ({_unknown_words(unknown)})"),
             (_share(marks, "letters"), f"of the letters lose a mark ({_scripts(marks)})"),
+            (self._counts["dropped_letters"] / max(1, marks["of"]), "of the letters are dropped, as it has no [UNK]"),
         ):
             if share > limit and max(marks["of"], unknown["of"]) >= _LEAST:
                 allowed = f"--max_unknown {math.ceil(share * 100) / 100:g}"
@@ -189,7 +191,8 @@ def _tokenizer_rows(losses: Mapping[str, Any] | None, where: str = "") -> list[_
     ]
     if dropped := losses["dropped"]:
         what = f"{sum(dropped.values()):,}{where} by the tokenizer; most: {_words(_most(dropped, _SHOWN))}"
-        rows.append(("characters dropped", what, _SOME, ""))
+        share = losses.get("dropped_letters", 0) / max(1, marks["of"])
+        rows.append(("characters dropped", what, share or _SOME, larger))
     if empty := losses["empty_documents"]:
         rows.append(("documents", f"{empty:,} without a token, left out", _SOME, ""))
     if special := losses["special_tokens"]:

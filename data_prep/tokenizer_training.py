@@ -57,7 +57,7 @@ class TokenizerOptions(Options):
     of other scripts always stay. limit_alphabet: what holds a rarer character becomes [UNK]; None: as many as cover 99.95 % of
     the text, at least a 32nd of the vocabulary (100 to 1000) and at most what fills three quarters of it."""
 
-    vocab_size: int = flag(32_768, "entries, special tokens included")
+    vocab_size: int = flag(32_768, "entries, special tokens included", within=(1, 2**22))
     tokenizer_type: str = flag("wordpiece", _TYPES, TYPES)
     lowercase: bool = flag(True, "--no-lowercase for a cased model")
     limit_alphabet: int | None = flag(None, _ALPHABET)
@@ -316,13 +316,15 @@ def _alphabet_of(
         for part in normalizer.normalize_str(character).replace(" ", ""):
             counts[part] += count
     ranked = sorted(counts, key=lambda character: (-counts[character], character))
-    if (limit := options.limit_alphabet) is None:
-        size = options.vocab_size
+    size, most = options.vocab_size, options.vocab_size - len(SPECIAL_TOKENS)
+    entries = list(itertools.accumulate(1 + twice(character) for character in ranked))
+    if (limit := options.limit_alphabet) is not None:
+        limit = min(limit, bisect_right(entries, most))
+    else:
         covered = list(itertools.accumulate(counts[character] for character in ranked))
-        entries = list(itertools.accumulate(1 + twice(character) for character in ranked))
         needed = bisect_left(covered, _COVERAGE * counts.total()) + 1
         limit = max(min(100, size // 4), min(1000, size // 32), needed)
-        if (fit := bisect_right(entries, size * 3 // 4)) < min(limit, len(ranked)):
+        if (fit := bisect_right(entries, min(size * 3 // 4, most))) < min(limit, len(ranked)):
             share, enough = covered[fit - 1] / counts.total(), -(-entries[needed - 1] * 4 // 3)
             which = f"{needed} characters make {_COVERAGE:.2%} of the text"
             print(f"{which}; --vocab_size {size} keeps {fit} ({share:.1%}): give --vocab_size {enough} or more")

@@ -6,7 +6,9 @@ import unicodedata
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
+from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
 from data_prep import blocks, inspect, losses, merge, prepare, tokenizer
 from data_prep.corpus import TokenGroup
@@ -168,6 +170,24 @@ def test_what_is_said_of_each_loss():
     assert "20 cuts within sentences longer than a block, of 1,000; warning: raise --block_size" in sentences
     assert "replaced characters" in replaced and "50 (a); warning: give the --encoding of the files" in replaced
     assert "2 files not read: x.md, y.csv (b)" in files and "warning" not in files
+
+
+def test_letters_that_a_tokenizer_without_unknown_tokens_drops(tmp_path):
+    backend = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    counts = losses.losses_of(_write(tmp_path / "text", "ab" * 300 + "中文é" * 200), tmp_path / "tokenizer.json")
+    assert counts.facts()["dropped_letters"] == 600 and counts.facts()["unknown"]["tokens"] == 0
+    assert "600 by the tokenizer; most: U+00E9 200, U+4E2D 200" in (
+        line := losses.lines({"losses": counts.facts()})[1]
+    )
+    assert "; warning: train the tokenizer" in line
+    with pytest.raises(InputError, match="tokenizer x: 50% of the letters are dropped, as it has no .UNK.; give one"):
+        counts.check(0.2, "x")
+
+
+def _write(file, text):
+    file.write_text(text, encoding="utf-8")
+    return file
 
 
 def test_cut_sentences_of_pairs_are_counted():

@@ -307,6 +307,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, tokenizer):
         (["--vocab_size", "260", "--tokenizer_type", "bpe"], "vocab_size 260 is too small for bpe (256 bytes and 5"),
         (["--tokenizer_type", "bpe", "--limit_alphabet", "50"], "limit_alphabet 50: bpe has all bytes"),
         (["--tokenizer_type", "bytes"], "--tokenizer_type: invalid choice: 'bytes' (choose from"),
+        (["--vocab_size", "1000000000"], "vocab_size 1000000000: give 1 to 4194304"),
         (["--vocab_size", "many"], "'many' is not a whole number"),
     ],
 )
@@ -381,6 +382,12 @@ def test_a_vocabulary_with_marks_keeps_them(tmp_path, capsys, entries, text, kin
     (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *entries]), encoding="utf-8")
     assert load_tokenizer(str(tmp_path)).tokenize(text) == entries
     assert f"a {kind} vocabulary with accents and marks, which stay" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [{"vocab_size": 11}, {"vocab_size": 20, "limit_alphabet": 1000}])
+def test_an_alphabet_leaves_room_for_the_special_tokens(tmp_path, flags):
+    (tmp_path / "text").write_text(f"{ENGLISH}\n" * 9, encoding="utf-8")
+    assert 5 < len(train_tokenizer(tmp_path / "text", TokenizerOptions(**flags))) <= flags["vocab_size"]
 
 
 def test_a_zero_width_space_ends_a_word_of_a_cased_vocabulary(tmp_path):
