@@ -46,10 +46,10 @@ def model_flops_per_token(model: Any, block_size: int, predictions_per_block: fl
     config = model.config
     encoder = {id(module) for module in model.base_model.modules()}
     heads = getattr(config, "num_attention_heads", None) or 0  # fnet has none: it mixes tokens by Fourier transforms
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
+    head_size = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // max(1, heads)
     share = predictions_per_block / block_size
     last = model.positions_used(share) if hasattr(model, "positions_used") else {}
-    layers = config.num_hidden_layers - (1 - share if last else 0)
+    layers = getattr(config, "num_hidden_layers", 0) - (1 - share if last else 0)
     forward = 4.0 * block_size * heads * head_size * layers
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):

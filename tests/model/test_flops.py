@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, PerceiverConfig
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
@@ -53,9 +53,11 @@ def test_formula_and_counter(model_type, slots):
 
 
 def test_a_type_without_attention():
-    """The Fourier transforms of fnet are no products of matrices."""
+    """The Fourier transforms of fnet are no products of matrices; perceiver's sizes have other names."""
     model = model_of("fnet", num_attention_heads=None, sparse_mask_prediction=False)
     assert model_flops_per_token(model, L, L) == pytest.approx(counted(model, L), rel=0.02)
+    ours, model.config = model_flops_per_token(model, L, L), PerceiverConfig()
+    assert model_flops_per_token(model, L, L) == ours
 
 
 def test_the_counter_sees_a_wrong_head():
