@@ -12,7 +12,9 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import sys
+import threading
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -223,7 +225,20 @@ def command(stage: Callable[[list[str] | None], None]) -> Callable[..., int]:
 
     @functools.wraps(stage)
     def main(argv: list[str] | None = None) -> int:
-        return run_command(lambda: stage(argv))
+        owner, before = os.getpid(), signal.getsignal(signal.SIGTERM)
+
+        def end(number: int, frame: Any) -> None:
+            if os.getpid() != owner:  # a process of a pool, which has inherited this
+                os._exit(128 + number)
+            raise KeyboardInterrupt  # as Ctrl-C: what was begun is cleared away, the pools end
+
+        if threading.current_thread() is not threading.main_thread():  # it gets no signals
+            return run_command(lambda: stage(argv))
+        signal.signal(signal.SIGTERM, end)
+        try:
+            return run_command(lambda: stage(argv))
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     return main
 

@@ -278,7 +278,7 @@ class Source(Options):
         """The texts in the column, "" where a row has none; streamed. InputError: what cannot be reached or is not there."""
         path, split, column = self.path, self.dataset_split, self.text_column
         here = Path(path)
-        if not here.exists() and (_FILE.fullmatch(path) or not re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", path)):
+        if not here.exists() and (_FILE.fullmatch(path) or not re.fullmatch(r"\w[\w.-]*(?:/[\w.-]+)?", path)):
             raise InputError(f"input {path}: no such file or folder; give a path that exists")
         import datasets  # late: a second of import
 

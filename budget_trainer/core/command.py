@@ -62,7 +62,7 @@ EXIT_CODES = {
     FAILED: "it cannot go on (diverged, a process lost, no room on the disk); check_submission: there are findings",
     BAD_INPUT: "bad input: one line says the field, the value and the fix; nothing was written over",
     RESUMABLE: "stopped in good order by a signal or --job_time_limit: the same command goes on",
-    INTERRUPTED: "Ctrl-C; in a training and in GLUE the second one, the first asks for a stop in good order (85)",
+    INTERRUPTED: "Ctrl-C, in data_prep SIGTERM too; in a training and in GLUE the second one, the first asks for a stop in good order (85)",
     PIPE_CLOSED: "whoever read the output has closed the pipe, as `| head` does",
 }
 EXIT_CODES_TEXT = "exit codes:\n" + "".join(f"  {code:<4} {meaning}\n" for code, meaning in EXIT_CODES.items())
@@ -139,6 +139,11 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file)
 
 
+def _interrupted() -> int:
+    print("interrupted", file=sys.stderr, flush=True)
+    return INTERRUPTED
+
+
 def run_command(work: Callable[[], int | None], again: str = "repeat the command") -> int:
     """The exit code of `work` (None: 0), whose errors end in one line; `again` says how what is resumable goes on.
 
@@ -158,8 +163,7 @@ def run_command(work: Callable[[], int | None], again: str = "repeat the command
         os.close(nowhere)
         return PIPE_CLOSED
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        return INTERRUPTED
+        return _interrupted()
     except StopAsked as asked:
         logging.getLogger("budget_trainer").info("stopped: %s", asked)
         return RESUMABLE
@@ -171,6 +175,10 @@ def run_command(work: Callable[[], int | None], again: str = "repeat the command
         if error.errno in DISK_ERRNOS:
             cause = f"{error.filename or 'a file'}: {error.strerror}"
             reason, code = RunError(cause, fix="mend that", resumable=True).line(again), FAILED
+    except Exception as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        return _interrupted()  # and a library's pool of processes has then failed to end well
     # Only now the error lets go of what was being read, and its progress bar ends: the reason is the last line.
     if others and os.environ.get("RANK", "0") != "0":
         # Rank 0 speaks for all, unless it has not met the error: then the launcher has not ended this one.

@@ -196,9 +196,9 @@ def _from_datasets(data: TaskData, task: Task, dataset_name: str) -> None:
     from datasets import load_dataset
 
     here = Path(dataset_name).resolve()
-    if here.is_file():
-        fix = f"give a folder in the form of {HUB_DATASET}, or --glue_dir with the official files"
-        raise InputError(f"dataset_name: {dataset_name} is a file; {fix}")
+    if here.is_file() or not (here.exists() or re.fullmatch(r"\w[\w.-]*(?:/[\w.-]+)?", dataset_name)):  # no Hub's name
+        what = f"is {'a file' if here.exists() else 'not there'}; give a folder in the form of {HUB_DATASET}"
+        raise InputError(f"dataset_name: {dataset_name} {what}, or --glue_dir with the official files")
     try:
         with tempfile.TemporaryDirectory() as place:
             path: str | Path = dataset_name

@@ -88,6 +88,13 @@ def test_a_pipe_that_is_closed_before_the_output():
         assert done.returncode == command.PIPE_CLOSED and done.stderr == "", (words, done.stderr)
 
 
+def _of_a_pool():
+    """What `datasets` raises when its processes do not end at once after Ctrl-C."""
+    error = RuntimeError()
+    error.__context__ = KeyboardInterrupt()
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -96,6 +103,7 @@ def test_a_pipe_that_is_closed_before_the_output():
         (RunError("it is over"), 1),
         (OSError(errno.ENOSPC, "No space left on device"), 1),
         (KeyboardInterrupt(), 130),
+        (_of_a_pool(), 130),
         (BrokenPipeError(), 141),
     ],
 )

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,17 @@ def test_a_failure_leaves_no_folder(tmp_path, monkeypatch, capsys, corpus):
     ):
         error_of(main, argv, capsys)
         assert not list(tmp_path.iterdir())
+
+
+def test_sigterm_leaves_no_folder(tmp_path, monkeypatch, corpus, tokenizer):
+    def killed(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("data_prep.blocks.token_groups", killed)
+    before = signal.getsignal(signal.SIGTERM)
+    argv = ["--input", corpus, "--tokenizer", tokenizer, "--output_dir", tmp_path / "a" / "out"]
+    assert blocks.main(list(map(str, argv))) == 130 and not (tmp_path / "a").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_names_of_all_sorts(prepared, tmp_path, monkeypatch, capsys):

@@ -642,7 +642,7 @@ def test_a_path_is_no_pattern(tmp_path, name, offline, configured):
 
 def test_names_that_cannot_be_of_the_hub(tmp_path, offline, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for path in ("data/x.jsonl", "x.parquet", str(tmp_path / "none"), "none/x.csv.gz"):
+    for path in ("data/x.jsonl", "x.parquet", str(tmp_path / "none"), "none/x.csv.gz", "./none", "../none"):
         for kind in ("auto", "dataset"):
             with pytest.raises(InputError, match=f"input {path}: no such file or folder"):
                 _read(path, kind)

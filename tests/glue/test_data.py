@@ -99,8 +99,12 @@ def test_microsofts_files_give_the_rows_of_mrpc_by_the_ids(tmp_path):
 def test_no_such_folder_and_no_such_data_set(tmp_path):
     with pytest.raises(InputError, match="glue_dir: .*nowhere is not a folder; give one"):
         load_task(TASKS["RTE"], [tmp_path / "nowhere"])
-    with pytest.raises(InputError, match=r"dataset_name: .*nowhere \(rte\) cannot be loaded .* give --glue_dir"):
-        load_task(TASKS["RTE"], dataset_name=str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"dataset_name: .*empty \(rte\) cannot be loaded .* give --glue_dir"):
+        load_task(TASKS["RTE"], dataset_name=str(tmp_path / "empty"))
+    for path in (str(tmp_path / "nowhere"), "./nowhere", "a/b/c"):  # no names of the Hub
+        with pytest.raises(InputError, match=f"dataset_name: {path} is not there; give a folder in the form of"):
+            load_task(TASKS["RTE"], dataset_name=path)
     (tmp_path / "rows.jsonl").write_text('{"sentence1": "A."}')  # not asked for on the Hub
     with pytest.raises(
         InputError, match="rows.jsonl is a file; give a folder in the form of nyu-mll/glue, or --glue_dir"
