@@ -90,6 +90,8 @@ class Source(Options):
                 self.kind = "text"
         if self.documents_end == "lines" and self.kind != "text":
             raise InputError(f"documents lines: only for kind text, and {self.path} is {self.kind}; leave it out")
+        if self.templates and self.kind != "mediawiki":
+            raise InputError(f"templates: only for kind mediawiki, and {self.path} is {self.kind}; leave it out")
         self._reading, self._unbroken = "", ""  # the file; what is said of one that may hold a document a line
         self._root = str(Path(self.path))
         self._leave = functools.partial(count_unread, self.account, self._root)

@@ -93,7 +93,7 @@ class Templates:
             self._add(other, re.compile(borrowed))
         self._add("*")
         self._add(language)
-        self._patterns.update((_SPACE.sub(" ", name).strip().lower(), pattern) for name, pattern in more)
+        self._patterns.update((self.at(f"{name}}}}}", 0)[0], pattern) for name, pattern in more)
 
     def _add(self, language: str, like: re.Pattern[str] = re.compile(r"(?s).*")) -> None:
         data = languages().get(language, {})
@@ -126,7 +126,9 @@ class Templates:
 
 
 def check_pattern(name: str, pattern: object) -> None:
-    """InputError for what a user gives as the pattern of a template and is none."""
+    """InputError for what a user gives as a template's name or pattern and is none."""
+    if not re.fullmatch(r"[^|{}\[\]<>\n]{0,119}[^|{}\[\]<>\s]", name):
+        raise InputError(f"templates: {name!r} is no name of a template; give what stands between {{{{ and |")
     if not isinstance(pattern, str) or not (
         pattern[1:] in _FUNCTIONS if pattern[:1] == "=" else _PATTERN.fullmatch(pattern)
     ):

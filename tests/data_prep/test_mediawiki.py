@@ -266,6 +266,8 @@ def test_what_templates_lost_is_counted_and_said(read, tmp_path, capsys):
         )
         with pytest.raises(InputError, match=message):
             DataRecipe.read(recipe)
+    with pytest.raises(InputError, match="^templates: only for kind mediawiki, and .*r.yaml is text; leave it out"):
+        Source(str(recipe), "text", templates={"y": "{1}"})
     recipe.write_text(recipe.read_text().replace(" y,", ' {y: "{1}"},'))
     (source,) = DataRecipe.read(recipe).sources
     assert (source.templates, source.drop_holes) == ({"y": "{1}"}, False)

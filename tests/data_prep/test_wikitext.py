@@ -247,7 +247,7 @@ def test_a_sentence_with_a_hole_is_dropped_and_counted(text, whole, count):
 
 
 def test_a_users_patterns_go_first():
-    more = (("X y", "{1}[ of {b}]"), ("lang", ""), ("z", "=convert"))
+    more = (("X y", "{1}[ of {b}]"), ("Template:lang", ""), ("z", "=convert"))
     assert plain("A {{x_y|a|b=c}}, {{X y|a}} {{lang|fr|b}}d {{z|5|km}}.", more=more) == ["A a of c, a d 5 km."]
     assert converter(more=(("x", "{1} of {2}"),)).paragraphs(
         "A {{x|a|b}}. A {{x|a}} c. A {{x}}.", "", lost := Lost()
@@ -256,6 +256,9 @@ def test_a_users_patterns_go_first():
     for pattern in ("{1", "[{1}", "]{1}[", "{}", "=nothing", 5):
         with pytest.raises(InputError, match="^templates: x: .* is no pattern; give"):
             check_pattern("x", pattern)
+    for name in ("", " ", "{{x}}", "x|y"):
+        with pytest.raises(InputError, match="^templates: '.*' is no name of a template; give"):
+            check_pattern(name, "{1}")
     check_pattern("x", "{1|text}[ ({2})]")
 
 
