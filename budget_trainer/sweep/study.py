@@ -47,12 +47,12 @@ def storage_file(url: str) -> Path | None:
 def check_storage(url: str, output_dir: Path) -> None:
     """Refuse (InputError) a storage that cannot be reached, as far as can be known without writing a file."""
     file = storage_file(url)
-    if file is None:
+    if file is None and not url.lower().startswith("sqlite"):
         open_storage(url)
         return
-    folder = file.absolute().parent
-    if not file.name or file.is_dir():
+    if file is None or not file.name or file.is_dir():  # as sqlite://, each process's own, and sqlite+driver:///PATH, a URL
         raise InputError(f"storage: {url!r} names no file; write sqlite:///PATH or journal:PATH")
+    folder = file.absolute().parent
     if not folder.is_dir() and folder != output_dir.absolute():
         raise InputError(f"storage: the folder {folder} is not there; make it, or give another file")
     for path in (file, folder):
