@@ -50,7 +50,9 @@ def check_storage(url: str, output_dir: Path) -> None:
     if file is None and not url.lower().startswith("sqlite"):
         open_storage(url)
         return
-    if file is None or not file.name or file.is_dir():  # as sqlite://, each process's own, and sqlite+driver:///PATH, a URL
+    if (
+        file is None or not file.name or file.is_dir()
+    ):  # as sqlite://, each process's own, and sqlite+driver:///PATH, a URL
         raise InputError(f"storage: {url!r} names no file; write sqlite:///PATH or journal:PATH")
     folder = file.absolute().parent
     if not folder.is_dir() and folder != output_dir.absolute():

@@ -276,7 +276,10 @@ BAD = [
     ({"script": "other.py"}, "script: 'other.py' cannot be searched"),
     ({"storage": "sqlite:////none/study.db"}, "storage: the folder /none is not there"),
     ({"storage": "sqlite://"}, "storage: 'sqlite://' names no file; write sqlite:///PATH"),
-    ({"storage": "sqlite+pysqlite:///a%20b.db"}, "storage: 'sqlite+pysqlite:///a%20b.db' names no file; write sqlite:///"),
+    (
+        {"storage": "sqlite+pysqlite:///a%20b.db"},
+        "storage: 'sqlite+pysqlite:///a%20b.db' names no file; write sqlite:///",
+    ),
     ({"storage": "file.db"}, "storage: file.db cannot be used (Could not parse"),
     ({"storage": "oracel://host/db"}, "storage: oracel://host/db cannot be used (Can't load plugin"),
     ({"storage": "postgresql://me:secret@host/db"}, "storage: postgresql://me:***@host/db cannot be used (No module"),
