@@ -212,6 +212,8 @@ class TrainerLead(TrainerCallback):
             try:
                 for name in names:
                     loader, times = trainer.get_eval_dataloader(*([name] if name else [])), [spent()]
+                    if not has_length(loader):
+                        return 0.0
                     model.eval()
                     for batch in islice(loader, _TIMED_BATCHES if alone else 4):
                         trainer.prediction_step(model, batch, prediction_loss_only=trainer.compute_metrics is None)
@@ -223,7 +225,7 @@ class TrainerLead(TrainerCallback):
                     later = times[1:] if len(times) > 2 else times  # the first has its warm-up
                     seconds += times[1] - times[0] + 1.3 * len(loader) * (later[-1] - later[0]) / (len(later) - 1)
             except Exception as error:  # Trainer will raise it again, or has another way
-                log.warning("the evaluation could not be timed (%r)", error)
+                self._say("timing", "the evaluation could not be timed (%r)", error, level=logging.WARNING)
                 return 0.0
             finally:
                 model.train(training)
@@ -403,9 +405,12 @@ class TrainerLead(TrainerCallback):
         return bool(metrics) and method(metrics, *args, **kwargs)
 
     def on_prediction_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Break off an evaluation that would make one process late, as one that could not be timed before may."""
+        """Break off an evaluation that would make training late, as one that could not be timed before may.
+
+        Several processes, which all come to as many batches, ask rank 0 after 1, 2, 4, 8, ... of them.
+        """
         budget, now, clock = self.budget, self.budget.reading, self.budget.running_clock
-        if not self._evaluating or self._since is None or budget.channel.world_size > 1:
+        if not self._evaluating or self._since is None:
             return
         loader, spent = kwargs.get("eval_dataloader"), clock.job_seconds() - self._part_since
         self._predicted += 1
@@ -418,7 +423,12 @@ class TrainerLead(TrainerCallback):
             left = max(0.0, now.evaluate - spent) if now.evaluate else spent
         elif self._predicted > 2 and spent > free / 4:
             left = (len(loader) - self._predicted) * (spent - self._first_batch) / (self._predicted - 1)
-        if left > free or free < 0:
+        too_long, several = left > free or free < 0, budget.channel.world_size > 1
+        if several and self._predicted & (self._predicted - 1) == 0:
+            too_long = budget.channel.agree([too_long])[0][0] > 0
+        elif several:
+            return
+        if too_long:
             text = "step %d: the evaluation is broken off after %s, the rest of the budget does not carry it"
             self._say("evaluation", text, state.global_step, format_duration(spent), level=logging.WARNING)
             self._said.add("last evaluation")
