@@ -211,7 +211,8 @@ class TrainerLead(TrainerCallback):
         with torch.random.fork_rng(devices), clock.phase("evaluate") as spent:
             try:
                 for name in names:
-                    loader, times = trainer.get_eval_dataloader(*([name] if name else [])), [spent()]
+                    loader: Any = trainer.get_eval_dataloader(*([name] if name else []))
+                    times = [spent()]
                     if not has_length(loader):
                         return 0.0
                     model.eval()
