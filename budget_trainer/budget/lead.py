@@ -211,9 +211,9 @@ class TrainerLead(TrainerCallback):
         with torch.random.fork_rng(devices), clock.phase("evaluate") as spent:
             try:
                 for name in names:
-                    loader: Any = trainer.get_eval_dataloader(*([name] if name else []))
-                    times = [spent()]
-                    if not has_length(loader):
+                    loader = trainer.get_eval_dataloader(*([name] if name else []))
+                    times, sized = [spent()], has_length(loader)
+                    if not sized:
                         return 0.0
                     model.eval()
                     for batch in islice(loader, _TIMED_BATCHES if alone else 4):
