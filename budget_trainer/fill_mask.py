@@ -27,6 +27,7 @@ def fill_mask(folder: str, texts: Sequence[str], top: int = 3) -> list[list[tupl
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+    from budget_trainer.model.build import most_tokens
     from budget_trainer.model.checkpoint import check_loaded, has_tokenizer, read_config
 
     for text in texts:
@@ -35,10 +36,11 @@ def fill_mask(folder: str, texts: Sequence[str], top: int = 3) -> list[list[tupl
     check_not_sentencepiece(Path(folder))
     if Path(folder).is_dir() and not has_tokenizer(Path(folder)):
         raise InputError(f"model: {folder} has no tokenizer (tokenizer.json, ...); put the model's own there")
+    config = read_config(folder, "model")
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     loaded: Any = AutoModelForMaskedLM.from_pretrained(
         folder,
-        config=read_config(folder, "model"),
+        config=config,
         trust_remote_code=False,
         dtype=torch.float32,
         ignore_mismatched_sizes=True,  # `check_loaded` names them
@@ -55,6 +57,10 @@ def fill_mask(folder: str, texts: Sequence[str], top: int = 3) -> list[list[tupl
     answers = []
     for text in texts:
         batch = tokenizer(text.replace("[MASK]", tokenizer.mask_token), return_tensors="pt")
+        if (length := batch["input_ids"].shape[1]) > most_tokens(config):
+            raise InputError(
+                f"--text {text[:40]!r}... has {length:,} tokens, the model takes {most_tokens(config)}; cut it"
+            )
         with torch.no_grad():
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         at_mask = logits[batch["input_ids"] == tokenizer.mask_token_id].squeeze(0)

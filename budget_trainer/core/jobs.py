@@ -60,12 +60,15 @@ def devices(use_cpu: bool) -> list[str | None]:
 
 def check_unseen() -> None:
     """Refuse what this process's launcher was asked for and the runs that it starts would not see."""
-    for name, fix in (("MIXED_PRECISION", "bf16 true"), ("DYNAMO_BACKEND", "torch_compile true")):
-        if (value := os.environ.get(f"ACCELERATE_{name}", "no").lower()) not in ("", "no"):
+    fixes = {"MIXED_PRECISION": "give the runs bf16 true", "DYNAMO_BACKEND": "give the runs torch_compile true"}
+    for engine in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        fixes[f"USE_{engine}"] = "start this without a launcher"
+    for name, fix in fixes.items():
+        if (value := os.environ.get(f"ACCELERATE_{name}", "no").lower()) not in ("", "no", "false", "0"):
             unseen = (
-                f"ACCELERATE_{name}: {value} of the launcher's configuration would not reach the runs started here"
+                f"ACCELERATE_{name}: {value} of the launcher's configuration would not reach the runs of this command"
             )
-            raise InputError(f"{unseen}; leave it out, and give the runs {fix}")
+            raise InputError(f"{unseen}; leave it out, and {fix}")
 
 
 def make_launch(own: Path, use_cpu: bool, given: Path | None = None) -> Callable[[str, Sequence[str]], list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from budget_trainer.core.io import sha256
 from budget_trainer.data.whole_words import check_not_sentencepiece, vocabulary_size
 from budget_trainer.glue.tasks import Task
 from budget_trainer.model.attention import fuse_attention
-from budget_trainer.model.build import position_offset
+from budget_trainer.model.build import most_tokens
 from budget_trainer.model.checkpoint import (
     check_loaded,
     fit_token_types,
     has_tokenizer,
     of_tokenizer,
+    other_tokens,
     read_config,
     readable,
     resolve_model,
@@ -51,8 +53,15 @@ def load_checkpoint(
     """
     folder = resolve_model(model_name_or_path, "model_name_or_path")
     tokenizer_folder = folder if tokenizer_name is None else resolve_model(tokenizer_name, "tokenizer_name")
-    tokenizer, whole = _load_tokenizer(tokenizer_folder), hashlib.sha256()
-    fit_token_types(tokenizer, read_config(folder))
+    config, whole = read_config(folder), hashlib.sha256()
+    tokenizer = _load_tokenizer(tokenizer_folder)
+    if tokenizer_name is not None and has_tokenizer(folder):
+        why = ""
+        with suppress(Exception):  # one that cannot be read is what the flag is for
+            why = other_tokens(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False), tokenizer)
+        if why:
+            raise InputError(f"tokenizer_name: {tokenizer_name} is not that of {folder} ({why}); leave it out")
+    fit_token_types(tokenizer, config)
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     files += sorted(path for path in tokenizer_folder.iterdir() if of_tokenizer(path.name))
     for path in files:
@@ -153,12 +162,9 @@ def _meaning(label: str) -> str:
 
 def _config(folder: Path, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Any:
     config = read_config(folder)
-    positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        positions -= position_offset(config.model_type, config.pad_token_id)
-        if positions < max_seq_length:
-            beyond = f"{max_seq_length} is beyond the {positions} tokens of {folder}"
-            raise InputError(f"max_seq_length: {beyond}; give --max_seq_length {positions}")
+    if (positions := most_tokens(config)) < max_seq_length:
+        beyond = f"{max_seq_length} is beyond the {positions} tokens of {folder}"
+        raise InputError(f"max_seq_length: {beyond}; give --max_seq_length {positions}")
     if (size := vocabulary_size(tokenizer)) > config.vocab_size:
         more = f"its {size} tokens are more than the {config.vocab_size} of {folder}"
         raise InputError(f"tokenizer_name: {more}; give the model's own tokenizer")

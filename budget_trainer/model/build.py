@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import fields
@@ -121,13 +122,17 @@ def position_offset(model_type: str, pad_id: int | None) -> int:
     return _FIXED_OFFSETS.get(model_type, 0)
 
 
+def most_tokens(config: PretrainedConfig) -> float:
+    """The length of the longest text that a model takes: that of its position table, or infinite."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return math.inf
+    return positions - position_offset(config.model_type, config.pad_token_id)
+
+
 def check_positions(config: PretrainedConfig, longest: int, field: str) -> None:
     """Refuse blocks of `longest` tokens for a model with fewer positions; `field` is the flag that it comes from."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions < 1:  # no table, no limit
-        return
-    positions -= position_offset(config.model_type, config.pad_token_id)
-    if positions < longest:
+    if (positions := most_tokens(config)) < longest:
         raise InputError(
             f"{field}: this {config.model_type} takes {positions} tokens, the longest block of data_dir has {longest}; "
             "give it more positions, or prepare shorter blocks"
@@ -292,8 +297,8 @@ def make_model(
         model.added_tokens = 0
     else:
         folder = resolve_model(path, "model_name_or_path")
-        own = own_tokens(folder, tokenizer)
         model = load_pretrained(str(folder), **options)
+        own = own_tokens(folder, tokenizer)
         model.added_tokens = 0
         has, here = (model.config.vocab_size, model.config.pad_token_id), (vocab_size, tokenizer.pad_token_id)
         if own is None and not (vocab_size <= has[0] <= _padded(vocab_size) and has[1] in (None, here[1])):

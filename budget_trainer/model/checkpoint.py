@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from budget_trainer.core.errors import InputError
@@ -17,8 +16,6 @@ from budget_trainer.data.whole_words import check_not_sentencepiece
 
 log = logging.getLogger(__name__)
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a repository on the Hub, in its top folder
-# What from_pretrained raises.
-_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError)
 # Parts that wrappers put into the names of weights: DDP, torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _SAMPLE = "The Quick, naïve café's 3.14 (ABC) 你好"  # lower-casing, accents, punctuation: what tokenizers differ in
@@ -31,13 +28,15 @@ def readable(what: str, fix: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except _UNREADABLE as error:
+    except Exception as error:  # each of the libraries beneath has classes of its own
         raise InputError(f"{what} ({' '.join(str(error).split())[:300]}); {fix}") from None
 
 
 def resolve_model(name_or_path: str, field: str) -> Path:
     """The folder of a checkpoint, fetched from the Hub where it is no folder; InputError names the flag `field`."""
     path = Path(name_or_path)
+    if path.is_file():
+        raise InputError(f"{field}: {name_or_path} is a file; give the folder of the whole checkpoint")
     if not path.is_dir():
         from huggingface_hub import snapshot_download
 
@@ -84,6 +83,16 @@ def has_tokenizer(folder: Path) -> bool:
     return any(of_tokenizer(path.name) and "config" not in path.name for path in folder.iterdir())
 
 
+def other_tokens(own: Any, tokenizer: Any) -> str:
+    """The first id that is another token in `tokenizer` than in the model's own, in words; empty where there is none."""
+    theirs, ours = ({number: token for token, number in t.get_vocab().items()} for t in (own, tokenizer))
+    differs = next((number for number in sorted(theirs) if theirs[number] != ours.get(number)), None)
+    if differs is None:
+        return ""
+    there = f"{ours[differs]!r}" if differs in ours else f"missing, of {len(ours):,} tokens,"
+    return f"token {differs} is {theirs[differs]!r} in the model's and {there} in the other"
+
+
 def own_tokens(folder: Path, tokenizer: Any) -> int | None:
     """How many of the first ids of `tokenizer`, the data folder's, are the model's own: all, or all but words added behind.
 
@@ -94,18 +103,13 @@ def own_tokens(folder: Path, tokenizer: Any) -> int | None:
     check_not_sentencepiece(folder)
     with readable(f"model_name_or_path: the tokenizer of {folder} cannot be read", "correct it"):
         own = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    theirs, ours = ({number: token for token, number in t.get_vocab().items()} for t in (own, tokenizer))
-    differs = next((number for number in sorted(theirs) if theirs[number] != ours.get(number)), None)
-    why = ""
-    if differs is not None:
-        there = f"{ours[differs]!r}" if differs in ours else f"missing, of {len(ours):,} tokens,"
-        why = f"token {differs} is {theirs[differs]!r} in the model's and {there} in the data's"
-    elif len(theirs) == len(ours) and own(_SAMPLE)["input_ids"] != tokenizer(_SAMPLE)["input_ids"]:
+    cut = tokenizer.tokenize(_SAMPLE)
+    if not (why := other_tokens(own, tokenizer)) and cut != own.tokenize(_SAMPLE) and {*cut} <= own.get_vocab().keys():
         why = f"the same tokens, but they cut {_SAMPLE!r} in other places"
     if why:
         fix = f"prepare the data with --tokenizer {folder}"
         raise InputError(f"model_name_or_path: {folder} has another tokenizer than the data folder ({why}); {fix}")
-    return len(theirs)
+    return len(own)
 
 
 def fit_token_types(tokenizer: Any, config: PretrainedConfig) -> None:

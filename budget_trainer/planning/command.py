@@ -29,7 +29,7 @@ from budget_trainer.config.parser import read_recipe, written_flags
 from budget_trainer.core.command import Parser, run_command
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import user_path, write_atomic, write_json_atomic
-from budget_trainer.core.jobs import VARIABLE
+from budget_trainer.core.jobs import VARIABLE, check_unseen
 
 if TYPE_CHECKING:
     from budget_trainer.planning.result import ProbeReport
@@ -74,6 +74,7 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"{name}: {value:g} {fix}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("WORLD_SIZE: one process makes the plan; start it without a launcher, with --num_processes N")
+    check_unseen()  # nor is it in the recipe that is written
     args.plan_file = args.write and args.write.with_name(f"{args.write.stem}.plan.json")
     default = args.picture == Path("plan.png")  # always drawn anew
     for path in filter(None, (args.json, args.write, args.plan_file, args.picture)):

@@ -7,6 +7,8 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+import torch
+from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging as hf_logging
@@ -69,6 +71,7 @@ def _take_over_compilation(run: TrainingArguments, named: Collection[str], compi
     told = {name.removeprefix(_DYNAMO): os.environ.pop(name).lower() for name in names}
     backend, mode = told.get("BACKEND", ""), told.get("MODE", "")
     if backend in ("", "no"):
+        _check_compiler(run)
         return False
     what = f"dynamo_config: the launcher's configuration compiles with {backend}"
     if not compiles:
@@ -82,8 +85,19 @@ def _take_over_compilation(run: TrainingArguments, named: Collection[str], compi
         says = f"torch_compile with {ours[0]} {ours[1]}".rstrip() if ours else "torch_compile false"
         raise InputError(f"{what} {mode}".rstrip() + f", the recipe says {says}; leave one of them out")
     run.torch_compile, run.torch_compile_backend, run.torch_compile_mode = True, backend, mode or None
+    _check_compiler(run)
     log.info("torch_compile: %s%s, from the launcher's configuration", backend, " layer by layer" if regional else "")
     return regional
+
+
+def _check_compiler(run: TrainingArguments) -> None:
+    """Refuse a backend or mode that nobody knows: torch would at the first step."""
+    backend, mode = str(run.torch_compile_backend).upper(), run.torch_compile_mode
+    if run.torch_compile and backend not in set(DynamoBackend):
+        known = ", ".join(sorted(name.lower() for name in set(DynamoBackend) - {"NO"}))
+        raise InputError(f"torch_compile_backend: {backend.lower()} is unknown; give one of {known}")
+    if run.torch_compile and mode and mode not in (modes := torch._inductor.list_mode_options()):
+        raise InputError(f"torch_compile_mode: {mode} is unknown; give one of {', '.join(modes)}")
 
 
 def configure_logging(run: TrainingArguments) -> None:

@@ -385,6 +385,19 @@ def test_a_checkpoint_that_is_none(finetune, error, tmp_path, tiny_model, damage
     assert expected in error()
 
 
+def test_another_models_tokenizer(finetune, error, tmp_path, tiny_model):
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    text = (other / "tokenizer.json").read_text()
+    vocabulary = json.loads(text)["model"]["vocab"]
+    first, second = [name for name, number in vocabulary.items() if number in (20, 21)]
+    swapped = text.replace(f'"{first}": 20', '"?": 20').replace(f'"{second}": 21', f'"{first}": 21')
+    (other / "tokenizer.json").write_text(swapped.replace('"?": 20', f'"{second}": 20'))
+    assert finetune(model_name_or_path=tiny_model, tokenizer_name=other) == (2, None)
+    assert f"tokenizer_name: {other} is not that of {tiny_model} (token 20 is '{first}' in" in error()
+    assert finetune(model_name_or_path=tiny_model / "model.safetensors") == (2, None)
+    assert "model.safetensors is a file; give the folder of the whole checkpoint" in error()
+
+
 def with_head(folder, tiny_model, names):
     """A classifier whose head says by its weights which row belongs to which label; returns its tokenizer."""
     config = AutoConfig.from_pretrained(tiny_model, id2label=dict(enumerate(names)), num_labels=len(names))

@@ -81,6 +81,8 @@ DAMAGES = [
     (lambda folder: edit(folder, vocab_size=64), r"word_embeddings.weight has the shape \(128, 32\), by its config"),
     (lambda folder: edit(folder, model_type="roberta"), r"lacks \d+ weights of its encoder \(roberta\."),
     (lambda folder: edit(folder, model_type="nobody's"), "the config.json of .* cannot be read "),
+    (lambda folder: edit(folder, num_attention_heads="2"), "the config.json of .* cannot be read "),
+    (lambda folder: (folder / "config.json").write_text("[]"), "the config.json of .* cannot be read "),
     (lambda folder: os.truncate(folder / "model.safetensors", 5000), r"cannot be loaded \("),
 ]
 
@@ -111,6 +113,8 @@ def test_a_head_may_be_new_where_training_goes_on_and_nowhere_else(folder, caplo
 
 
 def test_fill_mask_asks_for_the_models_tokenizer(folder, capfd):
+    assert fill_mask.main([str(folder), "--text", "[MASK]" + " w9" * 200]) == 2
+    assert re.search(r"error: --text .* has 203 tokens, the model takes \d+; cut it\n", capfd.readouterr().err)
     tokenizer_of([*TOKENS, *(f"x{number}" for number in range(60))], folder).save_pretrained(folder)
     assert fill_mask.main([str(folder)]) == 2
     assert "has a tokenizer of 160 tokens and a vocabulary of 128; put" in capfd.readouterr().err
@@ -125,10 +129,11 @@ SWAPPED = [*TOKENS[:17], TOKENS[18], TOKENS[17], *TOKENS[19:]]
 @pytest.mark.parametrize(
     ("tokens", "options", "why"),
     [
-        (SWAPPED, {}, "token 17 is 'w12' in the model's and 'w13' in the data's"),
-        ([*SWAPPED, "new"], {}, "token 17 is 'w12' in the model's and 'w13' in the data's"),
-        (TOKENS[:60], {}, "token 60 is 'w55' in the model's and missing, of 60 tokens, in the data's"),
+        (SWAPPED, {}, "token 17 is 'w12' in the model's and 'w13' in the other"),
+        ([*SWAPPED, "new"], {}, "token 17 is 'w12' in the model's and 'w13' in the other"),
+        (TOKENS[:60], {}, "token 60 is 'w55' in the model's and missing, of 60 tokens, in the other"),
         (TOKENS, {"do_lower_case": False}, "(the same tokens, but they cut "),
+        ([*TOKENS, "new"], {"do_lower_case": False}, "(the same tokens, but they cut "),
     ],
 )
 def test_data_of_another_tokenizer_is_refused(folder, tmp_path, tokens, options, why):

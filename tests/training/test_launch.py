@@ -85,6 +85,14 @@ def test_layer_by_layer(launched):
             {"torch_compile": True},
             "dynamo_config: .* with eager, the recipe says torch_compile with inductor; leave one of them out",
         ),
+        (
+            COMPILES | {"DYNAMO_BACKEND": "nobody's"},
+            (),
+            {},
+            "torch_compile_backend: nobody's is unknown; give one of aot_",
+        ),
+        (COMPILES | {"DYNAMO_MODE": "fast"}, (), {}, "torch_compile_mode: fast is unknown; give one of default, "),
+        ({}, (), {"torch_compile": True, "torch_compile_mode": "fast"}, "torch_compile_mode: fast is unknown; give"),
         (COMPILES | {"DYNAMO_USE_FULLGRAPH": "True"}, (), {}, "dynamo_use_fullgraph cannot be chosen, shapes"),
         (COMPILES | {"DYNAMO_USE_DYNAMIC": "true"}, (), {}, "dynamo_use_dynamic cannot be chosen, shapes"),
         ({"USE_MEGATRON_LM": "true"}, (), {}, "distributed_type: MEGATRON_LM is not trained here; launch"),
@@ -107,7 +115,7 @@ def test_glue_compiles_nothing(launched):
         _take_over(launched(COMPILES), compiles=False)
 
 
-@pytest.mark.parametrize("name", ["ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"])
+@pytest.mark.parametrize("name", [f"ACCELERATE_{n}" for n in ("MIXED_PRECISION", "DYNAMO_BACKEND", "USE_FSDP")])
 def test_a_suite_or_a_sweep_says_what_its_runs_would_not_see(monkeypatch, launched, name):
     args = launched({})
     monkeypatch.setenv(name, "NO")
