@@ -12,9 +12,11 @@ from budget_trainer.config.arguments import RunArguments
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.jobs import check_unseen
 from budget_trainer.glue.suite import run_suite
+from budget_trainer.planning.command import main as plan
 from budget_trainer.sweep.command import check_start
 from budget_trainer.training.launch import _take_over
 from budget_trainer.training.trainer import TimeBudgetTrainer
+from tests.conftest import ROOT
 from tests.model.models import tiny
 
 COMPILES = {"DYNAMO_BACKEND": "INDUCTOR", "DYNAMO_MODE": "default", "DYNAMO_USE_FULLGRAPH": "False"}
@@ -116,11 +118,13 @@ def test_glue_compiles_nothing(launched):
 
 
 @pytest.mark.parametrize("name", [f"ACCELERATE_{n}" for n in ("MIXED_PRECISION", "DYNAMO_BACKEND", "USE_FSDP")])
-def test_a_suite_or_a_sweep_says_what_its_runs_would_not_see(monkeypatch, launched, name):
+def test_a_suite_a_sweep_or_a_plan_says_what_its_runs_would_not_see(monkeypatch, launched, capfd, name):
     args = launched({})
     monkeypatch.setenv(name, "NO")
     check_unseen()
     monkeypatch.setenv(name, "BF16")
+    assert plan([str(ROOT / "recipes" / "quickstart.yaml")]) == 2
+    assert f"error: {name}: bf16 of the launcher's" in capfd.readouterr().err
     for start in (
         check_unseen,
         partial(check_start, Mock(), True),
