@@ -54,7 +54,7 @@ def main(argv: list[str] | None) -> None:
     for line in losses.lines({"losses": counts.facts(), "sources": entries}):
         print(line)
     why = f" (--vocab_size {args.vocab_size}: no other piece occurs twice in the text)"
-    smaller = "" if len(tokenizer) == args.vocab_size else why
+    smaller = why if len(tokenizer) < args.vocab_size else ""
     print(f"{args.output_dir}: {len(tokenizer)} entries{smaller}")
 
 
