@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from budget_trainer.budget.clock import BudgetClock, format_duration, keep_clock, read_clock
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.io import try_lock, write_atomic, write_json_atomic
+from budget_trainer.core.io import made_parents, try_lock, write_atomic, write_json_atomic
 from budget_trainer.core.jobs import devices, make_launch
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.sweep.command import check_start, read_profile
@@ -56,9 +56,8 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
     mine = identity(spec, recipe, data.fingerprint)
     _place(spec, mine)
 
-    spec.output_dir.mkdir(parents=True, exist_ok=True)
     clock.total_seconds = spec.total_time
-    with storage_errors(spec.storage), ExitStack() as at_exit:
+    with storage_errors(spec.storage), made_parents(spec.output_dir / "sweep.json"), ExitStack() as at_exit:
         with exclusive(spec):
             study = SweepStudy(spec, open_storage(spec.storage), mine)
             place = _place(spec, mine, study)

@@ -17,6 +17,7 @@ import yaml
 import sweep
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.command import StopRequest
+from budget_trainer.core.errors import NoLocks
 from budget_trainer.sweep.command import parse_request
 from budget_trainer.sweep.results import SweepRecord
 from budget_trainer.sweep.run import run_sweep
@@ -186,11 +187,18 @@ def test_when_all_fail_in_the_same_way_the_sweep_says_so(data_dir, tmp_path, her
         assert error.count("\n") == 1 and not (tmp_path / "out" / "other.log").exists()
 
 
-def test_total_time_ends_what_cannot_be_finished(data_dir, tmp_path):
-    """A trial runs when the time is over: it is ended and says so; none begins behind it, also in the next process."""
+def test_total_time_ends_what_cannot_be_finished(data_dir, tmp_path, monkeypatch):
+    """A trial runs when the time is over: it is ended and says so; none begins behind it, also in the next process.
+
+    A sweep that is refused for want of locks leaves no folder.
+    """
     base = {**TINY, "disable_tqdm": True}
     write(tmp_path, fixed={"data_dir": str(data_dir)}, parameters={"seed": [1, 2]}, base=base)
     spec = parse_request([str(tmp_path / "sweep.yaml")]).spec()
+    with monkeypatch.context() as patched, pytest.raises(NoLocks, match=r"^storage: .* has no locks"):
+        patched.setattr("fcntl.flock", lambda *of: os.close(-1))
+        run_sweep(spec, BudgetClock(), StopRequest())
+    assert not (tmp_path / "out").exists()
     late = [0.0]
     clock = BudgetClock(time_fn=lambda: time.monotonic() + late[0])
 
