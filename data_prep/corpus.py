@@ -111,6 +111,7 @@ def tokenise_part(file: Path, target: Path | None = None, *, dtype: str, num_pro
     share `fraction` is of the ends of documents of so many characters; sentences, to tokenise sentence by sentence and say
     where they end; a `Select` as select."""
     text = datasets.Dataset.from_file(str(file))
+    processes = min(num_proc, len(text))  # more are no use, and the library would say so
     lists = {"ids": dtype, "lengths": "int64", "held_out": "string", "sentences": "int64"}
     features = datasets.Features(
         {name: datasets.LargeList(datasets.Value(kind)) for name, kind in lists.items()}
@@ -125,7 +126,7 @@ def tokenise_part(file: Path, target: Path | None = None, *, dtype: str, num_pro
         batched=True,
         batch_size=4,
         writer_batch_size=32,
-        num_proc=num_proc if num_proc > 1 else None,
+        num_proc=processes if processes > 1 else None,
         remove_columns=text.column_names,
         features=features,
         fn_kwargs={**how, "schema": features.arrow_schema},
