@@ -34,6 +34,7 @@ PACKERS: dict[str, type[Packer]] = {
 _Facts = dict[str, Any]  # for the manifest
 _HELD_OUT = "validation.txt"  # the text of the validation blocks, so that any other model can be scored on it
 _CHECKED_BYTES = 64e6  # of text, between two looks at what was lost
+_FEW = 20  # documents whose ends are enough for a small corpus
 _SIZES = (16, 8192)
 _BELOW_ONE = (0, math.nextafter(1, 0))
 _PACKINGS = "several documents in a block, one only, one's whole sentences, or pairs for next-sentence prediction"
@@ -106,7 +107,7 @@ class BlockFolder:
     def ends_from(self, groups: Iterable[list[str]]) -> int:
         """0 where the whole corpus, `groups` of documents, has one that its hash holds out and that gives a validation block;
         else how many characters a document must have for its end to be held out instead, which is printed."""
-        fraction, longest, documents = self.options.held_out_fraction, 0, 0
+        fraction, lengths = self.options.held_out_fraction, list[int]()
         if not fraction:
             return 0
         backend = Encoder(str(self.tokenizer_file)).backend
@@ -115,13 +116,16 @@ class BlockFolder:
                 head = backend.encode(document[:100_000], add_special_tokens=False)
                 if len(head) >= LEAST_TOKENS:
                     return 0
-            longest, documents = max(longest, len(document)), documents + 1
-        if not documents:
+            lengths.append(len(document))
+        if not lengths:
             return 0
         self.by_ends = True
-        what = f"the last {100 * fraction:.3g}% of each is, {END_CHARACTERS} characters or more"
-        print(f"validation_fraction {fraction} holds out none of {documents:,} documents whole: {what}")
-        return min(4 * END_CHARACTERS, longest)
+        lengths.sort(reverse=True)
+        enough = max(_FEW, int(fraction * sum(lengths) / END_CHARACTERS))  # all together give about the share
+        least = max(min(4 * END_CHARACTERS, lengths[0]), lengths[min(enough, len(lengths)) - 1])
+        what = f"the last {100 * fraction:.3g}% of those of {least:,} characters or more is, of each {END_CHARACTERS} at least"
+        print(f"validation_fraction {fraction} holds out none of {len(lengths):,} documents whole: {what}")
+        return least
 
     def write(self, groups: Iterable[TokenGroup], sources: list[_Facts], validation: Source | None = None) -> _Facts:
         """Write the blocks of `groups`, made as `tokenising` says, and of a text to validate on, `validation`.
@@ -209,7 +213,8 @@ class BlockFolder:
         if not last:
             name = "validation_text" if options.validation_text else "validation_fraction"
             what = f"{name} {getattr(options, name)} gives no validation block of {LEAST_TOKENS} tokens or more"
-            raise InputError(f"{what}; give more text or another --validation_text")
+            other = "another" if options.validation_text else "a"
+            raise InputError(f"{what}; give more and longer documents, or {other} --validation_text")
         tokens = self.add_rows(writer, rows)
         file = self._folder / _HELD_OUT
         used = itertools.islice(read_lines(held_out), last)

@@ -57,14 +57,19 @@ def token_groups(
     **options: Any,
 ) -> Iterator[TokenGroup]:
     """The groups of the documents, read and tokenised part by part in files in `folder`; `options` as `tokenise_part`, with the
-    answer of `ends_from` to the documents of a corpus that fits into one part."""
+    answer of `ends_from` to the documents of the last part where nothing was held out before."""
+    held_out = False
     for number in itertools.count():
         file = folder / f"part-{number:05d}.arrow"
         count, last = write_part(documents, file)
-        if ends_from is not None and last and not number:
+        ahead = list(itertools.islice(documents, 1))
+        documents, last = itertools.chain(ahead, documents), not ahead
+        if ends_from is not None and last and not held_out:
             options["ends_from"] = ends_from(read_part(file))
         if count:
-            yield from read_tokens(tokenise_part(file, **options))
+            for group in read_tokens(tokenise_part(file, **options)):
+                held_out = held_out or bool(group.held_out)
+                yield group
         for used in folder.glob(f"{file.stem}.*"):
             used.unlink()
         if last:

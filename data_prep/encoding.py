@@ -195,8 +195,15 @@ class Encoder:
 def _all_as_text(content: dict[str, Any], special: set[str]) -> dict[str, Any]:
     """A tokenizer.json without special tokens. A model that has them as pieces (Unigram's score is the best) must not find
     them either: they get names that no text has, and keep their ids."""
-    content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
     model = content["model"]
+    own = set(model["vocab"] if isinstance(model["vocab"], dict) else (piece for piece, _ in model["vocab"]))
+    # The library counts the ids of added words on from what stands before them: that keeps its place under such a name, too.
+    last = max((token["id"] for token in content["added_tokens"] if not token["special"]), default=-1)
+    kept = (t for t in content["added_tokens"] if not t["special"] or (t["content"] not in own and t["id"] < last))
+    nameless = {"special": False, "normalized": False}
+    content["added_tokens"] = [
+        {**token, **nameless, "content": f"\uffff{token['content']}"} if token["special"] else token for token in kept
+    ]
     made = {"".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in model.get("merges", [])}
     hidden = {token: f"\uffff{token}" for token in special - made}
     if isinstance(vocab := model["vocab"], dict):

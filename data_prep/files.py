@@ -65,7 +65,8 @@ def count_unread(account: dict[str, Any], path: str, name: str, reason: str) -> 
     files["number"] += 1
     files["by"][reason] = files["by"].get(reason, 0) + 1
     if files["number"] <= _NAMED:
-        files["names"].append(f"{name.removeprefix(path).lstrip('/:') or Path(name).name} ({reason})")
+        below = name[len(path) :].lstrip("/:") if path and name.startswith(path) else name
+        files["names"].append(f"{below or Path(name).name} ({reason})")
 
 
 def unread_line(files: dict[str, Any]) -> str:
@@ -221,7 +222,7 @@ def _tar_files(name: str, stream: io.BufferedReader, leave: Leave) -> Iterator[t
                     yield entry.name, archive.extractfile(entry)
                 elif not entry.isdir():
                     leave(f"{name}:{entry.name}", "link" if entry.islnk() or entry.issym() else "no file")
-        while (head := stream.peek()) and not head.strip(b"\0"):
+        while (head := stream.peek()[:512]) and not head.strip(b"\0"):  # a block: behind it the next may begin
             stream.read(len(head))
         form = form_of(stream)
     while stream.read(2**20):  # with the checksum of the compression at the end
@@ -266,7 +267,7 @@ def lines(
     """Lines without their ends (\\n, \\r\\n or \\r), as Python's text mode splits them. A byte-order mark is dropped, and says
     the encoding where it is one of UTF-16 or UTF-32.
 
-    A line of more than LINE_BYTES comes in pieces, cut at a space where it has one, unless they are asked for `whole`. Bytes
+    A line of more than LINE_BYTES comes in pieces, in UTF-8 cut at a space, unless they are asked for `whole`. Bytes
     that are not of `encoding` raise InputError naming file and byte offset, or become U+FFFD with errors="replace", of which
     `replaced` is told how many."""
     encoding = next((codec for mark, codec in _MARKS.items() if stream.peek().startswith(mark)), encoding)
@@ -301,8 +302,11 @@ def _lines_of_another(
         while line := text.readline(most):
             replaced(line.count("\ufffd"))
             yield line.removesuffix("\n")
-    except UnicodeDecodeError as error:
-        what = f"byte 0x{error.object[error.start]:02x} is not {encoding}"
+    except UnicodeError as error:  # not only of decoding: UTF-16 without its mark
+        wrong = f"byte 0x{error.object[error.start]:02x}" if isinstance(error, UnicodeDecodeError) else str(error)
+        what = (
+            f"{wrong} is not {encoding}" if isinstance(error, UnicodeDecodeError) else f"{wrong} (utf-16-le has none)"
+        )
         raise InputError(f"input {name}: {what}; name the encoding it has, or give --errors replace") from error
 
 

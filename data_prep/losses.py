@@ -126,14 +126,19 @@ class Losses:
         """InputError where more than a share `limit` of the tokens are unknown or of the letters lose their mark, in a text of
         _LEAST letters or more (or of tokens, where letters were not counted)."""
         unknown, marks = self._counts["unknown"], self._counts["marks"]
-        for share, what in (
-            (_share(unknown, "tokens"), f"of the tokens are [UNK] ({_unknown_words(unknown)})"),
-            (_share(marks, "letters"), f"of the letters lose a mark ({_scripts(marks)})"),
-            (self._counts["dropped_letters"] / max(1, marks["of"]), "of the letters are dropped, as it has no [UNK]"),
+        dropped = self._counts["dropped_letters"] / max(1, marks["of"])
+        for share, what, help_ in (
+            (_share(unknown, "tokens"), f"of the tokens are [UNK] ({_unknown_words(unknown)})", fix),
+            (
+                _share(marks, "letters"),
+                f"of the letters lose a mark ({_scripts(marks)})",
+                "train one with --strip_accents no",
+            ),
+            (dropped, "of the letters are dropped, as it has no [UNK]", fix),
         ):
             if share > limit and max(marks["of"], unknown["of"]) >= _LEAST:
                 allowed = f"--max_unknown {math.ceil(share * 100) / 100:g}"
-                raise InputError(f"tokenizer {tokenizer}: {share:.0%} {what}; {fix}, or {allowed}")
+                raise InputError(f"tokenizer {tokenizer}: {share:.0%} {what}; {help_}, or {allowed}")
 
 
 def losses_of(text: Path, tokenizer_file: Path) -> Losses:

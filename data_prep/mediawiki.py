@@ -241,11 +241,11 @@ def read_articles(
 
     chunks = _chunks(path, errors, drop, advance, leave, (templates, drop_holes), replaced)
     for reason, document, less in itertools.chain.from_iterable(_converted(chunks, path, num_proc)):
+        if lost is not None:
+            lost.add(less)
         if reason:
             drop(reason)
         else:
-            if lost is not None:
-                lost.add(less)
             yield document
 
 

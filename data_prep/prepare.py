@@ -7,11 +7,11 @@ last finished piece, and the result is the same, byte for byte. When nothing has
 line wins over the file, whose keys are:
 
   sources                    list of `{input: PATH, kind: ...}`; the other keys are flags of data_prep.blocks: errors,
-                             encoding, documents, dataset_config, dataset_split, text_column; and max_documents: the first
-                             so many
+                             encoding, documents, dataset_config, dataset_split, text_column, drop_holes; max_documents:
+                             the first so many; templates: what those of a dump show, by name
   tokenizer                  folder, file or Hub name; or a mapping for one to be trained: tokenizer_type (wordpiece; bpe,
-                             unigram), vocab_size (32768), lowercase (true), limit_alphabet, max_megabytes (300, spread
-                             evenly over the corpus)
+                             unigram), vocab_size (32768), lowercase (true), strip_accents (auto), limit_alphabet,
+                             max_megabytes (300, spread evenly over the corpus)
   output_dir                 the data folder
   min_characters, max_characters  of a document (1, none), after cleaning: NFC, white space, invisible characters
   deduplicate                drop later copies: the same words, whatever case and spacing (true)
@@ -92,7 +92,7 @@ def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
     def selection(piece: _Piece) -> Selection:
         return Selection(duplicates, piece.first, recipe.language, recipe.max_tokens_per_character)
 
-    def kept(target: BlockFolder) -> Iterator[list[str]]:
+    def kept(target: BlockFolder, pieces: list[_Piece]) -> Iterator[list[str]]:
         encoder = Encoder(str(target.tokenizer_file))
         for piece in pieces:
             select, first = selection(piece), 0
@@ -101,10 +101,14 @@ def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
                 first += len(group)
 
     def groups(target: BlockFolder) -> Iterator[TokenGroup]:
-        few = sum(piece.text_bytes for piece in pieces) < PART_BYTES
-        ends_from = target.ends_from(kept(target)) if few else 0
-        for piece in tqdm(pieces, desc="pieces", unit="piece"):
+        few, held_out = sum(piece.text_bytes for piece in pieces) < PART_BYTES, False
+        ends_from = target.ends_from(kept(target, pieces)) if few else 0
+        last = max((number for number, piece in enumerate(pieces) if piece.documents), default=0)
+        for number, piece in enumerate(tqdm(pieces, desc="pieces", unit="piece")):
+            if number == last and not (few or held_out):
+                ends_from = target.ends_from(kept(target, pieces[number:]))
             for group in _tokenised(piece, tokens, target, selection(piece), ends_from):
+                held_out = held_out or bool(group.held_out)
                 removed.merge(group.removed)
                 yield group
 
@@ -114,6 +118,8 @@ def _stages(recipe: DataRecipe, work: Path, command: str) -> dict[str, Any]:
         if text := recipe.blocks.validation_text:
             first, shared = recipe.sources[0], {"errors", "encoding", "documents_end", "text_column"}
             alike = {n: v for n in shared if all((v := getattr(first, n)) == getattr(s, n) for s in recipe.sources)}
+            if alike.get("documents_end") == "lines" and Source(text).kind not in ("text", "books"):
+                del alike["documents_end"]
             validation = Source(text, cache_dir=target.cache, num_proc=recipe.blocks.num_proc, **alike)
             print(f"{text}: read as {validation.kind}")
         content = target.write(groups(target), _sources(recipe, pieces), validation)

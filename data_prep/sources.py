@@ -36,7 +36,7 @@ _BESIDE = {
     "program": "py ipynb js css sh c h cpp java r pl sql yaml yml toml ini cfg lock md5 sha1 sha256 sha512 log",
 }
 _BESIDE_SUFFIX = {f".{suffix}": what for what, suffixes in _BESIDE.items() for suffix in suffixes.split()}
-_ABOUT = re.compile(r"(?i)(?:readme|licen[cs]e|copying|change(?:log|s)|(?:md5|sha\d*)sums?)(?:[^a-z].*)?")
+_ABOUT = re.compile(r"(?i)(?:readme|licen[cs]e|copying|change(?:log|s)|(?:md5|sha\d*)sums?)(?:[._-]\w{1,8}){0,2}")
 # A dataset's splits by the names of its files, as the `datasets` library takes them.
 _SPLIT = re.compile(
     r"(?i)(?:^|[\W_\d])(?:(train(?:ing)?)|(test(?:ing)?|eval(?:uation)?)|(dev|val(?:id(?:ation)?)?))(?=[\W_\d]|$)"
@@ -129,11 +129,15 @@ class Source(Options):
         """The documents; appends the manifest's entry for them to `entries`."""
         entry: dict[str, Any] = {"path": self.path, "kind": self.kind, "documents": 0, "text_bytes": 0}
         entries.append(entry)
-        for document in self.documents():
-            entry["documents"] += 1
-            entry["text_bytes"] += len(document.encode())
-            yield document
-        entry |= self.losses()
+        try:
+            for document in self.documents():
+                entry["documents"] += 1
+                entry["text_bytes"] += len(document.encode())
+                yield document
+        finally:  # also where no more is wanted
+            if self._lost.templates:
+                self.account["templates"] = self._lost.account(self.drop_holes)
+            entry |= self.losses()
 
     def losses(self) -> dict[str, Any]:
         """What the manifest's entry says of what the last reading left out; a key is there where there is something."""
@@ -217,7 +221,8 @@ class Source(Options):
     def _nameless_split(self) -> str:
         """The split of files that name none: train, where none is named."""
         inside = (str(file.relative_to(self.path)) for file in files_below(Path(self.path)))
-        return "without a name" if any(_split_of(file) for file in inside if _FILE.fullmatch(file)) else "train"
+        tables = (file for file in inside if _FILE.fullmatch(file) and not plain_name(file).lower().endswith(".txt"))
+        return "without a name" if any(map(_split_of, tables)) else "train"
 
     def _unfit(self, name: str, stream: BufferedReader, by_name: bool) -> str:
         """Why the kind does not read it, "" where it does."""
@@ -361,7 +366,9 @@ def _find_kind(path: str, encoding: str) -> str:
     found = kinds["texts"] or kinds["others"] or kinds["beside"]
     if not found:
         what = f"no text ({unread_line(account['files_not_read'])})" if account else "no files"
-        fix = "give text or a table" + ", or the encoding of UTF-16 without its mark" * ("(binary)" in what)
+        fix = "give text or a table" + ", or the encoding of UTF-16 without its mark (utf-16-le)" * (
+            "(binary)" in what
+        )
         raise InputError(f"input {path}: {'the folder ' * here.is_dir()}holds {what}; {fix}")
     return max(found, key=found.count) if many or found[0] != "books" else "text"
 

@@ -77,7 +77,7 @@ def _arrow_texts(name: str, form: str, stream: io.BufferedReader, column: str) -
             batches = table.iter_batches(256, columns=[column])
         else:
             batches = map(table.get_batch, range(table.num_record_batches)) if is_file else table
-        for batch in batches:
+        for batch in (whole.slice(at, 256) for whole in batches for at in range(0, whole.num_rows, 256)):
             for row in batch.select([top] if top in batch.schema.names else []).to_pylist():
                 try:
                     yield row[top] if row[top] is None else _at(row, column)
@@ -146,7 +146,8 @@ def _json_texts(name: str, lines: Iterator[str], column: str) -> Iterator[str]:
             text = json_text(name, f"line {number}", row, column)
         except NoColumn:
             following = None if count else next(numbered, None)
-            if count or (following and (row is not None or line.lstrip()[0] not in "[{")):
+            cut_off = following and line.lstrip()[0] == "{" and isinstance(parsed_json(following[1]), dict)
+            if count or cut_off or (following and (row is not None or line.lstrip()[0] not in "[{")):
                 raise
             break  # JSON in one piece, on one line or several
         yield text

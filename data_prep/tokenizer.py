@@ -45,6 +45,7 @@ def main(argv: list[str] | None) -> None:
         entries: list[dict[str, Any]] = []
         documents = (text for source in sources for text in source.counted(entries))
         _copy_text(documents, cache / "text", args.max_megabytes * 1e6)
+        documents.close()
         tokenizer = train_tokenizer(cache / "text", options)
         tokenizer.save_pretrained(folder)
         counts = losses.losses_of(cache / "text", folder / "tokenizer.json")

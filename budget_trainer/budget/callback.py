@@ -259,9 +259,9 @@ class TimeBudgetCallback(TrainerCallback):
             if state.global_step and not restored:
                 log.info("the checkpoint of step %d has no clock: it begins at 0", state.global_step)
         self._used_clock = self.clock.seconds_by_phase()["train"] > 0
+        self.running_clock.enter("train")
         if self.lead is not None:
             self.lead.begin(args, state, restored, kwargs)
-        self.running_clock.enter("train")
         self.check_room(resumed=bool(restored))
         self._stepped, self._fresh = False, not restored
         self.steps.begin(self.running_clock.seconds_by_phase())
@@ -284,7 +284,10 @@ class TimeBudgetCallback(TrainerCallback):
         self.stop_if_due(state, control)
         values: dict[str, Any] = {"elapsed_seconds": self.reading.elapsed, "begin_seconds": self.begin_seconds}
         values["shares"] = self.running_clock.seconds_by_phase()
-        store_state(state, STATE_KEY, values | (self.lead.stored if self.lead is not None else {}))
+        if self.lead is not None:  # one dict: what it counts behind this event is in the checkpoint, too
+            self.lead.stored.update(values)
+            values = self.lead.stored
+        store_state(state, STATE_KEY, values)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._ended = True

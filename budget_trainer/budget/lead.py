@@ -11,10 +11,12 @@ import copy
 import inspect
 import logging
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +56,8 @@ class TrainerLead(TrainerCallback):
         self.budget = budget
         self.trainer: Any = None
         self.schedule: str | None = None
+        self._epochs_wanted: float | None = None  # of an endless training; Trainer asks before `on_train_begin`
+        self._skipped: bool | None = None  # args.ignore_data_skip of the user, where it was changed
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -62,12 +66,10 @@ class TrainerLead(TrainerCallback):
         # What evaluations and checkpoints took, for a later job.
         self.stored: dict[str, Any] = {"passes": 0, "marks": {}, "evaluate_seconds": 0.0, "checkpoint_seconds": 0.0}
         self._stream = False
-        self._epochs_wanted: float | None = None  # of an endless training
         self._micro_batches = self._steps_in_pass = 0  # since the last step, and since the pass began
         self._since: float | None = None  # when Trainer was left with an evaluation or a checkpoint to do
         self._asked = (False, False)  # whether it was
         self._evaluating, self._predicted, self._first_batch = False, 0, 0.0  # of one evaluation: batches; seconds
-        self._skipped: bool | None = None  # args.ignore_data_skip of the user, where it was changed
         self._said: set[str] = set()
 
     # ---- before the first step ----
@@ -83,44 +85,47 @@ class TrainerLead(TrainerCallback):
         else:
             return
         if found is not self.trainer:
+            if self.trainer is not None and self.budget not in self.trainer.callback_handler.callbacks:
+                self._leave(self.trainer.callback_handler)
             self.trainer = found
             self._wrap("set_initial_training_values", self._training_values)
             self._wrap("get_batch_samples", self._batches)
             self._wrap("_evaluate", self._evaluation)
             self._wrap("_determine_best_metric", self._best_metric)
-        callbacks = found.callback_handler.callbacks
-        if self in callbacks:
-            callbacks.remove(self)
-        callbacks.append(self)
+        self._leave(found.callback_handler)
+        found.callback_handler.callbacks.append(self)
+
+    def _leave(self, handler: Any) -> None:
+        """A new list, because an event may be on its way through the old one."""
+        handler.callbacks = [callback for callback in handler.callbacks if callback is not self]
 
     def _wrap(self, name: str, around: Callable[..., Any]) -> None:
         """Let a method of this one Trainer go through `around(trainer, method, ...)` as long as the callback is in it."""
-        trainer, method = self.trainer, getattr(self.trainer, name)
+        method: Any = getattr(self.trainer, name)
+        if not (isinstance(method, partial) and method.func is _through and method.args[0] is self):
+            setattr(self.trainer, name, partial(_through, self, self.trainer, method, around))
 
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            if self.budget not in trainer.callback_handler.callbacks:
-                return method(*args, **kwargs)
-            return around(trainer, method, *args, **kwargs)
-
-        setattr(trainer, name, wrapped)
-
-    def _training_values(self, trainer: Any, method: Callable[..., Any], args: Any, loader: Any, *rest: Any) -> Any:
+    def _training_values(
+        self, trainer: Any, method: Callable[..., Any], args: Any, dataloader: Any, *rest: Any
+    ) -> Any:
         """An endless `max_steps` where neither it nor `num_train_epochs` was set; epochs of a stream are counted here."""
         self._epochs_wanted, default = None, getattr(type(args), "num_train_epochs", None)
         by_default, timed = args.num_train_epochs == default, self.schedule != "step"
         if timed and args.max_steps <= 0 and math.isfinite(self.budget.total_seconds):
-            if by_default or not has_length(loader):  # epochs that can be counted are Trainer's
+            if by_default or not has_length(dataloader):  # epochs that can be counted are Trainer's
                 self._epochs_wanted = None if by_default else args.num_train_epochs
                 args = copy.copy(args)
                 args.max_steps = ENDLESS_STEPS
-        return method(args, loader, *rest)
+        return method(args, dataloader, *rest)
 
-    def _batches(self, trainer: Any, method: Callable[..., Any], batches: Any, *args: Any, **kwargs: Any) -> Any:
+    def _batches(
+        self, trainer: Any, method: Callable[..., Any], epoch_iterator: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         """No batches left: the pass ends here, and not after all the steps that Trainer takes for the length of a stream.
 
         One process waits for no further batch where there is no time left to use it.
         """
-        found = method(self._in_time(batches), *args, **kwargs)
+        found = method(self._in_time(epoch_iterator), *args, **kwargs)
         if not found[0]:
             trainer.control.should_epoch_stop = True
         return found
@@ -135,6 +140,8 @@ class TrainerLead(TrainerCallback):
         """Find the Trainer, refuse what cannot be kept, measure what the end will take. `events`: what Trainer passes on."""
         self.find_trainer()
         budget = self.budget
+        if self._skipped is not None:  # the training before did not come to its end
+            args.ignore_data_skip, self._skipped = self._skipped, None
         self._stream = not has_length(events.get("train_dataloader")) and self.trainer is not None
         self.stored = {name: restored.get(name, value) for name, value in self.stored.items()}
         if self._stream and self.stored["passes"] and not args.ignore_data_skip:
@@ -172,7 +179,9 @@ class TrainerLead(TrainerCallback):
 
     def _rehearse(self, args: Any, model: Any) -> None:
         """Let all ranks write the model as the end will, and delete it; a save that fails is reserved by the model's size."""
-        budget, folder, failed = self.budget, Path(args.output_dir) / ".partial-rehearsal", ""
+        budget, failed = self.budget, ""
+        # Trainings may share an output_dir.
+        folder = Path(args.output_dir) / f".partial-rehearsal-{budget.channel.gather(os.getpid())[0]}"
         with budget.running_clock.phase("save") as spent:
             with suppress(OSError):
                 if args.should_save:
@@ -226,6 +235,8 @@ class TrainerLead(TrainerCallback):
                     later = times[1:] if len(times) > 2 else times  # the first has its warm-up
                     seconds += times[1] - times[0] + 1.3 * len(loader) * (later[-1] - later[0]) / (len(later) - 1)
             except Exception as error:  # Trainer will raise it again, or has another way
+                if not alone:  # the others may wait for this rank within the model
+                    raise
                 self._say("timing", "the evaluation could not be timed (%r)", error, level=logging.WARNING)
                 return 0.0
             finally:
@@ -264,9 +275,8 @@ class TrainerLead(TrainerCallback):
     # ---- while it trains ----
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        handler = self.trainer.callback_handler
-        if self.budget not in handler.callbacks:  # it was taken out of this Trainer
-            handler.callbacks = [callback for callback in handler.callbacks if callback is not self]
+        if self.budget not in self.trainer.callback_handler.callbacks:  # it was taken out of this Trainer
+            self._leave(self.trainer.callback_handler)
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._micro_batches, self._since, self._asked = 0, None, (False, False)
@@ -480,6 +490,13 @@ class TrainerLead(TrainerCallback):
         if what not in self._said and (self.trainer is None or self.trainer.is_world_process_zero()):
             log.log(level, text, *values)
         self._said.add(what)
+
+
+def _through(lead: TrainerLead, trainer: Any, method: Any, around: Any, *args: Any, **kwargs: Any) -> Any:
+    """A method of Trainer as `around` leads it, as long as the callback is in that Trainer."""
+    if lead.budget not in trainer.callback_handler.callbacks:
+        return method(*args, **kwargs)
+    return around(trainer, method, *args, **kwargs)
 
 
 def _seconds_by_size(model: Any) -> float:

@@ -224,7 +224,7 @@ def run_script(
 def exit_process(code: int) -> NoReturn:
     """End the process with `code`, when all ranks have nothing more to say to each other.
 
-    Of several processes each ends without the interpreter's clean-up but for the functions of atexit: a rank whose
+    A process to which a launcher gave a rank ends without the interpreter's clean-up but for the functions of atexit: one whose
     communication threads live while modules are taken down can abort (seen with DDP and DeepSpeed over gloo), which
     launchers report; and it takes seconds, in which the other ranks would repeat rank 0's error.
     """

@@ -142,9 +142,15 @@ def keeps_its_place(folder: Path) -> bool:
     return folder.is_dir() and (
         os.path.ismount(folder)
         or not os.access(folder.parent, os.W_OK | os.X_OK)
-        or Path.cwd().is_relative_to(folder)
+        or _stands_in(folder)
         or any(is_hidden(path) for path in folder.iterdir())
     )
+
+
+def _stands_in(folder: Path) -> bool:
+    with suppress(FileNotFoundError):  # where we stand was deleted
+        return Path.cwd().is_relative_to(folder)
+    return False
 
 
 def is_hidden(path: Path) -> bool:
@@ -168,7 +174,8 @@ def _replace_content(staging: Path, target: Path, last: str) -> None:
         fsync(target)
     except BaseException:
         for path in new:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            with suppress(OSError):  # what was there goes back all the same
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         for path in old.iterdir():
             path.rename(target / path.name)
         old.rmdir()
@@ -312,7 +319,7 @@ def try_lock(path: Path, field: str = "output_dir") -> Lock | None:
             try:
                 lock = Lock(open(path, "ab+", buffering=0))
             except PermissionError:
-                if not path.exists():
+                if not path.exists() or not os.access(path, os.R_OK):
                     raise
                 lock = Lock(open(path, "rb", buffering=0))  # another user's
             try:

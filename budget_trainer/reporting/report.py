@@ -172,7 +172,7 @@ def read_progress(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
     with suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
         for text in file:
-            with suppress(ValueError, KeyError, TypeError):
+            with suppress(ValueError, KeyError, TypeError, OverflowError):
                 line = json.loads(text)
                 job, step, _ = int(line["job"]), int(line["step"]), float(line["elapsed_seconds"])
                 if kept and job > kept[-1]["job"]:

@@ -144,7 +144,7 @@ def _keep_clock(study: SweepStudy, place: str, slots: int, clock: BudgetClock, a
 
 
 def _write_recipe(spec: SweepSpec, recipe: dict[str, Any]) -> list[str]:
-    """The recipe of all trials in the sweep's folder: later edits of the file do not reach a sweep that has begun."""
+    """The recipe of all trials in the sweep's folder: `check_identity` has refused edits of a sweep that has begun."""
     if not recipe:
         return []
     path, text = spec.output_dir / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False)

@@ -45,7 +45,7 @@ _MANIFEST = "manifest.json"
 _ROOM = ".room-for-final"
 _PARTIAL = ".partial-"
 _UNFINISHED = re.compile(
-    r"\.partial-((\.partial-)?rehearsal|final|model|finetune-\w+|(retired-)?checkpoint-\d+)(\.old)?"
+    r"\.partial-((\.partial-)?rehearsal|final|model|finetune-[\w.+-]+|(retired-)?checkpoint-\d+)(\.old|\.trainer)?"
 )
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors writes in Rust
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
@@ -62,7 +62,9 @@ def staging_folder(target: Path) -> Path:
 
 def discard(target: Path) -> None:
     """Delete what was written aside for `target`."""
-    shutil.rmtree(staging_folder(target), ignore_errors=True)
+    staging = staging_folder(target)
+    for folder in (staging, staging.with_name(f"{staging.name}.trainer")):  # Trainer's own, of a checkpoint
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(staging: Path, target: Path, manifest: dict[str, Any] | None = None) -> None:

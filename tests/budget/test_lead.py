@@ -1,5 +1,6 @@
 """A Trainer that plans by steps follows the budget: streams, ratios, its own end, several trainings. On a fake clock."""
 
+import json
 import logging
 import shutil
 
@@ -9,6 +10,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
 from budget_trainer import BudgetClock, InputError, TimeBudgetCallback, TimeScheduleMixin
+from budget_trainer.budget.callback import STATE_KEY
 from budget_trainer.budget.lead import TrainerLead
 from tests.training.test_trainer import Mixed, Tick, Words, parts
 
@@ -490,6 +492,32 @@ def test_one_source_for_the_learning_rate(options, arguments, text, tmp_path):
     warm = 10 if "warmup_steps" in arguments else 3
     assert max(tick.rates) > 0.096 and tick.rates.index(max(tick.rates)) in (warm - 1, warm, warm + 1)
     assert tick.rates[warm + (50 - warm) // 4] == pytest.approx(0.0854, abs=0.006), "a quarter of a cosine's way"
+
+
+def test_epochs_of_a_stream_count_in_each_training(tmp_path, monkeypatch):
+    tick = Tick()
+    made = lambda *args: BudgetClock(*args, time_fn=lambda: tick.now)  # noqa: E731
+    monkeypatch.setattr("budget_trainer.budget.callback.BudgetClock", made)
+    options = {"train_dataset": Stream(4), "num_train_epochs": 2, "save_strategy": "epoch"}
+    trainer, _ = make(Mixed, tmp_path, None, tick=tick, budget=TimeBudgetCallback(20.0), **options)
+    for _ in range(2):
+        trainer.train()
+        assert trainer.state.global_step == 4
+    # The checkpoint behind a pass counts it.
+    stored = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["stateful_callbacks"]
+    assert stored[STATE_KEY]["passes"] == 1
+
+
+def test_a_callback_that_moves_on_leaves_nothing_in_its_trainer(tmp_path):
+    first, _ = make(Trainer, tmp_path / "a", 10.0)
+    budget = budget_of(first)
+    first.remove_callback(budget)
+    second, _ = make(Trainer, tmp_path / "b", None, budget=budget)
+    lead, methods = budget.lead, vars(second)["get_batch_samples"]
+    assert lead.trainer is second and lead in second.callback_handler.callbacks
+    assert lead not in first.callback_handler.callbacks
+    lead.find_trainer()
+    assert vars(second)["get_batch_samples"] is methods
 
 
 def test_the_mixin_stands_first():

@@ -21,6 +21,7 @@ from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.core import io
 from budget_trainer.core.errors import InputError, NoLocks
 from budget_trainer.core.output import png_figure
+from budget_trainer.training import run_folder
 from budget_trainer.training.run_folder import RunFolder
 
 
@@ -297,6 +298,24 @@ def test_a_lock_that_its_holder_deletes_meanwhile_is_taken_anew(tmp_path, monkey
     monkeypatch.setattr(fcntl, "flock", slow)
     with io.try_lock(path):
         assert path.exists() and io.try_lock(path) is None
+
+
+def test_what_a_killed_job_has_left_goes(tmp_path):
+    left = [
+        "checkpoint-3",
+        "checkpoint-3.trainer",
+        "checkpoint-3.old",
+        "finetune-12.5",
+        "finetune-5",
+        "final",
+        "rehearsal",
+    ]
+    for name in [*left, "notes", "checkpoint-3.notes"]:
+        (tmp_path / f".partial-{name}").mkdir()
+    run_folder.discard(tmp_path / "checkpoint-3")
+    assert not (tmp_path / ".partial-checkpoint-3.trainer").exists()
+    RunFolder(tmp_path).begin({}, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {".partial-notes", ".partial-checkpoint-3.notes", "run.json"}
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("/nowhere/x")])

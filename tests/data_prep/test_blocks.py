@@ -132,7 +132,7 @@ def test_of_a_few_documents_the_ends_are_held_out(build, corpus, tmp_path, capsy
     folder = build(input=tmp_path / "few.txt", validation_fraction=0.01, kind="text")
     validation = folder.manifest["splits"]["validation"]
     assert validation["rows"] > 0 and validation["documents_held_out"] == folder.manifest["validation"]["ends"] == ends
-    said = f"validation_fraction 0.01 holds out none of {documents} documents whole: the last 1% of each is, 600 char"
+    said = f"validation_fraction 0.01 holds out none of {documents} documents whole: the last 1% of those of "
     assert said in capsys.readouterr().out
     assert inspect.main([str(folder.path)]) == 0 and f"the ends of {ends} documents" in capsys.readouterr().out
     tails = list(read_documents(folder.path / "validation.txt", "text"))
@@ -140,6 +140,22 @@ def test_of_a_few_documents_the_ends_are_held_out(build, corpus, tmp_path, capsy
         assert text.endswith(tail) and 0 <= len(tail) - max(600, int(0.01 * len(text))) < 1000
     trained = sum(len(text.encode()) for text in texts) - sum(len(tail.encode()) + 1 for tail in tails)
     assert folder.manifest["splits"]["train"]["text_bytes"] == trained
+
+
+def test_of_long_documents_in_several_parts_the_last_ends_are_held_out(build, corpus, tmp_path, monkeypatch):
+    """And of none where a document of an earlier part is held out by its hash."""
+    monkeypatch.setattr("data_prep.corpus.PART_BYTES", 40_000)
+    monkeypatch.setattr("data_prep.corpus.GROUP_CHARACTERS", 20_000)
+    words = corpus.read_text().split()
+    texts = [f"Book {number}. " + " ".join(words[number:4_000]) for number in range(99)]
+    some, other = ([text for text in texts if is_held_out(text, 0.1) == held][:6] for held in (False, True))
+    (tmp_path / "long.txt").write_text("\n\n".join(some))
+    folder = build(input=tmp_path / "long.txt", validation_fraction=0.1, kind="text")
+    assert 0 < folder.manifest["validation"]["ends"] < len(some) and folder.manifest["splits"]["validation"]["rows"]
+    (tmp_path / "held.txt").write_text("\n\n".join([other[0], *some]))
+    folder = build("held", input=tmp_path / "held.txt", validation_fraction=0.1, kind="text")
+    assert "ends" not in folder.manifest["validation"]
+    assert folder.manifest["splits"]["validation"]["documents_held_out"] == 1
 
 
 @pytest.mark.parametrize("count", [1, HASHED_WORDS, HASHED_WORDS + 1, 2 * HASHED_WORDS, 3 * HASHED_WORDS])

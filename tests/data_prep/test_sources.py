@@ -661,6 +661,9 @@ def test_an_encoding_is_named(tmp_path, encoding):
             _read(tmp_path / "a.txt", "text")
         with pytest.raises(InputError, match="byte 0x.. is not ascii; name the encoding it has"):
             _read(tmp_path / "a.txt", "text", encoding="ascii")
+    else:
+        with pytest.raises(InputError, match="stream does not start with BOM .utf-16-le has none.; name the encoding"):
+            _read(tmp_path / "a.txt", "text", encoding="utf-16")
     for unknown in ("cp12", "idna"):
         with pytest.raises(InputError, match=f"encoding '{unknown}' is unknown; give one of Python's"):
             _read(tmp_path / "a.txt", encoding=unknown)

@@ -432,7 +432,12 @@ def test_encoding_is_that_of_the_library(tokenizer, corpus, tmp_path):
     assert special_ids(load_tokenizer(str(tmp_path))) == {"pad": 1, "unk": 3, "cls": 0, "sep": 2, "mask": 4}
     documents = list(read_documents(corpus))[:50]
     odd = [*ODD, "a [MASK] b [CLS]c <s>d<mask>", CONTROL, "x" * 300 + " supercalifragilistic"]
-    for folder in (tokenizer, tmp_path):
+    more = load_tokenizer(str(tokenizer))  # a word whose id is counted on from a special token outside of the model
+    more.add_tokens(["[DOC]"], special_tokens=True)
+    more.add_tokens(["foobar"])
+    more.save_pretrained(tmp_path / "more")
+    odd.append("a foobar and [DOC] b")
+    for folder in (tokenizer, tmp_path, tmp_path / "more"):
         encoder, reference = Encoder(str(folder / "tokenizer.json")), load_tokenizer(str(folder))
         for batch in (documents, odd[:1], odd[2:], documents, odd):
             plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
