@@ -71,14 +71,11 @@ def draw_weights(source: Path, folder: Path, seed: int) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
-    from budget_trainer.glue.model import UNREADABLE
+    from budget_trainer.model.checkpoint import readable
 
     torch.manual_seed(seed)
-    try:
+    with readable(f"model_name_or_path: {source} is no masked language model", "give one"):
         model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(source))
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"model_name_or_path: {source} is no masked language model ({reason}); give one") from None
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 

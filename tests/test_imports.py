@@ -1,6 +1,7 @@
 """Imports point one way, and every flag is read."""
 
-import importlib
+import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -72,3 +73,19 @@ def test_every_flag_of_training_arguments_is_read_or_refused():
     names = {field.name for field in fields(RunArguments) if field.init}
     assert not names - set(READ) - set(REPLACED), "new flags: say whether they are read"
     assert not set(READ) & set(REPLACED)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_benchmark_imports_is_there(path):
+    """Many of its imports stand in functions that only a long run calls."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in (
+            "budget_trainer",
+            "data_prep",
+            "benchmarks",
+        ):
+            module = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                assert hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}"), (
+                    f"{node.module}.{name}"
+                )
