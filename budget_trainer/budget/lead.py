@@ -187,14 +187,15 @@ class TrainerLead(TrainerCallback):
                 if args.should_save:
                     fresh_folder(folder)
             budget.channel.barrier()
-            try:
-                save = self.trainer.save_model
-                internal = "_internal_call" in inspect.signature(save).parameters  # pushes nothing to the Hub
-                if args.push_to_hub and not internal:
-                    raise NotImplementedError("save_model pushes to the Hub")
-                save(str(folder), **({"_internal_call": True} if internal else {}))
-            except Exception as error:
-                failed = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            save = self.trainer.save_model
+            internal = "_internal_call" in inspect.signature(save).parameters  # pushes nothing to the Hub
+            if args.push_to_hub and not internal:
+                failed = "save_model pushes to the Hub"
+            else:
+                try:
+                    save(str(folder), **({"_internal_call": True} if internal else {}))
+                except Exception as error:
+                    failed = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             failures = [text for text in budget.channel.gather(failed) if text]
             seconds = spent()
             if args.should_save:
