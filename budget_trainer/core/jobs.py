@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,9 +124,10 @@ class Job:
     grace_seconds: float = 20.0
 
 
-def run_jobs(slots: Sequence[str | None], next_job: Callable[[], Job | None], stop: StopRequest) -> None:
+def run_jobs(slots: Sequence[str | int | None], next_job: Callable[[], Job | None], stop: StopRequest) -> None:
     """Keep one job on each of the `slots` (of CUDA_VISIBLE_DEVICES; None for what is there), until none runs and none is left.
 
+    A slot that is a number is a core of the CPU, to which the job is pinned with one thread (systems with sched_setaffinity).
     `next_job` is asked wherever a slot is free; None: there is none now. Raises StopAsked on a signal. All processes have
     ended before anything is raised.
     """
@@ -152,17 +153,34 @@ def run_jobs(slots: Sequence[str | None], next_job: Callable[[], Job | None], st
         _end(running.values())
 
 
+@contextmanager
+def _pinned(core: int | None) -> Iterator[None]:
+    """What is started in the block runs on this core."""
+    if core is None:
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 class _Process:
     """A started job; its standard input is a pipe that ends with this process (see `end_with_parent`)."""
 
-    def __init__(self, job: Job, device: str | None) -> None:
+    def __init__(self, job: Job, device: str | int | None) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHERS)}
         environment.pop("FORCE_COLOR", None)  # its output is a file
         environment[VARIABLE] = "1"
-        if device is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = device
+        core = device if isinstance(device, int) else None
+        if core is not None:
+            environment["OMP_NUM_THREADS"] = "1"
+        elif device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(device)
         self.job, self.begin = job, time.monotonic()
-        with open(job.log, "ab" if job.append else "wb") as log:
+        with open(job.log, "ab" if job.append else "wb") as log, _pinned(core):
             self.popen = subprocess.Popen(
                 job.command,
                 stdin=subprocess.PIPE,

@@ -1,5 +1,6 @@
 """Jobs with small commands as processes: slots, ends, limits, stops."""
 
+import os
 import signal
 import sys
 import threading
@@ -67,6 +68,17 @@ def test_one_job_on_each_device(tmp_path):
     ends = run(tmp_path, *[{"command": python(code)}] * 5, slots=["0", "1"])
     assert [end.code for end in ends] == [0] * 5, [end.error for end in ends]
     assert {end.error for end in ends} == {"0", "1"}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system pins nothing")
+def test_a_job_is_pinned_to_the_core_of_its_slot_and_this_process_is_not(tmp_path):
+    here = os.sched_getaffinity(0)
+    code = "import os; print(os.sched_getaffinity(0), os.environ['OMP_NUM_THREADS'], os.environ.get('CUDA_VISIBLE_DEVICES'))"
+    ends = run(tmp_path, *[{"command": python(code)}] * len(here), slots=sorted(here))
+    device = os.environ.get("CUDA_VISIBLE_DEVICES")
+    assert {end.error for end in ends} == {f"{{{core}}} 1 {device}" for core in here} and os.sched_getaffinity(
+        0
+    ) == here
 
 
 def test_environment_log_and_inherited_descriptor(tmp_path, monkeypatch):
