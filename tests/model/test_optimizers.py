@@ -5,6 +5,7 @@ import itertools
 import math
 import sys
 import types
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -270,6 +271,18 @@ def test_what_cannot_run_is_refused(name, impl, options, message):
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(("installed", "refused"), [("0.19.7", True), ("0.19.8", False), ("0.20.0+git", False)])
+def test_muon_under_zero_needs_a_deepspeed_that_steps_it_once(installed, refused, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: installed)
+    message = (
+        f"optimizer_type: muon under ZeRO-3 needs DeepSpeed 0.19.8: that of the installed {installed} takes wrong"
+    )
+    with pytest.raises(InputError, match=message) if refused else nullcontext():
+        engine.check_engine("muon", "auto", device="cpu", zero_stage=3)
+    engine.check_engine("muon", "auto", device="cpu", zero_stage=0)
+    engine.check_engine("adamw", "auto", device="cpu", zero_stage=3)
+
+
 def test_what_every_engine_runs():
     for name, stage in itertools.product(("adam", "adamw"), (None, 0, 1, 2, 3)):
         engine.check_engine(name, "auto", device="cpu", zero_stage=stage, max_grad_norm=1.0)
@@ -277,7 +290,7 @@ def test_what_every_engine_runs():
 
 
 @pytest.mark.parametrize(
-    ("impl", "fix"), [("apex", "build NVIDIA's from source"), ("deepspeed", "pip install 'deepspeed>=0.19'")]
+    ("impl", "fix"), [("apex", "build NVIDIA's from source"), ("deepspeed", "pip install 'deepspeed>=0.19.8'")]
 )
 def test_a_missing_package_is_named_with_its_installation(monkeypatch, impl, fix):
     zero = "deepspeed.runtime.zero.muon.muon_optimizer"
