@@ -17,6 +17,7 @@ from budget_trainer.core.io import write_atomic, write_json_atomic
 from budget_trainer.core.output import Markup, inline, png_figure, table
 from budget_trainer.glue.results import METRIC_NAMES, Suite, TaskResult, card_scores, points
 from budget_trainer.glue.tasks import ALL_COLUMNS, TASKS
+from budget_trainer.reporting.card import rates_text
 
 _OURS = "#1f6f8b"
 _MARKERS = list(zip("#d1495b #edae49 #7b5ea7 #66a182 #b08968".split(), "sD^vP", strict=True))  # of DEV's rows
@@ -115,11 +116,11 @@ def _summarize(suite: Suite, submission: dict[str, Any] | None) -> dict[str, Any
 
 
 def _scores(result: TaskResult) -> list[dict[str, Any]]:
-    medians = {
-        split.name: {metric: result.spread(split, metric).median for metric in result.task.metrics}
-        for split in result.dev
-    }
-    return card_scores(result.task, medians, result.best_runs[0].rows, len(result.best_runs))
+    runs, tried = result.best_runs, result.best_of_rates
+    (best,) = (rate for rate, one in tried.items() if one is result.best)
+    medians = {rate: one.medians(result.task) for rate, one in tried.items()}
+    how = {"seeds": len(runs), "flags": tried[best].flags, "starts_from": result.base}
+    return card_scores(result.task, medians, best, runs[0].rows, **how)
 
 
 def _task(result: TaskResult) -> dict[str, Any]:
@@ -130,6 +131,11 @@ def _task(result: TaskResult) -> dict[str, Any]:
             for split in result.dev
         },
         "best_configuration": result.best.flags if result.best else {},
+        "learning_rates": [
+            {"learning_rate": rate, "value": round(one.headline.median, 6)}
+            for rate, one in result.best_of_rates.items()
+            if one.headline is not None
+        ],
         "configurations": sum(bool(one.finished) for one in result.configurations),
         "runs": len(result.finished),
         "seeds": [run.seed for run in result.best_runs],
@@ -177,7 +183,10 @@ def _markdown(report: Mapping[str, Any]) -> str:
     sections += [
         "![Our dev scores beside published ones](glue_report.png)",
         "## How it was made",
-        table(("task", "best configuration", "configurations", "runs", "time"), _making(report)),
+        "Of each learning rate the median of its best configuration, in the task's metric of the first table:",
+        table(
+            ("task", "best configuration", "learning rates tried", "configurations", "runs", "time"), _making(report)
+        ),
         f"All runs together took {format_duration(report['seconds'])}.",
         *(f"{inline(name)}: {inline(note.rstrip('.'))}." for name, task in tasks for note in task["notes"]),
         bullets("## Absent", report["absent"]),
@@ -219,7 +228,13 @@ def _making(report: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     for name, task in report["tasks"].items():
         flags = ", ".join(f"{key} {value}" for key, value in task["best_configuration"].items()) or "the defaults"
         base = f"; from {task['base']}'s model" if task["base"] else ""
-        yield name, flags + base, task["configurations"], task["runs"], format_duration(task["seconds"])
+        made = task["configurations"], task["runs"], format_duration(task["seconds"])
+        yield (
+            name,
+            flags + base,
+            rates_text({one["learning_rate"]: one["value"] for one in task["learning_rates"]}),
+            *made,
+        )
 
 
 def _published_table(kind: str, rows: Sequence[Mapping[str, Any]], ours: Mapping[str, Any] | None = None) -> str:

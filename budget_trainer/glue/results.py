@@ -84,17 +84,29 @@ class Spread:
 
 
 def card_scores(
-    task: Task, metrics: Mapping[str, Mapping[str, float]], rows: Mapping[str, int], seeds: int
+    task: Task,
+    tried: Mapping[float, Mapping[str, Mapping[str, float]]],
+    best: float,
+    rows: Mapping[str, int],
+    **how: Any,
 ) -> list[dict[str, Any]]:
-    """A task's scores for a model card, of `metrics` and `rows` by dev split; the headline metric first.
+    """A task's scores for a model card; the headline metric first.
 
     Only splits of all official rows: a card cannot say that rows were left out.
+
+    Args:
+        tried: metrics by dev split of each learning rate that was tried.
+        best: the rate of the scores.
+        rows: by dev split.
+        how: `seeds`, `flags` and `starts_from`, as they were at the best rate.
     """
     found = []
-    for split in (split for split in task.dev if split.name in metrics and rows[split.name] == split.rows):
+    for split in (split for split in task.dev if split.name in tried[best] and rows[split.name] == split.rows):
         for name in sorted(task.metrics, key=lambda name: name != task.headline):
-            value = round(metrics[split.name][name], 6)
-            found.append({"task": task.name, "metric": name, "value": value, "split": split.hub, "seeds": seeds})
+            of_rates = {rate: round(of[split.name][name], 6) for rate, of in tried.items() if split.name in of}
+            rates = [{"learning_rate": rate, "value": value} for rate, value in sorted(of_rates.items())]
+            score = {"task": task.name, "metric": name, "value": of_rates[best], "split": split.hub}
+            found.append({**score, **how, "learning_rate": best, "tried": rates})
     return found
 
 
@@ -113,6 +125,7 @@ class Run:
     folder: str
     status: str  # finished or failed
     error: str | None = None
+    learning_rate: float | None = None
     headline: float | None = None
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
@@ -129,6 +142,7 @@ class Run:
             return cls(seed, key, folder, "failed", error)
         return cls(
             *(seed, key, folder, "finished"),
+            learning_rate=result["configuration"]["learning_rate"],
             headline=result["headline"]["value"],
             official_rows=all(result["official_rows"].values()),
             seconds=result["seconds"]["total"],
@@ -148,9 +162,23 @@ class Configuration:
         return [run for run in self.runs if run.status == "finished"]
 
     @property
+    def learning_rate(self) -> float | None:
+        """None where all runs failed."""
+        return next((run.learning_rate for run in self.finished), None)
+
+    @property
     def headline(self) -> Spread | None:
         scores = [run.headline for run in self.finished if run.headline is not None]
         return Spread.of(scores) if scores else None
+
+    def medians(self, task: Task) -> dict[str, dict[str, float]]:
+        """By metric of each dev split that all finished runs were scored on."""
+        runs, splits = self.finished, [split.name for split in task.dev]
+        return {
+            split: {metric: median(run.metrics[split][metric] for run in runs) for metric in task.metrics}
+            for split in splits
+            if all(split in run.metrics for run in runs)
+        }
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -177,6 +205,15 @@ class TaskResult:
         """The configuration with the highest median over its seeds, None where all runs failed."""
         best = max(self.configurations, key=lambda one: one.rank)
         return None if best.headline is None else best
+
+    @property
+    def best_of_rates(self) -> dict[float, Configuration]:
+        """The best configuration of each learning rate that was tried, by rising rate."""
+        found: dict[float, Configuration] = {}
+        for one in sorted(self.configurations, key=lambda one: one.rank, reverse=True):
+            if one.learning_rate is not None:
+                found.setdefault(one.learning_rate, one)
+        return dict(sorted(found.items()))
 
     @property
     def best_runs(self) -> list[Run]:

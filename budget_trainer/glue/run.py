@@ -284,6 +284,7 @@ class GlueRun:
         if not self.args.should_save or options is None or result is None:
             return
         model = self.output_dir / MODEL
-        scores = card_scores(self.task, result["metrics"], result["rows"], seeds=1)
+        rate, flags = result["configuration"]["learning_rate"], self.request.own_flags()
+        scores = card_scores(self.task, {rate: result["metrics"]}, rate, result["rows"], seeds=1, flags=flags)
         write_json_atomic(model / GLUE_REPORT, {"scores": scores})
         write_result(self.output_dir, {**result, "hub": BackgroundPush(model, options).finish()})

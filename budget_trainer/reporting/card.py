@@ -8,7 +8,8 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -35,33 +36,43 @@ _SEAL = "\n<!-- budget-trainer rewrites this card unless it was edited; SHA-256 
 
 @dataclass(frozen=True)
 class GlueScore:
-    """One score of a fine-tuned model: `task` as GLUE writes it (CoLA), `value` a share of 1 (0.571 is 57.1 points)."""
+    """One score of a fine-tuned model: `task` as GLUE writes it (CoLA), `value` a share of 1 (0.571 is 57.1 points).
+
+    `tried` has the same score of each learning rate that was tried, `flags` are finetune_glue.py's at the best of them.
+    """
 
     task: str
     metric: str
     value: float
     split: str = "validation"
     seeds: int | None = None  # of which `value` is the median
+    learning_rate: float | None = None  # the best
+    tried: Mapping[float, float] = field(default_factory=dict)
+    flags: Mapping[str, str] = field(default_factory=dict)
+    starts_from: str | None = None  # the task whose fine-tuned model was tuned further
 
 
 def parse_glue_scores(text: str, where: str) -> list[GlueScore]:
     """The scores in the text of a glue_report.json that lies at `where`.
 
-    It is an object with, at "scores", a list of {"task": "CoLA", "metric": "matthews_correlation", "value": 0.571,
-    "split": "validation", "seeds": 5} (the last two may be missing), or that list alone; a value beyond 1 is taken for
-    GLUE's points of 100. InputError for another form.
+    It is an object with, at "scores", a list of {"task": "CoLA", "metric": "matthews_correlation", "value": 0.571}, or that
+    list alone; a value beyond 1 is taken for GLUE's points of 100. An entry may have the other fields of `GlueScore`: "split",
+    "seeds", "learning_rate", "flags", "starts_from", and "tried" as a list of {"learning_rate": 5e-5, "value": 0.52}.
+    InputError for another form.
     """
     scores = []
     try:
         content = json.loads(text)
         for entry in content["scores"] if isinstance(content, dict) else content:
-            value, seeds = float(entry["value"]), entry.get("seeds")
-            if not abs(value) <= 100:
-                raise ValueError(f"value {value}")
-            value = value if abs(value) <= 1 else value / 100
-            split = str(entry.get("split", "validation"))
+            seeds, rate, base = (entry.get(name) for name in ("seeds", "learning_rate", "starts_from"))
             score = GlueScore(
-                str(entry["task"]), str(entry["metric"]), value, split, None if seeds is None else int(seeds)
+                *(str(entry["task"]), str(entry["metric"]), _share(entry["value"])),
+                split=str(entry.get("split", "validation")),
+                seeds=None if seeds is None else int(seeds),
+                learning_rate=None if rate is None else float(rate),
+                tried={float(one["learning_rate"]): _share(one["value"]) for one in entry.get("tried", ())},
+                flags={str(name): str(value) for name, value in entry.get("flags", {}).items()},
+                starts_from=None if base is None else str(base),
             )
             scores.append(score)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -70,6 +81,22 @@ def parse_glue_scores(text: str, where: str) -> list[GlueScore]:
             "finetune_glue.py, or move it away"
         ) from None
     return scores
+
+
+def _share(value: Any) -> float:
+    value = float(value)
+    if not abs(value) <= 100:
+        raise ValueError(f"value {value}")
+    return value if abs(value) <= 1 else value / 100
+
+
+def rates_text(tried: Mapping[float, float]) -> str:
+    """Scores, shares of 1, of the learning rates that were tried: `5e-5: 52.0, 3e-4: 57.1`."""
+    return ", ".join(f"{_rate_text(rate)}: {100 * value:.1f}" for rate, value in tried.items())
+
+
+def _rate_text(rate: float | None) -> str:
+    return "" if rate is None else f"{Decimal(str(rate)):e}"
 
 
 def check_license(license: str | None) -> None:
@@ -153,6 +180,7 @@ def card_text(
         summary=_summary(report, classifier),
         measures=_EVALUATION,
         glue=[(s.task, s.metric, s.split, f"{100 * s.value:.1f}", str(s.seeds or "")) for s in scores],
+        tuning=_tuning(scores),
         recipe=fence(recipe.rstrip(), "yaml"),
         sources=_sources(report.get("data") or {}),
         corpus=_corpus(report.get("data") or {}),
@@ -204,6 +232,17 @@ def _glue_result(score: GlueScore) -> EvalResult:
         metric_type=score.metric,
         metric_value=round(score.value, 5),
     )
+
+
+def _tuning(scores: Sequence[GlueScore]) -> list[tuple[str, ...]]:
+    """How each task was fine-tuned, by its first score, where that is known."""
+    rows: dict[str, tuple[str, ...]] = {}
+    for score in (score for score in scores if score.learning_rate is not None):
+        further = [f"{name} {value}" for name, value in sorted(score.flags.items()) if name != "learning_rate"]
+        further += [f"from the model of {score.starts_from}"] if score.starts_from else []
+        row = score.task, _rate_text(score.learning_rate), rates_text(score.tried), ", ".join(further)
+        rows.setdefault(score.task, row)
+    return list(rows.values())
 
 
 def _summary(report: Mapping[str, Any], classifier: bool) -> str:

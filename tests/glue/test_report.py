@@ -11,7 +11,8 @@ from budget_trainer.glue.report import DEV, TEST, write_report
 from budget_trainer.glue.results import Configuration, Run, Spread, Suite, TaskResult
 from budget_trainer.glue.submission import write_submission
 from budget_trainer.glue.tasks import ALL_COLUMNS, TASKS
-from tests.glue.suites import MODEL, RECIPE, complete_suite, result_of, suite_of
+from budget_trainer.reporting.card import card_text, parse_glue_scores
+from tests.glue.suites import MODEL, RECIPE, complete_suite, result_of, run_of, suite_of
 
 SUBMISSION = {"complete": False, "files": ["CoLA.tsv"], "missing": {"QNLI.tsv": "no data"}}
 
@@ -66,16 +67,44 @@ def test_all_runs_are_paid_for_and_those_that_failed_are_named(report_of) -> Non
 
 
 def test_the_scores_of_a_card(report_of) -> None:
-    mrpc = result_of("MRPC", [0.9], metrics={"dev": {"accuracy": 0.8, "f1": 0.9}})
+    mrpc = result_of("MRPC", [0.9], metrics={"dev": {"accuracy": 0.8, "f1": 0.9}}, base="MNLI")
     suite = suite_of(CoLA=[0.5, 0.571, 0.6], MRPC=mrpc, MNLI=[0.7, 0.8])
     report = report_of(replace(suite, model={**MODEL, "name_or_path": "/home/someone/out/run/final"}))
-    assert report["model"] == "run/final" and report["scores"] == [
-        {"task": "CoLA", "metric": "matthews_correlation", "value": 0.571, "split": "validation", "seeds": 3},
-        {"task": "MRPC", "metric": "f1", "value": 0.9, "split": "validation", "seeds": 1},
-        {"task": "MRPC", "metric": "accuracy", "value": 0.8, "split": "validation", "seeds": 1},
-        {"task": "MNLI", "metric": "accuracy", "value": 0.75, "split": "validation_matched", "seeds": 2},
-        {"task": "MNLI", "metric": "accuracy", "value": 0.75, "split": "validation_mismatched", "seeds": 2},
+    expected = [
+        ("CoLA", "matthews_correlation", 0.571, "validation", 3, None),
+        ("MRPC", "f1", 0.9, "validation", 1, "MNLI"),
+        ("MRPC", "accuracy", 0.8, "validation", 1, "MNLI"),
+        ("MNLI", "accuracy", 0.75, "validation_matched", 2, None),
+        ("MNLI", "accuracy", 0.75, "validation_mismatched", 2, None),
     ]
+    names, rate = ("task", "metric", "value", "split", "seeds", "starts_from"), {"learning_rate": 5e-5}
+    assert report["model"] == "run/final" and report["scores"] == [
+        {**dict(zip(names, one, strict=True)), **rate, "flags": RECIPE, "tried": [{**rate, "value": one[2]}]}
+        for one in expected
+    ]
+
+
+def test_the_rates_that_were_tried(report_of, tmp_path) -> None:
+    """Two configurations at 3e-4, of which the better counts; at 1e-3 one of two seeds failed, so that it is not the best."""
+    rates, scores = [5e-5, 3e-4, 3e-4, 1e-3], [[0.40, 0.44], [0.50, 0.60], [0.48, 0.56], [0.90, None]]
+    runs = [
+        [run_of("CoLA", score, seed, configuration={"learning_rate": rate}) for seed, score in enumerate(of_seeds, 1)]
+        for rate, of_seeds in zip(rates, scores, strict=True)
+    ]
+    flags = [{"num_train_epochs": str(3 + place), "learning_rate": str(rate)} for place, rate in enumerate(rates)]
+    cola = TaskResult(TASKS["CoLA"], [Configuration(*one) for one in zip(flags, runs, strict=True)])
+    report = report_of(Suite(Path("nowhere"), MODEL, {"CoLA": cola}))
+    (score,) = report["scores"]
+    tried = {5e-5: 0.42, 3e-4: 0.55, 1e-3: 0.9}
+    assert (score["value"], score["seeds"], score["learning_rate"], score["flags"]) == (0.55, 2, 3e-4, flags[1])
+    assert score["tried"] == [{"learning_rate": rate, "value": value} for rate, value in tried.items()]
+    assert report["tasks"]["CoLA"]["learning_rates"] == score["tried"]
+    assert "| 5e-5: 42.0, 3e-4: 55.0, 1e-3: 90.0 | 4 | 7 |" in (tmp_path / "glue_report.md").read_text()
+    (parsed,) = parse_glue_scores((tmp_path / "glue_report.json").read_text(), "here")
+    assert parsed.tried == tried and parsed.flags == flags[1]
+    card = card_text({"model_type": "bert"}, name="mini", scores=[parsed])
+    assert "| CoLA | matthews\\_correlation | validation | 55.0 | 2 |" in card
+    assert "| CoLA | 3e-4 | 5e-5: 42.0, 3e-4: 55.0, 1e-3: 90.0 | num\\_train\\_epochs 4 |" in card
 
 
 def test_means_are_over_what_both_have_with_the_same_metric(report_of) -> None:
@@ -134,7 +163,7 @@ def test_three_files_the_same_whenever_they_are_made_say_what_a_reader_needs(tmp
         "| MRPC | F1 | 85.0 | 80.0 to 90.0 | 2 | accuracy 85.0 |",
         "| SST-2 (100 of 872 rows) | accuracy | 90.0 | 90.0 to 90.0 | 1 |  |",
         "SST-2: scored on a part of the official dev rows, comparable with no published number.",
-        "num\\_train\\_epochs 3.0; from MNLI's model | 1 | 2 | 2m |",
+        "num\\_train\\_epochs 3.0; from MNLI's model | 5e-5: 85.0 | 1 | 2 | 2m |",
         "MRPC: seed 3 of the best configuration failed (out of memory).",
         "- QNLI: QNLI/train.tsv is not in data\\|x",
         "| **ours** | 45.0 |  | 85.0 |",
