@@ -261,14 +261,15 @@ def _check_names(names: list[str], where: str) -> None:
 
 def _check_glue(spec: SweepSpec) -> None:
     from budget_trainer.glue.arguments import check_installed, parse_request
-    from budget_trainer.glue.data import load_task
+    from budget_trainer.glue.plan import make_plan
 
     check_installed()
     request = parse_request([*spec.objective.words("final", str(spec.output_dir)), "--use_cpu=true"])
-    if request.is_suite:
-        raise InputError("objective: a trial's score is one task with one seed; leave grid, seeds and others out")
-    data = load_task(request.tasks[0], request.glue_dir, request.glue.dataset_name)
-    data.check(do_train=True, do_eval=True, do_predict=False)
+    plan = make_plan(request)
+    for task in request.tasks:
+        if task.name not in plan.data_digests:
+            reason = plan.absent.get(task.name, f"it is answered by the model of {task.shared}")
+            raise InputError(f"objective: {task.name} gives no score ({reason}); add its data, or take it out")
 
 
 def read_profile(path: Path) -> tuple[bool, int]:

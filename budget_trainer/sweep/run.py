@@ -63,6 +63,12 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
             place = _place(spec, mine, study)
             _keep_clock(study, place, len(slots), clock, at_exit)
             launch = make_launch(spec.output_dir / "launch.yaml", use_cpu, spec.accelerate_config)
+            if spec.objective.is_suite:  # one process, which starts others
+                score = make_launch(spec.output_dir / "launch_glue.yaml", use_cpu)
+                train, launch = (
+                    launch,
+                    lambda script, words: (train if script == "train_mlm" else score)(script, words),
+                )
             words = _write_recipe(spec, recipe)
         clock.enter("train")
         runner = Runner(study, clock, stop, slots, place, launch, words, on_cpu)

@@ -249,8 +249,9 @@ class Runner:
             value = folder.score()
         if value is not None:
             return _Outcome("finished", value=value)
-        shutil.rmtree(folder.glue, ignore_errors=True)
-        folder.glue.mkdir()
+        if not objective.is_suite:  # which goes on where it was killed
+            shutil.rmtree(folder.glue, ignore_errors=True)
+        folder.glue.mkdir(exist_ok=True)
         words = objective.words(str(folder.model), str(folder.glue))
         return self._job(running, "finetune_glue", [*words, *(["--use_cpu", "true"] if self._on_cpu else [])])
 

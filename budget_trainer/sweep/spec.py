@@ -36,8 +36,8 @@ _MOST_POINTS = 10_000  # of a grid
 _PARSED_POINTS = 300  # of a grid that are all checked (about 2 ms each)
 _SHARES = {"random": "0.25,0.5", "tpe": "0.25,0.5", "successive_halving": "0.125,0.25,0.5", "hyperband": "0.111,0.333"}
 _LEAST_STEP = 20  # thousandths of a trial's budget between two validations
-# Flags of finetune_glue.py that a trial's score cannot have: the sweep gives them, or they make a suite of it.
-_NOT_FOR_A_SCORE = "task_name model_name_or_path output_dir overwrite_output_dir grid seeds checkpoints".split()
+# Flags of finetune_glue.py that a trial's score cannot have: the sweep gives them, or there would be several scores.
+_NOT_FOR_A_SCORE = "task_name model_name_or_path output_dir overwrite_output_dir checkpoints".split()
 # Flags of train_mlm.py that the sweep gives to each trial itself, or that have no sense in one.
 _OF_THE_SWEEP = {
     "output_dir": "each trial has a folder in the sweep's output_dir",
@@ -137,7 +137,10 @@ def _read_range(name: str, given: dict[str, Any]) -> Searched:
 
 @dataclass(frozen=True)
 class Objective:
-    """`metric` of the pinned evaluation: itself the objective, or with `task` what trials are compared by on the way."""
+    """`metric` of the pinned evaluation: itself the objective, or with `task` what trials are compared by on the way.
+
+    `task` names one of GLUE, or several with commas: then the mean of their scores is the objective.
+    """
 
     metric: str = "bits_per_byte"
     task: str | None = None
@@ -156,6 +159,11 @@ class Objective:
         """What makes the smaller objective the better one."""
         return 1.0 if self.task is None else -1.0
 
+    @property
+    def is_suite(self) -> bool:
+        """Whether a trial's score comes of several runs of finetune_glue.py."""
+        return "," in str(self.task) or not {"grid", "seeds", "intermediate_task"}.isdisjoint(self.glue_flags)
+
     def of_evaluation(self, evaluation: Any) -> float | None:
         """The metric in an evaluation of `progress.jsonl` or `run_report.json`; None where it is not a finite number."""
         value = evaluation.get(self.metric) if isinstance(evaluation, dict) else None
@@ -163,23 +171,24 @@ class Objective:
 
     def words(self, model: str, output_dir: str) -> list[str]:
         """The command line of finetune_glue.py for a trial's model."""
-        own = [f"--{name}={value}" for name, value in self.glue_flags.items()]
+        flags = {name: [value] if isinstance(value, str) else value for name, value in self.glue_flags.items()}
+        own = [word for name, (first, *more) in flags.items() for word in (f"--{name}={first}", *more)]
         return ["--task_name", str(self.task), "--model_name_or_path", model, "--output_dir", output_dir, *own]
 
 
 def _read_objective(given: Any) -> Objective:
-    """`bits_per_byte`, `loss`, or a mapping of `glue: TASK` and flags of finetune_glue.py."""
+    """`bits_per_byte`, `loss`, or a mapping of `glue: TASK` (or `TASK,TASK`) and flags of finetune_glue.py."""
     if given in ("bits_per_byte", "loss"):
         return Objective(given)
     if not isinstance(given, dict) or not isinstance(given.get("glue"), str):
         raise InputError(f"objective: {given!r} is unknown; write bits_per_byte, loss, or {{glue: CoLA}}")
-    from budget_trainer.glue.tasks import find_task
+    from budget_trainer.glue.tasks import find_tasks
 
     flags = {name: value for name, value in given.items() if name != "glue"}
     for name, value in flags.items():
-        if name in _NOT_FOR_A_SCORE or not isinstance(value, str):
+        if name in _NOT_FOR_A_SCORE or not value or isinstance(value, dict):
             raise InputError(f"objective: {name} is not a flag that a trial's score can have; take it out")
-    return Objective(task=find_task(given["glue"]).name, glue_flags=flags)
+    return Objective(task=",".join(task.name for task in find_tasks([given["glue"]])), glue_flags=flags)
 
 
 FILE_STORAGES = ("journal:", "sqlite:///")

@@ -25,8 +25,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
+from budget_trainer.config.parser import read_recipe
 from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.core.io import try_lock
+from budget_trainer.core.io import try_lock, user_path
 from budget_trainer.sweep.spec import FILE_STORAGES, STORAGES, WHOLE, SweepSpec, grid_points, numbers_of
 
 IDENTITY = "budget_trainer_sweep"  # user attribute of a study: what it searches
@@ -146,11 +147,16 @@ def identity(spec: SweepSpec, recipe: dict[str, Any], fingerprint: str) -> dict[
         "fixed": {name: value for name, value in spec.fixed.items() if name != "data_dir"},
         "recipe": {name: value for name, value in recipe.items() if name != "data_dir"},
         "data_dir": fingerprint,
-        "objective": {"metric": spec.objective.metric, "task": spec.objective.task, **spec.objective.glue_flags},
+        "objective": {"metric": spec.objective.metric, "task": spec.objective.task, **_glue_flags(spec)},
         "time_per_trial": spec.time_per_trial,
         "prune_at": list(spec.prune_at),
         "seed": spec.seed,
     }
+
+
+def _glue_flags(spec: SweepSpec) -> dict[str, Any]:
+    flags = spec.objective.glue_flags
+    return {**flags, "grid": read_recipe(Path(user_path(flags["grid"], "grid")))} if "grid" in flags else flags
 
 
 def check_identity(mine: dict[str, Any], theirs: Any, where: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import suppress
+from statistics import fmean
 from typing import Any
 
 from budget_trainer.core.io import Lock, try_lock
@@ -57,9 +58,14 @@ class TrialFolder:
         return self.glue.exists()
 
     def score(self) -> float | None:
-        """The score on GLUE; None where there is none."""
-        from budget_trainer.glue.results import read_result
+        """The score on GLUE, of a suite the mean over the tasks of their medians; None where there is none."""
+        from budget_trainer.glue.results import RUNS_FILE, read_result
 
+        if self._spec.objective.is_suite:
+            with suppress(OSError, ValueError, KeyError, TypeError):  # a task all runs of which failed has no headline
+                tasks = json.loads((self.glue / RUNS_FILE).read_text(encoding="utf-8"))["tasks"]
+                return fmean(tasks[name]["headline"]["median"] for name in str(self._spec.objective.task).split(","))
+            return None
         result = read_result(self.glue)
         return None if result is None else result["headline"]["value"]
 

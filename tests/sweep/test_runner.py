@@ -110,6 +110,21 @@ def test_a_trial_that_lost_its_process_is_taken_where_it_can_be_ended(
     assert trial_lock(tmp_path, 0)
 
 
+@pytest.mark.parametrize(("rte", "state", "value"), [("{{'median': 0.6}}", "COMPLETE", 0.5), ("None", "FAIL", None)])
+def test_of_several_tasks_the_mean_is_the_objective(tmp_path, rte, state, value):
+    """A suite in which some run failed ends with code 1, and has a score where every task has one."""
+    runs = (
+        f"{{{{'tasks': {{{{'CoLA': {{{{'headline': {{{{'median': 0.4}}}}}}}}, 'RTE': {{{{'headline': {rte}}}}}}}}}}}}}"
+    )
+    score = f"import json\njson.dump({runs}, open({{0!r}} + '/glue_runs.json', 'w'))\nraise SystemExit(1)"
+    objective = Objective(task="CoLA,RTE", glue_flags={"seeds": "1,2", "glue_dir": ["a", "b"]})
+    sweep = Sweep(tmp_path, objective=objective, score=score, trials=1)
+    sweep.runner.work()
+    (trial,) = sweep.study.get_trials()
+    assert (trial.state.name, trial.value) == (state, value if value is None else pytest.approx(value))
+    assert sweep.words[1][-3:] == ["--seeds=1,2", "--glue_dir=a", "b"]
+
+
 @pytest.mark.parametrize("objective", [EVALUATION, GLUE])
 def test_what_is_no_number_has_failed(tmp_path, objective):
     does = EVALUATED if objective is GLUE else EVALUATED.replace("2.0", "float('nan')")

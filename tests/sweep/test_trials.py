@@ -166,6 +166,25 @@ def test_a_glue_score_is_an_objective(data_dir, glue_dir, tmp_path, here):  # no
     assert code == 2 and error.startswith("error: num_trian_epochs: "), error
 
 
+def test_the_score_of_a_suite_is_an_objective(data_dir, glue_dir, tmp_path, here):  # noqa: F811
+    (tmp_path / "grid.yaml").write_text("seeds: [3]\nflags: {max_seq_length: 32, num_train_epochs: 1}\n")
+    objective = {"glue": "rte", "glue_dir": [str(tmp_path), str(glue_dir)], "grid": str(tmp_path / "grid.yaml")}
+    write(tmp_path, fixed={"data_dir": str(data_dir)}, parameters={"seed": [1, 2]}, objective=objective, trials=1)
+    code, error = here(tmp_path)
+    assert code == 0, error
+    found = record(tmp_path)
+    (trial,) = found.trials
+    runs = json.loads((tmp_path / "out" / trial.folder / "glue" / "glue_runs.json").read_text())["tasks"]
+    assert runs["RTE"]["configurations"][0]["runs"][0]["seed"] == 3
+    assert trial.objective == runs["RTE"]["headline"]["median"]
+    (tmp_path / "grid.yaml").write_text("seeds: [4]\n")
+    code, error = here(tmp_path)
+    assert code == 2 and "grid" in error, error
+    (tmp_path / "sweep.yaml").write_text((tmp_path / "sweep.yaml").read_text().replace("glue: rte", "glue: RTE,QNLI"))
+    code, error = here(tmp_path)
+    assert code == 2 and error.startswith("error: objective: QNLI gives no score (do_train: QNLI has no data"), error
+
+
 def test_when_all_fail_in_the_same_way_the_sweep_says_so(data_dir, tmp_path, here):
     broken, fixed = tmp_path / "broken.yaml", {"data_dir": str(data_dir)}
     broken.write_text("distributed_type: NONSENSE\nuse_cpu: true\nnum_processes: 1\n")
