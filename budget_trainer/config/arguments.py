@@ -68,8 +68,11 @@ class ModelArguments:
     sparse_mask_prediction: bool = _precision(True, "Project only masked positions onto the vocabulary.")
     sparse_last_layer: bool = _precision(True, "Compute the last layer at masked positions only, where it can.")
     cross_entropy: str = _precision(
-        "chunked", "chunked: never holds all logits at once; full: one tensor of logits.", choices=("chunked", "full")
+        "chunked",
+        "chunked: never holds all logits at once; full: one tensor of logits; sampled: trains on a part of the vocabulary.",
+        choices=("chunked", "full", "sampled"),
     )
+    softmax_samples: int = _precision(4096, "sampled: tokens in each sample of the vocabulary.", unit="TOKENS", min=1)
     embedding_init: str = _model(
         "normal",
         "normal, or cooccurrence: counted in the corpus, in the budget.",

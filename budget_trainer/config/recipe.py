@@ -41,7 +41,7 @@ _CURVES = {"decay_rate": "exp", "decay_step": "exp", "decay_proportion": "wsd", 
 # Flags of ModelArguments that count for a model that is continued, too.
 _OF_ANY_MODEL = {
     *("model_name_or_path", "hidden_dropout_prob", "attention_probs_dropout_prob", "sparse_mask_prediction"),
-    *("sparse_last_layer", "cross_entropy", "add_nsp"),
+    *("sparse_last_layer", "cross_entropy", "softmax_samples", "add_nsp"),
 }
 
 
@@ -180,6 +180,12 @@ class Recipe:
                 )
         if m.model_type == "bert-mlm-nsp" and "add_nsp" in self.explicit and not m.add_nsp:
             raise InputError("add_nsp: false contradicts model_type bert-mlm-nsp; use model_type bert-mlm")
+        if "softmax_samples" in self.explicit and m.cross_entropy != "sampled":
+            raise InputError(
+                f"softmax_samples: {m.softmax_samples} belongs to cross_entropy sampled, not {m.cross_entropy}; leave one out"
+            )
+        if m.cross_entropy == "sampled" and not m.sparse_mask_prediction:
+            raise InputError("cross_entropy: sampled needs sparse_mask_prediction, which is false; use chunked")
         if self.add_nsp and twins:
             raise InputError(
                 f"twin_probability: {twins} beside next-sentence prediction, whose pairs it would overwrite; leave one of "

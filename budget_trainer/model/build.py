@@ -77,7 +77,7 @@ def _build_config(
     ):
         wrong.append(f"num_attention_heads={heads} does not divide hidden_size={width}; change one of them")
     model_config = recipe.pop("model_config", None) or {}
-    positions = recipe.pop("max_position_embeddings") + position_offset(model_type, special_ids["pad"])
+    positions = recipe.pop("max_position_embeddings") + _position_offset(model_type, special_ids["pad"])
     values: dict[str, Any] = {"vocab_size": recipe.pop("vocab_size"), "max_position_embeddings": positions}
     native, refused = _native_values(recipe, defaults, known, model_type)
     values |= native
@@ -115,7 +115,7 @@ def _native_values(
     return values, refused
 
 
-def position_offset(model_type: str, pad_id: int | None) -> int:
+def _position_offset(model_type: str, pad_id: int | None) -> int:
     """Rows of the position table that no token uses, because positions start behind the padding's number."""
     if model_type in _OFFSET_POSITIONS:
         return (pad_id or 0) + 1
@@ -127,7 +127,7 @@ def most_tokens(config: PretrainedConfig) -> float:
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:
         return math.inf
-    return positions - position_offset(config.model_type, config.pad_token_id)
+    return positions - _position_offset(config.model_type, config.pad_token_id)
 
 
 def check_positions(config: PretrainedConfig, longest: int, field: str) -> None:

@@ -1,16 +1,20 @@
-"""Cross entropy of a linear projection in chunks of rows: the logits of all rows never exist at once.
+"""Cross entropy of a linear projection: in chunks of rows, so that the logits of all rows never exist at once, or sampled.
 
 The forward pass takes each chunk's logits to their loss and on to the gradients (softmax minus one-hot), while they are
 still in the cache; backward only multiplies by the incoming scalar. Every logit is computed once, as without chunks. The
 idea is that of fused linear cross entropy (Hsu et al., Liger Kernel, 2024), here in plain PyTorch on any device.
+
+`SampledSoftmax` computes the logits of a part of the vocabulary only, for training.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 _IGNORED_LABEL = -100
@@ -19,6 +23,8 @@ _IGNORED_LABEL = -100
 # kept: 199); compiled 164, 143, 147. In bf16, which is slow there: 246 in 6, 231 in 3, 219 in 2, 240 in 1.
 _CHUNK_BYTES, _ACCELERATOR_CHUNK_BYTES = 32 * 2**20, 512 * 2**20
 IN_PLACE = ("cpu",)  # device types
+_ALPHA, _UNSEEN = 0.75, 0.5  # a token is sampled in proportion to (count + _UNSEEN) ** _ALPHA
+_UNIT = 2**40  # of a probability: sums of whole numbers are exact
 
 
 def linear_cross_entropy(
@@ -118,6 +124,68 @@ def _by_log_softmax(states: Tensor, matrix: Tensor, bias: Tensor | None, target:
     """As `_in_place`, in fewer kernels, for a GPU."""
     scores = F.linear(states, matrix, None if bias is None else bias.to(matrix.dtype)).float().log_softmax(-1)
     return -scores.gather(1, target), scores.exp_()
+
+
+class SampledSoftmax(nn.Module):
+    """The training loss from a sample of the vocabulary, which all rows of a call share.
+
+    Row i with label y has the loss log Z_i - s_iy of its logits s_i, where Z_i = exp(s_iy) + the sum of exp(s_ij) / p_j over
+    the sampled j that are not y. Entry j is sampled with the probability p_j = min(1, c * (count_j + 0.5) ** 0.75), so Z_i is
+    the softmax's own on average (Horvitz and Thompson 1952) and exact in entries with p_j = 1; log Z_i is a little too low.
+    Sampling is systematic (Madow 1949): one random number places equidistant points on the sums of p, so the size of the
+    sample is fixed. It comes from torch's generator on the device of the weight. Related are the importance-sampled
+    softmax (Bengio and Senecal 2008) and the sampled vocabularies of Jean et al. (2015).
+
+    The sums of p are a buffer of whole numbers that is in no checkpoint.
+    """
+
+    _sums: Tensor
+
+    def __init__(self, counts: NDArray[Any], samples: int, rank: int = 0, world_size: int = 1) -> None:
+        """Sample `samples` entries of len(counts), by their counts as labels.
+
+        Args:
+            counts: [V], one for each row of the weight; those of padding and of special tokens are 0.
+            samples: from 1 to V; of V the loss is exact.
+            rank, world_size: ranks whose generators agree draw samples that complement each other.
+        """
+        super().__init__()
+        self.samples, self._shift = samples, _UNIT * rank // world_size
+        parts = (_inclusion_probabilities(counts, samples) * _UNIT).astype(np.int64)
+        parts[np.flatnonzero(parts < _UNIT)[: samples * _UNIT - parts.sum()]] += 1  # what rounding has taken
+        self.register_buffer("_sums", torch.from_numpy(np.cumsum([0, *parts])), persistent=False)
+
+    def forward(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+        """Return the estimate of what `linear_cross_entropy` returns, of the same arguments, with its gradients."""
+        sampled, share = self._draw()
+        labelled = labels.clamp(min=0)
+        ids, sizes = torch.cat([sampled, labelled]), [len(sampled), len(labels)]
+        rows, own = weight.index_select(0, ids).split(sizes)  # one look-up, for one gradient of the weight's size
+        scores = F.linear(hidden, rows).float() - share.log()
+        target = (hidden.float() * own.float()).sum(1)
+        if bias is not None:
+            offsets, offset = bias.float().index_select(0, ids).split(sizes)
+            scores, target = scores + offsets, target + offset
+        scores = scores.masked_fill(sampled == labelled[:, None], torch.finfo(torch.float32).min)
+        losses = torch.logaddexp(scores.logsumexp(1), target) - target
+        return (losses * (labels != _IGNORED_LABEL)).sum()
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        """The entries of a sample [K] in rising order, and the probability of each to be in it, float32 [K]."""
+        start = (torch.randint(_UNIT, (), device=self._sums.device) + self._shift) % _UNIT
+        points = start + _UNIT * torch.arange(self.samples, device=start.device)
+        sampled = torch.searchsorted(self._sums, points, right=True) - 1
+        return sampled, (self._sums[sampled + 1] - self._sums[sampled]).float() / _UNIT
+
+
+def _inclusion_probabilities(counts: NDArray[Any], samples: int) -> NDArray[np.float64]:
+    """min(1, c * (counts + _UNSEEN) ** _ALPHA) with the c that makes their sum `samples`."""
+    sizes = (counts + _UNSEEN) ** _ALPHA
+    largest = np.sort(sizes)[::-1]
+    rest = np.cumsum(largest[::-1])[::-1]  # the sum of what is left behind the n largest
+    scales = (samples - np.arange(samples)) / rest[:samples]  # c, where the n largest are always sampled
+    fits = scales * largest[:samples] <= 1
+    return np.minimum(1, sizes * (scales[fits.argmax()] if fits.any() else np.inf))
 
 
 def matmul_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

@@ -28,7 +28,7 @@ def model_flops_per_token(model: Any, block_size: int, predictions_per_block: fl
     Per position of a forward pass: 2 per weight of every linear layer of the encoder; 4 * L * A per layer for the two
     attention products (L the block, A heads x head size), the whole L x L whatever windows or document masks leave
     of it; and 2 per weight of the head (transform and vocabulary projection, its padded rows included) for
-    `predictions_per_block` of the L positions.
+    `predictions_per_block` of the L positions; of a sampled softmax, the rows that are sampled.
 
     Args:
         model: a masked language model of Transformers, not wrapped (DDP, torch.compile). Counted are `nn.Linear`
@@ -50,11 +50,14 @@ def model_flops_per_token(model: Any, block_size: int, predictions_per_block: fl
     share = predictions_per_block / block_size
     last = model.positions_used(share) if hasattr(model, "positions_used") else {}
     layers = getattr(config, "num_hidden_layers", 0) - (1 - share if last else 0)
+    sampled, projection = getattr(model, "sampled_softmax", None), model.get_output_embeddings()
     forward = 4.0 * block_size * heads * head_size * layers
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue
         uses = last.get(module, 1.0 if id(module) in encoder else share)
+        if sampled is not None and module is projection:
+            uses *= sampled.samples / module.out_features
         if _PER_BLOCK.intersection(name.split(".")):
             uses = 1 / block_size
         forward += 2.0 * module.in_features * module.out_features * uses

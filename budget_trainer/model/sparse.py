@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
@@ -24,7 +26,13 @@ from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_
 from budget_trainer.core.errors import InputError
 from budget_trainer.model import attention
 from budget_trainer.model.attention import attend_by_head, fuse_attention
-from budget_trainer.model.cross_entropy import linear_cross_entropy, logits_loss, loss_per_label, matmul_dtype
+from budget_trainer.model.cross_entropy import (
+    SampledSoftmax,
+    linear_cross_entropy,
+    logits_loss,
+    loss_per_label,
+    matmul_dtype,
+)
 from budget_trainer.model.patches import with_mixin
 
 
@@ -171,9 +179,11 @@ class SparsePrediction(_ModelBase):
     sparse_last_layer = True
     cross_entropy = "chunked"  # or "full": all logits of a batch at once
     max_documents: int | None = None  # in a block; see `attention.build_mask`
+    sampled_softmax: SampledSoftmax | None  # of `sample_softmax`
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
+        self.sampled_softmax = None
         encodes = not getattr(config, "is_decoder", False)
         if encodes and config.model_type in FUSED:
             fuse_attention(self)
@@ -232,14 +242,39 @@ class SparsePrediction(_ModelBase):
     def masked_loss(self, hidden: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Return the loss of hidden states [N, H] with labels [N]; without their logits where the class allows it.
 
-        It is the summed cross entropy in nats over `num_items_in_batch`, or over the labels that are not -100.
+        It is the summed cross entropy in nats over `num_items_in_batch`, or over the labels that are not -100. In training
+        mode it is estimated, where `sample_softmax` was called.
         """
         projection: Any = self.get_output_embeddings()
-        if self.cross_entropy == "full" or type(projection) is not nn.Linear:
+        sampled = self.sampled_softmax if self.training else None
+        if sampled is None and (self.cross_entropy == "full" or type(projection) is not nn.Linear):
             return logits_loss(self.predict(hidden), labels, num_items_in_batch)
         states = HEADS[self.config.model_type](self, hidden)
-        total = linear_cross_entropy(states, projection.weight, projection.bias, labels)
+        total = (sampled or linear_cross_entropy)(states, projection.weight, projection.bias, labels)
         return loss_per_label(total, labels, num_items_in_batch)
+
+    def sample_softmax(self, counts: NDArray[Any], samples: int, rank: int = 0, world_size: int = 1) -> None:
+        """Train with the loss of a `SampledSoftmax` from here on: `samples` of the vocabulary by `counts` [v] of labels.
+
+        Rows of the projection beyond v count 0. Evaluation stays exact.
+
+        Raises:
+            InputError: `samples` is not below v, or the type has no projection that could be sampled.
+        """
+        kind, projection = self.config.model_type, self.get_output_embeddings()
+        if not self._is_sparse or type(projection) is not nn.Linear:
+            raise InputError(
+                f"cross_entropy: sampled needs sparse_mask_prediction and one of {', '.join(HEADS)}, not model_type={kind!r} "
+                f"with sparse_mask_prediction {str(self.sparse_mask_prediction).lower()}; use chunked"
+            )
+        if not 0 < samples < len(counts):
+            raise InputError(
+                f"softmax_samples: {samples} must be from 1 to below the vocabulary, which has {len(counts)} tokens; lower it, "
+                "or use cross_entropy chunked"
+            )
+        padded = np.zeros(projection.out_features)
+        padded[: len(counts)] = counts
+        self.sampled_softmax = SampledSoftmax(padded, samples, rank, world_size)
 
     def masked_hidden(self, input_ids: Tensor, masked_positions: Tensor, **kwargs: Any) -> Tensor:
         """Return the last hidden states [B * S, H] at positions [B, S] of each block; the rest is for `encode`."""

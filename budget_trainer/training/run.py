@@ -132,7 +132,8 @@ class PretrainingRun:
         columns = data.columns_for(document_mask=recipe.data.document_mask, next_sentence=recipe.add_nsp)
         self.tokenizer, self.evaluation_rows = data.load_tokenizer(), data.validation_rows()
         self.is_new = self.checkpoint is None and recipe.model.model_name_or_path is None
-        self.frequencies = data.unigram_counts() if self.is_new and recipe.model.unigram_bias else None
+        counts = (self.is_new and recipe.model.unigram_bias) or recipe.model.cross_entropy == "sampled"
+        self.frequencies = data.unigram_counts() if counts else None
         self.blocks = data.train(seed=self.args.seed, columns=columns)
 
     def check_data(self) -> None:
@@ -216,6 +217,8 @@ class PretrainingRun:
         self.collator, self.model = self.make_collator(), self.untrained_model()
         if self.is_new:
             self._initialize_from_corpus()
+        if self.recipe.model.cross_entropy == "sampled":
+            self._sample_softmax()
 
     def make_collator(self) -> MaskingCollator:
         """The masking of the schedule's first stage."""
@@ -271,7 +274,7 @@ class PretrainingRun:
         m, model = self.recipe.model, self.model
         counts = m.embedding_init == "cooccurrence"
         rows = self.first_rows(self.counted_tokens) if counts and self.is_main_process else None
-        if self.frequencies is not None:
+        if self.frequencies is not None and m.unigram_bias:
             set_output_bias(model, self.frequencies)
         if self.recipe.offsets is not None:
             set_offset_heads(model, self.recipe.offsets)
@@ -280,6 +283,15 @@ class PretrainingRun:
             empty = torch.zeros(self.data.vocab_size, model.get_input_embeddings().weight.shape[1])
             counted = self.channel.broadcast(empty if rows is None else self.count_embeddings(rows))
             set_embeddings(model, counted.numpy(), m.embedding_init_std)
+
+    def _sample_softmax(self) -> None:
+        """By the frequencies of the tokens as labels, which special ones never are."""
+        assert self.frequencies is not None
+        counts = self.frequencies.copy()
+        counts[list(self.data.special_ids.values())] = 0
+        self.model.sample_softmax(
+            counts, self.recipe.model.softmax_samples, self.args.process_index, self.args.world_size
+        )
 
     @property
     def counted_tokens(self) -> int:

@@ -1,5 +1,6 @@
 """Model FLOPs against the hand formula and against PyTorch's counter."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -50,6 +51,15 @@ def test_formula_and_counter(model_type, slots):
     sparse_last = slots < L and model_type in ("bert", "megatron-bert", "modernbert")
     assert ours == pytest.approx(by_hand(model_type, slots, sparse_last), rel=1e-12)
     assert ours == pytest.approx(counted(model, slots), rel=0.02)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "eurobert"])
+def test_a_sampled_softmax_has_the_products_of_its_sample(model_type):
+    model = model_of(model_type)
+    whole = model_flops_per_token(model, L, SLOTS)
+    model.sample_softmax(np.ones(V), 100)
+    assert model_flops_per_token(model, L, SLOTS) == pytest.approx(whole - 6 * SLOTS / L * H * (V - 100))
+    assert model_flops_per_token(model, L, SLOTS) == pytest.approx(counted(model, SLOTS), rel=0.02)
 
 
 def test_a_type_without_attention():

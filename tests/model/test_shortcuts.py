@@ -1,11 +1,14 @@
-"""Sparse prediction, the sparse last layer, joined projections and chunks change no loss, no gradient and no logit."""
+"""Sparse prediction, the sparse last layer, joined projections, chunks and a sample of all tokens change no loss, no
+gradient and no logit."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForMaskedLM
 
 from budget_trainer.model import attention
+from budget_trainer.model.cross_entropy import SampledSoftmax
 from budget_trainer.model.sparse import FUSED, HEADS
 from tests.model.models import (
     KINDS,
@@ -43,12 +46,15 @@ def test_no_shortcut_changes_loss_or_gradients(model_type, how, add_nsp, what):
         batch["next_sentence_label"] = torch.tensor([0, 1, 0])
     assert model.last_layer_is_sparse is (model_type in LAST_LAYERS and not add_nsp)
     loss, gradients = loss_and_gradients(model, batch)
-    for name, plain in PLAIN.items():
+    rows = model.config.vocab_size
+    all_sampled = {"sampled_softmax": SampledSoftmax(np.arange(rows), rows)}
+    for name, plain in (all_sampled | PLAIN).items():
         setattr(model, name, plain)
         its, others = loss_and_gradients(model, batch)
         assert its == pytest.approx(loss, rel=1e-6, abs=1e-6), name  # the loss is float32
         assert_near(others, gradients, rtol=1e-4)
-        assert not model.last_layer_is_sparse
+        model.sampled_softmax = None
+    assert not model.last_layer_is_sparse
 
 
 @pytest.mark.parametrize("what", ["full", "padding"])
@@ -120,3 +126,17 @@ def test_a_run_s_model_is_made_so(open_run):
     model, plain = (open_run(sparse_last_layer=sparse).untrained_model() for sparse in (True, False))
     assert model.last_layer_is_sparse and not plain.last_layer_is_sparse
     assert any(isinstance(module, nn.Dropout) and type(module) is not nn.Dropout for module in model.modules())
+
+
+def test_a_run_samples_by_its_tokens_also_where_it_goes_on(open_run, tmp_path):
+    run = open_run(cross_entropy="sampled", softmax_samples=100)
+    shares = []
+    for checkpoint in (None, tmp_path):
+        run.checkpoint = checkpoint
+        run.read_data()
+        run.make_model()
+        shares.append(run.model.sampled_softmax._sums.diff()[: run.data.vocab_size])
+        assert run.is_new is (checkpoint is None) is bool(run.model.get_output_embeddings().bias[0] != 0)
+    special = list(run.data.special_ids.values())
+    assert torch.equal(*shares) and run.data.unigram_counts()[special].max() > 1000
+    assert (shares[0][special] <= shares[0].min() + 1).all(), "no labels"

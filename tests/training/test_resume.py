@@ -14,7 +14,9 @@ from tests.conftest import TINY, losses, report, spawn, train, wait_for, words
 
 STEPS = {
     **TINY,
-    "hidden_dropout_prob": 0.1,  # the dropout generator has to resume too
+    "hidden_dropout_prob": 0.1,  # the generator of dropout and samples has to resume too
+    "cross_entropy": "sampled",
+    "softmax_samples": 100,
     "attention_probs_dropout_prob": 0.1,
     "lr_schedule": "step",
     "max_steps": 60,
