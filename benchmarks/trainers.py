@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from benchmarks.measured import Gauge, Measured
-from benchmarks.workload import Rows, Text, Workload
+from benchmarks.workload import ROWS, Rows, Text, Workload
 from budget_trainer.budget.callback import TimeBudgetCallback
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.lead import ENDLESS_STEPS
@@ -123,10 +123,14 @@ def ours(w: Workload, text: Text, folder: Path) -> tuple[OurTrainer, Workload]:
     return trainer, w
 
 
-def stock(w: Workload, text: Text, folder: Path) -> tuple[StockTrainer, Workload]:
+def stock(
+    w: Workload, text: Text, folder: Path, most_rows: int | None = ROWS, positions: int | None = None, **training: Any
+) -> tuple[StockTrainer, Workload]:
     """What a user writes with Transformers alone: stock model, collator, optimizer and Trainer at their defaults.
 
-    Only BERT, and without gradient accumulation, with which the stock class scales its loss wrongly.
+    Only BERT, and without gradient accumulation, with which the stock class scales its loss wrongly. It has `most_rows` of
+    the text (None: all) and `positions` (None: those of a block); `training` are arguments of its TrainingArguments beside or
+    instead of these.
     """
     if w.model_type != "bert" or w.gradient_accumulation_steps != 1:
         raise InputError("stock: compares model_type bert without gradient accumulation; leave them at that")
@@ -137,15 +141,13 @@ def stock(w: Workload, text: Text, folder: Path) -> tuple[StockTrainer, Workload
         num_hidden_layers=w.num_hidden_layers,
         num_attention_heads=w.num_attention_heads,
         intermediate_size=w.intermediate_size,
-        max_position_embeddings=w.block_size,
+        max_position_embeddings=positions or w.block_size,
         hidden_dropout_prob=w.dropout,
         attention_probs_dropout_prob=w.dropout,
     )
     run = TrainingArguments(
         str(folder),
-        max_steps=1_000_000,
         per_device_train_batch_size=w.batch_size,
-        learning_rate=LEARNING_RATE,
         weight_decay=0.01,
         bf16=w.bf16,
         torch_compile=w.compile,
@@ -156,11 +158,12 @@ def stock(w: Workload, text: Text, folder: Path) -> tuple[StockTrainer, Workload
         report_to="none",
         logging_steps=50,
         disable_tqdm=True,
+        **{"max_steps": 1_000_000, "learning_rate": LEARNING_RATE, **training},
     )
     trainer = StockTrainer(
         model=BertForMaskedLM(config),
         args=run,
-        train_dataset=Rows(text.rows(w.batch_size)),
+        train_dataset=Rows(text.rows(w.batch_size, most_rows)),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=w.mlm_probability),
         processing_class=tokenizer,
         gauge=Gauge(run.device),

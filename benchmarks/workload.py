@@ -126,9 +126,12 @@ class Text:
         model = WordLevel({word: i for i, word in enumerate(words)}, unk_token=names["unk_token"])
         return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), **names)
 
-    def rows(self, multiple: int) -> torch.Tensor:
-        """int32 [n, L] in memory, as a stock script holds them; n a multiple, so that every batch is whole."""
-        count = math.ceil(min(self.blocks.rows, ROWS) / multiple) * multiple
+    def rows(self, multiple: int, most: int | None = ROWS) -> torch.Tensor:
+        """int32 [n, L] in memory, as a stock script holds them; n a multiple, so that every batch is whole.
+
+        Some more than `most`, or than all (None), where that is no multiple: these come twice.
+        """
+        count = math.ceil(min(self.blocks.rows, most or self.blocks.rows) / multiple) * multiple
         return torch.from_numpy(self.blocks.__getitems__(range(count))["input_ids"]).int()
 
 
