@@ -64,7 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--judged", default="STS-B,SST-2,MNLI", help="tasks that make the score (STS-B,SST-2,MNLI)")
     parser.add_argument("--tasks", help="further tasks, which are printed only, as CoLA,MRPC,RTE")
     parser.add_argument("--no_floor", action="store_true", help="leave the random weights out")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights (0)")
+    parser.add_argument("--floor_seed", type=int, default=0, help="of the random weights (0)")
     parser.add_argument("--output_dir", default="out/downstream", help="folder for what is run (out/downstream)")
     return parser.parse_args(argv)
 
@@ -181,7 +181,7 @@ def claim(a: argparse.Namespace, plan: Plan, models: Sequence[Model], device: st
         if run.seed == a.seeds[0]:
             tasks[run.task.name]["flags"].append(run.flags)
     checkpoints = {str(model.folder): model.digest for model in models}
-    ours: dict[str, Any] = {"judged": a.judged, "first_seed": a.seeds[0], "device": device, "random_weights": a.seed}
+    ours: dict[str, Any] = {"judged": a.judged, "first_seed": a.seeds[0], "device": device, "floor_seed": a.floor_seed}
     path = a.output_dir / CLAIM
     if path.exists():
         theirs = read_object(path, f"delete {a.output_dir}, or give another output_dir")
@@ -217,11 +217,12 @@ def draw_floor(a: argparse.Namespace, model: Model) -> Model:
     files = {path.name: sha256(path) for path in sorted(model.folder.iterdir()) if of_tokenizer(path.name)}
     folder = a.output_dir / "random_weights" / sha256(json.dumps([content, files], sort_keys=True, default=str))[:16]
     if not (folder / "model.safetensors").is_file():
-        fresh_folder(folder)
+        whole, folder = folder, fresh_folder(folder.with_suffix(".part"))
         AutoTokenizer.from_pretrained(model.folder).save_pretrained(folder)
         with readable(f"checkpoints: {model.folder} is no masked language model", "add --no_floor"):
-            torch.manual_seed(a.seed)
+            torch.manual_seed(a.floor_seed)
             AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+        folder = folder.rename(whole)
     return Model(f"random weights of {model.name}", None, folder, load_checkpoint(str(folder))[2])
 
 
@@ -434,18 +435,12 @@ def report(a: argparse.Namespace, runs: Runs, floors: dict[Model, Model | None])
     ]
     text = "\n".join([text, "", *notes, *failed])
     write_atomic(a.output_dir / "downstream.md", text + "\n")
+    of = {
+        model: {"sha256": model.digest, "group": model.group, "random_weights": floor and floor.digest}
+        for model, floor in floors.items()
+    }
     figures = {
-        "checkpoints": {
-            model.name: {
-                "sha256": model.digest,
-                "group": model.group,
-                "random_weights": (floors[model] or model).digest,
-                **row,
-            }
-            if floors[model]
-            else {"sha256": model.digest, "group": model.group, **row}
-            for model, row in found.items()
-        },
+        "checkpoints": {model.name: {**of[model], **row} for model, row in found.items()},
         "groups": groups,
         "random_weights": {floor.digest: row for floor, row in random.items()},
         "failed": failed,

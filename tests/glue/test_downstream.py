@@ -114,7 +114,7 @@ def test_the_floor_is_one_for_an_architecture_and_its_gain_is_held_against_the_s
     bench, fake_runs, tiny_model, other_model, tmp_path
 ):
     done = fake_runs(plain)
-    figures, printed = bench(f"mine={tiny_model},{other_model}", seed=1)  # the model was drawn with 0
+    figures, printed = bench(f"mine={tiny_model},{other_model}", floor_seed=1)  # the model was drawn with 0
     assert len(done) == 45, "two models and one floor"
     (folder,) = (tmp_path / "out" / "random_weights").iterdir()
     weights = [(path / "model.safetensors").read_bytes() for path in (tiny_model, folder)]
@@ -234,7 +234,7 @@ def test_the_same_model_twice_and_a_name_twice_are_refused(bench, tiny_model, ot
             {"judged": "SST-2,STS-B"},
             "has another protocol (judged ['SST-2', 'STS-B', 'MNLI'], here ['SST-2', 'STS-B'])",
         ),
-        ({"seed": 1}, "has another protocol (random_weights 0, here 1)"),
+        ({"floor_seed": 1}, "has another protocol (floor_seed 0, here 1)"),
     ],
 )
 def test_another_protocol_in_the_same_folder_is_refused(bench, fake_runs, changes, expected):
@@ -275,7 +275,7 @@ def test_a_run_has_a_gpu_or_a_core_or_what_there_is(monkeypatch, gpus, cores, ex
 def test_a_real_measurement_and_the_same_again_without_training(bench, tiny_model, tmp_path, monkeypatch):
     protocol = tmp_path / "protocol.yaml"
     protocol.write_text(yaml.safe_dump({"seeds": [1, 2], "flags": TINY, "grid": {"learning_rate": ["1e-4", "1e-2"]}}))
-    given = {"protocol": protocol, "judged": "SST-2", "seed": 1}
+    given = {"protocol": protocol, "judged": "SST-2", "floor_seed": 1}
 
     def files():
         return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
