@@ -189,13 +189,13 @@ def claim(a: argparse.Namespace, plan: Plan, models: Sequence[Model], device: st
             if theirs.get(name) != value:
                 differs = f"{name} {theirs.get(name)}, here {value}"
                 raise InputError(f"output_dir: {a.output_dir} has another protocol ({differs}); give another folder")
-        for name in tasks.keys() & theirs["tasks"].keys():
+        for name in (name for name in tasks if name in theirs["tasks"]):
             if tasks[name] != theirs["tasks"][name]:
                 differs = next(key for key in tasks[name] if tasks[name][key] != theirs["tasks"][name].get(key))
                 raise InputError(
                     f"output_dir: {a.output_dir} has another protocol ({name}: {differs}); give another folder"
                 )
-        for name in checkpoints.keys() & theirs["checkpoints"].keys():
+        for name in (name for name in checkpoints if name in theirs["checkpoints"]):
             if checkpoints[name] != theirs["checkpoints"][name]:
                 raise InputError(
                     f"output_dir: {name} held another model when it was measured there; give another folder"
@@ -204,7 +204,7 @@ def claim(a: argparse.Namespace, plan: Plan, models: Sequence[Model], device: st
     write_json_atomic(path, {**ours, "tasks": tasks, "checkpoints": checkpoints})
 
 
-def draw_floor(a: argparse.Namespace, model: Model) -> Model:
+def draw_floor(model: Model, output_dir: Path, seed: int) -> Model:
     """The architecture and tokenizer of `model` with the library's own random weights; one for all models of that config."""
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -215,12 +215,12 @@ def draw_floor(a: argparse.Namespace, model: Model) -> Model:
     config = read_config(model.folder)
     content = {name: value for name, value in config.to_dict().items() if name not in _OF_A_FILE}
     files = {path.name: sha256(path) for path in sorted(model.folder.iterdir()) if of_tokenizer(path.name)}
-    folder = a.output_dir / "random_weights" / sha256(json.dumps([content, files], sort_keys=True, default=str))[:16]
+    folder = output_dir / "random_weights" / sha256(json.dumps([content, files], sort_keys=True, default=str))[:16]
     if not (folder / "model.safetensors").is_file():
         whole, folder = folder, fresh_folder(folder.with_suffix(".part"))
         AutoTokenizer.from_pretrained(model.folder).save_pretrained(folder)
         with readable(f"checkpoints: {model.folder} is no masked language model", "add --no_floor"):
-            torch.manual_seed(a.floor_seed)
+            torch.manual_seed(seed)
             AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
         folder = folder.rename(whole)
     return Model(f"random weights of {model.name}", None, folder, load_checkpoint(str(folder))[2])
@@ -463,7 +463,7 @@ def main(argv: list[str] | None) -> None:
         claim(a, plan, models, device)
         floors: dict[Model, Model | None] = dict.fromkeys(models)
         if not a.no_floor:
-            drawn = [draw_floor(a, model) for model in models]
+            drawn = [draw_floor(model, a.output_dir, a.floor_seed) for model in models]
             one_each = {floor.digest: floor for floor in reversed(drawn)}  # with the name of the first
             floors = {model: one_each[floor.digest] for model, floor in zip(models, drawn, strict=True)}
         runs = Runs(a, plan, slots, device)

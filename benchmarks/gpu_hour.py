@@ -532,7 +532,7 @@ class Hour:
 
     def _drawn(self) -> Path:
         """The architecture of eight_minutes with random weights."""
-        return draw_floor(argparse.Namespace(output_dir=self.out, seed=0), Model("", None, self.model, "")).folder
+        return draw_floor(Model("", None, self.model, ""), self.out, seed=0).folder
 
     @property
     def model(self) -> Path:

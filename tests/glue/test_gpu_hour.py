@@ -214,7 +214,7 @@ def full_hour(flags, data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_hour, "devices", lambda use_cpu: ["0"])
     hour = Hour(gpu_hour.parse([*words({**flags, "pairs_data_dir": data_dir})]), StopRequest())
     monkeypatch.setattr(gpu_hour.DataFolder, "columns_for", lambda self, **flags: None)
-    monkeypatch.setattr(gpu_hour, "draw_floor", lambda a, model: model)
+    monkeypatch.setattr(gpu_hour, "draw_floor", lambda model, output_dir, seed: model)
     hour.check(list(hour.stages))
     hour.out.mkdir()
     return hour
