@@ -158,17 +158,14 @@ class SampledSoftmax(nn.Module):
     def forward(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
         """Return the estimate of what `linear_cross_entropy` returns, of the same arguments, with its gradients."""
         sampled, share = self._draw()
-        labelled = labels.clamp(min=0)
-        ids, sizes = torch.cat([sampled, labelled]), [len(sampled), len(labels)]
-        rows, own = weight.index_select(0, ids).split(sizes)  # one look-up, for one gradient of the weight's size
-        scores = F.linear(hidden, rows).float() - share.log()
-        target = (hidden.float() * own.float()).sum(1)
+        ids, sizes = torch.cat([sampled, labels.clamp(min=0)]), [len(sampled), len(labels)]
+        # One look-up: its gradient is one tensor of the weight's size. Repeated labels add up in a fixed order on a GPU.
+        rows, own = F.embedding(ids, weight).split(sizes)
+        offsets, offset = share.new_zeros(len(ids)).split(sizes)
         if bias is not None:
-            offsets, offset = bias.float().index_select(0, ids).split(sizes)
-            scores, target = scores + offsets, target + offset
-        scores = scores.masked_fill(sampled == labelled[:, None], torch.finfo(torch.float32).min)
-        losses = torch.logaddexp(scores.logsumexp(1), target) - target
-        return (losses * (labels != _IGNORED_LABEL)).sum()
+            offsets, offset = F.embedding(ids, bias[:, None]).squeeze(1).float().split(sizes)
+        parts = (hidden, rows, own, offsets - share.log(), offset)
+        return _SampledCrossEntropy.apply(*parts, labels, sampled)  # type: ignore[no-any-return]
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         """The entries of a sample [K] in rising order, and the probability of each to be in it, float32 [K]."""
@@ -176,6 +173,38 @@ class SampledSoftmax(nn.Module):
         points = start + _UNIT * torch.arange(self.samples, device=start.device)
         sampled = torch.searchsorted(self._sums, points, right=True) - 1
         return sampled, (self._sums[sampled + 1] - self._sums[sampled]).float() / _UNIT
+
+
+class _SampledCrossEntropy(_LinearCrossEntropy):
+    """Of hidden [N, H] with the rows [K, H] and offsets [K] of a sample, and each label's own, [N, H] and [N]."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        rows: Tensor,
+        own: Tensor,
+        offsets: Tensor,
+        offset: Tensor,
+        labels: Tensor,
+        sampled: Tensor,
+    ) -> Tensor:
+        dtype = matmul_dtype(hidden.device, hidden.dtype)
+        states, matrix, valid = hidden.to(dtype), rows.to(dtype), (labels != _IGNORED_LABEL).float()
+        target = (hidden.float() * own.float()).sum(1) + offset
+        scores = (states @ matrix.t()).float().add_(offsets)
+        scores = scores.masked_fill_(sampled == labels[:, None], torch.finfo(torch.float32).min)  # counted as its own
+        highest = torch.maximum(scores.amax(1), target)
+        scores = scores.sub_(highest[:, None]).exp_()
+        norm = scores.sum(1) + (target - highest).exp()
+        scores = scores.mul_((valid / norm)[:, None])
+        of_target = ((target - highest).exp() / norm - 1) * valid
+        errors = scores.to(dtype)
+        by_hidden = (errors @ matrix).float() + of_target[:, None] * own.float()
+        by_rows, by_own = (errors.t() @ states).float(), of_target[:, None] * hidden.float()
+        ctx.save_for_backward(by_hidden, by_rows, by_own, scores.sum(0), of_target)
+        ctx.dtypes = (hidden.dtype, rows.dtype, own.dtype, offsets.dtype, offset.dtype)
+        return ((norm.log() + highest - target) * valid).sum()
 
 
 def _inclusion_probabilities(counts: NDArray[Any], samples: int) -> NDArray[np.float64]:
