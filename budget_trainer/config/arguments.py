@@ -72,7 +72,7 @@ class ModelArguments:
         "chunked: never holds all logits at once; full: one tensor of logits; sampled: trains on a part of the vocabulary.",
         choices=("chunked", "full", "sampled"),
     )
-    softmax_samples: int = _precision(4096, "sampled: tokens in each sample of the vocabulary.", unit="TOKENS", min=1)
+    softmax_samples: int = _precision(2048, "sampled: tokens in each sample of the vocabulary.", unit="TOKENS", min=1)
     embedding_init: str = _model(
         "normal",
         "normal, or cooccurrence: counted in the corpus, in the budget.",

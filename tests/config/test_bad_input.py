@@ -76,7 +76,7 @@ REFUSED = [
     ({"softmax_samples": 100}, "softmax_samples: 100 belongs to cross_entropy sampled, not chunked; leave one out"),
     (
         {"cross_entropy": "sampled"},
-        "softmax_samples: 4096 must be from 1 to below the vocabulary, which has 500 tokens; lower",
+        "softmax_samples: 2048 must be from 1 to below the vocabulary, which has 500 tokens; lower",
     ),
     (
         {"cross_entropy": "sampled", "sparse_mask_prediction": "false"},
