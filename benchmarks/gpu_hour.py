@@ -67,6 +67,7 @@ from budget_trainer.glue.plan import read_grid  # noqa: E402
 from budget_trainer.glue.results import read_object, read_result  # noqa: E402
 from budget_trainer.glue.tasks import find_task  # noqa: E402
 from budget_trainer.reporting.report import environment  # noqa: E402
+from budget_trainer.training.run_folder import RunFolder  # noqa: E402
 
 RECIPE = ROOT / "recipes" / "gpu_8m.yaml"
 RUNS = "benchmarks.gpu_hour_runs"
@@ -189,6 +190,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return a
 
 
+class Waits(InputError):
+    """A stage that starts from weights which are not there yet."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One run of a stage.
@@ -196,7 +201,7 @@ class Part:
     `asked` is what makes it another run where it differs; it stands in its row. `command` makes the command line for its new
     folder, `read` gives the figures that the run has left there. It begins where `seconds` are left of the stage.
     `is_used_up` says, of all rows of the stage, whether its weights are of no more use; None: it leaves none.
-    `model` is what it starts from, `left_out` why it is not run.
+    `model` is what it starts from, `left_out` why it is not run. One that `resumes` is only evaluated where it had ended.
     """
 
     name: str
@@ -205,6 +210,7 @@ class Part:
     read: Callable[[Path], dict[str, Any]]
     seconds: float
     is_used_up: Callable[[list[dict[str, Any]]], bool] | None = None
+    resumes: bool = False
     model: Path | None = None
     left_out: str | None = None
 
@@ -271,7 +277,7 @@ class Hour:
     def run(self, name: str) -> tuple[bool, bool]:
         """Run what is not there of a stage; whether it is complete, and whether a run of it has failed.
 
-        InputError where it starts from weights that are not there.
+        Raises Waits where it starts from weights that are not there.
         """
         deadline = min(self.end, time.monotonic() + 60 * self.a.stage_minutes)
         rows = self.rows(name)
@@ -282,9 +288,7 @@ class Hour:
             waiting = [part for part in self.parts(name, rows)[side] if not self.is_done(name, part, rows)]
             lost = next((part for part in waiting if part.model is not None and not part.model.is_dir()), None)
             if lost is not None:
-                raise InputError(
-                    f"stages: {name} starts from {lost.model}, which is not there; run eight_minutes first"
-                )
+                raise Waits(f"stages: {name} starts from {lost.model}, which is not there; run eight_minutes first")
             again = {part.name for part in waiting}
             rows = [row for row in rows if row["name"] not in again]
             self._work(name, waiting, rows, slots, deadline)
@@ -326,7 +330,9 @@ class Hour:
             return None
 
         def job(part: Part) -> Job:
-            folder = fresh_folder(self.folder(stage, part.name))
+            folder = self.folder(stage, part.name)
+            if not (part.resumes and RunFolder(folder / "run").awaits_evaluation()):
+                fresh_folder(folder)
             environ = [f"TORCHINDUCTOR_CACHE_DIR={folder / 'compile-cache'}"]  # empty: everybody pays for compiling
             environ += [f"OMP_NUM_THREADS={max(1, (os.cpu_count() or 1) // slots)}"] if slots > 1 else []
             environ += ["DS_ACCELERATOR=cpu"] if self.a.tiny else []
@@ -428,6 +434,10 @@ class Hour:
         def command(folder: Path) -> list[str]:
             recipe = ablations.write_variant(RECIPE, changes, folder / "recipe.yaml") if changes else str(RECIPE)
             words = [recipe, "--data_dir", str(data), "--output_dir", str(folder / "run"), "--disable_tqdm", "true"]
+            words += [
+                "--resume_from_checkpoint",
+                "auto",
+            ]  # which finds no checkpoint, but an evaluation that is missing
             words += [f"--{key}={value}" for key, value in flags.items()]
             if profile is None:
                 return make_launch(self.out / "launch.yaml", self.a.tiny)("train_mlm", words)
@@ -441,7 +451,8 @@ class Hour:
         asked = {"recipe": RECIPE.name, "changes": changes or {}, "flags": flags, "profile": profile}
         seconds = 60 * minutes + sizes.spare_seconds
         read = partial(self._trained, watched=profile is not None)
-        return Part(name=name, asked=asked, command=command, read=read, seconds=seconds, **options)
+        resumes = profile is None  # what was watched is not on disk
+        return Part(name=name, asked=asked, command=command, read=read, seconds=seconds, resumes=resumes, **options)
 
     def _trained(self, folder: Path, watched: bool) -> dict[str, Any]:
         report = json.loads((folder / "run" / "run_report.json").read_text())
@@ -787,20 +798,20 @@ def gpu_hour(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) 
     names = chosen(a, hour.stages)
     hour.check(names)
     at_exit.enter_context(hold_folder(hour.out))
-    complete, failed, refused = True, False, list[InputError]()
+    complete, failed, waiting = True, False, list[Waits]()
     for name in names:
         if time.monotonic() >= hour.end:
             complete = False
             break
         try:
             ended = hour.run(name)
-        except InputError as error:  # the other stages may do without what it lacks
-            refused.append(error)
+        except Waits as error:  # which the other stages may not need
+            waiting.append(error)
             continue
         complete, failed = complete and ended[0], failed or ended[1]
     print(f"all tables in {hour.out / 'gpu_hour.md'}", flush=True)
-    if refused:
-        raise refused[0]
+    if waiting and complete:  # else the same command may yet make them
+        raise waiting[0]
     return RESUMABLE if not complete else FAILED if failed else DONE
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import finetune_glue
 import train_mlm
@@ -148,6 +149,16 @@ def test_weights_are_made_again_where_they_are_still_needed(make_hour):
         make_hour(stages=stage(side_by_side=[tuned])).run("check")
 
 
+@pytest.mark.parametrize(("awaits", "status"), [(True, "ok"), (False, "failed")])
+def test_a_training_that_lacks_only_its_evaluation_is_not_begun_anew(make_hour, monkeypatch, awaits, status):
+    monkeypatch.setattr(gpu_hour.RunFolder, "awaits_evaluation", lambda self: awaits)
+    hour = make_hour(stages=stage(part("a", "cp kept x", resumes=True)))
+    (hour.out / "check" / "a").mkdir(parents=True)
+    (hour.out / "check" / "a" / "kept").write_text("1")
+    hour.run("check")
+    assert read(hour)["rows"][0]["status"] == status
+
+
 def test_results_of_other_data_or_damaged_ones_are_refused(make_hour):
     hour = make_hour(stages=stage(part("a", "echo 1 > x")))
     hour.run("check")
@@ -269,6 +280,12 @@ def test_a_stage_with_a_run_that_does_not_end_well_is_no_end_of_the_others(make_
     assert "| 1 x 32 | failed: no room |" in (flags["output_dir"] / "gpu_hour.md").read_text()
 
 
+def test_stages_wait_where_the_time_is_over_before_their_weights_are_made(flags, monkeypatch):
+    monkeypatch.setattr(gpu_hour, "run_jobs", lambda slots, next_job, stop: None)
+    assert gpu_hour.main(["eight_minutes", "glue_1", "glue_3", "--tiny", *words(flags)]) == 85
+    assert gpu_hour.main(["glue_3", "--tiny", *words(flags)]) == 2
+
+
 # ---- the rehearsal ----
 
 
@@ -331,11 +348,15 @@ def test_a_rehearsal_of_all_stages(flags, in_process, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_syncs_are_counted_between_two_steps():
+def test_syncs_are_counted_between_two_steps(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     syncs = gpu_hour_runs._Syncs(2, 4)
     for done in range(6):
         syncs.step_begins(done)
         warnings.warn_explicit("called a synchronizing CUDA operation", UserWarning, "/a/b/c.py", 7)
         warnings.warn_explicit("something else", UserWarning, "/a/b/c.py", 8)
+        assert modes == [["warn"] * (done > 1), ["warn", "default"]][done > 3]
     syncs.stop()
     assert syncs.steps == 2 and dict(syncs.places) == {"b/c.py:7": 2}
