@@ -47,7 +47,7 @@ class Removed:
             mine["samples"] = (mine["samples"] + theirs["samples"])[:SAMPLES]
 
 
-def clean(text: str) -> str:
+def _clean(text: str) -> str:
     """Unicode in its composed form (NFC), every run of white space one space, no invisible or control characters."""
     text = " ".join(text.split())
     if text.isascii() and text.isprintable():
@@ -73,7 +73,7 @@ class Lengths(Options):
     def keep(self, documents: Iterable[str], remove: Callable[[str, str], object]) -> Iterator[str]:
         """The documents that are kept, cleaned; `remove` is told the filter and the document of the others."""
         for raw in documents:
-            document = clean(raw)
+            document = _clean(raw)
             if document and len(document) < self.min_characters:
                 remove("min_characters", document)
             elif self.max_characters is not None and len(document) > self.max_characters:

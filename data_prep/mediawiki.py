@@ -53,7 +53,7 @@ class _Page:
 
 
 @dataclass
-class Site:
+class _Site:
     """What the dump says about its wiki. `names`: lower-case namespace names and aliases by number. `language`: whose templates
     it has, "" where the data have none of it."""
 
@@ -79,7 +79,7 @@ class Site:
 class _Reader:
     """expat's handlers; complete pages wait in `pages`."""
 
-    def __init__(self, name: str, site: Site, encoding: str | None) -> None:
+    def __init__(self, name: str, site: _Site, encoding: str | None) -> None:
         self.name, self.site, self.pages = name, site, list[_Page]()
         self._page, self._key = _Page(), 0
         self._path: list[str] = []
@@ -158,8 +158,8 @@ class _Reader:
         raise InputError(f"input {self.name}: {what} ({at}); {fix}")
 
 
-def read_pages(
-    name: str, stream: IO[bytes], site: Site, errors: str = "strict", replaced: Callable[[int], object] = abs
+def _read_pages(
+    name: str, stream: IO[bytes], site: _Site, errors: str = "strict", replaced: Callable[[int], object] = abs
 ) -> Iterator[_Page]:
     """The pages in order; `site` is filled before the first. errors="replace" makes U+FFFD of bytes that are not UTF-8, of
     which `replaced` is told how many.
@@ -194,7 +194,7 @@ _NAME = re.compile(r"(?:.+[ -])?disambig(?:uation)?(?: page)?(?:[ -]cleanup)?") 
 _TITLE = re.compile(rf"\((?:{'|'.join(map(re.escape, words_of('titles')))})\)$", re.IGNORECASE)
 
 
-def is_disambiguation(title: str, wikitext: str) -> bool:
+def _is_disambiguation(title: str, wikitext: str) -> bool:
     """By a template, the magic word __DISAMBIG__ or the end of the title."""
     return bool(_TITLE.search(title)) or (_is_marked(wikitext) and _is_marked(cut_extensions(wikitext)[0]))
 
@@ -232,7 +232,7 @@ def read_articles(
     """[title, paragraph, ...] of every article in a dump or a folder of them. Counts in `dropped`, by reason, the pages
     that are none: other_namespace, redirect, disambiguation, not_wikitext (another content model), too_large (more than
     10 million characters), empty (no prose). `advance` and `leave` as in `members`, `templates` and `drop_holes` as in
-    `Source`. Adds to `lost` what the articles lost. `replaced` as in `read_pages`.
+    `Source`. Adds to `lost` what the articles lost. `replaced` as in `_read_pages`.
 
     InputError: damaged input, a process that was killed."""
 
@@ -263,10 +263,10 @@ def _chunks(
         if name != str(path) and b"<mediawiki" not in stream.peek():
             leave(name, form_of(stream) or "no dump")  # an index or checksums beside the dumps
             continue
-        site = Site()
+        site = _Site()
         chunk: _Pages = []
         size = 0
-        for page in read_pages(name, stream, site, errors, replaced):
+        for page in _read_pages(name, stream, site, errors, replaced):
             if reason := _no_article(page):
                 drop(reason)
                 continue
@@ -301,7 +301,7 @@ def _convert(chunk: tuple[_Wiki, _Pages]) -> _Converted:
     wiki, pages = chunk
     converted: _Converted = []
     for title, text in pages:
-        meanings, lost = is_disambiguation(title, text), Lost()
+        meanings, lost = _is_disambiguation(title, text), Lost()
         paragraphs = [] if meanings else converter(*wiki).paragraphs(text, title, lost)
         reason = "disambiguation" if meanings else "" if paragraphs else "empty"
         converted.append((reason, [title, *paragraphs], lost))

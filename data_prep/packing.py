@@ -179,7 +179,7 @@ def validation_rows(
     total = seen = last = unknown = 0
     for seen, text in enumerate(documents, 1):
         encoding = tokenizer.encode(text, add_special_tokens=False)
-        ids, bytes_of_text = encoding.ids, token_bytes(text, encoding.offsets)
+        ids, bytes_of_text = encoding.ids, _token_bytes(text, encoding.offsets)
         for start in range(0, len(ids), body):
             piece = ids[start : start + body]
             unknown += piece.count(special_ids.get("unk", -1))
@@ -196,7 +196,7 @@ def validation_rows(
     return arrays, last, {"documents_held_out": seen, "rows_cut": max(0, total - limit), "unknown_tokens": unknown}
 
 
-def token_bytes(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+def _token_bytes(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
     """UTF-8 bytes of the text that each token stands for, given where it begins and ends: the same sum whatever the
     tokenizer, so that bits per byte compare. White space does not count: only some tokenizers have it in their tokens. A
     character counts once, for the first of the tokens that share it (bytes of a byte-level BPE, parts of a letter)."""

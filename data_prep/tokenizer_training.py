@@ -116,7 +116,7 @@ def _train_wordpiece(file: Path, options: TokenizerOptions, survey: "_Survey") -
     letters |= {"limit_alphabet": len(alphabet), "min_frequency": 2}
     trainer = WordPieceTrainer(vocab_size=options.vocab_size, show_progress=False, **letters)
     max_distinct = _MAX_DISTINCT if without_spaces else math.inf
-    with text_to_learn(file, None, max_distinct, bool(survey.too_long)) as text:
+    with _text_to_learn(file, None, max_distinct, bool(survey.too_long)) as text:
         backend.train([str(text)], trainer=trainer)
     vocab = backend.get_vocab()  # with room left, more characters
     more = (entry for character in others for entry in (character, f"##{character}")[: 1 + continues(character)])
@@ -142,7 +142,7 @@ def _train_bpe(file: Path, options: TokenizerOptions, survey: "_Survey") -> Any:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     letters: dict[str, Any] = {"initial_alphabet": alphabet, "special_tokens": _SPECIAL}
     trainer = BpeTrainer(vocab_size=options.vocab_size, min_frequency=2, show_progress=False, **letters)
-    with text_to_learn(file, cut=bool(survey.too_long)) as text:
+    with _text_to_learn(file, cut=bool(survey.too_long)) as text:
         backend.train([str(text)], trainer=trainer)
     return _wrapped(backend, processors.ByteLevel(trim_offsets=True))
 
@@ -165,7 +165,7 @@ def _train_unigram(file: Path, options: TokenizerOptions, survey: "_Survey") -> 
     known, normalize = set(alphabet), normalizers.Sequence(form).normalize_str
     # The trainer gives every character that it meets an entry: it must not meet the rare ones.
     rare = {ord(letter): " " for letter in survey.characters if not known.issuperset(normalize(letter))}
-    with text_to_learn(file, rare, cut=bool(survey.too_long)) as text:
+    with _text_to_learn(file, rare, cut=bool(survey.too_long)) as text:
         backend.train([str(text)], trainer=trainer)
     backend.model = models.Unigram(_reproducible(json.loads(backend.to_str())["model"]["vocab"]), unk_id=1)
     return _wrapped(backend)
@@ -201,7 +201,7 @@ def _continues(character: str) -> bool:
 
 
 @contextmanager
-def text_to_learn(
+def _text_to_learn(
     file: Path, spaces: Mapping[int, str] | None = None, max_distinct: float = _MAX_DISTINCT, cut: bool = False
 ) -> Iterator[Path]:
     """A file with the documents, to be read at once by the trainer's threads: `file` itself, or one that is deleted in the

@@ -43,7 +43,7 @@ def answer(words: Sequence[str], parser: FlagParser, check: Callable[[Sequence[s
     return _config_text(parser, parser.parse(rest))
 
 
-def topics(parser: FlagParser) -> dict[str, list[Flag]]:
+def _topics(parser: FlagParser) -> dict[str, list[Flag]]:
     """Every flag under its topic, in the order of the parser's topics; then the others, then those that are refused."""
     found: dict[str, list[Flag]] = {topic: [] for topic in (*parser.topics, OTHERS, NOT_USED)}
     for name, known in parser.flags.items():
@@ -55,7 +55,7 @@ def _help_text(parser: FlagParser) -> str:
     """The help of a script; headings in bold where stdout is a terminal."""
     called = program(f"{parser.script}.py")
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
-    found = topics(parser)
+    found = _topics(parser)
     reasons: dict[str, list[str]] = {}
     for known in found.pop(NOT_USED, []):
         reasons.setdefault(parser.refused[known.name], []).append(f"--{known.name}")
@@ -118,7 +118,7 @@ def _config_text(parser: FlagParser, parsed: Parsed) -> str:
         "# Named, with where each value is from. Everything else has its default, below: uncomment a line to change it.",
         "",
     ]
-    found = topics(parser)
+    found = _topics(parser)
     for known in (known for flags in found.values() for known in flags if known.name in written):
         entry = written[known.name]
         lines.append(f"{known.name}: {_yaml(entry.words)}  # {entry.where.removeprefix('recipe ')}")

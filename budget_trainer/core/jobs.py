@@ -88,7 +88,7 @@ def make_launch(own: Path, use_cpu: bool, given: Path | None = None) -> Callable
     return launch
 
 
-def last_error(log: Path, code: int | None) -> str:
+def _last_error(log: Path, code: int | None) -> str:
     """The line of `log` that says why a run failed: the last `error: ...`, or the last line there is."""
     lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -200,7 +200,7 @@ class _Process:
             _end([self])
         self.close()
         code = self.popen.returncode
-        return JobEnd(code, seconds, reason, last_error(self.job.log, code))
+        return JobEnd(code, seconds, reason, _last_error(self.job.log, code))
 
     def send(self, number: int) -> None:
         with suppress(ProcessLookupError):

@@ -1,7 +1,7 @@
 """The order of training samples: a pure function of (seed, sample number).
 
 Samples are numbered 0, 1, 2, ... for ever: sample `s` belongs to epoch `s // rows` and is row
-`permute(s % rows, rows, seed, epoch)` of the data folder. So the position of a run is one integer, "samples consumed":
+`_permute(s % rows, rows, seed, epoch)` of the data folder. So the position of a run is one integer, "samples consumed":
 resuming is O(1), exact, and the same for any number of ranks or workers.
 """
 
@@ -22,7 +22,7 @@ _ROUNDS = 8
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # the constants of splitmix64's finaliser
 
 
-def permute(positions: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
+def _permute(positions: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     """Where a keyed bijection of range(n) sends `positions` (any shape, each in [0, n)): int64 of the same shape.
 
     A balanced Feistel network permutes the 4**k numbers that enclose range(n) (at most 4 n of them); a result outside
@@ -86,7 +86,7 @@ class BlockDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """The rows at places stretch * STRETCH, ... of an epoch: int64 [STRETCH], or fewer at its end."""
         if self._order is None or self._order[:2] != (epoch, stretch):
             places = np.arange(stretch * STRETCH, min((stretch + 1) * STRETCH, self.rows))
-            self._order = epoch, stretch, permute(places, self.rows, self.seed, epoch)
+            self._order = epoch, stretch, _permute(places, self.rows, self.seed, epoch)
         return self._order[2]
 
 

@@ -63,7 +63,7 @@ def points(value: float) -> str:
 
 
 @dataclass(frozen=True)
-class Spread:
+class _Spread:
     """A score over seeds."""
 
     median: float
@@ -72,7 +72,7 @@ class Spread:
     seeds: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> _Spread:
         return cls(median(values), min(values), max(values), len(values))
 
     def scores(self) -> dict[str, float]:
@@ -167,9 +167,9 @@ class Configuration:
         return next((run.learning_rate for run in self.finished), None)
 
     @property
-    def headline(self) -> Spread | None:
+    def headline(self) -> _Spread | None:
         scores = [run.headline for run in self.finished if run.headline is not None]
-        return Spread.of(scores) if scores else None
+        return _Spread.of(scores) if scores else None
 
     def medians(self, task: Task) -> dict[str, dict[str, float]]:
         """By metric of each dev split that all finished runs were scored on."""
@@ -249,8 +249,8 @@ class TaskResult:
         """The dev splits that every run of the best configuration was scored on."""
         return [split for split in self.task.dev if all(split.name in run.metrics for run in self.best_runs)]
 
-    def spread(self, split: Split, metric: str) -> Spread:
-        return Spread.of([run.metrics[split.name][metric] for run in self.best_runs])
+    def spread(self, split: Split, metric: str) -> _Spread:
+        return _Spread.of([run.metrics[split.name][metric] for run in self.best_runs])
 
     @property
     def failed(self) -> int:
@@ -346,7 +346,7 @@ class Suite:
             return None
         scores = [ours[name].score for name in counted]
         middle, low, high = (fmean(getattr(score, part) for score in scores) for part in ("median", "min", "max"))
-        found = Spread(middle, low, high, min(score.seeds for score in scores))
+        found = _Spread(middle, low, high, min(score.seeds for score in scores))
         return {"columns": counted, "left_out": list(_NOT_IN_MEAN), **found.reported()}
 
     def content(self) -> dict[str, Any]:
@@ -370,7 +370,7 @@ class _Column:
 
     split: Split
     metric: str
-    score: Spread
+    score: _Spread
     rows: int
 
     @property

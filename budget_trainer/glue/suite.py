@@ -42,7 +42,7 @@ _END_SECONDS = 1.0  # of the suite itself, when the last run has ended
 
 
 @dataclass
-class Runner:
+class _Runner:
     """Works through a plan in `request.output_dir`: `runs/<task>/<key>/` for each run.
 
     `model` is the checkpoint's folder with its digest, `slots` are the devices (of CUDA_VISIBLE_DEVICES; None for the CPU), and
@@ -221,7 +221,7 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> Suite:
             log.warning("%s is absent: %s", name, reason)
         clock.enter("train")
         launch = make_launch(request.output_dir / "launch.yaml", request.run.use_cpu)
-        runner = Runner(request, plan, clock, stop, (folder, digest), slots, launch)
+        runner = _Runner(request, plan, clock, stop, (folder, digest), slots, launch)
         runner.work()
         suite = Suite(request.output_dir, model, runner.results(), plan.absent, plan.covered, protocol)
         write_json_atomic(request.output_dir / RUNS_FILE, suite.content())

@@ -89,7 +89,7 @@ def build_mask(document_ids: Tensor, backend: str, max_documents: int | None = N
     return _document_mask(document_ids)
 
 
-def attend(qkv: Tensor, mask: AttentionMask, dropout: float = 0.0) -> Tensor:
+def _attend(qkv: Tensor, mask: AttentionMask, dropout: float = 0.0) -> Tensor:
     """Return the context [B, L, H * D] of queries, keys and values [B, L, 3, H, D].
 
     Args:
@@ -109,7 +109,7 @@ def attend(qkv: Tensor, mask: AttentionMask, dropout: float = 0.0) -> Tensor:
 
 
 def attend_by_head(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """Return the context [B, S, H * D] of queries [B, H, S, D] over keys and values [B, H, L, D]; see `attend` for the rest."""
+    """Return the context [B, S, H * D] of queries [B, H, S, D] over keys and values [B, H, L, D]; see `_attend`."""
     if dropout > 0 and query.device.type == "cpu" and not torch.compiler.is_compiling():
         # SDPA drops out on a CPU in separate steps too, and draws more bits.
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
@@ -169,7 +169,7 @@ class _FusedSelfAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, ...]:
-        """Return the context [B, L, H] of states [B, L, H], and no probabilities; see `attend` for the mask.
+        """Return the context [B, L, H] of states [B, L, H], and no probabilities; see `_attend` for the mask.
 
         Where the caller wants probabilities, a cache or cross attention, or not SDPA, the library's own forward answers.
         """
@@ -183,7 +183,7 @@ class _FusedSelfAttention(nn.Module):
         bias = torch.cat([layer.bias for layer in layers])
         heads = (3, module.num_attention_heads, module.attention_head_size)
         qkv = F.linear(hidden_states, weight, bias).view(*hidden_states.shape[:-1], *heads)
-        return attend(qkv, attention_mask, module.dropout.p if self.training else 0.0), None  # type: ignore
+        return _attend(qkv, attention_mask, module.dropout.p if self.training else 0.0), None  # type: ignore
 
 
 def fuse_attention(model: Any) -> None:

@@ -130,7 +130,7 @@ def most_tokens(config: PretrainedConfig) -> float:
     return positions - _position_offset(config.model_type, config.pad_token_id)
 
 
-def check_positions(config: PretrainedConfig, longest: int, field: str) -> None:
+def _check_positions(config: PretrainedConfig, longest: int, field: str) -> None:
     """Refuse blocks of `longest` tokens for a model with fewer positions; `field` is the flag that it comes from."""
     if (positions := most_tokens(config)) < longest:
         raise InputError(
@@ -310,7 +310,7 @@ def make_model(
             log.info("%s has no tokenizer: that of the data folder is taken for its own", path)
         elif (own := min(own, model.config.vocab_size)) < vocab_size:
             _add_tokens(model, own, vocab_size, options["seed"])
-    check_positions(model.config, longest_block, "max_position_embeddings" if path is None else "model_name_or_path")
+    _check_positions(model.config, longest_block, "max_position_embeddings" if path is None else "model_name_or_path")
     return model
 
 

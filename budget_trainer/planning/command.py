@@ -100,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
     print(f"probing for up to {args.probe_seconds:g} s ...", file=sys.stderr, flush=True)
     deadline = begin + args.probe_seconds - min(1.0, args.probe_seconds / 10)  # the rest: prediction and picture
     with tempfile.TemporaryDirectory(prefix="budget-plan-", dir=_disk_of(args.settings.get("output_dir"))) as folder:
-        report, failed = ask_probe(args.words, Path(folder), deadline)
+        report, failed = _ask_probe(args.words, Path(folder), deadline)
     plan = make_plan(report, num_processes=args.num_processes, price_per_hour=args.price_per_hour, failed=failed)
     plan["probe_seconds"] = time.monotonic() - begin
     print(plan_text(plan))
@@ -108,7 +108,7 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def ask_probe(words: Sequence[str], folder: Path, deadline: float) -> tuple[ProbeReport | None, str | None]:
+def _ask_probe(words: Sequence[str], folder: Path, deadline: float) -> tuple[ProbeReport | None, str | None]:
     """The probe's last report on the run `words` until `deadline` (of time.monotonic()); None where there was none.
 
     Where the probe died after its choice of a micro-batch, the second is how it died, and its last words.

@@ -163,7 +163,7 @@ def _git_commit() -> str | None:
         return None
 
 
-def read_progress(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def _read_progress(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of `progress.jsonl` that tell the run's story, in order.
 
     A job that resumed repeats the steps after its checkpoint: earlier lines from its first step on are dropped. Lines that
@@ -181,7 +181,7 @@ def read_progress(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return kept
 
 
-def draw_report(report: dict[str, Any], progress: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
+def _draw_report(report: dict[str, Any], progress: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
     """Draw `run_report.png`: loss, learning rate and tokens/s over time, and where the budget went."""
     with png_figure(12, 8) as (figure, png):
         (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2)
@@ -209,7 +209,7 @@ def write_report(report: dict[str, Any], output_dir: Path, plan: Plan | None) ->
     if plan is not None:
         report["planned"] = plan.compare(report)
     write_json_atomic(output_dir / REPORT, report)
-    draw_report(report, read_progress(output_dir / "progress.jsonl"), output_dir / PICTURE)
+    _draw_report(report, _read_progress(output_dir / "progress.jsonl"), output_dir / PICTURE)
 
 
 def print_summary(report: dict[str, Any], output_dir: Path) -> None:

@@ -29,7 +29,7 @@ _OF_TRIALS |= {"push_to_hub", "hub_model_id", "hub_token", "project", "log_level
 
 
 @dataclass(frozen=True)
-class TrialRecord:
+class _TrialRecord:
     """One trial. `curve` has pairs of the share of its budget (0 to 1) and the pinned evaluation then."""
 
     number: int  # Optuna's
@@ -42,7 +42,7 @@ class TrialRecord:
     error: str | None  # one line for a failed one
 
     @classmethod
-    def of(cls, spec: SweepSpec, trial: FrozenTrial) -> TrialRecord:
+    def of(cls, spec: SweepSpec, trial: FrozenTrial) -> _TrialRecord:
         """A trial as it stands: its curve is what lies on disk, else what was reported; the final evaluation ends it."""
         folder, sign = TrialFolder(spec, trial.number), spec.objective.sign
         objective = trial.value if trial.state == TrialState.COMPLETE else None
@@ -79,23 +79,23 @@ class SweepRecord:
 
     spec: SweepSpec
     used_seconds: float
-    trials: tuple[TrialRecord, ...]
+    trials: tuple[_TrialRecord, ...]
 
     @classmethod
     def of(cls, spec: SweepSpec, study: optuna.Study, used_seconds: float) -> SweepRecord:
         """What the study and the folders hold; what waits to be run is no trial yet."""
         trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-        return cls(spec, used_seconds, tuple(TrialRecord.of(spec, trial) for trial in trials))
+        return cls(spec, used_seconds, tuple(_TrialRecord.of(spec, trial) for trial in trials))
 
     @cached_property
-    def ranked(self) -> list[TrialRecord]:
+    def ranked(self) -> list[_TrialRecord]:
         """Best first; then those that were ended early, the furthest first and among these by their last value; then the rest.
 
         The values on the way are those of the pinned evaluation: lower is better, whatever the objective.
         """
         return sorted(self.trials, key=self._rank)
 
-    def _rank(self, trial: TrialRecord) -> tuple[float, ...]:
+    def _rank(self, trial: _TrialRecord) -> tuple[float, ...]:
         if trial.objective is not None:
             return (0, self.spec.objective.sign * trial.objective, trial.number)
         if trial.state in ("pruned", "time"):
@@ -104,7 +104,7 @@ class SweepRecord:
         return (2 if trial.state == "running" else 3, trial.number)
 
     @cached_property
-    def finished(self) -> list[TrialRecord]:
+    def finished(self) -> list[_TrialRecord]:
         """Those with an objective, best first."""
         return [trial for trial in self.ranked if trial.objective is not None]
 

@@ -49,7 +49,7 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", force=True)
     no_gpu = devices(False) == [None]
     use_cpu, processes = (no_gpu, 1) if spec.accelerate_config is None else read_profile(spec.accelerate_config)
-    slots, on_cpu = make_slots(spec, use_cpu, processes), use_cpu or no_gpu
+    slots, on_cpu = _make_slots(spec, use_cpu, processes), use_cpu or no_gpu
     data = DataFolder.open(check_start(spec, on_cpu))
     check_storage(spec.storage, spec.output_dir)
     recipe = spec.base_recipe()
@@ -79,7 +79,7 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
         return _conclude(study, clock, files)
 
 
-def make_slots(spec: SweepSpec, use_cpu: bool, processes: int) -> list[str | None]:
+def _make_slots(spec: SweepSpec, use_cpu: bool, processes: int) -> list[str | None]:
     """The devices of the trials that run at the same time: one GPU each, or as many as the profile has processes."""
     found = devices(use_cpu)
     if found == [None]:

@@ -136,7 +136,7 @@ def _read_range(name: str, given: dict[str, Any]) -> Searched:
 
 
 @dataclass(frozen=True)
-class Objective:
+class _Objective:
     """`metric` of the pinned evaluation: itself the objective, or with `task` what trials are compared by on the way.
 
     `task` names one of GLUE, or several with commas: then the mean of their scores is the objective.
@@ -176,10 +176,10 @@ class Objective:
         return ["--task_name", str(self.task), "--model_name_or_path", model, "--output_dir", output_dir, *own]
 
 
-def _read_objective(given: Any) -> Objective:
+def _read_objective(given: Any) -> _Objective:
     """`bits_per_byte`, `loss`, or a mapping of `glue: TASK` (or `TASK,TASK`) and flags of finetune_glue.py."""
     if given in ("bits_per_byte", "loss"):
-        return Objective(given)
+        return _Objective(given)
     if not isinstance(given, dict) or not isinstance(given.get("glue"), str):
         raise InputError(f"objective: {given!r} is unknown; write bits_per_byte, loss, or {{glue: CoLA}}")
     from budget_trainer.glue.tasks import find_tasks
@@ -188,7 +188,7 @@ def _read_objective(given: Any) -> Objective:
     for name, value in flags.items():
         if name in _NOT_FOR_A_SCORE or not value or isinstance(value, dict):
             raise InputError(f"objective: {name} is not a flag that a trial's score can have; take it out")
-    return Objective(task=",".join(task.name for task in find_tasks([given["glue"]])), glue_flags=flags)
+    return _Objective(task=",".join(task.name for task in find_tasks([given["glue"]])), glue_flags=flags)
 
 
 FILE_STORAGES = ("journal:", "sqlite:///")
@@ -208,7 +208,7 @@ class SweepSpec:
     trials: int | None = flag(None, "how many trials, over all processes on the study; failed ones count", min=1)
     search: str = flag("grid", ", ".join(SEARCHES), choices=SEARCHES)
     recipe: Path | None = flag(None, "recipe that trials begin from; parameters and fixed win over it", unit="FILE")
-    objective: Objective = flag(Objective(), "bits_per_byte or loss of the pinned evaluation, or 'glue: CoLA'")
+    objective: _Objective = flag(_Objective(), "bits_per_byte or loss of the pinned evaluation, or 'glue: CoLA'")
     parallel_trials: int | None = flag(None, "trials at the same time: auto (one per GPU) or a number", min=1)
     accelerate_config: Path | None = flag(None, "launch configuration of the trials", unit="FILE")
     prune_at: tuple[int, ...] = flag((), "shares of a trial's time when trials are compared, as 0.25,0.5; []: never")

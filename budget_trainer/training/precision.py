@@ -53,7 +53,7 @@ class ComputeMode:
 
 
 @dataclass(frozen=True)
-class Cost:
+class _Cost:
     """What a mode costs: seconds per micro-batch, and once for compiling."""
 
     step: float
@@ -100,7 +100,7 @@ def resolve_compute_mode(
     return {"asked": asdict(asked), "settled": asdict(mode)}
 
 
-def most_steps(costs: Mapping[ComputeMode, Cost], remaining_seconds: float) -> ComputeMode:
+def most_steps(costs: Mapping[ComputeMode, _Cost], remaining_seconds: float) -> ComputeMode:
     """The mode that takes the most steps in what is left (without end: the fastest); the first one of equals."""
     if math.isinf(remaining_seconds):
         return min(costs, key=lambda mode: costs[mode].step)
@@ -156,7 +156,7 @@ def probe(
     device: torch.device,
     limit_seconds: float,
     time_fn: Callable[[], float] = time.monotonic,
-) -> dict[ComputeMode, Cost]:
+) -> dict[ComputeMode, _Cost]:
     """Time forward and backward of one micro-batch in the ways that `asked` allows, within `limit_seconds`.
 
     Eager ways first; compiled ones, in the faster precision, only where the limit is 45 s or more. What no longer fits is
@@ -169,7 +169,7 @@ def probe(
         return {}
     model.to(device)
     inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-    costs: dict[ComputeMode, Cost] = {}
+    costs: dict[ComputeMode, _Cost] = {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         while ways:
             way = ways.pop(0)
@@ -191,7 +191,7 @@ def _time(
     way: ComputeMode,
     device: torch.device,
     time_fn: Callable[[], float],
-) -> Cost:
+) -> _Cost:
     """The first pass (it compiles and warms up) and the fastest of _REPEATS more."""
     seconds = []
     for _ in range(1 + _REPEATS):
@@ -203,7 +203,7 @@ def _time(
             torch.cuda.synchronize(device)
         seconds.append(time_fn() - begin)
     step = max(min(seconds[1:]), 1e-6)
-    return Cost(step, max(0.0, seconds[0] - step) if way.compile != "no" else 0.0)
+    return _Cost(step, max(0.0, seconds[0] - step) if way.compile != "no" else 0.0)
 
 
 def _compiled(model: Any, way: ComputeMode) -> Any:

@@ -10,7 +10,7 @@ import yaml
 import finetune_glue
 import train_mlm
 from budget_trainer.config import arguments
-from budget_trainer.config.help import NOT_USED, OTHERS, answer, topics
+from budget_trainer.config.help import NOT_USED, OTHERS, _topics, answer
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.glue import arguments as glue_arguments
 from budget_trainer.glue.arguments import parse_request
@@ -41,7 +41,7 @@ def printed_config(name, words):
 
 def test_every_flag_stands_once_in_the_help_with_unit_words_and_default(name):
     parser = SCRIPTS[name][1]
-    found = topics(parser)
+    found = _topics(parser)
     assert list(found)[-2:] == [OTHERS, NOT_USED] and set(found) <= {*parser.topics, OTHERS, NOT_USED}
     assert Counter(known.name for flags in found.values() for known in flags) == dict.fromkeys(parser.flags, 1)
     text = " ".join(answer(["--help"], parser, parser.parse).split())

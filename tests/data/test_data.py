@@ -14,7 +14,7 @@ import train_mlm
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
-from budget_trainer.data.order import BlockDataset, ExactSampler, permute
+from budget_trainer.data.order import BlockDataset, ExactSampler, _permute
 from budget_trainer.data.rows import Rows
 from data_prep.shards import ShardWriter
 
@@ -32,12 +32,12 @@ def copy(data_dir, tmp_path):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 16, 17, 100, 4096, 4097])
 def test_permute_is_a_bijection_that_differs_by_epoch_and_seed(n):
-    first = permute(np.arange(n), n, seed=1, epoch=0)
+    first = _permute(np.arange(n), n, seed=1, epoch=0)
     assert first.dtype == np.int64
     assert sorted(first) == list(range(n))
     if n >= 100:
         for seed, epoch in ((1, 1), (2, 0)):
-            other = permute(np.arange(n), n, seed, epoch)
+            other = _permute(np.arange(n), n, seed, epoch)
             assert sorted(other) == list(range(n))
             assert (first == other).mean() < 0.1
 
@@ -45,20 +45,20 @@ def test_permute_is_a_bijection_that_differs_by_epoch_and_seed(n):
 def test_permute_looks_random():
     n = 10_007
     for epoch in range(5):
-        order = permute(np.arange(n), n, seed=3, epoch=epoch)
+        order = _permute(np.arange(n), n, seed=3, epoch=epoch)
         assert abs(np.corrcoef(np.arange(n), order)[0, 1]) < 0.05  # 5 standard deviations
         assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
         assert (np.diff(order) == 1).sum() < 10
         # Each tenth of the epoch holds about a tenth of each tenth of the corpus.
         table = np.histogram2d(np.arange(n), order, bins=10)[0]
         assert table.min() > 60 and table.max() < 140
-    assert len({tuple(permute(np.arange(3), 3, seed=0, epoch=epoch)) for epoch in range(200)}) == 6, "every order"
+    assert len({tuple(_permute(np.arange(3), 3, seed=0, epoch=epoch)) for epoch in range(200)}) == 6, "every order"
 
 
 def test_permute_of_part_is_part_of_permute_and_needs_no_list():
-    whole, positions = permute(np.arange(1000), 1000, seed=0, epoch=2), np.array([[5, 999], [0, 5]])
-    assert (permute(positions, 1000, 0, 2) == whole[positions]).all()
-    assert 0 <= permute(np.array([10**12]), 10**12 + 39, 0, 0)[0] < 10**12 + 39
+    whole, positions = _permute(np.arange(1000), 1000, seed=0, epoch=2), np.array([[5, 999], [0, 5]])
+    assert (_permute(positions, 1000, 0, 2) == whole[positions]).all()
+    assert 0 <= _permute(np.array([10**12]), 10**12 + 39, 0, 0)[0] < 10**12 + 39
 
 
 def test_every_row_once_per_epoch_and_order_is_pure(data):
@@ -198,7 +198,7 @@ def test_the_order_does_not_depend_on_how_much_of_it_is_found_at_once(data, stre
     assert together.__getitems__(numbers)["row"].tolist() == alone
     assert [together[int(number)]["row"] for number in numbers] == alone  # back and forth
     epochs, places = np.divmod(numbers, together.rows)
-    assert alone == [int(permute(np.array(p), together.rows, 4, int(e))) for e, p in zip(epochs, places, strict=True)]
+    assert alone == [int(_permute(np.array(p), together.rows, 4, int(e))) for e, p in zip(epochs, places, strict=True)]
 
 
 def test_through_a_data_loader_with_workers(data):

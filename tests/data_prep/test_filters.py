@@ -5,7 +5,7 @@ import random
 import pytest
 
 from data_prep import filters
-from data_prep.filters import Lengths, Removed, clean, digest_of, find_duplicates, is_duplicate
+from data_prep.filters import Lengths, Removed, _clean, digest_of, find_duplicates, is_duplicate
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from data_prep.filters import Lengths, Removed, clean, digest_of, find_duplicate
     ],
 )
 def test_clean(raw, expected):
-    assert clean(raw) == expected and clean(expected) == expected
+    assert _clean(raw) == expected and _clean(expected) == expected
 
 
 def test_lengths_and_samples():

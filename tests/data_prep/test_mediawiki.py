@@ -20,7 +20,7 @@ import pytest
 from budget_trainer.core.errors import InputError
 from data_prep import blocks, losses, mediawiki
 from data_prep.files import lines, members
-from data_prep.mediawiki import Site, read_articles, read_pages
+from data_prep.mediawiki import _read_pages, _Site, read_articles
 from data_prep.recipe import DataRecipe
 from data_prep.sentences import split_sentences
 from data_prep.sources import Source
@@ -182,10 +182,10 @@ class Endless(io.RawIOBase):
 def test_reading_is_lazy():
     """Pages come while the rest of an endless dump is still unread."""
     stream = Endless(HEAD.format("0.10", "0.10").encode(), page("A", PROSE).encode(), 2_000_000)
-    pages = read_pages("dump", stream, Site())
+    pages = _read_pages("dump", stream, _Site())
     assert [next(pages).title for _ in range(1000)] == ["A"] * 1000
     with pytest.raises(InputError, match="one tag or comment of more than 16777216 bytes from byte 0"):
-        list(read_pages("dump", Endless(b"<mediawiki a='", b"xxxxxxxx", 30_000_000), Site()))
+        list(_read_pages("dump", Endless(b"<mediawiki a='", b"xxxxxxxx", 30_000_000), _Site()))
 
 
 def test_names_of_the_dumps_language_and_one_line(read):
@@ -392,7 +392,7 @@ def test_what_wikiextractor_has_of_the_same_revision_is_in_ours():
     theirs = {html.unescape(title): text.strip().split("\n") for title, text in theirs.items()}
     dump = SHARED_DATA / "enwiki-2016-excerpt.xml.bz2"
     with bz2.open(dump) as stream:
-        raw = {page.title: page.text for page in read_pages("dump", stream, Site()) if page.title in theirs}
+        raw = {page.title: page.text for page in _read_pages("dump", stream, _Site()) if page.title in theirs}
     articles = read_articles(dump, "strict", 1, {}, lambda size: None, drop_holes=False)
     ours = {article[0]: article for article in articles}
     assert len(raw) == 37 and raw.keys() - ours.keys() == {"Alien", "Austin (disambiguation)"}, "lists of meanings"

@@ -19,9 +19,9 @@ from budget_trainer.fill_mask import fill_mask
 from data_prep import blocks, inspect
 from data_prep import tokenizer as stage
 from data_prep.encoding import Encoder, load_tokenizer, special_ids
-from data_prep.packing import token_bytes
+from data_prep.packing import _token_bytes
 from data_prep.sentences import split_sentences
-from data_prep.tokenizer_training import SPECIAL_TOKENS, TYPES, TokenizerOptions, text_to_learn, train_tokenizer
+from data_prep.tokenizer_training import SPECIAL_TOKENS, TYPES, TokenizerOptions, _text_to_learn, train_tokenizer
 from tests.conftest import SHARED_DATA, TINY, read_documents, report, train, words
 from tests.data_prep.conftest import dealt_rows, error_of, ids_of, text_mask, train_texts
 
@@ -126,7 +126,7 @@ def test_the_bytes_of_the_tokens_are_those_of_the_text(trained, kind, lowercase)
             "e\u0301", "\u00e9"
         )  # a combining mark of its own stands in no token, in none of the types
         encoding = backend.encode(text, add_special_tokens=False)
-        sizes = token_bytes(text, encoding.offsets)
+        sizes = _token_bytes(text, encoding.offsets)
         assert len(sizes) == len(encoding.ids) and sum(sizes) == len("".join(text.split()).encode()), text
 
 
@@ -143,7 +143,7 @@ def test_the_bytes_of_the_tokens_are_those_of_the_text(trained, kind, lowercase)
     ],
 )
 def test_bytes_of_tokens(text, spans, expected):
-    assert token_bytes(text, spans) == expected
+    assert _token_bytes(text, spans) == expected
 
 
 @pytest.mark.parametrize("kind", NEW)
@@ -193,7 +193,7 @@ def test_blocks_hold_the_text(prepared, trained, corpus, tmp_path, kind, packing
 def test_a_text_of_too_many_words_is_thinned(tmp_path, capsys, line, limit, expected, drop):
     lines = [line.format(f"{word} {word * 2}") for word in "abef"]
     (tmp_path / "text").write_text("".join(f"{line}\n" for line in lines))
-    with text_to_learn(tmp_path / "text", drop, limit) as file:
+    with _text_to_learn(tmp_path / "text", drop, limit) as file:
         found = file.read_text().splitlines()
     assert len(found) == expected and set(found) <= set(lines)
     assert ("spread evenly" in capsys.readouterr().out) is (expected < 4)
@@ -205,7 +205,7 @@ def test_no_word_without_an_end_goes_to_a_trainer(tmp_path, full_stop):
     """Unigram's ended the process with a segmentation fault at 300,000 characters."""
     word = f"{'x' * 700}{full_stop}" * 400
     (tmp_path / "text").write_text(f"some words\n{word} and {word[:1000]}\n", encoding="utf-8")
-    with text_to_learn(tmp_path / "text", cut=True) as file:
+    with _text_to_learn(tmp_path / "text", cut=True) as file:
         found = file.read_text(encoding="utf-8")
     assert max(map(len, found.split())) == 1000 and found.count("\n") == (401 if full_stop else 281)
     assert "".join(found.split()) == "".join((tmp_path / "text").read_text(encoding="utf-8").split())

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from budget_trainer.core.errors import InputError
-from data_prep.mediawiki import Site, is_disambiguation
+from data_prep.mediawiki import _is_disambiguation, _Site
 from data_prep.templates import Lost, check_pattern, languages
 from data_prep.wikitext import converter
 
@@ -17,7 +17,7 @@ PROSE = "A sentence of some words about the subject of the page."
 
 
 def plain(text, language="", **options):
-    return converter(Site().invisible(), language, **options).paragraphs(text, "Title")
+    return converter(_Site().invisible(), language, **options).paragraphs(text, "Title")
 
 
 # What a page is made of in each case; _ stands for a space, ~ for a line end.
@@ -42,7 +42,7 @@ def test_pathological_pages_take_linear_time(unit):
         start = time.process_time()
         for around in ("{}", "x {} y", "[[a]] = {}=", "[http://{}", "-{{{}", "{{{{{}", "=={}x"):
             plain(around.format(text))
-            is_disambiguation("A", around.format(text))
+            _is_disambiguation("A", around.format(text))
         return time.process_time() - start
 
     try:

@@ -12,7 +12,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.glue import plan as plan_module
 from budget_trainer.glue.arguments import KEYS, parse_request
 from budget_trainer.glue.plan import PlannedRun, make_plan, read_grid, share
-from budget_trainer.glue.suite import Runner
+from budget_trainer.glue.suite import _Runner
 from budget_trainer.glue.tasks import TASKS
 from tests.conftest import ROOT, words
 from tests.glue.conftest import SHORT
@@ -164,6 +164,7 @@ time.sleep(1.5 if device == "0" else 0.1)
 with open(os.path.join(sys.argv[1], "said"), "a") as said:
     said.write(json.dumps([device, begin, time.time(), words[words.index("--total_training_time") + 1]]) + "\\n")
 result = {"format": 1, "headline": {"value": 0.5}, "metrics": {}, "rows": {}, "official_rows": {"dev": True}}
+result |= {"configuration": {"learning_rate": 5e-5}}
 result |= {"best_epoch": 1.0, "steps": 5, "predictions": {}, "seconds": {"total": 0.1}}
 open(os.path.join(folder, "result.json"), "w").write(json.dumps(result))
 """
@@ -176,7 +177,7 @@ def test_one_run_on_each_device_at_a_time(request_of, tmp_path):
 
     def runner():
         rest = StopRequest(), (tmp_path, "digest"), ["0", "1"], launch
-        return Runner(request, make_plan(request), BudgetClock(900.0), *rest)
+        return _Runner(request, make_plan(request), BudgetClock(900.0), *rest)
 
     def said():
         return sorted(json.loads(line) for line in (tmp_path / "said").read_text().splitlines())
@@ -208,7 +209,7 @@ def test_runs_that_fail_are_noted_and_those_without_time_not_begun(request_of, t
     def errors():
         command = [sys.executable, "-c", "print('error: no memory'); raise SystemExit(1)"]
         model = (tmp_path, "digest")
-        runner = Runner(request, make_plan(request), clock, StopRequest(), model, [None], lambda *line: command)
+        runner = _Runner(request, make_plan(request), clock, StopRequest(), model, [None], lambda *line: command)
         runner.work()
         return [task.configurations[0].runs[0].error for task in runner.results().values()]
 

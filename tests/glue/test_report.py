@@ -8,7 +8,7 @@ import pytest
 
 from budget_trainer.glue.check_submission import check_submission
 from budget_trainer.glue.report import DEV, TEST, write_report
-from budget_trainer.glue.results import Configuration, Run, Spread, Suite, TaskResult
+from budget_trainer.glue.results import Configuration, Run, Suite, TaskResult, _Spread
 from budget_trainer.glue.submission import write_submission
 from budget_trainer.glue.tasks import ALL_COLUMNS, TASKS
 from budget_trainer.reporting.card import card_text, parse_glue_scores
@@ -25,13 +25,13 @@ def report_of(tmp_path: Path):
 @pytest.mark.parametrize(
     ("scores", "best", "headline", "seed"),
     [
-        ([[0.5, 0.6, 0.7], [0.1, 0.65, 0.99]], 1, Spread(0.65, 0.1, 0.99, 3), 3),
-        ([[0.5, 0.6], [0.5, 0.6]], 0, Spread(0.55, 0.5, 0.6, 2), 2),  # of equals the first
-        ([[None, 0.6, None], [0.5, 0.5, 0.5]], 1, Spread(0.5, 0.5, 0.5, 3), 1),  # a seed alone is luck
-        ([[None, 0.6, 0.6], [0.5, None, None]], 0, Spread(0.6, 0.6, 0.6, 2), 2),
+        ([[0.5, 0.6, 0.7], [0.1, 0.65, 0.99]], 1, _Spread(0.65, 0.1, 0.99, 3), 3),
+        ([[0.5, 0.6], [0.5, 0.6]], 0, _Spread(0.55, 0.5, 0.6, 2), 2),  # of equals the first
+        ([[None, 0.6, None], [0.5, 0.5, 0.5]], 1, _Spread(0.5, 0.5, 0.5, 3), 1),  # a seed alone is luck
+        ([[None, 0.6, 0.6], [0.5, None, None]], 0, _Spread(0.6, 0.6, 0.6, 2), 2),
         ([[None, None]], None, None, None),
-        ([[0.0, 0.0]], 0, Spread(0, 0, 0, 2), 1),  # a score, though a low one
-        ([[0.5, 0.9, 0.7, 0.1, 0.6]], 0, Spread(0.6, 0.1, 0.9, 5), 2),
+        ([[0.0, 0.0]], 0, _Spread(0, 0, 0, 2), 1),  # a score, though a low one
+        ([[0.5, 0.9, 0.7, 0.1, 0.6]], 0, _Spread(0.6, 0.1, 0.9, 5), 2),
     ],
 )
 def test_the_median_of_the_best_configuration(scores, best, headline, seed) -> None:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from budget_trainer.core.io import write_json_atomic
-from budget_trainer.reporting.report import draw_report
+from budget_trainer.reporting.report import _draw_report
 from tests.hub.server import TOKEN
 from tests.reporting.test_report import report
 
@@ -39,7 +39,7 @@ def finished(tokenizer, tmp_path_factory):
     recipe["hub_token"] = TOKEN
     data = {"sources": [{"name": "wikimedia/wikipedia", "kind": "dataset", "documents": 400}], "tokens": 9000}
     write_json_atomic(folder / "run_report.json", report(model_type="bert", recipe=recipe, data=data))
-    draw_report(report(), [], folder / "run_report.png")
+    _draw_report(report(), [], folder / "run_report.png")
     (folder / "final" / "training_args.bin").write_bytes(b"\x80\x04pickle")
     (folder / "checkpoint-7").mkdir()
     (folder / ".partial-finetune-90").mkdir()

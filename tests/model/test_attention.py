@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.model import attention
-from budget_trainer.model.attention import attend, build_mask, choose_backend
+from budget_trainer.model.attention import _attend, build_mask, choose_backend
 from budget_trainer.model.sparse import FUSED, check_document_mask
 from tests.model.models import (
     DOCUMENTS,
@@ -85,10 +85,10 @@ def qkv_and_ids(rows=2, heads=2, width=16, device="cpu", dtype=torch.float32):
 
 def test_segments_and_block_masks_say_what_the_boolean_mask_says():
     qkv, ids = qkv_and_ids()
-    expected = attend(qkv, build_mask(ids, "sdpa"))
+    expected = _attend(qkv, build_mask(ids, "sdpa"))
     starts = build_mask(ids, "varlen").starts.tolist()
     parts = qkv.flatten(0, 1)
-    pieces = [attend(parts[None, a:b], None)[0] for a, b in itertools.pairwise(starts) if a < b]
+    pieces = [_attend(parts[None, a:b], None)[0] for a, b in itertools.pairwise(starts) if a < b]
     assert torch.allclose(torch.cat(pieces).view_as(expected), expected, atol=1e-6)
     query, key, value = qkv.detach().permute(2, 0, 3, 1, 4).unbind(0)
     blocks = flex_attention(query, key, value, block_mask=build_mask(ids, "flex"))
@@ -209,10 +209,10 @@ def test_a_gpu_takes_flash_in_half_precision_without_dropout():
 def test_gpu_backends_equal_sdpa(backend, dtype):
     qkv, ids = qkv_and_ids(rows=3, heads=4, width=64, device="cuda", dtype=dtype)
     weight = torch.randn(3, LENGTH, 256, device="cuda", dtype=dtype)
-    expected = attend(qkv, build_mask(ids, "sdpa"))
+    expected = _attend(qkv, build_mask(ids, "sdpa"))
     wanted = torch.autograd.grad((expected * weight).sum(), qkv)[0]
     for bound in (None, 5):
-        found = attend(qkv, build_mask(ids, backend, bound))
+        found = _attend(qkv, build_mask(ids, backend, bound))
         gradient = torch.autograd.grad((found * weight).sum(), qkv)[0]
         assert (found - expected).norm() < 0.01 * expected.norm()
         assert (gradient - wanted).norm() < 0.02 * wanted.norm()

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, Trainer
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.build import PADDED_ROW_BIAS, build_model, check_positions, load_pretrained
+from budget_trainer.model.build import PADDED_ROW_BIAS, _check_positions, build_model, load_pretrained
 from budget_trainer.model.initialization import set_output_bias
 from budget_trainer.model.sparse import HEADS
 from tests.model.models import SPECIAL, VOCAB, WITH_PAIRS, assert_near, batch, check_step, pick, tiny
@@ -116,9 +116,9 @@ def test_any_masked_language_model_trains_and_reloads(model_type, tmp_path):
 def test_the_longest_block_fits_and_one_more_token_is_refused(model_type, pad):
     model = tiny(model_type, special_ids=SPECIAL | {"pad": pad, "unk": 1 - pad}, max_position_embeddings=24)
     model(**batch(length=24, padded=False)).loss.backward()
-    check_positions(model.config, 24, "max_position_embeddings")
+    _check_positions(model.config, 24, "max_position_embeddings")
     with pytest.raises(InputError, match=f"^long: this {model.config.model_type} takes 24 tokens, .* 25; "):
-        check_positions(model.config, 25, "long")
+        _check_positions(model.config, 25, "long")
 
 
 def test_checkpoints_that_cannot_be_continued(tmp_path):

@@ -166,7 +166,7 @@ PROFILES += [("cuda:0", 1, "single_gpu.yaml"), ("cuda:0", 2, "ddp.yaml --num_pro
 def test_what_is_stored_of_a_plan(device, processes, profile, tmp_path, monkeypatch, capsys):
     """With a report as of a probe: flags become lines of the recipe, and the command that runs it fits the devices."""
     ask = Mock(return_value=(replace(REPORT, device=device, compile="no"), None))
-    monkeypatch.setattr(command_module, "ask_probe", ask)
+    monkeypatch.setattr(command_module, "_ask_probe", ask)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text(f"output_dir: {tmp_path / 'a' / 'b'}\nbf16: true\n")
     flags = "--bf16 --no_bf16 --total-training-time=24h --bf16 --mlm-probability-curve 0.3@0,0.15@0.5 --seed -1"

@@ -17,7 +17,7 @@ from torch._dynamo import utils as dynamo
 
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.planning import probe as probe_module
-from budget_trainer.planning.command import ask_probe
+from budget_trainer.planning.command import _ask_probe
 from budget_trainer.planning.measure import Memory
 from budget_trainer.planning.probe import _body_parameters, probe
 from budget_trainer.planning.steps import Measurements, MicroStep, ProbeSteps, StepRequest, StepResult, micro_batches
@@ -240,7 +240,7 @@ def test_a_probe_that_crashes_is_not_taken_for_one_without_time(chosen, tmp_path
     )
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    ask = partial(ask_probe, ["r.yaml"], tmp_path, time.monotonic() + 20)
+    ask = partial(_ask_probe, ["r.yaml"], tmp_path, time.monotonic() + 20)
     message = "it ended with exit code 3; its last words: no compiler here"
     if chosen is None:
         with pytest.raises(RunError, match=message):

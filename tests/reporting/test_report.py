@@ -14,7 +14,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_json_atomic
 from budget_trainer.fill_mask import fill_mask
 from budget_trainer.reporting.card import card_text, is_unedited, write_model_card
-from budget_trainer.reporting.report import draw_report, environment, public_report, read_progress
+from budget_trainer.reporting.report import _draw_report, _read_progress, environment, public_report
 
 
 def line(job, step, **more):
@@ -59,9 +59,9 @@ EVALUATION = {"evaluation": {"loss": 2.0}}
 def test_progress(tmp_path, lines, tail, kept):
     path = tmp_path / "progress.jsonl"
     path.write_text("".join(f"{one if isinstance(one, str) else json.dumps(one)}\n" for one in lines) + tail)
-    assert read_progress(path) == [lines[index] for index in kept]
+    assert _read_progress(path) == [lines[index] for index in kept]
     path.unlink()
-    assert read_progress(path) == []
+    assert _read_progress(path) == []
 
 
 def test_environment_names_versions_and_hardware():
@@ -87,7 +87,7 @@ PICTURES = {
 @pytest.mark.parametrize(("run", "lines"), PICTURES.values(), ids=PICTURES)
 def test_a_picture_is_drawn_of_any_run(tmp_path, run, lines):
     begin = time.process_time()
-    draw_report(run, lines, tmp_path / "run_report.png")
+    _draw_report(run, lines, tmp_path / "run_report.png")
     assert (tmp_path / "run_report.png").read_bytes().startswith(b"\x89PNG")
     assert time.process_time() - begin < 20
 

@@ -8,7 +8,7 @@ from benchmarks import sweep, sweep_kills
 from benchmarks.sweep_runs import Run, Wanted, log_of, log_spaced
 from budget_trainer.core.errors import InputError
 from budget_trainer.sweep.report import write_report
-from budget_trainer.sweep.spec import Objective
+from budget_trainer.sweep.spec import _Objective
 from tests.sweep.test_report import FULL
 from tests.sweep.test_report import sweep as record
 
@@ -44,7 +44,7 @@ def test_the_sweep_that_is_asked_for(tmp_path):
 
 
 def test_a_run_is_read_from_its_report(tmp_path):
-    write_report(record(*FULL, folder=tmp_path, objective=Objective()))
+    write_report(record(*FULL, folder=tmp_path, objective=_Objective()))
     run = Run(tmp_path, 7.0)
     assert run.best()["learning_rate"] == 5e-3 and run.objectives() == [4.8, 5.2, 6.0]
     assert (run.count("pruned"), run.count("time"), run.trial_seconds()) == (3, 1, 340.0)

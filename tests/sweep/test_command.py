@@ -14,7 +14,7 @@ import sweep
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.sweep.command import parse_request
-from budget_trainer.sweep.run import make_slots
+from budget_trainer.sweep.run import _make_slots
 from budget_trainer.sweep.study import SweepStudy
 from budget_trainer.sweep.trials import TrialFolder
 from tests.conftest import ROOT, TINY, run
@@ -350,8 +350,8 @@ def test_trials_at_the_same_time_have_devices_of_their_own(tmp_path, monkeypatch
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,3")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     spec = spec_of(tmp_path, OURS)
-    assert make_slots(spec, False, 1) == ["0", "1", "3"] and make_slots(spec, False, 2) == ["0,1"]
-    assert make_slots(spec, True, 2) == [None]
-    assert make_slots(spec_of(tmp_path, OURS, "--parallel_trials", "5"), False, 1) == ["0", "1", "3", "0", "1"]
+    assert _make_slots(spec, False, 1) == ["0", "1", "3"] and _make_slots(spec, False, 2) == ["0,1"]
+    assert _make_slots(spec, True, 2) == [None]
+    assert _make_slots(spec_of(tmp_path, OURS, "--parallel_trials", "5"), False, 1) == ["0", "1", "3", "0", "1"]
     with pytest.raises(InputError, match="starts 4 processes, and there are 3 GPUs"):
-        make_slots(spec, False, 4)
+        _make_slots(spec, False, 4)

@@ -11,20 +11,20 @@ from budget_trainer.config.parser import read_recipe
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import RunError
 from budget_trainer.sweep.report import write_report
-from budget_trainer.sweep.results import SweepRecord, TrialRecord, best_recipe_text, importance
-from budget_trainer.sweep.spec import Objective, SweepSpec
+from budget_trainer.sweep.results import SweepRecord, _TrialRecord, best_recipe_text, importance
+from budget_trainer.sweep.spec import SweepSpec, _Objective
 from tests.conftest import ROOT
 
 RATE = {"learning_rate": {"low": "3e-4", "high": "3e-2", "log": "true"}}
 CATEGORIES = {"curve": ["linear", "cosine", "wsd"], "bf16": {"choices": ["true", "false"]}}
-SST2 = Objective(task="SST-2")
+SST2 = _Objective(task="SST-2")
 
 
 def trial(number, state="finished", objective=5.0, share=1.0, last=5.0, error=None, **parameters):
     points = [share * step / 4 for step in range(1, 5)]
     curve = tuple((point, last + 3 * (share - point)) for point in points) if share else ()
     objective = objective if state == "finished" else None
-    return TrialRecord(number, state, parameters, objective, curve, 60 * share + 5, f"trial-{number:04d}", error)
+    return _TrialRecord(number, state, parameters, objective, curve, 60 * share + 5, f"trial-{number:04d}", error)
 
 
 def sweep(*trials, space=RATE, folder="out", **changes):

@@ -18,7 +18,7 @@ from budget_trainer.core.io import try_lock
 from budget_trainer.sweep import runner
 from budget_trainer.sweep.run import _keep_clock, _place
 from budget_trainer.sweep.runner import ENDED, PLACE, Runner
-from budget_trainer.sweep.spec import Objective, SweepSpec
+from budget_trainer.sweep.spec import SweepSpec, _Objective
 from budget_trainer.sweep.study import SweepStudy, open_storage, shown, storage_errors, storage_file
 from budget_trainer.sweep.trials import SECONDS
 
@@ -40,7 +40,7 @@ def trial_lock(folder, number):
 
 
 ALL_FAIL = dict.fromkeys(range(6), FAILS)
-EVALUATION, GLUE = Objective(), Objective(task="CoLA")
+EVALUATION, GLUE = _Objective(), _Objective(task="CoLA")
 
 
 class Sweep:
@@ -117,7 +117,7 @@ def test_of_several_tasks_the_mean_is_the_objective(tmp_path, rte, state, value)
         f"{{{{'tasks': {{{{'CoLA': {{{{'headline': {{{{'median': 0.4}}}}}}}}, 'RTE': {{{{'headline': {rte}}}}}}}}}}}}}"
     )
     score = f"import json\njson.dump({runs}, open({{0!r}} + '/glue_runs.json', 'w'))\nraise SystemExit(1)"
-    objective = Objective(task="CoLA,RTE", glue_flags={"seeds": "1,2", "glue_dir": ["a", "b"]})
+    objective = _Objective(task="CoLA,RTE", glue_flags={"seeds": "1,2", "glue_dir": ["a", "b"]})
     sweep = Sweep(tmp_path, objective=objective, score=score, trials=1)
     sweep.runner.work()
     (trial,) = sweep.study.get_trials()

@@ -11,7 +11,7 @@ from budget_trainer.config.arguments import RunArguments
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.model.build import build_model
 from budget_trainer.training import precision
-from budget_trainer.training.precision import ComputeMode, Cost, probe
+from budget_trainer.training.precision import ComputeMode, _Cost, probe
 from tests.conftest import words
 
 FP32, BF16 = ComputeMode(False, "no"), ComputeMode(True, "no")
@@ -67,18 +67,18 @@ def resolve(tmp_path, flags, remaining=None, checkpoint=None):
     return ComputeMode(**resolved["settled"]), resolved, args
 
 
-MEASURED = {FP32: Cost(1.0), BF16: Cost(2.0)}
-BF16_PAYS = {FP32: Cost(2.0), BF16: Cost(1.0)}
+MEASURED = {FP32: _Cost(1.0), BF16: _Cost(2.0)}
+BF16_PAYS = {FP32: _Cost(2.0), BF16: _Cost(1.0)}
 AUTO, COMPILED = {"bf16": "true", "auto_speed": "true"}, {"torch_compile": "true"}
 BOTH = {**AUTO, **COMPILED}
-PARTS = {REGIONAL: Cost(0.7, 10.0), WHOLE: Cost(0.69, 300.0)}
+PARTS = {REGIONAL: _Cost(0.7, 10.0), WHOLE: _Cost(0.69, 300.0)}
 
 
 @pytest.mark.parametrize(
     ("flags", "measured", "remaining", "mode"),
     [
         (AUTO, MEASURED, None, FP32),  # what does not pay is off
-        (AUTO, {BF16: Cost(1.0), FP32: Cost(1.0)}, None, BF16),
+        (AUTO, {BF16: _Cost(1.0), FP32: _Cost(1.0)}, None, BF16),
         ({"bf16": "true"}, MEASURED, None, BF16),  # without auto_speed the recipe decides
         ({**BOTH, "total_training_time": "60s"}, BF16_PAYS, None, BF16),  # too dear to probe: by rule
         ({**BOTH, "total_training_time": "3m"}, BF16_PAYS, None, BF16),
