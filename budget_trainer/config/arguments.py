@@ -82,6 +82,12 @@ class ModelArguments:
     offset_heads: str | None = _model(
         None, "Relative positions that the first layer's heads begin with, as -1,1,-2,2.", unit="TOKENS", speed=False
     )
+    final_weight_rms: float | None = _model(
+        None,
+        "Root mean square of the hidden matrices in saved models (same function; 0.02 suits ordinary fine-tuning rates).",
+        above=0,
+        speed=False,
+    )
     unigram_bias: bool = _model(True, "Start the output bias at the log frequencies of the tokens.", speed=False)
 
 

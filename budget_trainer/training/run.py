@@ -42,6 +42,7 @@ from budget_trainer.model.initialization import (
     set_output_bias,
 )
 from budget_trainer.model.optimizers import build_optimizer
+from budget_trainer.model.scale import check_scalable
 from budget_trainer.model.sparse import check_document_mask
 from budget_trainer.reporting.card import write_model_card
 from budget_trainer.reporting.publish import BackgroundPush
@@ -262,6 +263,8 @@ class PretrainingRun:
             use_apex(model, self.args.device)
         if recipe.data.document_mask:
             check_document_mask(model)
+        if m.final_weight_rms is not None:
+            check_scalable(model.config)
         if self.args.device.type == "cpu":
             use_few_bit_dropout(model)
         model.cross_entropy, model.sparse_last_layer = m.cross_entropy, m.sparse_last_layer
@@ -374,6 +377,7 @@ class PretrainingRun:
             time_budget=self.budget,
             throughput=Throughput(self.budget, args.world_size, peak_flops),
             compute_mode=self.compute_mode,
+            final_weight_rms=self.recipe.model.final_weight_rms,
             regional_compile=self.regional_compile,
             **recipe.schedule,
             **options,

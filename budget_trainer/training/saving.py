@@ -17,6 +17,7 @@ from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.mixin import TimeScheduleMixin
 from budget_trainer.core.errors import RunError
 from budget_trainer.core.io import fresh_folder
+from budget_trainer.model.scale import scale_checkpoint
 from budget_trainer.training.engine import engine_name, needs_conversion, restore_group_options
 from budget_trainer.training.run_folder import (
     COMPUTE_MODE_KEY,
@@ -35,7 +36,7 @@ _REPORT_BYTES = 2**20  # for the report, its picture and the card, beside the mo
 class SavingTrainer(TimeScheduleMixin, Trainer):
     """Writes every folder aside, makes it durable and renames it; each save is charged to the clock's phase `save`.
 
-    `identity` says what a checkpoint belongs to (compared on resume), `compute_mode` what was resolved about precision and
+    `final_weight_rms` scales the models that it saves (see model/scale.py), never its checkpoints. `identity` says what a checkpoint belongs to (compared on resume), `compute_mode` what was resolved about precision and
     compilation; both go into the checkpoints.
     """
 
@@ -46,8 +47,10 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
         *args: Any,
         identity: dict[str, Any] | None = None,
         compute_mode: dict[str, Any] | None = None,
+        final_weight_rms: float | None = None,
         **kwargs: Any,
     ) -> None:
+        self.final_weight_rms = final_weight_rms
         self.identity, self.compute_mode = identity or {}, compute_mode or {}
         self._staging: Path | None = None  # where Trainer writes a checkpoint at the moment
         super().__init__(*args, **kwargs)
@@ -70,7 +73,13 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
 
     def save_folder(self, target: str | os.PathLike[str]) -> float:
         """Write the model and its tokenizer to `target`, complete or absent; returns seconds. Call it on all ranks."""
-        return self._write_aside(Path(target), lambda folder: self.save_model(str(folder), _internal_call=True))
+
+        def write(folder: Path) -> None:
+            self.save_model(str(folder), _internal_call=True)
+            if self.final_weight_rms is not None and self.args.should_save:
+                scale_checkpoint(folder, self.final_weight_rms)
+
+        return self._write_aside(Path(target), write)
 
     def rehearse_save(self, output_dir: str | os.PathLike[str], reserve_disk: bool = False) -> None:
         """Write the model once and delete it: how long the end will take, and that the disk takes it, known early.

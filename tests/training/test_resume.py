@@ -17,6 +17,7 @@ STEPS = {
     "hidden_dropout_prob": 0.1,  # the generator of dropout and samples has to resume too
     "cross_entropy": "sampled",
     "softmax_samples": 100,
+    "final_weight_rms": 0.05,
     "attention_probs_dropout_prob": 0.1,
     "lr_schedule": "step",
     "max_steps": 60,
@@ -82,6 +83,9 @@ def test_kill_and_resume_is_bit_exact(options, optimizer_type, tmp_path):
         assert [line[name] for line in resumed] == [line[name] for line in expected], name
     a, b = load_file(whole / "final" / "model.safetensors"), load_file(broken / "final" / "model.safetensors")
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    inner, own = "model.layers.1.mlp.Wi.weight", load_file(broken / "checkpoint-30" / "model.safetensors")
+    assert a[inner].square().mean().sqrt().item() == pytest.approx(0.05, rel=1e-4), "of the saved model"
+    assert own[inner].square().mean().sqrt().item() < 0.04, "a checkpoint has the scale of training"
     assert report(broken)["jobs"] == 2 and report(broken)["steps"] == 60
     assert report(broken)["used_seconds"] > before
     assert sum(report(broken)["shares"].values()) == pytest.approx(report(broken)["used_seconds"])

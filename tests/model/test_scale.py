@@ -1,0 +1,72 @@
+"""Scales moved into norms: the same outputs, other matrices; what cannot have it is refused."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM
+
+from budget_trainer.core.errors import InputError
+from budget_trainer.model.scale import check_scalable, scale_checkpoint, scale_weights
+from tests.model.models import tiny
+
+BIASES = {"attention_bias": True, "mlp_bias": True, "norm_bias": True}
+
+
+def trained_like(**config):
+    """A model whose weights are as different from their start as those of a long run."""
+    model = tiny("modernbert", model_config=config or None, seed=0).eval()
+    chance = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            factor = 0.3 + index % 5 if parameter.ndim == 2 else 1.0
+            parameter.copy_(factor * parameter + 0.1 * torch.randn(parameter.shape, generator=chance))
+    return model
+
+
+def logits(model):
+    ids = torch.arange(5, 21).view(2, 8)
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
+def rms(weights, *names):
+    return [float(tensor.square().mean().sqrt()) for name, tensor in weights.items() if name.endswith(names)]
+
+
+@pytest.mark.parametrize("config", [{}, BIASES], ids=["no biases", "biases everywhere"])
+@pytest.mark.parametrize("target", [0.02, 0.5])
+def test_outputs_stay_and_matrices_get_the_scale(config, target):
+    model = trained_like(**config)
+    before, weights = logits(model), dict(model.state_dict())
+    model.load_state_dict(scale_weights(weights, target))
+    after = model.state_dict()
+    torch.testing.assert_close(logits(model), before, rtol=2e-3, atol=2e-3 * float(before.abs().max()))
+    *_, first = sorted(name for name in after if name.endswith("layers.0.attn.Wqkv.weight"))
+    inner = rms({n: t for n, t in after.items() if n != first}, "attn.Wqkv.weight", "mlp.Wi.weight")
+    assert inner == pytest.approx([target] * len(inner), rel=1e-4)
+    outer = rms(after, ".Wo.weight")
+    assert sum(value**2 for value in outer) / len(outer) == pytest.approx(target**2, rel=1e-4)
+    for name in ("model.embeddings.tok_embeddings.weight", "head.dense.weight", "model.final_norm.weight"):
+        assert torch.equal(after[name], weights[name])
+
+
+def test_zeros_and_half_precision():
+    weights = {name: tensor.bfloat16() for name, tensor in trained_like().state_dict().items()}
+    weights["model.layers.1.mlp.Wi.weight"].zero_()
+    scaled = scale_weights(weights, 0.02)
+    assert {tensor.dtype for tensor in scaled.values()} == {torch.bfloat16}
+    assert all(torch.isfinite(tensor).all() for tensor in scaled.values())
+
+
+def test_a_saved_model_is_scaled_in_place(tmp_path):
+    model = trained_like()
+    model.save_pretrained(tmp_path)
+    scale_checkpoint(tmp_path, 0.02)
+    assert rms(load_file(tmp_path / "model.safetensors"), "layers.1.mlp.Wi.weight") == [pytest.approx(0.02, rel=1e-4)]
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(logits(again), logits(model), rtol=2e-3, atol=2e-3)
+
+
+def test_other_types_are_refused():
+    with pytest.raises(InputError, match="final_weight_rms: model_type bert cannot .* use modernbert, or leave it out"):
+        check_scalable(tiny("bert").config)
