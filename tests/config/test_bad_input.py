@@ -58,7 +58,10 @@ REFUSED = [
     ({"lr_schedule": "constant_step", "max_steps": 10}, "num_warmup_steps: 1000 is not below max_steps 10; lower it"),
     ({"save_only_model": "true"}, "save_only_model: not used here (command line); a checkpoint is for going on"),
     ({"final_weight_rms": 0}, "final_weight_rms: 0 is out of range; give a number above 0"),
-    ({"final_weight_rms": 0.02, "model_type": "bert"}, "final_weight_rms: model_type bert cannot have its scales moved"),
+    (
+        {"final_weight_rms": 0.02, "model_type": "bert"},
+        "final_weight_rms: model_type bert cannot have its scales moved",
+    ),
     ({"offset_heads": "left"}, "offset_heads: 'left' are not relative positions; write"),
     ({"offset_heads": "-1,1"}, "offset_heads: 'modernbert' without rotary positions and attention biases"),
     ({"model_name_or_path": "/nowhere"}, "beside model_name_or_path /nowhere, which brings its own; leave"),

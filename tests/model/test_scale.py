@@ -68,5 +68,7 @@ def test_a_saved_model_is_scaled_in_place(tmp_path):
 
 
 def test_other_types_are_refused():
-    with pytest.raises(InputError, match="final_weight_rms: model_type bert cannot .* use modernbert, or leave it out"):
+    with pytest.raises(
+        InputError, match="final_weight_rms: model_type bert cannot .* use modernbert, or leave it out"
+    ):
         check_scalable(tiny("bert").config)
