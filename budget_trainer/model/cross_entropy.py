@@ -152,7 +152,7 @@ class SampledSoftmax(nn.Module):
         super().__init__()
         self.samples, self._shift = samples, _UNIT * rank // world_size
         parts = (_inclusion_probabilities(counts, samples) * _UNIT).astype(np.int64)
-        parts[np.flatnonzero(parts < _UNIT)[: samples * _UNIT - parts.sum()]] += 1  # what rounding has taken
+        parts[parts.argmin()] += samples * _UNIT - parts.sum()  # what rounding has taken: any place will do
         self.register_buffer("_sums", torch.from_numpy(np.cumsum([0, *parts])), persistent=False)
 
     def forward(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:

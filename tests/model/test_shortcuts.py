@@ -139,4 +139,4 @@ def test_a_run_samples_by_its_tokens_also_where_it_goes_on(open_run, tmp_path):
         assert run.is_new is (checkpoint is None) is bool(run.model.get_output_embeddings().bias[0] != 0)
     special = list(run.data.special_ids.values())
     assert torch.equal(*shares) and run.data.unigram_counts()[special].max() > 1000
-    assert (shares[0][special] <= shares[0].min() + 1).all(), "no labels"
+    assert (shares[0][special] < 1.001 * shares[0].min()).all(), "no labels"
