@@ -18,7 +18,7 @@ EXAMPLES = (
 )
 
 
-def fill_mask(folder: str, texts: Sequence[str], top: int = 3) -> list[list[tuple[str, float]]]:
+def _fill_mask(folder: str, texts: Sequence[str], top: int = 3) -> list[list[tuple[str, float]]]:
     """For each text, the `top` most probable (token, probability) pairs for its one `[MASK]`.
 
     Raises InputError where a text has not exactly one `[MASK]`, or weights are missing in `folder`, and OSError where it
@@ -88,7 +88,7 @@ def _main(argv: Sequence[str] | None) -> None:
         raise InputError(f"top: {arguments.top} is below 1; give a whole number from 1 on")
     texts = arguments.text or EXAMPLES
     try:
-        answers = fill_mask(arguments.model, texts, arguments.top)
+        answers = _fill_mask(arguments.model, texts, arguments.top)
     except InputError:
         raise
     except Exception as error:  # the library has a class of its own for each file that is missing or broken

@@ -19,7 +19,7 @@ from budget_trainer.glue.submission import FOLDER, HEADER, ZIP
 from budget_trainer.glue.tasks import SUBMISSION_FILES, Split, Task, find_task
 
 
-def check_submission(path: Path, partial: bool = False) -> list[str]:
+def _check_submission(path: Path, partial: bool = False) -> list[str]:
     """The findings on a zip or a folder, none where it is complete and right; with `partial` files may be missing."""
     files, findings = _read_files(path), []
     for name, times in Counter(name for name, _ in files).items():
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> int:
         given = parser.parse_args(arguments)
-        findings = check_submission(given.path, given.partial)
+        findings = _check_submission(given.path, given.partial)
         print("\n".join(findings) if findings else f"{given.path}: as the GLUE leaderboard wants it")
         return 1 if findings else 0
 

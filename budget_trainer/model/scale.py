@@ -33,12 +33,12 @@ def check_scalable(config: Any) -> None:
 
 
 def scale_checkpoint(folder: Path, rms: float) -> None:
-    """`scale_weights` on the weights in a folder of save_pretrained, in place."""
+    """`_scale_weights` on the weights in a folder of save_pretrained, in place."""
     path = folder / "model.safetensors"
-    save_file(scale_weights(load_file(path), rms), path, metadata={"format": "pt"})
+    save_file(_scale_weights(load_file(path), rms), path, metadata={"format": "pt"})
 
 
-def scale_weights(weights: Mapping[str, Tensor], rms: float) -> dict[str, Tensor]:
+def _scale_weights(weights: Mapping[str, Tensor], rms: float) -> dict[str, Tensor]:
     """Return the weights of a modernbert with the same outputs, whose hidden matrices have the root mean square `rms`.
 
     Wqkv and Wi of each layer get it exactly, by the weight of the norm before them. The two Wo get it on average over all

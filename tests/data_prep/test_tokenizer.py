@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.whole_words import continues_word, vocabulary_size
-from budget_trainer.fill_mask import fill_mask
+from budget_trainer.fill_mask import _fill_mask
 from data_prep import blocks, inspect
 from data_prep import tokenizer as stage
 from data_prep.encoding import Encoder, load_tokenizer, special_ids
@@ -262,7 +262,7 @@ def test_a_model_trains_on_it(prepared, trained, tmp_path, kind, packing, model)
     flags |= {"lr_schedule": "step", "max_steps": 6, "use_cpu": True, "whole_word_mask": True}
     train({**TINY, **flags, "document_mask": packing == "packed"}, ok=True)
     assert "bits_per_byte" in json.dumps(report(out))
-    (answers,) = fill_mask(str(out / "final"), ["It is [MASK]."], top=4)
+    (answers,) = _fill_mask(str(out / "final"), ["It is [MASK]."], top=4)
     assert len(answers) == 4 and sum(share for _, share in answers) <= 1
     AutoTokenizer.from_pretrained(out / "final")
 

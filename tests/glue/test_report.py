@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from budget_trainer.glue.check_submission import check_submission
+from budget_trainer.glue.check_submission import _check_submission
 from budget_trainer.glue.report import DEV, TEST, write_report
 from budget_trainer.glue.results import Configuration, Run, Suite, TaskResult, _Spread
 from budget_trainer.glue.submission import write_submission
@@ -198,5 +198,5 @@ def test_a_real_result(tmp_path: Path) -> None:
     column = report["columns"]["WNLI"]
     assert (column["min"], column["median"], column["max"]) == (0.43662, 0.43662, 0.56338)
     assert column["seeds"] == 3 and column["comparable"] and report["tasks"]["WNLI"]["base"] is None
-    assert check_submission(tmp_path / "submission", partial=True) == []
+    assert _check_submission(tmp_path / "submission", partial=True) == []
     assert report["submission"]["files"] == ["WNLI.tsv"] and report["scores"][0]["value"] == column["median"]

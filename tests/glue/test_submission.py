@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.glue.check_submission import check_submission, main
+from budget_trainer.glue.check_submission import _check_submission, main
 from budget_trainer.glue.submission import write_submission
 from budget_trainer.glue.tasks import SUBMISSION_FILES, TASKS
 from tests.glue.suites import complete_suite, result_of
@@ -41,7 +41,7 @@ def contents(complete: Path) -> dict[str, bytes]:
 
 def test_all_tasks_give_the_complete_zip(complete: Path, contents: dict) -> None:
     assert {name: split.rows for name, (_, split) in SUBMISSION_FILES.items()} == ROWS
-    assert check_submission(complete / "glue_submission.zip") == []
+    assert _check_submission(complete / "glue_submission.zip") == []
     before = (complete / "glue_submission.zip").read_bytes()
     write_submission(complete_suite(complete / "runs"), complete)
     assert (complete / "glue_submission.zip").read_bytes() == before, "the same bytes whenever it is made"
@@ -67,8 +67,8 @@ def test_missing_tasks_are_named_and_there_is_no_zip(tmp_path: Path) -> None:
     statement = (tmp_path / "submission_missing.txt").read_text()
     assert statement.startswith("8 of 11 files") and "  AX.tsv: MNLI has no predictions of ax" in statement
     assert {path.name for path in (tmp_path / "submission").iterdir()} == ROWS.keys() - written["missing"]
-    assert check_submission(tmp_path / "submission", partial=True) == []
-    findings = check_submission(tmp_path / "submission")
+    assert _check_submission(tmp_path / "submission", partial=True) == []
+    findings = _check_submission(tmp_path / "submission")
     assert findings[0] == "QQP.tsv: missing; predict QQP's test (390,965 rows) and add it"
     assert [line.partition(":")[0] for line in findings] == ["QQP.tsv", "QNLI.tsv", "AX.tsv"]
 
@@ -156,7 +156,7 @@ def row(number: int, *line: str):
 def test_every_fault_of_a_file_is_one_line(tmp_path: Path, contents: dict, name: str, change, findings) -> None:
     (tmp_path / name).write_bytes(change(contents[name]))
     found, wanted = (
-        check_submission(tmp_path, partial=True),
+        _check_submission(tmp_path, partial=True),
         [""] * findings if isinstance(findings, int) else findings,
     )
     assert len(found) == len(wanted) and all("\n" not in line for line in found), found
@@ -176,7 +176,7 @@ def test_files_that_do_not_belong_there(tmp_path: Path, contents: dict, name: st
     with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
         for stored in ("RTE.tsv", "RTE.tsv", name):
             archive.writestr(stored, contents["RTE.tsv"])
-    found = check_submission(tmp_path / "s.zip", partial=True)
+    found = _check_submission(tmp_path / "s.zip", partial=True)
     assert found == ["RTE.tsv: it is in the zip 2 times; keep one", f"{name}: superfluous; {finding}"]
 
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.scale import check_scalable, scale_checkpoint, scale_weights
+from budget_trainer.model.scale import _scale_weights, check_scalable, scale_checkpoint
 from tests.model.models import tiny
 
 BIASES = {"attention_bias": True, "mlp_bias": True, "norm_bias": True}
@@ -38,7 +38,7 @@ def rms(weights, *names):
 def test_outputs_stay_and_matrices_get_the_scale(config, target):
     model = trained_like(**config)
     before, weights = logits(model), dict(model.state_dict())
-    model.load_state_dict(scale_weights(weights, target))
+    model.load_state_dict(_scale_weights(weights, target))
     after = model.state_dict()
     torch.testing.assert_close(logits(model), before, rtol=2e-3, atol=2e-3 * float(before.abs().max()))
     *_, first = sorted(name for name in after if name.endswith("layers.0.attn.Wqkv.weight"))
@@ -53,7 +53,7 @@ def test_outputs_stay_and_matrices_get_the_scale(config, target):
 def test_zeros_and_half_precision():
     weights = {name: tensor.bfloat16() for name, tensor in trained_like().state_dict().items()}
     weights["model.layers.1.mlp.Wi.weight"].zero_()
-    scaled = scale_weights(weights, 0.02)
+    scaled = _scale_weights(weights, 0.02)
     assert {tensor.dtype for tensor in scaled.values()} == {torch.bfloat16}
     assert all(torch.isfinite(tensor).all() for tensor in scaled.values())
 

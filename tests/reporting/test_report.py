@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_json_atomic
-from budget_trainer.fill_mask import fill_mask
+from budget_trainer.fill_mask import _fill_mask
 from budget_trainer.reporting.card import card_text, is_unedited, write_model_card
 from budget_trainer.reporting.report import _draw_report, _read_progress, environment, public_report
 
@@ -167,4 +167,4 @@ def test_the_report_beside_the_card_is_for_everybody():
 @pytest.mark.parametrize("text", ["no mask", "[MASK] and [MASK]"])
 def test_fill_mask_wants_one_mask(text):
     with pytest.raises(InputError, match="exactly once"):
-        fill_mask("nowhere", [text])
+        _fill_mask("nowhere", [text])
