@@ -41,7 +41,7 @@ _CURVES = {"decay_rate": "exp", "decay_step": "exp", "decay_proportion": "wsd", 
 # Flags of ModelArguments that count for a model that is continued, too.
 _OF_ANY_MODEL = {
     *("model_name_or_path", "hidden_dropout_prob", "attention_probs_dropout_prob", "sparse_mask_prediction"),
-    *("sparse_last_layer", "cross_entropy", "softmax_samples", "add_nsp"),
+    *("sparse_last_layer", "cross_entropy", "softmax_samples", "add_nsp", "final_weight_rms", "detection_weight"),
 }
 
 
@@ -186,6 +186,20 @@ class Recipe:
             )
         if m.cross_entropy == "sampled" and not m.sparse_mask_prediction:
             raise InputError("cross_entropy: sampled needs sparse_mask_prediction, which is false; use chunked")
+        replaced, drawn = self.data.random_replace_prob, self.data.random_replacement
+        if m.detection_weight and self.add_nsp:
+            raise InputError(
+                f"detection_weight: {m.detection_weight} beside next-sentence prediction; leave one of them out"
+            )
+        if m.detection_weight and not m.sparse_mask_prediction:
+            raise InputError(
+                f"detection_weight: {m.detection_weight} needs sparse_mask_prediction, which is false; use 0"
+            )
+        if (m.detection_weight or drawn == "bigram") and not replaced:
+            name, value = (
+                ("detection_weight", m.detection_weight) if m.detection_weight else ("random_replacement", drawn)
+            )
+            raise InputError(f"{name}: {value}, but random_replace_prob 0 replaces no token; raise it, such as to 0.5")
         if self.add_nsp and twins:
             raise InputError(
                 f"twin_probability: {twins} beside next-sentence prediction, whose pairs it would overwrite; leave one of "

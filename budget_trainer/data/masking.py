@@ -54,12 +54,36 @@ def prediction_slots(mlm_probability: float, block_size: int) -> int:
     return max(1, round(mlm_probability * (block_size - 2)))
 
 
+class Bigrams:
+    """The tokens that follow each token in a part of a corpus, to draw from with the frequencies that they have there.
+
+    Args:
+        rows: [n, L] token ids, at least one pair whose second token is ordinary.
+        vocab_size, special_ids: as MaskingCollator's; special tokens are never drawn.
+    """
+
+    def __init__(self, rows: NDArray[Any], vocab_size: int, special_ids: Mapping[str, int]) -> None:
+        left, right = rows[:, :-1].reshape(-1), rows[:, 1:].reshape(-1)
+        ordinary = np.ones(vocab_size, dtype=bool)
+        ordinary[list(special_ids.values())] = False
+        keep = ordinary[right]
+        left, right = left[keep], right[keep]
+        self._next = right[np.argsort(left, kind="stable")].astype(np.int32)
+        self._first = np.concatenate([[0], np.cumsum(np.bincount(left, minlength=vocab_size))])
+
+    def draw(self, before: I64, bits: U64) -> I64:
+        """For each token in `before` one that follows it, by 64 random `bits` each; where none does, any of them all."""
+        first, count = self._first[before], self._first[before + 1] - self._first[before]
+        first, count = np.where(count > 0, first, 0), np.where(count > 0, count, len(self._next))
+        return self._next[first + (bits % count.astype(np.uint64)).astype(np.int64)].astype(np.int64)
+
+
 class MaskingCollator:
     """Turn rows of token ids into a masked-language-modelling batch with a fixed number of prediction slots.
 
     Of the n tokens of a block that are not [CLS], [SEP] or padding, `min(S, max(1, round(mlm_probability * n)))` are
     chosen, those with the smallest hash. A chosen token becomes [MASK] with probability `mask_replace_prob`, a uniform
-    random ordinary token with `random_replace_prob`, and else stays.
+    random ordinary token with `random_replace_prob` (with `bigrams` one that follows the same token elsewhere), and else stays.
 
     Args:
         seed: any int; another seed gives other masks.
@@ -77,6 +101,7 @@ class MaskingCollator:
             first token, as many as fit into the wanted number of tokens; where none fits, none is predicted.
         sequence_parts: P. A block is cut into P blocks of L / P tokens, each with its own [CLS] and [SEP], which overwrite
             the tokens at its ends. S is that of the part: `prediction_slots`, or max_predictions_per_seq / P rounded up.
+        bigrams: the `Bigrams` of the corpus, for random tokens that fit what stands before them.
         twin_probability: the share of these blocks, in [0, 1], that hold passages twice (`repeat_passages`).
 
     Raises:
@@ -99,6 +124,7 @@ class MaskingCollator:
         whole_words: NDArray[np.bool_] | None = None,
         sequence_parts: int = 1,
         twin_probability: float = 0.0,
+        bigrams: Bigrams | None = None,
     ) -> None:
         for name in ("pad", "unk", "cls", "sep", "mask"):
             token = special_ids.get(name, -1)
@@ -133,6 +159,7 @@ class MaskingCollator:
         self.mask_replace_prob, self.random_replace_prob = mask_replace_prob, random_replace_prob
         self.dup_factor, self.has_padding, self.twin_probability = dup_factor, has_padding, twin_probability
         self.pad_id, self.cls_id, self.sep_id, self.mask_id = framing
+        self._bigrams = bigrams
         specials = sorted(set(special_ids.values()))
         self._ordinary_ids = np.setdiff1d(np.arange(vocab_size), specials)
         self._words = None if whole_words is None else word_table(whole_words, specials, vocab_size)
@@ -197,7 +224,8 @@ class MaskingCollator:
             out["attention_mask"] = (ids != self.pad_id).astype(np.int64)
         # Only used slots write: an unused one points at position 0, which may hold a token that is to stay.
         r, s = np.nonzero(used)
-        ids[r, positions[r, s]] = self._replace(originals, positions, keys, ids.shape[1])[r, s]
+        before = np.take_along_axis(ids, np.maximum(positions - 1, 0), axis=1)
+        ids[r, positions[r, s]] = self._replace(originals, before, positions, keys, ids.shape[1])[r, s]
         out |= {"input_ids": ids, "masked_positions": positions, "labels": np.where(used, originals, _IGNORED_LABEL)}
         return _MaskedBatch(_from_arrays(out))
 
@@ -276,17 +304,22 @@ class MaskingCollator:
         score[~candidate] |= _TOP
         return _smallest(score, place_mask, wanted, self.slots)
 
-    def _replace(self, originals: I64, positions: I64, keys: U64, length: int) -> I64:
-        """What stands in the input at the chosen positions [N, S] of parts of `length` tokens."""
+    def _replace(self, originals: I64, before: I64, positions: I64, keys: U64, length: int) -> I64:
+        """What is shown at the chosen positions [N, S] of parts of `length` tokens; `before` [N, S] precedes them."""
         if self.sequence_parts > 1:  # hashes are those of the position in the block
             positions = positions + np.arange(len(positions))[:, None] % self.sequence_parts * length
             keys = np.repeat(keys, self.sequence_parts, axis=0)
         place = positions.astype(np.uint64)
         action = uniform(hash64(keys ^ _STREAM_ACTION, place))
-        # The modulo favours some ids by at most vocab_size / 2**64.
-        drawn = hash64(keys ^ _STREAM_TOKEN, place) % np.uint64(len(self._ordinary_ids))
+        bits = hash64(
+            keys ^ _STREAM_TOKEN, place
+        )  # a modulo of them favours some values by at most their number / 2**64
+        if self._bigrams is None:
+            drawn = self._ordinary_ids[bits % np.uint64(len(self._ordinary_ids))]
+        else:
+            drawn = self._bigrams.draw(before, bits)
         replaced = action < self.mask_replace_prob + self.random_replace_prob
-        kept = np.where(replaced, self._ordinary_ids[drawn], originals)
+        kept = np.where(replaced, drawn, originals)
         return np.where(action < self.mask_replace_prob, self.mask_id, kept)
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 
-from budget_trainer.model.cpu import dropout as few_bit_dropout
+from budget_trainer.model.patches import dropout as few_bit_dropout
 from budget_trainer.model.patches import with_mixin
 
 PADDING = -1  # the document of padding

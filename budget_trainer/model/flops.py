@@ -55,7 +55,7 @@ def model_flops_per_token(model: Any, block_size: int, predictions_per_block: fl
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue
-        uses = last.get(module, 1.0 if id(module) in encoder else share)
+        uses = last.get(module, 1.0 if id(module) in encoder or name.startswith("detection.") else share)
         if sampled is not None and module is projection:
             uses *= sampled.samples / module.out_features
         if _PER_BLOCK.intersection(name.split(".")):

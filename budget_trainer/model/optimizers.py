@@ -271,8 +271,8 @@ def _classified(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     kinds = {id(table.weight): "embeddings" for table in [*tables, find_decoder()] if table is not None}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if path.endswith("seq_relationship") and name == "weight":
-                kinds[id(parameter)] = "decay"  # of next-sentence prediction: an output projection, no hidden matrix
+            if path.endswith(("seq_relationship", "detection.score")) and name == "weight":
+                kinds[id(parameter)] = "decay"  # an output projection, no hidden matrix
             elif len(full_shape(parameter)) < 2 or name.endswith("bias") or type(module).__name__.endswith("Norm"):
                 kinds.setdefault(id(parameter), "no_decay")
             elif len(full_shape(parameter)) == 2:

@@ -1,13 +1,29 @@
-"""Changes to objects of other libraries that their own interfaces do not offer, each with its reason."""
+"""Changes to objects of other libraries that their own interfaces do not offer, each with its reason.
+
+On a CPU: dropout from few random bits, and freed memory that stays with the process.
+
+PyTorch draws 24 bits or more for each element on one core: a quarter of the step of a BERT of 4 layers 256 wide. Here 64 bits
+decide four elements, from torch's generator: a resumed run goes on bit for bit. The scale is that of the rounded rate.
+
+glibc gives every large block back to the kernel when a tensor dies, and the next step pays for zeroed pages anew: on two
+cores that was 10 % of a step of a model 256 wide. Blocks then come from one heap that only grows.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_LEVELS = 2**16
 
 
 @cache  # one class for all layers of a kind
@@ -31,7 +47,7 @@ def sharded_by_layer(plugin: Any, model: Any) -> Iterator[None]:
     alone. Classes that the launch configuration names are kept.
     """
     if plugin.transformer_cls_names_to_wrap is None:
-        lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module))
+        lists = (module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module))
         plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in next(lists, ())})
     names = ("get_input_embeddings", "get_output_embeddings")
     for name in names:
@@ -41,3 +57,35 @@ def sharded_by_layer(plugin: Any, model: Any) -> Iterator[None]:
     finally:
         for name in names:
             delattr(model, name)
+
+
+def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """As F.dropout, which it is on other devices, inside of torch.compile (with its own generator), and for `p` near 0 or 1."""
+    dropped = round(p * _LEVELS)
+    if not training or x.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < dropped < _LEVELS:
+        return F.dropout(x, p, training)
+    count = x.numel()
+    words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)  # type: ignore[arg-type]
+    keep = words.view(torch.int16)[:count].view(x.shape) >= dropped - _LEVELS // 2
+    return x * keep.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))
+
+
+class _FewBitDropout(nn.Dropout):
+    def forward(self, input: Tensor) -> Tensor:
+        return dropout(input, self.p, self.training)
+
+
+def use_few_bit_dropout(model: nn.Module) -> None:
+    """Give every nn.Dropout of a model the faster forward."""
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = _FewBitDropout
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep what is freed; return whether it does. Another C library, or the user's own settings, stay."""
+    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    # malloc.h's M_MMAP_MAX and M_TRIM_THRESHOLD: no mapping of its own for a large block, and never back to the kernel.
+    return mallopt is not None and bool(mallopt(-4, 0)) and bool(mallopt(-1, -1))

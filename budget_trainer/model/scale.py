@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from budget_trainer.core.errors import InputError
@@ -32,13 +30,7 @@ def check_scalable(config: Any) -> None:
         )
 
 
-def scale_checkpoint(folder: Path, rms: float) -> None:
-    """`_scale_weights` on the weights in a folder of save_pretrained, in place."""
-    path = folder / "model.safetensors"
-    save_file(_scale_weights(load_file(path), rms), path, metadata={"format": "pt"})
-
-
-def _scale_weights(weights: Mapping[str, Tensor], rms: float) -> dict[str, Tensor]:
+def scale_weights(weights: Mapping[str, Tensor], rms: float) -> dict[str, Tensor]:
     """Return the weights of a modernbert with the same outputs, whose hidden matrices have the root mean square `rms`.
 
     Wqkv and Wi of each layer get it exactly, by the weight of the norm before them. The two Wo get it on average over all

@@ -9,7 +9,8 @@ at masked positions alone, keys and values at every one; the loss and all gradie
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from budget_trainer.model.cross_entropy import (
     loss_per_label,
     matmul_dtype,
 )
+from budget_trainer.model.detection import ReplacedTokenDetection
 from budget_trainer.model.patches import with_mixin
 
 
@@ -163,6 +165,13 @@ HEADS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 FUSED = ("bert", "megatron-bert", "roberta", "roberta-prelayernorm", "xlm-roberta", "camembert")
 
 
+@dataclass
+class _WithDetection(MaskedLMOutput):
+    """`loss` is the weighted sum of the masked loss and `detection_loss`."""
+
+    detection_loss: Tensor | None = None
+
+
 if TYPE_CHECKING:
     _ModelBase = PreTrainedModel
 else:
@@ -180,10 +189,11 @@ class SparsePrediction(_ModelBase):
     cross_entropy = "chunked"  # or "full": all logits of a batch at once
     max_documents: int | None = None  # in a block; see `attention.build_mask`
     sampled_softmax: SampledSoftmax | None  # of `sample_softmax`
+    detection: ReplacedTokenDetection | None  # of `detect_replaced_tokens`
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        self.sampled_softmax = None
+        self.sampled_softmax = self.detection = None
         encodes = not getattr(config, "is_decoder", False)
         if encodes and config.model_type in FUSED:
             fuse_attention(self)
@@ -205,7 +215,7 @@ class SparsePrediction(_ModelBase):
         kind, how = self.config.model_type, self.config._attn_implementation
         encodes = not getattr(self.config, "is_decoder", False)  # a decoder's mask may be None: causal by itself
         able = encodes and kind in _LAST_LAYERS and (kind == "megatron-bert" or how in ("sdpa", "eager"))
-        return able and self._is_sparse and self.sparse_last_layer
+        return able and self._is_sparse and self.sparse_last_layer and self.detection is None
 
     def positions_used(self, share: float) -> dict[nn.Module, float]:
         """Return the share of positions that each linear map of a sparse last layer sees, `share` being masked."""
@@ -276,6 +286,38 @@ class SparsePrediction(_ModelBase):
         padded[: len(counts)] = counts
         self.sampled_softmax = SampledSoftmax(padded, samples, rank, world_size)
 
+    def detect_replaced_tokens(self, weight: float, special_ids: Mapping[str, int], seed: int) -> None:
+        """Train with `weight` times the loss of a new `ReplacedTokenDetection` beside the masked one from here on.
+
+        Raises:
+            InputError: the type has no hidden states of its own here, or every position is predicted.
+        """
+        if not self._is_sparse:
+            raise InputError(
+                f"detection_weight: {weight} needs sparse_mask_prediction and one of {', '.join(HEADS)}, not model_type="
+                f"{self.config.model_type!r} with sparse_mask_prediction {str(self.sparse_mask_prediction).lower()}; use 0"
+            )
+        width, std = self.get_input_embeddings().weight.shape[1], self.config.initializer_range
+        self.detection = ReplacedTokenDetection(width, weight, special_ids, std, seed)
+
+    def num_parameters(self, *args: Any, **kwargs: Any) -> int:
+        """As the library's, without the head of `detect_replaced_tokens`, which no saved model has."""
+        head = 0 if self.detection is None else sum(parameter.numel() for parameter in self.detection.parameters())
+        return super().num_parameters(*args, **kwargs) - head
+
+    def _loss(self, labels: Tensor, num_items_in_batch: Tensor | int | None, **given: Any) -> MaskedLMOutput:
+        """The loss of training, which needs no logits."""
+        flat = labels.flatten()
+        if self.detection is None or not self.training:
+            return MaskedLMOutput(loss=self.masked_loss(self.masked_hidden(**given), flat, num_items_in_batch))
+        positions = given.pop("masked_positions")
+        states = self.encode(**given)
+        loss = self.masked_loss(_gather(states, positions).flatten(0, 1), flat, num_items_in_batch)
+        detection = self.detection(states, given["input_ids"], positions, labels)
+        if num_items_in_batch is not None:  # this call's part of the step, as it has of the masked loss
+            detection = loss_per_label(detection * (flat != -100).sum(), flat, num_items_in_batch)
+        return _WithDetection(loss=loss + self.detection.weight * detection, detection_loss=detection.detach())
+
     def masked_hidden(self, input_ids: Tensor, masked_positions: Tensor, **kwargs: Any) -> Tensor:
         """Return the last hidden states [B * S, H] at positions [B, S] of each block; the rest is for `encode`."""
         if self.last_layer_is_sparse:
@@ -344,8 +386,7 @@ class SparsePrediction(_ModelBase):
         else:
             given["masked_positions"] = masked_positions
             if labels is not None and not return_logits and self._is_sparse:
-                hidden = self.masked_hidden(**given)
-                return MaskedLMOutput(loss=self.masked_loss(hidden, labels.flatten(), num_items_in_batch))
+                return self._loss(labels, num_items_in_batch, **given)
             logits = self.masked_logits(**given)
         loss = None if labels is None else logits_loss(logits, labels.flatten(), num_items_in_batch)
         return MaskedLMOutput(loss=loss, logits=logits if return_logits or loss is None else None)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,11 @@ from budget_trainer.core.command import DONE, RESUMABLE, StopRequest
 from budget_trainer.core.errors import InputError, StopAsked
 from budget_trainer.core.io import write_json_atomic
 from budget_trainer.data.folder import DataFolder
-from budget_trainer.data.masking import MaskingCollator
+from budget_trainer.data.masking import Bigrams, MaskingCollator
 from budget_trainer.data.repeated_passages import check_repeated_passages
 from budget_trainer.data.whole_words import continues_word
 from budget_trainer.model.build import load_pretrained, make_model
 from budget_trainer.model.checkpoint import fit_token_types
-from budget_trainer.model.cpu import use_few_bit_dropout
 from budget_trainer.model.engine_optimizers import use_apex, zero_stage
 from budget_trainer.model.flops import measure_peak_flops
 from budget_trainer.model.initialization import (
@@ -42,6 +41,7 @@ from budget_trainer.model.initialization import (
     set_output_bias,
 )
 from budget_trainer.model.optimizers import build_optimizer
+from budget_trainer.model.patches import use_few_bit_dropout
 from budget_trainer.model.scale import check_scalable
 from budget_trainer.model.sparse import check_document_mask
 from budget_trainer.reporting.card import write_model_card
@@ -68,6 +68,7 @@ from budget_trainer.training.trainer import TimeBudgetTrainer
 log = logging.getLogger(__name__)
 COUNTED_TOKENS_PER_SECOND = 30_000  # of the budget: counting takes about 1 s per million tokens on two cores
 MOST_COUNTED_TOKENS = 50_000_000
+BIGRAM_TOKENS = 4_000_000  # that `random_replacement: bigram` draws from: sorted in a third of a second
 VERIFY_SHARE = 0.005  # of what a job may use: 3 s of 10 minutes, at about 1 GB/s on a core
 PUSH_MARGIN_SECONDS = 5.0  # of the job, for the report behind the push
 # Flags of ModelArguments that `build_model` takes under the same names.
@@ -238,7 +239,14 @@ class PretrainingRun:
             has_padding=train["tokens"] < train["rows"] * data.block_size,
             whole_words=continues_word(self.tokenizer) if asked.whole_word_mask else None,
             twin_probability=asked.twin_probability,
+            bigrams=self.bigrams if asked.random_replacement == "bigram" else None,
         )
+
+    @cached_property
+    def bigrams(self) -> Bigrams:
+        """Of the first blocks in the order of training: the same ones in every job and on every rank."""
+        tokens = min(BIGRAM_TOKENS, self.blocks.rows * self.data.block_size)
+        return Bigrams(self.first_rows(tokens), self.data.vocab_size, self.data.special_ids)
 
     def untrained_model(self) -> Any:
         """The model of the recipe: new from the seed, or loaded from `model_name_or_path`, before any training."""
@@ -268,6 +276,8 @@ class PretrainingRun:
         if self.args.device.type == "cpu":
             use_few_bit_dropout(model)
         model.cross_entropy, model.sparse_last_layer = m.cross_entropy, m.sparse_last_layer
+        if m.detection_weight:
+            model.detect_replaced_tokens(m.detection_weight, data.special_ids, self.args.seed)
         return model
 
     def _initialize_from_corpus(self) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, set_seed
+from transformers.utils import SAFE_WEIGHTS_NAME as WEIGHTS
 
 from budget_trainer.budget.callback import store_state
 from budget_trainer.budget.channel import ControlChannel
@@ -17,7 +19,7 @@ from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.mixin import TimeScheduleMixin
 from budget_trainer.core.errors import RunError
 from budget_trainer.core.io import fresh_folder
-from budget_trainer.model.scale import scale_checkpoint
+from budget_trainer.model.scale import scale_weights
 from budget_trainer.training.engine import engine_name, needs_conversion, restore_group_options
 from budget_trainer.training.run_folder import (
     COMPUTE_MODE_KEY,
@@ -75,10 +77,13 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
     def save_folder(self, target: str | os.PathLike[str]) -> float:
         """Write the model and its tokenizer to `target`, complete or absent; returns seconds. Call it on all ranks."""
 
+        rms = self.final_weight_rms
+
         def write(folder: Path) -> None:
             self.save_model(str(folder), _internal_call=True)
-            if self.final_weight_rms is not None and self.args.should_save:
-                scale_checkpoint(folder, self.final_weight_rms)
+            if self.args.should_save and (rms or getattr(self.model, "detection", None) is not None):
+                weights = {n: t for n, t in load_file(folder / WEIGHTS).items() if not n.startswith("detection.")}
+                save_file(weights if rms is None else scale_weights(weights, rms), folder / WEIGHTS, {"format": "pt"})
 
         return self._write_aside(Path(target), write)
 

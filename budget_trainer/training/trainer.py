@@ -64,6 +64,7 @@ class TimeBudgetTrainer(SavingTrainer):
         self._loss_before: torch.Tensor | None = None  # Trainer's sum of losses as the step began
         self._line_began = 0  # the step of the last line of the log
         self._bad_in_line: torch.Tensor | None = None  # bad steps since then, on the device
+        self._detection: torch.Tensor | None = None  # its loss, summed since then
         super().__init__(*args, **kwargs)
         self._full_accumulation = self.args.gradient_accumulation_steps
         if throughput is not None:
@@ -131,6 +132,16 @@ class TimeBudgetTrainer(SavingTrainer):
         return elapsed + save >= self.time_budget.end_seconds
 
     # ---- one optimizer step: data, stage, what is logged ----
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Trainer's; the part of replaced-token detection is kept for the log."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)  # type: ignore[misc]
+        part = getattr(outputs, "detection_loss", None)
+        if part is not None:
+            self._detection = part if self._detection is None else self._detection + part
+        return (loss, outputs) if return_outputs else loss
 
     @property
     def global_batch_size(self) -> int:
@@ -217,6 +228,13 @@ class TimeBudgetTrainer(SavingTrainer):
         if "loss" in logs and self._bad_in_line is not None:
             steps, bad = self.state.global_step - self._line_began, int(self._bad_in_line)
             self._line_began, self._bad_in_line = self.state.global_step, None
+            if self._detection is not None:  # this rank's
+                detection = float(self._detection) * self.args.world_size / max(1, steps)
+                self._detection = None
+                logs |= {
+                    "detection_loss": detection,
+                    "masked_loss": logs["loss"] - self.model.detection.weight * detection,
+                }
             if bad:
                 logs |= {"loss": logs["loss"] * steps / (steps - bad) if bad < steps else math.nan, "bad_steps": bad}
         super().log(logs, start_time)

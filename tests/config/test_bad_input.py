@@ -62,6 +62,24 @@ REFUSED = [
         {"final_weight_rms": 0.02, "model_type": "bert"},
         "final_weight_rms: model_type bert cannot have its scales moved",
     ),
+    ({"detection_weight": -1}, "detection_weight: -1"),
+    (
+        {"detection_weight": 20, "random_replace_prob": 0},
+        "detection_weight: 20.0, but random_replace_prob 0 replaces no",
+    ),
+    (
+        {"random_replacement": "bigram", "random_replace_prob": 0},
+        "random_replacement: bigram, but random_replace_prob 0",
+    ),
+    (
+        {"detection_weight": 20, "sparse_mask_prediction": "false"},
+        "detection_weight: 20.0 needs sparse_mask_prediction, which",
+    ),
+    ({"detection_weight": 20, "model_type": "bert", "add_nsp": "true"}, "detection_weight: 20.0 beside next-sentence"),
+    (
+        {"detection_weight": 20, "model_type": "distilbert"},
+        "detection_weight: 20.0 needs sparse_mask_prediction and one of",
+    ),
     ({"offset_heads": "left"}, "offset_heads: 'left' are not relative positions; write"),
     ({"offset_heads": "-1,1"}, "offset_heads: 'modernbert' without rotary positions and attention biases"),
     ({"model_name_or_path": "/nowhere"}, "beside model_name_or_path /nowhere, which brings its own; leave"),

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.data import masking
-from budget_trainer.data.masking import hash64, prediction_slots, uniform
-from tests.data.blocks import CLS, MASK, PAD, SEP, VOCAB, batch, collator, ordinary, same, samples, take
+from budget_trainer.data.masking import Bigrams, hash64, prediction_slots, uniform
+from tests.data.blocks import CLS, MASK, PAD, SEP, SPECIAL, VOCAB, batch, collator, ordinary, same, samples, take
 
 
 def test_a_block_gets_the_same_mask_in_any_batch_on_any_rank():
@@ -211,3 +211,47 @@ def test_hash_is_pinned_and_spreads():
 def test_bad_arguments_name_the_field(changes, field):
     with pytest.raises(InputError, match=field):
         collator(**changes)(batch())
+
+
+# ---- tokens that follow the same token elsewhere ----
+
+
+def followed():
+    """Rows in which 10 is followed by 20 three times of four and by 21 else, and 11 only by special tokens."""
+    return np.array([[CLS, 10, 20, 10, 20, 11, SEP], [CLS, 10, 20, 10, 21, 11, PAD]])
+
+
+def test_a_bigram_draw_has_the_frequencies_of_the_corpus():
+    bigrams, bits = Bigrams(followed(), VOCAB, SPECIAL), hash64(np.uint64(1), np.arange(4000, dtype=np.uint64))
+    drawn = bigrams.draw(np.full(4000, 10), bits)
+    assert set(drawn) == {20, 21} and (drawn == 20).mean() == pytest.approx(0.75, abs=0.03)
+    unknown = bigrams.draw(np.full(4000, 11), bits)
+    assert set(unknown) == {10, 11, 20, 21}, "any second token of all, and never a special one"
+    assert drawn.dtype == np.int64 and np.array_equal(drawn, bigrams.draw(np.full(4000, 10), bits))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_replaced_tokens_follow_what_stands_before_them(parts):
+    ids = np.tile(np.arange(10, 74), (64, 1)) + 64 * (np.arange(64)[:, None] % 2)
+    ids[:, 0] = CLS
+    text = ids.copy()
+    text[:, 1:] = np.random.default_rng(3).permuted(ids[:, 1:], axis=1)
+    options = {"block_size": 64, "has_padding": False, "mask_replace_prob": 0.4, "random_replace_prob": 0.5}
+    options |= {"sequence_parts": parts, "bigrams": Bigrams(text, VOCAB, SPECIAL), "mlm_probability": 0.3}
+    masked, whole = collator(**options)(samples(ids)), collator(**options | {"bigrams": None})(samples(ids))
+    assert torch.equal(masked["masked_positions"], whole["masked_positions"]) and torch.equal(
+        masked["labels"], whole["labels"]
+    )
+    shown = masked["input_ids"].gather(1, masked["masked_positions"])
+    same_places = shown.eq(MASK) == whole["input_ids"].gather(1, whole["masked_positions"]).eq(MASK)
+    assert same_places.all()
+    followers = {(a, b) for row in text.tolist() for a, b in zip(row, row[1:], strict=False)}
+    original = masked["input_ids"].scatter(1, masked["masked_positions"], masked["labels"])
+    known = {a for a, _ in followers}
+    pairs = [
+        (int(original[r, p - 1]), int(masked["input_ids"][r, p]))
+        for r, row in enumerate(masked["masked_positions"].tolist())
+        for p in row
+        if masked["input_ids"][r, p] not in (MASK, original[r, p]) and int(original[r, p - 1]) in known
+    ]
+    assert len(pairs) > 200 and not set(pairs) - followers

@@ -18,6 +18,10 @@ STEPS = {
     "cross_entropy": "sampled",
     "softmax_samples": 100,
     "final_weight_rms": 0.05,
+    "detection_weight": 2,
+    "random_replacement": "bigram",
+    "random_replace_prob": 0.5,
+    "mask_replace_prob": 0.4,
     "attention_probs_dropout_prob": 0.1,
     "lr_schedule": "step",
     "max_steps": 60,
@@ -79,12 +83,15 @@ def test_kill_and_resume_is_bit_exact(options, optimizer_type, tmp_path):
 
     resumed, expected = losses(broken, job=2), [line for line in losses(whole) if line["step"] > 30]
     assert [line["step"] for line in resumed] == list(range(31, 61))
-    for name in ("loss", "learning_rate", "grad_norm"):
+    for name in ("loss", "masked_loss", "detection_loss", "learning_rate", "grad_norm"):
         assert [line[name] for line in resumed] == [line[name] for line in expected], name
     a, b = load_file(whole / "final" / "model.safetensors"), load_file(broken / "final" / "model.safetensors")
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     inner, own = "model.layers.1.mlp.Wi.weight", load_file(broken / "checkpoint-30" / "model.safetensors")
     assert a[inner].square().mean().sqrt().item() == pytest.approx(0.05, rel=1e-4), "of the saved model"
+    assert {n for n in own if "detection." in n} and not {n for n in a if "detection." in n}, "a head of training only"
+    for line in resumed:
+        assert line["loss"] == pytest.approx(line["masked_loss"] + 2 * line["detection_loss"])
     assert own[inner].square().mean().sqrt().item() < 0.04, "a checkpoint has the scale of training"
     assert report(broken)["jobs"] == 2 and report(broken)["steps"] == 60
     assert report(broken)["used_seconds"] > before
