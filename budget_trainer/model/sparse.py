@@ -297,7 +297,8 @@ class SparsePrediction(_ModelBase):
                 f"detection_weight: {weight} needs sparse_mask_prediction and one of {', '.join(HEADS)}, not model_type="
                 f"{self.config.model_type!r} with sparse_mask_prediction {str(self.sparse_mask_prediction).lower()}; use 0"
             )
-        width, std = self.get_input_embeddings().weight.shape[1], self.config.initializer_range
+        table: Any = self.get_input_embeddings()
+        width, std = table.weight.shape[1], self.config.initializer_range
         self.detection = ReplacedTokenDetection(width, weight, special_ids, std, seed)
 
     def num_parameters(self, *args: Any, **kwargs: Any) -> int:

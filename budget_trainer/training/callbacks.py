@@ -35,8 +35,8 @@ _VALIDATION_KEY, _PROGRESS_KEY, _GUARD_KEY = "validation", "progress", "guard"  
 _LOWEST_SCALE = 1.0
 _LINES_FOR_SPIKES = 20
 _LOGGED = (
-    "loss learning_rate grad_norm tokens_per_second tflops mfu data_wait_share bad_steps predicted_share mlm_probability "
-    "batch_size sequence_length"
+    "loss masked_loss detection_loss learning_rate grad_norm tokens_per_second tflops mfu data_wait_share bad_steps "
+    "predicted_share mlm_probability batch_size sequence_length"
 ).split()  # of a training line
 _WORK = ("train", "data_wait", "compile")  # phases of the clock
 
@@ -141,7 +141,7 @@ class ProgressLog(TrainerCallback):
     """One JSON line per log in `progress.jsonl` (main process), and the trail of learning rates (every process).
 
     A training line has `job`, `elapsed_seconds`, `share`, `step`, `loss`, `learning_rate`, `grad_norm`, what `Throughput`
-    measured since the line before and, with stages, the realised masking rate, batch and sequence length; a validation
+    measured since the line before, the two parts of the loss where there are two and, with stages, the realised masking rate, batch and sequence length; a validation
     line has `evaluation` instead. `rates_sha256` is the same on all ranks if and only if they took the same steps at bit-equal
     learning rates.
     """

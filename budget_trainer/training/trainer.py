@@ -231,10 +231,8 @@ class TimeBudgetTrainer(SavingTrainer):
             if self._detection is not None:  # this rank's
                 detection = float(self._detection) * self.args.world_size / max(1, steps)
                 self._detection = None
-                logs |= {
-                    "detection_loss": detection,
-                    "masked_loss": logs["loss"] - self.model.detection.weight * detection,
-                }
+                head: Any = self.model.detection  # type: ignore[union-attr]
+                logs |= {"detection_loss": detection, "masked_loss": logs["loss"] - head.weight * detection}
             if bad:
                 logs |= {"loss": logs["loss"] * steps / (steps - bad) if bad < steps else math.nan, "bad_steps": bad}
         super().log(logs, start_time)
