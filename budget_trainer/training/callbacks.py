@@ -141,7 +141,8 @@ class ProgressLog(TrainerCallback):
     """One JSON line per log in `progress.jsonl` (main process), and the trail of learning rates (every process).
 
     A training line has `job`, `elapsed_seconds`, `share`, `step`, `loss`, `learning_rate`, `grad_norm`, what `Throughput`
-    measured since the line before, the two parts of the loss where there are two and, with stages, the realised masking rate, batch and sequence length; a validation
+    measured since the line before, the parts of the loss where there are two and, with stages, the realised masking rate,
+    batch and sequence length; a validation
     line has `evaluation` instead. `rates_sha256` is the same on all ranks if and only if they took the same steps at bit-equal
     learning rates.
     """
