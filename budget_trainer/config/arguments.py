@@ -75,7 +75,7 @@ class ModelArguments:
     softmax_samples: int = _precision(2048, "sampled: tokens in each sample of the vocabulary.", unit="TOKENS", min=1)
     detection_weight: float = _model(
         0.0,
-        "Weight of telling replaced tokens from the text's at every position, beside the masked loss; 0: not.",
+        "Weight of telling replaced tokens from the text's at every position, beside the masked loss; it falls to 0.",
         min=0,
     )
     embedding_init: str = _model(

@@ -19,12 +19,13 @@ class ReplacedTokenDetection(nn.Module):
 
     Args:
         width: H.
-        weight: what the loss counts beside the masked one, above 0.
+        weight: what the loss counts beside the masked one at the beginning, above 0; `fall` lowers it.
         special_ids: ids of the tokens named pad, cls, sep and mask; what shows one of them is not asked.
         std, seed: standard deviation and seed of the initial weights.
     """
 
     special: Tensor
+    strength: Tensor  # the weight of now
 
     def __init__(self, width: int, weight: float, special_ids: Mapping[str, int], std: float, seed: int) -> None:
         super().__init__()
@@ -36,6 +37,11 @@ class ReplacedTokenDetection(nn.Module):
                 layer.bias.zero_()
         ids = [special_ids[name] for name in ("pad", "cls", "sep", "mask")]
         self.register_buffer("special", torch.tensor(ids), persistent=False)
+        self.register_buffer("strength", torch.tensor(float(weight)), persistent=False)
+
+    def fall(self, progress: float) -> None:
+        """Make the weight that of `progress` in [0, 1]: it falls linearly to 0, so that the end is the masked loss's alone."""
+        self.strength.fill_(self.weight * (1 - progress))
 
     def forward(self, hidden: Tensor, input_ids: Tensor, masked_positions: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross entropy over the positions that are asked, in nats, a float32 scalar.

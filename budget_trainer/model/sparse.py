@@ -167,8 +167,9 @@ FUSED = ("bert", "megatron-bert", "roberta", "roberta-prelayernorm", "xlm-robert
 
 @dataclass
 class _WithDetection(MaskedLMOutput):
-    """`loss` is the weighted sum of the masked loss and `detection_loss`."""
+    """`loss` is `masked_loss` and the weighted `detection_loss` together."""
 
+    masked_loss: Tensor | None = None
     detection_loss: Tensor | None = None
 
 
@@ -287,7 +288,7 @@ class SparsePrediction(_ModelBase):
         self.sampled_softmax = SampledSoftmax(padded, samples, rank, world_size)
 
     def detect_replaced_tokens(self, weight: float, special_ids: Mapping[str, int], seed: int) -> None:
-        """Train with `weight` times the loss of a new `ReplacedTokenDetection` beside the masked one from here on.
+        """Train with `weight` times the loss of a new `ReplacedTokenDetection` beside the masked one from here on; it falls.
 
         Raises:
             InputError: the type has no hidden states of its own here, or every position is predicted.
@@ -317,7 +318,8 @@ class SparsePrediction(_ModelBase):
         detection = self.detection(states, given["input_ids"], positions, labels)
         if num_items_in_batch is not None:  # this call's part of the step, as it has of the masked loss
             detection = loss_per_label(detection * (flat != -100).sum(), flat, num_items_in_batch)
-        return _WithDetection(loss=loss + self.detection.weight * detection, detection_loss=detection.detach())
+        parts = {"masked_loss": loss.detach(), "detection_loss": detection.detach()}
+        return _WithDetection(loss=loss + self.detection.strength * detection, **parts)
 
     def masked_hidden(self, input_ids: Tensor, masked_positions: Tensor, **kwargs: Any) -> Tensor:
         """Return the last hidden states [B * S, H] at positions [B, S] of each block; the rest is for `encode`."""

@@ -30,6 +30,7 @@ from budget_trainer.training.saving import SavingTrainer
 logger = logging.getLogger(__name__)
 _FEWER_BLOCKS = 100
 _PROBE_BLOCKS = 32
+_PARTS = ("masked_loss", "detection_loss")  # of an output with both
 _POSITION_KEY = "data_position"  # in TrainerState.stateful_callbacks
 
 
@@ -64,7 +65,7 @@ class TimeBudgetTrainer(SavingTrainer):
         self._loss_before: torch.Tensor | None = None  # Trainer's sum of losses as the step began
         self._line_began = 0  # the step of the last line of the log
         self._bad_in_line: torch.Tensor | None = None  # bad steps since then, on the device
-        self._detection: torch.Tensor | None = None  # its loss, summed since then
+        self._parts: torch.Tensor | None = None  # _PARTS of the loss, summed since then
         super().__init__(*args, **kwargs)
         self._full_accumulation = self.args.gradient_accumulation_steps
         if throughput is not None:
@@ -136,11 +137,11 @@ class TimeBudgetTrainer(SavingTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Trainer's; the part of replaced-token detection is kept for the log."""
+        """Trainer's; where the loss has two parts they are kept for the log."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)  # type: ignore[misc]
-        part = getattr(outputs, "detection_loss", None)
-        if part is not None:
-            self._detection = part if self._detection is None else self._detection + part
+        if hasattr(outputs, _PARTS[0]):
+            parts = torch.stack([getattr(outputs, name).float() for name in _PARTS])
+            self._parts = parts if self._parts is None else self._parts + parts
         return (loss, outputs) if return_outputs else loss
 
     @property
@@ -177,6 +178,8 @@ class TimeBudgetTrainer(SavingTrainer):
         if self._loss_before is None:
             self._line_began = self.state.global_step
         self._loss_before = self._tr_loss.clone()
+        if (detection := getattr(self.model, "detection", None)) is not None:
+            detection.fall(self.schedule_progress())
         batch, predicted = super().get_batch_samples(epoch_iterator, num_batches, device)
         count_pairs(batch, self.args.world_size)
         if self._resume_rng_from is not None:  # making the loader's iterator has drawn from the generator
@@ -228,11 +231,10 @@ class TimeBudgetTrainer(SavingTrainer):
         if "loss" in logs and self._bad_in_line is not None:
             steps, bad = self.state.global_step - self._line_began, int(self._bad_in_line)
             self._line_began, self._bad_in_line = self.state.global_step, None
-            if self._detection is not None:  # this rank's
-                detection = float(self._detection) * self.args.world_size / max(1, steps)
-                self._detection = None
-                head: Any = self.model.detection  # type: ignore[union-attr]
-                logs |= {"detection_loss": detection, "masked_loss": logs["loss"] - head.weight * detection}
+            if self._parts is not None:  # as this rank saw them
+                parts = (self._parts * self.args.world_size / max(1, steps)).tolist()
+                self._parts = None
+                logs |= dict(zip(_PARTS, parts, strict=True))
             if bad:
                 logs |= {"loss": logs["loss"] * steps / (steps - bad) if bad < steps else math.nan, "bad_steps": bad}
         super().log(logs, start_time)

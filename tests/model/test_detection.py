@@ -50,7 +50,10 @@ def test_it_is_added_with_its_weight_and_its_part_of_the_step(items):
     share = 1.0 if items is None else 3 / 12
     torch.testing.assert_close(both.detection_loss, share * alone.detach())
     torch.testing.assert_close(both.loss, masked.loss + 20 * share * alone)
+    torch.testing.assert_close(both.masked_loss, masked.loss.detach())
     both.loss.backward()
+    detecting.detection.fall(0.75)
+    torch.testing.assert_close(detecting(**BATCH, num_items_in_batch=items).loss, masked.loss + 5 * share * alone)
     assert detecting.detection.score.weight.grad.abs().sum() > 0
 
 
