@@ -222,7 +222,10 @@ def followed():
 
 
 def test_a_bigram_draw_has_the_frequencies_of_the_corpus():
-    bigrams, bits = Bigrams(followed(), VOCAB, SPECIAL), hash64(np.uint64(1), np.arange(4000, dtype=np.uint64))
+    bigrams, bits = (
+        Bigrams(followed(), VOCAB, SPECIAL),
+        hash64(np.array([1], dtype=np.uint64), np.arange(4000, dtype=np.uint64)),
+    )
     drawn = bigrams.draw(np.full(4000, 10), bits)
     assert set(drawn) == {20, 21} and (drawn == 20).mean() == pytest.approx(0.75, abs=0.03)
     unknown = bigrams.draw(np.full(4000, 11), bits)

@@ -204,7 +204,7 @@ def test_a_rate_that_fails_is_not_the_best_and_a_task_or_seed_that_fails_is_an_e
         ),
         (
             {"protocol": ROOT / "recipes/glue/cpu.yaml"},
-            "has one rate, 3e-4, which may suit no model; give --rates 5e-5,",
+            "has one rate, 1e-4, which may suit no model; give --rates 5e-5,",
         ),
         ({"protocol": ROOT / "recipes/glue/paper.yaml"}, "has more than learning_rate; put the rest under flags"),
         ({"rates": "1e-4"}, "has one rate, 1e-4"),

@@ -21,7 +21,7 @@ from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.jobs import JobEnd, last_error, run_jobs
+from budget_trainer.core.jobs import JobEnd, _last_error, run_jobs
 from budget_trainer.glue.arguments import parse_request
 from tests.conftest import ROOT, words
 
@@ -313,7 +313,7 @@ def in_process(monkeypatch):
                 continue
             begin = time.monotonic()
             code = call(list(job.command), job.log)
-            job.on_end(JobEnd(code, time.monotonic() - begin, None, last_error(job.log, code)))
+            job.on_end(JobEnd(code, time.monotonic() - begin, None, _last_error(job.log, code)))
 
     monkeypatch.setattr(gpu_hour, "run_jobs", work)
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "none")
