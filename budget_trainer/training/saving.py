@@ -76,7 +76,6 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
 
     def save_folder(self, target: str | os.PathLike[str]) -> float:
         """Write the model and its tokenizer to `target`, complete or absent; returns seconds. Call it on all ranks."""
-
         rms = self.final_weight_rms
 
         def write(folder: Path) -> None:
