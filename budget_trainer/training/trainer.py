@@ -65,7 +65,8 @@ class TimeBudgetTrainer(SavingTrainer):
         self._loss_before: torch.Tensor | None = None  # Trainer's sum of losses as the step began
         self._line_began = 0  # the step of the last line of the log
         self._bad_in_line: torch.Tensor | None = None  # bad steps since then, on the device
-        self._parts: torch.Tensor | None = None  # _PARTS of the loss, summed since then
+        self._parts: torch.Tensor | None = None  # _PARTS of the loss, summed over the good steps since then
+        self._parts_before: torch.Tensor | None = None  # as the step began
         super().__init__(*args, **kwargs)
         self._full_accumulation = self.args.gradient_accumulation_steps
         if throughput is not None:
@@ -141,7 +142,10 @@ class TimeBudgetTrainer(SavingTrainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)  # type: ignore[misc]
         if hasattr(outputs, _PARTS[0]):
             parts = torch.stack([getattr(outputs, name).float() for name in _PARTS])
-            self._parts = parts if self._parts is None else self._parts + parts
+            before = torch.zeros_like(parts) if self._parts is None else self._parts
+            if self._parts_before is None:
+                self._parts_before = before
+            self._parts = before + parts
         return (loss, outputs) if return_outputs else loss
 
     @property
@@ -232,7 +236,11 @@ class TimeBudgetTrainer(SavingTrainer):
             steps, bad = self.state.global_step - self._line_began, int(self._bad_in_line)
             self._line_began, self._bad_in_line = self.state.global_step, None
             if self._parts is not None:  # as this rank saw them
-                parts = (self._parts * self.args.world_size / max(1, steps)).tolist()
+                parts = (
+                    (self._parts * self.args.world_size / max(1, steps - bad)).tolist()
+                    if bad < steps
+                    else [math.nan] * 2
+                )
                 self._parts = None
                 logs |= dict(zip(_PARTS, parts, strict=True))
             if bad:
@@ -252,6 +260,8 @@ class TimeBudgetTrainer(SavingTrainer):
             self.time_budget.report_bad_step(self.bad_steps.finished)
             bad = bad.to(self._tr_loss.device)
             self._tr_loss = torch.where(bad, self._loss_before, self._tr_loss)
+            if self._parts is not None and self._parts_before is not None:
+                self._parts, self._parts_before = torch.where(bad, self._parts_before, self._parts), None
             self._bad_in_line = bad.long() if self._bad_in_line is None else self._bad_in_line + bad
         return norm
 

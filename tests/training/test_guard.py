@@ -173,14 +173,17 @@ def test_the_loss_of_a_line_is_that_of_its_good_steps(data_dir, tmp_path):
     batch = batch_of_epoch(data_dir, 8)  # a checkpoint after step 8
     options = {**STEPS, "data_dir": data_dir, "per_device_train_batch_size": batch, "max_steps": 12}
     options |= {"learning_rate": 0, "embedding_learning_rate": 0}  # so every loss is that of its batch alone
+    options |= {"detection_weight": 1, "mask_replace_prob": 0.4, "random_replace_prob": 0.5}
     nan_run([], {**options, "num_epochs_between_checkpoints": -1}, tmp_path / "clean", ok=True)
-    alone = {line["step"]: line["loss"] for line in losses(tmp_path / "clean")}
+    alone = {line["step"]: line for line in losses(tmp_path / "clean")}
     options, out = {**options, "logging_steps": 4}, tmp_path / "out"
     nan_run([2, 6], options, out, ok=True)
     lines = {line["step"]: line for line in losses(out)}
     assert lines[4]["bad_steps"] == lines[8]["bad_steps"] == 1
     for step, good in ((4, (3, 4)), (8, (5, 7, 8)), (12, (9, 10, 11, 12))):  # the first step has a line of its own
-        assert lines[step]["loss"] == pytest.approx(sum(map(alone.get, good)) / len(good), rel=1e-5)
+        for name in ("loss", "masked_loss", "detection_loss"):
+            expected = sum(alone[one][name] for one in good) / len(good)
+            assert lines[step][name] == pytest.approx(expected, rel=1e-5), name
     (out / "final").rename(tmp_path / "moved")
     (out / "run_report.json").unlink()
     nan_run([], {**options, "resume_from_checkpoint": "auto"}, out, ok=True)
