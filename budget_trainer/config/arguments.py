@@ -75,7 +75,7 @@ class ModelArguments:
     softmax_samples: int = _precision(2048, "sampled: tokens in each sample of the vocabulary.", unit="TOKENS", min=1)
     detection_weight: float = _model(
         0.0,
-        "Weight of telling replaced tokens from the text's at every position, beside the masked loss; it falls to 0.",
+        "Weight of the question which tokens were replaced, beside the masked loss; it falls to 0; with twin_probability.",
         min=0,
     )
     embedding_init: str = _model(
@@ -104,11 +104,6 @@ class DataArguments:
     mlm_probability: float = _masking(0.15, "Share of the tokens to predict.", unit="SHARE", above=0, max=1)
     mask_replace_prob: float = _masking(0.8, "Share of these shown as [MASK].", **_SHARE, speed=False)
     random_replace_prob: float = _masking(0.1, "Share of these shown as a random token.", **_SHARE, speed=False)
-    random_replacement: str = _masking(
-        "uniform",
-        "These are drawn uniform from the vocabulary, or bigram: what follows the same token elsewhere in the corpus.",
-        choices=("uniform", "bigram"),
-    )
     max_predictions_per_seq: int | None = _masking(
         None, "Prediction slots per block; None: what mlm_probability needs.", unit="TOKENS", min=1
     )

@@ -186,7 +186,6 @@ class Recipe:
             )
         if m.cross_entropy == "sampled" and not m.sparse_mask_prediction:
             raise InputError("cross_entropy: sampled needs sparse_mask_prediction, which is false; use chunked")
-        replaced, drawn = self.data.random_replace_prob, self.data.random_replacement
         if m.detection_weight and self.add_nsp:
             raise InputError(
                 f"detection_weight: {m.detection_weight} beside next-sentence prediction; leave one of them out"
@@ -195,11 +194,11 @@ class Recipe:
             raise InputError(
                 f"detection_weight: {m.detection_weight} needs sparse_mask_prediction, which is false; use 0"
             )
-        if (m.detection_weight or drawn == "bigram") and not replaced:
-            name, value = (
-                ("detection_weight", m.detection_weight) if m.detection_weight else ("random_replacement", drawn)
+        if m.detection_weight and not twins:
+            raise InputError(
+                f"detection_weight: {m.detection_weight}, but twin_probability 0 leaves no block in which tokens are replaced; "
+                "raise it, such as to 0.3"
             )
-            raise InputError(f"{name}: {value}, but random_replace_prob 0 replaces no token; raise it, such as to 0.5")
         if self.add_nsp and twins:
             raise InputError(
                 f"twin_probability: {twins} beside next-sentence prediction, whose pairs it would overwrite; leave one of "

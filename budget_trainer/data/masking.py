@@ -30,6 +30,7 @@ _STREAM_CHOICE, _STREAM_ACTION, _STREAM_TOKEN = np.uint64(1), np.uint64(2), np.u
 _STREAM_REPEATED, _STREAM_PIECES, _STREAM_TURN = np.uint64(4), np.uint64(5), np.uint64(6)
 _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
 _IGNORED_LABEL = -100  # the label that torch's cross entropy leaves out by default
+REPLACED = 0.5  # of the chosen tokens in blocks with passages twice: by one that fits what stands before it
 _SMALLEST_BODY = 8  # tokens between [CLS] and [SEP] of a part of a block
 # torch hands each tensor over in shared memory of its own, which costs a connection each: 0.3 to 0.5 ms, as much as it
 # takes to mask 32 blocks of 128. Below this size a pipe is faster.
@@ -83,7 +84,8 @@ class MaskingCollator:
 
     Of the n tokens of a block that are not [CLS], [SEP] or padding, `min(S, max(1, round(mlm_probability * n)))` are
     chosen, those with the smallest hash. A chosen token becomes [MASK] with probability `mask_replace_prob`, a uniform
-    random ordinary token with `random_replace_prob` (with `bigrams` one that follows the same token elsewhere), and else stays.
+    random ordinary token with `random_replace_prob`, and else stays. With `bigrams`, REPLACED of the chosen tokens of a block
+    that holds passages twice become one that follows the same token elsewhere, and the others what they become anywhere.
 
     Args:
         seed: any int; another seed gives other masks.
@@ -101,8 +103,8 @@ class MaskingCollator:
             first token, as many as fit into the wanted number of tokens; where none fits, none is predicted.
         sequence_parts: P. A block is cut into P blocks of L / P tokens, each with its own [CLS] and [SEP], which overwrite
             the tokens at its ends. S is that of the part: `prediction_slots`, or max_predictions_per_seq / P rounded up.
-        bigrams: the `Bigrams` of the corpus, for random tokens that fit what stands before them.
         twin_probability: the share of these blocks, in [0, 1], that hold passages twice (`repeat_passages`).
+        bigrams: the `Bigrams` of the corpus, for tokens that fit what stands before them.
 
     Raises:
         InputError: an argument is out of its range.
@@ -216,16 +218,14 @@ class MaskingCollator:
             raise InputError("has_padding=False, but a block holds padding: set has_padding=True")
         out = self._passed_on(rows, ids.shape)
         ids = self._cut_ids(ids)
-        if self.twin_probability:
-            self._repeat_passages(ids, keys, out)
+        repeated = self._repeat_passages(ids, keys, out) if self.twin_probability else np.zeros(len(ids), bool)
         positions, used = self._choose(ids, keys)
         originals = np.take_along_axis(ids, positions, axis=1)
         if self.has_padding:
             out["attention_mask"] = (ids != self.pad_id).astype(np.int64)
         # Only used slots write: an unused one points at position 0, which may hold a token that is to stay.
         r, s = np.nonzero(used)
-        before = np.take_along_axis(ids, np.maximum(positions - 1, 0), axis=1)
-        ids[r, positions[r, s]] = self._replace(originals, before, positions, keys, ids.shape[1])[r, s]
+        ids[r, positions[r, s]] = self._replace(ids, originals, positions, keys, repeated)[r, s]
         out |= {"input_ids": ids, "masked_positions": positions, "labels": np.where(used, originals, _IGNORED_LABEL)}
         return _MaskedBatch(_from_arrays(out))
 
@@ -265,12 +265,13 @@ class MaskingCollator:
             out["next_sentence_label"] = np.array(rows["next_sentence_label"], dtype=np.int64)
         return out
 
-    def _repeat_passages(self, ids: I64, keys: U64, out: dict[str, NDArray[Any]]) -> None:
-        """Let a share of the blocks [N, M] hold passages twice, and say so in `document_ids`; in place."""
+    def _repeat_passages(self, ids: I64, keys: U64, out: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
+        """Let a share of the blocks [N, M] hold passages twice, and say so in `document_ids`; in place. Which, [N]."""
         if "token_type_ids" in out or "next_sentence_label" in out:
             raise InputError(f"twin_probability: {self.twin_probability} beside sentence pairs; use 0, or other data")
         own = hash64(keys ^ _STREAM_REPEATED, np.arange(self.sequence_parts, dtype=np.uint64)).reshape(-1)
-        rows = np.flatnonzero(uniform(own) < self.twin_probability)
+        repeated = uniform(own) < self.twin_probability
+        rows = np.flatnonzero(repeated)
         chosen, own = ids[rows], own[rows, None]
         draw = hash64(own ^ _STREAM_PIECES, np.zeros(1, dtype=np.uint64))[:, 0]
         turns = hash64(own ^ _STREAM_TURN, np.arange(max(PIECES), dtype=np.uint64))
@@ -280,6 +281,7 @@ class MaskingCollator:
             documents = out["document_ids"][rows]  # stays apart where a piece is as it was
             apart = np.where(written, piece, max(PIECES) * (1 + documents) + piece)
             out["document_ids"][rows] = np.where(written.any(axis=1, keepdims=True), apart, documents)
+        return repeated
 
     def _candidates(self, ids: NDArray[Any]) -> NDArray[np.bool_]:
         """Bool, the shape of ids: neither padding, [CLS] nor [SEP]."""
@@ -304,8 +306,11 @@ class MaskingCollator:
         score[~candidate] |= _TOP
         return _smallest(score, place_mask, wanted, self.slots)
 
-    def _replace(self, originals: I64, before: I64, positions: I64, keys: U64, length: int) -> I64:
-        """What is shown at the chosen positions [N, S] of parts of `length` tokens; `before` [N, S] precedes them."""
+    def _replace(
+        self, ids: I64, originals: I64, positions: I64, keys: U64, repeated: NDArray[np.bool_]
+    ) -> I64:
+        """What is shown of `originals`, the tokens of ids [N, M] at the chosen positions [N, S]."""
+        length, before = ids.shape[1], np.take_along_axis(ids, np.maximum(positions - 1, 0), axis=1)
         if self.sequence_parts > 1:  # hashes are those of the position in the block
             positions = positions + np.arange(len(positions))[:, None] % self.sequence_parts * length
             keys = np.repeat(keys, self.sequence_parts, axis=0)
@@ -314,13 +319,15 @@ class MaskingCollator:
         bits = hash64(
             keys ^ _STREAM_TOKEN, place
         )  # a modulo of them favours some values by at most their number / 2**64
-        if self._bigrams is None:
-            drawn = self._ordinary_ids[bits % np.uint64(len(self._ordinary_ids))]
-        else:
-            drawn = self._bigrams.draw(before, bits)
+        fitting = np.zeros(action.shape, bool)
+        if self._bigrams is not None:
+            fitting = repeated[:, None] & (action < REPLACED)
+            action = np.where(repeated[:, None], (action - REPLACED) / (1 - REPLACED), action)
+        drawn = self._ordinary_ids[bits % np.uint64(len(self._ordinary_ids))]
         replaced = action < self.mask_replace_prob + self.random_replace_prob
         kept = np.where(replaced, drawn, originals)
-        return np.where(action < self.mask_replace_prob, self.mask_id, kept)
+        shown = np.where(action < self.mask_replace_prob, self.mask_id, kept)
+        return shown if self._bigrams is None else np.where(fitting, self._bigrams.draw(before, bits), shown)
 
 
 # ---- hashing

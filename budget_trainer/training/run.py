@@ -68,7 +68,7 @@ from budget_trainer.training.trainer import TimeBudgetTrainer
 log = logging.getLogger(__name__)
 COUNTED_TOKENS_PER_SECOND = 30_000  # of the budget: counting takes about 1 s per million tokens on two cores
 MOST_COUNTED_TOKENS = 50_000_000
-BIGRAM_TOKENS = 4_000_000  # that `random_replacement: bigram` draws from: sorted in a third of a second
+BIGRAM_TOKENS = 4_000_000  # that replaced tokens are drawn from: sorted in a third of a second
 VERIFY_SHARE = 0.005  # of what a job may use: 3 s of 10 minutes, at about 1 GB/s on a core
 PUSH_MARGIN_SECONDS = 5.0  # of the job, for the report behind the push
 # Flags of ModelArguments that `build_model` takes under the same names.
@@ -239,7 +239,7 @@ class PretrainingRun:
             has_padding=train["tokens"] < train["rows"] * data.block_size,
             whole_words=continues_word(self.tokenizer) if asked.whole_word_mask else None,
             twin_probability=asked.twin_probability,
-            bigrams=self.bigrams if asked.random_replacement == "bigram" else None,
+            bigrams=self.bigrams if self.recipe.model.detection_weight else None,
         )
 
     @cached_property

@@ -63,21 +63,14 @@ REFUSED = [
         "final_weight_rms: model_type bert cannot have its scales moved",
     ),
     ({"detection_weight": -1}, "detection_weight: -1"),
-    (
-        {"detection_weight": 20, "random_replace_prob": 0},
-        "detection_weight: 20.0, but random_replace_prob 0 replaces no",
-    ),
-    (
-        {"random_replacement": "bigram", "random_replace_prob": 0},
-        "random_replacement: bigram, but random_replace_prob 0",
-    ),
+    ({"detection_weight": 20}, "detection_weight: 20.0, but twin_probability 0 leaves no block in which tokens are replaced"),
     (
         {"detection_weight": 20, "sparse_mask_prediction": "false"},
         "detection_weight: 20.0 needs sparse_mask_prediction, which",
     ),
     ({"detection_weight": 20, "model_type": "bert", "add_nsp": "true"}, "detection_weight: 20.0 beside next-sentence"),
     (
-        {"detection_weight": 20, "model_type": "distilbert"},
+        {"detection_weight": 20, "twin_probability": 0.3, "model_type": "distilbert"},
         "detection_weight: 20.0 needs sparse_mask_prediction and one of",
     ),
     ({"offset_heads": "left"}, "offset_heads: 'left' are not relative positions; write"),

@@ -173,7 +173,7 @@ def test_the_loss_of_a_line_is_that_of_its_good_steps(data_dir, tmp_path):
     batch = batch_of_epoch(data_dir, 8)  # a checkpoint after step 8
     options = {**STEPS, "data_dir": data_dir, "per_device_train_batch_size": batch, "max_steps": 12}
     options |= {"learning_rate": 0, "embedding_learning_rate": 0}  # so every loss is that of its batch alone
-    options |= {"detection_weight": 1, "mask_replace_prob": 0.4, "random_replace_prob": 0.5}
+    options |= {"detection_weight": 1, "twin_probability": 0.3}
     nan_run([], {**options, "num_epochs_between_checkpoints": -1}, tmp_path / "clean", ok=True)
     alone = {line["step"]: line for line in losses(tmp_path / "clean")}
     options, out = {**options, "logging_steps": 4}, tmp_path / "out"
