@@ -1,14 +1,16 @@
 """Replaced-token detection: its loss by definition, what of training it changes, and what it does not."""
 
+import numpy as np
 import pytest
 import torch
+from accelerate.utils import compile_regions
 from torch.nn import functional as F
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.detection import ReplacedTokenDetection
 from budget_trainer.model.flops import model_flops_per_token
 from budget_trainer.model.optimizers import build_optimizer
-from tests.model.models import SPECIAL, tiny
+from tests.model.models import SPECIAL, VOCAB, tiny
 
 TEXT = torch.tensor(
     [[SPECIAL["cls"], 30, 31, 32, 33, SPECIAL["sep"]], [SPECIAL["cls"], 40, 41, 42, SPECIAL["sep"], SPECIAL["pad"]]]
@@ -55,6 +57,16 @@ def test_it_is_added_with_its_weight_and_its_part_of_the_step(items):
     detecting.detection.fall(0.75)
     torch.testing.assert_close(detecting(**BATCH, num_items_in_batch=items).loss, masked.loss + 5 * share * alone)
     assert detecting.detection.score.weight.grad.abs().sum() > 0
+
+
+def test_compiled_layer_by_layer_it_has_the_same_loss():
+    """Regional compilation wraps the modules of both losses, too."""
+    detecting, found = model(20.0), []
+    detecting.sample_softmax(np.ones(VOCAB), VOCAB - 5)
+    for one in (detecting, compile_regions(detecting, backend="eager", dynamic=False)):
+        torch.manual_seed(0)  # of the sample
+        found.append(one(**BATCH).loss)
+    torch.testing.assert_close(*found)
 
 
 def test_only_training_knows_of_it():
