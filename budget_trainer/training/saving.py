@@ -19,7 +19,7 @@ from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.mixin import TimeScheduleMixin
 from budget_trainer.core.errors import RunError
 from budget_trainer.core.io import fresh_folder
-from budget_trainer.model.scale import scale_weights
+from budget_trainer.model.checkpoint import scale_weights
 from budget_trainer.training.engine import engine_name, needs_conversion, restore_group_options
 from budget_trainer.training.run_folder import (
     COMPUTE_MODE_KEY,

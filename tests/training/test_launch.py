@@ -12,7 +12,7 @@ from budget_trainer.config.arguments import RunArguments
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.jobs import check_unseen
 from budget_trainer.glue.suite import run_suite
-from budget_trainer.planning.command import main as plan
+from budget_trainer.plan import main as plan
 from budget_trainer.sweep.command import check_start
 from budget_trainer.training.launch import _take_over
 from budget_trainer.training.trainer import TimeBudgetTrainer
