@@ -89,7 +89,7 @@ def profile_path(text: str, field: str) -> Path:
     """The launch profile that a person means by `text`: a file, or a name such as `ddp`. InputError where it is neither."""
     text = user_path(text, field)
     known = _profiles()
-    if _is_name(text) and text in known:
+    if text in known and not Path(text).is_file():
         return known[text]
     if not Path(text).is_file():
         fix = _nearest(text, known, f"give a profile as in accelerate_configs/, or one of {', '.join(known)}")
@@ -129,7 +129,7 @@ def _list() -> None:
                 print(f"  {name:<{width}}{_about(path)}")
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("budget-recipes", __doc__, argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add(
@@ -167,7 +167,7 @@ def _run(given: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`budget-recipes`: 0 done, 2 for a name that is none or a file that is there already."""
-    return run_command(lambda: _run(_parse(argv)))
+    return run_command(lambda: _run(_arguments(argv)))
 
 
 def profile(argv: Sequence[str] | None = None) -> int:

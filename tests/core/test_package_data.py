@@ -70,7 +70,8 @@ def test_an_unknown_name_is_refused_with_the_nearest(text, folder, said):
 
 def test_a_profile_is_a_name_or_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert profile_path("ddp", "profile") == PROFILES / "ddp.yaml"
+    for name, file in (("ddp", "ddp.yaml"), ("slurm.sbatch", "slurm.sbatch")):
+        assert profile_path(name, "profile") == PROFILES / file
     (tmp_path / "ddp").touch()
     assert profile_path("ddp", "profile") == Path("ddp")
     for text, fix in (("zero9", "did you mean zero"), ("none.yaml", "give a profile as in accelerate_configs/")):

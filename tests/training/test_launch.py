@@ -1,6 +1,7 @@
 """What the launcher's configuration asks for beside the recipe is taken over or refused, and never comes back."""
 
 import os
+import sys
 from functools import partial
 from unittest.mock import Mock
 
@@ -32,6 +33,13 @@ def launched(monkeypatch, tmp_path):
         return RunArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **flags)
 
     return call
+
+
+@pytest.mark.parametrize(("variables", "flags"), [({"USE_DEEPSPEED": "true"}, {}), ({}, {"deepspeed": "zero.json"})])
+def test_without_deepspeed_one_line_names_the_extra(launched, monkeypatch, variables, flags):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(InputError, match=r"^deepspeed: not installed; pip install 'budget-trainer\[deepspeed\]'"):
+        launched(variables, **flags)
 
 
 @pytest.mark.parametrize(
