@@ -8,7 +8,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV   ?= .venv
 BUDGET ?= 3m
-CONFIG ?= accelerate_configs/cpu.yaml
+CONFIG ?= cpu
 OUT    ?= out/quickstart
 DATA   ?= out/quickstart-data
 LAUNCH ?=
@@ -58,23 +58,9 @@ $(OTHERS): $(INSTALLED) tests/ecosystem/constraints.txt
 
 install: $(INSTALLED)
 
-$(DATA)/corpus.txt: | $(INSTALLED)
-	$(BIN)/python -m data_prep.docstrings --output_file $@
-
-$(DATA)/tokenizer/tokenizer.json: $(DATA)/corpus.txt
-	$(BIN)/python -m data_prep.tokenizer --input $< --vocab_size 8192 --output_dir $(@D) --overwrite
-
-$(DATA)/blocks/manifest.json: $(DATA)/corpus.txt $(DATA)/tokenizer/tokenizer.json
-	$(BIN)/python -m data_prep.blocks --input $< --tokenizer $(DATA)/tokenizer --output_dir $(@D) --overwrite
-
-quickstart: $(INSTALLED) $(DATA)/blocks/manifest.json
-	$(BIN)/accelerate launch --config_file $(CONFIG) $(LAUNCH) train_mlm.py recipes/quickstart.yaml \
-	  --data_dir $(DATA)/blocks --output_dir $(OUT) --total_training_time $(BUDGET) $(ARGS)
-	$(BIN)/python -m budget_trainer.fill_mask $(OUT)/final
-	@echo
-	@echo "model    $(OUT)/final (model card: $(OUT)/final/README.md)"
-	@echo "report   $(OUT)/run_report.json"
-	@echo "picture  $(OUT)/run_report.png"
+quickstart: $(INSTALLED)
+	$(BIN)/python -m data_prep.quickstart --profile $(CONFIG) --launch="$(LAUNCH)" --data_dir $(DATA) \
+	  --output_dir $(OUT) --total_training_time $(BUDGET) $(if $(ARGS),-- $(ARGS))
 
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

@@ -1,47 +1,15 @@
 #!/usr/bin/env python3
 """Search for the best recipe: many short trainings under a total time, built on Optuna.
 
-    python sweep.py sweep.yaml --output_dir out/sweep --total_time 8h
+    python sweep.py recipes/sweeps/cpu_10m.yaml --output_dir out/sweep --total_time 8h
     python sweep.py --param_file original.yaml --job_name experiment --dry_run
 
-The file is one of this project (`search`, `parameters`, ...) or one of academic-budget-bert's (`hyperparameters`,
-`default_parameters`), unchanged; the command line wins. Each trial is a process of train_mlm.py in its own folder.
-Repeating the command goes on, after a signal (exit code 85) or a kill too.
+The story is in budget_trainer/sweep/__init__.py; an installed package runs it as `-m budget_trainer.sweep` or budget-sweep.
 """
 
-from budget_trainer.budget.clock import BudgetClock
+import sys
 
-CLOCK = BudgetClock()  # total_time counts from here
-
-import sys  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
-from contextlib import ExitStack  # noqa: E402
-
-from budget_trainer.core.command import (  # noqa: E402
-    DONE,
-    StopRequest,  # noqa: E402
-    run_script,
-)
-
-
-def sweep(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
-    """Run the trials, or print their commands. Returns the exit code: 0 done, 1 no trial finished."""
-    from budget_trainer.sweep.command import parse_request
-
-    request = parse_request(argv)
-    if request.dry_run:
-        request.print_commands()
-        return DONE
-    spec = request.spec()
-    from budget_trainer.sweep.run import run_sweep
-
-    return run_sweep(spec, CLOCK, stop)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`sweep`, with every end in one line and an exit code of `command.EXIT_CODES`."""
-    return run_script(sweep, argv)
-
+from budget_trainer.sweep import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -59,7 +59,7 @@ from budget_trainer.core.io import (  # noqa: E402
     write_atomic,
     write_json_atomic,
 )
-from budget_trainer.core.jobs import Job, JobEnd, devices, make_launch, run_jobs  # noqa: E402
+from budget_trainer.core.jobs import TRAINING, Job, JobEnd, devices, make_launch, run_jobs  # noqa: E402
 from budget_trainer.data.folder import DataFolder  # noqa: E402
 from budget_trainer.glue.arguments import check_installed  # noqa: E402
 from budget_trainer.glue.data import load_task  # noqa: E402
@@ -440,7 +440,7 @@ class Hour:
             ]  # which finds no checkpoint, but an evaluation that is missing
             words += [f"--{key}={value}" for key, value in flags.items()]
             if profile is None:
-                return make_launch(self.out / "launch.yaml", self.a.tiny)("train_mlm", words)
+                return make_launch(self.out / "launch.yaml", self.a.tiny)(TRAINING, words)
             own = self.out / "profiles" / f"{profile}.yaml"
             own.parent.mkdir(exist_ok=True)
             given = yaml.safe_load((ROOT / "accelerate_configs" / own.name).read_text())

@@ -63,7 +63,7 @@ class _Syncs:
 
 def watch(result: Path, first: int, last: int, words: list[str]) -> int:
     """train_mlm.py with `words`; its exit code. The main process writes `result`: watched_steps, on_gpu, syncs, where."""
-    import train_mlm  # it starts the clock
+    from budget_trainer import train_mlm  # it starts the clock
     from budget_trainer.budget.callback import TimeBudgetCallback
     from budget_trainer.core.io import write_json_atomic
 

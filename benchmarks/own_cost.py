@@ -74,7 +74,7 @@ def timed_run(folder: Path) -> None:
     """One rank: train_mlm.py with the timers, whose rows go to `folder`."""
     from transformers import Trainer
 
-    import train_mlm  # it starts the clock
+    from budget_trainer import train_mlm  # it starts the clock
     from budget_trainer.budget.callback import TimeBudgetCallback
     from budget_trainer.budget.channel import Agreement
     from budget_trainer.core.command import exit_process

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from benchmarks.sweep_runs import Run, Wanted, log_of, start, wait
+from budget_trainer.core.jobs import TRAINING
 
 PROMISES = {
     "lost": "every finished trial is still there, with its value",
@@ -145,7 +146,7 @@ def trainings(folder: Path) -> dict[str, list[int]]:
         out = next((word.partition("=")[2] for word in words if word.startswith("--output_dir=")), "")
         if (
             out.startswith(str(folder))
-            and any(word.endswith("train_mlm.py") for word in words)
+            and TRAINING in words
             and not _launcher(words)
         ):
             found.setdefault(out, []).append(process.pid)

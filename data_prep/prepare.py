@@ -41,6 +41,7 @@ from tqdm.auto import tqdm
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import fresh_folder, fsync, hold_folder, write_json_atomic
+from budget_trainer.core.package_data import recipe_path
 from data_prep.block_folder import BlockFolder
 from data_prep.cli import Output, Parser, command
 from data_prep.corpus import PART_BYTES, TokenGroup, read_part, read_tokens, tokenise_part, write_part
@@ -297,8 +298,10 @@ def main(argv: list[str] | None) -> None:
     parser = Parser("prepare", __doc__)
     parser.usage, parser.description = "%(prog)s RECIPE [--key value ...]", __doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("recipe", type=Path, help="a YAML file, such as recipes/data/wikibooks.yaml")
+    what = "a YAML file, such as recipes/data/wikibooks.yaml, or the name of one of the package: wikibooks"
+    parser.add_argument("recipe", type=Path, help=what)
     args = parser.parse(argv, more=True)
+    args.recipe = Path(recipe_path(str(args.recipe), "recipe", "data"))
     recipe = DataRecipe.read(args.recipe, args.others)
     inputs = [args.recipe, *(source.path for source in recipe.sources), recipe.blocks.validation_text]
     _prepare(recipe, inputs, args.command_line)

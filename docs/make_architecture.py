@@ -19,7 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "budget_trainer"
 PICTURE = ROOT / "docs" / "images" / "packages.svg"
-SCRIPTS = ("train_mlm.py", "finetune_glue.py", "sweep.py")
+# The scripts at the top, and where their stories are.
+SCRIPTS = {f"{name}.py": PACKAGE / f"{name}.py" for name in ("train_mlm", "finetune_glue")}
+SCRIPTS |= {"sweep.py": PACKAGE / "sweep" / "__init__.py"}
 WIDTH, ROW, BOX_WIDTH, BOX_HEIGHT, MARGIN = 1000, 100, 290, 62, 20
 COLUMNS = (170, 500, 830)
 
@@ -44,7 +46,7 @@ def edges() -> dict[str, set[str]]:
         name: set().union(*(imported_packages(path) for path in (PACKAGE / name).rglob("*.py"))) - {name}
         for name in packages
     }
-    return found | {script: imported_packages(ROOT / script) for script in SCRIPTS}
+    return found | {script: imported_packages(story) for script, story in SCRIPTS.items()}
 
 
 def reachable(graph: dict[str, set[str]], start: str) -> set[str]:

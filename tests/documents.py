@@ -61,6 +61,8 @@ def commands(script: str) -> Iterator[list[str]]:
     if script.startswith("#!"):
         return  # a whole script: `bash -n`, and a test of its own
     text = re.sub(r"(?m)(?:^|\s)#.*$", "", script.replace("\\\n", " "))
+    text += "".join(f"\n{inner}" for inner in re.findall(r"\$\(([^()]*)\)", text))  # commands whose output is a word
+    text = re.sub(r"\$\([^()]*\)", "word", text)
     lexer = shlex.shlex(text, posix=True, punctuation_chars=f"<>{SEPARATORS}")
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
     command: list[str] = []

@@ -112,7 +112,7 @@ def check_make(words):
 
 def check_python(words, monkeypatch):
     if words[0] == "-m":
-        if words[1].split(".")[0] in ("budget_trainer", "data_prep", *SETUP["options"]["py_modules"].split()):
+        if words[1].split(".")[0] in ("budget_trainer", "data_prep"):
             check_entry(f"{words[1]}:main", words[2:], monkeypatch)
     elif words[0] != "-c":
         path = ROOT / words[0]
@@ -129,21 +129,23 @@ def check_entry(entry, words, monkeypatch):
     if "--help" in words or "-h" in words:
         return
     words = [word for word in words if word != "--print_config"]  # of the same run
-    if module == "train_mlm":
+    script = module.removeprefix("budget_trainer.")
+    if script == "train_mlm":
         if words and not words[0].startswith("-"):
-            recipe = words[0] if words[0].startswith("recipes/") else "recipes/quickstart.yaml"
-            words = [str(ROOT / recipe), *words[1:]]
+            named = words[0] if words[0].startswith("recipes/") else f"recipes/{words[0]}.yaml"
+            words = [str(ROOT / (named if (ROOT / named).exists() else "recipes/quickstart.yaml")), *words[1:]]
         if "..." in words:
             words.remove("...")
             words += "--data_dir data --output_dir out --total_training_time 1h".split()
         assert parse_recipe([*words, "--use_cpu", "true", "--fp16", "false"]).data_dir
-    elif module == "finetune_glue":
+    elif script == "finetune_glue":
         request = parse_request([*(word for word in words if word != "..."), "--use_cpu", "true"])
         grid = request.suite.grid
-        if grid is not None and grid.startswith("recipes/"):
-            assert read_grid(str(ROOT / grid), None, 1)
+        if grid is not None and (grid.startswith("recipes/") or grid.isidentifier()):
+            assert read_grid(grid if grid.isidentifier() else str(ROOT / grid), None, 1)
     elif module == "data_prep.prepare":
-        assert DataRecipe.read(ROOT / words[0], words[1:]).sources
+        named = f"recipes/data/{words[0]}.yaml" if words[0].isidentifier() else words[0]
+        assert DataRecipe.read(ROOT / named, words[1:]).sources
     else:
         parse_alone(importlib.import_module(module), function, words, monkeypatch)
 
@@ -194,7 +196,10 @@ def test_every_flag_that_is_named_exists(monkeypatch):
     keys = KEYS | GLUE_KEYS | {*RENAMED, *REFUSED, *REPLACED} | {f"no_{key}" for key in KEYS} | set(FLAGS)
     known = {f"--{key}" for key in keys} | set(launch_command_parser()._option_string_actions)
     known |= set(get_args_parser()._option_string_actions)
-    modules = {entry.partition(":")[0] for entry in ENTRY_POINTS.values()} - {"train_mlm", "finetune_glue"}
+    modules = {entry.partition(":")[0] for entry in ENTRY_POINTS.values()} - {
+        "budget_trainer.train_mlm",
+        "budget_trainer.finetune_glue",
+    }
     modules |= {
         f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "scaling_point"
     }

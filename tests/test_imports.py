@@ -15,6 +15,8 @@ from budget_trainer.config.arguments import REPLACED, RunArguments
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "budget_trainer"
+STORIES = {script: PACKAGE / f"{script}.py" for script in ("train_mlm", "finetune_glue")}
+STORIES |= {"sweep": PACKAGE / "sweep" / "__init__.py"}
 MODULES = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): path for path in PACKAGE.rglob("*.py")}
 
 
@@ -23,12 +25,12 @@ def test_the_contracts_of_setup_cfg_hold():
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([linter, "setup.cfg"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    scripts = ("train_mlm", "finetune_glue", "sweep")
-    for script in scripts:
-        others = "|".join(other for other in scripts if other != script)
-        assert not re.search(rf"^\s*(from|import) ({others}|optuna)\b", (ROOT / f"{script}.py").read_text(), re.M), (
-            script
-        )
+    for script, story in STORIES.items():
+        others = "|".join(other for other in STORIES if other != script)
+        imported = rf"^\s*(from|import) (optuna|{others}|budget_trainer\.({others})|budget_trainer import .*\b({others}))\b"
+        assert not re.search(imported, story.read_text(), re.M), script
+        starter = (ROOT / f"{script}.py").read_text()
+        assert re.search(rf"^from budget_trainer\.{script} import \w+$", starter, re.M) and "import torch" not in starter
 
 
 def test_the_clock_starts_without_heavy_imports():
@@ -50,7 +52,7 @@ def test_every_flag_is_read(group, package):
     """A flag nobody reads is a defect: each of ours is used outside of its declaration."""
     arguments = importlib.import_module(f"budget_trainer.{group}")
     homes = [path for name, path in MODULES.items() if name.startswith(package) and name != "config.arguments"]
-    text = "".join(path.read_text() for path in [*homes, ROOT / "train_mlm.py", ROOT / "finetune_glue.py"])
+    text = "".join(path.read_text() for path in [*homes, *STORIES.values()])
     for flag in (flag for group in arguments.GROUPS[:-1] for flag in group.__dataclass_fields__):
         assert f".{flag}" in text or f'"{flag}"' in text or f"    {flag}: " in text, flag
 

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -342,6 +343,9 @@ class RunArguments(TrainingArguments):
             self.use_cpu = True
         if self.fp16 and self.use_cpu:
             raise InputError("fp16: True needs a GPU; use --bf16 true, which a CPU can, or neither")
+        asks = self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true", "yes")
+        if asks and find_spec("deepspeed") is None:
+            raise InputError("deepspeed: not installed; pip install 'budget-trainer[deepspeed]', or launch without it")
         if self.dataloader_num_workers < 0:
             self.dataloader_num_workers = 0 if self.use_cpu else 2
         if self.accelerator_config is None and not self.use_cpu:
@@ -397,9 +401,9 @@ REPLACED = {name: advice for advice, names in _REPLACED.items() for name in name
 
 _ABOUT = "Pre-train a masked language model inside a wall-clock budget."
 _EXAMPLES = """\
-  accelerate launch --config_file accelerate_configs/cpu.yaml train_mlm.py recipes/quickstart.yaml \\
+  {launch} quickstart \\
       --data_dir data/blocks --output_dir out/run --total_training_time 10m
-  {program} recipes/quickstart.yaml --data_dir data/blocks --output_dir out/run --print_config > run.yaml
+  {program} quickstart --data_dir data/blocks --output_dir out/run --print_config > run.yaml
 """
 PARSER = FlagParser("train_mlm", GROUPS, TOPICS, REPLACED, about=_ABOUT, examples=_EXAMPLES)
 KEYS = PARSER.flags.keys()

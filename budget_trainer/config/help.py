@@ -14,6 +14,7 @@ import yaml
 from budget_trainer import __version__
 from budget_trainer.config.parser import Flag, FlagParser, Parsed
 from budget_trainer.core.command import EXIT_CODES, QUESTIONS, program, with_bold_headings
+from budget_trainer.core.package_data import launch_text
 
 _UNITS = {
     "TIME": "24h, 90m, 1h30m or 45s; a bare number where the flag says so",
@@ -26,7 +27,10 @@ _UNITS = {
 }
 OTHERS = "Others of Transformers' TrainingArguments"
 NOT_USED = "TrainingArguments that are not used here, with what to do instead"
-_RECIPE = "A recipe is a flat YAML file whose keys are these flags; the command line wins over it."
+_RECIPE = (
+    "A recipe is a flat YAML file whose keys are these flags, or the name of one of the package (budget-recipes lists them);\n"
+    "the command line wins over it."
+)
 _QUESTIONS = {
     "--help, -h": "This text.",
     "--version": "The version.",
@@ -65,7 +69,8 @@ def _help_text(parser: FlagParser) -> str:
     sections[NOT_USED] = {", ".join(flags): f"{reason}." for reason, flags in reasons.items()}
     parts = [f"usage: {called} [recipe.yaml] [--flag value ...]\n\n{parser.about}\n{_RECIPE}\n"]
     parts += [_section(title, lines, width) for title, lines in sections.items() if lines]
-    parts.append(f"Examples:\n{parser.examples.format(program=called)}")
+    launch = launch_text("cpu", script=parser.script)
+    parts.append(f"Examples:\n{parser.examples.format(program=called, launch=launch)}")
     parts.append(_section("Exit codes", {str(code): meaning for code, meaning in EXIT_CODES.items()}, width))
     docs = Path(__file__).resolve().parents[2] / "docs"
     where = str(docs) if docs.is_dir() else "docs/ of the source"

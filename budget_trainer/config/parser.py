@@ -24,6 +24,7 @@ import yaml
 from budget_trainer.budget.clock import parse_duration
 from budget_trainer.core.errors import InputError, collected
 from budget_trainer.core.io import user_path
+from budget_trainer.core.package_data import recipe_path
 
 NULLS = ("null", "~", "None", "")
 _TRUE, _FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
@@ -296,7 +297,7 @@ def unknown_keys(unknown: Sequence[tuple[str, str]], known: Collection[str], oth
 def _split_recipe(argv: Sequence[str]) -> tuple[str | None, dict[str, Any], list[str]]:
     """The path of the recipe that a command line begins with (None: there is none), its content, the other words."""
     words = list(argv)
-    path = user_path(words.pop(0), "recipe") if words and not words[0].startswith("-") else None
+    path = recipe_path(words.pop(0), "recipe") if words and not words[0].startswith("-") else None
     return path, read_recipe(Path(path)) if path is not None else {}, words
 
 

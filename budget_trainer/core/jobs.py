@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -17,9 +16,11 @@ from pathlib import Path
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, StopAsked
 from budget_trainer.core.io import write_atomic
+from budget_trainer.core.package_data import CLONE
 
 # Set for a run whose standard input is a pipe that the process which started it holds open.
 VARIABLE = "BUDGET_LIFELINE"
+TRAINING, FINE_TUNING = "budget_trainer.train_mlm", "budget_trainer.finetune_glue"  # modules that are started
 _POLL_SECONDS = 0.1
 # Variables of the launcher that started this process.
 _LAUNCHERS = ("ACCELERATE_", "TORCHELASTIC_", "FSDP_", "GROUP_", "ROLE_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_")
@@ -44,6 +45,15 @@ def end_with_parent() -> None:
 
     if os.environ.get(VARIABLE):
         threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """The environment of a process that runs a module of ours and ends with this one, and `more` variables.
+
+    A clone need not be installed: its modules are found from any folder.
+    """
+    paths = [str(CLONE or ""), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), VARIABLE: "1", **more}
 
 
 def devices(use_cpu: bool) -> list[str | None]:
@@ -72,18 +82,16 @@ def check_unseen() -> None:
 
 
 def make_launch(own: Path, use_cpu: bool, given: Path | None = None) -> Callable[[str, Sequence[str]], list[str]]:
-    """What makes the `accelerate launch` of a script (`train_mlm`, `finetune_glue`) with its command line, on a free port.
+    """What makes the `accelerate launch` of a module (TRAINING, FINE_TUNING) with its command line, on a free port.
 
     With the launch configuration `given`, or with `own`, which is written for runs of one process each.
     """
     if given is None:
         write_atomic(own, _PROFILE.format(cpu=str(use_cpu).lower()))
 
-    def launch(script: str, words: Sequence[str]) -> list[str]:
-        found = importlib.util.find_spec(script)  # its file, without running its heavy part
-        assert found is not None and found.origin is not None, script
+    def launch(module: str, words: Sequence[str]) -> list[str]:
         head = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(given or own)]
-        return [*head, "--main_process_port", "0", str(Path(found.origin).resolve()), *words]
+        return [*head, "--main_process_port", "0", "--module", module, *words]
 
     return launch
 
@@ -171,9 +179,8 @@ class _Process:
     """A started job; its standard input is a pipe that ends with this process (see `end_with_parent`)."""
 
     def __init__(self, job: Job, device: str | int | None) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHERS)}
+        environment = {name: value for name, value in child_environment().items() if not name.startswith(_LAUNCHERS)}
         environment.pop("FORCE_COLOR", None)  # its output is a file
-        environment[VARIABLE] = "1"
         core = device if isinstance(device, int) else None
         if core is not None:
             environment["OMP_NUM_THREADS"] = "1"

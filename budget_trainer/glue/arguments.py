@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,9 @@ class _GlueArguments:
 class _SuiteArguments:
     """Several runs: tasks x configurations x seeds. Any of these, or several tasks, makes a suite."""
 
-    grid: str | None = _suite(None, "Configurations and seeds as YAML, such as recipes/glue/paper.yaml.", unit="FILE")
+    grid: str | None = _suite(
+        None, "Configurations and seeds: a YAML file, or a name of the package's (paper).", unit="FILE"
+    )
     seeds: str | None = _suite(None, "Seeds of every configuration, as 1,2,3,4,5.", unit="N,N...")
     intermediate_task: str | None = _suite(
         None, "MRPC, RTE and STS-B start from the best model of this task (MNLI).", unit="NAME"
@@ -139,10 +140,10 @@ PARSER = FlagParser(
     renamed=RENAMED,
     about="Fine-tune a checkpoint on GLUE: one task, several, or all of them with a grid and seeds, inside a time budget.",
     examples="""\
-  accelerate launch --config_file accelerate_configs/cpu.yaml finetune_glue.py \\
+  {launch} \\
       --model_name_or_path out/run/final --task_name MRPC --output_dir out/mrpc
   {program} --model_name_or_path out/run/final --task_name all \\
-      --grid recipes/glue/quick.yaml --output_dir out/glue --total_training_time 1h
+      --grid quick --output_dir out/glue --total_training_time 1h
 """,
 )
 KEYS = PARSER.flags.keys()
@@ -239,13 +240,6 @@ class Request:
 def _refuse(wrong: object, message: str) -> None:
     if wrong:
         raise InputError(message)
-
-
-def check_installed() -> None:
-    """Refuse to begin without the libraries of the extra `glue`. Help and mistakes in the arguments need none of them."""
-    for module, package in (("evaluate", "evaluate"), ("sklearn", "scikit-learn"), ("scipy", "scipy")):
-        if find_spec(module) is None:
-            raise InputError(f"{package}: not installed, GLUE's metrics need it; pip install 'budget-trainer[glue]'")
 
 
 def parse_request(argv: Sequence[str] | None = None) -> Request:

@@ -14,6 +14,7 @@ from typing import Any
 from budget_trainer.config.parser import read_recipe, unknown_keys
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
+from budget_trainer.core.package_data import recipe_path
 from budget_trainer.glue.arguments import COMPUTING, PARSER, Request, parse_request
 from budget_trainer.glue.data import TaskData, load_task
 from budget_trainer.glue.tasks import Task, find_task
@@ -43,7 +44,7 @@ class _Grid:
 
 def read_grid(path: str | None, seeds: str | None, default_seed: int) -> _Grid:
     """The grid in a YAML file; without a file one configuration. `seeds` (`1,2,3`) wins over the file's."""
-    content: dict[str, Any] = read_recipe(Path(path)) if path is not None else {}
+    content: dict[str, Any] = {} if path is None else read_recipe(Path(recipe_path(path, "grid", "glue")))
     where = f"grid: {path}"
     for key in sorted(content.keys() - set(_SECTIONS)):
         raise InputError(f"{where}: {key!r} is unknown; it has {', '.join(_SECTIONS)}")

@@ -22,11 +22,10 @@ from budget_trainer.core.errors import InputError, StopAsked
 from budget_trainer.core.io import fresh_folder, publish_folder, write_atomic, write_json_atomic
 from budget_trainer.glue.arguments import Request
 from budget_trainer.glue.data import load_task
-from budget_trainer.glue.metrics import predict
 from budget_trainer.glue.model import load_checkpoint, load_classifier
 from budget_trainer.glue.results import MODEL, PREDICTIONS, RESULT, card_scores, read_result, write_result
 from budget_trainer.glue.tasks import Task
-from budget_trainer.glue.trainer import GlueTrainer, Predictor, Rows
+from budget_trainer.glue.trainer import GlueTrainer, Predictor, Rows, predict
 from budget_trainer.reporting.card import GLUE_REPORT
 from budget_trainer.reporting.publish import BackgroundPush
 from budget_trainer.reporting.report import environment

@@ -23,7 +23,7 @@ from budget_trainer.budget.clock import BudgetClock, format_duration, keep_clock
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import fresh_folder, hold_folder, write_json_atomic
-from budget_trainer.core.jobs import Job, JobEnd, check_unseen, devices, make_launch, run_jobs
+from budget_trainer.core.jobs import FINE_TUNING, Job, JobEnd, check_unseen, devices, make_launch, run_jobs
 from budget_trainer.glue.arguments import Request
 from budget_trainer.glue.model import load_checkpoint
 from budget_trainer.glue.over_budget import MARKDOWN, expand_checkpoints, report_over_budget
@@ -46,7 +46,7 @@ class _Runner:
     """Works through a plan in `request.output_dir`: `runs/<task>/<key>/` for each run.
 
     `model` is the checkpoint's folder with its digest, `slots` are the devices (of CUDA_VISIBLE_DEVICES; None for the CPU), and
-    `launch` makes the command of a script's name and its command line.
+    `launch` makes the command of a module and its command line.
     """
 
     request: Request
@@ -170,7 +170,7 @@ class _Runner:
         self._ends[run] = self.clock.elapsed_seconds() + seconds
         late = f"stopped: total_training_time is over (it had {seconds:.0f}s)"
         return Job(
-            command=self.launch("finetune_glue", words),
+            command=self.launch(FINE_TUNING, words),
             log=folder / "log.txt",
             watch=lambda _: late if self.clock.remaining_seconds() < _END_SECONDS else None,
             on_end=partial(self._ended, run),

@@ -14,6 +14,7 @@ from budget_trainer.config.arguments import GROUPS
 from budget_trainer.config.edit import WIDTH, scalar
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.package_data import launch_text
 from budget_trainer.migrate.flags import DIFFERENCES, FLAGS, NO_LIMIT, ORIGINAL_GROUPS, Flag, Given
 from budget_trainer.model.types import resolve_model_type
 
@@ -226,9 +227,9 @@ def _names(draft: _Draft) -> None:
 def recipe_text(draft: _Draft, recipe: str) -> str:
     """The YAML of a recipe, in a file that its launch command names `recipe`; its comments as docs/migrating.md says."""
     given, shards = draft.given, "" if draft.train_shards() else f"; here shard_data's default of {_TRAIN_SHARDS}"
-    profile = f"ddp.yaml --num_processes {given.processes}" if given.processes > 1 else "single_gpu.yaml"
-    launch = f"accelerate launch --config_file accelerate_configs/{profile} train_mlm.py {shlex.quote(recipe)}"
-    launch = given.environment + launch
+    one = given.processes == 1
+    launch = launch_text("single_gpu") if one else launch_text("ddp", f"--num_processes {given.processes}")
+    launch = f"{given.environment}{launch} {shlex.quote(recipe)}"
     data = (
         "Once, the data: the masked tokens are put back, copies that differ by their masks dropped (needs h5py). "
         "--num_shards: the train shards of dataset_path, divided by the dup_factor they were made with (an epoch is "

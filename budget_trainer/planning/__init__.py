@@ -3,3 +3,5 @@
 The probe measures on the run's own objects for a minute, the prediction lets the run's own callbacks decide on a fake clock.
 The command is `python -m budget_trainer.plan`.
 """
+
+REPORT_FILE = "report.pickle"  # by which the probe speaks to that command

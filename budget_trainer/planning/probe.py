@@ -35,7 +35,7 @@ from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import write_atomic
 from budget_trainer.core.jobs import end_with_parent
 from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
-from budget_trainer.planning.command import REPORT_FILE
+from budget_trainer.planning import REPORT_FILE
 from budget_trainer.planning.measure import Memory, ProbeTrainer
 from budget_trainer.planning.predict import Costs
 from budget_trainer.planning.result import ProbeReport

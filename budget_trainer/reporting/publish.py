@@ -25,7 +25,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from budget_trainer.core.command import INTERRUPTED, Parser, run_command
 from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.core.jobs import VARIABLE, end_with_parent
+from budget_trainer.core.jobs import child_environment, end_with_parent
 from budget_trainer.reporting import hub
 from budget_trainer.reporting.card import check_license
 from budget_trainer.reporting.hub import PushOptions
@@ -224,12 +224,10 @@ class BackgroundPush:
 
     def _publish(self, *flags: str) -> subprocess.Popen[str]:
         overwrite = ["--overwrite"] if self.options.overwrite else []
-        root = str(Path(__file__).resolve().parents[2])
-        paths = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
         words = [*self.options.words(self.folder), *overwrite, "--json", *flags]
         process = subprocess.Popen(
             [sys.executable, "-m", _MODULE, *words],
-            env={**os.environ, "PYTHONPATH": paths, VARIABLE: "1"},
+            env=child_environment(),
             stdin=subprocess.PIPE,  # its end tells the process that this one is gone
             stdout=subprocess.PIPE,
             text=True,

@@ -24,6 +24,7 @@ from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.command import Parser
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.jobs import check_unseen
+from budget_trainer.core.package_data import profile_path, recipe_path, script_words
 from budget_trainer.migrate.flags import FLAGS as ORIGINAL
 from budget_trainer.migrate.flags import Given
 from budget_trainer.migrate.reading import SweepFile
@@ -133,7 +134,7 @@ class _SweepRequest:
         """What stands before the flags: the launcher and our script."""
         if self.init_cmd is None:
             profile = [] if config is None else ["--config_file", str(config)]
-            return ["accelerate", "launch", *profile, _SCRIPT]
+            return ["accelerate", "launch", *profile, *script_words("train_mlm")]
         try:
             words = shlex.split(self.init_cmd)
         except ValueError as error:
@@ -173,7 +174,7 @@ def parse_request(argv: Sequence[str] | None = None) -> _SweepRequest:
     """Read the command line and the text of the file. Raises InputError."""
     parser = Parser("sweep.py", "Search for the best recipe: many trainings under a total time.")
     add = parser.add_argument
-    add("file", nargs="?", type=Path, help="the sweep file, as --param_file")
+    add("file", nargs="?", type=Path, help="the sweep file, as --param_file, or the name of one of the package")
     add("--param_file", type=Path, help="the sweep file: of this project, or of academic-budget-bert unchanged")
     for name, known in FLAGS.items():
         kind = "path" if known.unit in ("DIR", "FILE") else str
@@ -195,12 +196,14 @@ def parse_request(argv: Sequence[str] | None = None) -> _SweepRequest:
     if own["init_cmd"] is not None and not own["dry_run"]:
         fix = "add --dry_run to print commands"
         raise InputError(f"init_cmd: trials are started by accelerate launch (accelerate_config); {fix}")
-    path = file or param_file
+    path = Path(recipe_path(str(file or param_file), "param_file", "sweeps"))
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"param_file: {path} cannot be read ({error}); give a YAML file") from None
     flags = {name: value for name, value in given.items() if value is not None}
+    if "accelerate_config" in flags:
+        flags["accelerate_config"] = str(profile_path(flags["accelerate_config"], "accelerate_config"))
     for name in {"objective", "prune_at"} & flags.keys():  # `glue: CoLA` is a mapping, as in the file
         with suppress(yaml.YAMLError):  # refused as the text that it is
             flags[name] = yaml.load(flags[name], Loader=yaml.BaseLoader)
@@ -260,10 +263,9 @@ def _check_names(names: list[str], where: str) -> None:
 
 
 def _check_glue(spec: SweepSpec) -> None:
-    from budget_trainer.glue.arguments import check_installed, parse_request
+    from budget_trainer.glue.arguments import parse_request
     from budget_trainer.glue.plan import make_plan
 
-    check_installed()
     request = parse_request([*spec.objective.words("final", str(spec.output_dir)), "--use_cpu=true"])
     plan = make_plan(request)
     for task in request.tasks:

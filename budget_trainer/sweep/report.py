@@ -17,6 +17,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.io import write_atomic
 from budget_trainer.core.output import Markup, fence, inline, png_figure, table
+from budget_trainer.core.package_data import script_words
 from budget_trainer.reporting.report import public_recipe
 from budget_trainer.sweep.results import BEST_SHARE, SweepRecord, best_recipe_text, importance
 from budget_trainer.sweep.spec import format_value, numbers_of
@@ -229,7 +230,7 @@ def _next(record: SweepRecord) -> str:
     if not record.finished:
         return ""
     spec, budget = record.spec, format_duration(record.spec.time_per_trial)
-    head = ["accelerate", "launch", "train_mlm.py", str(spec.output_dir / _BEST_RECIPE)]
+    head = ["accelerate", "launch", *script_words("train_mlm"), str(spec.output_dir / _BEST_RECIPE)]
     head += ["--data_dir", str(spec.fixed.get("data_dir") or "DATA_DIR"), "--output_dir"]
     tail = ["--total_training_time", budget, "--seed"]
     again = [[*head, str(spec.output_dir / f"again-{seed}"), *tail, str(seed)] for seed in _NEW_SEEDS]

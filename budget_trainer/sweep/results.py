@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -15,7 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.config.edit import WIDTH, edited, load, scalar
-from budget_trainer.core.errors import RunError
+from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.core.package_data import recipe_path
 from budget_trainer.sweep.spec import WHOLE, SweepSpec, format_value
 from budget_trainer.sweep.trials import ENDED, ERROR, SECONDS, TrialFolder
 
@@ -181,9 +183,9 @@ def _base_recipe(spec: SweepSpec) -> tuple[str, set[str]]:
     copy = spec.output_dir / "recipe.yaml"
     kept = copy.read_text(encoding="utf-8") if copy.is_file() else None
     try:
-        text = spec.recipe.read_text(encoding="utf-8-sig")
+        text = Path(recipe_path(str(spec.recipe), "recipe")).read_text(encoding="utf-8-sig")
         content = load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, InputError) as error:
         if kept is not None:
             return kept, set()
         reason = f"recipe: {spec.recipe} cannot be read any more ({' '.join(str(error).split())})"

@@ -19,7 +19,7 @@ from budget_trainer.budget.clock import BudgetClock, format_duration, keep_clock
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import made_parents, try_lock, write_atomic, write_json_atomic
-from budget_trainer.core.jobs import devices, make_launch
+from budget_trainer.core.jobs import TRAINING, devices, make_launch
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.sweep.command import check_start, read_profile
 from budget_trainer.sweep.runner import Runner
@@ -67,7 +67,7 @@ def run_sweep(spec: SweepSpec, clock: BudgetClock, stop: StopRequest) -> int:
                 score = make_launch(spec.output_dir / "launch_glue.yaml", use_cpu)
                 train, launch = (
                     launch,
-                    lambda script, words: (train if script == "train_mlm" else score)(script, words),
+                    lambda module, words: (train if module == TRAINING else score)(module, words),
                 )
             words = _write_recipe(spec, recipe)
         clock.enter("train")

@@ -17,7 +17,7 @@ from budget_trainer.budget.clock import BudgetClock, format_duration
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import RunError
 from budget_trainer.core.io import Lock
-from budget_trainer.core.jobs import Job, JobEnd, run_jobs
+from budget_trainer.core.jobs import FINE_TUNING, TRAINING, Job, JobEnd, run_jobs
 from budget_trainer.sweep.results import SweepRecord
 from budget_trainer.sweep.spec import FIRST_OVERHEAD
 from budget_trainer.sweep.study import SweepStudy, exclusive, storage_file
@@ -57,7 +57,7 @@ class Runner:
     """Works on the study with `slots` (of CUDA_VISIBLE_DEVICES, None for what is there), until there is nothing to do.
 
     `place` is the folder's own mark: trials of the same study in other folders are not touched. `launch` makes the command of a
-    script's name and its command line; `recipe` are the words before a trial's own.
+    module (TRAINING, FINE_TUNING) and its command line; `recipe` are the words before a trial's own.
     """
 
     def __init__(
@@ -186,13 +186,13 @@ class Runner:
         else:
             # From its beginning: going on behind a kill would charge it what the kill cost, and trials have to compare.
             shutil.rmtree(folder.path, ignore_errors=True)
-        return self._job(running, "train_mlm", words)
+        return self._job(running, TRAINING, words)
 
-    def _job(self, running: _Running, script: str, words: Sequence[str]) -> Job:
+    def _job(self, running: _Running, module: str, words: Sequence[str]) -> Job:
         return Job(
-            command=self._launch(script, words),
+            command=self._launch(module, words),
             log=running.folder.log,
-            append=script != "train_mlm",
+            append=module != TRAINING,
             watch=lambda seconds: self._watch(running),
             on_end=lambda end: self._go_on(running, self._next_step(running, end)),
             inherited=running.lock.descriptor,
@@ -253,7 +253,7 @@ class Runner:
             shutil.rmtree(folder.glue, ignore_errors=True)
         folder.glue.mkdir(exist_ok=True)
         words = objective.words(str(folder.model), str(folder.glue))
-        return self._job(running, "finetune_glue", [*words, *(["--use_cpu", "true"] if self._on_cpu else [])])
+        return self._job(running, FINE_TUNING, [*words, *(["--use_cpu", "true"] if self._on_cpu else [])])
 
     def _record(self, running: _Running, outcome: _Outcome) -> None:
         """Record the end of a trial, and let go of it."""

@@ -12,7 +12,6 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from budget_trainer.config.parser import NULLS, Flag, flag, read_recipe, recipe_
 from budget_trainer.config.recipe import EPOCHS, PROPORTIONS, parse_share
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import user_path
+from budget_trainer.core.package_data import profile_path, recipe_path
 
 if TYPE_CHECKING:  # --help answers without Optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -207,10 +207,12 @@ class SweepSpec:
     time_per_trial: float = flag(None, "budget of each trial (its total_training_time), as 30m", unit="TIME")
     trials: int | None = flag(None, "how many trials, over all processes on the study; failed ones count", min=1)
     search: str = flag("grid", ", ".join(SEARCHES), choices=SEARCHES)
-    recipe: Path | None = flag(None, "recipe that trials begin from; parameters and fixed win over it", unit="FILE")
+    recipe: Path | None = flag(
+        None, "recipe (a file, or a name) that trials begin from; parameters and fixed win over it", unit="FILE"
+    )
     objective: _Objective = flag(_Objective(), "bits_per_byte or loss of the pinned evaluation, or 'glue: CoLA'")
     parallel_trials: int | None = flag(None, "trials at the same time: auto (one per GPU) or a number", min=1)
-    accelerate_config: Path | None = flag(None, "launch configuration of the trials", unit="FILE")
+    accelerate_config: Path | None = flag(None, "launch configuration of the trials: a file, or a name", unit="FILE")
     prune_at: tuple[int, ...] = flag((), "shares of a trial's time when trials are compared, as 0.25,0.5; []: never")
     storage: str = flag("", STORAGES, unit="URL")
     seed: int = flag(0, "of what is proposed", min=0)
@@ -224,10 +226,8 @@ class SweepSpec:
         """The sweep of these keys, scalars as text, checked but for what train_mlm.py knows.
 
         Raises:
-            InputError: a key has a wrong value or is missing; keys contradict each other; there is no Optuna.
+            InputError: a key has a wrong value or is missing; keys contradict each other.
         """
-        if find_spec("optuna") is None:
-            raise InputError("optuna: not installed, a sweep needs it; pip install 'budget-trainer[sweep]'")
         values = {name: _read_key(FLAGS[name], given) for name, given in content.items() if name in FLAGS}
         parameters, fixed = content.get("parameters"), content.get("fixed", {})
         if not isinstance(parameters, dict) or not parameters:
@@ -238,9 +238,8 @@ class SweepSpec:
         for name, fix in (("time_per_trial", "the budget of each trial, such as 30m"), ("output_dir", "a folder")):
             if name not in values:
                 raise InputError(f"{name}: missing; give {fix}")
-        config = values.get("accelerate_config")
-        if config is not None and not config.is_file():
-            raise InputError(f"accelerate_config: {config} is not there; give a profile as in accelerate_configs/")
+        if "accelerate_config" in values:
+            values["accelerate_config"] = profile_path(str(values["accelerate_config"]), "accelerate_config")
         values["parameters"] = {name: _read_dimension(name, given) for name, given in parameters.items()}
         values["prune_at"] = _read_steps(values.get("search", "grid"), content.get("prune_at"))
         values.setdefault("storage", f"sqlite:///{values['output_dir'].absolute() / 'study.db'}")
@@ -298,7 +297,7 @@ class SweepSpec:
 
     def base_recipe(self) -> dict[str, Any]:
         """The recipe of all trials, without what the sweep gives itself. Raises InputError where it cannot be read."""
-        content = {} if self.recipe is None else read_recipe(self.recipe)
+        content = {} if self.recipe is None else read_recipe(Path(recipe_path(str(self.recipe), "recipe")))
         return {name: value for name, value in content.items() if why_not_searched(name, self.prune_at) is None}
 
     def folder(self, number: int) -> Path:

@@ -119,7 +119,8 @@ def _check_trackers(run: TrainingArguments) -> None:
                 tracker()
         except (ValueError, RuntimeError, ImportError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"report_to: {name!r} cannot be used ({reason}); install it, or choose another") from None
+            fix = "pip install 'budget-trainer[trackers]'" if name in ("wandb", "trackio") else "install it"
+            raise InputError(f"report_to: {name!r} cannot be used ({reason}); {fix}, or choose another") from None
 
 
 def check_launch(processes: int, gpus_of_this_process: int = 1) -> None:

@@ -31,7 +31,7 @@ from budget_trainer.data.masking import Bigrams, MaskingCollator
 from budget_trainer.data.repeated_passages import check_repeated_passages
 from budget_trainer.data.whole_words import continues_word
 from budget_trainer.model.build import load_pretrained, make_model
-from budget_trainer.model.checkpoint import fit_token_types
+from budget_trainer.model.checkpoint import check_scalable, fit_token_types
 from budget_trainer.model.engine_optimizers import use_apex, zero_stage
 from budget_trainer.model.flops import measure_peak_flops
 from budget_trainer.model.initialization import (
@@ -42,7 +42,6 @@ from budget_trainer.model.initialization import (
 )
 from budget_trainer.model.optimizers import build_optimizer
 from budget_trainer.model.patches import use_few_bit_dropout
-from budget_trainer.model.scale import check_scalable
 from budget_trainer.model.sparse import check_document_mask
 from budget_trainer.reporting.card import write_model_card
 from budget_trainer.reporting.publish import BackgroundPush

@@ -19,7 +19,7 @@ from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.mixin import TimeScheduleMixin
 from budget_trainer.core.errors import RunError
 from budget_trainer.core.io import fresh_folder
-from budget_trainer.model.scale import scale_weights
+from budget_trainer.model.checkpoint import scale_weights
 from budget_trainer.training.engine import engine_name, needs_conversion, restore_group_options
 from budget_trainer.training.run_folder import (
     COMPUTE_MODE_KEY,
@@ -38,7 +38,7 @@ _REPORT_BYTES = 2**20  # for the report, its picture and the card, beside the mo
 class SavingTrainer(TimeScheduleMixin, Trainer):
     """Writes every folder aside, makes it durable and renames it; each save is charged to the clock's phase `save`.
 
-    `final_weight_rms` scales the models that it saves (see model/scale.py), never its checkpoints. `identity` says what a
+    `final_weight_rms` scales the models that it saves (see model/checkpoint.py), never its checkpoints. `identity` says what a
     checkpoint belongs to (compared on resume), `compute_mode` what was resolved about precision and compilation; both go
     into the checkpoints.
     """

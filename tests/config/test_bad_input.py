@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 from transformers import AutoTokenizer
 
-import train_mlm
+from budget_trainer import train_mlm
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.config.arguments import ModelArguments
 from budget_trainer.config.recipe import parse_recipe

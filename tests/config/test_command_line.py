@@ -26,14 +26,16 @@ ENTRY_POINTS = dict(
 )
 # Of each command, words whose input is not there.
 MISSING = {
-    "train_mlm": "/nowhere/recipe.yaml",
-    "finetune_glue": "/nowhere/recipe.yaml",
-    "sweep": "/nowhere/sweep.yaml --output_dir OUT/sweep",
+    "budget_trainer.train_mlm": "/nowhere/recipe.yaml",
+    "budget_trainer.finetune_glue": "/nowhere/recipe.yaml",
+    "budget_trainer.sweep": "/nowhere/sweep.yaml --output_dir OUT/sweep",
     "budget_trainer.plan": "/nowhere/recipe.yaml --total_training_time 1h --picture OUT/plan.png",
     "budget_trainer.glue.check_submission": "/nowhere/glue.zip",
     "budget_trainer.fill_mask": "/nowhere/final",
     "budget_trainer.publish": "/nowhere/run --hub_model_id user/name --dry_run",
     "budget_trainer.migrate": "/nowhere/train.sh",
+    "budget_trainer.core.package_data": "show /nowhere/recipe",
+    "data_prep.quickstart": "--profile /nowhere/profile.yaml --output_dir OUT/run --data_dir OUT/data",
     "data_prep.docstrings": "--packages /nowhere/packages --output_file OUT/corpus.txt",
     "data_prep.tokenizer": "--input /nowhere/corpus.txt --output_dir OUT/tokenizer",
     "data_prep.blocks": "--input /nowhere/text --tokenizer /nowhere/tokenizer --output_dir OUT/blocks",
@@ -117,7 +119,7 @@ def test_each_end_has_its_code(error, code, capfd):
     assert not any("--resume" in line for line in errors), "no flag of another command"
 
 
-@pytest.mark.parametrize("name", ["train_mlm", "data_prep.blocks"])
+@pytest.mark.parametrize("name", ["budget_trainer.train_mlm", "data_prep.blocks"])
 def test_version_and_entry_point(name, tmp_path):
     """As pip writes an entry point: the usage has its name, its exit code is that of the command."""
     entry, target = next(pair for pair in ENTRY_POINTS.items() if pair[1].startswith(f"{name}:"))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from budget_trainer import fill_mask, migrate
+from budget_trainer import plan as planning
 from budget_trainer.config.arguments import PARSER
 from budget_trainer.core import command
 from budget_trainer.glue.arguments import PARSER as GLUE
-from budget_trainer.planning import command as planning
 from budget_trainer.reporting import publish
 from budget_trainer.sweep import command as sweeping
 from budget_trainer.sweep.spec import SweepSpec

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import train_mlm
+from budget_trainer import train_mlm
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder

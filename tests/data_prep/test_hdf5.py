@@ -2,11 +2,13 @@
 
 import errno
 import fcntl
+import sys
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer, BertTokenizer
 
+from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
 from data_prep import hdf5
 from data_prep.corpus import HELD_OUT_RULE, is_held_out
@@ -25,6 +27,13 @@ def text_rows(corpus, tokenizer):
     rows = loaded(documents, truncation=True, max_length=LENGTH, padding="max_length")["input_ids"]
     rows = np.unique(np.array(rows), axis=0)
     return rows, (rows != loaded.pad_token_id).sum(1), loaded
+
+
+def test_without_h5py_one_line_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    (tmp_path / "shard.hdf5").touch()
+    with pytest.raises(InputError, match=r"needs h5py .*; pip install 'budget-trainer\[hdf5\]'$"):
+        hdf5._open(tmp_path / "shard.hdf5")
 
 
 def write(file, rows, sizes, tokenizer, seed, labels=None):

@@ -13,7 +13,7 @@ import deepspeed
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import prepare_deepspeed_cmd_env
 
-import train_mlm
+from budget_trainer import train_mlm
 from budget_trainer.config import arguments
 from budget_trainer.training import run
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import train_mlm  # noqa: E402
+from budget_trainer import train_mlm  # noqa: E402
 from budget_trainer.core.command import DONE, RESUMABLE, exit_process  # noqa: E402
 from budget_trainer.training import engine  # noqa: E402
 from tests.distributed import gloo_as_gpus  # noqa: E402

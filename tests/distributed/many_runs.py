@@ -3,7 +3,7 @@
 import json
 import sys
 
-import train_mlm
+from budget_trainer import train_mlm
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.command import exit_process
 from tests.conftest import words

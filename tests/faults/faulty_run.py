@@ -11,7 +11,7 @@ import random
 import sys
 import time
 
-import train_mlm
+from budget_trainer import train_mlm
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.command import exit_process
 from budget_trainer.training.trainer import TimeBudgetTrainer

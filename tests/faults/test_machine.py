@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-import train_mlm
+from budget_trainer import train_mlm
 from budget_trainer.budget.callback import STATE_KEY
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.errors import InputError

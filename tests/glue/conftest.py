@@ -15,9 +15,9 @@ from transformers import (
     BertTokenizerFast,
 )
 
-import finetune_glue
+from budget_trainer import finetune_glue
 from budget_trainer.budget.clock import BudgetClock
-from budget_trainer.glue.metrics import GlueMetric
+from budget_trainer.glue.trainer import GlueMetric
 from tests.conftest import words
 
 GOOD, BAD, THINGS = "fine bright warm clever".split(), "poor dull cold clumsy".split(), "film song tale play".split()

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import finetune_glue
-import train_mlm
 from benchmarks import gpu_hour, gpu_hour_runs, throughput
 from benchmarks.gpu_hour import Hour, Part, Stage
 from benchmarks.workload import Workload
+from budget_trainer import finetune_glue, train_mlm
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.command import StopRequest
@@ -215,6 +214,9 @@ def test_list_runs_nothing(tmp_path, capsys):
 
 def script_of(command):
     """A command's script and the words behind it."""
+    if "--module" in command:
+        at = command.index("--module") + 1
+        return f"{command[at].rpartition('.')[2]}.py", command[at + 1 :]
     at = next(place for place, word in enumerate(command) if word.endswith(".py"))
     return Path(command[at]).name, command[at + 1 :]
 

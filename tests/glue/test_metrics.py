@@ -11,8 +11,8 @@ from scipy import stats
 from sklearn import metrics
 
 from budget_trainer.core.errors import InputError, RunError
-from budget_trainer.glue.metrics import GlueMetric, predict
 from budget_trainer.glue.tasks import TASKS
+from budget_trainer.glue.trainer import GlueMetric, predict
 
 # 3 true ones, 1 false one, 2 missed, 2 true zeros
 PREDICTIONS, REFERENCES = [1, 1, 0, 1, 0, 0, 1, 0], [1, 0, 0, 1, 1, 0, 1, 1]

@@ -33,7 +33,6 @@ from budget_trainer.glue.model import load_classifier
 from budget_trainer.glue.tasks import TASKS
 from budget_trainer.glue.trainer import GlueTrainer, Predictor
 from tests.conftest import ROOT, launch, launch_form, spawn, wait_for, words, write_cpu_form
-from tests.conftest import run as run_command
 from tests.glue.conftest import ROWS, SIZES, assert_model_predicts, predictions, scored
 
 ORIGINAL = """--task_name MRPC --max_seq_length 64 --overwrite_output_dir --do_train --do_eval --evaluation_strategy steps
@@ -221,18 +220,6 @@ def test_the_data_set_and_the_files_give_the_same_run(finetune, tmp_path):
 def test_flags_of_earlier_trainers(options, given, understood):
     request = parse_request([*words(options), *given])
     assert {name: request.explicit[name] for name in understood} == understood
-
-
-def test_without_the_extra_help_and_mistakes_are_answered_all_the_same(options):
-    blocked = "import sys; sys.modules.update(dict.fromkeys(('evaluate', 'sklearn', 'scipy'))); import finetune_glue"
-    given = words(options)
-    cases = (["--help"], ["--print_config", *given], [*given, "--eval_steps=x"], given, [*given, "--seeds=1,2"])
-    main = f"{blocked}; print([finetune_glue.main(words) for words in {[list(case) for case in cases]!r}])"
-    done = run_command([sys.executable, "-c", main])
-    assert done.stdout.endswith("\n[0, 0, 2, 2, 2]\n") and "Traceback" not in done.stderr, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    missing = "error: evaluate: not installed, GLUE's metrics need it; pip install 'budget-trainer[glue]'"
-    assert "eval_steps: " in lines[0] and lines[1:] == [missing, missing]
 
 
 @pytest.mark.parametrize("engine", ["ddp", pytest.param("zero2", marks=pytest.mark.slow)])

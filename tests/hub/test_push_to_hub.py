@@ -14,7 +14,7 @@ import psutil
 import pytest
 from huggingface_hub import constants
 
-import train_mlm
+from budget_trainer import train_mlm
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.config.arguments import RunArguments
 from budget_trainer.config.recipe import parse_recipe

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.scale import check_scalable, scale_weights
+from budget_trainer.model.checkpoint import check_scalable, scale_weights
 from tests.model.models import tiny
 
 BIASES = {"attention_bias": True, "mlp_bias": True, "norm_bias": True}

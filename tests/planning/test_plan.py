@@ -10,10 +10,10 @@ from unittest.mock import Mock
 import pytest
 import yaml
 
+from budget_trainer import plan as command_module
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_json_atomic
-from budget_trainer.planning import command as command_module
-from budget_trainer.planning.command import main
+from budget_trainer.plan import main
 from budget_trainer.planning.result import make_plan
 from budget_trainer.reporting.report import Plan
 from tests.conftest import TINY, alive, children, report, run, spawn, wait_for

@@ -11,9 +11,8 @@ from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.planning import predict as predict_module
 from budget_trainer.planning.predict import Costs, predict
-from budget_trainer.planning.result import ProbeReport, make_plan
+from budget_trainer.planning.result import ProbeReport, draw_plan, make_plan, plan_text
 from budget_trainer.planning.steps import Measurements, MicroStep
-from budget_trainer.planning.text import draw_plan, plan_text
 
 # A batch of 16: micro-batch 8 in 0.4 s and 0.2 s per step, set-up 10, a save 1 for which 1.8 are kept.
 STEP = MicroStep(0.0, 0.4, 0.2)

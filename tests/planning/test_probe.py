@@ -16,8 +16,8 @@ import yaml
 from torch._dynamo import utils as dynamo
 
 from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.plan import _ask_probe
 from budget_trainer.planning import probe as probe_module
-from budget_trainer.planning.command import _ask_probe
 from budget_trainer.planning.measure import Memory
 from budget_trainer.planning.probe import _body_parameters, probe
 from budget_trainer.planning.steps import Measurements, MicroStep, ProbeSteps, StepRequest, StepResult, micro_batches

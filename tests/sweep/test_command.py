@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import sys
 
 import optuna
 import pytest
@@ -10,14 +9,14 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-import sweep
+from budget_trainer import sweep
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
 from budget_trainer.sweep.command import parse_request
 from budget_trainer.sweep.run import _make_slots
 from budget_trainer.sweep.study import SweepStudy
 from budget_trainer.sweep.trials import TrialFolder
-from tests.conftest import ROOT, TINY, run
+from tests.conftest import ROOT, TINY
 
 # The example of the original's README.
 README = """
@@ -315,14 +314,6 @@ def test_another_kind_of_folder_is_refused(answer, tmp_path, data_dir):
     code, _, error = answer({**OURS, "fixed": {"data_dir": str(data_dir)}}, "--output_dir", tmp_path)
     assert code == 2 and error.startswith("error: output_dir: ") and "holds something else (run.json)" in error
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", "sweep.yaml"}
-
-
-def test_without_optuna_one_line(tmp_path):
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**OURS, "output_dir": str(tmp_path / "out")}))
-    code = "import sys; sys.modules['optuna'] = None; import sweep; sys.exit(sweep.main(sys.argv[1:]))"
-    done = run([sys.executable, "-c", code, tmp_path / "sweep.yaml"])
-    assert done.returncode == 2
-    assert re.fullmatch(r"error: optuna: not installed, .*pip install 'budget-trainer\[sweep\]'\n", done.stderr)
 
 
 def test_a_recipe_keeps_what_the_sweep_does_not_say(tmp_path):

@@ -62,7 +62,8 @@ class Sweep:
         clock = BudgetClock(seconds + 4.9)  # 5 seconds are kept for the sweep's own end
         self.runner = Runner(self.study, clock, StopRequest(), [None] * slots, "here", self.launch)
 
-    def launch(self, script, words):
+    def launch(self, module, words):
+        script = module.removeprefix("budget_trainer.")
         self.started.append(script)
         self.words.append(words)
         if script == "finetune_glue":

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-import sweep
+from budget_trainer import sweep
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import NoLocks
@@ -67,7 +67,7 @@ def command_of(pid):
 
 def running(pid):
     """Whether a trial's script runs below this process."""
-    return any("train_mlm.py" in command_of(child) for child in children(pid))
+    return any("budget_trainer.train_mlm" in command_of(child) for child in children(pid))
 
 
 def gone(folder):

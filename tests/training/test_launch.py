@@ -1,6 +1,7 @@
 """What the launcher's configuration asks for beside the recipe is taken over or refused, and never comes back."""
 
 import os
+import sys
 from functools import partial
 from unittest.mock import Mock
 
@@ -12,7 +13,7 @@ from budget_trainer.config.arguments import RunArguments
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.jobs import check_unseen
 from budget_trainer.glue.suite import run_suite
-from budget_trainer.planning.command import main as plan
+from budget_trainer.plan import main as plan
 from budget_trainer.sweep.command import check_start
 from budget_trainer.training.launch import _take_over
 from budget_trainer.training.trainer import TimeBudgetTrainer
@@ -32,6 +33,13 @@ def launched(monkeypatch, tmp_path):
         return RunArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **flags)
 
     return call
+
+
+@pytest.mark.parametrize(("variables", "flags"), [({"USE_DEEPSPEED": "true"}, {}), ({}, {"deepspeed": "zero.json"})])
+def test_without_deepspeed_one_line_names_the_extra(launched, monkeypatch, variables, flags):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(InputError, match=r"^deepspeed: not installed; pip install 'budget-trainer\[deepspeed\]'"):
+        launched(variables, **flags)
 
 
 @pytest.mark.parametrize(
