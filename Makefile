@@ -20,10 +20,11 @@ BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TESTED    := $(VENV)/.installed-test
 OTHERS    := $(VENV)/.installed-ecosystem
+SITE      := $(VENV)/.installed-site
 SOURCES   := setup.cfg pyproject.toml constraints.txt
 CODE      := budget_trainer data_prep train_mlm.py finetune_glue.py sweep.py
 
-.PHONY: help install quickstart docs test test-slow test-all test-ecosystem acceptance style quality
+.PHONY: help install quickstart docs site test test-slow test-all test-ecosystem acceptance style quality
 
 help:
 	@echo "make quickstart   pre-train on the docstrings of the installed packages and print five fill-mask examples"
@@ -34,6 +35,7 @@ help:
 	@echo "make test-ecosystem   trl, sentence-transformers, peft and setfit under a budget, in $(VENV)-ecosystem"
 	@echo "make acceptance   every promise measured, as a table in out/acceptance.md; CHECKS='budget resume' selects"
 	@echo "make docs         docs/api.md from the docstrings, the picture of the packages from the imports"
+	@echo "make site         the documents as a site in out/site: links, anchors and navigation checked, with a search"
 	@echo "make install      only the virtual environment; TORCH_INDEX=URL takes torch from another package index"
 	@echo "make style        format and fix what ruff can fix"
 	@echo "make quality      ruff and mypy, changing nothing"
@@ -83,6 +85,14 @@ acceptance: $(TESTED)
 docs:
 	$(PYTHON) docs/make_api.py --write
 	$(PYTHON) docs/make_architecture.py --write
+
+$(SITE): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[site]'
+	touch $@
+
+# Its search needs a server: python -m http.server --directory out/site
+site: $(SITE)
+	$(BIN)/python -m mkdocs build --strict
 
 style: $(TESTED)
 	$(BIN)/ruff check --fix .

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from budget_trainer.core.command import StopRequest  # noqa: E402
 from budget_trainer.core.errors import InputError, RunError, StopAsked  # noqa: E402
 from budget_trainer.core.io import fresh_folder, hold_folder, sha256, write_atomic, write_json_atomic  # noqa: E402
 from budget_trainer.core.jobs import Job, JobEnd, devices, run_jobs  # noqa: E402
+from budget_trainer.core.machine import usable_cores  # noqa: E402
 
 if TYPE_CHECKING:
     from budget_trainer.glue.plan import Plan, PlannedRun
@@ -232,9 +232,7 @@ def draw_floor(model: Model, output_dir: Path, seed: int) -> Model:
 def slots_here() -> Sequence[str | int | None]:
     """The GPUs, else the cores that this process may use; where the system cannot say these, one run at a time."""
     found = devices(use_cpu=False)
-    if found != [None] or not hasattr(os, "sched_getaffinity"):
-        return found
-    return sorted(os.sched_getaffinity(0))
+    return found if found != [None] else usable_cores() or found
 
 
 class Runs:

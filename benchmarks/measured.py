@@ -6,16 +6,15 @@ loop that users get.
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from budget_trainer.core.machine import reset_resident_peak, resident_peak
 
 PHASES = ("data_wait", "forward", "backward", "clip", "optimizer")  # what is left of a step is "rest"
 SETTLING_STEPS = 1  # untimed after every pause: other processes have emptied the caches
@@ -161,22 +160,14 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # then the mark is that of the whole process, compilation included
+    reset_resident_peak()  # where that does nothing the mark is that of the whole process, compilation included
 
 
 def peak_memory_mib(device: torch.device) -> float:
     """MiB: the most that tensors took on a GPU, or the most resident memory of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
-    except (OSError, IndexError):
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return used / (2**20 if sys.platform == "darwin" else 1024)
+    return resident_peak() / 2**20
 
 
 def shares(phases: dict[str, float], seconds: float) -> dict[str, float]:

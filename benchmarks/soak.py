@@ -30,6 +30,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -81,15 +83,10 @@ def command(a: argparse.Namespace, folder: Path) -> list[str]:
 def ranks_of(launcher: int) -> dict[int, int]:
     """Rank to process id, of the processes below a launcher that have started."""
     found: dict[int, int] = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            environment = (folder / "environ").read_bytes().split(b"\0")
-        except (OSError, ValueError, IndexError):
-            continue
-        rank = next((word for word in environment if word.startswith(b"RANK=")), None)
-        if parent == launcher and rank is not None:
-            found[int(rank.removeprefix(b"RANK="))] = int(folder.name)
+    with suppress(psutil.Error):
+        for process in psutil.Process(launcher).children():
+            with suppress(psutil.Error, KeyError):
+                found[int(process.environ()["RANK"])] = process.pid
     return found
 
 

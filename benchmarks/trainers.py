@@ -24,10 +24,11 @@ from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.lead import ENDLESS_STEPS
 from budget_trainer.config.arguments import RunArguments, launched_on_cpu
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.machine import keep_freed_memory
 from budget_trainer.data.masking import MaskingCollator
 from budget_trainer.model.build import build_model
 from budget_trainer.model.optimizers import build_optimizer
-from budget_trainer.model.patches import keep_freed_memory, use_few_bit_dropout
+from budget_trainer.model.patches import use_few_bit_dropout
 from budget_trainer.training.precision import ComputeMode, cpu_has_bf16, has_compiler, most_steps, probe
 from budget_trainer.training.trainer import TimeBudgetTrainer
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +75,10 @@ def workers(launcher: psutil.Process) -> list[psutil.Process]:
 
 
 def age_seconds(pid: int) -> float:
-    """Seconds since a process was made, to 10 ms; psutil's creation time is off by up to a second (boot time)."""
-    try:
+    """Seconds since a process was made, 0 where it is gone: with /proc to 10 ms, else by psutil, off by up to a second."""
+    with suppress(OSError):
         ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except OSError:
-        return 0.0
-    return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+        return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+    with suppress(psutil.Error):
+        return max(0.0, time.time() - psutil.Process(pid).create_time())
+    return 0.0

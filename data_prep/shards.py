@@ -113,4 +113,8 @@ def _allow_open_files(number: int) -> None:
     if hard != resource.RLIM_INFINITY and hard < needed:
         fix = f"give {hard - OTHER_FILES}"
         raise InputError(f"num_shards {number}: this system lets a process open {hard} files; {fix}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (ValueError, OSError):  # macOS names no hard limit and has one
+        fix = f"give at most {max(1, soft - OTHER_FILES)}"
+        raise InputError(f"num_shards {number}: this system lets no process open {needed} files; {fix}") from None

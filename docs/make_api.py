@@ -65,13 +65,17 @@ def exported() -> dict[str, str]:
 def prose(text: str | None) -> str:
     """A docstring as Markdown: its own backticks and indented code kept, what Markdown would swallow escaped."""
     lines: list[str] = []
+    returned = False  # within Returns:
     for line in inspect.cleandoc(text or "").splitlines():
         if re.match(r"[A-Z]\w+:$", line):  # Args:, Raises:
+            returned = line in ("Returns:", "Yields:")
             line = f"**{line}**\n"
         elif found := re.match(r"    (\*{0,2}\w+(?:, \w+)*): (.*)", line):
             line = f"- `{found[1]}`: {escaped(found[2])}"
         elif line.startswith("    ") and lines and (lines[-1].startswith("- `") or lines[-1].startswith("  ")):
             line = f"  {escaped(line.strip())}"
+        elif returned and line.startswith("    "):
+            line = escaped(line.strip())
         elif not line.startswith("    "):
             line = escaped(line)
         lines.append(line)
@@ -80,7 +84,11 @@ def prose(text: str | None) -> str:
 
 def escaped(line: str) -> str:
     parts = re.split(r"(`[^`]*`)", line)
-    return "".join(part if part.startswith("`") else re.sub(r"([<*\[\]])", r"\\\1", part) for part in parts)
+    return "".join(part if part.startswith("`") else _escape(part) for part in parts)
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([*\[\]])", r"\\\1", text).replace("<", "&lt;")
 
 
 def arguments(function: ast.FunctionDef, bound: bool) -> list[str]:
@@ -127,7 +135,8 @@ def shown(node: ast.FunctionDef) -> str:
             result and f" -> {result}"
         )
     said = prose(ast.get_docstring(node)).splitlines()
-    return "\n".join([f"- **`{call}`**", *(f"  {line}".rstrip() for line in (["", *said] if said else []))])
+    # Four spaces: Python-Markdown, which makes the site, takes two for the end of the list.
+    return "\n".join([f"- **`{call}`**", *(f"    {line}".rstrip() for line in (["", *said] if said else []))])
 
 
 def signature(node: ast.FunctionDef, result: str, indent: str) -> str:

@@ -1,16 +1,22 @@
-"""Every YAML of the repository parses, and Accelerate takes every launch configuration."""
+"""Every YAML of the repository parses, Accelerate takes every launch configuration, the Dockerfile installs what was tested."""
 
 import argparse
+import json
+import re
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from benchmarks import ablations
 from budget_trainer.config.arguments import RunArguments
 from budget_trainer.config.recipe import Recipe, parse_recipe
+from tests import documents
 from tests.conftest import ROOT, words
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -45,6 +51,7 @@ def zero(stage: int, optimizer: str = "none", parameters: str = "none") -> dict[
         ("cpu", [], {"num_processes": 1, "multi_gpu": False, "use_cpu": True}),
         ("cpu_2proc", [], {"num_processes": 2, "multi_gpu": True, "use_cpu": True}),
         ("single_gpu", [], {"num_processes": 1, "multi_gpu": False, "use_cpu": False}),
+        ("mps", [], {"num_processes": 1, "multi_gpu": False, "use_cpu": False}),
         ("ddp", ["--num_processes", "8"], {"num_processes": 8, "multi_gpu": True, "use_cpu": False}),
         ("zero1", TWO, zero(1)),
         ("zero2", TWO, zero(2)),
@@ -74,7 +81,44 @@ def test_the_number_of_gpus_has_to_be_given() -> None:
     with pytest.raises(ValueError, match="num_processes"):
         launched(ROOT / "accelerate_configs" / "ddp.yaml")
     named = {path.stem for path in CONFIGS if yaml.safe_load(path.read_text())["num_processes"] == -1}
-    assert named == {path.stem for path in CONFIGS} - {"cpu", "cpu_2proc", "single_gpu"}
+    assert named == {path.stem for path in CONFIGS} - {"cpu", "cpu_2proc", "single_gpu", "mps"}
+
+
+SETUP = ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+DOCKER = (
+    "ADD ARG CMD COPY ENTRYPOINT ENV EXPOSE FROM HEALTHCHECK LABEL RUN SHELL STOPSIGNAL USER VOLUME WORKDIR".split()
+)
+
+
+def instructions() -> list[tuple[str, str]]:
+    """(instruction, what follows) of each in the Dockerfile, lines that go on joined."""
+    text = re.sub(r"(?m)^[ \t]*#.*\n", "", (ROOT / "Dockerfile").read_text()).replace("\\\n", " ")
+    split = [line.strip().partition(" ") for line in text.splitlines() if line.strip()]
+    return [(kind, rest.strip()) for kind, _, rest in split]
+
+
+def test_the_dockerfile_installs_the_tested_versions_on_a_cuda_base() -> None:
+    found = instructions()
+    assert found[0][0] == "FROM" and re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-[\w-]+-ubuntu\d\d\.04", found[0][1])
+    assert {kind for kind, _ in found} <= set(DOCKER)
+    (at,) = (place for place, (kind, text) in enumerate(found) if kind == "RUN" and "pip install" in text)
+    (pip,) = (line for line in documents.commands(found[at][1]) if line[:2] == ["pip", "install"])
+    assert pip[pip.index("--constraint") + 1] == "constraints.txt"
+    assert pip[-1].partition("[")[0] == "." and ("COPY", ". .") in found[:at]
+    assert set(re.findall(r"\w+", pip[-1])) <= set(SETUP["options.extras_require"])
+    (command,) = (json.loads(text) for kind, text in found if kind == "CMD")
+    assert f"{command[0]} =" in SETUP["options.entry_points"]["console_scripts"]
+
+
+def test_constraints_have_a_version_within_each_requirement() -> None:
+    """Of the plain installation, and of every extra but that of other libraries' tests, which has constraints of its own."""
+    lines = re.findall(r"(?m)^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text())
+    tested = {canonicalize_name(name): version for name, version in lines}
+    extras = [text for name, text in SETUP["options.extras_require"].items() if name != "ecosystem-test"]
+    for line in "\n".join([SETUP["options"]["install_requires"], *extras]).split():
+        needed = Requirement(line)
+        assert needed.specifier.contains(tested[canonicalize_name(needed.name)]), line
 
 
 def flags_of(recipe):

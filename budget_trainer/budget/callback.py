@@ -315,7 +315,10 @@ class TimeBudgetCallback(TrainerCallback):
 
     def _wait_for_device(self, device: torch.device) -> None:
         """Keep the host at most one step ahead of the device, so that a reading is about work that was done."""
-        if device.type != "cuda":
+        if device.type == "cpu":
+            return
+        if device.type != "cuda":  # MPS
+            torch.accelerator.synchronize(device)
             return
         if self._event is not None:
             self._event.synchronize()

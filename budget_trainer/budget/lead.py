@@ -228,8 +228,8 @@ class TrainerLead(TrainerCallback):
                     model.eval()
                     for batch in islice(loader, _TIMED_BATCHES if alone else 4):
                         trainer.prediction_step(model, batch, prediction_loss_only=trainer.compute_metrics is None)
-                        for device in devices:
-                            torch.cuda.synchronize(device)
+                        if trainer.args.device.type != "cpu":
+                            torch.accelerator.synchronize(trainer.args.device)
                         times.append(spent())
                         if alone and len(times) > 2 and times[-1] - times[0] > 0.01 * self.budget.end_seconds:
                             break

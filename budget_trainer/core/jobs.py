@@ -8,14 +8,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, StopAsked
 from budget_trainer.core.io import write_atomic
+from budget_trainer.core.machine import pinned
 from budget_trainer.core.package_data import CLONE
 
 # Set for a run whose standard input is a pipe that the process which started it holds open.
@@ -161,20 +162,6 @@ def run_jobs(slots: Sequence[str | int | None], next_job: Callable[[], Job | Non
         _end(running.values())
 
 
-@contextmanager
-def _pinned(core: int | None) -> Iterator[None]:
-    """What is started in the block runs on this core."""
-    if core is None:
-        yield
-        return
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
-
-
 class _Process:
     """A started job; its standard input is a pipe that ends with this process (see `end_with_parent`)."""
 
@@ -187,7 +174,7 @@ class _Process:
         elif device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(device)
         self.job, self.begin = job, time.monotonic()
-        with open(job.log, "ab" if job.append else "wb") as log, _pinned(core):
+        with open(job.log, "ab" if job.append else "wb") as log, pinned(core):
             self.popen = subprocess.Popen(
                 job.command,
                 stdin=subprocess.PIPE,

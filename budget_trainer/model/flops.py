@@ -106,4 +106,6 @@ def _seconds(product: Any, device: torch.device) -> float:
         return begin.elapsed_time(end) / 1000
     started = time.perf_counter()
     product()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter() - started

@@ -1,19 +1,13 @@
 """Changes to objects of other libraries that their own interfaces do not offer, each with its reason.
 
-On a CPU: dropout from few random bits, and freed memory that stays with the process.
+On a CPU: dropout from few random bits.
 
 PyTorch draws 24 bits or more for each element on one core: a quarter of the step of a BERT of 4 layers 256 wide. Here 64 bits
 decide four elements, from torch's generator: a resumed run goes on bit for bit. The scale is that of the rounded rate.
-
-glibc gives every large block back to the kernel when a tensor dies, and the next step pays for zeroed pages anew: on two
-cores that was 10 % of a step of a model 256 wide. Blocks then come from one heap that only grows.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -80,12 +74,3 @@ def use_few_bit_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = _FewBitDropout
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed; return whether it does. Another C library, or the user's own settings, stay."""
-    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    # malloc.h's M_MMAP_MAX and M_TRIM_THRESHOLD: no mapping of its own for a large block, and never back to the kernel.
-    return mallopt is not None and bool(mallopt(-4, 0)) and bool(mallopt(-1, -1))

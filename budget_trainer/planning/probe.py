@@ -21,7 +21,7 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,12 @@ from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import write_atomic
 from budget_trainer.core.jobs import end_with_parent
+from budget_trainer.core.machine import free_memory, reset_resident_peak, resident_peak, return_freed_memory
 from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
 from budget_trainer.planning import REPORT_FILE
-from budget_trainer.planning.measure import Memory, ProbeTrainer
 from budget_trainer.planning.predict import Costs
 from budget_trainer.planning.result import ProbeReport
-from budget_trainer.planning.steps import NO_ROOM, ProbeSteps, Steps, micro_batches
+from budget_trainer.planning.steps import NO_ROOM, MicroStep, ProbeSteps, StepRequest, StepResult, Steps, micro_batches
 from budget_trainer.reporting.report import environment
 from budget_trainer.training.callbacks import (
     CheckpointCadence,
@@ -51,6 +51,7 @@ from budget_trainer.training.callbacks import (
 from budget_trainer.training.engine import engine_name
 from budget_trainer.training.recovery import is_out_of_memory
 from budget_trainer.training.run import PretrainingRun
+from budget_trainer.training.trainer import TimeBudgetTrainer
 
 _COUNTED_TOKENS = 250_000  # for embedding_init cooccurrence: more are extrapolated ...
 _COUNTING_GROWS = 0.44  # ... by this power: 4.1, 6.8 and 10.8 s of a core for 1, 3 and 9 million tokens, 256 wide
@@ -59,6 +60,7 @@ _HASHED_PER_SECOND = 1e9  # bytes, where not even one file was read in that time
 _PRECISION_SECONDS = 40.0 / 0.03  # left in the eyes of the run's probe of precision: too short for it to compile
 _STATE_BYTES = {"adafactor": 8, "muon": 12}  # of a parameter in float32, its gradient and states; Adam's: 16
 _FIRST_STEP_SECONDS, _USUAL_MFU = 0.2, 0.3  # of the micro-batch in which precision is chosen, by this guess
+_MEMORY_SHARE = 0.7  # of what is free, on a CPU
 
 
 @contextmanager
@@ -103,7 +105,7 @@ def probe(
         recipe = replace(recipe, model=replace(recipe.model, embedding_init="normal"))
     os.environ["TENSORBOARD_LOGGING_DIR"] = f"{folder}/tensorboard"
     run = PretrainingRun(recipe, CLOCK, StopRequest(), ExitStack(), trackers=False)
-    args, memory, gpu = run.args, Memory(run.args.device), run.args.device.type == "cuda"
+    args, memory, gpu = run.args, _Memory(run.args.device), run.args.device.type == "cuda"
     flags = asked.as_dict(args)  # set-up resolves some of it
     trackers: Any = [name for name in args.report_to or [] if name == "tensorboard"]  # others would show it
     args.report_to = trackers
@@ -167,9 +169,9 @@ def probe(
     allowed = [size for size in allowed if total is not None or size <= run.blocks.rows]
     args.max_steps, args.gradient_accumulation_steps, args.dataloader_num_workers = ENDLESS_STEPS, 1, 0
     mark(None)
-    run.make_trainer(ProbeTrainer)
+    run.make_trainer(_ProbeTrainer)
     trainer, budget = run.trainer, run.budget
-    assert isinstance(trainer, ProbeTrainer) and trainer.throughput is not None
+    assert isinstance(trainer, _ProbeTrainer) and trainer.throughput is not None
     mark("trainer")
     run.rehearse(reserve_disk=False)
     rehearsed = CLOCK.seconds_by_phase()
@@ -238,6 +240,116 @@ def _stage_collators(run: PretrainingRun) -> dict[tuple[float, int], Any]:
     if shapes[0][1] == 1:  # the run's own collator is of that one
         made.pop(shapes[0])
     return made
+
+
+class _Memory:
+    """The memory of the run's device, in bytes: what torch reserves of a GPU, what this process has resident on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpu = device.type == "cuda"
+
+    def peak(self) -> float:
+        """The most that was used so far, since `reset_peak` where that works."""
+        return float(torch.cuda.max_memory_reserved() if self._gpu else resident_peak())
+
+    def reset_peak(self) -> bool:
+        """Let the high-water mark begin anew at what is used now; False where the system does not do that."""
+        if self._gpu:
+            torch.cuda.reset_peak_memory_stats()
+        return self._gpu or reset_resident_peak()
+
+    def limit(self, used: float = 0.0) -> float:
+        """What the steps may use: a GPU whole, on a CPU `used` and _MEMORY_SHARE of what it can still give."""
+        if self._gpu:
+            return float(torch.cuda.get_device_properties(0).total_memory)
+        return used + _MEMORY_SHARE * free_memory()
+
+    def return_freed(self) -> None:
+        """Give back to the system what was freed and is still held, by torch on a GPU and by glibc's malloc."""
+        if self._gpu:
+            torch.cuda.empty_cache()
+        return_freed_memory()
+
+
+class _ProbeDone(Exception):
+    """Ends the training that the probe is."""
+
+
+class _ProbeTrainer(TimeBudgetTrainer):
+    """Takes the steps that are asked for, instead of the run's.
+
+    Everything else is the run's: precision, compilation, loss, clipping, optimizer, guards, callbacks. On a GPU the
+    queue is drained at the borders of the parts, so that each has its own time.
+    """
+
+    _steps: Steps
+    _request: StepRequest | None = None
+    _fits = True
+    _next_block = 0
+    _begin = _fetched = _worked = 0.0
+    first_step_at: float | None = None  # of time.monotonic()
+
+    def measure(self, steps: Steps) -> None:
+        """Take the steps that `steps` asks for, to its end; it is sent what came of each.
+
+        A step may want for memory anywhere: in its batch, in forward and backward, or in the optimizer, whose first step
+        makes its states. Then training begins anew, and `steps` is sent that it did not fit.
+        """
+        self._steps, self._memory = steps, _Memory(self.args.device)
+        done = False
+        while not done:
+            try:
+                self.train()
+            except _ProbeDone:
+                done = True
+            except RuntimeError as error:
+                wanted_memory = is_out_of_memory(error) or is_out_of_memory(error.__cause__)
+                if self._request is None or not self._fits or not wanted_memory:  # before a step: nothing fits
+                    raise
+                self._fits = False
+            if not self._fits:  # outside of the handler: its traceback holds the tensors
+                assert self.model is not None and self.optimizer is not None
+                self.model.zero_grad(set_to_none=True)
+                self.optimizer.state.clear()  # some are made, some not
+                self._memory.return_freed()
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
+        now = self._now()
+        try:
+            if self._request is None:
+                self.first_step_at = now
+                self._request = next(self._steps)
+            else:
+                step = MicroStep(self._fetched - self._begin, self._worked - self._fetched, now - self._worked)
+                self._request = self._steps.send(StepResult(step, self._memory.peak(), self._fits))
+        except StopIteration:
+            raise _ProbeDone from None
+        self._fits = True
+        self._memory.reset_peak()
+        self._begin = self._fetched = self._worked = self._now()
+        blocks: Any = self.train_dataset
+        size = self._request.micro_batch
+        begin = self._next_block if self._next_block + size <= blocks.rows else 0
+        self._next_block = begin + size
+        rows = blocks.__getitems__(range(begin, begin + size))
+        collate: Any = self._request.collator or self.data_collator
+        self.args.per_device_train_batch_size = size
+        result = super().get_batch_samples(iter([collate(rows)]), 1, device)
+        self._fetched = self._worked = self._now()
+        return result
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        assert self._request is not None
+        eager = self._request.eager and self.args.torch_compile
+        with torch.compiler.set_stance("force_eager") if eager else nullcontext():
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        self._worked = self._now()
+        return loss
+
+    def _now(self) -> float:
+        if self.args.device.type != "cpu":
+            torch.accelerator.synchronize(self.args.device)
+        return time.monotonic()
 
 
 def _main(folder: Path, deadline: float, words: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ import psutil
 from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_atomic, write_json_atomic
+from budget_trainer.core.machine import cpu_name, usable_cores
 from budget_trainer.core.output import png_figure
 
 FORMAT = 1
@@ -143,12 +144,8 @@ def _hardware() -> dict[str, Any]:
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         gpu = torch.cuda.get_device_properties(index)
         gpus.append({"name": gpu.name, "memory_gib": round(gpu.total_memory / 2**30, 1)})
-    memory, cpu = round(psutil.virtual_memory().total / 2**30, 1), platform.processor() or platform.machine()
-    with suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        if found := re.search(r"^model name\s*: *(.+)$", text, re.MULTILINE):
-            cpu = found[1].strip()
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gib": memory, "gpus": gpus}
+    memory, cores = round(psutil.virtual_memory().total / 2**30, 1), len(usable_cores()) or os.cpu_count()
+    return {"cpu": cpu_name(), "cores": cores, "memory_gib": memory, "gpus": gpus}
 
 
 def _git_commit() -> str | None:

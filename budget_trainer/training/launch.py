@@ -14,7 +14,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging as hf_logging
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.patches import keep_freed_memory
+from budget_trainer.core.machine import keep_freed_memory
 
 log = logging.getLogger(__name__)
 _DYNAMO = "ACCELERATE_DYNAMO_"

@@ -199,8 +199,8 @@ def _time(
         with torch.autocast(device.type, torch.bfloat16, enabled=way.bf16):
             loss = model(**inputs).loss
         loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         seconds.append(time_fn() - begin)
     step = max(min(seconds[1:]), 1e-6)
     return _Cost(step, max(0.0, seconds[0] - step) if way.compile != "no" else 0.0)

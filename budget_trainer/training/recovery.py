@@ -39,8 +39,9 @@ class BadSteps:
             for parameter in model.parameters() if self.finished else ():
                 parameter.grad = None
         else:
-            self.finished = self._last
-            self._last = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(bad, non_blocking=True)
+            self.finished, self._last = self._last, bad
+            if bad.device.type == "cuda":  # elsewhere (MPS) whoever reads it waits for the device
+                self._last = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(bad, non_blocking=True)
             withhold(bad, model, optimizer)
         return bad
 

@@ -5,7 +5,6 @@ Every folder in it is complete or absent: written aside, made durable, renamed. 
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
@@ -32,6 +31,7 @@ from budget_trainer.core.io import (
     sha256,
     write_json_atomic,
 )
+from budget_trainer.core.machine import allocate
 
 if TYPE_CHECKING:
     from budget_trainer.budget.channel import ControlChannel
@@ -381,11 +381,9 @@ class RunFolder:
         """Keep `size` bytes of the disk for what is written last, in a file. RunError where there is no such room."""
         try:
             with open(self.path / _ROOM, "wb") as room:
-                if size > 0 and hasattr(os, "posix_fallocate"):  # not on macOS
-                    os.posix_fallocate(room.fileno(), 0, size)
+                if size > 0:
+                    allocate(room, size)
         except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV, errno.ENOSYS):  # file systems without it
-                return
             self.release_disk_space()
             raise _write_error(self.path / FINAL, os.strerror(error.errno or 0)) from error
 

@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -48,6 +49,18 @@ def test_splitting_is_what_building_with_so_many_shards_gives(prepared, tmp_path
     counts = [entry["rows"] for entry in more.manifest["splits"]["train"]["files"]]
     assert len(counts) == 5 and max(counts) - min(counts) <= 1
     assert more.verify() == 1.0
+
+
+def test_a_limit_of_open_files_that_cannot_be_raised_is_one_line(prepared, tmp_path, monkeypatch, capsys):
+    """As on macOS, which names no hard limit and has one."""
+    source = prepared(block_size=16)
+    refusal = ValueError("current limit exceeds maximum limit")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", Mock(side_effect=refusal))
+    flags = {"input": source.path, "output_dir": tmp_path / "many", "num_shards": 1000}
+    line = error_of(split.main, words(flags), capsys)
+    assert "num_shards 1000" in line and line.endswith(f"give at most {256 - shards.OTHER_FILES}")
+    assert not (tmp_path / "many").exists()
 
 
 def test_a_thousand_shards(prepared, tmp_path, monkeypatch):

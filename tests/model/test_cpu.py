@@ -78,7 +78,7 @@ def test_attention_drops_weights(masked, monkeypatch):
 # A block of 64 MiB, freed and taken again: page faults come back where it went to the kernel.
 CODE = """
 import resource, sys, torch
-from budget_trainer.model.patches import keep_freed_memory
+from budget_trainer.core.machine import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else False
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,7 +1,6 @@
 """What the probe does with its time and with what it measures, without a model where none is needed."""
 
 import math
-import mmap
 import pickle
 import sys
 import time
@@ -18,7 +17,6 @@ from torch._dynamo import utils as dynamo
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.plan import _ask_probe
 from budget_trainer.planning import probe as probe_module
-from budget_trainer.planning.measure import Memory
 from budget_trainer.planning.probe import _body_parameters, probe
 from budget_trainer.planning.steps import Measurements, MicroStep, ProbeSteps, StepRequest, StepResult, micro_batches
 from budget_trainer.training import run as run_module
@@ -73,25 +71,6 @@ def test_memory_is_extrapolated_along_a_line():
     assert Measurements(peaks={1: 100.0, 2: 100.0}).largest_that_fits(200.0) is None
     for peaks in ({4: 100.0}, {2: 100.0, 4: 100.0}):  # no growth seen is no promise of none
         assert Measurements(peaks=peaks).predicted_memory(8) == 200.0
-
-
-CPU = torch.device("cpu")
-
-
-def test_the_high_water_mark_begins_anew():
-    memory = Memory(CPU)
-
-    def peak_with(size):  # not malloc's: a test of this process may have told it to keep what is freed
-        with mmap.mmap(-1, size) as block:
-            for page in range(0, size, mmap.PAGESIZE):
-                block[page] = 1
-            return memory.peak()
-
-    with_it = peak_with(2**28)
-    if not memory.reset_peak():
-        pytest.skip("this system does not reset it")
-    before = memory.peak()
-    assert before < with_it - 2**27 and 0.8 * 2**27 < peak_with(2**27) - before < 1.2 * 2**27
 
 
 def play(steps, peak=float, fits=lambda size: True, seconds=lambda size: 1e-4 * size):
@@ -247,17 +226,3 @@ def test_a_probe_that_crashes_is_not_taken_for_one_without_time(chosen, tmp_path
             ask()
     else:
         assert ask() == (report, message)
-
-
-def test_free_memory_heeds_the_cgroup(tmp_path):
-    def free(folder):
-        return Memory(CPU, folder).limit() / 0.7
-
-    none = free(tmp_path / "none")
-    assert 2**20 < none < 2**50
-    (tmp_path / "memory.max").write_text("3000000\n")
-    (tmp_path / "memory.current").write_text("2500000\n")
-    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100000\n")
-    assert free(tmp_path) == pytest.approx(600_000)
-    (tmp_path / "memory.max").write_text("max\n")
-    assert free(tmp_path) == pytest.approx(none, rel=0.5)
