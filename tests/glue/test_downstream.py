@@ -11,10 +11,11 @@ import pytest
 import yaml
 from transformers import AutoModelForMaskedLM
 
-from benchmarks import downstream
+from benchmarks import board, downstream
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.jobs import JobEnd
 from tests.conftest import ROOT, words
+from tests.test_board import COMMAND, report, use_repository
 
 PROTOCOL = ROOT / "recipes" / "glue" / "downstream.yaml"
 TINY = {"max_seq_length": 32, "num_train_epochs": 1, "per_device_train_batch_size": 8}
@@ -269,6 +270,24 @@ def test_a_run_has_a_gpu_or_a_core_or_what_there_is(monkeypatch, gpus, cores, ex
     else:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores)
     assert downstream.slots_here() == expected
+
+
+def test_its_scores_go_to_the_board_with_the_model_they_were_measured_on(
+    bench, fake_runs, tiny_model, other_model, tmp_path, monkeypatch, capfd
+):
+    fake_runs(plain)
+    bench(no_floor=True)
+    commit, run = use_repository(tmp_path / "repository", monkeypatch), tmp_path / "run"
+    shutil.copytree(tiny_model, run / "final")
+    (run / "run_report.json").write_text(json.dumps(report(commit)))
+    flags = {"track": "cpu_3m", "command": COMMAND, "downstream": tmp_path / "out" / "downstream.json"}
+    assert board.main(["add", str(run), *words(flags)]) == 0
+    assert "| 1.500 | 62.0 | 62.0 | 72.0 |" in board.PAGE.read_text()
+    (added,) = board.read_results().values()
+    assert set(added["protocol"]["MNLI"]) == {"data_sha256", "flags"}
+    shutil.copy(other_model / "model.safetensors", run / "final")
+    assert board.main(["add", str(run), *words({**flags, "name": "other"})]) == 2
+    assert f"has no scores of {run}/final; run downstream.py with it" in capfd.readouterr().err
 
 
 @pytest.mark.slow
