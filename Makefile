@@ -13,6 +13,7 @@ OUT    ?= out/quickstart
 DATA   ?= out/quickstart-data
 LAUNCH ?=
 ARGS   ?=
+SEEDS  ?= 3
 TORCH_INDEX ?=
 CHECKS ?=
 
@@ -24,12 +25,14 @@ SITE      := $(VENV)/.installed-site
 SOURCES   := setup.cfg pyproject.toml constraints.txt
 CODE      := budget_trainer data_prep train_mlm.py finetune_glue.py sweep.py
 
-.PHONY: help install quickstart docs site test test-slow test-all test-ecosystem acceptance style quality
+.PHONY: help install quickstart benchmark docs site test test-slow test-all test-ecosystem acceptance style quality
 
 help:
 	@echo "make quickstart   pre-train on the docstrings of the installed packages and print five fill-mask examples"
 	@echo "                  BUDGET=$(BUDGET)  CONFIG=$(CONFIG)  OUT=$(OUT)"
 	@echo "                  LAUNCH='flags of accelerate launch'  ARGS='flags of train_mlm.py'"
+	@echo "make benchmark    ours and the baselines of benchmarks/baselines/ in BUDGET each, on the same text, SEEDS=$(SEEDS) times"
+	@echo "                  ARGS='flags of benchmarks/quality_at_budget.py'; a repeated command goes on"
 	@echo "make test         the tests that a change waits for (under 10 minutes on two cores)"
 	@echo "make test-all     these and the slow ones (about 23 minutes)"
 	@echo "make test-ecosystem   trl, sentence-transformers, peft and setfit under a budget, in $(VENV)-ecosystem"
@@ -63,6 +66,10 @@ install: $(INSTALLED)
 quickstart: $(INSTALLED)
 	$(BIN)/python -m data_prep.quickstart --profile $(CONFIG) --launch="$(LAUNCH)" --data_dir $(DATA) \
 	  --output_dir $(OUT) --total_training_time $(BUDGET) $(if $(ARGS),-- $(ARGS))
+
+benchmark: $(INSTALLED)
+	$(BIN)/python benchmarks/quality_at_budget.py --budget $(BUDGET) --seeds $(SEEDS) \
+	  --config_file $(CONFIG) --output_dir out/benchmark-$(BUDGET) --resume $(ARGS)
 
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.baselines.runs import NAMES
 from budget_trainer.core.errors import InputError
 
 Changes = dict[str, Any]
@@ -54,7 +55,7 @@ def check(variants: Mapping[str, Changes], recipes: Sequence[str]) -> None:
     from budget_trainer.config.arguments import KEYS
 
     for name, changes in variants.items():
-        if name == Path(recipes[0]).stem or name.startswith("stock "):
+        if name in (Path(recipes[0]).stem, *NAMES):
             raise InputError(f"ablate: {name!r} is the name of another run; choose another one")
         for key in changes:
             if key not in KEYS:

@@ -1,9 +1,12 @@
-"""What the benchmarks' command lines share: one-line errors, the output folder, the JSON file beside the table."""
+"""What the benchmarks' command lines share: one-line errors, the output folder, processes, the JSON file beside the table."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -12,6 +15,8 @@ from typing import Any
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import user_path, write_json_atomic
 from budget_trainer.reporting.report import environment
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def bare_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -51,6 +56,29 @@ def make_output_dir(a: argparse.Namespace) -> None:
     """Make `a.output_dir`, from here on an absolute Path."""
     a.output_dir = Path(user_path(str(a.output_dir), "output_dir")).resolve()
     a.output_dir.mkdir(parents=True, exist_ok=True)
+
+
+def run_child(command: Sequence[str], log: Path, **environ: str) -> float:
+    """Run a process in the repository's root, its output to `log`; returns its wall-clock seconds.
+
+    It is ended with this one. InputError with what it said last where it fails.
+    """
+    begin = time.monotonic()
+    with log.open("w") as file:
+        env = {**os.environ, **environ}
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=env)
+        try:
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if code != 0:
+        lines = log.read_text(errors="replace").strip().splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        reason = errors[-1].removeprefix("error: ") if errors else " | ".join(lines[-3:])
+        raise InputError(f"run: {' '.join(command[:6])} ... ended with exit code {code}; see {log} ({reason})")
+    return time.monotonic() - begin
 
 
 def publish(

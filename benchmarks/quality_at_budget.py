@@ -1,28 +1,30 @@
 #!/usr/bin/env python3
-"""Our recipes against a stock `Trainer` script: the same machine, text, tokenizer and wall-clock budget.
+"""Our recipes against what others would write with the same libraries: the same machine, text, tokenizer and wall-clock budget.
 
+    python benchmarks/quality_at_budget.py --budget 5m
     python benchmarks/quality_at_budget.py --text train.txt.xz --eval_text held_out.txt.xz --tokenizer DIR \
         --recipes recipes/cpu_10m.yaml --budget 300s --output_dir out/quality
 
-Runs one process at a time, ours and stock in turns, scores every checkpoint with one script, and prints one table.
-The budget of ours holds set-up and compilation, with an empty compile cache for every run; that of the stock script
-holds its training only. Each result is appended to results.jsonl as it comes: --resume skips what is there.
+Without --text it trains on the docstrings of the installed packages, without --eval_text on all but a twentieth of the
+documents, without --tokenizer with one that it trains on the text: nothing is downloaded. The baselines are those of
+benchmarks/baselines/, each with the flags that tuning found for the nearest budget (--tuned), or finds here (--tune TRIALS,
+outside of the budget). One process runs at a time, seed by seed, and one script of stock classes scores every checkpoint. The
+budget of ours holds set-up, compilation and the save, with an empty compile cache for every run; that of a baseline holds its
+training only, compilation included. Each result is appended to results.jsonl as it comes: --resume skips what is there.
 
 With --ablate "name: flag=value flag2=value2" (repeatable) or --ablations recipes/ablations/cpu_10m.yaml, variants of the
-one recipe run beside it, seed by seed, so that a machine that drifts does so for all of them; a second table has each
-variant's difference to the recipe with the same seed. --stock_learning_rates without a value leaves the baseline out.
+one recipe run beside it, so that a machine that drifts does so for all of them; a second table has each variant's difference to
+the recipe with the same seed. --baselines without a name leaves them out. --downstream DIR adds a score on GLUE, by
+benchmarks/downstream.py.
 """
 
 import argparse
-import itertools
 import json
 import os
 import re
 import shutil
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,44 +32,63 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import ablations  # noqa: E402
-from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish  # noqa: E402
+from benchmarks.baselines import runs, tune  # noqa: E402
+from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish, run_child  # noqa: E402
+from benchmarks.texts import prepare_texts, prepare_tokenizer  # noqa: E402
 from budget_trainer.budget.clock import format_duration, parse_duration  # noqa: E402
 from budget_trainer.core.errors import InputError  # noqa: E402
+from budget_trainer.core.package_data import profile_path  # noqa: E402
 
-SCORES = ("loss", "accuracy", "bits_per_byte")
+FIGURES = ("loss", "accuracy", "bits_per_byte", "tokens_per_second", "used_seconds")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = bare_parser(__doc__)
     add = parser.add_argument
-    add("--text", required=True, help="training text, .txt or .xz, documents separated by blank lines")
-    add("--eval_text", required=True, help="held-out text in the same form")
-    add("--tokenizer", required=True, help="folder, tokenizer.json or vocab.txt that all runs share")
+    add("--text", help="training text in a form that data_prep reads (the docstrings of the installed packages)")
+    add("--eval_text", help="held-out text in such a form (a part of --text)")
+    add("--tokenizer", help="folder, tokenizer.json or vocab.txt that all runs share (one is trained)")
     add("--recipes", nargs="+", default=["recipes/cpu_10m.yaml"], help="recipes of train_mlm.py")
     add("--ablate", action="append", default=[], metavar="NAME: FLAG=VALUE ...", help="a variant of the one recipe")
     add("--ablations", help="YAML file of variants: name to changed flags")
-    add("--seeds", type=int, default=3, help="runs per recipe (3)")
+    add("--baselines", nargs="*", default=runs.NAMES, metavar="NAME", help=f"some of {', '.join(runs.NAMES)} (all)")
+    add("--tuned", help="file of benchmarks/baselines/tune.py with their best flags (the repository's)")
+    add("--tune", type=int, metavar="TRIALS", help="tune each of them first, here, with so many trials of the budget")
+    add("--seeds", type=int, default=3, help="runs per recipe and per baseline (3)")
     add("--first_seed", type=int, default=0, help="their seeds count from here, to share the runs among machines (0)")
-    add("--stock_learning_rates", nargs="*", default=["5e-4", "1e-3", "2e-3"], help="one stock run for each")
-    add("--stock_script", default="../shared/bench/stock_mlm.py", help="the baseline")
-    add("--eval_script", default="../shared/bench/eval_mlm.py", help="scores a checkpoint")
-    add("--bf16_stock", action="store_true", help="bf16 for the baseline")
     add("--budget", default="300s", help="wall-clock budget of every run (300s)")
-    add("--config_file", default="accelerate_configs/cpu.yaml", help="launch configuration of our runs")
+    add("--config_file", default="cpu", help="launch profile of our runs: a name of accelerate_configs/, or a file (cpu)")
     add("--packing", default="packed", help="packing of our data folder (packed)")
-    add("--data_dir", help="data folder of our runs, made before; without it, it is made from --text")
+    add("--data_dir", help="data folder of our runs, made before from --text; without it, it is made here")
     add("--max_blocks", type=int, default=2000, help="blocks to score each checkpoint on (2000)")
+    add("--downstream", metavar="DIR[,DIR]", help="GLUE data: each run's model is fine-tuned too, which takes hours")
     add("--output_dir", default="out/quality", help="folder of all runs and results (out/quality)")
     add("--resume", action="store_true", help="keep the results in --output_dir and run only what is missing")
     a = parser.parse_args(argv)
     a.seconds = parse_duration(a.budget, "budget")
-    for name in ("text", "eval_text", "tokenizer", "stock_script", "eval_script", "config_file"):
-        if not Path(getattr(a, name)).exists():
-            raise InputError(f"{name}: {getattr(a, name)} does not exist; give --{name}")
-        setattr(a, name, str(Path(getattr(a, name)).resolve()))
+    a.config_file = str(profile_path(a.config_file, "config_file").resolve())
+    for name in ("text", "eval_text", "tokenizer", "tuned", "data_dir"):
+        if getattr(a, name) is not None:
+            if not Path(getattr(a, name)).exists():
+                raise InputError(f"{name}: {getattr(a, name)} does not exist; give --{name}")
+            setattr(a, name, str(Path(getattr(a, name)).resolve()))
+    if a.data_dir and not (a.text and a.eval_text):
+        raise InputError("data_dir: what was held out of it is not known here; give its --text and an --eval_text too")
+    if a.eval_text and not a.text:
+        raise InputError("eval_text: it belongs to a training text; give --text too")
+    if a.seeds < 1 or a.max_blocks < 1:
+        raise InputError(f"seeds {a.seeds}, max_blocks {a.max_blocks}: both must be 1 or more; correct them")
     for recipe in a.recipes:
         if not Path(recipe).is_file():
             raise InputError(f"recipes: {recipe} does not exist; give files of recipes/")
+    for name in a.baselines:
+        runs.Baseline.named(name)
+    if a.tune is not None and a.tuned is not None:
+        raise InputError("tuned: with --tune the flags are found here; leave one of the two out")
+    tune.check_trials(a.tune)
+    for folder in a.downstream.split(",") if a.downstream else ():
+        if not Path(folder).is_dir():
+            raise InputError(f"downstream: {folder} is not a folder; give those of benchmarks/downstream.py")
     a.variants = ablations.gather(a.ablations, a.ablate)
     ablations.check(a.variants, a.recipes)
     a.output_dir = Path(a.output_dir).resolve()
@@ -76,106 +97,119 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return a
 
 
-def plan(a: argparse.Namespace) -> list[dict[str, Any]]:
-    """The runs, ours and stock in turns, variants seed by seed, so that a machine that drifts does so for all."""
-    stock = [
-        {"kind": "stock", "name": f"stock lr {rate}" + (" bf16" if a.bf16_stock else ""), "rate": rate, "seed": 0}
-        for rate in a.stock_learning_rates
-    ]
+def best_flags(a: argparse.Namespace) -> dict[str, runs.Best]:
+    """The flags of each baseline: those that tuning has found, or finds now. InputError: a file of another format."""
+    file = Path(a.tuned) if a.tuned else runs.TUNED
+    if a.tune is not None:
+        file = a.output_dir / "tuned.yaml"
+        asked = argparse.Namespace(**{**vars(a), "trials": a.tune})
+        for name in a.baselines:
+            entry = tune.tune(asked, name, a.output_dir / f"tune-{name}-{format_duration(a.seconds)}")
+            runs.record(file, name, a.seconds, {key: value for key, value in entry.items() if key != "runs"})
+    return {name: runs.best_of(name, a.seconds, file) for name in a.baselines}
+
+
+def plan(a: argparse.Namespace, best: dict[str, runs.Best]) -> list[dict[str, Any]]:
+    """The runs, seed by seed, so that a machine that drifts does so for all."""
     base = [{"kind": "ours", "name": Path(recipe).stem, "recipe": str(Path(recipe).resolve())} for recipe in a.recipes]
     base += [{**base[0], "kind": "ablation", "name": name, "changes": a.variants[name]} for name in a.variants]
-    ours = [{**job, "seed": seed} for seed in range(a.first_seed, a.first_seed + a.seeds) for job in base]
-    turns = itertools.zip_longest(ours, stock)
-    return [{**job, "budget_seconds": a.seconds} for pair in turns for job in pair if job is not None]
-
-
-def child(command: list[str], log: Path, **environ: str) -> float:
-    """Run one child process, its output to `log`; returns its wall-clock seconds. InputError with the log's end."""
-    begin = time.monotonic()
-    with log.open("w") as file:
-        env = {**os.environ, **environ}
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=env)
-        try:
-            code = process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    if code != 0:
-        tail = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
-        raise InputError(f"run: {' '.join(command[:6])} ... ended with exit code {code}; see {log} ({tail})")
-    return time.monotonic() - begin
+    base += [{"kind": "baseline", "name": name, "flags": best[name].flags} for name in a.baselines]
+    seeds = range(a.first_seed, a.first_seed + a.seeds)
+    return [{**job, "seed": seed, "budget_seconds": a.seconds} for seed in seeds for job in base]
 
 
 def prepare(a: argparse.Namespace) -> str:
-    """Our data folder, made once outside of the budget, as the baseline's tokenisation is."""
-    if a.data_dir:
-        return str(Path(a.data_dir).resolve())
-    folder = a.output_dir / f"data-{a.packing}"
+    """The texts, then our data folder, made once outside of the budget, as the baselines' tokenisation is.
+
+    `a` has then the texts, one document a line, and as tokenizer a folder.
+    """
+    train, held_out = prepare_texts(a.text, a.eval_text, a.output_dir / "text")
+    a.text, a.eval_text = str(train), str(held_out)
+    folder = Path(a.data_dir) if a.data_dir else a.output_dir / f"data-{a.packing}"
     if not (folder / "manifest.json").is_file():
+        tokenizer = a.tokenizer or prepare_tokenizer(train, a.output_dir / "tokenizer")
         print(f"preparing {folder}", flush=True)
-        command = [sys.executable, "-m", "data_prep.blocks", "--input", a.text, "--tokenizer", a.tokenizer]
-        command += ["--output_dir", str(folder), "--packing", a.packing, "--num_proc", str(os.cpu_count() or 1)]
-        child(command, a.output_dir / "data_prep.log")
+        command = [sys.executable, "-m", "data_prep.blocks", "--input", a.text, "--validation_text", a.eval_text]
+        command += ["--tokenizer", tokenizer, "--output_dir", str(folder), "--packing", a.packing]
+        run_child([*command, "--num_proc", str(os.cpu_count() or 1)], a.output_dir / "data_prep.log")
+    a.tokenizer = str(folder / "tokenizer")
     return str(folder)
 
 
-def run_stock(a: argparse.Namespace, job: dict[str, Any], folder: Path, data: str) -> tuple[Path, dict[str, Any]]:
-    command = [sys.executable, a.stock_script, "--text", a.text, "--tokenizer", f"{data}/tokenizer"]
-    command += ["--out", str(folder)]
-    command += ["--budget_seconds", str(a.seconds), "--learning_rate", job["rate"], "--seed", str(job["seed"])]
-    child(command + (["--bf16"] if a.bf16_stock else []), folder / "log.txt")
-    said = json.loads((folder / "log.txt").read_text().strip().splitlines()[-1])
-    return folder, {"used_seconds": said["seconds"], **{key: said[key] for key in ("steps", "tokens_per_second")}}
-
-
-def run_ours(a: argparse.Namespace, job: dict[str, Any], folder: Path, data: str) -> tuple[Path, dict[str, Any]]:
+def run_ours(a: argparse.Namespace, job: dict[str, Any], folder: Path, data: str) -> dict[str, Any]:
     run, recipe = folder / "run", job["recipe"]
     if "changes" in job:
         recipe = ablations.write_variant(Path(recipe), job["changes"], folder / "recipe.yaml")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", a.config_file, "train_mlm.py"]
     command += [recipe, "--data_dir", data, "--output_dir", str(run)]
     command += ["--total_training_time", f"{a.seconds:g}s", "--seed", str(job["seed"])]
-    child(command, folder / "log.txt", TORCHINDUCTOR_CACHE_DIR=str(folder / "compile-cache"))
+    run_child(command, folder / "log.txt", TORCHINDUCTOR_CACHE_DIR=str(folder / "compile-cache"))
     shutil.rmtree(folder / "compile-cache", ignore_errors=True)
     report = json.loads((run / "run_report.json").read_text())
     figures = {key: report[key] for key in ("used_seconds", "steps", "tokens_per_second", "shares")}
-    return run / "final", figures
+    return {**figures, **runs.score(run / "final", folder, a.eval_text, a.max_blocks)}
+
+
+def run_baseline(a: argparse.Namespace, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    baseline = runs.Baseline.named(job["name"])
+    words = ["--text", a.text, "--tokenizer", a.tokenizer, "--total_training_time", f"{a.seconds:g}s"]
+    words += ["--seed", str(job["seed"]), *(f"--{name}={value}" for name, value in job["flags"].items())]
+    return baseline.run(words, folder, a.eval_text, a.max_blocks)
+
+
+def is_of(result: dict[str, Any], best: dict[str, runs.Best]) -> bool:
+    """Whether it belongs into the table: of a baseline that was tuned again since, the earlier runs do not."""
+    return result["name"] not in best or result["flags"] == best[result["name"]].flags
+
+
+def folder_of(a: argparse.Namespace, job: dict[str, Any]) -> Path:
+    return a.output_dir / re.sub(r"[^\w.-]+", "-", f"{job['name']}-seed{job['seed']}")
 
 
 def run_job(a: argparse.Namespace, job: dict[str, Any], data: str) -> dict[str, Any]:
     """Train, score; the result as one flat dict."""
-    folder = a.output_dir / re.sub(r"[^\w.-]+", "-", f"{job['name']}-seed{job['seed']}")
+    folder = folder_of(a, job)
     shutil.rmtree(folder, ignore_errors=True)  # what a killed benchmark left: it has no result
     folder.mkdir(parents=True)
-    model, figures = (run_stock if job["kind"] == "stock" else run_ours)(a, job, folder, data)
-    scores = folder / "scores.json"
-    command = [sys.executable, a.eval_script, "--model", str(model), "--text", a.eval_text]
-    child([*command, "--max_blocks", str(a.max_blocks), "--json", str(scores)], folder / "eval.log")
-    scored = json.loads(scores.read_text())
-    return {**job, **figures, **{key: scored[key] for key in (*SCORES, "parameters", "model_type")}}
+    found = run_baseline(a, job, folder) if job["kind"] == "baseline" else run_ours(a, job, folder, data)
+    return {**job, **found}
+
+
+def score_downstream(a: argparse.Namespace, jobs: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """Give each row `downstream`: median, min and max over its seeds of the score of benchmarks/downstream.py."""
+    folders: dict[str, list[str]] = {}
+    for job in jobs:
+        final = folder_of(a, job) / ("" if job["kind"] == "baseline" else "run/final")
+        folders.setdefault(re.sub(r"[^\w.-]+", "-", job["name"]), []).append(str(final))
+    print(f"fine-tuning {len(jobs)} models", flush=True)
+    command = [sys.executable, str(ROOT / "benchmarks" / "downstream.py"), "--glue_dir", a.downstream, "--no_floor"]
+    command += ["--output_dir", str(a.output_dir / "downstream")]
+    command += [f"{name}={','.join(found)}" for name, found in folders.items()]
+    run_child(command, a.output_dir / "downstream.log")
+    groups = json.loads((a.output_dir / "downstream" / "downstream.json").read_text())["groups"]
+    for row in rows:
+        score = groups[re.sub(r"[^\w.-]+", "-", row["name"])]["score"]
+        row["downstream"] = {key: score[key] for key in ("median", "min", "max")}
 
 
 def summarise(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per name: runs, median, mean, lowest, highest and spread (highest - lowest); against the best stock rate
-    where there is one; variants against the recipe (`ablations.add_deltas`)."""
+    """One row per name: runs, median, mean, lowest, highest and spread (highest - lowest) of FIGURES; how far the medians are
+    from those of the first recipe; variants against the recipe (`ablations.add_deltas`)."""
     rows = []
     for name in dict.fromkeys(result["name"] for result in results):
-        runs = [result for result in results if result["name"] == name]
-        row: dict[str, Any] = {"name": name, "kind": runs[0]["kind"], "runs": len(runs)}
-        for key in (*SCORES, "tokens_per_second", "used_seconds"):
-            values = [run[key] for run in runs]
+        of_name = [result for result in results if result["name"] == name]
+        row: dict[str, Any] = {"name": name, "kind": of_name[0]["kind"], "runs": len(of_name)}
+        for key in FIGURES:
+            values = [run[key] for run in of_name]
             row[key] = {"median": statistics.median(values), "mean": statistics.mean(values)}
             row[key] |= {"min": min(values), "max": max(values), "spread": max(values) - min(values)}
         rows.append(row)
-    stock = min(
-        (row for row in rows if row["kind"] == "stock"), key=lambda row: row["bits_per_byte"]["median"], default=None
-    )
-    for row in rows if stock else []:
-        assert stock is not None
-        row["bits_per_byte_below_stock"] = stock["bits_per_byte"]["median"] - row["bits_per_byte"]["median"]
-        row["mean_bits_per_byte_below_stock"] = stock["bits_per_byte"]["mean"] - row["bits_per_byte"]["mean"]
-        row["tokens_per_second_ratio"] = row["tokens_per_second"]["median"] / stock["tokens_per_second"]["median"]
+    ours = next((row for row in rows if row["kind"] == "ours"), None)
+    for row in rows if ours else []:
+        assert ours is not None
+        row["bits_per_byte_above_ours"] = row["bits_per_byte"]["median"] - ours["bits_per_byte"]["median"]
+        row["mean_bits_per_byte_above_ours"] = row["bits_per_byte"]["mean"] - ours["bits_per_byte"]["mean"]
+        row["tokens_per_second_ratio"] = row["tokens_per_second"]["median"] / ours["tokens_per_second"]["median"]
     ablations.add_deltas(rows, results)
     return rows
 
@@ -183,16 +217,29 @@ def summarise(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{'run':26} {'n':>2} {'bits/byte':>9} {'mean':>6} {'min':>6} {'max':>6} {'spread':>6} {'loss':>6} {'tokens/s':>9}"
-        "  vs best stock"
+        "  against the first recipe" + ("  downstream (range)" if any("downstream" in row for row in rows) else "")
     ]
     for row in rows:
         bits = row["bits_per_byte"]
         text = f"{row['name'][:26]:26} {row['runs']:2} {bits['median']:9.3f} {bits['mean']:6.3f}"
         text += f" {bits['min']:6.3f} {bits['max']:6.3f} {bits['spread']:6.3f}"
         text += f" {row['loss']['median']:6.3f} {row['tokens_per_second']['median']:9,.0f}"
-        if "tokens_per_second_ratio" in row:
-            text += f"  {0.0 - row['bits_per_byte_below_stock']:+.3f}, {row['tokens_per_second_ratio']:.1f} x tokens/s"
-        lines.append(text)
+        against = ""
+        if "tokens_per_second_ratio" in row and row is not rows[0]:
+            against = f"{row['bits_per_byte_above_ours']:+.3f}, {row['tokens_per_second_ratio']:.2f} x tokens/s"
+        if "downstream" in row:
+            score = row["downstream"]
+            against = f"{against:24}  {score['median']:.1f} ({score['min']:.1f} to {score['max']:.1f})"
+        lines.append(f"{text}  {against}".rstrip())
+    return "\n".join(lines)
+
+
+def flags_table(best: dict[str, runs.Best]) -> str:
+    """With which flags each baseline ran, and where they come from."""
+    lines = [""] if best else []
+    for name, found in best.items():
+        flags = ", ".join(f"{key} {value}" for key, value in found.flags.items())
+        lines.append(f"{name}: {flags or 'its defaults'}; {found.told}")
     return "\n".join(lines)
 
 
@@ -203,7 +250,8 @@ def main(argv: list[str] | None = None) -> None:
     log = a.output_dir / "results.jsonl"
     results = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     data = prepare(a)
-    for number, job in enumerate(jobs := plan(a), start=1):
+    best = best_flags(a)
+    for number, job in enumerate(jobs := plan(a, best), start=1):
         if any(all(result.get(key) == job[key] for key in job) for result in results):
             continue
         label = f"{job['name']}, seed {job['seed']}"
@@ -214,9 +262,13 @@ def main(argv: list[str] | None = None) -> None:
             file.write(json.dumps(result) + "\n")
         said = f"{result['bits_per_byte']:.3f} bits per byte, {result['tokens_per_second']:,.0f} tokens/s"
         print(f"    {said}", flush=True)
-    rows = summarise(results)
-    figures = {"summary": rows, "runs": results}
-    publish(a, "quality_at_budget", table(rows) + ablations.table(rows), figures, file="results.json")
+    rows = summarise([result for result in results if is_of(result, best)])
+    if a.downstream:
+        score_downstream(a, jobs, rows)
+    told = {name: {"flags": found.flags, "tuning": found.told} for name, found in best.items()}
+    figures = {"summary": rows, "runs": results, "baselines": told}
+    text = f"{table(rows)}\n{flags_table(best)}{ablations.table(rows)}"
+    publish(a, "quality_at_budget", text, figures, file="results.json")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import ablations, quality_at_budget, scaling, throughput
+from benchmarks.baselines import runs
 from benchmarks.measured import PHASES, Gauge, Stretches
 from benchmarks.workload import ROWS, Text, Workload, fit, write_zipf
 from budget_trainer.core.errors import InputError
@@ -172,7 +173,7 @@ def test_points_are_every_combination():
 @pytest.fixture
 def asked(tmp_path):
     """Flags of quality_at_budget.py whose files exist."""
-    paths = {name: tmp_path / name for name in ("text", "eval_text", "tokenizer", "stock_script", "eval_script")}
+    paths = {name: tmp_path / name for name in ("text", "eval_text", "tokenizer")}
     for path in paths.values():
         path.touch()
     paths |= {"config_file": ROOT / "accelerate_configs" / "cpu.yaml", "output_dir": tmp_path / "out"}
@@ -180,14 +181,17 @@ def asked(tmp_path):
 
 
 def test_variants_run_seed_by_seed(asked):
-    flags = ["--seeds", "2", "--stock_learning_rates", "1e-3", "--ablate", "wide: hidden_size=512 curve=cosine"]
+    flags = ["--seeds", "2", "--baselines", "stock_bert", "--ablate", "wide: hidden_size=512 curve=cosine"]
     a = quality_at_budget.parse([*asked, *flags, "--ablate", "plain: offset_heads=null"])
     a.first_seed = 5
-    jobs = quality_at_budget.plan(a)
-    expected = [(name, seed) for seed in (5, 6) for name in ("cpu_10m", "wide", "plain")]
-    assert [(job["name"], job["seed"]) for job in jobs if job["kind"] != "stock"] == expected
-    assert sum(job["kind"] == "stock" for job in jobs) == 1
-    assert jobs[2]["changes"] == {"hidden_size": "512", "curve": "cosine"} and "changes" not in jobs[0]
+    best = {"stock_bert": runs.Best({"size": "128x2"}, "not tuned")}
+    jobs = quality_at_budget.plan(a, best)
+    expected = [(name, seed) for seed in (5, 6) for name in ("cpu_10m", "wide", "plain", "stock_bert")]
+    assert [(job["name"], job["seed"]) for job in jobs] == expected
+    assert jobs[1]["changes"] == {"hidden_size": "512", "curve": "cosine"} and "changes" not in jobs[0]
+    assert jobs[3]["kind"] == "baseline" and jobs[3]["flags"] == {"size": "128x2"}
+    assert quality_at_budget.is_of(jobs[3], best) and quality_at_budget.is_of(jobs[0], best)
+    assert not quality_at_budget.is_of({**jobs[3], "flags": {"size": "256x4"}}, best), "tuned again since"
 
 
 @pytest.mark.parametrize(
@@ -200,18 +204,25 @@ def test_variants_run_seed_by_seed(asked):
         (["--ablate", "cpu_10m: curve=exp"], "name of another run"),
         (["--ablate", "a: curve=exp", "--recipes", "recipes/cpu_10m.yaml", "recipes/quickstart.yaml"], "one recipe"),
         (["--ablations", "nonesuch.yaml"], "cannot be read"),
+        (["--ablate", "stock_bert: curve=exp"], "name of another run"),
+        (["--baselines", "nonesuch"], "'nonesuch' is unknown; give some of expert_modernbert"),
+        (["--tune", "3"], "trials: 3 are too few"),
+        (["--tune", "12", "--tuned", "README.md"], "leave one of the two out"),
+        (["--tuned", "nonesuch.yaml"], "nonesuch.yaml does not exist"),
+        (["--downstream", "nonesuch"], "nonesuch is not a folder"),
+        (["--seeds", "0"], "must be 1 or more"),
     ],
 )
-def test_bad_variants(flags, message, asked):
+def test_bad_flags_of_quality_at_budget(flags, message, asked):
     with pytest.raises(InputError, match=message):
         quality_at_budget.parse([*asked, *flags])
 
 
 def results():
-    """Two seeds of a recipe and a variant, the second seed 0.1 harder for both; one stock run."""
+    """Two seeds of a recipe and a variant, the second seed 0.1 harder for both; one run of a baseline."""
     common = {"loss": 4.0, "accuracy": 0.3, "used_seconds": 10.0}
     rows = [("ours", "base", 0, 1.7, 100), ("ablation", "off", 0, 1.9, 50), ("ours", "base", 1, 1.8, 100)]
-    rows += [("ablation", "off", 1, 2.1, 100), ("stock", "stock lr 1e-3", 0, 2.7, 20)]
+    rows += [("ablation", "off", 1, 2.1, 100), ("baseline", "stock_bert", 0, 2.7, 20)]
     keys = ("kind", "name", "seed", "bits_per_byte", "tokens_per_second")
     return [{**common, **dict(zip(keys, row, strict=True))} for row in rows]
 
@@ -221,7 +232,8 @@ def test_summary_of_variants():
     bits = base["bits_per_byte"]
     figures = [bits[key] for key in ("median", "mean", "min", "max", "spread")]
     assert figures == pytest.approx([1.75, 1.75, 1.7, 1.8, 0.1])
-    assert base["mean_bits_per_byte_below_stock"] == pytest.approx(0.95)
+    assert base["bits_per_byte_above_ours"] == 0 and stock["bits_per_byte_above_ours"] == pytest.approx(0.95)
+    assert stock["tokens_per_second_ratio"] == pytest.approx(0.2)
     assert "bits_per_byte_to_base" not in base and "bits_per_byte_to_base" not in stock
     delta = off["bits_per_byte_to_base"]
     assert [delta[key] for key in ("mean", "min", "max")] == pytest.approx([0.25, 0.2, 0.3])
@@ -229,5 +241,9 @@ def test_summary_of_variants():
     assert "+0.250" in ablations.table([base, off, stock]) and "stock" not in ablations.table([base, off, stock])
     assert ablations.table([base, stock]) == ""
     assert len(quality_at_budget.table([base, off, stock]).splitlines()) == 4
+    stock["downstream"] = {"median": 51.23, "min": 50.0, "max": 52.0}
+    assert "51.2 (50.0 to 52.0)" in quality_at_budget.table([base, off, stock])
+    told = quality_at_budget.flags_table({"stock_bert": runs.Best({"size": "128x2"}, "not tuned")})
+    assert told.splitlines() == ["", "stock_bert: size 128x2; not tuned"]
     alone = quality_at_budget.summarise([result for result in results() if result["kind"] != "ours"])
     assert "bits_per_byte_to_base" not in alone[0], "a variant without its seed of the base"
