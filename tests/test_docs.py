@@ -50,6 +50,28 @@ def test_every_page_is_reached_from_the_index_or_the_readme():
     assert set(PAGES) <= reached
 
 
+def test_every_cell_of_the_comparison_has_a_source():
+    """Rows are numbered through, no cell is empty, and the sources of each column name every row of the table once."""
+    text = (ROOT / "docs" / "comparison.md").read_text()
+    assert set(re.findall(r"\]\[([\w-]+)\]", text)) == set(re.findall(r"^\[([\w-]+)\]: ", text, re.M))
+    last = 0
+    for section in text.split("\n## ")[1:]:
+        table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in re.findall(r"^\|.*\|$", section, re.M)]
+        if table:
+            (_, _, *tools), _, *rows = table
+            numbers = [int(row[0]) for row in rows]
+            assert numbers == [*range(last + 1, last + 1 + len(rows))]
+            assert all(len(row) == 2 + len(tools) and all(row) for row in rows)
+            sources = dict(re.findall(r"^- \*\*(.+?)\*\*: (.+)$", section, re.M))
+            assert [*sources] == tools
+            for tool, line in sources.items():
+                assert all("][" in part for part in line.split("; ")), tool
+                cited = re.findall(r"\d+", re.sub(r"\[[^]]*\]\[[^]]*\]", "", line))
+                assert sorted(map(int, cited)) == numbers, tool
+            last = numbers[-1]
+    assert last == 45
+
+
 YAML = [*documents.blocks("yaml")]
 
 
