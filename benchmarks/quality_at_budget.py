@@ -57,7 +57,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", type=int, default=3, help="runs per recipe and per baseline (3)")
     add("--first_seed", type=int, default=0, help="their seeds count from here, to share the runs among machines (0)")
     add("--budget", default="300s", help="wall-clock budget of every run (300s)")
-    add("--config_file", default="cpu", help="launch profile of our runs: a name of accelerate_configs/, or a file (cpu)")
+    add(
+        "--config_file",
+        default="cpu",
+        help="launch profile of our runs: a name of accelerate_configs/, or a file (cpu)",
+    )
     add("--packing", default="packed", help="packing of our data folder (packed)")
     add("--data_dir", help="data folder of our runs, made before from --text; without it, it is made here")
     add("--max_blocks", type=int, default=2000, help="blocks to score each checkpoint on (2000)")

@@ -144,11 +144,7 @@ def trainings(folder: Path) -> dict[str, list[int]]:
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         out = next((word.partition("=")[2] for word in words if word.startswith("--output_dir=")), "")
-        if (
-            out.startswith(str(folder))
-            and TRAINING in words
-            and not _launcher(words)
-        ):
+        if out.startswith(str(folder)) and TRAINING in words and not _launcher(words):
             found.setdefault(out, []).append(process.pid)
     return found
 

@@ -27,10 +27,14 @@ def test_the_contracts_of_setup_cfg_hold():
     assert done.returncode == 0, done.stdout
     for script, story in STORIES.items():
         others = "|".join(other for other in STORIES if other != script)
-        imported = rf"^\s*(from|import) (optuna|{others}|budget_trainer\.({others})|budget_trainer import .*\b({others}))\b"
+        imported = (
+            rf"^\s*(from|import) (optuna|{others}|budget_trainer\.({others})|budget_trainer import .*\b({others}))\b"
+        )
         assert not re.search(imported, story.read_text(), re.M), script
         starter = (ROOT / f"{script}.py").read_text()
-        assert re.search(rf"^from budget_trainer\.{script} import \w+$", starter, re.M) and "import torch" not in starter
+        assert (
+            re.search(rf"^from budget_trainer\.{script} import \w+$", starter, re.M) and "import torch" not in starter
+        )
 
 
 def test_the_clock_starts_without_heavy_imports():
