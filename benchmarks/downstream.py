@@ -109,11 +109,10 @@ def make_protocol(a: argparse.Namespace, model: Model) -> Plan:
 
     What was asked for becomes lists: glue_dir, judged, tasks (the further ones), rates and seeds.
     """
-    from budget_trainer.glue.arguments import check_installed, parse_request
+    from budget_trainer.glue.arguments import parse_request
     from budget_trainer.glue.plan import make_plan, read_grid
     from budget_trainer.glue.tasks import find_tasks
 
-    check_installed()
     if not Path(a.protocol).is_file():
         raise InputError(f"protocol: {a.protocol} is not a file; give one as recipes/glue/downstream.yaml")
     a.judged = [task.name for task in find_tasks([a.judged])]

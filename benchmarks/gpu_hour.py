@@ -61,7 +61,6 @@ from budget_trainer.core.io import (  # noqa: E402
 )
 from budget_trainer.core.jobs import TRAINING, Job, JobEnd, devices, make_launch, run_jobs  # noqa: E402
 from budget_trainer.data.folder import DataFolder  # noqa: E402
-from budget_trainer.glue.arguments import check_installed  # noqa: E402
 from budget_trainer.glue.data import load_task  # noqa: E402
 from budget_trainer.glue.plan import read_grid  # noqa: E402
 from budget_trainer.glue.results import read_object, read_result  # noqa: E402
@@ -392,8 +391,6 @@ class Hour:
         tasks = {task for name in names for task in tasks_of(name, self.sizes)}
         if tasks and not a.glue_dir:
             raise InputError(f"glue_dir: missing; give folders that hold {', '.join(sorted(tasks))}")
-        if tasks:
-            check_installed()
         for task in sorted(tasks):
             load_task(find_task(task), a.glue_dir).check(do_train=True, do_eval=True, do_predict=False)
         self.grid = read_grid(str(a.grid), None, 1)

@@ -185,7 +185,8 @@ def _store(args: argparse.Namespace, plan: dict[str, Any]) -> None:
         write_json_atomic(args.plan_file, plan)
         write_atomic(args.write, text)
         print(f"recipe   {args.write} (its plan: {args.plan_file})")
-        one, several = ("single_gpu", "ddp") if plan["device"].startswith("cuda") else ("cpu", "cpu_2proc")
+        profiles = {"cuda": ("single_gpu", "ddp"), "mps": ("mps", "mps")}
+        one, several = profiles.get(plan["device"].partition(":")[0], ("cpu", "cpu_2proc"))
         launch = launch_text(one) if processes == 1 else launch_text(several, f"--num_processes {processes}")
         print(f"run it   {launch} {args.write} --output_dir out/run")
 

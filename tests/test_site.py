@@ -7,7 +7,8 @@ import sys
 import pytest
 import yaml
 
-from docs.site_hooks import links_in_site, slugify, source_of
+from docs import site_hooks
+from docs.site_hooks import copied_files, links_in_site, slugify, source_of
 from tests import documents
 from tests.conftest import ROOT, run
 from tests.documents import PAGES, name_of
@@ -33,7 +34,7 @@ def test_the_navigation_has_every_page_once():
 @pytest.mark.parametrize(
     ("page", "link", "expected"),
     [
-        ("data.md", "../recipes/README.md#preparing-data", "measured.md#preparing-data"),
+        ("data.md", "../recipes/README.md#what-pays", "measured.md#what-pays"),
         ("recipes.md", "../README.md#publish", "overview.md#publish"),
         ("quickstart.md", "../notebooks/quickstart.ipynb", "quickstart.ipynb"),
         ("faq.md", "data.md#other-languages", "data.md#other-languages"),
@@ -44,11 +45,24 @@ def test_the_navigation_has_every_page_once():
         ("measured.md", "#glue", "#glue"),
         ("overview.md", "#publish", "#publish"),
         ("data.md", "https://huggingface.co/docs/datasets", "https://huggingface.co/docs/datasets"),
-        ("data.md", "../setup.cfg", "../setup.cfg"),
+        ("data.md", "../setup.cfg", "files/setup.cfg.txt"),
+        ("measured.md", "glue/paper.yaml", "files/recipes/glue/paper.yaml.txt"),
+        ("data.md", "../none.cfg", "../none.cfg"),
     ],
 )
 def test_a_link_of_the_repository_becomes_one_of_the_site(page, link, expected):
     assert links_in_site(f"See [it]({link}), `x`.", page) == f"See [it]({expected}), `x`."
+    assert links_in_site(f"See [it][that].\n\n[that]: {link}\n", page) == f"See [it][that].\n\n[that]: {expected}\n"
+
+
+def test_files_that_are_no_pages_are_copied(tmp_path, monkeypatch):
+    assert "budget_trainer/model/attention.py" in copied_files("comparison.md")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "row.json").touch()
+    text = "[a](../row.json), [b](other.md), [c](../README.md), [d](../none.json), [e](https://a.b/row.json)\n"
+    (tmp_path / "docs" / "page.md").write_text(text)
+    monkeypatch.setattr(site_hooks, "ROOT", tmp_path)
+    assert copied_files("page.md") == {"row.json"}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ import math
 import shutil
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +71,8 @@ def tune(a: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
     """All trials of a baseline in `folder`; the entry of the best one for `record`, and `runs`, the best first.
 
     a: text, eval_text, tokenizer, seconds, trials (None: those of the sweep file), max_blocks. InputError: the folder holds
-    another search, or is in use; there is no Optuna. RunError: no trial has finished.
+    another search, or is in use. RunError: no trial has finished.
     """
-    if find_spec("optuna") is None:
-        raise InputError("optuna: not installed, tuning needs it; pip install 'budget-trainer[sweep]'")
     from optuna.trial import TrialState
 
     from budget_trainer.sweep.spec import SweepSpec

@@ -57,8 +57,9 @@ def test_every_flag_stands_once_in_the_help_with_unit_words_and_default(name):
 
 
 def test_questions_are_answered_before_heavy_imports(name):
-    code = f"import sys; from budget_trainer import {name}; {name}.main(['--version']); assert 'torch' not in sys.modules; {name}.main(['--help'])"
-    done = run([sys.executable, "-c", f"{code}; assert 'budget_trainer.training.trainer' not in sys.modules"])
+    code = f"import sys; from budget_trainer import {name} as script; script.main(['--version']); "
+    code += "assert 'torch' not in sys.modules; script.main(['--help']); "
+    done = run([sys.executable, "-c", f"{code}assert 'budget_trainer.training.trainer' not in sys.modules"])
     assert done.returncode == 0 and "Exit codes:" in done.stdout, done.stderr
 
 

@@ -160,6 +160,7 @@ def test_the_probe_ends_with_its_parent(hour):
 
 PROFILES = [("cpu", 1, "cpu.yaml"), ("cpu", 2, "cpu_2proc.yaml --num_processes 2")]
 PROFILES += [("cuda:0", 1, "single_gpu.yaml"), ("cuda:0", 2, "ddp.yaml --num_processes 2")]
+PROFILES += [("mps:0", 1, "mps.yaml")]
 
 
 @pytest.mark.parametrize(("device", "processes", "profile"), PROFILES)
