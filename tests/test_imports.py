@@ -81,7 +81,7 @@ def test_every_flag_of_training_arguments_is_read_or_refused():
     assert not set(READ) & set(REPLACED)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)
 def test_what_a_benchmark_imports_is_there(path):
     """Many of its imports stand in functions that only a long run calls."""
     for node in ast.walk(ast.parse(path.read_text())):

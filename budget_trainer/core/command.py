@@ -63,7 +63,7 @@ EXIT_CODES = {
     BAD_INPUT: "bad input: one line says the field, the value and the fix; nothing was written over",
     RESUMABLE: "stopped in good order by a signal or --job_time_limit: the same command goes on",
     INTERRUPTED: "Ctrl-C, in data_prep SIGTERM too; in a training and GLUE the second one, the first stops in good order (85)",
-    PIPE_CLOSED: "whoever read the output has closed the pipe, as `| head` does",
+    PIPE_CLOSED: "whoever read the output has closed the pipe, as `head` does",
 }
 EXIT_CODES_TEXT = "exit codes:\n" + "".join(f"  {code:<4} {meaning}\n" for code, meaning in EXIT_CODES.items())
 QUESTIONS = ("--help", "-h", "--print_config", "--print-config")  # answered without a run
