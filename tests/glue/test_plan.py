@@ -9,6 +9,7 @@ import pytest
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError
+from budget_trainer.core.jobs import FINE_TUNING
 from budget_trainer.glue import plan as plan_module
 from budget_trainer.glue.arguments import KEYS, parse_request
 from budget_trainer.glue.plan import PlannedRun, make_plan, read_grid, share
@@ -171,8 +172,8 @@ open(os.path.join(folder, "result.json"), "w").write(json.dumps(result))
 
 
 def test_one_run_on_each_device_at_a_time(request_of, tmp_path):
-    def launch(script, line):
-        assert script == "finetune_glue"
+    def launch(module, line):
+        assert module == FINE_TUNING
         return [sys.executable, "-c", RUN_SCRIPT, str(tmp_path), *line]
 
     def runner():
