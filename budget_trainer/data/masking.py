@@ -306,9 +306,7 @@ class MaskingCollator:
         score[~candidate] |= _TOP
         return _smallest(score, place_mask, wanted, self.slots)
 
-    def _replace(
-        self, ids: I64, originals: I64, positions: I64, keys: U64, repeated: NDArray[np.bool_]
-    ) -> I64:
+    def _replace(self, ids: I64, originals: I64, positions: I64, keys: U64, repeated: NDArray[np.bool_]) -> I64:
         """What is shown of `originals`, the tokens of ids [N, M] at the chosen positions [N, S]."""
         length, before = ids.shape[1], np.take_along_axis(ids, np.maximum(positions - 1, 0), axis=1)
         if self.sequence_parts > 1:  # hashes are those of the position in the block

@@ -1,9 +1,9 @@
 """Replaced-token detection beside the masked loss: at every position, is this the token of the text?
 
 ELECTRA's second loss (Clark et al., ICLR 2020, arXiv 2003.10555) without its generator: in blocks that hold passages twice the
-masking draws tokens that follow the same token elsewhere in the corpus (`masking.Bigrams`), so that the other copy tells what
-was replaced, and the encoder goes on predicting all that was chosen. The last layer then learns at all positions, which is where
-fine-tuning reads it.
+masking draws tokens that follow the same token elsewhere in the corpus (`masking.Bigrams`), so that the other copy tells
+what was replaced, and the encoder goes on predicting all that was chosen. The last layer then learns at all positions, which
+is where fine-tuning reads it.
 """
 
 from __future__ import annotations

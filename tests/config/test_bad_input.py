@@ -63,7 +63,10 @@ REFUSED = [
         "final_weight_rms: model_type bert cannot have its scales moved",
     ),
     ({"detection_weight": -1}, "detection_weight: -1"),
-    ({"detection_weight": 20}, "detection_weight: 20.0, but twin_probability 0 leaves no block in which tokens are replaced"),
+    (
+        {"detection_weight": 20},
+        "detection_weight: 20.0, but twin_probability 0 leaves no block in which tokens are replaced",
+    ),
     (
         {"detection_weight": 20, "sparse_mask_prediction": "false"},
         "detection_weight: 20.0 needs sparse_mask_prediction, which",

@@ -248,7 +248,10 @@ def test_blocks_with_passages_twice_show_tokens_that_follow_what_stands_before_t
     repeated = (once["labels"] != whole["labels"]).any(1)
     assert torch.equal(masked["input_ids"][~repeated], whole["input_ids"][~repeated]), "masked as ever"
     positions, labels = masked["masked_positions"][repeated], masked["labels"][repeated]
-    shown, before = masked["input_ids"][repeated].gather(1, positions), text[repeated].gather(1, (positions - 1).clamp(min=0))
+    shown, before = (
+        masked["input_ids"][repeated].gather(1, positions),
+        text[repeated].gather(1, (positions - 1).clamp(min=0)),
+    )
     known = (before >= 10) & (before < 73) & (labels != -100)  # of other tokens nothing is known: any may come
     fits = (shown == before + 1)[known].float().mean().item()
     assert fits == pytest.approx(REPLACED, abs=0.04) and known.sum() > 2000
