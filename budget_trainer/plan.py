@@ -90,7 +90,9 @@ def _check(args: argparse.Namespace) -> None:
     args.settings = {**read_recipe(args.recipe), **written_flags(args.words[1:])}
     if args.settings.get("deadline") not in (None, *NULLS):
         given = args.settings["deadline"]
-        raise InputError(f"deadline: {given}; a plan is of a duration, give --total_training_time 24h in its place")
+        raise InputError(
+            f"deadline: {given} has no place in a plan, which is of a duration; give --total_training_time 24h"
+        )
     if not {"total_training_time", "max_steps"} & args.settings.keys():
         raise InputError("total_training_time: missing; add --total_training_time 24h")
 

@@ -222,7 +222,8 @@ def print_summary(report: dict[str, Any], output_dir: Path) -> None:
         f"({', '.join(f'{name} {format_duration(seconds)}' for name, seconds in shares)})"
     )
     if report.get("discarded_seconds"):
-        print(f"{_discarded(report)}: the decay of a shorter budget ({', '.join(report['earlier_budgets'])}) was done again")
+        earlier = ", ".join(report["earlier_budgets"]) or "of another folder"
+        print(f"{_discarded(report)}: the decay of a shorter budget ({earlier}) was done again")
     if report.get("mfu"):
         print(
             f"{report['model_tflops_per_second']:.3g} TFLOP/s of the model, {100 * report['mfu']:.1f} % of this device's "
