@@ -4,11 +4,11 @@
     python benchmarks/grown_budget.py --recipe recipes/quickstart.yaml --data_dir data/blocks --budgets 120s,240s \
         --seeds 3 --kills 5 --output_dir out/grown_budget
 
-For each seed, with `curve: wsd`: one run of the shorter budget, the same run prolonged to the longer one, and one run of the longer
-budget; then the first seed's prolonged part again, killed once at a random moment for each of --kills. The prolonged run holds where
-it ends within 0.02 bits per byte of the whole one, and its clock is within 1 % of the seconds that were seen from outside. A killed
-one holds where it ends within its budget, with its decay behind it and the first model untouched. Prints a table, writes
-grown_budget.json.
+For each seed, with `curve: wsd`: one run of the shorter budget, the same run prolonged to the longer one, and one run of the
+longer budget; then the first seed's prolonged part again, killed once at a random moment for each of --kills. Prolonged runs
+hold where they end within 0.02 bits per byte of the whole ones on average, each within its budget and with its clock within 1 %
+of the seconds that were seen from outside. A killed one holds where it ends within its budget, with its decay behind it and the
+first model untouched. Prints a table, writes grown_budget.json.
 """
 
 import argparse
