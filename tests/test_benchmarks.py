@@ -156,7 +156,11 @@ def test_bad_flags_are_refused():
         (scaling, ["--sizes", "256"], "sizes: '256' is not width x layers"),
         (scaling, ["--launch", "nonesuch"], "launch: 'nonesuch' is none of"),
         (scaling, ["--steps", "0"], "steps: 0 is below 1"),
-        (grown_budget, ["--recipe", "r", "--data_dir", "d", "--budgets", "2m,1m"], "budgets: 2m,1m are not a shorter and"),
+        (
+            grown_budget,
+            ["--recipe", "r", "--data_dir", "d", "--budgets", "2m,1m"],
+            "budgets: 2m,1m are not a shorter and",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             benchmark.parse(flags)

@@ -88,7 +88,7 @@ class Recipe:
     explicit: frozenset[str] = frozenset()  # flags that the recipe or the command line named
 
     until: datetime | None = field(init=False)  # the deadline
-    total_seconds: float = field(init=False)  # of a run that begins now; `from_used` has that of one that goes on
+    total_seconds: float = field(init=False)  # with a deadline: of a run that begins now; the run itself asks again
     early_exit_seconds: float = field(init=False)
     job_limit_seconds: float = field(init=False)
     checkpoint_seconds: float = field(init=False)
@@ -179,7 +179,7 @@ class Recipe:
         """
         if left <= 0:
             ago = format_duration(max(-left, 1.0))
-            raise InputError(f"deadline: {self.budget.deadline} is over, since {ago}; give a later one")
+            raise InputError(f"deadline: {self.budget.deadline} is over, it was {ago} ago; give a later one")
         return min(_seconds("total_training_time", self.budget), used + left)
 
     def with_total(self, total_seconds: float) -> Recipe:

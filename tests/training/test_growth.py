@@ -257,7 +257,7 @@ def test_a_deadline_leaves_what_is_used_and_what_is_left(open_run, monkeypatch):
     run._find_end()
     assert 1600 <= run.recipe.total_seconds == run.clock.total_seconds <= 1600 + run.clock.job_seconds()
     monkeypatch.setattr("budget_trainer.training.run.seconds_until", lambda moment: -1.0)
-    with pytest.raises(InputError, match="^deadline: 2100-12-24T08:00Z is over, since 1s; give a later one"):
+    with pytest.raises(InputError, match="^deadline: 2100-12-24T08:00Z is over, it was 1s ago; give a later one"):
         run._find_end()
 
 
