@@ -230,7 +230,7 @@ def test_a_deadline_is_the_budget_that_it_leaves(tmp_path):
     assert both.total_before_deadline(3000.0, 9000.0) == 3600 and alone.total_before_deadline(3000.0, 9000.0) == 12000
     assert alone.with_total(12000.0).end_seconds == 12000 and alone.total_seconds > 12000, "the recipe stays as it was"
     for recipe in (alone, both):
-        with pytest.raises(InputError, match=r"^deadline: 2100-12-24T08:00Z is over, it was 1m1s ago; give a later one"):
+        with pytest.raises(InputError, match=r"^deadline: 2100-12-24T08:00Z is over, it was 1m1s ago; give"):
             recipe.total_before_deadline(3000.0, -61.0)
 
 
