@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budget_trainer.config.edit import edited
-from budget_trainer.config.parser import read_recipe, written_flags
+from budget_trainer.config.parser import NULLS, read_recipe, written_flags
 from budget_trainer.core.command import Parser, run_command
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import user_path, write_atomic, write_json_atomic
@@ -88,6 +88,11 @@ def _check(args: argparse.Namespace) -> None:
         if not os.access(folder, os.W_OK) or path.is_dir():
             raise InputError(f"{path}: cannot be written; choose another place")
     args.settings = {**read_recipe(args.recipe), **written_flags(args.words[1:])}
+    if args.settings.get("deadline") not in (None, *NULLS):
+        given = args.settings["deadline"]
+        raise InputError(
+            f"deadline: {given} has no place in a plan, which is of a duration; give --total_training_time 24h"
+        )
     if not {"total_training_time", "max_steps"} & args.settings.keys():
         raise InputError("total_training_time: missing; add --total_training_time 24h")
 

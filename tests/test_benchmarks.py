@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import ablations, quality_at_budget, scaling, throughput
+from benchmarks import ablations, grown_budget, quality_at_budget, scaling, throughput
 from benchmarks.baselines import runs
 from benchmarks.measured import PHASES, Gauge, Stretches
 from benchmarks.workload import ROWS, Text, Workload, fit, write_zipf
@@ -157,6 +157,11 @@ def test_bad_flags_are_refused():
         (scaling, ["--sizes", "256"], "sizes: '256' is not width x layers"),
         (scaling, ["--launch", "nonesuch"], "launch: 'nonesuch' is none of"),
         (scaling, ["--steps", "0"], "steps: 0 is below 1"),
+        (
+            grown_budget,
+            ["--recipe", "r", "--data_dir", "d", "--budgets", "2m,1m"],
+            "budgets: 2m,1m are not a shorter and",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             benchmark.parse(flags)
@@ -168,6 +173,14 @@ def test_points_are_every_combination():
     assert len(jobs) == 8 and [launch for launch, _ in jobs[::4]] == ["cpu", "ddp:4"]
     assert jobs[2][1].num_attention_heads == 4 and jobs[2][1].intermediate_size == 1024
     assert a.launches[1] == (str(ROOT / "accelerate_configs" / "ddp.yaml"), ["--num_processes", "4"])
+
+
+def test_the_table_of_prolonged_runs():
+    row = {"seed": 0, "short": 2.5, "grown": 2.3, "whole": 2.25, "difference": 0.05, "used": 239.0, "discarded": 48.0}
+    kill = {"killed_after": 30.0, "grown": 2.31, "used": 238.0, "jobs": 3, "held": False}
+    first, second = grown_budget.table([{**row, "clock": -0.001, "held": True}], [kill]).splitlines()[1:]
+    assert first.split() == "seed 0 2.500 2.300 2.250 +0.0500 239.0s 48.0s -0.10% held".split()
+    assert second == "killed after 30.0s: 2.310 bits per byte, used 238.0s in 3 jobs NOT"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Durations, the clock of a budget and its file `clock.json`: the only module that reads time for a decision."""
+"""Durations, deadlines, the clock of a budget and its file `clock.json`: the only module that reads time for a decision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,23 @@ def to_seconds(value: Any, field: str) -> float:
     if not seconds > 0:
         raise InputError(f"{field}: {value!r} is not above zero; write it as 2h")
     return seconds
+
+
+def parse_deadline(text: str, field: str = "deadline") -> datetime:
+    """The moment of a text in ISO 8601 with its time zone, as `2026-12-24T08:00+01:00`; InputError for anything else."""
+    fix = "write it as 2026-12-24T08:00+01:00, or with Z for UTC"
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise InputError(f"{field}: {text!r} is not a moment in ISO 8601; {fix}") from None
+    if moment.utcoffset() is None:
+        raise InputError(f"{field}: {text!r} has no time zone; {fix}")
+    return moment
+
+
+def seconds_until(moment: datetime, now: datetime | None = None) -> float:
+    """Wall-clock seconds from `now` (None: the present) to `moment`; below zero where that is over."""
+    return (moment - (now or datetime.now(UTC))).total_seconds()
 
 
 def format_duration(seconds: float) -> str:

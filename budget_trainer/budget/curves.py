@@ -12,6 +12,7 @@ from inspect import signature
 from budget_trainer.core.errors import InputError
 
 Curve = Callable[[float], float]
+_DECAY_PROPORTION = 0.4  # of wsd
 
 
 def linear(progress: float) -> float:
@@ -34,7 +35,7 @@ def _exp(progress: float, decay_rate: float = 0.01, decay_step: float = 1.0) -> 
     return decay_rate ** (progress / decay_step)
 
 
-def _wsd(progress: float, decay_proportion: float = 0.4, decay_shape: str = "sqrt") -> float:
+def _wsd(progress: float, decay_proportion: float = _DECAY_PROPORTION, decay_shape: str = "sqrt") -> float:
     """Warmup-stable-decay: 1, then over the last `decay_proportion` down to 0, as 1 - sqrt(x) or linearly."""
     into = (progress - (1.0 - decay_proportion)) / decay_proportion
     if into <= 0.0:
@@ -70,7 +71,7 @@ def make_curve(name: str, warmup_proportion: float = 0.0, **options: float | str
     share of the whole progress; the other curves run over what the warmup leaves. Raises InputError for an unknown
     name, for options that are not this curve's and for proportions outside of [0, 1).
     """
-    decay, shape = float(options.get("decay_proportion", 0.4)), options.get("decay_shape", "sqrt")
+    decay, shape = float(options.get("decay_proportion", _DECAY_PROPORTION)), options.get("decay_shape", "sqrt")
     if name not in CURVES:
         raise InputError(f"curve: {name!r} is unknown; choose one of {', '.join(sorted(CURVES))}")
     if not 0.0 <= warmup_proportion < 1.0:
@@ -98,3 +99,9 @@ def make_curve(name: str, warmup_proportion: float = 0.0, **options: float | str
         return function(progress, **options)
 
     return curve
+
+
+def decay_begins(name: str, **options: float | str) -> float | None:
+    """The progress at which the curve `name` leaves its stable phase for its decay; None where it has none: only wsd has."""
+    begins = 1.0 - float(options.get("decay_proportion", _DECAY_PROPORTION)) if name == "wsd" else 0.0
+    return begins or None

@@ -147,6 +147,11 @@ class BudgetArguments:
     total_training_time: str | None = _budget(
         None, "The budget over all jobs, final model included; a bare number is hours.", unit="TIME", bare="h"
     )
+    deadline: str | None = _budget(
+        None,
+        "When the final model has to be on disk, as 2026-12-24T08:00+01:00; beside total_training_time the earlier counts.",
+        unit="MOMENT",
+    )
     early_exit_time_marker: str | None = _budget(
         None, "Finish here, on total_training_time's curve; a bare number is hours.", unit="TIME", bare="h", speed=True
     )

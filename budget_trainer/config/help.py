@@ -18,6 +18,7 @@ from budget_trainer.core.package_data import launch_text
 
 _UNITS = {
     "TIME": "24h, 90m, 1h30m or 45s; a bare number where the flag says so",
+    "MOMENT": "ISO 8601 with a time zone: 2026-12-24T08:00+01:00, or Z for UTC",
     "SHARE": "from 0 to 1; with %, of a hundred",
     "STAGES": "VALUE@SHARE of the schedule, joined by commas",
     "N, ROWS, STEPS, TOKENS, ...": "whole numbers, of these",

@@ -21,7 +21,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from budget_trainer.budget.clock import parse_duration
+from budget_trainer.budget.clock import parse_deadline, parse_duration
 from budget_trainer.core.errors import InputError, collected
 from budget_trainer.core.io import user_path
 from budget_trainer.core.package_data import recipe_path
@@ -123,6 +123,8 @@ class Flag:
             raise InputError(f"{self.name}: {text!r} is unknown; choose {_either(self.choices)}")
         if self.unit == "TIME":
             self.seconds(text)
+        if self.unit == "MOMENT":
+            parse_deadline(text, self.name)
         return text
 
     def seconds(self, text: str | None) -> float:

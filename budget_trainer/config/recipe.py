@@ -7,14 +7,17 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
 
-from budget_trainer.budget.curves import make_curve
+from budget_trainer.budget.clock import format_duration, parse_deadline, seconds_until
+from budget_trainer.budget.curves import decay_begins, make_curve
 from budget_trainer.budget.stages import EveryEpochs, EveryShare, Stages, ValidationPlan, make_stages
 from budget_trainer.config.arguments import (
     PARSER,
@@ -84,7 +87,8 @@ class Recipe:
     path: str | None = None
     explicit: frozenset[str] = frozenset()  # flags that the recipe or the command line named
 
-    total_seconds: float = field(init=False)
+    until: datetime | None = field(init=False)  # the deadline
+    total_seconds: float = field(init=False)  # with a deadline: of a run that begins now; the run itself asks again
     early_exit_seconds: float = field(init=False)
     job_limit_seconds: float = field(init=False)
     checkpoint_seconds: float = field(init=False)
@@ -103,6 +107,7 @@ class Recipe:
         b, m = self.budget, self.model
         layout = (m.model_type, m.encoder_ln_mode, m.layernorm_embedding, m.layer_norm_type)
         derived: dict[str, Callable[[], Any]] = {
+            "until": lambda: None if b.deadline is None else parse_deadline(b.deadline),
             "total_seconds": lambda: _seconds("total_training_time", b),
             "early_exit_seconds": lambda: _seconds("early_exit_time_marker", b),
             "job_limit_seconds": lambda: _seconds("job_time_limit", b),
@@ -118,6 +123,11 @@ class Recipe:
         for name, read in derived.items():
             with collected(refusals):
                 object.__setattr__(self, name, read())
+        if not refusals and self.until is not None:
+            left, goes_on = seconds_until(self.until), self.training.resume_from_checkpoint is not None
+            with collected(refusals):  # a job that goes on may have only its evaluation left; else the run asks again
+                total = self.total_before_deadline(0.0, max(left, 1.0) if goes_on else left)
+                object.__setattr__(self, "total_seconds", total)
         for check in () if refusals else (self._check_needed, self._check_model, self._check_watch):
             with collected(refusals):
                 check()
@@ -147,9 +157,40 @@ class Recipe:
         """When training ends at the latest."""
         return min(self.total_seconds, self.early_exit_seconds)
 
+    @property
+    def end_field(self) -> str:
+        """The flag that `end_seconds` is from."""
+        if self.early_exit_seconds < self.total_seconds:
+            return "early_exit_time_marker"
+        asked = _seconds("total_training_time", self.budget)
+        return "deadline" if self.total_seconds < asked else "total_training_time"
+
+    @property
+    def decay_begins(self) -> float | None:
+        """The progress at which a schedule over time leaves its stable phase; None where it has none."""
+        timed = self.schedule["schedule"] == "time"
+        return decay_begins(self.schedule["curve"], **self.schedule["curve_options"]) if timed else None
+
+    def total_before_deadline(self, used: float, left: float) -> float:
+        """The budget, in seconds, of a run that has used `used` where `left` are left until the deadline.
+
+        What passes between two jobs is lost to it, and the schedule ends with the deadline all the same. InputError where that
+        is over.
+        """
+        if left <= 0:
+            ago = format_duration(max(-left, 1.0))
+            raise InputError(f"deadline: {self.budget.deadline} is over, it was {ago} ago; give a later one")
+        return min(_seconds("total_training_time", self.budget), used + left)
+
+    def with_total(self, total_seconds: float) -> Recipe:
+        """This recipe with the budget that its run has found to be left."""
+        found = copy(self)
+        object.__setattr__(found, "total_seconds", total_seconds)
+        return found
+
     def _check_needed(self) -> None:
         b, endless = self.budget, math.isinf(self.total_seconds)
-        beyond = not math.isinf(self.early_exit_seconds) and self.early_exit_seconds > self.total_seconds
+        beyond = math.inf > self.early_exit_seconds > _seconds("total_training_time", b)
         rates = f"{self.data.mlm_probability} beside mlm_probability_curve {b.mlm_probability_curve}"
         twice = {"mlm_probability", "mlm_probability_curve"} <= self.explicit and b.mlm_probability_curve
         late = f"{b.early_exit_time_marker} is beyond total_training_time {b.total_training_time}"
@@ -161,6 +202,8 @@ class Recipe:
             f"max_steps: missing, and lr_schedule {b.lr_schedule} needs it; add --max_steps 23000": not self.max_steps
             and b.lr_schedule != "time",
             f"early_exit_time_marker: {late}; lower it or leave it out": beyond,
+            f"plan: made for a duration, and deadline {b.deadline} is none; leave plan out, or give "
+            "--total_training_time 24h": bool(b.plan and b.deadline),
             "finetune_time_markers: shares of the budget, and there is none; add --total_training_time 24h": endless
             and self.markers,
             f"mlm_probability: {rates}, which says it all; leave one of them out": twice,

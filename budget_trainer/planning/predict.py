@@ -26,7 +26,13 @@ from budget_trainer.config.recipe import Recipe
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError
 from budget_trainer.planning.steps import MicroStep
-from budget_trainer.training.callbacks import CheckpointCadence, FinetuneMarkers, StageCadence, ValidationCadence
+from budget_trainer.training.callbacks import (
+    CheckpointCadence,
+    DecayCheckpoint,
+    FinetuneMarkers,
+    StageCadence,
+    ValidationCadence,
+)
 from budget_trainer.training.trainer import TimeBudgetTrainer
 
 MOST_STRIDES = 10_000  # of a long run: 24 h of steps of 10 ms are 8.6 million steps, and a stride costs 0.03 ms
@@ -100,7 +106,7 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
     def __init__(self, costs: Costs, recipe: Recipe, accumulation: int, num_processes: int) -> None:
         self.costs, self.recipe, self.num_processes, self.end = costs, recipe, num_processes, recipe.end_seconds
         self.now, self.samples_consumed, self.validations = 0.0, 0, 0
-        self.stride, self._micro_batches = 1, 0
+        self.stride, self._micro_batches, self.before_decay = 1, 0, False
         self.clock = BudgetClock(recipe.total_seconds, time_fn=lambda: self.now)
         agreement = Agreement(ControlChannel(), StopRequest())
         budget = TimeBudgetCallback(clock=self.clock, agreement=agreement, early_exit_time_marker=self.end)
@@ -114,6 +120,7 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
         self.callbacks += [
             StageCadence(trainer, stages),
             FinetuneMarkers(trainer, recipe.markers, os.devnull),  # no marker's folder is there yet
+            *([] if recipe.decay_begins is None else [DecayCheckpoint(trainer, recipe.decay_begins)]),
             CheckpointCadence(trainer, recipe.checkpoint_seconds, None if epochs in (None, -1) else epochs * epoch),
         ]
         validation = recipe.validation_plan(epoch)
@@ -148,6 +155,7 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
                 self.validations += 1
             if self.control.should_save:
                 self.spend("save", costs.checkpoint)
+                self.call("on_save")
             self.control.should_evaluate = self.control.should_save = False
         if self.recipe.budget.finetune_checkpoint_at_end:
             self.spend("save", costs.save)

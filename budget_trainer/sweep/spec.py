@@ -42,6 +42,7 @@ _NOT_FOR_A_SCORE = "task_name model_name_or_path output_dir overwrite_output_dir
 _OF_THE_SWEEP = {
     "output_dir": "each trial has a folder in the sweep's output_dir",
     "total_training_time": "time_per_trial is the budget of each trial",
+    "deadline": "time_per_trial is the budget of each trial",
     "resume_from_checkpoint": "the sweep resumes trials itself",
     "job_time_limit": "a trial is one job",
     "early_exit_time_marker": "lower time_per_trial instead",

@@ -19,7 +19,7 @@ from transformers import ProgressCallback
 
 from budget_trainer.budget.callback import TimeBudgetCallback
 from budget_trainer.budget.channel import Agreement, ControlChannel
-from budget_trainer.budget.clock import BudgetClock, keep_clock, read_clock
+from budget_trainer.budget.clock import BudgetClock, format_duration, keep_clock, read_clock, seconds_until
 from budget_trainer.budget.lead import ENDLESS_STEPS
 from budget_trainer.config.arguments import RunArguments
 from budget_trainer.config.recipe import Recipe, speed_settings
@@ -50,6 +50,7 @@ from budget_trainer.training import launch
 from budget_trainer.training.callbacks import (
     BudgetProgressBar,
     CheckpointCadence,
+    DecayCheckpoint,
     EarlyStop,
     FinetuneMarkers,
     Guard,
@@ -60,8 +61,19 @@ from budget_trainer.training.callbacks import (
 )
 from budget_trainer.training.engine import prepare_universal_checkpoint, resolve_engine
 from budget_trainer.training.evaluation import PinnedEvaluation
+from budget_trainer.training.growth import Growth, find_growth, set_aside
 from budget_trainer.training.precision import resolve_compute_mode
-from budget_trainer.training.run_folder import CLOCK, EVALUATING, FINAL, FINISHED, PROGRESS, REPORT, RunFolder
+from budget_trainer.training.run_folder import (
+    CLOCK,
+    EVALUATING,
+    FINAL,
+    FINISHED,
+    GROWING,
+    PROGRESS,
+    REPORT,
+    RunFolder,
+    step_of,
+)
 from budget_trainer.training.trainer import TimeBudgetTrainer
 
 log = logging.getLogger(__name__)
@@ -103,6 +115,7 @@ class PretrainingRun:
         self.folder = RunFolder(self.output_dir)
         self.is_main_process = self.args.process_index == 0
         self.checkpoint: Path | None = None  # where the run goes on; None: at its beginning
+        self.growth = Growth()  # what it has of shorter budgets
         self._claimed = False
 
     @contextmanager
@@ -120,11 +133,29 @@ class PretrainingRun:
 
     def open_data(self) -> None:
         """Find where the run goes on, charge the clock with what earlier jobs used, open the blocks and check both."""
-        self.checkpoint = self.folder.find_checkpoint(self.args.resume_from_checkpoint)
+        resume = self.args.resume_from_checkpoint
+        self.checkpoint = self.folder.find_checkpoint(resume)
         self.job = self.folder.restore_clock(self.clock, self.checkpoint)
+        self._find_end()
+        if self.checkpoint is not None:
+            self.growth = find_growth(self.folder, resume, self.checkpoint, self.recipe)
         self.read_data()
         self._check_contents()
         self.check_data()
+
+    def _find_end(self) -> None:
+        """Turn a deadline into the budget that it leaves: by rank 0's clocks, so that all ranks have the same."""
+        recipe, limit = self.recipe, self.recipe.job_limit_seconds
+        if recipe.until is None:
+            return
+        (used, left), _ = self.channel.agree([self.clock.elapsed_seconds(), seconds_until(recipe.until)])
+        self.recipe = recipe.with_total(recipe.total_before_deadline(used, left))
+        self.clock.total_seconds = self.recipe.total_seconds
+        if self.is_main_process:
+            further = "; job_time_limit comes first, and another job goes on" if limit < left else ""
+            total = format_duration(self.recipe.total_seconds)
+            text = "deadline %s: in %s, the budget is %s%s"
+            log.info(text, recipe.budget.deadline, format_duration(left), total, further)
 
     def read_data(self) -> None:
         """Open the data folder, and read what the run needs of it."""
@@ -354,14 +385,22 @@ class PretrainingRun:
 
     def build_trainer(self) -> None:
         """The budget, the optimizer and the Trainer; then the end is rehearsed."""
-        if self.checkpoint is not None:  # this run's: what follows is charged to it, and may convert the checkpoint
+        # This run's: what follows is charged to it, and may convert the checkpoint. A finished one stays as it is until nothing
+        # can be refused any more.
+        if self.checkpoint is not None and not self.growth.pending:
             self.claim_folder()
         prepare_universal_checkpoint(self.checkpoint, self.args, self.channel)
         self.make_trainer(TimeBudgetTrainer, identity=self.identity)
         self.at_exit.callback(self.folder.release_disk_space)
         self.rehearse(reserve_disk=self.recipe.budget.finetune_checkpoint_at_end)
         self._raise_if_stop_requested()
-        self.budget.check_room(resumed=self.checkpoint is not None)
+        try:
+            self.budget.check_room(resumed=self.checkpoint is not None)
+        except InputError as error:
+            if self.recipe.end_field != "deadline":
+                raise
+            asked = f"deadline: {self.recipe.budget.deadline} is too early, "
+            raise InputError(str(error).replace("total_training_time: ", asked, 1)) from None
 
     def make_trainer(self, trainer_class: type[TimeBudgetTrainer], **options: Any) -> None:
         """`trainer_class` with the parts of this run, and `options` of its own."""
@@ -371,6 +410,7 @@ class PretrainingRun:
             agreement=self.agreement,
             early_exit_time_marker=recipe.early_exit_seconds,
             job_time_limit=recipe.job_limit_seconds,
+            discarded=self.growth.discarded,
         )
         vocabulary: dict[str, Any] = {"special_ids": self.data.special_ids, "vocab_size": self.data.vocab_size}
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
@@ -399,9 +439,17 @@ class PretrainingRun:
 
     def claim_folder(self) -> None:
         """Take the output folder for this run, and keep its clock there from here on; a second call does nothing."""
+        growth = self.growth
         if self.is_main_process and not self._claimed:
-            self.folder.begin(self.identity, self.job)
+            if growth.pending:
+                self.folder.begin(self.identity, self.job, growth.as_dict(), GROWING)
+                set_aside(self.folder, growth.budgets[-1])
+                text = "the models of %s have its name now; from %s on, %s of the time used are discarded"
+                log.info(text, growth.budgets[-1], self.checkpoint, format_duration(growth.discarded_seconds))
+            self.folder.begin(self.identity, self.job, growth.as_dict())
             self.at_exit.enter_context(keep_clock(self.output_dir / CLOCK, self.clock))
+        if growth.pending and not self._claimed:
+            self.channel.barrier()  # the other ranks look for time-marked models next
         self._claimed = True
 
     # ---- training and the end ----
@@ -425,7 +473,9 @@ class PretrainingRun:
         """What happens while the run trains. The guard comes behind what saves: a bad step is not saved."""
         recipe, trainer, budget, watch = self.recipe, self.trainer, self.budget, self.recipe.watch
         self.progress = ProgressLog(budget, self.output_dir / PROGRESS, self.job)
-        self.markers = FinetuneMarkers(trainer, recipe.markers, self.output_dir)
+        # Those that a shorter budget has passed were at other shares.
+        markers = [share for share in recipe.markers if share * recipe.total_seconds > self.growth.began]
+        self.markers = FinetuneMarkers(trainer, markers, self.output_dir)
         epochs = recipe.budget.num_epochs_between_checkpoints
         every_samples = None if epochs in (None, -1) else epochs * self.samples_per_epoch
         self.guard = Guard(trainer, watch)
@@ -433,6 +483,10 @@ class PretrainingRun:
             trainer.add_callback(StageCadence(trainer, self.stages))
         trainer.add_callback(self.progress)
         trainer.add_callback(self.markers)
+        if recipe.decay_begins is not None:
+            before = self.folder.before_decay()
+            there = self.channel.gather(None if before is None else step_of(before))[0]
+            trainer.add_callback(DecayCheckpoint(trainer, recipe.decay_begins, there))
         trainer.add_callback(CheckpointCadence(trainer, recipe.checkpoint_seconds, every_samples))
         if self.validation is not None:
             trainer.add_callback(ValidationCadence(trainer, self.validation))
@@ -464,19 +518,25 @@ class PretrainingRun:
         counts, marked = self.guard.counts(), self.markers.in_final()
         overall = {} if trainer.throughput is None else trainer.throughput.overall()
         shares, samples = self.clock.seconds_by_phase(), trainer.samples_consumed
-        tokens, worked = samples * self.data.block_size, shares["train"] + shares["data_wait"] + shares["compile"]
+        # What the steps of this model took: those of decays that were discarded are not its own.
+        spent = {name: seconds - self.growth.discarded.get(name, 0.0) for name, seconds in shares.items()}
+        tokens, worked = samples * self.data.block_size, spent["train"] + spent["data_wait"] + spent["compile"]
         now = self.args.to_dict()  # what came of the flags
+        if self.recipe.until is not None:
+            now["total_training_time"] = format_duration(self.recipe.total_seconds)
         flags = {name: now.get(name, value) for name, value in self.flags.items() if name != "push_to_hub"}
+        discarded = {"discarded_seconds": self.growth.discarded_seconds, "earlier_budgets": list(self.growth.budgets)}
         return {
             "budget_seconds": self.budget.end_seconds,
             **_used_seconds(shares, self.budget.end_seconds),
+            **(discarded if self.growth.discarded else {}),
             "shares": shares,
             "steps": trainer.state.global_step,
             "samples": samples,
             "tokens": tokens,
             "tokens_per_second": tokens / worked if worked > 0 else 0.0,
             **overall,
-            "data_wait_share": shares["data_wait"] / worked if worked > 0 else 0.0,
+            "data_wait_share": spent["data_wait"] / worked if worked > 0 else 0.0,
             "speed": self.compute_mode,
             "passes_over_corpus": samples / self.blocks.rows,
             "learning_rate_last": progress.learning_rate_last,
@@ -568,6 +628,9 @@ class PretrainingRun:
             world_size=self.channel.world_size,
             reduce_sum=self.channel.sum,
         )
+        total = self.recipe.total_seconds
+        if self.is_main_process and self.recipe.decay_begins and total > (report["budget_seconds"] or math.inf) + 0.5:
+            log.info("finished; the same command again goes on to %s", format_duration(total))
         options = self.recipe.push if self.is_main_process else None
         self._write_results(report, final, BackgroundPush(self.output_dir, options) if options else None)
         return DONE

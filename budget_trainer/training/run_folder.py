@@ -39,13 +39,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FINAL, CLOCK, RUN, PROGRESS, RESUMABLE = "final", "clock.json", "run.json", "progress.jsonl", "RESUMABLE"
 REPORT = "run_report.json"
+BEFORE_DECAY = "checkpoint-before-decay"
 COMPUTE_MODE_KEY = "speed"  # in TrainerState.stateful_callbacks
-_TRAINING, EVALUATING, FINISHED = "training", "evaluating", "finished"  # states of a run in run.json
+# States of a run in run.json; growing: finished, and about to go on with more time (growth.py).
+_TRAINING, EVALUATING, FINISHED, GROWING = "training", "evaluating", "finished", "growing"
 _MANIFEST = "manifest.json"
 _ROOM = ".room-for-final"
 _PARTIAL = ".partial-"
 _UNFINISHED = re.compile(
-    r"\.partial-((\.partial-)?rehearsal|final|model|finetune-[\w.+-]+|(retired-)?checkpoint-\d+)(\.old|\.trainer)?"
+    r"\.partial-((\.partial-)?rehearsal|final|model|finetune-[\w.+-]+|(retired-)?checkpoint-(\d+|before-decay))(\.old|\.trainer)?"
 )
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors writes in Rust
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
@@ -186,13 +188,44 @@ class RunFolder:
     # ---- checkpoints ----
 
     def checkpoints(self) -> list[Path]:
-        """The complete training checkpoints, oldest step first."""
+        """The complete training checkpoints, oldest step first; that of before the decay is not among them."""
+        return [folder for folder in self._numbered() if read_manifest(folder) is not None]
+
+    def _numbered(self) -> list[Path]:
         named = [folder for folder in self.path.glob("checkpoint-*") if folder.name[11:].isdecimal()]
-        return [folder for folder in sorted(named, key=step_of) if read_manifest(folder) is not None]
+        return sorted(named, key=step_of)
+
+    def before_decay(self) -> Path | None:
+        """The complete training checkpoint of the moment at which the decay began."""
+        folder = self.path / BEFORE_DECAY
+        return folder if read_manifest(folder) is not None else None
 
     def newest_checkpoint(self) -> Path | None:
-        """The newest complete training checkpoint."""
-        return next(reversed(self.checkpoints()), None)
+        """The newest complete training checkpoint, be it that of before the decay."""
+        before = self.before_decay()
+        return max([*self.checkpoints(), *([] if before is None else [before])], key=step_of, default=None)
+
+    def make_room_for_before_decay(self) -> None:
+        """Give the checkpoint of before an earlier decay its number: the next one is published where nothing lies, so that no
+        kill leaves the run without both."""
+        before = self.before_decay()
+        if before is not None and not (numbered := self.path / f"checkpoint-{step_of(before)}").exists():
+            before.rename(numbered)
+        elif (self.path / BEFORE_DECAY).exists():  # not complete, or the same as the other
+            self._delete(self.path / BEFORE_DECAY)
+
+    def delete_checkpoints_behind(self, step: int) -> None:
+        """Delete the numbered checkpoints of later steps, complete or not."""
+        for folder in self._numbered():
+            if step_of(folder) > step:
+                self._delete(folder)
+
+    @staticmethod
+    def _delete(folder: Path) -> None:
+        retired = folder.with_name(f"{_PARTIAL}retired-{folder.name}")
+        shutil.rmtree(retired, ignore_errors=True)
+        folder.rename(retired)  # first out of sight: a kill in the middle leaves no half checkpoint
+        shutil.rmtree(retired, ignore_errors=True)
 
     def rotate(self, limit: int | None, *, before_save: bool = False) -> None:
         """Keep the newest `limit` complete checkpoints (all where None); the last complete one always stays.
@@ -208,15 +241,15 @@ class RunFolder:
                 return
             limit -= 1
         for folder in complete[: -max(limit, 1)]:
-            retired = folder.with_name(f"{_PARTIAL}retired-{folder.name}")
-            folder.rename(retired)  # first out of sight: a kill in the middle leaves no half checkpoint
-            shutil.rmtree(retired, ignore_errors=True)
+            self._delete(folder)
 
     def find_checkpoint(self, resume_from_checkpoint: str | None) -> Path | None:
         """Where to go on: None for a fresh start. Reads only.
 
-        `auto` takes the newest complete checkpoint, or starts fresh where there is none. Raises InputError for a folder
-        that is read-only or finished, that holds a run nobody asked to resume, and for a checkpoint that is not complete.
+        `auto` takes the newest complete checkpoint, or starts fresh where there is none; of a finished run that of before its
+        decay (`find_growth` of growth.py says whether there is time to go on). Raises InputError for a folder that is
+        read-only, or finished without such a checkpoint, that holds a run nobody asked to resume, and for a checkpoint that is
+        not complete.
         """
         self.check_writable()
         for name in ("sweep.json", "suite.json"):
@@ -224,10 +257,14 @@ class RunFolder:
                 raise InputError(
                     f"output_dir: {self.path} is the folder of a {name[:5]} ({name}); give another folder"
                 )
+        if (before := self.grows_from(resume_from_checkpoint)) is not None:
+            return before
         if (self.path / FINAL).exists():
-            raise InputError(
-                f"output_dir: {self.path} already has {FINAL}/; give another folder, or move {FINAL}/ away"
-            )
+            further = f"move {FINAL}/ away"
+            if resume_from_checkpoint is not None:
+                further = f"go on from its weights there with --model_name_or_path {self.path / FINAL}"
+                further += f" (more time is for runs of curve wsd, which keep {BEFORE_DECAY})"
+            raise InputError(f"output_dir: {self.path} already has {FINAL}/; give another folder, or {further}")
         if resume_from_checkpoint is None:
             leftovers = [name for name in (CLOCK, RUN, PROGRESS) if (self.path / name).exists()]
             leftovers += [folder.name for folder in self.path.glob("checkpoint-*")]
@@ -246,6 +283,24 @@ class RunFolder:
             )
         complete_manifest(checkpoint)
         return checkpoint
+
+    def grows_from(self, resume_from_checkpoint: str | None) -> Path | None:
+        """The checkpoint of before the decay, where a finished run is asked to go on, or one was killed as it began to.
+
+        InputError where another one is asked for in the latter case, or it has been damaged.
+        """
+        state, before = self._read_run().get("state"), self.path / BEFORE_DECAY
+        if resume_from_checkpoint is None or state not in (FINISHED, GROWING):
+            return None
+        asked = resume_from_checkpoint == "auto" or Path(resume_from_checkpoint).resolve() == before.resolve()
+        if asked and self.before_decay() is not None:
+            return before
+        if state == GROWING:
+            fix = "is not complete; use the models that are there" if asked else "is where it goes on; give auto"
+            raise InputError(
+                f"resume_from_checkpoint: {resume_from_checkpoint}: the run was given more time, and {before} {fix}"
+            )
+        return None
 
     # ---- run.json and RESUMABLE: what the run is, and what is left to do ----
 
@@ -278,13 +333,17 @@ class RunFolder:
         In the place of a damaged clock.json counts the last line of progress.jsonl. InputError where there is neither that
         nor a checkpoint.
         """
+        clock.restore(self.used_before(checkpoint))
+        return int(self._read_run().get("job", 0)) + 1
+
+    def used_before(self, checkpoint: Path | None) -> dict[str, float]:
+        """The seconds by phase that `restore_clock` charges."""
         stored = {} if checkpoint is None else stored_in(checkpoint, STATE_KEY)["shares"]
         try:
             kept = read_clock(self.path / CLOCK)
         except InputError:
             kept = self._rebuilt_clock(stored)
-        clock.restore(max(stored, kept, key=lambda seconds: sum(seconds.values())))
-        return int(self._read_run().get("job", 0)) + 1
+        return max(stored, kept, key=lambda seconds: sum(seconds.values()))
 
     def _rebuilt_clock(self, stored: dict[str, float]) -> dict[str, float]:
         """`stored` (seconds by phase of a checkpoint) and what was trained behind it."""
@@ -308,14 +367,20 @@ class RunFolder:
                         return content
         return {}
 
-    def begin(self, identity: dict[str, Any], job: int) -> None:
-        """Claim the folder for this run: `run.json` says what it is, folders that killed jobs left unfinished go."""
+    def begin(
+        self, identity: dict[str, Any], job: int, growth: dict[str, Any] | None = None, state: str = _TRAINING
+    ) -> None:
+        """Claim the folder for this run: `run.json` says what it is, folders that killed jobs left unfinished go.
+
+        `growth` is what `Growth.as_dict` says of shorter budgets.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / RESUMABLE).unlink(missing_ok=True)
         for folder in self.path.iterdir():
             if _UNFINISHED.fullmatch(folder.name):  # not what else may be called .partial-
                 shutil.rmtree(folder, ignore_errors=True)
-        write_json_atomic(self.path / RUN, {"job": job, "state": _TRAINING, "identity": identity})
+        run = {"job": job, "state": state, "identity": identity, **({"growth": growth} if growth else {})}
+        write_json_atomic(self.path / RUN, run)
 
     def set_state(self, state: str) -> None:
         """EVALUATING: a job that is killed from here on is to be resumed; FINISHED: nothing is left to do."""
@@ -324,6 +389,15 @@ class RunFolder:
         write_json_atomic(self.path / RUN, {**self._read_run(), "state": state})
         if state == EVALUATING:
             (self.path / RESUMABLE).write_text("evaluation\n", encoding="utf-8")
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether a finished run was given more time, and what it has made is still to be set aside."""
+        return self._read_run().get("state") == GROWING
+
+    def growth(self) -> dict[str, Any]:
+        """What `begin` was told of shorter budgets; empty where there were none."""
+        return dict(self._read_run().get("growth") or {})
 
     def awaits_evaluation(self) -> bool:
         """Whether `final/` is complete, and the job that wrote it was killed before the evaluation behind it had ended."""
@@ -341,7 +415,8 @@ class RunFolder:
         """`run.json`, empty where there is none; rebuilt where it is damaged."""
         try:
             content = json.loads((self.path / RUN).read_text(encoding="utf-8"))
-            return {"job": int(content["job"]), "state": content["state"], "identity": dict(content["identity"])}
+            run = {"job": int(content["job"]), "state": content["state"], "identity": dict(content["identity"])}
+            return run | ({"growth": dict(content["growth"])} if content.get("growth") else {})
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
@@ -393,8 +468,9 @@ class RunFolder:
 
 
 def step_of(folder: Path) -> int:
-    """The step in the name of a training checkpoint."""
-    return int(folder.name.removeprefix("checkpoint-"))
+    """The step of a complete training checkpoint: that of its name, or of its manifest."""
+    step = folder.name.removeprefix("checkpoint-")
+    return int(step) if step.isdecimal() else int(complete_manifest(folder)["step"])
 
 
 def stored_in(checkpoint: Path, key: str) -> dict[str, Any]:

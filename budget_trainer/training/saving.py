@@ -22,6 +22,7 @@ from budget_trainer.core.io import fresh_folder
 from budget_trainer.model.checkpoint import scale_weights
 from budget_trainer.training.engine import engine_name, needs_conversion, restore_group_options
 from budget_trainer.training.run_folder import (
+    BEFORE_DECAY,
     COMPUTE_MODE_KEY,
     RunFolder,
     complete_manifest,
@@ -29,7 +30,6 @@ from budget_trainer.training.run_folder import (
     publish,
     read_manifest,
     staging_folder,
-    step_of,
 )
 
 _REPORT_BYTES = 2**20  # for the report, its picture and the card, beside the model
@@ -56,6 +56,7 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
         self.final_weight_rms = final_weight_rms
         self.identity, self.compute_mode = identity or {}, compute_mode or {}
         self._staging: Path | None = None  # where Trainer writes a checkpoint at the moment
+        self.before_decay = False  # whether the next checkpoint is the one of before the decay
         super().__init__(*args, **kwargs)
 
     @property
@@ -138,9 +139,9 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Trainer's checkpoint, written aside under its own name and published with a manifest."""
-        folder = RunFolder(Path(str(self.args.output_dir)))
+        folder, name = RunFolder(Path(str(self.args.output_dir))), f"checkpoint-{self.state.global_step}"
         store_state(self.state, COMPUTE_MODE_KEY, self.compute_mode)
-        target = folder.path / f"checkpoint-{self.state.global_step}"
+        target = folder.path / (BEFORE_DECAY if self.before_decay else name)
         save_checkpoint = super()._save_checkpoint
 
         def write(staging: Path) -> None:
@@ -150,7 +151,7 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
                 self.channel.barrier()
                 if self.args.should_save:
                     staging.rmdir()
-                    (self._staging / target.name).rename(staging)
+                    (self._staging / name).rename(staging)
                     self._staging.rmdir()
             finally:
                 self._staging = None
@@ -163,6 +164,8 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
         }
         if self.args.should_save:
             folder.rotate(self.args.save_total_limit, before_save=True)
+            if self.before_decay:
+                folder.make_room_for_before_decay()
         self.time_budget.checkpoint_seconds = self._write_aside(target, write, manifest)
         if self.args.should_save:
             folder.rotate(self.args.save_total_limit)
@@ -185,12 +188,12 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
         """
         run_dir = Path(str(self.args.output_dir))
         newest = RunFolder(run_dir).newest_checkpoint()
-        (step,), _ = self.channel.agree([-1 if newest is None else step_of(newest)])
+        name = self.channel.gather(None if newest is None else newest.name)[0]
         scheduler: Any = self.lr_scheduler
-        if step < 0:
+        if name is None:
             scheduler.refresh()
             return None
-        folder = run_dir / f"checkpoint-{int(step)}"
+        folder = run_dir / name
         with self.clock.phase("save"):
             complete_manifest(folder, checksums=True)
             self._load_weights(str(folder))

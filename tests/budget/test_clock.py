@@ -3,10 +3,19 @@
 import json
 import math
 import re
+from datetime import UTC, datetime
 
 import pytest
 
-from budget_trainer.budget.clock import BudgetClock, format_duration, keep_clock, parse_duration, read_clock
+from budget_trainer.budget.clock import (
+    BudgetClock,
+    format_duration,
+    keep_clock,
+    parse_deadline,
+    parse_duration,
+    read_clock,
+    seconds_until,
+)
 from budget_trainer.core.errors import InputError
 
 
@@ -37,6 +46,30 @@ def test_format_of_durations_and_the_unit_of_a_flag():
     assert parse_duration("24", "total_training_time", "h") == 86400
     expected = {1.0: "1s", 12.34: "12.3s", 61: "1m1s", 90061: "25h1m1s", math.inf: "no limit"}
     assert {seconds: format_duration(seconds) for seconds in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-12-24T08:00+01:00", "2026-12-24T07:00Z", " 2026-12-24 02:00:00-05:00", "20261224T0800+0100"]
+)
+def test_a_deadline_is_a_moment_everywhere(text):
+    moment = parse_deadline(text)
+    assert seconds_until(moment, datetime(2026, 12, 24, 6, 30, tzinfo=UTC)) == 1800
+    assert seconds_until(moment, datetime(2026, 12, 24, 8, tzinfo=UTC)) == -3600
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("2026-12-24T08:00", "has no time zone"),
+        ("2026-12-24", "has no time zone"),
+        ("24h", "is not a moment in ISO 8601"),
+        ("2026-02-30T08:00Z", "is not a moment in ISO 8601"),
+        ("", "is not a moment in ISO 8601"),
+    ],
+)
+def test_bad_deadlines(text, problem):
+    with pytest.raises(InputError, match=f"^deadline: '{re.escape(text)}' {problem}; write it as "):
+        parse_deadline(text)
 
 
 def test_seconds_by_phase_are_disjoint_and_add_up():

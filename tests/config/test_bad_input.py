@@ -46,6 +46,20 @@ POST_LN = {"model_type": "bert-mlm", "encoder_ln_mode": "post-ln", "layernorm_em
 REFUSED = [
     ({"total_training_time": None}, "total_training_time: missing, and lr_schedule time needs it"),
     ({"total_training_time": "0.2s"}, "total_training_time: 0.2s is spent before the first step (set-up and the"),
+    (
+        {"total_training_time": None, "deadline": "2100-12-24T08:00"},
+        "deadline: '2100-12-24T08:00' has no time zone; write it as",
+    ),
+    ({"deadline": "tomorrow"}, "deadline: 'tomorrow' is not a moment in ISO 8601; write it as"),
+    ({"deadline": "2020-12-24T08:00Z"}, "deadline: 2020-12-24T08:00Z is over, it was "),
+    (
+        {"deadline": "2020-12-24T08:00Z", "resume_from_checkpoint": "auto"},
+        "deadline: 2020-12-24T08:00Z is over, it was ",
+    ),
+    (
+        {"deadline": "2100-12-24T08:00Z", "plan": "p.json"},
+        "plan: made for a duration, and deadline 2100-12-24T08:00Z is none; leave plan out",
+    ),
     ({"job_time_limit": "0.2s"}, "job_time_limit: 0.2s is spent before the first step (set-up and a checkpoint"),
     ({"early_exit_time_marker": "1h"}, "early_exit_time_marker: 1h is beyond total_training_time 30s; lower it"),
     ({"finetune_time_markers": "0.5,1.5"}, "finetune_time_markers: '1.5' is not a share of the budget; write it"),
@@ -207,6 +221,20 @@ def test_output_folder(refuse, tmp_path):
     incomplete.mkdir()
     (incomplete / "manifest.json").write_text(json.dumps({"files": {"model.safetensors": {"bytes": 3}}}))
     assert "is not a complete checkpoint" in refuse({"resume_from_checkpoint": incomplete})
+
+
+def test_a_deadline_is_the_budget_that_it_leaves(tmp_path):
+    """What passes between two jobs is lost; beside a duration the earlier counts."""
+    flags = {"data_dir": tmp_path, "output_dir": tmp_path / "out", "deadline": "2100-12-24T08:00Z"}
+    alone = parse_recipe(words({**flags, "early_exit_time_marker": "900000h"}))
+    both = parse_recipe(words({**flags, "total_training_time": "1h"}))
+    assert alone.end_field == "deadline" and alone.total_seconds > both.total_seconds == 3600
+    assert both.end_field == "total_training_time" and both.total_before_deadline(3000.0, 500.0) == 3500
+    assert both.total_before_deadline(3000.0, 9000.0) == 3600 and alone.total_before_deadline(3000.0, 9000.0) == 12000
+    assert alone.with_total(12000.0).end_seconds == 12000 and alone.total_seconds > 12000, "the recipe stays as it was"
+    for recipe in (alone, both):
+        with pytest.raises(InputError, match=r"^deadline: 2100-12-24T08:00Z is over, it was 1m1s ago; give"):
+            recipe.total_before_deadline(3000.0, -61.0)
 
 
 def test_world_size_that_was_not_asked_for(monkeypatch):

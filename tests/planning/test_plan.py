@@ -112,6 +112,7 @@ def test_a_file_that_is_no_plan(content, tmp_path):
         ("", "recipe: missing"),
         ("nowhere.yaml", "recipe: nowhere.yaml is not there"),
         ("recipes/cpu_10m.yaml", "total_training_time: missing"),
+        ("recipes/cpu_10m.yaml --deadline 2100-12-24T08:00Z", "deadline: 2100-12-24T08:00Z has no place in a plan"),
         ("recipes/cpu_10m.yaml --price_per_hour -1", "price_per_hour: -1 is below 0"),
         ("recipes/cpu_10m.yaml --price_per_hour much", "price_per_hour"),
         ("recipes/cpu_10m.yaml --probe_seconds 0", "probe_seconds: 0"),

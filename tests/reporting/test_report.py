@@ -14,7 +14,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_json_atomic
 from budget_trainer.fill_mask import _fill_mask
 from budget_trainer.reporting.card import card_text, is_unedited, write_model_card
-from budget_trainer.reporting.report import _draw_report, _read_progress, environment, public_report
+from budget_trainer.reporting.report import _draw_report, _read_progress, environment, print_summary, public_report
 
 
 def line(job, step, **more):
@@ -41,6 +41,15 @@ def report(**more):
 
 
 EVALUATION = {"evaluation": {"loss": 2.0}}
+
+
+def test_what_was_discarded_is_told(capsys, tmp_path):
+    grown = report(discarded_seconds=57.5, earlier_budgets=["2m"], overrun_seconds=0.0)
+    print_summary(grown, tmp_path)
+    assert "57.5s of it discarded: the decay of a shorter budget (2m) was done again\n" in capsys.readouterr().out
+    assert "(57.5s of it in the decay of a shorter budget, which was discarded)" in card_text(grown, name="x")
+    print_summary(report(overrun_seconds=0.0), tmp_path)
+    assert "discarded" not in capsys.readouterr().out + card_text(report(), name="x")
 
 
 @pytest.mark.parametrize(
