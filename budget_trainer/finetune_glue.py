@@ -13,6 +13,10 @@ from budget_trainer.budget.clock import BudgetClock
 
 CLOCK = BudgetClock()  # before the heavy imports: they are paid for out of the budget
 
+from budget_trainer.reporting.energy import EnergyMeter  # noqa: E402
+
+ENERGY = EnergyMeter(CLOCK)  # from the same moment on
+
 import math  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
@@ -43,7 +47,7 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) 
 
     from budget_trainer.glue.run import GlueRun
 
-    run = GlueRun(request, CLOCK, stop)  # checks the machine
+    run = GlueRun(request, CLOCK, stop, ENERGY)  # checks the machine
     with run.owned_folder():  # no second process may work in it; nothing of a run is written before claim_folder
         run.load()  # data, checkpoint, tokenizer
         run.build_trainer()

@@ -11,6 +11,10 @@ from budget_trainer.budget.clock import BudgetClock
 
 CLOCK = BudgetClock()  # before the heavy imports: they are paid for out of the budget
 
+from budget_trainer.reporting.energy import EnergyMeter  # noqa: E402
+
+ENERGY = EnergyMeter(CLOCK)  # from the same moment on
+
 from collections.abc import Sequence  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
 
@@ -24,7 +28,7 @@ def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> 
     from budget_trainer.config.recipe import parse_recipe
     from budget_trainer.training.run import PretrainingRun
 
-    run = PretrainingRun(parse_recipe(argv), CLOCK, stop, at_exit)
+    run = PretrainingRun(parse_recipe(argv), CLOCK, stop, at_exit, energy=ENERGY)
     with run.owned_folder():  # no second process may work in it
         if run.awaits_evaluation:
             return run.evaluate_final()

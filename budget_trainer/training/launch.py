@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import netrc
 import os
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from accelerate.utils import DynamoBackend
@@ -15,6 +19,7 @@ from transformers.utils import logging as hf_logging
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.patches import keep_freed_memory
+from budget_trainer.reporting.energy import EnergyMeter
 
 log = logging.getLogger(__name__)
 _DYNAMO = "ACCELERATE_DYNAMO_"
@@ -29,7 +34,7 @@ def prepare(
     regional = _take_over(run, named, compiles)
     check_launch(run.world_size, run.n_gpu)
     if trackers:
-        _check_trackers(run)
+        _prepare_trackers(run)
     if run.device.type == "cpu":
         keep_freed_memory()
     return regional
@@ -101,7 +106,7 @@ def _check_compiler(run: TrainingArguments) -> None:
 
 
 def configure_logging(run: TrainingArguments) -> None:
-    """Log at info in the main process and only warnings in the others; TensorBoard writes into the run's folder."""
+    """Log at info in the main process and only warnings in the others; trackers write into the run's folder, where they can."""
     level = logging.INFO if run.process_index == 0 else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
     for noisy in ("httpx", "datasets", "matplotlib", "fsspec", "filelock"):
@@ -109,10 +114,31 @@ def configure_logging(run: TrainingArguments) -> None:
     hf_logging.set_verbosity_warning()
     hf_logging.disable_progress_bar()  # the budget's bar is the only one
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(str(run.output_dir)) / "tensorboard"))
+    os.environ.setdefault("WANDB_DIR", str(run.output_dir))
 
 
-def _check_trackers(run: TrainingArguments) -> None:
-    """Refuse a tracker that is unknown or not installed before anything is written."""
+def add_device(energy: EnergyMeter, device: torch.device) -> None:
+    """Let `energy` count this process's accelerator too."""
+    if device.type == "cuda":
+        gpu: Any = torch.cuda.get_device_properties(device)
+        energy.add_gpu(str(getattr(gpu, "uuid", "")), gpu.name)
+    elif device.type != "cpu":
+        energy.add_unmeasured(device.type)
+
+
+def _prepare_trackers(run: TrainingArguments) -> None:
+    """Refuse a tracker that is unknown or not installed before anything is written; let none wait for a token or a network.
+
+    Weights & Biases, which would ask for an account, keeps its files here where nobody is logged in. Trackio, which gives a run
+    without a name a random one each time it is opened, goes on in the same run after a restart.
+    """
+    if "wandb" in (run.report_to or []) and "WANDB_MODE" not in os.environ and not _has_wandb_key():
+        os.environ["WANDB_MODE"] = "offline"
+        log.info(
+            "wandb: nobody is logged in, so it is offline; `wandb sync %s/wandb/offline-run-*` uploads", run.output_dir
+        )
+    if "trackio" in (run.report_to or []) and run.run_name is None:
+        run.run_name = Path(str(run.output_dir)).resolve().name
     for name in run.report_to or []:
         try:
             for tracker in get_reporting_integration_callbacks([name]):
@@ -121,6 +147,16 @@ def _check_trackers(run: TrainingArguments) -> None:
             reason = " ".join(str(error).split())
             fix = "pip install 'budget-trainer[trackers]'" if name in ("wandb", "trackio") else "install it"
             raise InputError(f"report_to: {name!r} cannot be used ({reason}); {fix}, or choose another") from None
+
+
+def _has_wandb_key() -> bool:
+    """Whether a key for Weights & Biases is in the environment, or in ~/.netrc, where `wandb login` writes it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    with suppress(OSError, netrc.NetrcParseError):
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(str(host)) is not None
+    return False
 
 
 def check_launch(processes: int, gpus_of_this_process: int = 1) -> None:
