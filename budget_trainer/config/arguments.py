@@ -243,7 +243,11 @@ class CardArguments:
         computes=False,
     )
     price_per_hour: float | None = flag(
-        None, "Of what one run occupies: the report says what it cost.", topic=WATCH, min=0, computes=False
+        None,
+        "Money per hour of the whole run, in any currency: the report says what it cost.",
+        topic=WATCH,
+        min=0,
+        computes=False,
     )
 
 

@@ -303,7 +303,7 @@ class Suite:
     covered: Mapping[str, str] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
     country_iso_code: str | None = None  # for emissions
-    price_per_hour: float | None = None  # of what one run occupies
+    price_per_hour: float | None = None  # of each run
 
     @property
     def failed(self) -> int:

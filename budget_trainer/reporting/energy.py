@@ -234,7 +234,11 @@ def account(
 
 def energy_text(kwh: float) -> str:
     """`12.3 Wh` or `1.25 kWh`."""
-    return f"{kwh:,.3g} kWh" if kwh >= 1 else f"{1000 * kwh:.3g} Wh"
+    return f"{_digits(kwh)} kWh" if kwh >= 1 else f"{_digits(1000 * kwh)} Wh"
+
+
+def _digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def energy_words(energy: Mapping[str, Any]) -> list[str]:
@@ -247,7 +251,7 @@ def energy_words(energy: Mapping[str, Any]) -> list[str]:
     if energy.get("unknown"):
         words.append(f"not known of {energy['unknown']} of {energy['runs']} runs")
     if emissions := energy.get("emissions"):
-        words.append(f"{1000 * emissions['kg_co2eq']:.3g} g CO2eq ({emissions['country']})")
+        words.append(f"{_digits(1000 * emissions['kg_co2eq'])} g CO2eq ({emissions['country']})")
     if cost := energy.get("cost"):
         words.append(f"cost {cost['total']:.2f} at {cost['price_per_hour']:g} per hour")
     return words

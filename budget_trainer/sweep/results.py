@@ -29,6 +29,7 @@ _OF_A_RUN = {"data_dir", "output_dir", "seed", "resume_from_checkpoint", "job_ti
 # Left out of a sweep's fixed flags: they are of its trials. A base recipe may keep them.
 _OF_TRIALS = _OF_A_RUN | {"total_training_time", "early_exit_time_marker", "use_cpu", "disable_tqdm", "report_to"}
 _OF_TRIALS |= {"push_to_hub", "hub_model_id", "hub_token", "project", "log_level", "local_rank"}
+_OF_TRIALS |= {"country_iso_code", "price_per_hour"}
 
 
 @dataclass(frozen=True)

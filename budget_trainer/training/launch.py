@@ -132,13 +132,6 @@ def _prepare_trackers(run: TrainingArguments) -> None:
     Weights & Biases, which would ask for an account, keeps its files here where nobody is logged in. Trackio, which gives a run
     without a name a random one each time it is opened, goes on in the same run after a restart.
     """
-    if "wandb" in (run.report_to or []) and "WANDB_MODE" not in os.environ and not _has_wandb_key():
-        os.environ["WANDB_MODE"] = "offline"
-        log.info(
-            "wandb: nobody is logged in, so it is offline; `wandb sync %s/wandb/offline-run-*` uploads", run.output_dir
-        )
-    if "trackio" in (run.report_to or []) and run.run_name is None:
-        run.run_name = Path(str(run.output_dir)).resolve().name
     for name in run.report_to or []:
         try:
             for tracker in get_reporting_integration_callbacks([name]):
@@ -147,6 +140,13 @@ def _prepare_trackers(run: TrainingArguments) -> None:
             reason = " ".join(str(error).split())
             fix = "pip install 'budget-trainer[trackers]'" if name in ("wandb", "trackio") else "install it"
             raise InputError(f"report_to: {name!r} cannot be used ({reason}); {fix}, or choose another") from None
+    if "wandb" in (run.report_to or []) and "WANDB_MODE" not in os.environ and not _has_wandb_key():
+        os.environ["WANDB_MODE"] = "offline"
+        log.info(
+            "wandb: nobody is logged in, so it is offline; `wandb sync %s/wandb/offline-run-*` uploads", run.output_dir
+        )
+    if "trackio" in (run.report_to or []) and run.run_name is None:
+        run.run_name = Path(str(run.output_dir)).resolve().name
 
 
 def _has_wandb_key() -> bool:
