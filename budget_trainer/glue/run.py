@@ -66,7 +66,6 @@ class GlueRun:
         self.energy = energy or EnergyMeter(clock)
         self.task, self.clock, self.labels_assumed = request.tasks[0], clock, False
         launch.prepare(self.args, request.explicit, compiles=False)
-        launch.add_device(self.energy, self.args.device)
         engine = resolve_engine(self.args)
         if engine in ("deepspeed-zero3", "fsdp"):  # scoring, and keeping the best weights, would gather them each time
             shards = f"{engine} shards the weights, which an encoder on GLUE does not need"
@@ -76,6 +75,7 @@ class GlueRun:
         if not math.isinf(clock.total_seconds):
             GlueTrainer.curve_name(self.args)  # refuses early what does not follow time
         self.agreement = Agreement(ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout)), stop)
+        launch.count_devices(self.energy, self.args, self.agreement.channel)
 
     @contextmanager
     def owned_folder(self) -> Iterator[None]:
@@ -216,7 +216,7 @@ class GlueRun:
             self.clock.stop()
         taken = None if self.args.should_save else self.energy.take()
         for record in filter(None, self.agreement.channel.gather(taken)):
-            self.energy.add(record)  # on the rank that writes, what the others have counted
+            self.energy.add(record)  # on the rank that writes, what other machines have counted
         if self.args.should_save:
             write_result(self.output_dir, self._result(paths))
             if (value := self.trainer.headline) is not None:

@@ -21,6 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from budget_trainer.budget.clock import PHASES, BudgetClock
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.jobs import MACHINE_SHARE
@@ -85,17 +87,30 @@ class _Nvml:
             raise OSError(f"NVML: error {code}")
 
 
-def _estimate() -> float:
-    """Joules of the cores that this process, and its children that have ended, kept busy."""
-    return WATTS_PER_CORE * sum(os.times()[:4])
+class _BusyCores:
+    """Joules of the cores that this process and others, and their children that have ended, have kept busy: an estimate."""
+
+    def __init__(self) -> None:
+        self._others: dict[psutil.Process, float] = {}  # seconds
+
+    def add(self, pid: int) -> None:
+        with suppress(psutil.Error):
+            self._others[psutil.Process(pid)] = 0.0  # what it has used so far is of this run too
+
+    def __call__(self) -> float:
+        for process in self._others:
+            with suppress(psutil.Error):  # it has ended: the last look counts
+                self._others[process] = sum(process.cpu_times()[:4])
+        return WATTS_PER_CORE * (sum(os.times()[:4]) + sum(self._others.values()))
 
 
 class EnergyMeter:
-    """Energy of this process's devices since it was made, by source (SOURCES) and by phase of `clock`.
+    """Energy of a run on this machine since it was made, by source (SOURCES) and by phase of `clock`.
 
-    Who reads it once a second pays for a few small files and a call of the driver. What was counted between two readings
-    goes to the phases by their seconds in between. RAPL is of a machine: the first process of each machine reads it, and
-    where N runs share the machine (`core/jobs.py`) each takes an N-th. Safe to use from several threads.
+    The first process of a machine (LOCAL_RANK) counts for all of the run there, the others count nothing. Who reads it once a
+    second pays for a few small files and a call of the driver for each GPU. What was counted between two readings goes to
+    the phases by their seconds in between. RAPL is of the whole machine: where N runs share it (`core/jobs.py`) each takes an
+    N-th. Safe to use from several threads.
     """
 
     def __init__(self, clock: BudgetClock, powercap: Path = _POWERCAP) -> None:
@@ -105,14 +120,17 @@ class EnergyMeter:
         self._sources, self._phases = dict[str, float](), dict.fromkeys(PHASES, 0.0)  # kWh
         self._seconds, self._seen = 0.0, clock.seconds_by_phase()
         self._not_measured: set[str] = set()
-        self._share = float(os.environ.get(MACHINE_SHARE, "1"))
+        self._cores: _BusyCores | None = None
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return
+        share = float(os.environ.get(MACHINE_SHARE, "1"))
         try:
             rapl = _Rapl(powercap)
         except (OSError, ValueError):
-            self._count("cpu_estimate", _estimate)
+            self._cores = _BusyCores()
+            self._count("cpu_estimate", self._cores)
         else:
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                self._count("cpu", lambda: self._share * rapl())
+            self._count("cpu", lambda: share * rapl())
 
     def _count(self, source: str, counter: Callable[[], float]) -> None:
         self._last.append(counter())
@@ -130,6 +148,12 @@ class EnergyMeter:
     def add_unmeasured(self, name: str) -> None:
         """Note a device that has no counter."""
         self._not_measured.add(name)
+
+    def add_process(self, pid: int) -> None:
+        """Count another process of the run on this machine, where the CPU's part is an estimate."""
+        with self._lock:
+            if self._cores is not None:
+                self._cores.add(pid)
 
     def read(self) -> None:
         """Give what was counted since the last reading to the phases of that time. After the clock has stopped: to none."""

@@ -298,7 +298,7 @@ class ShareAxis(TrainerCallback):
 
 
 class ReadEnergy(TrainerCallback):
-    """Reads the counters of `energy` at every line of the log, on ranks that have no thread for that; twice is no harm."""
+    """Reads the counters of `energy` at every line of the log, where there is no thread for that; twice is no harm."""
 
     def __init__(self, energy: EnergyMeter) -> None:
         self.energy = energy

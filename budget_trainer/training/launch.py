@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging as hf_logging
 
+from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.patches import keep_freed_memory
 from budget_trainer.reporting.energy import EnergyMeter
@@ -117,13 +118,20 @@ def configure_logging(run: TrainingArguments) -> None:
     os.environ.setdefault("WANDB_DIR", str(run.output_dir))
 
 
-def add_device(energy: EnergyMeter, device: torch.device) -> None:
-    """Let `energy` count this process's accelerator too."""
-    if device.type == "cuda":
-        gpu: Any = torch.cuda.get_device_properties(device)
-        energy.add_gpu(str(getattr(gpu, "uuid", "")), gpu.name)
-    elif device.type != "cpu":
-        energy.add_unmeasured(device.type)
+def count_devices(energy: EnergyMeter, run: TrainingArguments, channel: ControlChannel) -> None:
+    """Let the first process of each machine count the processes and the accelerators of the run there. Every rank calls it."""
+    gpu: Any = torch.cuda.get_device_properties(run.device) if run.device.type == "cuda" else None
+    first = run.process_index - run.local_process_index  # of this machine
+    named = (run.device.type, "") if gpu is None else (gpu.name, str(getattr(gpu, "uuid", "")))
+    for rank, (machine, pid, name, uuid) in enumerate(channel.gather((first, os.getpid(), *named))):
+        if run.local_process_index != 0 or machine != first:
+            continue
+        if rank != run.process_index:
+            energy.add_process(pid)
+        if uuid:
+            energy.add_gpu(uuid, name)
+        elif name != "cpu":
+            energy.add_unmeasured(name)
 
 
 def _prepare_trackers(run: TrainingArguments) -> None:

@@ -111,9 +111,9 @@ class PretrainingRun:
                 compiles = "dynamo_config: the launcher's configuration compiles layer by layer"
                 raise InputError(f"{compiles}, but regional_compile is false; leave one of them out")
             recipe = replace(recipe, budget=replace(recipe.budget, regional_compile=True))
-        launch.add_device(self.energy, self.args.device)
         self.recipe = recipe
         self.channel = ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout))
+        launch.count_devices(self.energy, self.args, self.channel)
         self.agreement = Agreement(self.channel, stop)
         self.folder = RunFolder(self.output_dir)
         self.is_main_process = self.args.process_index == 0
@@ -495,7 +495,7 @@ class PretrainingRun:
         self.trainer.save_folder(final)
 
     def _gather_energy(self) -> None:
-        """Let the main process have what all ranks have counted since the last time; every rank calls it."""
+        """Let the main process have what other machines have counted since the last time; every rank calls it."""
         mine = None if self.is_main_process else self.energy.take()
         for record in filter(None, self.channel.gather(mine)):
             if self.is_main_process:

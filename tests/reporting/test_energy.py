@@ -2,6 +2,7 @@
 
 import json
 
+import psutil
 import pytest
 from huggingface_hub import ModelCard
 
@@ -109,13 +110,46 @@ def test_without_readable_counters_busy_cores_are_an_estimate(machine, monkeypat
 @pytest.mark.parametrize(
     ("variables", "counted"), [({"LOCAL_RANK": "1"}, {}), ({MACHINE_SHARE: "0.25"}, {"cpu": 2.0}), ({}, {"cpu": 8.0})]
 )
-def test_a_machine_is_counted_once(machine, monkeypatch, variables, counted):
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_machine_is_counted_once(machine, monkeypatch, variables, counted, readable):
     """By the first of its processes, and by each run beside others for its part."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    meter = EnergyMeter(machine.clock, machine.folder)
+    meter = EnergyMeter(machine.clock, machine.folder if readable else machine.folder / "nowhere")
     machine.spend("train", 1.0, d1=8.0)
-    assert joules(meter.record())[0] == counted
+    sources = meter.record()["sources"]
+    if readable:
+        assert joules(meter.record())[0] == counted
+    else:
+        assert sources.keys() == ({"cpu_estimate"} if counted else set())
+
+
+def test_the_estimate_has_all_processes_of_the_run(machine, monkeypatch):
+    """Those of other ranks from their start on; one that has ended stays as it was at the last look."""
+    seconds = {7: [2.0, 1.0, 0.0, 0.0, 9.0], 8: [5.0, 0.0, 0.0, 0.0, 0.0]}
+
+    class Process:
+        def __init__(self, pid):
+            if pid not in seconds:
+                raise psutil.NoSuchProcess(pid)
+            self.pid = pid
+
+        def cpu_times(self):
+            if self.pid not in seconds:
+                raise psutil.NoSuchProcess(self.pid)
+            return seconds[self.pid]
+
+    monkeypatch.setattr(energy.os, "times", lambda: [1.0, 0.0, 0.0, 0.0, 0.0])
+    monkeypatch.setattr(energy.psutil, "Process", Process)
+    meter = EnergyMeter(machine.clock, machine.folder / "nowhere")
+    for pid in (7, 8, 9):
+        meter.add_process(pid)
+    machine.spend("train", 1.0)
+    assert joules(meter.record())[0] == {"cpu_estimate": 4.0 * 8}
+    del seconds[8]
+    seconds[7][0] += 1.0
+    machine.spend("train", 1.0)
+    assert joules(meter.record())[0] == {"cpu_estimate": 4.0 * 9}
 
 
 class Nvml:
