@@ -283,6 +283,7 @@ class ShareAxis(TrainerCallback):
         if "wandb" in (args.report_to or ()):
             import wandb
 
+            wandb.define_metric("train/share")
             wandb.define_metric("*", step_metric="train/share", step_sync=True, overwrite=True)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:

@@ -441,7 +441,7 @@ class PretrainingRun:
         self.add_callbacks()
         end, steps = self.budget.end_seconds, f"for {self.args.max_steps:,} steps"
         log.info(
-            "training: set-up took %s; now %s, then the model is saved in about %s",
+            "training: set-up took %s; now %s; the save at the end takes about %s",
             format_duration(self.clock.job_seconds()),
             f"until {format_duration(end)} are used, the save included" if math.isfinite(end) else steps,
             format_duration(self.budget.reading.save),
