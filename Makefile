@@ -5,6 +5,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
+# Of pip only what concerns the installation.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
 PYTHON ?= python3
 VENV   ?= .venv
 BUDGET ?= 3m

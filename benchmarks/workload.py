@@ -16,7 +16,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.masking import prediction_slots
 from budget_trainer.data.order import BlockDataset
-from budget_trainer.data.rows import Rows as RowReader
+from budget_trainer.data.order import Rows as RowReader
 
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 ROWS = 16_384  # of made text

@@ -24,10 +24,12 @@ from budget_trainer.core.command import (  # noqa: E402
     exit_process,
     run_script,
 )
+from budget_trainer.reporting.energy import EnergyMeter  # noqa: E402
 
 
 def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
     """One run, or a suite of them. Returns the exit code: 0 all done, 1 some run of a suite failed."""
+    energy = EnergyMeter(CLOCK)
     from budget_trainer.glue.arguments import parse_request
 
     request = parse_request(argv)
@@ -43,7 +45,7 @@ def finetune(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) 
 
     from budget_trainer.glue.run import GlueRun
 
-    run = GlueRun(request, CLOCK, stop)  # checks the machine
+    run = GlueRun(request, CLOCK, stop, energy)  # checks the machine
     with run.owned_folder():  # no second process may work in it; nothing of a run is written before claim_folder
         run.load()  # data, checkpoint, tokenizer
         run.build_trainer()

@@ -17,14 +17,16 @@ from contextlib import ExitStack  # noqa: E402
 from budget_trainer.core import jobs  # noqa: E402
 from budget_trainer.core.command import StopRequest, exit_process, run_script  # noqa: E402
 from budget_trainer.core.errors import RESUME  # noqa: E402
+from budget_trainer.reporting.energy import EnergyMeter  # noqa: E402
 
 
 def train(argv: Sequence[str] | None, stop: StopRequest, at_exit: ExitStack) -> int:
     """One run, or one job of it. Returns the exit code: 0 finished, 85 to be resumed."""
+    energy = EnergyMeter(CLOCK)
     from budget_trainer.config.recipe import parse_recipe
     from budget_trainer.training.run import PretrainingRun
 
-    run = PretrainingRun(parse_recipe(argv), CLOCK, stop, at_exit)
+    run = PretrainingRun(parse_recipe(argv), CLOCK, stop, at_exit, energy=energy)
     with run.owned_folder():  # no second process may work in it
         if run.awaits_evaluation:
             return run.evaluate_final()

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
 from budget_trainer.data.folder import DataFolder
-from budget_trainer.data.rows import Rows
+from budget_trainer.data.order import Rows
 from data_prep.filters import Removed
 from data_prep.losses import Losses
 from data_prep.shards import ShardWriter

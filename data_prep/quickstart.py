@@ -15,14 +15,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 from budget_trainer.core.command import run_command
 from budget_trainer.core.jobs import TRAINING, child_environment
-from budget_trainer.core.package_data import profile_path
+from budget_trainer.core.package_data import next_steps, profile_path
 from data_prep.cli import Parser
 
 
@@ -40,13 +42,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _call(*words: str, launched: bool = False, quiet: bool = False) -> int:
-    """The exit code of `python` with `words`, whose output is this one's. Signals are its own; of a launcher, its ranks'."""
+def _call(*words: str, launched: bool = False, quiet: bool = False, **more: str) -> int:
+    """The exit code of `python` with `words`, whose output is this one's, and `more` variables of the environment.
+
+    Signals are its own; of a launcher, its ranks'.
+    """
     process = subprocess.Popen(
         [sys.executable, *words],
         stdin=subprocess.PIPE,  # a training ends with this process
         stdout=subprocess.DEVNULL if quiet else None,
-        env=child_environment(),
+        env=child_environment(**more),
         start_new_session=True,  # a Ctrl-C does not reach the launcher, which would go before its rank has saved
     )
 
@@ -64,9 +69,22 @@ def _call(*words: str, launched: bool = False, quiet: bool = False) -> int:
             signal.signal(number, handler)
 
 
-def _stage(about: str, *words: str, launched: bool = False) -> int:
+def _stage(about: str, *words: str, launched: bool = False, **more: str) -> int:
     print(f"\n{about}\n$ python {shlex.join(words)}", flush=True)
-    return _call(*words, launched=launched)
+    return _call(*words, launched=launched, **more)
+
+
+def _threads(args: argparse.Namespace) -> dict[str, str]:
+    """OMP_NUM_THREADS as Accelerate chooses it on a CPU, where nobody has: left to choose, it explains it in many lines."""
+    words, profile = shlex.split(args.launch), yaml.safe_load(args.profile.read_text(encoding="utf-8"))
+    if "OMP_NUM_THREADS" in os.environ or not isinstance(profile, dict) or not profile.get("use_cpu"):
+        return {}
+    asked = dict(word.split("=", 1) for word in words if "=" in word) | dict(pairwise(words))
+    processes = asked.get("--num_processes", str(profile.get("num_processes", 1)))
+    cores = psutil.cpu_count(logical=False) or 1
+    return (
+        {"OMP_NUM_THREADS": str(max(1, cores // int(processes)))} if processes.isdecimal() and int(processes) else {}
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -78,8 +96,8 @@ def _run(args: argparse.Namespace) -> int:
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(args.profile), *shlex.split(args.launch)]
     made = {
         corpus: ("1/5 text: the docstrings of the installed packages, for at most 60 s", "docstrings"),
-        f"{tokenizer}/tokenizer.json": ("2/5 tokenizer of 8,192 tokens", "tokenizer"),
-        f"{blocks}/manifest.json": ("3/5 blocks of 128 tokens", "blocks"),
+        f"{tokenizer}/tokenizer.json": ("2/5 tokenizer of 8,192 tokens: a few seconds", "tokenizer"),
+        f"{blocks}/manifest.json": ("3/5 blocks of 128 tokens: a few seconds", "blocks"),
     }
     flags = {
         "docstrings": ["--output_file", corpus],
@@ -97,12 +115,13 @@ def _run(args: argparse.Namespace) -> int:
     about = (
         f"4/5 training: {args.total_training_time} from its start until the model is on the disk, then its evaluation"
     )
-    if code := _stage(about, *launch, "--module", TRAINING, *run, launched=True):
+    if code := _stage(about, *launch, "--module", TRAINING, *run, launched=True, **_threads(args)):
         return code
-    if code := _stage("5/5 five masks", "-m", "budget_trainer.fill_mask", final):
+    if code := _stage("5/5 five masks: a few seconds", "-m", "budget_trainer.fill_mask", final):
         return code
     print(f"\nmodel    {final} (model card: {final}/README.md)")
-    print(f"report   {out}/run_report.json\npicture  {out}/run_report.png")
+    print(f"report   {out}/run_report.json\npicture  {out}/run_report.png\n")
+    print(next_steps(args.output_dir))
     return 0
 
 

@@ -120,6 +120,14 @@ def test_quickstart_trains_and_fills_masks(quickstart):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert (folder / "out" / "quickstart" / "final" / "model.safetensors").is_file()
     assert len(re.findall(r"^    \S+ [\d.]+ %   ", done.stdout, re.M)) == 5, "five masks"
+    screen = done.stdout + done.stderr
+    advice = ("Warning", "torchdynamo", "were not passed", "Setting accelerator", "[notice]", "accelerate config")
+    assert not [text for text in advice if text in screen], "nothing of other libraries"
+    stages = ("data: ", "model: ", "rehearsal: ", "training: ", "evaluation: ")
+    assert [len(re.findall(rf"^\S+ \S+: {stage}", screen, re.M)) for stage in stages] == [1] * 5, "a line per stage"
+    *_, title, first, glue, publish = done.stdout.rstrip().splitlines()
+    assert title == "next:" and "fill_mask" in first and "finetune_glue" in glue and "publish" in publish
+    assert re.search(r"^energy [\d.]+ Wh \(", done.stdout, re.M)
     assert {path.name for path in folder.iterdir()} == {"out"}
 
 

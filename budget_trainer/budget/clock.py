@@ -189,16 +189,22 @@ def read_clock(path: str | os.PathLike[str]) -> dict[str, float]:
 
 
 @contextmanager
-def keep_clock(path: str | os.PathLike[str], clock: BudgetClock, every_seconds: float = 1.0) -> Iterator[None]:
+def keep_clock(
+    path: str | os.PathLike[str],
+    clock: BudgetClock,
+    every_seconds: float = 1.0,
+    more: Callable[[], dict[str, Any]] = dict,
+) -> Iterator[None]:
     """Write the seconds used so far to `clock.json` now, once a second, and at the end of the block.
 
-    A thread does it, so that a crash, a long compilation or a save is charged as it happens.
+    A thread does it, so that a crash, a long compilation or a save is charged as it happens. What `more` returns is written
+    with them.
     """
     done = threading.Event()
 
     def write() -> None:
         seconds = clock.seconds_by_phase()
-        content = {"elapsed_seconds": sum(seconds.values()), "phase": clock._phase, "shares": seconds}
+        content = {"elapsed_seconds": sum(seconds.values()), "phase": clock._phase, "shares": seconds, **more()}
         # Not durable: an fsync once a second would wait for a disk that is busy with a checkpoint, inside the budget.
         write_atomic(path, json.dumps(content) + "\n", durable=False)
 

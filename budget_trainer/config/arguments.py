@@ -240,6 +240,20 @@ class CardArguments:
         None, "Of the weights, as apache-2.0; None: unknown, says the card.", topic=HUB, unit="NAME", computes=False
     )
     language: str | None = flag(None, "Of the text, as en or en,de.", topic=HUB, unit="CODES", computes=False)
+    country_iso_code: str | None = flag(
+        None,
+        "Where the electricity comes from, as DEU: emissions by codecarbon (extra energy) in report and card.",
+        topic=WATCH,
+        unit="CODE",
+        computes=False,
+    )
+    price_per_hour: float | None = flag(
+        None,
+        "Money per hour of the whole run, in any currency: the report says what it cost.",
+        topic=WATCH,
+        min=0,
+        computes=False,
+    )
 
 
 def launched_on_cpu() -> bool:

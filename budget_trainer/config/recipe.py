@@ -33,6 +33,7 @@ from budget_trainer.core.errors import InputError, collected
 from budget_trainer.data.repeated_passages import SMALLEST_PIECE, check_repeated_passages
 from budget_trainer.model.optimizers import OptimizerOptions
 from budget_trainer.model.types import check_pair_type, resolve_model_type
+from budget_trainer.reporting.energy import check_country
 from budget_trainer.reporting.hub import PushOptions
 from budget_trainer.reporting.publish import resolve_push
 from budget_trainer.reporting.report import Plan
@@ -139,6 +140,7 @@ class Recipe:
         object.__setattr__(self, "schedule", self._schedule())
         object.__setattr__(self, "plan", Plan.read(b.plan, self.path) if b.plan else None)
         object.__setattr__(self, "push", self._push())
+        check_country(self.card.country_iso_code)
 
     @property
     def data_dir(self) -> Path:

@@ -67,6 +67,24 @@ EXIT_CODES = {
 }
 EXIT_CODES_TEXT = "exit codes:\n" + "".join(f"  {code:<4} {meaning}\n" for code, meaning in EXIT_CODES.items())
 QUESTIONS = ("--help", "-h", "--print_config", "--print-config")  # answered without a run
+
+
+class _Unsaid(logging.Filter):
+    """Leaves out the lines that hold a text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self._text not in record.getMessage()
+
+
+# Advice of libraries about what is decided here, by its logger: whether compiling pays is measured, a CPU is asked for.
+_ADVICE = {
+    "transformers.training_args": _Unsaid("The speedups for torchdynamo mostly come with GPU Ampere"),
+    "DeepSpeed": _Unsaid("Setting accelerator to CPU"),
+}
 _SECRET = re.compile(r"(?:hf|api_org|hf_oauth|hf_jwt)_[A-Za-z0-9_.-]{6,}")
 _MODULE = re.compile(r"(budget_trainer|data_prep)\.[\w.]+")
 
@@ -207,6 +225,8 @@ def run_script(
             print(text, end="")
 
     def begin() -> int:
+        for name, unsaid in _ADVICE.items():
+            logging.getLogger(name).addFilter(unsaid)
         stop = StopRequest()
         with ExitStack() as at_exit:
             stop.listen()

@@ -21,6 +21,8 @@ from budget_trainer.core.package_data import CLONE
 
 # Set for a run whose standard input is a pipe that the process which started it holds open.
 VARIABLE = "BUDGET_LIFELINE"
+# Set for a run beside which others run on the same machine: the share of what is counted for the machine that is this run's.
+MACHINE_SHARE = "BUDGET_MACHINE_SHARE"
 TRAINING, FINE_TUNING = "budget_trainer.train_mlm", "budget_trainer.finetune_glue"  # modules that are started
 _POLL_SECONDS = 0.1
 # Variables of the launcher that started this process.
@@ -149,7 +151,7 @@ def run_jobs(slots: Sequence[str | int | None], next_job: Callable[[], Job | Non
                 if slot not in running:
                     if (job := next_job()) is None:
                         break
-                    running[slot] = _Process(job, device)
+                    running[slot] = _Process(job, device, len(slots))
             if not running:
                 return
             time.sleep(_POLL_SECONDS)
@@ -157,17 +159,18 @@ def run_jobs(slots: Sequence[str | int | None], next_job: Callable[[], Job | Non
                 if (end := process.look()) is not None:
                     del running[slot]
                     if (following := process.job.on_end(end)) is not None:
-                        running[slot] = _Process(following, slots[slot])
+                        running[slot] = _Process(following, slots[slot], len(slots))
     finally:
         _end(running.values())
 
 
 class _Process:
-    """A started job; its standard input is a pipe that ends with this process (see `end_with_parent`)."""
+    """A started job, one of so many `together`; its standard input is a pipe that ends with this process."""
 
-    def __init__(self, job: Job, device: str | int | None) -> None:
+    def __init__(self, job: Job, device: str | int | None, together: int) -> None:
         environment = {name: value for name, value in child_environment().items() if not name.startswith(_LAUNCHERS)}
         environment.pop("FORCE_COLOR", None)  # its output is a file
+        environment[MACHINE_SHARE] = str(float(environment.get(MACHINE_SHARE, "1")) / together)
         core = device if isinstance(device, int) else None
         if core is not None:
             environment["OMP_NUM_THREADS"] = "1"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import shlex
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -106,6 +107,18 @@ def launch_text(profile: str, *flags: str, script: str = "train_mlm") -> str:
     """`accelerate launch` of a script with a launch profile of the package, as a person writes it here."""
     file = f"$(budget-profile {profile})" if CLONE is None else f"accelerate_configs/{profile}.yaml"
     return " ".join(["accelerate launch --config_file", file, *flags, *script_words(script)])
+
+
+def next_steps(output_dir: Path) -> str:
+    """What to do with a finished run: commands to copy, a line each."""
+    folder = shlex.quote(str(output_dir))
+    glue = shlex.join(["python", *script_words("finetune_glue")])
+    steps = {
+        "try it": f'python -m budget_trainer.fill_mask {folder}/final --text "The [MASK] is empty."',
+        "GLUE": f"{glue} --model_name_or_path {folder}/final --task_name CoLA,SST-2 --grid quick --output_dir {folder}-glue",
+        "publish": f"python -m budget_trainer.publish {folder} --hub_model_id USER/NAME",
+    }
+    return "next:\n" + "\n".join(f"  {what:8} {command}" for what, command in steps.items())
 
 
 def _about(path: Path) -> str:

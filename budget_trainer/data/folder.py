@@ -16,8 +16,7 @@ import numpy as np
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
-from budget_trainer.data.order import BlockDataset
-from budget_trainer.data.rows import Rows
+from budget_trainer.data.order import BlockDataset, Rows
 
 FORMAT_VERSION = 1
 # Columns beside input_ids, and the packing whose folders hold them.

@@ -14,6 +14,7 @@ from budget_trainer.config.arguments import BUDGET, DATA, TOPICS, WATCH, CardArg
 from budget_trainer.config.parser import FlagParser, Values, flag
 from budget_trainer.core.errors import InputError
 from budget_trainer.glue.tasks import HUB_DATASET, Task, find_tasks
+from budget_trainer.reporting.energy import check_country
 from budget_trainer.reporting.hub import PushOptions
 from budget_trainer.reporting.publish import resolve_push
 from budget_trainer.reporting.report import in_run
@@ -172,6 +173,7 @@ class Request:
         asked, model, epochs = self.training, self.glue.model_name_or_path, self.training.num_train_epochs
         trains = asked.do_train or not (asked.do_eval or asked.do_predict)  # of all three where none is named
         given = self.suite.checkpoints is not None
+        check_country(self.card.country_iso_code)
         _refuse(given and model, "checkpoints: they are the models; leave model_name_or_path out")
         _refuse(not (given or model), "model_name_or_path: missing; add a checkpoint's folder or a name on the Hub")
         _refuse(asked.output_dir is None, "output_dir: missing; add --output_dir with a folder for this run")

@@ -18,6 +18,7 @@ from budget_trainer.core.output import Markup, inline, png_figure, table
 from budget_trainer.glue.results import METRIC_NAMES, Suite, TaskResult, card_scores, points
 from budget_trainer.glue.tasks import ALL_COLUMNS, TASKS
 from budget_trainer.reporting.card import rates_text
+from budget_trainer.reporting.energy import energy_words
 
 _OURS = "#1f6f8b"
 _MARKERS = list(zip("#d1495b #edae49 #7b5ea7 #66a182 #b08968".split(), "sD^vP", strict=True))  # of DEV's rows
@@ -110,6 +111,7 @@ def _summarize(suite: Suite, submission: dict[str, Any] | None) -> dict[str, Any
         "tasks": {name: _task(result) for name, result in scored.items()},
         "absent": suite.unscored,
         "seconds": sum(result.seconds for result in scored.values()),
+        "energy": suite.energy,
         "published": {"dev": [_beside(row, suite) for row in DEV], "test": TEST, "notes": [_NOT_BY_TASK]},
         "submission": submission,
     }
@@ -187,7 +189,8 @@ def _markdown(report: Mapping[str, Any]) -> str:
         table(
             ("task", "best configuration", "learning rates tried", "configurations", "runs", "time"), _making(report)
         ),
-        f"All runs together took {format_duration(report['seconds'])}.",
+        f"All runs together took {format_duration(report['seconds'])}."
+        + (f" Energy: {inline('; '.join(energy_words(report['energy'])))}." if report["energy"]["kwh"] else ""),
         *(f"{inline(name)}: {inline(note.rstrip('.'))}." for name, task in tasks for note in task["notes"]),
         bullets("## Absent", report["absent"]),
         "## Beside published dev scores",

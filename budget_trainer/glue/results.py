@@ -17,6 +17,7 @@ from typing import Any
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_json_atomic
 from budget_trainer.glue.tasks import ALL_COLUMNS, TASKS, Split, Task
+from budget_trainer.reporting.energy import account, add_up
 
 RESULT, PREDICTIONS, MODEL = "result.json", "predictions", "model"  # in the folder of a run
 RUNS_FILE = "glue_runs.json"  # in the folder of a suite
@@ -134,6 +135,7 @@ class Run:
     steps: int | None = None
     predictions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    energy: Mapping[str, Any] | None = None  # of `reporting/energy.py`; None where it is not known
 
     @classmethod
     def of(cls, seed: int, key: str, folder: str, result: Mapping[str, Any] | None, error: str | None = None) -> Run:
@@ -146,6 +148,7 @@ class Run:
             headline=result["headline"]["value"],
             official_rows=all(result["official_rows"].values()),
             seconds=result["seconds"]["total"],
+            energy=result.get("energy"),
             **{name: result[name] for name in ("metrics", "rows", "best_epoch", "steps", "predictions")},
         )
 
@@ -299,6 +302,8 @@ class Suite:
     absent: Mapping[str, str] = field(default_factory=dict)
     covered: Mapping[str, str] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    country_iso_code: str | None = None  # for emissions
+    price_per_hour: float | None = None  # of each run
 
     @property
     def failed(self) -> int:
@@ -325,6 +330,13 @@ class Suite:
             if task.best is None:
                 reasons[name] = f"all {len(runs)} runs failed ({runs[0].error})"
         return {name: reasons[name] for name in TASKS if name in reasons}
+
+    @property
+    def energy(self) -> dict[str, Any]:
+        """Of all finished runs together (`add_up`), with emissions and cost where they were asked for."""
+        runs = [run for task in self.tasks.values() for run in task.finished]
+        together, seconds = add_up(run.energy for run in runs), sum(run.seconds for run in runs)
+        return account(together, seconds, self.country_iso_code, self.price_per_hour)
 
     def columns(self) -> dict[str, _Column]:
         """The headline scores by column, in GLUE's order."""
@@ -361,6 +373,7 @@ class Suite:
             "absent": self.absent,
             "failed": self.failed,
             "seconds": sum(task["seconds"] for task in tasks.values()),
+            "energy": self.energy,
         }
 
 

@@ -27,9 +27,11 @@ from budget_trainer.glue.results import MODEL, PREDICTIONS, RESULT, card_scores,
 from budget_trainer.glue.tasks import Task
 from budget_trainer.glue.trainer import GlueTrainer, Predictor, Rows, predict
 from budget_trainer.reporting.card import GLUE_REPORT
+from budget_trainer.reporting.energy import EnergyMeter, account
 from budget_trainer.reporting.publish import BackgroundPush
 from budget_trainer.reporting.report import environment
 from budget_trainer.training import launch
+from budget_trainer.training.callbacks import ReadEnergy
 from budget_trainer.training.engine import resolve_engine
 from budget_trainer.training.recovery import explain_out_of_memory
 from budget_trainer.training.run_folder import RunFolder, discard, staging_folder
@@ -53,9 +55,15 @@ class GlueRun:
     signal has come to any of them.
     """
 
-    def __init__(self, request: Request, clock: BudgetClock, stop: StopRequest) -> None:
-        """Start the processes' communication and check what can be checked without folder, data and model."""
+    def __init__(
+        self, request: Request, clock: BudgetClock, stop: StopRequest, energy: EnergyMeter | None = None
+    ) -> None:
+        """Start the processes' communication and check what can be checked without folder, data and model.
+
+        `energy` counts since the clock began; None: from here on.
+        """
         self.request, self.args, self.output_dir = request, request.run, request.output_dir
+        self.energy = energy or EnergyMeter(clock)
         self.task, self.clock, self.labels_assumed = request.tasks[0], clock, False
         launch.prepare(self.args, request.explicit, compiles=False)
         engine = resolve_engine(self.args)
@@ -67,6 +75,7 @@ class GlueRun:
         if not math.isinf(clock.total_seconds):
             GlueTrainer.curve_name(self.args)  # refuses early what does not follow time
         self.agreement = Agreement(ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout)), stop)
+        launch.count_devices(self.energy, self.args, self.agreement.channel)
 
     @contextmanager
     def owned_folder(self) -> Iterator[None]:
@@ -123,6 +132,7 @@ class GlueRun:
             predictor=self.predictor,
             patience=glue.early_stopping_patience,
         )
+        self.trainer.add_callback(ReadEnergy(self.energy))
         if self.agreement.agree_on_stop():
             raise StopAsked(f"{self.agreement.stop_asked_by} during set-up")
 
@@ -204,6 +214,10 @@ class GlueRun:
                 if not self.request.glue.save_model:
                     shutil.rmtree(self.output_dir / MODEL, ignore_errors=True)
             self.clock.stop()
+        taken = None if self.args.should_save else self.energy.take()
+        for record in filter(None, self.agreement.channel.gather(taken)):
+            self.energy.add(record)  # on the rank that writes, what other machines have counted
+        if self.args.should_save:
             write_result(self.output_dir, self._result(paths))
             if (value := self.trainer.headline) is not None:
                 log.info("%s: %s %.4f on dev; %s", self.task.name, self.task.headline, value, self.output_dir / RESULT)
@@ -259,6 +273,12 @@ class GlueRun:
             "epochs": round(trainer.state.epoch or 0.0, 4),
             "stopped_by": (budget.stop_reason or "num_train_epochs") if args.do_train else None,
             "seconds": {"total": self.clock.elapsed_seconds(), **self.clock.seconds_by_phase()},
+            "energy": account(
+                self.energy.record(),
+                self.clock.elapsed_seconds(),
+                self.request.card.country_iso_code,
+                self.request.card.price_per_hour,
+            ),
             "budget_seconds": self.request.total_seconds,
             "rows": {name: len(examples) for name, examples in self.data.splits.items()},
             "official_rows": self.data.official(),

@@ -31,6 +31,7 @@ from budget_trainer.glue.plan import Plan, PlannedRun, make_plan, share
 from budget_trainer.glue.results import MODEL, RUNS_FILE, Configuration, Run, Suite, TaskResult, read_result
 from budget_trainer.glue.submission import write_submission
 from budget_trainer.glue.tasks import TASKS
+from budget_trainer.reporting.energy import energy_words
 from budget_trainer.reporting.report import in_run
 from budget_trainer.training import run_folder
 from budget_trainer.training.launch import configure_logging
@@ -223,7 +224,11 @@ def run_suite(request: Request, clock: BudgetClock, stop: StopRequest) -> Suite:
         launch = make_launch(request.output_dir / "launch.yaml", request.run.use_cpu)
         runner = _Runner(request, plan, clock, stop, (folder, digest), slots, launch)
         runner.work()
-        suite = Suite(request.output_dir, model, runner.results(), plan.absent, plan.covered, protocol)
+        suite = Suite(
+            *(request.output_dir, model, runner.results(), plan.absent, plan.covered, protocol),
+            country_iso_code=request.card.country_iso_code,
+            price_per_hour=request.card.price_per_hour,
+        )
         write_json_atomic(request.output_dir / RUNS_FILE, suite.content())
         clock.stop()
     from budget_trainer.glue.report import write_report  # late: pictures are drawn outside of the budget
@@ -300,6 +305,8 @@ def _print_table(suite: Suite) -> None:
         print(f"{name:6} {result.task.headline:21} {text}  {format_duration(max(0.1, result.seconds))}")
     for name, reason in suite.absent.items():
         print(f"{name:6} absent: {reason}")
+    if suite.energy["kwh"]:
+        print(f"energy {'; '.join(energy_words(suite.energy))}")
     report, runs = suite.folder / "glue_report.md", suite.folder / RUNS_FILE
     print(f"report in {report}, .json and .png; runs in {runs}", flush=True)
 

@@ -20,6 +20,7 @@ from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import sha256
 from budget_trainer.core.output import fence, inline, table
+from budget_trainer.reporting.energy import energy_text, energy_words
 from budget_trainer.reporting.report import PICTURE, REPORT, in_run, public_report
 
 GLUE_REPORT = "glue_report.json"
@@ -162,6 +163,7 @@ def card_text(
         language=list(language) or None,
         tags=tags + ([kind] if kind else []),
         eval_results=[*_evaluation_results(report), *map(_glue_result, scores)] or None,
+        **_emissions(report, classifier),
     )
     recipe = yaml.safe_dump(report.get("recipe") or {}, sort_keys=False, allow_unicode=True, width=1000)
     card = ModelCard.from_template(
@@ -178,6 +180,8 @@ def card_text(
         picture=picture,
         classifier=classifier,
         summary=_summary(report, classifier),
+        energy=energy_words(report["energy"]) if report.get("energy") else [],
+        energy_text=energy_text,
         measures=_EVALUATION,
         glue=[(s.task, s.metric, s.split, f"{100 * s.value:.1f}", str(s.seeds or "")) for s in scores],
         tuning=_tuning(scores),
@@ -232,6 +236,25 @@ def _glue_result(score: GlueScore) -> EvalResult:
         metric_type=score.metric,
         metric_value=round(score.value, 5),
     )
+
+
+def _emissions(report: Mapping[str, Any], classifier: bool) -> dict[str, Any]:
+    """`co2_eq_emissions` as the Hub has it (huggingface.co/docs/hub/model-cards-co2), in grams; empty where not known."""
+    energy = report.get("energy") or {}
+    if not (found := energy.get("emissions")):
+        return {}
+    hardware, world = report.get("hardware") or {}, report.get("world_size") or 1
+    gpus = [gpu["name"] for gpu in hardware.get("gpus") or []] if "gpu" in energy["sources"] else []
+    used = f"{world} x {gpus[0]}" if gpus else f"{hardware.get('cores')} cores of {hardware.get('cpu')}"
+    basis = "partly estimated" if energy["estimated"] else "measured"
+    about = {
+        "emissions": round(1000 * found["kg_co2eq"], 6),
+        "source": f"{found['source']}, of {basis} energy",
+        "training_type": "fine-tuning" if classifier else "pre-training",
+        "geographical_location": found["country"],
+        "hardware_used": " ".join(used.split()),
+    }
+    return {"co2_eq_emissions": about}
 
 
 def _tuning(scores: Sequence[GlueScore]) -> list[tuple[str, ...]]:

@@ -27,6 +27,7 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import write_atomic, write_json_atomic
 from budget_trainer.core.machine import cpu_name, usable_cores
 from budget_trainer.core.output import png_figure
+from budget_trainer.reporting.energy import energy_text, energy_words
 
 FORMAT = 1
 _PHASES = ("setup", "compile", "evaluate", "save")
@@ -230,6 +231,8 @@ def print_summary(report: dict[str, Any], output_dir: Path) -> None:
         print(Plan.line(report["planned"]))
     if report["overrun_seconds"] > 0:
         print(f"the budget was overrun by {report['overrun_seconds']:.1f}s")
+    if report.get("energy"):
+        print(f"energy {'; '.join(energy_words(report['energy']))}")
     print(
         f"held-out loss {evaluation['loss']:.4f}, accuracy {evaluation['accuracy']:.4f}, "
         f"bits per byte {evaluation['bits_per_byte']:.4f}\nreport in {output_dir}/{REPORT} and .png",
@@ -312,17 +315,22 @@ def _draw_shares(axes: Any, report: dict[str, Any]) -> None:
     whole = max(_budget(report) or 0.0, sum(shares.values()))
     shares["unused"] = max(0.0, whole - sum(shares.values()))
     names, seconds = list(shares), list(shares.values())
+    energy = report.get("energy") or {}
+    by_phase = energy.get("phases") or {}
     axes.barh(names, seconds, color=[COLOURS.get(name, "#6b7480") for name in names], height=0.65)
-    for row, value in enumerate(seconds):
+    for row, (name, value) in enumerate(zip(names, seconds, strict=True)):
         percent = 100 * value / whole if whole else 0.0
-        axes.text(value + 0.015 * (whole or 1.0), row, f"{value:,.1f} s   {percent:.1f} %", va="center", fontsize=9)
+        text = f"{value:,.1f} s   {percent:.1f} %" + (
+            f"   {energy_text(by_phase[name])}" if by_phase.get(name) else ""
+        )
+        axes.text(value + 0.015 * (whole or 1.0), row, text, va="center", fontsize=9)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-    axes.set_xlim(0, 1.32 * whole or 1.0)
+    axes.set_xlim(0, (1.5 if by_phase else 1.32) * whole or 1.0)
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.set_title(", ".join(filter(None, ("where the budget went", _discarded(report)))), loc="left", fontsize=11)
-    axes.set_xlabel("seconds")
+    axes.set_xlabel(f"seconds; energy {energy_words(energy)[0]}" if by_phase else "seconds")
 
 
 def describe_data(data_dir: Path) -> dict[str, Any]:

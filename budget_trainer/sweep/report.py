@@ -18,6 +18,7 @@ from budget_trainer.budget.clock import format_duration
 from budget_trainer.core.io import write_atomic
 from budget_trainer.core.output import Markup, fence, inline, png_figure, table
 from budget_trainer.core.package_data import script_words
+from budget_trainer.reporting.energy import energy_words
 from budget_trainer.reporting.report import public_recipe
 from budget_trainer.sweep.results import BEST_SHARE, SweepRecord, best_recipe_text, importance
 from budget_trainer.sweep.spec import format_value, numbers_of
@@ -66,14 +67,15 @@ def _csv(record: SweepRecord) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     own = ["rank", "trial", "state", record.spec.objective.name]
     columns = [name if name not in own else f"parameter {name}" for name in record.spec.parameters]
-    writer.writerow([*own, *columns, "share_reached", "last_value", "seconds", "folder", "error"])
+    writer.writerow([*own, *columns, "share_reached", "last_value", "seconds", "kwh", "folder", "error"])
     for rank, trial in enumerate(record.ranked, start=1):
         head = [rank, trial.number, trial.state, trial.objective]
         if trial.objective is None:
             head = ["", trial.number, trial.state, ""]
         given = [trial.parameters.get(name, "") for name in record.spec.parameters]
         given = [str(value).lower() if isinstance(value, bool) else value for value in given]
-        tail = [round(trial.seconds, 1), trial.folder, " ".join((trial.error or "").split())]
+        kwh = f"{trial.energy['kwh']:.6g}" if trial.energy else ""
+        tail = [round(trial.seconds, 1), kwh, trial.folder, " ".join((trial.error or "").split())]
         writer.writerow([*head, *given, *(trial.last or ("", "")), *tail])
     return stream.getvalue()
 
@@ -185,6 +187,7 @@ def _time(record: SweepRecord) -> str:
     if not record.trials:
         return "No trial was started."
     whole, rows = sum(trial.seconds for trial in record.trials) or 1.0, []
+    words = "; ".join(energy_words(record.energy))
     for state, meaning in _STATES.items():
         seconds = [trial.seconds for trial in record.trials if trial.state == state]
         if seconds:
@@ -192,7 +195,7 @@ def _time(record: SweepRecord) -> str:
             rows.append((state, len(seconds), format_duration(sum(seconds)), share, meaning))
     return table(("state", "trials", "time", "share", ""), rows) + (
         "\n\nTimes are of whole trials, launch and evaluation included; where trials run beside each other they add up to more "
-        "than the sweep took."
+        "than the sweep took." + (f"\n\nEnergy: {inline(words)}." if record.energy["kwh"] else "")
     )
 
 

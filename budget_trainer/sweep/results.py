@@ -18,6 +18,7 @@ from budget_trainer.budget.clock import format_duration
 from budget_trainer.config.edit import WIDTH, edited, load, scalar
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.package_data import recipe_path
+from budget_trainer.reporting.energy import account, add_up
 from budget_trainer.sweep.spec import WHOLE, SweepSpec, format_value
 from budget_trainer.sweep.trials import ENDED, ERROR, SECONDS, TrialFolder
 
@@ -28,6 +29,7 @@ _OF_A_RUN = {"data_dir", "output_dir", "seed", "resume_from_checkpoint", "job_ti
 # Left out of a sweep's fixed flags: they are of its trials. A base recipe may keep them.
 _OF_TRIALS = _OF_A_RUN | {"total_training_time", "early_exit_time_marker", "use_cpu", "disable_tqdm", "report_to"}
 _OF_TRIALS |= {"push_to_hub", "hub_model_id", "hub_token", "project", "log_level", "local_rank"}
+_OF_TRIALS |= {"country_iso_code", "price_per_hour"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class _TrialRecord:
     seconds: float  # wall clock of the trial, launch and evaluation included
     folder: str  # relative to the sweep's output_dir
     error: str | None  # one line for a failed one
+    energy: dict[str, Any] | None = None  # of `reporting/energy.py`; None where it is not known
 
     @classmethod
     def of(cls, spec: SweepSpec, trial: FrozenTrial) -> _TrialRecord:
@@ -56,7 +59,8 @@ class _TrialRecord:
         state = given.get(ENDED, "failed") if trial.state.is_finished() else "running"
         seconds, error = float(given.get(SECONDS, 0.0)), given.get(ERROR)
         name = folder.path.name
-        return cls(trial.number, state, dict(trial.params), objective, tuple(curve), seconds, name, error)
+        more = (seconds, name, error, folder.energy())
+        return cls(trial.number, state, dict(trial.params), objective, tuple(curve), *more)
 
     @property
     def value(self) -> float:
@@ -88,6 +92,13 @@ class SweepRecord:
         """What the study and the folders hold; what waits to be run is no trial yet."""
         trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
         return cls(spec, used_seconds, tuple(_TrialRecord.of(spec, trial) for trial in trials))
+
+    @cached_property
+    def energy(self) -> dict[str, Any]:
+        """Of all trials together, however they ended, with emissions and cost where the fixed flags ask for them."""
+        fixed, seconds = self.spec.fixed, sum(trial.seconds for trial in self.trials)
+        price, together = fixed.get("price_per_hour"), add_up(trial.energy for trial in self.trials)
+        return account(together, seconds, fixed.get("country_iso_code"), None if price is None else float(price))
 
     @cached_property
     def ranked(self) -> list[_TrialRecord]:

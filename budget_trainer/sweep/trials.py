@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from budget_trainer.core.io import Lock, try_lock
+from budget_trainer.reporting.energy import add_up, kept_energy
 from budget_trainer.sweep.spec import WHOLE, SweepSpec
 from budget_trainer.training import run_folder
 
@@ -40,6 +41,17 @@ class TrialFolder:
     def report(self) -> dict[str, Any]:
         """`run_report.json`; empty where there is none that can be read."""
         return run_folder.RunFolder(self.path).read_report() or {}
+
+    def energy(self) -> dict[str, Any] | None:
+        """What the training used, as its clock kept it to the second; with GLUE behind it of that too. None: not known."""
+        from budget_trainer.glue.results import RUNS_FILE, read_result
+
+        training = kept_energy(self.path / run_folder.CLOCK)
+        if not training:
+            return None
+        result, glue = read_result(self.glue), kept_energy(self.glue / RUNS_FILE)
+        parts = [training, glue or (result or {}).get("energy")]
+        return add_up(part for part in parts if part)
 
     def evaluation(self) -> dict[str, Any] | None:
         """The pinned evaluation of a finished training; None where it is not finished."""
@@ -100,6 +112,6 @@ class TrialFolder:
         for path in self.path.glob("*"):
             if path.name.startswith(".") and path.is_file():
                 path.unlink(missing_ok=True)
-            elif path.is_dir() and path.name not in ("tensorboard", "glue"):
+            elif path.is_dir() and path.name not in ("tensorboard", "wandb", "glue"):
                 shutil.rmtree(path, ignore_errors=True)
         shutil.rmtree(self.glue / "model", ignore_errors=True)

@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.integrations import TensorBoardCallback
 
 from budget_trainer.budget.callback import TimeBudgetCallback, store_state, stored_state
+from budget_trainer.budget.clock import format_duration
 from budget_trainer.budget.stages import Stage, Stages, ValidationPlan
 from budget_trainer.config.arguments import WatchArguments
 from budget_trainer.core.errors import RunError
 from budget_trainer.core.io import json_types
+from budget_trainer.reporting.energy import EnergyMeter
 
 if TYPE_CHECKING:
     from budget_trainer.training.trainer import TimeBudgetTrainer
@@ -241,14 +244,17 @@ class ProgressLog(TrainerCallback):
 
 
 class BudgetProgressBar(TrainerCallback):
-    """`12.4/60.0 min · loss 2.31 · lr 8.1e-04 · 18,300 tokens/s`; steps where there is no time budget."""
+    """`12.4/60.0 min, 47m36s left · loss 2.31 · lr 8.1e-04 · 18,300 tokens/s · validation 2.40`, the last one.
+
+    Steps where there is no time budget.
+    """
 
     def __init__(self, time_budget: TimeBudgetCallback) -> None:
         self.time_budget = time_budget
         self._bar: tqdm | None = None
         self._shown = 0.0
         self._pause = 0.2
-        self._tail = ""
+        self._tail = self._validated = ""
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero and not args.disable_tqdm:
@@ -267,20 +273,67 @@ class BudgetProgressBar(TrainerCallback):
         if math.isinf(self.time_budget.end_seconds):
             self._bar.n, text = state.global_step, ""
         else:
-            minutes = self.time_budget.reading.elapsed / 60
+            minutes = now / 60
             self._bar.n = min(minutes, self._bar.total)
-            text = f"{minutes:.1f}/{self._bar.total:.1f} min"
-        self._bar.set_description_str(text + self._tail, refresh=True)
+            left = format_duration(round(max(0.0, self.time_budget.end_seconds - now)))
+            text = f"{minutes:.1f}/{self._bar.total:.1f} min, {left} left"
+        self._bar.set_description_str(text + self._tail + self._validated, refresh=True)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             rate = logs.get("tokens_per_second", 0.0)
             self._tail = f" · loss {logs['loss']:.3f} · lr {logs['learning_rate']:.1e} · {rate:,.0f} tokens/s"
+        elif logs and "eval_loss" in logs:
+            self._validated = f" · validation {logs['eval_loss']:.3f}"
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class ShareAxis(TrainerCallback):
+    """Makes the used share of the budget an axis of the trackers, beside the step: `share` is in every line of the log.
+
+    Weights & Biases draws everything over `train/share`. TensorBoard, whose axis is a whole number, gets each curve once more
+    as `by_share/...` over 10,000ths of the budget. Trackio's page offers every metric as an axis. Without a time budget
+    nothing changes. `trackers`: the callbacks of the Trainer, among which TensorBoard's may be.
+    """
+
+    def __init__(self, time_budget: TimeBudgetCallback, trackers: Sequence[TrainerCallback]) -> None:
+        self.time_budget = time_budget
+        self._board = next((one for one in trackers if isinstance(one, TensorBoardCallback)), None)
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The callbacks of the trackers came before: what they write to is open."""
+        if not state.is_world_process_zero or math.isinf(self.time_budget.total_seconds):
+            return
+        if "wandb" in (args.report_to or ()):
+            import wandb
+
+            wandb.define_metric("train/share")
+            wandb.define_metric("*", step_metric="train/share", step_sync=True, overwrite=True)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        writer: Any = None if self._board is None else self._board.tb_writer
+        if writer is None or math.isinf(self.time_budget.total_seconds):
+            return
+        for name, value in (logs or {}).items():
+            if isinstance(value, int | float):
+                kind = "eval" if name.startswith("eval_") else "train"
+                tag = f"by_share/{kind}/{name.removeprefix('eval_')}"
+                writer.add_scalar(tag, value, round(10_000 * self.time_budget.share))
+        writer.flush()
+
+
+class ReadEnergy(TrainerCallback):
+    """Reads the counters of `energy` at every line of the log, where there is no thread for that; twice is no harm."""
+
+    def __init__(self, energy: EnergyMeter) -> None:
+        self.energy = energy
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        self.energy.read()
 
 
 class Guard(TrainerCallback):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import netrc
 import os
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from accelerate.utils import DynamoBackend
@@ -13,8 +17,10 @@ from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging as hf_logging
 
+from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.machine import keep_freed_memory
+from budget_trainer.reporting.energy import EnergyMeter
 
 log = logging.getLogger(__name__)
 _DYNAMO = "ACCELERATE_DYNAMO_"
@@ -29,7 +35,7 @@ def prepare(
     regional = _take_over(run, named, compiles)
     check_launch(run.world_size, run.n_gpu)
     if trackers:
-        _check_trackers(run)
+        _prepare_trackers(run)
     if run.device.type == "cpu":
         keep_freed_memory()
     return regional
@@ -101,7 +107,7 @@ def _check_compiler(run: TrainingArguments) -> None:
 
 
 def configure_logging(run: TrainingArguments) -> None:
-    """Log at info in the main process and only warnings in the others; TensorBoard writes into the run's folder."""
+    """Log at info in the main process and only warnings in the others; trackers write into the run's folder, where they can."""
     level = logging.INFO if run.process_index == 0 else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
     for noisy in ("httpx", "datasets", "matplotlib", "fsspec", "filelock"):
@@ -109,10 +115,31 @@ def configure_logging(run: TrainingArguments) -> None:
     hf_logging.set_verbosity_warning()
     hf_logging.disable_progress_bar()  # the budget's bar is the only one
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(str(run.output_dir)) / "tensorboard"))
+    os.environ.setdefault("WANDB_DIR", str(run.output_dir))
 
 
-def _check_trackers(run: TrainingArguments) -> None:
-    """Refuse a tracker that is unknown or not installed before anything is written."""
+def count_devices(energy: EnergyMeter, run: TrainingArguments, channel: ControlChannel) -> None:
+    """Let the first process of each machine count the processes and the accelerators of the run there. Every rank calls it."""
+    gpu: Any = torch.cuda.get_device_properties(run.device) if run.device.type == "cuda" else None
+    first = run.process_index - run.local_process_index  # of this machine
+    named = (run.device.type, "") if gpu is None else (gpu.name, str(getattr(gpu, "uuid", "")))
+    for rank, (machine, pid, name, uuid) in enumerate(channel.gather((first, os.getpid(), *named))):
+        if run.local_process_index != 0 or machine != first:
+            continue
+        if rank != run.process_index:
+            energy.add_process(pid)
+        if uuid:
+            energy.add_gpu(uuid, name)
+        elif name != "cpu":
+            energy.add_unmeasured(name)
+
+
+def _prepare_trackers(run: TrainingArguments) -> None:
+    """Refuse a tracker that is unknown or not installed before anything is written; let none wait for a token or a network.
+
+    Weights & Biases, which would ask for an account, keeps its files here where nobody is logged in. Trackio, which gives a run
+    without a name a random one each time it is opened, goes on in the same run after a restart.
+    """
     for name in run.report_to or []:
         try:
             for tracker in get_reporting_integration_callbacks([name]):
@@ -121,6 +148,23 @@ def _check_trackers(run: TrainingArguments) -> None:
             reason = " ".join(str(error).split())
             fix = "pip install 'budget-trainer[trackers]'" if name in ("wandb", "trackio") else "install it"
             raise InputError(f"report_to: {name!r} cannot be used ({reason}); {fix}, or choose another") from None
+    if "wandb" in (run.report_to or []) and "WANDB_MODE" not in os.environ and not _has_wandb_key():
+        os.environ["WANDB_MODE"] = "offline"
+        log.info(
+            "wandb: nobody is logged in, so it is offline; `wandb sync %s/wandb/offline-run-*` uploads", run.output_dir
+        )
+    if "trackio" in (run.report_to or []) and run.run_name is None:
+        run.run_name = Path(str(run.output_dir)).resolve().name
+
+
+def _has_wandb_key() -> bool:
+    """Whether a key for Weights & Biases is in the environment, or in ~/.netrc, where `wandb login` writes it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    with suppress(OSError, netrc.NetrcParseError):
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(str(host)) is not None
+    return False
 
 
 def check_launch(processes: int, gpus_of_this_process: int = 1) -> None:

@@ -26,6 +26,7 @@ from budget_trainer.config.recipe import Recipe, speed_settings
 from budget_trainer.core.command import DONE, RESUMABLE, StopRequest
 from budget_trainer.core.errors import InputError, StopAsked
 from budget_trainer.core.io import write_json_atomic
+from budget_trainer.core.package_data import next_steps
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.masking import Bigrams, MaskingCollator
 from budget_trainer.data.repeated_passages import check_repeated_passages
@@ -44,6 +45,7 @@ from budget_trainer.model.optimizers import build_optimizer
 from budget_trainer.model.patches import use_few_bit_dropout
 from budget_trainer.model.sparse import check_document_mask
 from budget_trainer.reporting.card import write_model_card
+from budget_trainer.reporting.energy import EnergyMeter, account, kept_energy
 from budget_trainer.reporting.publish import BackgroundPush
 from budget_trainer.reporting.report import describe_data, environment, print_summary, write_report
 from budget_trainer.training import launch
@@ -55,6 +57,8 @@ from budget_trainer.training.callbacks import (
     FinetuneMarkers,
     Guard,
     ProgressLog,
+    ReadEnergy,
+    ShareAxis,
     StageCadence,
     Throughput,
     ValidationCadence,
@@ -98,10 +102,20 @@ class PretrainingRun:
     """
 
     def __init__(
-        self, recipe: Recipe, clock: BudgetClock, stop: StopRequest, at_exit: ExitStack, trackers: bool = True
+        self,
+        recipe: Recipe,
+        clock: BudgetClock,
+        stop: StopRequest,
+        at_exit: ExitStack,
+        *,
+        energy: EnergyMeter | None = None,
+        trackers: bool = True,
     ) -> None:
-        """Open the process group and the control channel; log only from the main process. `trackers`: check those asked for."""
-        self.clock, self.at_exit = clock, at_exit
+        """Open the process group and the control channel; log only from the main process. `trackers`: check those asked for.
+
+        `energy` counts since the clock began; None: from here on.
+        """
+        self.clock, self.at_exit, self.energy = clock, at_exit, energy or EnergyMeter(clock)
         self.args, self.output_dir = RunArguments.of(recipe.training), recipe.output_dir
         clock.total_seconds = recipe.total_seconds
         if launch.prepare(self.args, recipe.explicit, trackers=trackers) and not recipe.budget.regional_compile:
@@ -111,6 +125,7 @@ class PretrainingRun:
             recipe = replace(recipe, budget=replace(recipe.budget, regional_compile=True))
         self.recipe = recipe
         self.channel = ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout))
+        launch.count_devices(self.energy, self.args, self.channel)
         self.agreement = Agreement(self.channel, stop)
         self.folder = RunFolder(self.output_dir)
         self.is_main_process = self.args.process_index == 0
@@ -135,11 +150,17 @@ class PretrainingRun:
         """Find where the run goes on, charge the clock with what earlier jobs used, open the blocks and check both."""
         resume = self.args.resume_from_checkpoint
         self.checkpoint = self.folder.find_checkpoint(resume)
+        self.energy.read()  # before the clock is given the seconds of earlier jobs
         self.job = self.folder.restore_clock(self.clock, self.checkpoint)
+        self.energy.restore(kept_energy(self.output_dir / CLOCK) if self.is_main_process else {})
         self._find_end()
         if self.checkpoint is not None:
             self.growth = find_growth(self.folder, resume, self.checkpoint, self.recipe)
         self.read_data()
+        rows, most = f"{self.blocks.rows:,}", format_duration(self.verify_seconds)
+        log.info(
+            "data: %s blocks of %d tokens; comparing checksums takes %s at most", rows, self.data.block_size, most
+        )
         self._check_contents()
         self.check_data()
 
@@ -239,6 +260,9 @@ class PretrainingRun:
         """The collator and the model; whether bf16 and compiling pay; refuse the checkpoint of another run."""
         self.make_model()
         left = self.seconds_left(self.clock.elapsed_seconds())
+        size = self.model.num_parameters() / 1e6
+        rest = f"{format_duration(left)} left" if math.isfinite(left) else "no time limit"
+        log.info("model: %s with %.1f million parameters; %s", self.recipe.model_type, size, rest)
         self.choose_compute_mode(self.args.per_device_train_batch_size, left)
         self._raise_if_stop_requested()
         self.identity = self.make_identity()
@@ -392,6 +416,7 @@ class PretrainingRun:
         prepare_universal_checkpoint(self.checkpoint, self.args, self.channel)
         self.make_trainer(TimeBudgetTrainer, identity=self.identity)
         self.at_exit.callback(self.folder.release_disk_space)
+        log.info("rehearsal: one save and a part of a validation, to know how long the end will take")
         self.rehearse(reserve_disk=self.recipe.budget.finetune_checkpoint_at_end)
         self._raise_if_stop_requested()
         try:
@@ -447,7 +472,9 @@ class PretrainingRun:
                 text = "the models of %s have its name now; from %s on, %s of the time used are discarded"
                 log.info(text, growth.budgets[-1], self.checkpoint, format_duration(growth.discarded_seconds))
             self.folder.begin(self.identity, self.job, growth.as_dict())
-            self.at_exit.enter_context(keep_clock(self.output_dir / CLOCK, self.clock))
+            path = self.output_dir / CLOCK
+            kept = keep_clock(path, self.clock, more=lambda: {"energy": self.energy.record()})
+            self.at_exit.enter_context(kept)
         if growth.pending and not self._claimed:
             self.channel.barrier()  # the other ranks look for time-marked models next
         self._claimed = True
@@ -460,6 +487,13 @@ class PretrainingRun:
         A signal on any rank makes all of them stop after the same step, with a checkpoint instead of `final/`.
         """
         self.add_callbacks()
+        end, steps = self.budget.end_seconds, f"for {self.args.max_steps:,} steps"
+        log.info(
+            "training: set-up took %s; now %s; the save at the end takes about %s",
+            format_duration(self.clock.job_seconds()),
+            f"until {format_duration(end)} are used, the save included" if math.isfinite(end) else steps,
+            format_duration(self.budget.reading.save),
+        )
         self.trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         self.is_resumable = self.budget.stop_reason in ("job_time_limit", "stop_requested")
         self.final: Path | None = None
@@ -467,6 +501,8 @@ class PretrainingRun:
             self.final = self.output_dir / FINAL
             self._save_final(self.final)
         self.clock.stop()
+        self.energy.read()
+        self._gather_energy()
         self.at_exit.close()  # clock.json has its last entry, and signals end the process again
 
     def add_callbacks(self) -> None:
@@ -495,6 +531,8 @@ class PretrainingRun:
             trainer.add_callback(EarlyStop(budget, recipe.early_stop_seconds, watch.early_stop_eval_loss))
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(BudgetProgressBar(budget))
+        trainer.add_callback(ShareAxis(budget, trainer.callback_handler.callbacks))
+        trainer.add_callback(ReadEnergy(self.energy))
         self.push: BackgroundPush | None = None  # begun now where time-marked models go to the Hub during the training
         if recipe.push is not None and self.is_main_process:
             self.push = BackgroundPush(self.output_dir, recipe.push)
@@ -510,6 +548,18 @@ class PretrainingRun:
             self.folder.set_state(EVALUATING)
         self.trainer.save_folder(final)
 
+    def _gather_energy(self) -> None:
+        """Let the main process have what other machines have counted since the last time; every rank calls it."""
+        mine = None if self.is_main_process else self.energy.take()
+        for record in filter(None, self.channel.gather(mine)):
+            if self.is_main_process:
+                self.energy.add(record)
+
+    def _energy(self, record: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """What the report says of `record` and of `seconds` of all machines."""
+        card = self.recipe.card
+        return account(record, seconds, card.country_iso_code, card.price_per_hour)
+
     def _report(self) -> dict[str, Any]:
         """`run_report.json` without its evaluation. Call it on all ranks: steps and learning rates are gathered."""
         trainer, progress = self.trainer, self.progress
@@ -521,6 +571,7 @@ class PretrainingRun:
         # What the steps of this model took: those of decays that were discarded are not its own.
         spent = {name: seconds - self.growth.discarded.get(name, 0.0) for name, seconds in shares.items()}
         tokens, worked = samples * self.data.block_size, spent["train"] + spent["data_wait"] + spent["compile"]
+        self._gather_energy()
         now = self.args.to_dict()  # what came of the flags
         if self.recipe.until is not None:
             now["total_training_time"] = format_duration(self.recipe.total_seconds)
@@ -531,6 +582,7 @@ class PretrainingRun:
             **_used_seconds(shares, self.budget.end_seconds),
             **(discarded if self.growth.discarded else {}),
             "shares": shares,
+            "energy": self._energy(self.energy.record(), sum(shares.values())),
             "steps": trainer.state.global_step,
             "samples": samples,
             "tokens": tokens,
@@ -567,6 +619,12 @@ class PretrainingRun:
         if self.is_main_process and self.final is not None:  # who is killed from here on loses only the evaluation
             write_json_atomic(self.output_dir / REPORT, report)
             self.folder.copy_final(report["markers_in_final"])
+        blocks = len(self.evaluation_rows[0])
+        per_block = self.budget.evaluate_seconds / max(1, self.trainer.evaluation_blocks)
+        about = f", about {format_duration(blocks * per_block)}" if per_block else ""
+        log.info(
+            "evaluation: all %s validation blocks%s, behind the budget; then report and card", f"{blocks:,}", about
+        )
         metrics = self.trainer.evaluate()
         report["evaluation"] = {name.removeprefix("eval_"): value for name, value in metrics.items()}
         self._write_results(report, self.final, self.push, outside)
@@ -588,6 +646,8 @@ class PretrainingRun:
                 write_model_card(final, license=card.license, language=(card.language or "").replace(",", " ").split())
             self.folder.set_state(FINISHED)
             print_summary(report, self.output_dir)
+            if final is not None:
+                print(next_steps(self.output_dir), flush=True)
         self.channel.barrier()  # the other ranks need not wait for the Hub
         if push is not None:
             used = self.clock.job_seconds() + (0.0 if outside is None else outside.elapsed_seconds())
@@ -618,6 +678,8 @@ class PretrainingRun:
             shares = read_clock(self.output_dir / CLOCK)
         if sum(shares.values()) > report["used_seconds"]:  # what the last save took may be missing in the report
             report |= {"shares": shares, **_used_seconds(shares, report["budget_seconds"])}
+            if record := kept_energy(self.output_dir / CLOCK):
+                report["energy"] = self._energy(record, report["used_seconds"])
         if self.is_main_process:
             self.folder.copy_final(report.get("markers_in_final", []))
         report = {**environment(), **report}  # those it was trained with, where they were written

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import fields
+from importlib.util import find_spec
 
 import pytest
 from transformers import AutoTokenizer
@@ -131,7 +132,12 @@ REFUSED = [
     ({"fsdp_config": '{"a":'}, 'fsdp_config: {"a": cannot be read as JSON (Expecting value'),
     ({"accelerator_config": "/dev/null"}, "accelerator_config: /dev/null cannot be read as JSON (Expecting value"),
     ({"report_to": "nonesuch"}, "report_to: 'nonesuch' cannot be used"),
-    ({"report_to": "wandb"}, "report_to: 'wandb' cannot be used"),
+    *([] if find_spec("wandb") else [({"report_to": "wandb"}, "report_to: 'wandb' cannot be used")]),
+    *(
+        []
+        if find_spec("codecarbon")
+        else [({"country_iso_code": "DEU"}, "country_iso_code: codecarbon is not installed; pip")]
+    ),
 ]
 
 
@@ -165,6 +171,7 @@ RANGES = {
         "logging_steps": "0.1",
         "gradient_accumulation_steps": "0 1.5",
         "loss_spike": "0",
+        "price_per_hour": "-1 dear",
     },
     **{"num_epochs_between_checkpoints": "0 -2", "num_warmup_steps": "-5", "learning_rate": "fast -1"},
     **{"roll_back_lr_factor": "0 2", "max_roll_backs": "-1", "max_bad_steps": "0", "scale_cnt_limit": "0"},

@@ -1,6 +1,7 @@
 """What every command line shares: paths are meant as a shell means them, and any locale can show what is printed."""
 
 import io
+import logging
 import sys
 from pathlib import Path
 
@@ -111,3 +112,22 @@ def test_any_locale_can_show_what_is_printed(monkeypatch):
     assert (
         command.run_command(lambda: print("caf\udce9")) == 0 and raw.getvalue() == b"caf\\udce9\n"
     )  # a name that is no UTF-8
+
+
+def test_advice_of_libraries_on_what_is_decided_here_stays_unsaid(monkeypatch, capfd):
+    """Only these lines; what else the same loggers say is shown."""
+
+    def work(argv, stop, at_exit):
+        for name in command._ADVICE:
+            logger = logging.getLogger(name)
+            monkeypatch.setattr(logger, "handlers", [logging.StreamHandler(sys.stderr)])
+            monkeypatch.setattr(logger, "propagate", False)
+            logger.warning("The speedups for torchdynamo mostly come with GPU Ampere or higher and which is not ...")
+            logger.warning("Setting accelerator to CPU. If you have GPU or other accelerator, we were unable to ...")
+            logger.warning("a warning of %s", name)
+        return 0
+
+    assert command.run_script(work, []) == 0 and command.run_script(work, []) == 0
+    told = capfd.readouterr().err
+    assert all(told.count(f"a warning of {name}") == 2 for name in command._ADVICE)
+    assert told.count("speedups") == told.count("Setting accelerator") == 2, "each from the other's logger alone"

@@ -11,7 +11,7 @@ import pytest
 
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import StopAsked
-from budget_trainer.core.jobs import VARIABLE, Job, run_jobs
+from budget_trainer.core.jobs import MACHINE_SHARE, VARIABLE, Job, run_jobs
 from tests.conftest import wait_for
 
 
@@ -44,6 +44,14 @@ def run(tmp_path, *jobs, slots=(None,), stop=None):
 
     run_jobs(slots, next_job, stop or StopRequest())
     return ends
+
+
+def test_runs_beside_each_other_share_the_machine(tmp_path, monkeypatch):
+    code = f"import os; print(os.environ['{MACHINE_SHARE}'])"
+    for own, share in (("", "0.5"), ("0.25", "0.125")):
+        monkeypatch.setenv(MACHINE_SHARE, own) if own else monkeypatch.delenv(MACHINE_SHARE, raising=False)
+        run(tmp_path, {"command": python(code)}, slots=(None, None))
+        assert (tmp_path / "0.log").read_text().strip() == share
 
 
 @pytest.mark.parametrize(

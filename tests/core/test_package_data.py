@@ -1,6 +1,8 @@
 """Recipes, grids, sweep files and profiles by name; what setup.cfg puts into the package."""
 
+import argparse
 import configparser
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,12 @@ import pytest
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core import package_data
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.package_data import launch_text, main, profile, profile_path, recipe_path
+from budget_trainer.core.package_data import launch_text, main, next_steps, profile, profile_path, recipe_path
 from budget_trainer.glue.plan import read_grid
 from budget_trainer.sweep.command import parse_request
+from data_prep import quickstart
 from tests.conftest import ROOT, TINY, words
+from tests.test_docs_commands import check_command
 
 RECIPES, PROFILES = ROOT / "recipes", ROOT / "accelerate_configs"
 
@@ -133,3 +137,38 @@ def test_commands_are_those_of_a_clone_or_of_an_installed_package(monkeypatch):
     monkeypatch.setattr(package_data, "CLONE", None)
     line = "accelerate launch --config_file $(budget-profile ddp) --num_processes 4 -m budget_trainer.train_mlm"
     assert launch_text("ddp", "--num_processes 4") == line
+
+
+def test_what_to_do_next_are_commands_as_they_stand(monkeypatch, tmp_path):
+    title, *lines = next_steps(tmp_path / "a run").splitlines()
+    assert title == "next:" and [line[2:10].strip() for line in lines] == ["try it", "GLUE", "publish"]
+    for line in lines:
+        command = shlex.split(line[line.index("python") :])
+        assert any(str(tmp_path / "a run") in word for word in command)
+        check_command(command, monkeypatch)
+
+
+CPU = "use_cpu: true\nnum_processes: 2\n"
+
+
+@pytest.mark.parametrize(
+    ("profile", "launch", "variables", "threads"),
+    [
+        (CPU, "", {}, "4"),
+        (CPU, "--num_processes 4", {}, "2"),
+        (CPU, "--num_processes=16", {}, "1"),
+        ("use_cpu: true\n", "", {}, "8"),
+        (CPU, "", {"OMP_NUM_THREADS": "3"}, None),
+        ("use_cpu: false\nnum_processes: -1\n", "", {}, None),
+    ],
+)
+def test_quickstart_chooses_the_threads_that_accelerate_would(
+    monkeypatch, tmp_path, profile, launch, variables, threads
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(quickstart.psutil, "cpu_count", lambda logical: 8)
+    (tmp_path / "profile.yaml").write_text(profile)
+    args = argparse.Namespace(profile=tmp_path / "profile.yaml", launch=launch)
+    assert quickstart._threads(args) == ({} if threads is None else {"OMP_NUM_THREADS": threads})

@@ -14,8 +14,7 @@ from budget_trainer import train_mlm
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.core.errors import InputError
 from budget_trainer.data.folder import DataFolder
-from budget_trainer.data.order import BlockDataset, ExactSampler, _permute
-from budget_trainer.data.rows import Rows
+from budget_trainer.data.order import BlockDataset, ExactSampler, Rows, _permute
 from data_prep.shards import ShardWriter
 
 

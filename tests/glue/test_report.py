@@ -13,6 +13,7 @@ from budget_trainer.glue.submission import write_submission
 from budget_trainer.glue.tasks import ALL_COLUMNS, TASKS
 from budget_trainer.reporting.card import card_text, parse_glue_scores
 from tests.glue.suites import MODEL, RECIPE, complete_suite, result_of, run_of, suite_of
+from tests.reporting.test_energy import RECORD
 
 SUBMISSION = {"complete": False, "files": ["CoLA.tsv"], "missing": {"QNLI.tsv": "no data"}}
 
@@ -48,6 +49,15 @@ def test_the_file_of_a_suite() -> None:
     assert (failed["status"], failed["error"], failed["headline"]) == ("failed", "out of memory", None)
     assert (done["status"], done["headline"], done["folder"]) == ("finished", 0.5, "runs/RTE/1-0.5")
     assert content["absent"] == {"QNLI": "no file"} and json.dumps(content)
+
+
+def test_the_energy_of_all_finished_runs_adds_up(report_of, tmp_path) -> None:
+    suite = suite_of(RTE=result_of("RTE", [0.5, 0.6, None], energy=RECORD), CoLA=[0.4])
+    found = replace(suite, price_per_hour=3.0).content()["energy"]
+    assert (found["kwh"], found["runs"], found["unknown"]) == (3.0, 3, 1)
+    assert found["cost"]["total"] == pytest.approx(0.15), "three runs of 60 s"
+    assert report_of(suite)["energy"]["kwh"] == 3.0 and json.dumps(suite.content())
+    assert "Energy: 3 kWh (GPU 2.5 kWh, CPU, estimated 500 Wh)" in (tmp_path / "glue_report.md").read_text()
 
 
 def test_all_runs_are_paid_for_and_those_that_failed_are_named(report_of) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,10 +11,13 @@ import yaml
 from budget_trainer.config.parser import read_recipe
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import RunError
+from budget_trainer.reporting.energy import add_up
 from budget_trainer.sweep.report import write_report
 from budget_trainer.sweep.results import SweepRecord, _TrialRecord, best_recipe_text, importance
 from budget_trainer.sweep.spec import SweepSpec, _Objective
+from budget_trainer.sweep.trials import TrialFolder
 from tests.conftest import ROOT
+from tests.reporting.test_energy import RECORD
 
 RATE = {"learning_rate": {"low": "3e-4", "high": "3e-2", "log": "true"}}
 CATEGORIES = {"curve": ["linear", "cosine", "wsd"], "bf16": {"choices": ["true", "false"]}}
@@ -105,6 +109,26 @@ def test_the_highest_score_is_the_best(tmp_path):
     texts = written(sweep(*trials, objective=SST2), tmp_path)
     assert [row["trial"] for row in rows_of(texts["sweep_report.csv"])] == ["1", "0", "2"]
     assert "trial 1 of 3 (3 finished), glue: SST-2 0.7, to maximize." in texts["best_recipe.yaml"]
+
+
+def test_the_energy_of_all_trials_adds_up_whatever_their_end(tmp_path):
+    used = add_up([RECORD])
+    trials = [replace(trial(0, learning_rate=1e-3), energy=used), trial(1, "pruned", share=0.5, learning_rate=2e-3)]
+    texts = written(sweep(*trials, fixed={"price_per_hour": "2"}), tmp_path)
+    assert [row["kwh"] for row in rows_of(texts["sweep_report.csv"])] == ["1.5", ""]
+    told = "Energy: 1.5 kWh (GPU 1.25 kWh, CPU, estimated 250 Wh); not known of 1 of 2 runs; cost 0.06 at 2 per hour."
+    assert told in texts["sweep_report.md"]
+    assert "Energy" not in written(sweep(*FULL), tmp_path)["sweep_report.md"]
+
+
+def test_the_energy_of_a_trial_is_of_its_clock_and_of_glue(tmp_path):
+    folder = TrialFolder(sweep(folder=tmp_path).spec, 3)
+    assert folder.energy() is None
+    folder.glue.mkdir(parents=True)
+    (folder.path / "clock.json").write_text(json.dumps({"energy": RECORD}))
+    assert folder.energy()["kwh"] == 1.5
+    (folder.glue / "glue_runs.json").write_text(json.dumps({"energy": RECORD}))
+    assert folder.energy()["kwh"] == 3.0
 
 
 def test_categories(tmp_path):

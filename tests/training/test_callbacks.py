@@ -10,7 +10,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from budget_trainer.budget.callback import Reading, StepTimes, TimeBudgetCallback
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.stages import Stage, make_stages
-from budget_trainer.training.callbacks import EarlyStop, ProgressLog, StageCadence, Throughput
+from budget_trainer.training.callbacks import BudgetProgressBar, EarlyStop, ProgressLog, StageCadence, Throughput
 
 
 class Run:
@@ -61,6 +61,20 @@ def test_progress_is_json_also_where_a_number_is_not_finite(tmp_path):
     lines = [json.loads(line, parse_constant=no_constant) for line in open(tmp_path / "progress.jsonl")]
     assert lines[0]["loss"] is lines[0]["grad_norm"] is None
     assert lines[1]["evaluation"] == {"loss": None, "tokens": 3}
+
+
+def test_the_bar_says_what_is_left_and_the_last_validation(capsys):
+    budget = TimeBudgetCallback(clock=BudgetClock(3600.0, time_fn=lambda: 0.0))
+    bar, state = BudgetProgressBar(budget), TrainerState(is_world_process_zero=True)
+    args = TrainingArguments(use_cpu=True, report_to="none", disable_tqdm=False)
+    bar.on_train_begin(args, state, None)
+    bar.on_log(args, state, None, {"loss": 2.31, "learning_rate": 8.1e-4, "tokens_per_second": 18300.0})
+    bar.on_log(args, state, None, {"eval_loss": 2.4})
+    budget.reading = Reading(elapsed=744.0)
+    bar.on_step_end(args, state, None)
+    bar.on_train_end(args, state, None)
+    told = "12.4/60.0 min, 47m36s left · loss 2.310 · lr 8.1e-04 · 18,300 tokens/s · validation 2.400"
+    assert told in capsys.readouterr().err
 
 
 def test_resume_begins_in_the_stage_of_the_progress():

@@ -3,7 +3,8 @@
 import os
 import sys
 from functools import partial
-from unittest.mock import Mock
+from types import SimpleNamespace
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from budget_trainer.core.jobs import check_unseen
 from budget_trainer.glue.suite import run_suite
 from budget_trainer.plan import main as plan
 from budget_trainer.sweep.command import check_start
-from budget_trainer.training.launch import _take_over
+from budget_trainer.training.launch import _take_over, count_devices
 from budget_trainer.training.trainer import TimeBudgetTrainer
 from tests.conftest import ROOT
 from tests.model.models import tiny
@@ -165,3 +166,20 @@ def test_a_run_is_computed_and_reported_in_what_the_launcher_asked_for(monkeypat
         monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
         monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "True")
         open_run(regional_compile="false")
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "counted"),
+    [
+        (0, 0, [call.add_gpu("a", "H200"), call.add_process(12), call.add_gpu("b", "H200")]),
+        (1, 1, []),
+        (2, 0, [call.add_gpu("c", "H200"), call.add_process(14), call.add_unmeasured("mps")]),
+    ],
+)
+def test_devices_are_counted_by_the_first_process_of_their_machine(rank, local_rank, counted):
+    ranks = [(0, 11, "H200", "a"), (0, 12, "H200", "b"), (2, 13, "H200", "c"), (2, 14, "mps", "")]
+    energy, channel = Mock(), Mock(gather=Mock(return_value=ranks))
+    run = SimpleNamespace(device=torch.device("cpu"), process_index=rank, local_process_index=local_rank)
+    count_devices(energy, run, channel)
+    assert energy.mock_calls == counted
+    channel.gather.assert_called_once_with((rank - local_rank, os.getpid(), "cpu", ""))
