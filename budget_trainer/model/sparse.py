@@ -28,13 +28,13 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.model import attention
 from budget_trainer.model.attention import attend_by_head, fuse_attention
 from budget_trainer.model.cross_entropy import (
+    ReplacedTokenDetection,
     SampledSoftmax,
     linear_cross_entropy,
     logits_loss,
     loss_per_label,
     matmul_dtype,
 )
-from budget_trainer.model.detection import ReplacedTokenDetection
 from budget_trainer.model.patches import with_mixin
 
 

@@ -7,7 +7,7 @@ from accelerate.utils import compile_regions
 from torch.nn import functional as F
 
 from budget_trainer.core.errors import InputError
-from budget_trainer.model.detection import ReplacedTokenDetection
+from budget_trainer.model.cross_entropy import ReplacedTokenDetection
 from budget_trainer.model.flops import model_flops_per_token
 from budget_trainer.model.optimizers import build_optimizer
 from tests.model.models import SPECIAL, VOCAB, tiny
