@@ -112,12 +112,10 @@ def test_the_dockerfile_installs_the_tested_versions_on_a_cuda_base() -> None:
 
 
 def test_constraints_have_a_version_within_each_requirement() -> None:
-    """Of the plain installation, and of every extra but two: that of other libraries' tests has constraints of its own, and
-    of the trackers any version is taken."""
+    """Of the plain installation, and of every extra but one: that of other libraries' tests has constraints of its own."""
     lines = re.findall(r"(?m)^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text())
     tested = {canonicalize_name(name): version for name, version in lines}
-    untested = ("ecosystem-test", "trackers")
-    extras = [text for name, text in SETUP["options.extras_require"].items() if name not in untested]
+    extras = [text for name, text in SETUP["options.extras_require"].items() if name != "ecosystem-test"]
     for line in "\n".join([SETUP["options"]["install_requires"], *extras]).split():
         needed = Requirement(line)
         assert needed.specifier.contains(tested[canonicalize_name(needed.name)]), line

@@ -239,7 +239,7 @@ def loss_per_label(total: Tensor, labels: Tensor, num_items_in_batch: Tensor | i
 
 
 class ReplacedTokenDetection(nn.Module):
-    """At every position, is this the token of the text? A head on the last hidden states, and its loss; no part of a saved model.
+    """At every position, is this the token of the text? A head on the last hidden states, not saved, and its loss.
 
     ELECTRA's second loss (Clark et al., ICLR 2020, arXiv 2003.10555) without its generator: in blocks that hold passages twice
     the masking draws tokens that follow the same token elsewhere in the corpus (`masking.Bigrams`), so that the other copy
