@@ -314,13 +314,11 @@ class MaskingCollator:
             keys = np.repeat(keys, self.sequence_parts, axis=0)
         place = positions.astype(np.uint64)
         action = uniform(hash64(keys ^ _STREAM_ACTION, place))
-        bits = hash64(
-            keys ^ _STREAM_TOKEN, place
-        )  # a modulo of them favours some values by at most their number / 2**64
-        fitting = np.zeros(action.shape, bool)
-        if self._bigrams is not None:
-            fitting = repeated[:, None] & (action < REPLACED)
-            action = np.where(repeated[:, None], (action - REPLACED) / (1 - REPLACED), action)
+        # A modulo of these favours some values by at most their number / 2**64.
+        bits = hash64(keys ^ _STREAM_TOKEN, place)
+        compared = repeated[:, None] & (self._bigrams is not None)
+        fitting = compared & (action < REPLACED)
+        action = np.where(compared, (action - REPLACED) / (1 - REPLACED), action)
         drawn = self._ordinary_ids[bits % np.uint64(len(self._ordinary_ids))]
         replaced = action < self.mask_replace_prob + self.random_replace_prob
         kept = np.where(replaced, drawn, originals)

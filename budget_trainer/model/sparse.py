@@ -261,7 +261,7 @@ class SparsePrediction(_ModelBase):
         if sampled is None and (self.cross_entropy == "full" or type(projection) is not nn.Linear):
             return logits_loss(self.predict(hidden), labels, num_items_in_batch)
         states = HEADS[self.config.model_type](self, hidden)
-        # a sampled softmax that is compiled by itself has no truth value
+        # compiled by itself a module has no truth value
         cross_entropy = linear_cross_entropy if sampled is None else sampled
         total = cross_entropy(states, projection.weight, projection.bias, labels)
         return loss_per_label(total, labels, num_items_in_batch)

@@ -236,13 +236,9 @@ class TimeBudgetTrainer(SavingTrainer):
             steps, bad = self.state.global_step - self._line_began, int(self._bad_in_line)
             self._line_began, self._bad_in_line = self.state.global_step, None
             if self._parts is not None:  # as this rank saw them
-                parts = (
-                    (self._parts * self.args.world_size / max(1, steps - bad)).tolist()
-                    if bad < steps
-                    else [math.nan] * 2
-                )
+                good = steps - bad if bad < steps else math.nan
+                logs |= dict(zip(_PARTS, (self._parts * self.args.world_size / good).tolist(), strict=True))
                 self._parts = None
-                logs |= dict(zip(_PARTS, parts, strict=True))
             if bad:
                 logs |= {"loss": logs["loss"] * steps / (steps - bad) if bad < steps else math.nan, "bad_steps": bad}
         super().log(logs, start_time)
