@@ -71,7 +71,7 @@ def _call(*words: str, launched: bool = False, quiet: bool = False, **more: str)
 
 def _stage(about: str, *words: str, launched: bool = False, **more: str) -> int:
     print(f"\n{about}\n$ python {shlex.join(words)}", flush=True)
-    return _call(*words, launched=launched, **more)
+    return _call(*words, launched=launched, quiet=False, **more)
 
 
 def _threads(args: argparse.Namespace) -> dict[str, str]:

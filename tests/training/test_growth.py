@@ -79,7 +79,7 @@ def accept(folder, growth):
             growth=growth, is_main_process=True, _claimed=False, folder=folder, identity=IDENTITY, job=2
         )
         run.at_exit, run.output_dir, run.checkpoint, run.channel = at_exit, folder.path, "checkpoint", ControlChannel()
-        run.clock = BudgetClock(time_fn=lambda: 0.0)
+        run.clock, run.energy = BudgetClock(time_fn=lambda: 0.0), SimpleNamespace(record=dict)
         folder.restore_clock(run.clock, folder.before_decay())
         PretrainingRun.claim_folder(run)
 
@@ -324,7 +324,8 @@ def test_a_job_that_resumes_knows_whether_it_was_kept(resumed, saves):
 
 def trained(folder, total, *, used=0.0, discarded=None, resume=None):
     """Steps of a second on a fake clock, in a Trainer that writes real checkpoints; the rates of its steps."""
-    tick, clock = Tick(), BudgetClock(total, time_fn=lambda: tick.now)
+    tick = Tick()
+    clock = BudgetClock(total, time_fn=lambda: tick.now)
     clock.restore({"train": used})
     budget = TimeBudgetCallback(clock=clock, discarded=discarded)
     given = {**parts(folder, save_total_limit=1), "callbacks": [tick], "identity": IDENTITY}
