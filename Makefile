@@ -103,7 +103,7 @@ $(SITE): $(INSTALLED)
 
 # Its search needs a server: python -m http.server --directory out/site
 site: $(SITE)
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 style: $(TESTED)
 	$(BIN)/ruff check --fix .
