@@ -57,7 +57,7 @@ $(INSTALLED): $(SOURCES)
 
 # DS_BUILD_OPS=0: DeepSpeed needs no kernels for its tests on a CPU.
 $(TESTED): $(INSTALLED)
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,deepspeed]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,deepspeed,trackers,energy,site]'
 	touch $@
 
 $(OTHERS): $(INSTALLED) tests/ecosystem/constraints.txt

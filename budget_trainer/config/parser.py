@@ -22,6 +22,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from budget_trainer.budget.clock import parse_deadline, parse_duration
+from budget_trainer.core.command import program
 from budget_trainer.core.errors import InputError, collected
 from budget_trainer.core.io import user_path
 from budget_trainer.core.package_data import recipe_path
@@ -264,7 +265,7 @@ class FlagParser:
 
     def unknown(self, keys: Sequence[tuple[str, str]]) -> InputError:
         """The error for keys that are no flags, each with where it stands."""
-        return unknown_keys(keys, self.flags, f"see {self.script}.py --help for all flags")
+        return unknown_keys(keys, self.flags, f"see {program(self.script + '.py')} --help for all flags")
 
     def _flag_of(self, key: str) -> tuple[str, Mapping[bool, str]] | None:
         """The flag that a key names (itself, today's name of an older one, `x` of `no_x`), and its value by the key's."""

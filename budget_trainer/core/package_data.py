@@ -34,7 +34,6 @@ _TAKEN_BY = {
     "sweeps": "sweep.py, budget-sweep",
     "data": "python -m data_prep.prepare, budget-prep-prepare",
 }
-_ONE_PAGE = 76  # columns of the line about a recipe
 
 
 def _recipes() -> dict[str, Path]:
@@ -122,14 +121,9 @@ def next_steps(output_dir: Path) -> str:
 
 
 def _about(path: Path) -> str:
-    """The first sentence of the comment that a recipe begins with, in one line."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("# "):
-            break
-        lines.append(line.removeprefix("# ").strip())
-    first = " ".join(lines).partition(". ")[0].rstrip(".")
-    return first if len(first) <= _ONE_PAGE else f"{first[: _ONE_PAGE - 4].rsplit(' ', 1)[0]} ..."
+    """The first line of a recipe, which says in a comment what it is for."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().removeprefix("# ").strip().rstrip(".")
 
 
 def _list() -> None:
