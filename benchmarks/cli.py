@@ -1,9 +1,11 @@
-"""What the benchmarks' command lines share: one-line errors, the output folder, processes, the JSON file beside the table."""
+"""What the benchmarks' command lines share: one-line errors, sizes, the output folder, processes, the JSON beside the table."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ from typing import Any
 
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import user_path, write_json_atomic
-from budget_trainer.reporting.report import environment
+from budget_trainer.reporting.report import REPORT, environment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +54,14 @@ def one_line_errors(main: Callable[[list[str] | None], None]) -> Callable[..., i
     return answered
 
 
+def parse_size(text: str, field: str) -> tuple[int, int]:
+    """`256x4` as width and layers."""
+    width, _, layers = text.partition("x")
+    if not (width.isdigit() and layers.isdigit() and int(width) and int(layers)):
+        raise InputError(f"{field}: {text!r} is not width x layers; write it as 256x4")
+    return int(width), int(layers)
+
+
 def make_output_dir(a: argparse.Namespace) -> None:
     """Make `a.output_dir`, from here on an absolute Path."""
     a.output_dir = Path(user_path(str(a.output_dir), "output_dir")).resolve()
@@ -79,6 +89,17 @@ def run_child(command: Sequence[str], log: Path, **environ: str) -> float:
         reason = errors[-1].removeprefix("error: ") if errors else " | ".join(lines[-3:])
         raise InputError(f"run: {' '.join(command[:6])} ... ended with exit code {code}; see {log} ({reason})")
     return time.monotonic() - begin
+
+
+def train_recipe(profile: str, recipe: str, data: str, folder: Path, seconds: float, seed: int) -> dict[str, Any]:
+    """Train a recipe in FOLDER/run with an empty compile cache; its report. InputError with the reason where it fails."""
+    run, cache = folder / "run", folder / "compile-cache"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", profile, "train_mlm.py"]
+    command += [recipe, "--data_dir", data, "--output_dir", str(run)]
+    command += ["--total_training_time", f"{seconds:g}s", "--seed", str(seed)]
+    run_child(command, folder / "log.txt", TORCHINDUCTOR_CACHE_DIR=str(cache))
+    shutil.rmtree(cache, ignore_errors=True)
+    return dict(json.loads((run / REPORT).read_text(encoding="utf-8")))
 
 
 def publish(

@@ -20,7 +20,6 @@ benchmarks/downstream.py.
 
 import argparse
 import json
-import os
 import re
 import shutil
 import statistics
@@ -33,8 +32,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import ablations  # noqa: E402
 from benchmarks.baselines import runs, tune  # noqa: E402
-from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish, run_child  # noqa: E402
-from benchmarks.texts import prepare_texts, prepare_tokenizer  # noqa: E402
+from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish, run_child, train_recipe  # noqa: E402
+from benchmarks.texts import prepare_blocks, prepare_texts  # noqa: E402
 from budget_trainer.budget.clock import format_duration, parse_duration  # noqa: E402
 from budget_trainer.core.errors import InputError  # noqa: E402
 from budget_trainer.core.package_data import profile_path  # noqa: E402
@@ -130,28 +129,18 @@ def prepare(a: argparse.Namespace) -> str:
     train, held_out = prepare_texts(a.text, a.eval_text, a.output_dir / "text")
     a.text, a.eval_text = str(train), str(held_out)
     folder = Path(a.data_dir) if a.data_dir else a.output_dir / f"data-{a.packing}"
-    if not (folder / "manifest.json").is_file():
-        tokenizer = a.tokenizer or prepare_tokenizer(train, a.output_dir / "tokenizer")
-        print(f"preparing {folder}", flush=True)
-        command = [sys.executable, "-m", "data_prep.blocks", "--input", a.text, "--validation_text", a.eval_text]
-        command += ["--tokenizer", tokenizer, "--output_dir", str(folder), "--packing", a.packing]
-        run_child([*command, "--num_proc", str(os.cpu_count() or 1)], a.output_dir / "data_prep.log")
+    prepare_blocks(train, held_out, a.tokenizer, folder, a.packing)
     a.tokenizer = str(folder / "tokenizer")
     return str(folder)
 
 
 def run_ours(a: argparse.Namespace, job: dict[str, Any], folder: Path, data: str) -> dict[str, Any]:
-    run, recipe = folder / "run", job["recipe"]
+    recipe = job["recipe"]
     if "changes" in job:
         recipe = ablations.write_variant(Path(recipe), job["changes"], folder / "recipe.yaml")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", a.config_file, "train_mlm.py"]
-    command += [recipe, "--data_dir", data, "--output_dir", str(run)]
-    command += ["--total_training_time", f"{a.seconds:g}s", "--seed", str(job["seed"])]
-    run_child(command, folder / "log.txt", TORCHINDUCTOR_CACHE_DIR=str(folder / "compile-cache"))
-    shutil.rmtree(folder / "compile-cache", ignore_errors=True)
-    report = json.loads((run / "run_report.json").read_text())
+    report = train_recipe(a.config_file, recipe, data, folder, a.seconds, job["seed"])
     figures = {key: report[key] for key in ("used_seconds", "steps", "tokens_per_second", "shares")}
-    return {**figures, **runs.score(run / "final", folder, a.eval_text, a.max_blocks)}
+    return {**figures, **runs.score(folder / "run" / "final", folder, a.eval_text, a.max_blocks)}
 
 
 def run_baseline(a: argparse.Namespace, job: dict[str, Any], folder: Path) -> dict[str, Any]:

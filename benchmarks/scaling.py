@@ -29,7 +29,7 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish  # noqa: E402
+from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, parse_size, publish  # noqa: E402
 from benchmarks.workload import Workload, fit  # noqa: E402
 from budget_trainer.core.errors import InputError  # noqa: E402
 
@@ -64,17 +64,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("steps", "warmup_steps", "gradient_accumulation_steps"):
         if getattr(a, name) < 1:
             raise InputError(f"{name}: {getattr(a, name)} is below 1; give a whole number from 1 on")
-    a.shapes = [parse_size(text) for text in a.sizes]
+    a.shapes = [parse_size(text, "sizes") for text in a.sizes]
     a.launches = [parse_launch(text) for text in a.launch]
     return a
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """`256x4` as width and layers."""
-    width, _, layers = text.partition("x")
-    if not (width.isdigit() and layers.isdigit() and int(width) and int(layers)):
-        raise InputError(f"sizes: {text!r} is not width x layers; write it as 256x4")
-    return int(width), int(layers)
 
 
 def parse_launch(text: str) -> tuple[str, list[str]]:

@@ -1,9 +1,10 @@
-"""The texts of a comparison, the same for all its runs: training and held-out documents, one a line, and a tokenizer."""
+"""The texts of a comparison, the same for all its runs: training and held-out documents, one a line; tokenizer and blocks."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -59,6 +60,17 @@ def prepare_tokenizer(train: Path, folder: Path) -> str:
         command = [sys.executable, "-m", "data_prep.tokenizer", "--input", str(train), "--output_dir", str(folder)]
         run_child([*command, "--vocab_size", str(VOCABULARY), "--overwrite"], folder.with_suffix(".log"))
     return str(folder)
+
+
+def prepare_blocks(train: Path, held_out: Path, tokenizer: str | None, folder: Path, packing: str) -> None:
+    """The data folder of both texts, with a tokenizer trained beside it where none is given; made where it is not there."""
+    if (folder / "manifest.json").is_file():
+        return
+    tokenizer = tokenizer or prepare_tokenizer(train, folder.parent / "tokenizer")
+    print(f"preparing {folder}", flush=True)
+    command = [sys.executable, "-m", "data_prep.blocks", "--input", str(train), "--validation_text", str(held_out)]
+    command += ["--tokenizer", tokenizer, "--output_dir", str(folder), "--packing", packing]
+    run_child([*command, "--num_proc", str(os.cpu_count() or 1)], folder.with_name("data_prep.log"))
 
 
 def _documents(path: str) -> Iterator[str]:

@@ -31,7 +31,7 @@ from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import user_path, write_atomic, write_json_atomic
 from budget_trainer.core.jobs import check_unseen, child_environment
 from budget_trainer.core.package_data import launch_text, recipe_path
-from budget_trainer.planning import REPORT_FILE
+from budget_trainer.planning import REPORT_FILE, SizeFit
 
 if TYPE_CHECKING:
     from budget_trainer.planning.result import ProbeReport
@@ -100,6 +100,7 @@ def _check(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> int:
     begin = time.monotonic()
     _check(args)
+    size_fit = SizeFit.read()
     # Torch and Transformers, for the prediction: imported before the probe, which has the machine to itself.
     from budget_trainer.planning.result import make_plan, plan_text
 
@@ -107,7 +108,8 @@ def _run(args: argparse.Namespace) -> int:
     deadline = begin + args.probe_seconds - min(1.0, args.probe_seconds / 10)  # the rest: prediction and picture
     with tempfile.TemporaryDirectory(prefix="budget-plan-", dir=_disk_of(args.settings.get("output_dir"))) as folder:
         report, failed = _ask_probe(args.words, Path(folder), deadline)
-    plan = make_plan(report, num_processes=args.num_processes, price_per_hour=args.price_per_hour, failed=failed)
+    asked = {"num_processes": args.num_processes, "price_per_hour": args.price_per_hour}
+    plan = make_plan(report, **asked, failed=failed, size_fit=size_fit)
     plan["probe_seconds"] = time.monotonic() - begin
     print(plan_text(plan))
     _store(args, plan)

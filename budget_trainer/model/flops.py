@@ -1,4 +1,4 @@
-"""Model FLOPs per token, and the FLOP/s that a device reaches: their quotient with tokens/s is MFU.
+"""Model FLOPs per token, and the FLOP/s that a device reaches: their quotient with tokens/s is MFU. Parameters of the body.
 
 The convention is PaLM's (Chowdhery et al. 2022, arXiv 2204.02311, appendix B): the matrix products that a forward and a
 backward pass need, at 2 FLOPs per multiply-add, the backward pass twice the forward pass; nothing for embedding
@@ -62,6 +62,13 @@ def model_flops_per_token(model: Any, block_size: int, predictions_per_block: fl
             uses = 1 / block_size
         forward += 2.0 * module.in_features * module.out_features * uses
     return 3.0 * forward
+
+
+def body_parameters(base: Any) -> int:
+    """Parameters of the layers of a base model; where its class has no one module for them, of all but embeddings."""
+    layers = getattr(base, "encoder", None) or getattr(base, "layers", None)
+    named = base.named_parameters() if layers is None else layers.named_parameters()
+    return sum(parameter.numel() for name, parameter in named if layers is not None or "embed" not in name)
 
 
 @torch.no_grad()

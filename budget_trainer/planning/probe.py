@@ -35,7 +35,7 @@ from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import write_atomic
 from budget_trainer.core.jobs import end_with_parent
 from budget_trainer.core.machine import free_memory, reset_resident_peak, resident_peak, return_freed_memory
-from budget_trainer.model.flops import measure_peak_flops, model_flops_per_token
+from budget_trainer.model.flops import body_parameters, measure_peak_flops, model_flops_per_token
 from budget_trainer.planning import REPORT_FILE
 from budget_trainer.planning.predict import Costs
 from budget_trainer.planning.result import ProbeReport
@@ -150,7 +150,7 @@ def probe(
     mark("precision")
     report.parameters, report.model_type = run.model.num_parameters(), run.model.config.model_type
     if recipe.model.model_name_or_path is None:
-        report.body_parameters = _body_parameters(run.model.base_model)
+        report.body_parameters = body_parameters(run.model.base_model)
         report.predicted_share = run.collator.slots / run.data.block_size
     report.bf16 = bool(args.bf16)
     if args.torch_compile:
@@ -204,13 +204,6 @@ def probe(
     steps.compiles, steps.collators, steps.report = bool(args.torch_compile), collators, send_results
     trainer.measure(take_steps(steps))
     send_results()
-
-
-def _body_parameters(base: Any) -> int:
-    """Of the layers; where a class has no one module for them, of all but embeddings."""
-    layers = getattr(base, "encoder", None) or getattr(base, "layers", None)
-    named = base.named_parameters() if layers is None else layers.named_parameters()
-    return sum(parameter.numel() for name, parameter in named if layers is not None or "embed" not in name)
 
 
 def _checksum_seconds(run: PretrainingRun) -> float:

@@ -1,10 +1,4 @@
-"""From what the probe has measured to the plan, its text on a terminal, and `plan.png`.
-
-Model sizes are judged by tokens per parameter, embeddings and head left out. Causal models are trained best at about 20
-(Hoffmann et al. 2022, arXiv 2203.15556); for masked ones, which predict a part of the tokens, 10 to 100 times as many were
-found best (OptiBERT, EMNLP 2025, 2025.emnlp-main.1804). Both come from budgets far above a desk's. FEWEST_TOKENS to MOST_TOKENS
-spans from the first to the lower end of the second; the size nearest to its middle is named.
-"""
+"""From what the probe has measured to the plan, its text on a terminal, and `plan.png`."""
 
 from __future__ import annotations
 
@@ -22,11 +16,11 @@ from budget_trainer.config.recipe import Recipe
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import json_types, write_atomic
 from budget_trainer.core.output import png_figure
+from budget_trainer.planning import MILLION, SizeFit
 from budget_trainer.planning.predict import Costs, predict
 from budget_trainer.planning.steps import Measurements, MicroStep
 from budget_trainer.reporting.report import FORMAT, machine
 
-FEWEST_TOKENS, MOST_TOKENS = 20.0, 200.0  # per parameter
 # (layers, width): tiny to large, of Turc et al. 2019 (arXiv 1908.08962) and Devlin et al. 2018 (arXiv 1810.04805).
 _SHAPES = ((2, 128), (4, 256), (4, 512), (8, 512), (12, 768), (24, 1024))
 _NEIGHBOURS = 2  # shapes on either side of the recipe's
@@ -75,11 +69,16 @@ class ProbeReport:
 
 
 def make_plan(
-    report: ProbeReport | None, *, num_processes: int, price_per_hour: float | None, failed: str | None = None
+    report: ProbeReport | None,
+    *,
+    num_processes: int,
+    price_per_hour: float | None,
+    failed: str | None = None,
+    size_fit: SizeFit | None = None,
 ) -> dict[str, Any]:
     """The plan for `num_processes` devices like the probe's, as its JSON has it; `failed`: how the probe died after its choice.
 
-    Seconds and bytes; None is unknown, or without a limit.
+    `size_fit` judges the sizes. Seconds and bytes; None is unknown, or without a limit.
 
     Raises:
         InputError: the budget does not carry the set-up, or the data does not fill a batch.
@@ -153,7 +152,8 @@ def make_plan(
         "steady": results.steady_state() if compiled["step"] else None,
         "step_seconds": step.seconds(accumulation, workers),
         "mfu": flops / report.peak_flops if report.peak_flops else None,
-        "sizes": _judge_sizes(report, tokens),
+        "sizes": _judge_sizes(report, tokens, size_fit),
+        "size_fit": None if size_fit is None else size_fit.content,
         "cost": None if price_per_hour is None else price_per_hour * billed / 3600,
         "price_per_hour": price_per_hour,
     }
@@ -192,12 +192,12 @@ def _repeats(passes: float, dup_factor: int | None) -> dict[str, str]:
     return {"level": "warning", "text": f"more than {limit} passes: {known}; more text would help.{fixed}"}
 
 
-def _judge_sizes(report: ProbeReport, tokens: float) -> list[dict[str, Any]]:
+def _judge_sizes(report: ProbeReport, tokens: float, fit: SizeFit | None) -> list[dict[str, Any]]:
     """The recipe's own shape and the _NEIGHBOURS standard ones below and above it, with the `tokens` that each would see.
 
     In the recipe's proportions: the body's parameters grow as layers x width^2, those of embeddings and head as the width.
     Tokens by FLOPs, which grow as the parameters that a token passes: all of the body's, the head's where it is predicted.
-    `suits` marks the size that the rule names.
+    `bits_per_byte` is what the fit predicts, None where it does not hold; `suits` marks the lowest of at least two.
     """
     if not report.body_parameters:
         return []
@@ -213,10 +213,12 @@ def _judge_sizes(report: ProbeReport, tokens: float) -> list[dict[str, Any]]:
         times = (body + rest * report.predicted_share) / passed
         row: dict[str, Any] = {"layers": layers, "width": width, "own": (layers, width) == shape}
         row |= {"parameters": body + rest, "body_parameters": body, "flops_per_token": report.flops_per_token * times}
-        rows.append({**row, "tokens": tokens / times, "tokens_per_parameter": tokens / times / body})
-    middle = math.sqrt(FEWEST_TOKENS * MOST_TOKENS)
-    nearest = min(rows, key=lambda row: abs(math.log(max(row["tokens_per_parameter"], 1e-9) / middle)))
-    return [{**row, "suits": row is nearest} for row in rows]
+        known = fit is not None and fit.covers(report.model_type, body, tokens / times)
+        bits = fit.bits_per_byte(body, tokens / times) if fit is not None and known else None
+        rows.append({**row, "tokens": tokens / times, "bits_per_byte": bits})
+    judged = [row for row in rows if row["bits_per_byte"] is not None]
+    best = min(judged, key=lambda row: row["bits_per_byte"]) if len(judged) > 1 else None
+    return [{**row, "suits": row is best} for row in rows]
 
 
 def draw_plan(plan: Mapping[str, Any], path: Path) -> None:
@@ -317,7 +319,7 @@ def plan_text(content: Mapping[str, Any]) -> str:
     if processes > 1:
         same = f"{processes} processes are {processes} times as fast as this one, each on a device of its own like this one"
         add("assumed", f"{same}; the time for their communication was not measured")
-    return "\n".join([*lines, "", *_stages(plan.schedule), "", *_model_sizes(plan.sizes)])
+    return "\n".join([*lines, "", *_stages(plan.schedule), "", *_model_sizes(plan.sizes, plan.size_fit)])
 
 
 def _line(name: str, text: str) -> str:
@@ -339,22 +341,34 @@ def _stages(schedule: Sequence[Mapping[str, float]]) -> list[str]:
     return lines
 
 
-def _model_sizes(sizes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The table of sizes, the one that suits, and how sure that is."""
+def _model_sizes(sizes: Sequence[Mapping[str, Any]], fit: Mapping[str, Any] | None) -> list[str]:
+    """The table of sizes, the one that suits where that is known, and how sure it is."""
     if not sizes:
         return []
-    lines = [f"{'layers x width':>16} {'parameters':>12} {'tokens, by FLOPs':>18} {'per parameter*':>15}"]
+    judged = [row for row in sizes if row["bits_per_byte"] is not None]
+    head = f"{'layers x width':>16} {'parameters':>12} {'tokens, by FLOPs':>18}"
+    lines = [head + f" {'bits per byte*':>15}" * bool(judged)]
     for row in sizes:
-        note = " this recipe" * row["own"] + " <- suits" * row["suits"]
         size = f"{row['layers']:>8} x {row['width']:<5} {row['parameters'] / 1e6:>10,.1f} M {row['tokens']:>18,.0f}"
-        lines.append(f"{size} {row['tokens_per_parameter']:>15,.1f}{note}")
-    best = next(row for row in sizes if row["suits"])
-    ratio = best["tokens_per_parameter"]
-    size, count = ("smallest", "few") if ratio < FEWEST_TOKENS else ("largest", "many")
-    bound = "" if FEWEST_TOKENS <= ratio <= MOST_TOKENS else f" Even the {size} here sees {count} tokens for its size."
+        bits = "" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.3f}"
+        size += f" {bits:>15}" * bool(judged)
+        lines.append(size + " this recipe" * row["own"] + " <- suits" * row["suits"])
+    return [*lines, textwrap.fill(_of_sizes(judged, fit), _COLUMNS)]
+
+
+def _of_sizes(judged: Sequence[Mapping[str, Any]], fit: Mapping[str, Any] | None) -> str:
+    """What the rows that the fit has judged rest on; where there are none, why."""
+    if fit is None:
+        return "Which size suits is not known here: no runs were fitted (benchmarks/size_fit.py does it; docs/planning.md)."
+    (fewest, most), (least, longest) = (fit["range"][name] for name in ("body_parameters", "tokens"))
+    where = f"{fit['model_type']} with {fewest / MILLION:.3g} to {most / MILLION:.3g} M parameters in the layers"
+    where += f", {least / MILLION:.3g} to {longest / MILLION:.3g} M tokens, and both together as in its runs"
+    if not judged:
+        return f"Which size suits is not known here: what is known of sizes, a fit of runs, holds for {where}."
     text = (
-        f"* without embeddings and head. By tokens per parameter, {best['layers']} layers x {best['width']} suits this "
-        f"budget best ({ratio:,.0f} per parameter; {FEWEST_TOKENS:g} to {MOST_TOKENS:g} is the aim).{bound} A hint, sure to "
-        "a factor of several at best (docs/planning.md); a sweep over the two best sizes at a tenth of the budget tells more."
+        f"* by a fit of {fit['runs']} runs of {fit['recipe']} on {fit['text']} ({fit['hardware']}), which is "
+        f"{fit['residual_rms']:.3f} off its runs and {fit['leave_one_out_rms']:.3f} off one that it has not seen (root mean "
+        "square). Another text or recipe has other bits per byte, and its best size may be another one, too. "
     )
-    return [*lines, textwrap.fill(text, _COLUMNS)]
+    alone = "One size alone lies there, so none is named. " * (len(judged) == 1)
+    return f"{text}{alone}It holds for {where}."

@@ -117,10 +117,11 @@ REPORT = ProbeReport(
 )
 
 
-def plan_of(num_processes=1, price_per_hour=None, failed=None, results=None, flags=None, **report):
+def plan_of(num_processes=1, price_per_hour=None, failed=None, results=None, flags=None, size_fit=None, **report):
     results = replace(REPORT.results, **(results or {}))
     report = replace(REPORT, recipe=recipe_of(**(flags or {})), results=results, **report)
-    return make_plan(report, num_processes=num_processes, price_per_hour=price_per_hour, failed=failed)
+    asked = {"num_processes": num_processes, "price_per_hour": price_per_hour}
+    return make_plan(report, **asked, failed=failed, size_fit=size_fit)
 
 
 def text_of(*args, **options):
@@ -199,7 +200,7 @@ def test_repeats(passes, dup, level):
     assert plan["repeats"]["level"] == level  # fixed masks wear out sooner
 
 
-def test_model_sizes_stand_around_the_recipe_and_one_is_named():
+def test_model_sizes_stand_around_the_recipe():
     flags = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "total_training_time": "1000000s"}
     bert = {"parameters": 109 * 10**6, "body_parameters": 85 * 10**6, "predicted_share": 0.15}
     sizes = plan_of(flags=flags, **bert)["sizes"]
@@ -208,8 +209,6 @@ def test_model_sizes_stand_around_the_recipe_and_one_is_named():
     assert own["parameters"] == 109e6 and own["flops_per_token"] == 1e6
     assert sizes[-1]["body_parameters"] == pytest.approx(85e6 * 2 * (1024 / 768) ** 2)  # 302 M of bert-large
     assert sizes[0]["tokens"] > 4 * own["tokens"]
-    (suits,) = (row for row in sizes if row["suits"])
-    assert suits == min(sizes, key=lambda row: abs(row["tokens_per_parameter"] - 63))
 
 
 def test_the_planner_benchmark_judges():

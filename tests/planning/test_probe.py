@@ -15,9 +15,10 @@ import yaml
 from torch._dynamo import utils as dynamo
 
 from budget_trainer.core.errors import InputError, RunError
+from budget_trainer.model.flops import body_parameters
 from budget_trainer.plan import _ask_probe
 from budget_trainer.planning import probe as probe_module
-from budget_trainer.planning.probe import _body_parameters, probe
+from budget_trainer.planning.probe import probe
 from budget_trainer.planning.steps import Measurements, MicroStep, ProbeSteps, StepRequest, StepResult, micro_batches
 from budget_trainer.training import run as run_module
 from tests.conftest import TINY
@@ -30,7 +31,7 @@ def test_the_body_is_all_but_embeddings_and_head(model_type):
     changes = {"initializer_range": None, "intermediate_size": None} if model_type == "xlm" else {}
     base = tiny(model_type, **changes).base_model
     outside = sum(p.numel() for name, p in base.named_parameters() if "embed" in name or name == "final_norm.weight")
-    assert _body_parameters(base) == base.num_parameters() - outside > 10_000
+    assert body_parameters(base) == base.num_parameters() - outside > 10_000
 
 
 def test_micro_batches_make_up_the_batch_and_the_ladder_takes_some():
