@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the control message, the clock and the guards cost of each step, with several processes.
+"""What the control message, the clock, the guards and the reading of energy cost of each step, with several processes.
 
     python benchmarks/own_cost.py --recipe recipes/quickstart.yaml --data_dir data/blocks \
         --config_file accelerate_configs/cpu_2proc.yaml --total_training_time 60s --output_dir out/own_cost
@@ -7,7 +7,7 @@
 A real `accelerate launch` of train_mlm.py whose functions below are timed on every rank, each without the others it
 calls. Waiting for a slower rank is not a cost of the message: in each step the last rank to arrive waits for nobody, so
 the shortest time of any rank counts. Of the rest the longest time counts. Medians over the steps, the first fifth left
-out; written to own_cost.json.
+out; of energy, which a thread reads once a second, the mean. Written to own_cost.json.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -27,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.cli import make_output_dir, one_line_errors, publish, run_parser  # noqa: E402
 from budget_trainer.core.errors import InputError  # noqa: E402
 
-PARTS = ("control message", "clock", "guards")
+PARTS = ("control message", "clock", "guards", "energy")
 FOLDER = "BUDGET_TRAINER_OWN_COST"  # environment variable: where the ranks of the timed run leave their figures
 
 
@@ -48,7 +49,15 @@ class Timers:
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self._spent: dict[str, float] = defaultdict(float)
-        self._inner = [0.0]  # seconds in timed functions below each one that is running
+        self._threads = threading.local()
+
+    @property
+    def _inner(self) -> list[float]:
+        """Seconds in timed functions below each one that is running in this thread."""
+        if not hasattr(self._threads, "inner"):
+            self._threads.inner = [0.0]
+        inner: list[float] = self._threads.inner
+        return inner
 
     def watch(self, owner: type, name: str, part: str) -> None:
         function = getattr(owner, name)
@@ -78,6 +87,7 @@ def timed_run(folder: Path) -> None:
     from budget_trainer.budget.callback import TimeBudgetCallback
     from budget_trainer.budget.channel import Agreement
     from budget_trainer.core.command import exit_process
+    from budget_trainer.reporting.energy import EnergyMeter
     from budget_trainer.training.callbacks import Guard
     from budget_trainer.training.trainer import TimeBudgetTrainer
 
@@ -90,6 +100,7 @@ def timed_run(folder: Path) -> None:
     for name in ("get_batch_samples", "_get_grad_norm"):
         timers.watch(Trainer, name, "library")
     timers.watch(TimeBudgetCallback, "_wait_for_device", "device")
+    timers.watch(EnergyMeter, "read", "energy")
     ends = Guard.on_step_end
 
     def last_of_the_step(*args: Any, **kwargs: Any) -> None:
@@ -103,7 +114,7 @@ def timed_run(folder: Path) -> None:
 
 
 def shares(ranks: list[list[dict[str, float]]]) -> dict[str, Any]:
-    """Median milliseconds per step of each part, and of the step itself on rank 0."""
+    """Median milliseconds per step of each part (of energy the mean), and of the step itself on rank 0."""
     if len({len(rows) for rows in ranks}) != 1 or len(ranks[0]) < 20:
         raise InputError(
             f"own_cost: {[len(rows) for rows in ranks]} steps on the ranks; give total_training_time more"
@@ -113,7 +124,8 @@ def shares(ranks: list[list[dict[str, float]]]) -> dict[str, Any]:
     cost = {}
     for part in PARTS:
         counted = min if part == "control message" else max
-        cost[part] = statistics.median(counted(rank.get(part, 0.0) for rank in step) for step in steps)
+        average = statistics.fmean if part == "energy" else statistics.median
+        cost[part] = average(counted(rank.get(part, 0.0) for rank in step) for step in steps)
     step = statistics.median(took)
     return {
         "processes": len(ranks),
@@ -145,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     if done.returncode != 0:
         raise InputError(f"own_cost: the run ended with {done.returncode}; see {a.output_dir}/log.txt")
     found = shares([json.loads(path.read_text()) for path in sorted(a.output_dir.glob("rank-*.json"))])
-    lines = [f"{'part of a step':18} {'ms (median)':>12} {'share':>8}"]
+    lines = [f"{'part of a step':18} {'ms':>12} {'share':>8}"]
     for part in PARTS:
         ms = found[f"{part} ms"]
         lines.append(f"{part:18} {ms:12.3f} {100 * ms / found['step_ms']:7.2f}%")
