@@ -23,6 +23,7 @@ import psutil
 import yaml
 
 from budget_trainer.core.command import run_command
+from budget_trainer.core.errors import InputError
 from budget_trainer.core.jobs import TRAINING, child_environment
 from budget_trainer.core.package_data import next_steps, profile_path
 from data_prep.cli import Parser
@@ -39,6 +40,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("flags", nargs="*", help="more flags of train_mlm.py, behind --")
     args = parser.parse(None if argv is None else [*argv])
     args.profile = profile_path(args.profile, "profile")
+    try:
+        args.profile_content = yaml.safe_load(args.profile.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise InputError(
+            f"profile: {args.profile} is no YAML file; give one that `accelerate config` writes"
+        ) from None
+    try:
+        args.launch = shlex.split(args.launch)
+    except ValueError as error:
+        raise InputError(f"launch: {args.launch!r} cannot be read ({error}); close the quotation mark") from None
     return args
 
 
@@ -76,7 +87,7 @@ def _stage(about: str, *words: str, launched: bool = False, **more: str) -> int:
 
 def _threads(args: argparse.Namespace) -> dict[str, str]:
     """OMP_NUM_THREADS as Accelerate chooses it on a CPU, where nobody has: left to choose, it explains it in many lines."""
-    words, profile = shlex.split(args.launch), yaml.safe_load(args.profile.read_text(encoding="utf-8"))
+    words, profile = args.launch, args.profile_content
     if "OMP_NUM_THREADS" in os.environ or not isinstance(profile, dict) or not profile.get("use_cpu"):
         return {}
     asked = dict(word.split("=", 1) for word in words if "=" in word) | dict(pairwise(words))
@@ -93,7 +104,7 @@ def _run(args: argparse.Namespace) -> int:
     out, final = str(args.output_dir), str(args.output_dir / "final")
     run = ["quickstart", "--data_dir", blocks, "--output_dir", out]
     run += ["--total_training_time", args.total_training_time, *args.flags]
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(args.profile), *shlex.split(args.launch)]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(args.profile), *args.launch]
     made = {
         corpus: ("1/5 text: the docstrings of the installed packages, for at most 60 s", "docstrings"),
         f"{tokenizer}/tokenizer.json": ("2/5 tokenizer of 8,192 tokens: a few seconds", "tokenizer"),

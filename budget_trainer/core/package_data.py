@@ -17,6 +17,7 @@ import re
 import shlex
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from budget_trainer.core.command import Parser, run_command
@@ -97,14 +98,20 @@ def profile_path(text: str, field: str) -> Path:
     return Path(text)
 
 
+def _in_clone() -> bool:
+    with suppress(OSError):  # the current folder may be gone
+        return CLONE is not None and Path.cwd() == CLONE
+    return False
+
+
 def script_words(script: str) -> list[str]:
-    """What a launcher or Python is given to start a script (`train_mlm`): the clone's file, or the installed module."""
-    return [f"{script}.py"] if CLONE is not None else ["-m", f"budget_trainer.{script}"]
+    """What a launcher or Python is given to start a script (`train_mlm`): in the clone its file, elsewhere the module."""
+    return [f"{script}.py"] if _in_clone() else ["-m", f"budget_trainer.{script}"]
 
 
 def launch_text(profile: str, *flags: str, script: str = "train_mlm") -> str:
     """`accelerate launch` of a script with a launch profile of the package, as a person writes it here."""
-    file = f"$(budget-profile {profile})" if CLONE is None else f"accelerate_configs/{profile}.yaml"
+    file = f"accelerate_configs/{profile}.yaml" if _in_clone() else f"$(budget-profile {profile})"
     return " ".join(["accelerate launch --config_file", file, *flags, *script_words(script)])
 
 

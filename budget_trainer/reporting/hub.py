@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -270,23 +270,30 @@ def push(
         if last.name == MAIN and GLUE_REPORT in there and not _other_model(last, there):
             scores = parse_glue_scores(_download(api, repo_id, MAIN, GLUE_REPORT), f"{url}, {MAIN},")
     account: dict[str, Any] = {"repo_id": repo_id, "url": url, "revisions": {}}
+    earlier = {sha256(file) for name in ("final-*", "*-finetune-*") for file in folder.glob(f"{name}/*.safetensors")}
     for revision in prepare(folder, options, repo_id, scores):
         if revision.name != MAIN or not only_marked:
             with _one_line(f"{repo_id}, {revision.name}", token):
-                account["revisions"][revision.name] = sent = _update(api, repo_id, revision, options.overwrite)
+                sent = _update(api, repo_id, revision, options.overwrite, earlier)
+                account["revisions"][revision.name] = sent
             log.info("%s, %s: commit %s", url, revision.name, sent["commit"])
     return account
 
 
-def _update(api: HfApi, repo_id: str, revision: _Revision, overwrite: bool) -> dict[str, Any]:
-    """Bring one branch to its state here, in one commit. InputError where another model is there, unless `overwrite`."""
+def _update(
+    api: HfApi, repo_id: str, revision: _Revision, overwrite: bool, earlier: Collection[str] = ()
+) -> dict[str, Any]:
+    """Bring one branch to its state here, in one commit. InputError where another model is there, unless `overwrite`.
+
+    `earlier` are the SHA-256 of the weights that the same run has made in shorter budgets: these are replaced.
+    """
     name, files = revision.name, dict(revision.files)
     if name != MAIN and name not in {branch.name for branch in api.list_repo_refs(repo_id).branches}:
         first = api.list_repo_commits(repo_id)[-1].commit_id  # nothing of `main` is in it
         api.create_branch(repo_id, branch=name, revision=first, exist_ok=True)
     there = _files_on_hub(api, repo_id, name)
     differs = _other_model(revision, there)
-    if differs and not overwrite:
+    if differs and not overwrite and there.get(differs) not in earlier:
         raise InputError(
             f"hub_model_id: {api.endpoint}/{repo_id}, {name}, holds another model ({differs} differs); give another name, or "
             "--overwrite to replace it (git keeps the old one)"

@@ -29,6 +29,7 @@ from budget_trainer.config.arguments import WatchArguments
 from budget_trainer.core.errors import RunError
 from budget_trainer.core.io import json_types
 from budget_trainer.reporting.energy import EnergyMeter
+from budget_trainer.training.run_folder import BEFORE_DECAY
 
 if TYPE_CHECKING:
     from budget_trainer.training.trainer import TimeBudgetTrainer
@@ -81,8 +82,9 @@ class FinetuneMarkers(TrainerCallback):
 
     def __init__(self, trainer: TimeBudgetTrainer, markers: Sequence[float], output_dir: str | Path) -> None:
         self.trainer, self.time_budget, self.output_dir = trainer, trainer.time_budget, Path(output_dir)
-        # A marker's folder says that it was kept: looked for once, at the start, where all ranks see the same.
-        self.waiting = [share for share in markers if not _marker_folder(self.output_dir, share).exists()]
+        # A marker's folder says that it was kept: looked for once, at the start, by the main process for all.
+        waiting = [share for share in markers if not _marker_folder(self.output_dir, share).exists()]
+        self.waiting: list[float] = self.time_budget.channel.gather(waiting)[0]
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         for share in [share for share in self.waiting if self.time_budget.share >= share]:
@@ -126,14 +128,14 @@ class CheckpointCadence(TrainerCallback):
 class DecayCheckpoint(TrainerCallback):
     """The training checkpoint from which a run with more time goes on: once, as the progress of the schedule reaches `begins`.
 
-    One that would endanger the final save is left out. A job that goes on beyond that moment from a checkpoint of before it
-    writes it behind its first step. `there` is the step of the one that lies in the folder: of this budget where the job goes
-    on from it beyond `begins`, else of a shorter one.
+    One that would endanger the final save, or for which the disk has no room, is left out. A job that goes on beyond that
+    moment from a checkpoint of before it writes it behind its first step. `there` is the step of the one in the folder: of this
+    budget where the job goes on from it beyond `begins`, else of a shorter one.
     """
 
     def __init__(self, trainer: TimeBudgetTrainer, begins: float, there: int | None = None) -> None:
         self.trainer, self.time_budget, self.begins, self.there = trainer, trainer.time_budget, begins, there
-        self.kept = False
+        self.kept = self.no_room = False
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         known = bool(stored_state(state, _DECAY_KEY).get("kept")) or state.global_step == self.there
@@ -141,8 +143,14 @@ class DecayCheckpoint(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         store_state(state, _DECAY_KEY, {"kept": self.kept})
-        due = not (self.kept or control.should_training_stop) and self.trainer.schedule_progress() >= self.begins
-        self.trainer.before_decay = due and self.time_budget.reserve(self.time_budget.reading.checkpoint)
+        due = not (self.kept or self.no_room or control.should_training_stop)
+        due = due and self.trainer.schedule_progress() >= self.begins
+        due = due and self.time_budget.reserve(self.time_budget.reading.checkpoint)
+        if due and not self.trainer.disk_takes_checkpoint():
+            due, self.no_room = False, True
+            text = "%s: no room on the disk for %s, so this run cannot be given more time when it is finished"
+            log.warning(text, args.output_dir, BEFORE_DECAY)
+        self.trainer.before_decay = due
         control.should_save = control.should_save or self.trainer.before_decay
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

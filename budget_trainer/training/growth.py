@@ -34,13 +34,14 @@ class Growth:
 
     `discarded` are the seconds by phase behind the checkpoints that it went on from: used, and no part of the schedule.
     `began` is what was used when the present budget began, `budgets` are the names of those before, as `24h`. `pending`: what
-    the last of these has made is still to be renamed.
+    the last of these has made is still to be renamed; `again` are then the seconds of its decay, which are done again.
     """
 
     discarded: Mapping[str, float] = field(default_factory=dict)
     began: float = 0.0
     budgets: Sequence[str] = ()
     pending: bool = False
+    again: float = 0.0
 
     @property
     def discarded_seconds(self) -> float:
@@ -50,7 +51,8 @@ class Growth:
         """For `run.json`; empty where there was no other budget."""
         if not self.discarded:
             return {}
-        return {"discarded": dict(self.discarded), "began": self.began, "budgets": list(self.budgets)}
+        kept = {"discarded": dict(self.discarded), "began": self.began, "budgets": list(self.budgets)}
+        return kept | ({"again": self.again} if self.pending else {})
 
 
 def find_growth(folder: RunFolder, resume_from_checkpoint: str | None, checkpoint: Path, recipe: Recipe) -> Growth:
@@ -61,6 +63,12 @@ def find_growth(folder: RunFolder, resume_from_checkpoint: str | None, checkpoin
     before = _before(folder, checkpoint)
     if folder.grows_from(resume_from_checkpoint) is not None and not before.pending:
         return _prolonged(folder, checkpoint, before, recipe)
+    if before.pending and (recipe.decay_begins is None or recipe.end_seconds <= before.began + before.again):
+        least = format_duration(before.began + before.again)
+        raise InputError(
+            f"{recipe.end_field}: {format_duration(recipe.end_seconds)} with curve {recipe.budget.curve}, but the run in "
+            f"{folder.path} is on its way to more than {least}; give the command again by which it was given more time"
+        )
     if before.budgets and recipe.end_seconds <= before.began:
         raise InputError(
             f"{recipe.end_field}: {format_duration(recipe.end_seconds)} is no more than the {before.budgets[-1]} that the run "
@@ -73,6 +81,19 @@ def _before(folder: RunFolder, checkpoint: Path) -> Growth:
     """By `run.json`; in a new folder, or where that was damaged, as the checkpoint knows it."""
     known = folder.growth() or {"discarded": stored_in(checkpoint, STATE_KEY).get("discarded") or {}}
     return Growth(**known, pending=folder.is_growing)
+
+
+def check_room(growth: Growth, elapsed: float, needed: float, recipe: Recipe) -> None:
+    """Refuse (InputError) a growth that would train no longer than the budget before it, once its set-up is known.
+
+    `elapsed` are the seconds used by now, `needed` those of the end: the save, and what comes before it.
+    """
+    if (least := elapsed + needed + growth.again) >= recipe.end_seconds:
+        raise InputError(
+            f"{recipe.end_field}: {format_duration(recipe.end_seconds)}, but set-up took "
+            f"{format_duration(elapsed - growth.began)} more and the decay, {format_duration(growth.again)}, is done again: "
+            f"that would be no more training than {FINAL}/ had; give more than {format_duration(least)}, or another output_dir"
+        )
 
 
 def _prolonged(folder: RunFolder, checkpoint: Path, before: Growth, recipe: Recipe) -> Growth:
@@ -107,7 +128,7 @@ def _prolonged(folder: RunFolder, checkpoint: Path, before: Growth, recipe: Reci
             raise InputError(f"output_dir: {path} is a mount point and cannot be renamed; copy it away and unmount it")
     if (aside := folder.path / _aside(FINAL, name)).exists():
         raise InputError(f"output_dir: {aside} is there already, and {FINAL}/ is to have that name; move it away")
-    return Growth(discarded, total_used, (*before.budgets, name), pending=True)
+    return Growth(discarded, total_used, (*before.budgets, name), pending=True, again=least - total_used)
 
 
 def set_aside(folder: RunFolder, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -26,6 +27,7 @@ from budget_trainer.config.recipe import Recipe, speed_settings
 from budget_trainer.core.command import DONE, RESUMABLE, StopRequest
 from budget_trainer.core.errors import InputError, StopAsked
 from budget_trainer.core.io import write_json_atomic
+from budget_trainer.core.jobs import VARIABLE
 from budget_trainer.core.package_data import next_steps
 from budget_trainer.data.folder import DataFolder
 from budget_trainer.data.masking import Bigrams, MaskingCollator
@@ -65,7 +67,7 @@ from budget_trainer.training.callbacks import (
 )
 from budget_trainer.training.engine import prepare_universal_checkpoint, resolve_engine
 from budget_trainer.training.evaluation import PinnedEvaluation
-from budget_trainer.training.growth import Growth, find_growth, set_aside
+from budget_trainer.training.growth import Growth, check_room, find_growth, set_aside
 from budget_trainer.training.precision import resolve_compute_mode
 from budget_trainer.training.run_folder import (
     CLOCK,
@@ -170,13 +172,16 @@ class PretrainingRun:
         if recipe.until is None:
             return
         (used, left), _ = self.channel.agree([self.clock.elapsed_seconds(), seconds_until(recipe.until)])
-        self.recipe = recipe.with_total(recipe.total_before_deadline(used, left))
+        late = (
+            left <= 0 and self.checkpoint is not None
+        )  # the newest checkpoint becomes final/, as where a duration is used up
+        self.recipe = recipe.with_total(used if late else recipe.total_before_deadline(used, left))
         self.clock.total_seconds = self.recipe.total_seconds
         if self.is_main_process:
             further = "; job_time_limit comes first, and another job goes on" if limit < left else ""
             total = format_duration(self.recipe.total_seconds)
             text = "deadline %s: in %s, the budget is %s%s"
-            log.info(text, recipe.budget.deadline, format_duration(left), total, further)
+            log.info(text, recipe.budget.deadline, format_duration(max(left, 0.0)), total, further)
 
     def read_data(self) -> None:
         """Open the data folder, and read what the run needs of it."""
@@ -401,7 +406,9 @@ class PretrainingRun:
     def _raise_if_stop_requested(self) -> None:
         """StopAsked on all ranks where a signal has come to any of them: there is nothing to save yet."""
         if self.agreement.agree_on_stop():
-            if self.is_main_process:
+            if self.is_main_process and (
+                not self.growth.pending or self.folder.is_growing
+            ):  # else it is finished as it is
                 self.folder.mark_resumable("stop_requested")
             raise StopAsked(f"{self.agreement.stop_asked_by} during set-up, before the first step")
 
@@ -426,6 +433,9 @@ class PretrainingRun:
                 raise
             asked = f"deadline: {self.recipe.budget.deadline} is too early, "
             raise InputError(str(error).replace("total_training_time: ", asked, 1)) from None
+        if self.growth.pending:
+            now = self.budget.reading
+            check_room(self.growth, now.elapsed, now.save + self.budget.end_work, self.recipe)
 
     def make_trainer(self, trainer_class: type[TimeBudgetTrainer], **options: Any) -> None:
         """`trainer_class` with the parts of this run, and `options` of its own."""
@@ -471,7 +481,7 @@ class PretrainingRun:
                 set_aside(self.folder, growth.budgets[-1])
                 text = "the models of %s have its name now; from %s on, %s of the time used are discarded"
                 log.info(text, growth.budgets[-1], self.checkpoint, format_duration(growth.discarded_seconds))
-            self.folder.begin(self.identity, self.job, growth.as_dict())
+            self.folder.begin(self.identity, self.job, replace(growth, pending=False).as_dict())
             path = self.output_dir / CLOCK
             kept = keep_clock(path, self.clock, more=lambda: {"energy": self.energy.record()})
             self.at_exit.enter_context(kept)
@@ -646,7 +656,7 @@ class PretrainingRun:
                 write_model_card(final, license=card.license, language=(card.language or "").replace(",", " ").split())
             self.folder.set_state(FINISHED)
             print_summary(report, self.output_dir)
-            if final is not None:
+            if final is not None and VARIABLE not in os.environ:  # else somebody started it who knows
                 print(next_steps(self.output_dir), flush=True)
         self.channel.barrier()  # the other ranks need not wait for the Hub
         if push is not None:

@@ -56,6 +56,7 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
         self.final_weight_rms = final_weight_rms
         self.identity, self.compute_mode = identity or {}, compute_mode or {}
         self._staging: Path | None = None  # where Trainer writes a checkpoint at the moment
+        self._saved_bytes = 0  # of a model, once the save was rehearsed
         self.before_decay = False  # whether the next checkpoint is the one of before the decay
         super().__init__(*args, **kwargs)
 
@@ -102,12 +103,17 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
             main = self.args.should_save
             seconds = self._write_aside(folder, lambda staging: self._save(str(staging)) if main else None)
         if self.args.should_save:
-            size = sum(path.stat().st_size for path in folder.rglob("*"))
+            self._saved_bytes = sum(path.stat().st_size for path in folder.rglob("*"))
             shutil.rmtree(folder)
             if reserve_disk:
-                RunFolder(output_dir).reserve_disk_space(size + _REPORT_BYTES)
+                RunFolder(output_dir).reserve_disk_space(self._saved_bytes + _REPORT_BYTES)
         self.time_budget.save_seconds = self.time_budget.save_allowance(seconds)
         self.time_budget.checkpoint_seconds = 4.5 * seconds + 0.2  # weights and two moments, until one was measured
+
+    def disk_takes_checkpoint(self) -> bool:
+        """Whether the main process's disk has room for weights, two moments and a margin. Call it on all ranks."""
+        free = shutil.disk_usage(str(self.args.output_dir)).free if self.args.should_save else 0
+        return bool(self.channel.gather(free >= 4 * self._saved_bytes)[0])
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Gathered from ZeRO's or FSDP's ranks, a tied tensor comes once for each name.

@@ -1,6 +1,5 @@
 """Recipes, grids, sweep files and profiles by name; what setup.cfg puts into the package."""
 
-import argparse
 import configparser
 import shlex
 from pathlib import Path
@@ -131,11 +130,13 @@ def test_every_command_takes_a_name(tmp_path, monkeypatch):
     assert parse_recipe(["quickstart", *words(flags)]).model.hidden_size == TINY["hidden_size"], "a file wins"
 
 
-def test_commands_are_those_of_a_clone_or_of_an_installed_package(monkeypatch):
+def test_commands_are_those_of_a_clone_or_of_an_installed_package(monkeypatch, tmp_path):
     line = "accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 4 train_mlm.py"
     assert launch_text("ddp", "--num_processes 4") == line
-    monkeypatch.setattr(package_data, "CLONE", None)
+    monkeypatch.chdir(tmp_path)
     line = "accelerate launch --config_file $(budget-profile ddp) --num_processes 4 -m budget_trainer.train_mlm"
+    assert launch_text("ddp", "--num_processes 4") == line, "outside of the clone its files have no short name"
+    monkeypatch.setattr(package_data, "CLONE", None)
     assert launch_text("ddp", "--num_processes 4") == line
 
 
@@ -170,5 +171,18 @@ def test_quickstart_chooses_the_threads_that_accelerate_would(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(quickstart.psutil, "cpu_count", lambda logical: 8)
     (tmp_path / "profile.yaml").write_text(profile)
-    args = argparse.Namespace(profile=tmp_path / "profile.yaml", launch=launch)
+    args = quickstart._parse(["--profile", str(tmp_path / "profile.yaml"), f"--launch={launch}"])
     assert quickstart._threads(args) == ({} if threads is None else {"OMP_NUM_THREADS": threads})
+
+
+@pytest.mark.parametrize(
+    ("profile", "launch", "said"),
+    [
+        ("use_cpu: [", "", "profile: .*profile.yaml is no YAML file; give one that `accelerate config` writes"),
+        (CPU, "--main_process_ip 'a", "launch: .* cannot be read .No closing quotation.; close the quotation mark"),
+    ],
+)
+def test_quickstart_refuses_what_it_cannot_read(tmp_path, profile, launch, said):
+    (tmp_path / "profile.yaml").write_text(profile)
+    with pytest.raises(InputError, match=f"^{said}"):
+        quickstart._parse(["--profile", str(tmp_path / "profile.yaml"), f"--launch={launch}"])

@@ -20,7 +20,7 @@ from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.io import fresh_folder
 from budget_trainer.training.callbacks import DecayCheckpoint
-from budget_trainer.training.growth import Growth, find_growth
+from budget_trainer.training.growth import Growth, check_room, find_growth
 from budget_trainer.training.run import PretrainingRun
 from budget_trainer.training.run_folder import BEFORE_DECAY, GROWING, RunFolder, publish, step_of
 from budget_trainer.training.saving import SavingTrainer
@@ -149,6 +149,13 @@ def test_what_is_refused_in_a_line_and_loses_nothing(left, flags, message):
     assert content(left) == before and json.loads((left.path / "run.json").read_text())["state"] == "finished"
 
 
+def test_set_up_counts_before_anything_is_renamed(left):
+    growth, recipe = grown(left), recipe_of(left)
+    check_room(growth, 119.0, 2.0, recipe)
+    with pytest.raises(InputError, match="^total_training_time: 2m40s, but set-up took 20s more .* more than 2m40s"):
+        check_room(growth, 120.0, 2.0, recipe)
+
+
 def test_names_that_are_taken(left):
     (left.path / "final-1m40s").mkdir()
     with pytest.raises(InputError, match="output_dir: .*final-1m40s is there already"):
@@ -205,6 +212,9 @@ def test_killed_at_any_moment_the_growth_is_made_up_for(left, tmp_path, monkeypa
                 next_job.find_checkpoint(str(folder.path / asked))
         with pytest.raises(InputError, match="give another folder"):
             next_job.find_checkpoint(None)
+        for other in ({"total": "130s"}, {"curve": "linear"}):
+            with pytest.raises(InputError, match="on its way to more than 2m18s; give the command again"):
+                grown(next_job, **other)
         accept(next_job, grown(next_job))
         assert content(next_job) == content(whole) and next_job.growth() == whole.growth()
         assert not list(folder.path.glob(".partial*"))
@@ -257,6 +267,10 @@ def test_a_deadline_leaves_what_is_used_and_what_is_left(open_run, monkeypatch):
     run._find_end()
     assert 1600 <= run.recipe.total_seconds == run.clock.total_seconds <= 1600 + run.clock.job_seconds()
     monkeypatch.setattr("budget_trainer.training.run.seconds_until", lambda moment: -1.0)
+    run.checkpoint = Path("checkpoint-9")
+    run._find_end()
+    assert 1000 <= run.recipe.total_seconds <= 1000 + run.clock.job_seconds(), "nothing left: it becomes final/"
+    run.checkpoint = None
     with pytest.raises(InputError, match="^deadline: 2100-12-24T08:00Z is over, it was 1s ago; give a later one"):
         run._find_end()
 
@@ -266,6 +280,7 @@ class Run:
 
     def __init__(self, step=0, progress=0.0, there=None, stored=None, left=100.0):
         self.time_budget, self.before_decay, self.progress = TimeBudgetCallback(200.0), False, progress
+        self.room, self.asked = True, 0
         self.time_budget.reading = Reading(elapsed=200.0 - left, checkpoint=10.0)
         self.state = TrainerState(stateful_callbacks={"before_decay": stored} if stored else {})
         self.state.global_step = step
@@ -275,10 +290,14 @@ class Run:
     def schedule_progress(self):
         return self.progress
 
+    def disk_takes_checkpoint(self):
+        self.asked += 1
+        return self.room
+
     def step(self, progress, bad=False, stops=False):
         self.progress, control = progress, TrainerControl(should_training_stop=stops)
         self.state.global_step += 1
-        self.cadence.on_step_end(None, self.state, control)
+        self.cadence.on_step_end(SimpleNamespace(output_dir="out"), self.state, control)
         saved = control.should_save and not bad
         assert not saved or self.before_decay
         if saved:
@@ -295,6 +314,15 @@ def test_the_checkpoint_is_kept_once_as_the_decay_begins():
     assert [Run().step(0.7), Run(left=5.0).step(0.7), Run().step(0.7, stops=True)] == [True, False, False]
     run = Run()
     assert [run.step(0.61, bad=True), run.step(0.62)] == [False, True], "a bad step is not saved"
+
+
+def test_a_disk_without_room_costs_only_the_checkpoint(caplog):
+    run = Run()
+    run.room = False
+    assert [run.step(progress) for progress in (0.5, 0.61, 0.62)] == [False] * 3 and run.asked == 1
+    assert [record.message for record in caplog.records] == [
+        "out: no room on the disk for checkpoint-before-decay, so this run cannot be given more time when it is finished"
+    ]
 
 
 @pytest.mark.parametrize(
