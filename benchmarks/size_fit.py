@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How large a model for which budget: runs of a recipe over sizes and budgets, and a fit of bits per byte to them.
 
-    python benchmarks/size_fit.py --sizes 128x2 192x4 256x4 384x6 --budgets 2m 5m 10m 20m --held_out 320x4:7m 256x6:15m
+    python benchmarks/size_fit.py --sizes 128x2 256x2 256x4 512x4 --budgets 2m 5m 10m 20m --held_out 320x4:7m 192x3:15m
     python benchmarks/size_fit.py --fit_only --write
 
 A size is width x layers, with heads of 64 and feed-forward blocks in the recipe's proportion to the width. Every run is one
@@ -12,9 +12,11 @@ as it comes: --resume runs only what is missing, --fit_only nothing.
 N are the parameters of the layers, D the tokens trained, bits per byte those of the run's own report. Three forms are fitted
 to the logarithm of bits per byte by the Huber loss, from several starts, as in approach 3 of Hoffmann et al. 2022 (arXiv
 2203.15556): E + A/N^alpha + B/D^beta, theirs (additive); that of Kaplan et al. 2020 (arXiv 2001.08361; joint); a quadratic
-in log N and log D. Taken is the form that misses least where each run in turn is left out. It predicts the --held_out
-runs, which have sizes and budgets of their own and take no part in fit and choice; it exits with 1 where one of them is
-more than 0.03 bits per byte off.
+in log N and log D. Taken is the form that misses least where each run in turn is left out.
+
+It predicts the --held_out runs, which have sizes and budgets of their own and take no part in anything fitted: once by the
+tokens that they trained, once by size and budget alone, the tokens by the speeds of the other runs (`Speeds`). It exits with
+1 where the second is more than 0.03 bits per byte off. All runs must be of one machine.
 
 --write stores the fit for budget_trainer.plan, in the package (planning/size_fit.json), if no held-out run is off.
 """
@@ -45,7 +47,7 @@ from budget_trainer.budget.clock import format_duration, parse_duration  # noqa:
 from budget_trainer.core.errors import InputError  # noqa: E402
 from budget_trainer.core.io import fresh_folder, write_json_atomic  # noqa: E402
 from budget_trainer.core.package_data import profile_path, recipe_path  # noqa: E402
-from budget_trainer.planning import FORMS, MILLION, SIZE_FIT, SIZE_FIT_FORMAT, SizeFit  # noqa: E402
+from budget_trainer.planning import FORMS, MILLION, SIZE_FIT, SIZE_FIT_FORMAT  # noqa: E402
 from budget_trainer.reporting.report import describe_data  # noqa: E402
 
 FEWEST_RUNS, FEWEST_HELD_OUT = 12, 2
@@ -53,9 +55,10 @@ MOST_BITS = 0.03  # by which a held-out run may be off
 HUBER = 1e-3  # of the logarithm, from where on a residual counts linearly; that of Hoffmann et al.
 HEAD_SIZE = 64
 RESULTS = "results.jsonl"
-TEXTS = ("size", "recipe", "text", "model_type", "hardware")
-NUMBERS = ("budget_seconds", "body_parameters", "parameters", "steps", "tokens", "tokens_per_second", "worked_seconds")
-NUMBERS += ("flops_per_token", "passes", "bits_per_byte")
+ALIKE = ("recipe", "text", "model_type", "hardware")  # of all runs
+TEXTS = ("size", "execution", *ALIKE)
+NUMBERS = ("budget_seconds", "body_parameters", "parameters", "steps", "tokens", "tokens_per_second")
+NUMBERS += ("training_seconds", "flops_per_token", "passes", "bits_per_byte")
 # Of each coefficient, in the order of its form in FORMS: the least, the most, and where the search starts.
 _ANY = (-math.inf, math.inf)
 SEARCH: dict[str, dict[str, tuple[float, float, tuple[float, ...]]]] = {
@@ -83,9 +86,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = bare_parser(__doc__)
     add = parser.add_argument
     add("--recipe", default="cpu_10m", help="recipe of train_mlm.py, a file or a name (cpu_10m)")
-    add("--sizes", nargs="+", default="128x2 192x4 256x4 384x6".split(), help="width x layers, as 256x4")
+    add("--sizes", nargs="+", default="128x2 256x2 256x4 512x4".split(), help="width x layers, as 256x4")
     add("--budgets", nargs="+", default="2m 5m 10m 20m".split(), help="wall-clock budgets of the runs")
-    add("--held_out", nargs="+", default=["320x4:7m", "256x6:15m"], metavar="SIZE:BUDGET", help="runs to predict")
+    add("--held_out", nargs="+", default=["320x4:7m", "192x3:15m"], metavar="SIZE:BUDGET", help="runs to predict")
     add("--text", help="training text in a form that data_prep reads (the docstrings of the installed packages)")
     add("--eval_text", help="held-out text in such a form (a part of --text)")
     add("--tokenizer", help="folder, tokenizer.json or vocab.txt (one is trained)")
@@ -110,9 +113,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             raise InputError(f"output_dir: {log} is not there; give the folder of a run without --fit_only")
         return a
     _check_apart(a.held, a.points)
-    if len(a.points) < FEWEST_RUNS:
-        what = f"{len(sizes)} x {len(seconds)} are {len(a.points)} runs"
-        raise InputError(f"sizes, budgets: {what}, too few for a fit; give {FEWEST_RUNS} or more")
+    _check_enough(a.points, "sizes, budgets")
     if log.exists() and not a.resume:
         raise InputError(f"output_dir: {log} holds results; add --resume to go on, or give another folder")
     for name in ("text", "eval_text", "tokenizer", "data_dir"):
@@ -162,6 +163,12 @@ def _check_apart(held: Iterable[Point], points: Collection[Point]) -> None:
         for what, place in (("size", 0), ("budget", 1)):
             if point[place] in {other[place] for other in points}:
                 raise InputError(f"held_out: the {what} of {_told(point)} is one of the fit's; give another {what}")
+
+
+def _check_enough(points: Collection[Point], field: str) -> None:
+    sizes, fix = len({size for size, _ in points}), f"give {FEWEST_RUNS} or more, of 2 sizes or more"
+    if len(points) < FEWEST_RUNS or sizes < 2:
+        raise InputError(f"{field}: {len(points)} runs of {sizes} sizes are too few for a fit; {fix}")
 
 
 def _proportion(recipe: Path) -> float:
@@ -214,6 +221,7 @@ def measure(a: argparse.Namespace) -> list[Run]:
         print(f"run {number} of {len(missing)}: {label}", flush=True)
         result = check_run(run_job(a, job, data), f"run: {label}", "see its log, and lower the recipe's rates")
         results.append(result)
+        _check_alike(results, ALIKE)
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
         said = f"{result['bits_per_byte']:.3f} bits per byte, {result['tokens_per_second']:,.0f} tokens/s"
@@ -245,12 +253,15 @@ def run_job(a: argparse.Namespace, job: dict[str, Any], data: str) -> Run:
 
 def figures(report: dict[str, Any], body: int) -> dict[str, Any]:
     """What of a run's report is fitted, or said of the fit."""
-    shares, rate = report["shares"], report["tokens_per_second"] or math.nan
+    training = report["shares"]["train"] + report["shares"]["data_wait"]
+    flops_per_second, with_compiling = 1e12 * (report["model_tflops_per_second"] or 0.0), report["tokens_per_second"]
     return {
         "body_parameters": body,
-        **{name: report[name] for name in ("parameters", "model_type", "steps", "tokens", "tokens_per_second")},
-        "worked_seconds": shares["train"] + shares["data_wait"] + shares["compile"],
-        "flops_per_token": 1e12 * (report["model_tflops_per_second"] or 0.0) / rate,
+        **{name: report[name] for name in ("parameters", "model_type", "steps", "tokens")},
+        "execution": "compiled" if report["recipe"]["torch_compile"] else "eager",
+        "training_seconds": training,  # without compiling, and so are tokens/s
+        "tokens_per_second": report["tokens"] / (training or math.nan),
+        "flops_per_token": flops_per_second / (with_compiling or math.nan),
         "passes": report["passes_over_corpus"],
         "bits_per_byte": report["evaluation"]["bits_per_byte"],
         "hardware": hardware_line(report["hardware"]),
@@ -297,7 +308,7 @@ def check_run(run: Run, where: str, fix: str) -> Run:
 
 
 def _check_alike(runs: Iterable[dict[str, Any]], names: Iterable[str]) -> None:
-    """Refuse results of several recipes, texts or kinds of model."""
+    """Refuse results of several recipes, texts, kinds of model or machines."""
     runs = list(runs)
     for name in names:
         found = list(dict.fromkeys(run[name] for run in runs))
@@ -309,17 +320,14 @@ def _check_alike(runs: Iterable[dict[str, Any]], names: Iterable[str]) -> None:
 
 def split(results: Sequence[Run], held: Sequence[Point]) -> tuple[list[Run], list[Run]]:
     """The runs of the fit, and those that are held out. InputError where they are too few, or not apart, or not alike."""
-    _check_alike(results, ("recipe", "text", "model_type"))
+    _check_alike(results, ALIKE)
     apart = [run for run in results if _point_of(run) in held]
     if missing := [point for point in held if point not in map(_point_of, apart)]:
         raise InputError(f"held_out: {_told(missing[0])} is not among the results; give --held_out two that are")
     grid = [run for run in results if _point_of(run) not in held]
     points = set(map(_point_of, grid))
     _check_apart(held, points)
-    if len(points) < FEWEST_RUNS:
-        raise InputError(
-            f"results: {len(points)} runs are too few for a fit; give {FEWEST_RUNS} sizes and budgets or more"
-        )
+    _check_enough(points, "results")
     return grid, apart
 
 
@@ -392,11 +400,49 @@ def _rms(values: NDArray[np.float64]) -> float:
     return float(np.sqrt(np.mean(values**2)))
 
 
-def content(best: Fitted, grid: Sequence[Run], held: Sequence[Run]) -> dict[str, Any]:
+class Speeds:
+    """The tokens that a size sees in a budget, by runs of one machine.
+
+    Tokens/s are of a line through the logarithms of the runs' tokens/s and FLOPs per token: one of the eager and one of the
+    compiled runs, or one of all where either are of one size only; a budget is as most runs at the nearest one are. The
+    seconds outside of training (set-up, compiling, validations, saves) are the median of a budget's runs; from budget to
+    budget they are a line, beyond them constant.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        kinds, budgets = _by(runs, "execution"), _by(runs, "budget_seconds")
+        apart = all(len(_by(some, "size")) > 1 for some in kinds.values())
+        self.lines = {kind: self._line(some if apart else runs) for kind, some in kinds.items()}
+        self._kinds = {budget: statistics.mode(run["execution"] for run in some) for budget, some in budgets.items()}
+        trained = {budget: statistics.median(_column(some, "training_seconds")) for budget, some in budgets.items()}
+        self._outside = {budget: budget - float(seconds) for budget, seconds in trained.items()}
+
+    @staticmethod
+    def _line(runs: Sequence[Run]) -> dict[str, float]:
+        flops, speeds = (np.log(_column(runs, name)) for name in ("flops_per_token", "tokens_per_second"))
+        slope, level = np.polyfit(flops, speeds, 1)
+        return {"slope": float(slope), "level": float(level)}
+
+    def foresee(self, run: Run, seconds: float | None = None) -> Run:
+        """It with the tokens that its size would see in `seconds` (its budget), of a second of training at least."""
+        seconds = seconds or run["budget_seconds"]
+        line = self.lines[self._kinds[min(self._kinds, key=lambda budget: abs(budget - seconds))]]
+        outside = float(np.interp(seconds, [*self._outside], [*self._outside.values()]))
+        speed = math.exp(line["level"]) * run["flops_per_token"] ** line["slope"]
+        return {**run, "tokens": max(1.0, seconds - outside) * speed}
+
+
+def _by(runs: Iterable[Run], name: str) -> dict[Any, list[Run]]:
+    """Runs by what they have of that name, in its order."""
+    runs = list(runs)
+    return {value: [run for run in runs if run[name] == value] for value in sorted({run[name] for run in runs})}
+
+
+def content(best: Fitted, speeds: Speeds, grid: Sequence[Run], held: Sequence[Run]) -> dict[str, Any]:
     """What `SizeFit.read` reads, and where it comes from."""
     values = {name: _column(grid, name) for name in ("body_parameters", "tokens")}
     values["product"] = values["body_parameters"] * values["tokens"]
-    runs = [*grid, *held]
+    pairs = [(run, best.residuals([run, speeds.foresee(run)]).tolist()) for run in held]
     return {
         "format": SIZE_FIT_FORMAT,
         "made_at": time.strftime("%Y-%m-%d"),
@@ -404,38 +450,28 @@ def content(best: Fitted, grid: Sequence[Run], held: Sequence[Run]) -> dict[str,
         "coefficients": best.named(),  # N and D in millions
         "range": {name: [float(column.min()), float(column.max())] for name, column in values.items()},
         "runs": len(grid),
-        "budget_seconds": sorted({run["budget_seconds"] for run in grid}),
+        "slopes": {name: line["slope"] for name, line in speeds.lines.items()},
+        "budget_seconds": [*_by(grid, "budget_seconds")],
         "residual_rms": _rms(best.residuals(grid)),
         "leave_one_out_rms": _rms(best.left_out),
         "held_out": [
-            [_told(_point_of(run)), off] for run, off in zip(held, best.residuals(held).tolist(), strict=True)
+            {"run": _told(_point_of(run)), "off_by_tokens": by_tokens, "off": off} for run, (by_tokens, off) in pairs
         ],
-        **{name: grid[0][name] for name in ("recipe", "model_type", "text")},
-        "hardware": "; ".join(dict.fromkeys(run["hardware"] for run in runs)),
-        "git_commits": list(dict.fromkeys(run.get("git_commit") for run in runs)),
+        **{name: grid[0][name] for name in ALIKE},
+        "git_commits": list(dict.fromkeys(run.get("git_commit") for run in [*grid, *held])),
     }
 
 
-def by_budget(found: SizeFit, runs: Sequence[Run]) -> dict[str, Any]:
-    """Of each budget that was run the bits per byte of each size, by the tokens that this machine gives it.
-
-    Tokens/s are of a line through the logarithms of all runs' tokens/s and FLOPs per token, whose `slope` and `level` are
-    given too; the seconds of work are the budget's own, the median of its runs.
-    """
-    speeds, flops = (np.log(_column(runs, name)) for name in ("tokens_per_second", "flops_per_token"))
-    slope, level = map(float, np.polyfit(flops, speeds, 1))
+def by_budget(best: Fitted, speeds: Speeds, runs: Sequence[Run]) -> dict[str, Any]:
+    """Of each budget that was run the bits per byte of each size, by the tokens that this machine gives it."""
     of_size = {run["size"]: run for run in sorted(runs, key=lambda run: float(run["body_parameters"]))}
     budgets = []
-    for seconds in sorted({run["budget_seconds"] for run in runs}):
-        worked = statistics.median(run["worked_seconds"] for run in runs if run["budget_seconds"] == seconds)
-        bits = {}
-        for size, run in of_size.items():
-            tokens = worked * math.exp(level + slope * math.log(run["flops_per_token"]))
-            bits[size] = found.bits_per_byte(run["body_parameters"], tokens)
-        budgets.append(
-            {"budget_seconds": seconds, "bits_per_byte": bits, "best": min(bits, key=lambda size: bits[size])}
-        )
-    return {"slope": slope, "level": level, "budgets": budgets}
+    for seconds in _by(runs, "budget_seconds"):
+        foreseen = [speeds.foresee(run, seconds) for run in of_size.values()]
+        bits = dict(zip(of_size, _predict(best.form, best.coefficients, foreseen).tolist(), strict=True))
+        best_size = min(bits, key=lambda size: bits[size])
+        budgets.append({"budget_seconds": seconds, "bits_per_byte": bits, "best": best_size})
+    return {"lines": speeds.lines, "budgets": budgets}
 
 
 # ---- what is printed ----
@@ -463,11 +499,16 @@ def forms_table(fits: Sequence[Fitted], best: Fitted, grid: Sequence[Run]) -> st
     return "\n".join(lines)
 
 
-def held_table(best: Fitted, held: Sequence[Run]) -> str:
-    lines = [f"{'held out':>15} {'measured':>8} {'predicted':>9} {'off':>7}  within {MOST_BITS:g}"]
-    for run, miss in zip(held, best.residuals(held), strict=True):
-        bits, good = run["bits_per_byte"], "yes" if abs(miss) <= MOST_BITS else "NO"
-        lines.append(f"{_told(_point_of(run)):>15} {bits:8.3f} {bits - miss:9.3f} {miss:+7.3f}  {good}")
+def held_table(best: Fitted, speeds: Speeds, held: Sequence[Run]) -> str:
+    """Predicted by the tokens that they trained, and by size and budget, which must be within MOST_BITS."""
+    head = f"{'held out':>10} {'measured':>8} {'by its tokens':>26} {'by size and budget':>26}"
+    lines = [f"{head}  within {MOST_BITS:g}"]
+    for run in held:
+        bits, seen = run["bits_per_byte"], [run, speeds.foresee(run)]
+        off, text = best.residuals(seen), f"{_told(_point_of(run)):>10} {bits:8.3f}"
+        for one, miss in zip(seen, off, strict=True):
+            text += f" {one['tokens'] / MILLION:8.2f} M {bits - miss:7.3f} {miss:+7.3f}"
+        lines.append(f"{text}  {'yes' if abs(off[1]) <= MOST_BITS else 'NO'}")
     return "\n".join(lines)
 
 
@@ -477,7 +518,8 @@ def budgets_table(found: dict[str, Any]) -> str:
     for row in rows:
         bits = " ".join(f"{value:8.3f}" for value in row["bits_per_byte"].values())
         lines.append(f"{format_duration(row['budget_seconds']):>8} {bits}  {row['best']}")
-    lines.append(f"tokens/s here: {math.exp(found['level']):.3g} x FLOPs per token ^ {found['slope']:.3f}")
+    for name, line in found["lines"].items():
+        lines.append(f"tokens/s here, {name}: {math.exp(line['level']):.3g} x FLOPs per token ^ {line['slope']:.3f}")
     return "\n".join(lines)
 
 
@@ -489,17 +531,14 @@ def main(argv: list[str] | None = None) -> None:
     grid, held = split(results, a.held)
     fits = [fit(form, grid) for form in FORMS]
     best = min(fits, key=lambda one: _rms(one.left_out))
-    stored = content(best, grid, held)
-    parts = [runs_table(best, grid), forms_table(fits, best, grid), held_table(best, held)]
-    told: dict[str, Any] = {"fit": stored, "runs": results}
+    speeds = Speeds(grid)
+    stored, budgets = content(best, speeds, grid, held), by_budget(best, speeds, results)
+    parts = [runs_table(best, grid), forms_table(fits, best, grid)]
+    parts += [held_table(best, speeds, held), budgets_table(budgets)]
+    told: dict[str, Any] = {"fit": stored, "by_budget": budgets, "runs": results}
     told["forms"] = {one.form: {**one.named(), "leave_one_out_rms": _rms(one.left_out)} for one in fits}
-    if len({run["hardware"] for run in results}) == 1:
-        told["by_budget"] = by_budget(SizeFit(stored), results)
-        parts.append(budgets_table(told["by_budget"]))
-    else:
-        parts.append(f"no sizes by budget: the runs' tokens/s are of several machines ({stored['hardware']})")
     publish(a, "size_fit", "\n\n".join(parts), told, leave_out=("points", "held"), file="fit.json")
-    if any(abs(miss) > MOST_BITS for _, miss in stored["held_out"]):
+    if any(abs(run["off"]) > MOST_BITS for run in stored["held_out"]):
         raise SystemExit(1)
     if a.write:
         write_json_atomic(SIZE_FIT, stored)

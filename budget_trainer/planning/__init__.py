@@ -24,6 +24,7 @@ SIZE_FIT_FORMAT = 1
 MILLION = 1e6
 _TEXTS = ("recipe", "model_type", "text", "hardware", "made_at")
 _NUMBERS = ("runs", "residual_rms", "leave_one_out_rms")
+_EDGE = 0.03  # beyond its range: what layers x width^2 leaves out, norms and biases, is 0.3 % of cpu_10m at 128 wide
 
 
 def _additive(n: Any, d: Any, E: float, A: float, alpha: float, B: float, beta: float) -> Any:
@@ -51,8 +52,8 @@ FORMS: dict[str, Callable[..., Any]] = {
 class SizeFit:
     """Bits per byte by N, the parameters of the layers, and D, the tokens trained; `content` is what the file holds.
 
-    It holds where N, D and N x D lie between the least and the most of the runs: of the last because at one budget large
-    models see few tokens, so that no run was large or small in both.
+    It holds where N, D and N x D lie between the least and the most of the runs, or _EDGE beyond: of the last because at one
+    budget large models see few tokens, so that no run was large or small in both.
     """
 
     content: Mapping[str, Any]
@@ -71,6 +72,7 @@ class SizeFit:
             fit, limits = cls(content), content["range"]
             corners = [fit.bits_per_byte(n, d) for n in limits["body_parameters"] for d in limits["tokens"]]
             texts, numbers = [content[name] for name in _TEXTS], [content[name] for name in _NUMBERS]
+            numbers += [fit.slope(compiled) for compiled in (False, True)]
             if not all(isinstance(text, str) for text in texts) or not all(map(math.isfinite, [*numbers, *corners])):
                 raise ValueError("a text or a number is missing")
         except FileNotFoundError:
@@ -85,9 +87,17 @@ class SizeFit:
         form = FORMS[self.content["form"]]
         return float(form(body_parameters / MILLION, tokens / MILLION, **self.content["coefficients"]))
 
-    def covers(self, model_type: str, body_parameters: float, tokens: float) -> bool:
-        """Whether it holds there: runs of that model type were as large and as long, and larger and longer."""
-        given = {"body_parameters": body_parameters, "tokens": tokens, "product": body_parameters * tokens}
-        limits = self.content["range"]
-        inside = all(limits[name][0] <= value <= limits[name][1] for name, value in given.items())
+    def slope(self, compiled: bool) -> float:
+        """Of the logarithm of tokens/s against that of FLOPs per token; of the other steps where the fit knows only those."""
+        slopes: Mapping[str, float] = self.content["slopes"]
+        name = "compiled" if compiled else "eager"
+        return slopes[name if name in slopes else min(slopes)]
+
+    def covers(self, model_type: str, body_parameters: float, tokens: float | None = None) -> bool:
+        """Whether it holds there: runs of that model type were as large and as long, and larger and longer; None: for any."""
+        given = {"body_parameters": body_parameters}
+        if tokens is not None:
+            given |= {"tokens": tokens, "product": body_parameters * tokens}
+        limits = [(*self.content["range"][name], value) for name, value in given.items()]
+        inside = all((1 - _EDGE) * low <= value <= (1 + _EDGE) * high for low, high, value in limits)
         return inside and model_type == self.content["model_type"]

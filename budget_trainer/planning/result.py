@@ -152,7 +152,7 @@ def make_plan(
         "steady": results.steady_state() if compiled["step"] else None,
         "step_seconds": step.seconds(accumulation, workers),
         "mfu": flops / report.peak_flops if report.peak_flops else None,
-        "sizes": _judge_sizes(report, tokens, size_fit),
+        "sizes": _judge_sizes(report, tokens, compiled["kind"] != "no", size_fit),
         "size_fit": None if size_fit is None else size_fit.content,
         "cost": None if price_per_hour is None else price_per_hour * billed / 3600,
         "price_per_hour": price_per_hour,
@@ -192,11 +192,12 @@ def _repeats(passes: float, dup_factor: int | None) -> dict[str, str]:
     return {"level": "warning", "text": f"more than {limit} passes: {known}; more text would help.{fixed}"}
 
 
-def _judge_sizes(report: ProbeReport, tokens: float, fit: SizeFit | None) -> list[dict[str, Any]]:
+def _judge_sizes(report: ProbeReport, tokens: float, compiled: bool, fit: SizeFit | None) -> list[dict[str, Any]]:
     """The recipe's own shape and the _NEIGHBOURS standard ones below and above it, with the `tokens` that each would see.
 
     In the recipe's proportions: the body's parameters grow as layers x width^2, those of embeddings and head as the width.
-    Tokens by FLOPs, which grow as the parameters that a token passes: all of the body's, the head's where it is predicted.
+    FLOPs grow as the parameters that a token passes: all of the body's, the head's where it is predicted. Tokens are the
+    recipe's own by the slope of the fit's speeds where the fit knows sizes like the recipe's, else by FLOPs (`tokens_by`).
     `bits_per_byte` is what the fit predicts, None where it does not hold; `suits` marks the lowest of at least two.
     """
     if not report.body_parameters:
@@ -207,15 +208,18 @@ def _judge_sizes(report: ProbeReport, tokens: float, fit: SizeFit | None) -> lis
     above = [other for other in _SHAPES if other[0] * other[1] ** 2 > own][:_NEIGHBOURS]
     own_rest = report.parameters - report.body_parameters
     passed = report.body_parameters + own_rest * report.predicted_share
+    by_speed = fit is not None and fit.covers(report.model_type, report.body_parameters)
+    slope = fit.slope(compiled) if fit is not None and by_speed else -1.0
     rows: list[dict[str, Any]] = []
     for layers, width in [*below, shape, *above]:
         body, rest = report.body_parameters * layers * width**2 / own, own_rest * width / shape[1]
         times = (body + rest * report.predicted_share) / passed
         row: dict[str, Any] = {"layers": layers, "width": width, "own": (layers, width) == shape}
         row |= {"parameters": body + rest, "body_parameters": body, "flops_per_token": report.flops_per_token * times}
-        known = fit is not None and fit.covers(report.model_type, body, tokens / times)
-        bits = fit.bits_per_byte(body, tokens / times) if fit is not None and known else None
-        rows.append({**row, "tokens": tokens / times, "bits_per_byte": bits})
+        row |= {"tokens": tokens * times**slope, "tokens_by": "speed" if by_speed else "FLOPs"}
+        known = fit is not None and fit.covers(report.model_type, body, row["tokens"])
+        bits = fit.bits_per_byte(body, row["tokens"]) if fit is not None and known else None
+        rows.append({**row, "bits_per_byte": bits})
     judged = [row for row in rows if row["bits_per_byte"] is not None]
     best = min(judged, key=lambda row: row["bits_per_byte"]) if len(judged) > 1 else None
     return [{**row, "suits": row is best} for row in rows]
@@ -346,7 +350,7 @@ def _model_sizes(sizes: Sequence[Mapping[str, Any]], fit: Mapping[str, Any] | No
     if not sizes:
         return []
     judged = [row for row in sizes if row["bits_per_byte"] is not None]
-    head = f"{'layers x width':>16} {'parameters':>12} {'tokens, by FLOPs':>18}"
+    head = f"{'layers x width':>16} {'parameters':>12} {'tokens, by ' + sizes[0]['tokens_by']:>18}"
     lines = [head + f" {'bits per byte*':>15}" * bool(judged)]
     for row in sizes:
         size = f"{row['layers']:>8} x {row['width']:<5} {row['parameters'] / 1e6:>10,.1f} M {row['tokens']:>18,.0f}"
