@@ -44,7 +44,7 @@ def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--probe_seconds", type=float, default=60.0, help="the probe's time in seconds, imports too (60)")
     add("--num_processes", type=int, default=1, help="plan for so many devices like this one, speed times as much")
-    add("--price_per_hour", type=float, help="money per hour of the whole job, in any currency")
+    add("--price_per_hour", help="money per hour of the whole job, in any currency (the recipe's)")
     add("--write", type=Path, help="store the filled-in recipe here, and the plan beside it")
     add("--json", type=Path, help="store the plan here, for machines and for train_mlm.py --plan")
     add("--picture", type=Path, default=Path("plan.png"), help="the schedule as a picture (plan.png)")
@@ -66,13 +66,11 @@ def _check(args: argparse.Namespace) -> None:
     if not args.recipe.is_file():
         there = ", ".join(sorted(path.name for path in args.recipe.parent.glob("*.yaml"))) or "no recipes"
         raise InputError(f"recipe: {args.recipe} is not there; {args.recipe.parent} has {there}")
-    price = args.price_per_hour
     for name, value, good, fix in (
         ("probe_seconds", args.probe_seconds, args.probe_seconds > 0, "is not above zero; give seconds such as 60"),
         ("num_processes", args.num_processes, args.num_processes > 0, "is below 1; give the number of devices"),
-        ("price_per_hour", price, price is None or price >= 0, "is below 0 or no price; give one such as 2.50"),
     ):
-        if value is not None and not (good and math.isfinite(value)):
+        if not (good and math.isfinite(value)):
             raise InputError(f"{name}: {value:g} {fix}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("WORLD_SIZE: one process makes the plan; start it without a launcher, with --num_processes N")
@@ -87,7 +85,10 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"{path}: its folder is not there; make it first")
         if not os.access(folder, os.W_OK) or path.is_dir():
             raise InputError(f"{path}: cannot be written; choose another place")
+    if args.price_per_hour is not None:  # the run reports its cost too
+        args.words.append(f"--price_per_hour={args.price_per_hour}")
     args.settings = {**read_recipe(args.recipe), **written_flags(args.words[1:])}
+    args.price = _price(args.settings.get("price_per_hour"))
     if args.settings.get("deadline") not in (None, *NULLS):
         given = args.settings["deadline"]
         raise InputError(
@@ -95,6 +96,19 @@ def _check(args: argparse.Namespace) -> None:
         )
     if not {"total_training_time", "max_steps"} & args.settings.keys():
         raise InputError("total_training_time: missing; add --total_training_time 24h")
+
+
+def _price(given: Any) -> float | None:
+    """The price in a recipe or a command line; None where there is none. InputError for what is no price."""
+    if given is None or given in NULLS:
+        return None
+    try:
+        price = float(given)
+    except (TypeError, ValueError):
+        price = math.nan
+    if not 0 <= price < math.inf:
+        raise InputError(f"price_per_hour: {given} is below 0 or no price; give one such as 2.50")
+    return price
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -108,7 +122,7 @@ def _run(args: argparse.Namespace) -> int:
     deadline = begin + args.probe_seconds - min(1.0, args.probe_seconds / 10)  # the rest: prediction and picture
     with tempfile.TemporaryDirectory(prefix="budget-plan-", dir=_disk_of(args.settings.get("output_dir"))) as folder:
         report, failed = _ask_probe(args.words, Path(folder), deadline)
-    asked = {"num_processes": args.num_processes, "price_per_hour": args.price_per_hour}
+    asked = {"num_processes": args.num_processes, "price_per_hour": args.price}
     plan = make_plan(report, **asked, failed=failed, size_fit=size_fit)
     plan["probe_seconds"] = time.monotonic() - begin
     print(plan_text(plan))

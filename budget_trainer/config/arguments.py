@@ -6,6 +6,7 @@ that reads it. Last: the flags of TrainingArguments that would go unread here, o
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -136,7 +137,9 @@ class OptimizerArguments:
         None, "Of the embeddings; None: learning_rate.", unit="RATE", min=0
     )
     bias_correction: bool | None = _schedule(None, "lamb: correct the moments for their start at zero; None: false.")
-    max_coeff: float | None = _schedule(None, "lamb: upper bound of the trust ratio (0.3).", min=0)
+    max_coeff: float | None = _schedule(
+        None, "lamb: upper bound of the trust ratio (0.3).", min=0, special={math.inf: "none"}
+    )
     min_coeff: float | None = _schedule(None, "lamb: lower bound of the trust ratio (0.01).", min=0)
 
 

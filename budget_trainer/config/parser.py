@@ -56,8 +56,8 @@ def flag(default: Any, help: str, **known: Any) -> Any:
 class Flag:
     """A flag and all that is known of it.
 
-    `kind` is bool, int, float, text or list. A value has to be one of `choices`, or between the bounds, or a key of
-    `special`, which says what that means. TIME without a unit is in `bare`; None refuses it.
+    `kind` is bool, int, float, text or list. A value has to be one of `choices`, or finite and between the bounds, or a key
+    of `special`, which says what that means. TIME without a unit is in `bare`; None refuses it.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Flag:
     max: float | None = None
     above: float | None = None
     below: float | None = None
-    special: Mapping[int, str] = field(default_factory=dict)
+    special: Mapping[float, str] = field(default_factory=dict)
     bare: str | None = None
     speed: bool = False  # it changes how many tokens a budget buys: a plan belongs to its value
     computes: bool = True  # else it says where and in which company a run happens, not what it computes
@@ -137,7 +137,9 @@ class Flag:
         high = self.max if self.below is None else self.below
         above = low is None or (value >= low if self.above is None else value > low)
         below = high is None or (value <= high if self.below is None else value < high)
-        if (above and below) or value in self.special:  # a nan is neither above nor below
+        if (low is None and high is None) or value in self.special:
+            return
+        if above and below and -math.inf < value < math.inf:  # a nan is neither above nor below
             return
         words = [] if low is None else [f"from {low:g} on" if self.above is None else f"above {low:g}"]
         words += [] if high is None else [f"up to {high:g}" if self.below is None else f"below {high:g}"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +23,9 @@ from budget_trainer.core.package_data import CLONE
 
 # Set for a run whose standard input is a pipe that the process which started it holds open.
 VARIABLE = "BUDGET_LIFELINE"
-# Set for a run beside which others run on the same machine: the share of what is counted for the machine that is this run's.
-MACHINE_SHARE = "BUDGET_MACHINE_SHARE"
+# Set for a run that was started here: a list, in JSON, of files that say how many run now (`runs_beside`); that of the
+# process which started it is the last, before it those of the processes above.
+BESIDE = "BUDGET_BESIDE"
 TRAINING, FINE_TUNING = "budget_trainer.train_mlm", "budget_trainer.finetune_glue"  # modules that are started
 _POLL_SECONDS = 0.1
 # Variables of the launcher that started this process.
@@ -57,6 +60,18 @@ def child_environment(**more: str) -> dict[str, str]:
     """
     paths = [str(CLONE or ""), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), VARIABLE: "1", **more}
+
+
+def runs_beside() -> tuple[int, int]:
+    """How many runs share this machine now, and how many of them this run's devices, itself counted; (1, 1) for a run alone.
+
+    Of runs that one `run_jobs` started, also of one below another. Raises OSError or ValueError where that cannot be read.
+    """
+    machine = device = 1
+    for path in json.loads(os.environ.get(BESIDE, "[]")):
+        on_machine, on_device = map(int, Path(path).read_text(encoding="ascii").split())
+        machine, device = machine * on_machine, device * on_device
+    return machine, device
 
 
 def devices(use_cpu: bool) -> list[str | None]:
@@ -143,34 +158,50 @@ def run_jobs(slots: Sequence[str | int | None], next_job: Callable[[], Job | Non
     ended before anything is raised.
     """
     running: dict[int, _Process] = {}
-    try:
-        while True:
-            if stop.signal_number:
-                raise StopAsked(f"{StopRequest.name_of(stop.signal_number)}; repeat the command to go on")
-            for slot, device in enumerate(slots):
-                if slot not in running:
-                    if (job := next_job()) is None:
-                        break
-                    running[slot] = _Process(job, device, len(slots))
-            if not running:
-                return
-            time.sleep(_POLL_SECONDS)
-            for slot, process in list(running.items()):
-                if (end := process.look()) is not None:
-                    del running[slot]
-                    if (following := process.job.on_end(end)) is not None:
-                        running[slot] = _Process(following, slots[slot], len(slots))
-    finally:
-        _end(running.values())
+    with tempfile.TemporaryDirectory(prefix="budget-jobs-") as folder:
+
+        def start(job: Job, slot: int) -> None:
+            _tell_beside(Path(folder), slots, {*running, slot})
+            running[slot] = _Process(job, slots[slot], Path(folder, str(slot)))
+
+        try:
+            while True:
+                if stop.signal_number:
+                    raise StopAsked(f"{StopRequest.name_of(stop.signal_number)}; repeat the command to go on")
+                for slot in range(len(slots)):
+                    if slot not in running:
+                        if (job := next_job()) is None:
+                            break
+                        start(job, slot)
+                if not running:
+                    return
+                time.sleep(_POLL_SECONDS)
+                for slot, process in list(running.items()):
+                    if (end := process.look()) is not None:
+                        del running[slot]
+                        if (following := process.job.on_end(end)) is not None:
+                            start(following, slot)
+                        else:
+                            _tell_beside(Path(folder), slots, running)
+        finally:
+            _end(running.values())
+
+
+def _tell_beside(folder: Path, slots: Sequence[str | int | None], running: Collection[int]) -> None:
+    """Write for each slot that is `running` how many there are, and how many of them have its device."""
+    for slot in running:
+        beside = sum(slots[other] == slots[slot] for other in running)
+        with suppress(OSError):  # a full disk is no reason to end runs: the next change has it
+            write_atomic(folder / str(slot), f"{len(running)} {beside}\n", durable=False)
 
 
 class _Process:
-    """A started job, one of so many `together`; its standard input is a pipe that ends with this process."""
+    """A started job; its standard input is a pipe that ends with this process. The file `beside` is for `runs_beside`."""
 
-    def __init__(self, job: Job, device: str | int | None, together: int) -> None:
+    def __init__(self, job: Job, device: str | int | None, beside: Path) -> None:
         environment = {name: value for name, value in child_environment().items() if not name.startswith(_LAUNCHERS)}
         environment.pop("FORCE_COLOR", None)  # its output is a file
-        environment[MACHINE_SHARE] = str(float(environment.get(MACHINE_SHARE, "1")) / together)
+        environment[BESIDE] = json.dumps([*json.loads(environment.get(BESIDE, "[]")), str(beside)])
         core = device if isinstance(device, int) else None
         if core is not None:
             environment["OMP_NUM_THREADS"] = "1"

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,11 @@ from budget_trainer.glue.model import load_checkpoint, load_classifier
 from budget_trainer.glue.results import MODEL, PREDICTIONS, RESULT, card_scores, read_result, write_result
 from budget_trainer.glue.tasks import Task
 from budget_trainer.glue.trainer import GlueTrainer, Predictor, Rows, predict
-from budget_trainer.reporting.card import GLUE_REPORT
+from budget_trainer.reporting.card import FINE_TUNING, GLUE_REPORT
 from budget_trainer.reporting.energy import EnergyMeter, account
 from budget_trainer.reporting.publish import BackgroundPush
 from budget_trainer.reporting.report import environment
 from budget_trainer.training import launch
-from budget_trainer.training.callbacks import ReadEnergy
 from budget_trainer.training.engine import resolve_engine
 from budget_trainer.training.recovery import explain_out_of_memory
 from budget_trainer.training.run_folder import RunFolder, discard, staging_folder
@@ -76,6 +75,7 @@ class GlueRun:
             GlueTrainer.curve_name(self.args)  # refuses early what does not follow time
         self.agreement = Agreement(ControlChannel(timeout_seconds=min(600.0, self.args.ddp_timeout)), stop)
         launch.count_devices(self.energy, self.args, self.agreement.channel)
+        self.energy.keep_reading()
 
     @contextmanager
     def owned_folder(self) -> Iterator[None]:
@@ -132,7 +132,6 @@ class GlueRun:
             predictor=self.predictor,
             patience=glue.early_stopping_patience,
         )
-        self.trainer.add_callback(ReadEnergy(self.energy))
         if self.agreement.agree_on_stop():
             raise StopAsked(f"{self.agreement.stop_asked_by} during set-up")
 
@@ -305,5 +304,12 @@ class GlueRun:
         model = self.output_dir / MODEL
         rate, flags = result["configuration"]["learning_rate"], self.request.own_flags()
         scores = card_scores(self.task, {rate: result["metrics"]}, rate, result["rows"], seeds=1, flags=flags)
-        write_json_atomic(model / GLUE_REPORT, {"scores": scores})
+        write_json_atomic(model / GLUE_REPORT, {"scores": scores, FINE_TUNING: _used(result)})
         write_result(self.output_dir, {**result, "hub": BackgroundPush(model, options).finish()})
+
+
+def _used(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model's card says of a run beside its scores, under the names of `run_report.json`."""
+    where = result["environment"]
+    known = {name: where.get(name) for name in ("hardware", "versions", "git_commit")}
+    return {"energy": result.get("energy"), "world_size": where.get("processes"), **known}

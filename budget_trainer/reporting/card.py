@@ -23,7 +23,7 @@ from budget_trainer.core.output import fence, inline, table
 from budget_trainer.reporting.energy import energy_text, energy_words
 from budget_trainer.reporting.report import PICTURE, REPORT, in_run, public_report
 
-GLUE_REPORT = "glue_report.json"
+GLUE_REPORT, FINE_TUNING = "glue_report.json", "fine_tuning"  # the key: what a run on GLUE used
 # Of the pinned evaluation: key in the report, name in the card, name in the metadata.
 _EVALUATION = (
     ("loss", "loss", "nats per predicted token"),
@@ -139,7 +139,8 @@ def card_text(
     """The card: metadata for the Hub and Markdown; `is_unedited` as long as nobody changes it.
 
     Args:
-        report: the content of run_report.json, or only `model_type` where there is none.
+        report: the content of run_report.json, or only `model_type` where there is none, and of a fine-tuning what is
+            known of its `energy`, `hardware`, `versions` and `world_size`.
         path: what loads the model, a name on the Hub or a folder.
         license, language: identifiers of the Hub; without a licence the card says that it is unknown.
         scores: those of GLUE.

@@ -15,6 +15,8 @@ import json
 import math
 import os
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -25,7 +27,7 @@ import psutil
 
 from budget_trainer.budget.clock import PHASES, BudgetClock
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.jobs import MACHINE_SHARE
+from budget_trainer.core.jobs import runs_beside
 
 WATTS_PER_CORE = 4.0  # codecarbon's DEFAULT_POWER_PER_CORE (core/cpu.py), for a CPU that it does not know
 SOURCES = {
@@ -36,6 +38,7 @@ SOURCES = {
 _NAMES = {"gpu": "GPU", "cpu": "CPU", "cpu_estimate": "CPU, estimated"}
 _POWERCAP = Path("/sys/class/powercap")
 _JOULES = 3.6e6  # in a kWh
+_EVERY_SECONDS = 1.0  # RAPL's counters begin anew after half an hour, less where the machine draws much
 
 
 class _Rapl:
@@ -108,9 +111,9 @@ class EnergyMeter:
     """Energy of a run on this machine since it was made, by source (SOURCES) and by phase of `clock`.
 
     The first process of a machine (LOCAL_RANK) counts for all of the run there, the others count nothing. Who reads it once a
-    second pays for a few small files and a call of the driver for each GPU. What was counted between two readings goes to
-    the phases by their seconds in between. RAPL is of the whole machine: where N runs share it (`core/jobs.py`) each takes an
-    N-th. Safe to use from several threads.
+    second (`keep_reading`) pays for a few small files and a call of the driver for each GPU. What was counted between two
+    readings goes to the phases by their seconds in between. RAPL is of the whole machine, NVML of the whole GPU: where N runs
+    of a sweep or a suite share it at that time (`core/jobs.py`) each takes an N-th. Safe to use from several threads.
     """
 
     def __init__(self, clock: BudgetClock, powercap: Path = _POWERCAP) -> None:
@@ -121,16 +124,16 @@ class EnergyMeter:
         self._seconds, self._seen = 0.0, clock.seconds_by_phase()
         self._not_measured: set[str] = set()
         self._cores: _BusyCores | None = None
+        self._beside, self._is_kept = (1, 1), False
         if os.environ.get("LOCAL_RANK", "0") != "0":
             return
-        share = float(os.environ.get(MACHINE_SHARE, "1"))
         try:
             rapl = _Rapl(powercap)
         except (OSError, ValueError):
             self._cores = _BusyCores()
             self._count("cpu_estimate", self._cores)
         else:
-            self._count("cpu", lambda: share * rapl())
+            self._count("cpu", rapl)
 
     def _count(self, source: str, counter: Callable[[], float]) -> None:
         self._last.append(counter())
@@ -155,21 +158,33 @@ class EnergyMeter:
             if self._cores is not None:
                 self._cores.add(pid)
 
+    def keep_reading(self) -> None:
+        """Read once a second from now on, in a thread that ends with this meter: no counter begins anew unnoticed."""
+        if self._counters and not self._is_kept:
+            self._is_kept = True
+            threading.Thread(target=_keep_reading, args=(weakref.ref(self),), name="energy", daemon=True).start()
+
     def read(self) -> None:
         """Give what was counted since the last reading to the phases of that time. After the clock has stopped: to none."""
         with self._lock:
             now = self._clock.seconds_by_phase()
             spent = {phase: now[phase] - self._seen[phase] for phase in PHASES}
-            seconds, self._seen = sum(spent.values()), now
+            seconds = sum(spent.values())
+            if seconds <= 0:  # what was counted waits for time that it belongs to
+                return
+            self._seen = now
             self._seconds += seconds
+            with suppress(OSError, ValueError):  # else as at the last reading
+                self._beside = runs_beside()
+            runs = {"cpu": self._beside[0], "gpu": self._beside[1]}
             for place, (source, counter) in enumerate(self._counters):
                 with suppress(OSError, ValueError):  # the next reading has it
                     value = counter()
-                    kwh, self._last[place] = (value - self._last[place]) / _JOULES, value
-                    if seconds > 0:
-                        self._sources[source] += kwh
-                        for phase in PHASES:
-                            self._phases[phase] += kwh * spent[phase] / seconds
+                    kwh = (value - self._last[place]) / _JOULES / runs.get(source, 1)
+                    self._last[place] = value
+                    self._sources[source] += kwh
+                    for phase in PHASES:
+                        self._phases[phase] += kwh * spent[phase] / seconds
 
     def record(self) -> dict[str, Any]:
         """Read, and tell: `kwh`, by `sources` and `phases`, whether a part is `estimated`, of how many `seconds` of the clock
@@ -195,12 +210,22 @@ class EnergyMeter:
             self._not_measured |= set(record["not_measured"])
 
     def restore(self, record: Mapping[str, Any]) -> None:
-        """Add what earlier jobs of the run have used; call it when the clock has their seconds."""
+        """Add what earlier jobs of the run have used, and `keep_reading`; call it when the clock has their seconds."""
         if record:
             self.add(record)
         with self._lock:
             self._seconds += record.get("seconds", 0.0)
             self._seen = self._clock.seconds_by_phase()
+        self.keep_reading()
+
+
+def _keep_reading(known: weakref.ref[EnergyMeter]) -> None:
+    while True:
+        time.sleep(_EVERY_SECONDS)
+        if (meter := known()) is None:
+            return
+        meter.read()
+        del meter
 
 
 def _record(

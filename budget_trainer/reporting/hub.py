@@ -28,7 +28,14 @@ from safetensors import SafetensorError, safe_open
 from budget_trainer.core.command import redacted
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import sha256
-from budget_trainer.reporting.card import GLUE_REPORT, GlueScore, card_text, is_unedited, parse_glue_scores
+from budget_trainer.reporting.card import (
+    FINE_TUNING,
+    GLUE_REPORT,
+    GlueScore,
+    card_text,
+    is_unedited,
+    parse_glue_scores,
+)
 from budget_trainer.reporting.report import PICTURE, REPORT, in_run, public_report
 
 log = logging.getLogger(__name__)
@@ -175,6 +182,8 @@ def prepare(folder: Path, options: PushOptions, repo_id: str, hub_scores: Sequen
         raise InputError(
             f"glue_report: {scored} has no {GLUE_REPORT}; give the --output_dir of a suite that has ended"
         )
+    own = _read_json(folder / GLUE_REPORT) if (folder / GLUE_REPORT).is_file() else {}
+    tuned = (own.get(FINE_TUNING) if isinstance(own, dict) else None) or {}
     recipe = report.get("recipe") or {}
     prepared = []
     for revision in revisions:
@@ -182,8 +191,9 @@ def prepare(folder: Path, options: PushOptions, repo_id: str, hub_scores: Sequen
         if is_main:
             beside = [folder / REPORT, folder / PICTURE, *(scored / name for name in _GLUE_FILES)]
             files |= {path.name: path for path in beside if path.is_file()}
+        about = report if is_main and report else {**(tuned if is_main else {}), "model_type": config["model_type"]}
         card = card_text(
-            report if is_main and report else {"model_type": config["model_type"]},
+            about,
             name=repo_id.split("/")[-1],
             path=repo_id,
             license=options.license or recipe.get("license"),

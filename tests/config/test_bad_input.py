@@ -1,6 +1,7 @@
 """Each mistake gets one line with the field, the value and the fix, a non-zero exit, and loses nothing."""
 
 import json
+import math
 import shutil
 import sys
 from dataclasses import fields
@@ -11,9 +12,10 @@ from transformers import AutoTokenizer
 
 from budget_trainer import train_mlm
 from budget_trainer.budget.clock import BudgetClock
-from budget_trainer.config.arguments import ModelArguments
+from budget_trainer.config.arguments import PARSER, ModelArguments
 from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.errors import InputError
+from budget_trainer.glue.arguments import PARSER as GLUE_PARSER
 from budget_trainer.training.launch import check_launch
 from tests.conftest import TINY, run, words
 from tests.model.models import tiny
@@ -171,9 +173,9 @@ RANGES = {
         "logging_steps": "0.1",
         "gradient_accumulation_steps": "0 1.5",
         "loss_spike": "0",
-        "price_per_hour": "-1 dear",
+        "price_per_hour": "-1 dear inf nan",
     },
-    **{"num_epochs_between_checkpoints": "0 -2", "num_warmup_steps": "-5", "learning_rate": "fast -1"},
+    **{"num_epochs_between_checkpoints": "0 -2", "num_warmup_steps": "-5", "learning_rate": "fast -1 inf"},
     **{"roll_back_lr_factor": "0 2", "max_roll_backs": "-1", "max_bad_steps": "0", "scale_cnt_limit": "0"},
     **dict.fromkeys(("curve", "cross_entropy", "lr_schedule", "embedding_init", "layer_norm_type"), "tanh"),
     **dict.fromkeys(("optimizer_type", "optimizer_impl", "logging_strategy", "decay_shape", "encoder_ln_mode"), "sgd"),
@@ -186,6 +188,19 @@ def test_values_out_of_their_range(flag, values):
     for value in values.split():
         with pytest.raises(InputError, match=rf"^{flag}: .*; (give|choose) "):
             parse_recipe(["--data_dir", "d", "--output_dir", "o", "--total_training_time", "1h", f"--{flag}", value])
+
+
+def test_no_number_is_infinite_where_a_flag_has_a_range():
+    """Of either script, but for the one that says what it means."""
+    bounds = ("min", "max", "above", "below")
+    for parser in (PARSER, GLUE_PARSER):
+        bounded = [f for f in parser.flags.values() if any(getattr(f, bound) is not None for bound in bounds)]
+        assert {"price_per_hour", "learning_rate"} <= {known.name for known in bounded}
+        for known in (known for known in bounded if known.kind == "float"):
+            for text in ("nan", "-inf", *(() if math.inf in known.special else ("inf", "1e999"))):
+                with pytest.raises(InputError, match=rf"^{known.name}: .* is out of range; give a number "):
+                    known.convert([text])
+    assert PARSER.flags["max_coeff"].convert(["inf"]) == math.inf
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ class Oven:
 
     heat: float = flag(180.0, "Degrees.", unit="CELSIUS", topic="Baking", min=50, below=300, speed=True)
     mode: str = flag("fan", "How it heats.", topic="Baking", choices=("fan", "grill"))
+    salt: float = flag(1.0, "Grams.", min=0)
     rack: int | None = flag(3, "From below.", topic="Baking", min=1, special={-1: "any"})
     baking_time: str | None = flag(None, "Until done.", unit="TIME", bare="m", topic="Baking")
     light: bool = flag(True, "So that one sees it.", computes=False)
@@ -96,6 +97,7 @@ def test_flags_become_lines_of_a_recipe():
         ("--rack 1.5", "rack: '1.5' is not a whole number; give one"),
         ("--rack 0", "rack: 0 is out of range; give a whole number from 1 on, or -1 for any"),
         ("--heat nan", "heat: nan is out of range; give a number from 50 on and below 300"),
+        ("--salt inf", "salt: inf is out of range; give a number from 0 on"),
         ("--mode steam", "mode: 'steam' is unknown; choose fan or grill"),
         ("--light perhaps", "light: 'perhaps' is not true or false; give one of them"),
         ("--heat 100 200", "heat: '100 200' is not one value; give one"),

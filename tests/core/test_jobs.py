@@ -1,5 +1,6 @@
 """Jobs with small commands as processes: slots, ends, limits, stops."""
 
+import json
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import StopAsked
-from budget_trainer.core.jobs import MACHINE_SHARE, VARIABLE, Job, run_jobs
+from budget_trainer.core.jobs import BESIDE, VARIABLE, Job, run_jobs, runs_beside
 from tests.conftest import wait_for
 
 
@@ -46,12 +47,40 @@ def run(tmp_path, *jobs, slots=(None,), stop=None):
     return ends
 
 
-def test_runs_beside_each_other_share_the_machine(tmp_path, monkeypatch):
-    code = f"import os; print(os.environ['{MACHINE_SHARE}'])"
-    for own, share in (("", "0.5"), ("0.25", "0.125")):
-        monkeypatch.setenv(MACHINE_SHARE, own) if own else monkeypatch.delenv(MACHINE_SHARE, raising=False)
-        run(tmp_path, {"command": python(code)}, slots=(None, None))
-        assert (tmp_path / "0.log").read_text().strip() == share
+# Waits for what the words say: `n,m`, until so many run and so many on its device; `=x` makes that file, `?x` waits for it.
+BESIDE_OTHERS = f"""import json, os, sys, time
+path = json.loads(os.environ['{BESIDE}'])[-1]
+for word in sys.argv[1:]:
+    if word[0] == '=':
+        open(word[1:], 'w').close()
+    while not (os.path.exists(word[1:]) if word[0] in '=?' else open(path).read().split() == word.split(',')):
+        time.sleep(0.02)
+"""
+
+
+def test_runs_know_how_many_they_are(tmp_path, monkeypatch):
+    """On the machine and on their device, when others begin and when they end."""
+    monkeypatch.delenv(BESIDE, raising=False)
+    words = [["3,2", "=a", "2,1", "=b", "1,1"], ["3,2", "?a", "?c"], ["3,1", "=c", "?b"]]
+    limit = {"watch": lambda seconds: "waited in vain" if seconds > 60 else None, "grace_seconds": 0.0}
+    words = [[word[0] + str(tmp_path / word[1:]) if word[0] in "=?" else word for word in one] for one in words]
+    jobs = [{"command": [*python(BESIDE_OTHERS), *one], **limit} for one in words]
+    ends = run(tmp_path, *jobs, slots=("0", "0", "1"))
+    assert [(end.code, end.reason) for end in ends] == [(0, None)] * 3, [end.error for end in ends]
+
+
+def test_runs_below_runs_are_counted_by_both(tmp_path, monkeypatch):
+    monkeypatch.delenv(BESIDE, raising=False)
+    assert runs_beside() == (1, 1)
+    (tmp_path / "sweep").write_text("4 2\n")
+    monkeypatch.setenv(BESIDE, json.dumps([str(tmp_path / "sweep")]))
+    assert runs_beside() == (4, 2)
+    run(tmp_path, {"command": python(f"import os; print(os.environ['{BESIDE}'])")})
+    above, own = json.loads((tmp_path / "0.log").read_text())
+    assert above == str(tmp_path / "sweep") and not os.path.exists(own), "it ends with the jobs"
+    (tmp_path / "suite").write_text("3 1\n")
+    monkeypatch.setenv(BESIDE, json.dumps([above, str(tmp_path / "suite")]))
+    assert runs_beside() == (12, 2)
 
 
 @pytest.mark.parametrize(

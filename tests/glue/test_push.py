@@ -26,14 +26,18 @@ def pushed(hub, options, **changes):
 
 
 def test_a_fine_tuned_model_is_pushed(hub, options, tmp_path):
-    done = pushed(hub, options, hub_model_id="mini-mrpc", license="mit")
+    done = pushed(hub, options, hub_model_id="mini-mrpc", license="mit", price_per_hour=3600)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
     result = json.loads((out / "result.json").read_text())
     assert result["hub"]["error"] is None and result["hub"]["repo_id"] == "ada/mini-mrpc"
     files = hub.repos["ada/mini-mrpc"].files()
     assert {name: files[name] for name in NATIVE} == local(out / "model", *NATIVE)
-    head = ModelCard(files["README.md"].decode()).data
+    card = ModelCard(files["README.md"].decode())
+    head, used = card.data, json.loads(files["glue_report.json"])["fine_tuning"]
+    assert used["energy"] == result["energy"] and used["hardware"] == result["environment"]["hardware"]
+    assert "## Energy and hardware" in card.text
+    assert f"cost {result['seconds']['total']:.2f} at 3600 per hour" in card.text
     assert (head.license, head.pipeline_tag) == ("mit", "text-classification")
     assert TOKEN not in done.stdout + done.stderr and TOKEN not in (out / "result.json").read_text()
 

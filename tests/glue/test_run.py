@@ -32,6 +32,7 @@ from budget_trainer.glue.arguments import GROUPS, REFUSED, parse_request
 from budget_trainer.glue.model import load_classifier
 from budget_trainer.glue.tasks import TASKS
 from budget_trainer.glue.trainer import GlueTrainer, Predictor
+from budget_trainer.reporting.energy import EnergyMeter
 from tests.conftest import ROOT, launch, launch_form, spawn, wait_for, words, write_cpu_form
 from tests.glue.conftest import ROWS, SIZES, assert_model_predicts, predictions, scored
 
@@ -487,3 +488,11 @@ def test_every_flag_of_training_arguments_is_read_or_refused():
     own = {field.name for field in fields(GROUPS[-1]) if field.init}
     assert own == {field.name for field in fields(RunArguments) if field.init}
     assert set(REFUSED) <= own
+
+
+def test_energy_is_read_once_a_second_whatever_is_logged(finetune, monkeypatch):
+    kept = []
+    monkeypatch.setattr(EnergyMeter, "keep_reading", lambda meter: kept.append(meter))
+    code, result = finetune(num_train_epochs=1, logging_steps=500)
+    assert code == 0 and len(kept) == 1
+    assert 0 < result["energy"]["seconds"] <= result["seconds"]["total"]

@@ -114,7 +114,8 @@ def test_a_file_that_is_no_plan(content, tmp_path):
         ("recipes/cpu_10m.yaml", "total_training_time: missing"),
         ("recipes/cpu_10m.yaml --deadline 2100-12-24T08:00Z", "deadline: 2100-12-24T08:00Z has no place in a plan"),
         ("recipes/cpu_10m.yaml --price_per_hour -1", "price_per_hour: -1 is below 0"),
-        ("recipes/cpu_10m.yaml --price_per_hour much", "price_per_hour"),
+        ("recipes/cpu_10m.yaml --price_per_hour much", "price_per_hour: much is below 0 or no price"),
+        ("recipes/cpu_10m.yaml --price_per_hour inf", "price_per_hour: inf is below 0 or no price"),
         ("recipes/cpu_10m.yaml --probe_seconds 0", "probe_seconds: 0"),
         ("recipes/cpu_10m.yaml --num_processes 0", "num_processes: 0"),
         ("recipes/cpu_10m.yaml --json nowhere/plan.json", "its folder is not there"),
@@ -183,3 +184,33 @@ def test_what_is_stored_of_a_plan(device, processes, profile, tmp_path, monkeypa
     assert stored == expected | {"output_dir": str(tmp_path / "a" / "b"), "plan": "new.plan.json"}
     assert Plan.read("new.plan.json", "new.yaml").content["num_processes"] == processes
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "price"),
+    [
+        ("", "", None),
+        ("price_per_hour: 3\n", "", "3"),
+        ("price_per_hour: 3\n", "--price_per_hour 2.50", "2.50"),
+        ("", "--price-per-hour=2.50", "2.50"),
+        ("price_per_hour: 3\n", "--price_per_hour null", "null"),
+    ],
+)
+def test_the_price_is_the_runs_too(recipe, words, price, tmp_path, monkeypatch):
+    """The recipe's counts for the plan, and the command line's goes into the recipe that is written."""
+    monkeypatch.setattr(command_module, "_ask_probe", Mock(return_value=(replace(REPORT, compile="no"), None)))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(f"output_dir: {tmp_path}\n{recipe}")
+    flags = ["--data_dir=d", "--total_training_time=24h", *words.split(), "--write", "new.yaml"]
+    assert main(["r.yaml", *flags]) == 0
+    stored = yaml.load((tmp_path / "new.yaml").read_text(), Loader=yaml.BaseLoader)
+    plan = json.loads((tmp_path / "new.plan.json").read_text())
+    number = None if price in (None, "null") else float(price)
+    assert stored.get("price_per_hour") == price and plan["price_per_hour"] == number
+    assert (plan["cost"] is None) == (number is None)
+
+
+def test_a_price_in_the_recipe_that_is_none(tmp_path, capfd):
+    (tmp_path / "r.yaml").write_text("total_training_time: 24h\nprice_per_hour: dear\n")
+    assert main([str(tmp_path / "r.yaml"), "--picture", str(tmp_path / "p.png")]) == 2
+    assert capfd.readouterr().err.startswith("error: price_per_hour: dear is below 0 or no price; give one such as")

@@ -1,6 +1,7 @@
 """Energy: counters from trees and libraries that the test makes, on clocks that it turns."""
 
 import json
+import threading
 
 import psutil
 import pytest
@@ -8,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from budget_trainer.budget.clock import PHASES, BudgetClock, keep_clock, read_clock
 from budget_trainer.core.errors import InputError
-from budget_trainer.core.jobs import MACHINE_SHARE
+from budget_trainer.core.jobs import BESIDE
 from budget_trainer.reporting import energy
 from budget_trainer.reporting.card import card_text
 from budget_trainer.reporting.energy import (
@@ -20,6 +21,7 @@ from budget_trainer.reporting.energy import (
     kept_energy,
 )
 from budget_trainer.reporting.report import _draw_report, print_summary
+from tests.conftest import wait_for
 from tests.reporting.test_report import report
 
 KWH = 3.6e6  # joules
@@ -59,7 +61,8 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.delenv(MACHINE_SHARE, raising=False)
+    monkeypatch.delenv(BESIDE, raising=False)
+    monkeypatch.setattr(energy, "_EVERY_SECONDS", 3600.0)  # the tests read
     return Machine(tmp_path / "powercap")
 
 
@@ -84,7 +87,10 @@ def test_what_was_counted_goes_to_the_phases_by_their_seconds(machine):
     machine.spend("setup", 1.0, d0=4.0)
     machine.spend("train", 3.0, d0=4.0)
     assert joules(meter.record())[1] == {"setup": 2.0, "train": 6.0}
-    machine.spend("save", 1.0, d0=5.0)
+    machine.joules["0"] += 1.0  # and no time: the next reading has it
+    machine.write()
+    assert meter.record()["kwh"] == pytest.approx(8.0 / KWH)
+    machine.spend("save", 1.0, d0=4.0)
     machine.clock.stop()
     assert joules(meter.record())[1] == {"setup": 2.0, "train": 6.0, "save": 5.0}
     machine.spend("evaluate", 9.0, d0=50.0)
@@ -107,14 +113,11 @@ def test_without_readable_counters_busy_cores_are_an_estimate(machine, monkeypat
         assert "CPU, estimated" in energy_words(record)[0]
 
 
-@pytest.mark.parametrize(
-    ("variables", "counted"), [({"LOCAL_RANK": "1"}, {}), ({MACHINE_SHARE: "0.25"}, {"cpu": 2.0}), ({}, {"cpu": 8.0})]
-)
+@pytest.mark.parametrize(("rank", "counted"), [("1", {}), ("0", {"cpu": 8.0})])
 @pytest.mark.parametrize("readable", [True, False])
-def test_a_machine_is_counted_once(machine, monkeypatch, variables, counted, readable):
-    """By the first of its processes, and by each run beside others for its part."""
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+def test_a_machine_is_counted_once(machine, monkeypatch, rank, counted, readable):
+    """By the first of its processes."""
+    monkeypatch.setenv("LOCAL_RANK", rank)
     meter = EnergyMeter(machine.clock, machine.folder if readable else machine.folder / "nowhere")
     machine.spend("train", 1.0, d1=8.0)
     sources = meter.record()["sources"]
@@ -183,6 +186,57 @@ def test_a_gpu_is_read_by_its_uuid(machine, monkeypatch, uuid):
     assert joules(record) == ({"cpu": 5.0, "gpu": 70.0}, {"train": 75.0}) and record["not_measured"] == []
     library.millijoules = None  # once unreadable, the next reading has it
     assert joules(meter.record())[0] == {"cpu": 5.0, "gpu": 70.0}
+
+
+def test_runs_beside_each_other_share_machine_and_gpu(machine, monkeypatch, tmp_path):
+    """Each takes its part for as long as they are so many: together they have what was counted."""
+    library, beside = Nvml(0), tmp_path / "beside"
+    monkeypatch.setattr(energy.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setenv(BESIDE, json.dumps([str(beside)]))
+    meter = EnergyMeter(machine.clock, machine.folder)
+    meter.add_gpu("1234", "H200")
+    parts = []
+    # Three runs, two of them on this GPU; an unreadable file, as before; then this one alone.
+    for content in ("3 2\n", "", "1 1\n"):
+        beside.write_text(content)
+        library.millijoules += 60_000
+        machine.spend("train", 1.0, d0=6.0)
+        before = sum(parts)
+        parts.append(meter.record()["kwh"] * KWH - before)
+    assert parts == pytest.approx([32.0, 32.0, 66.0])
+    assert joules(meter.record())[0] == {"cpu": 2.0 + 2.0 + 6.0, "gpu": 30.0 + 30.0 + 60.0}
+
+
+def test_a_thread_reads_so_that_no_counter_begins_anew_unnoticed(machine, monkeypatch):
+    """Where nobody else reads: three times 600 J of the 1,000 after which the counter begins anew."""
+    monkeypatch.setattr(energy, "_EVERY_SECONDS", 0.005)
+    reads, read, threads = set(), EnergyMeter.read, set(threading.enumerate())
+
+    def noted(meter):
+        now = machine.now
+        read(meter)
+        reads.add(now)
+
+    monkeypatch.setattr(EnergyMeter, "read", noted)
+    meter = EnergyMeter(machine.clock, machine.folder)
+    meter.restore({})
+    meter.keep_reading()
+    (thread,) = set(threading.enumerate()) - threads
+    for second in (1.0, 2.0, 3.0):
+        machine.joules["0"] += 600.0
+        machine.write()  # before its time has come, so that no reading takes one without the other
+        machine.now = second
+        wait_for(lambda second=second: second in reads, seconds=20)
+    assert joules(meter.record())[0] == {"cpu": 1800.0}
+    del meter
+    wait_for(lambda: not thread.is_alive(), seconds=20)
+
+
+def test_a_meter_that_counts_nothing_has_no_thread(machine, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    threads = set(threading.enumerate())
+    EnergyMeter(machine.clock, machine.folder).keep_reading()
+    assert set(threading.enumerate()) <= threads
 
 
 def no_library(name):
@@ -279,6 +333,21 @@ def test_the_card_says_energy_and_has_emissions_for_the_hub(tmp_path):
     assert "co2_eq_emissions" not in card_text(report(energy=account(RECORD, 295.0, None, None)), name="mini")
     _draw_report(run, [], tmp_path / "run_report.png")
     assert (tmp_path / "run_report.png").stat().st_size > 10_000
+
+
+def test_the_card_of_a_fine_tuned_model_says_what_that_used():
+    used = {**account(RECORD, 7200.0, None, 2.5), "emissions": EMISSIONS}
+    known = {"energy": used, "hardware": {"cpu": "Xeon", "cores": 4, "gpus": []}, "versions": {"torch": "2.9"}}
+    card = ModelCard(card_text({"model_type": "bert", "world_size": 2, **known}, name="mini", classifier=True))
+    found = card.data.to_dict()["co2_eq_emissions"]
+    assert (found["emissions"], found["training_type"]) == (570.0, "fine-tuning")
+    assert found["hardware_used"] == "4 cores of Xeon"
+    for line in ("## Energy and hardware", "| CPU | Xeon, 4 cores |", "| processes | 2 |", "| torch | 2.9 |"):
+        assert line in card.text
+    assert "Energy: 1.5 kWh (GPU 1.25 kWh, CPU, estimated 250 Wh); 570 g CO2eq (Germany); cost 5.00" in card.text
+    assert "## Where the budget went" not in card.text and "## Results" not in card.text
+    none = ModelCard(card_text({"model_type": "bert"}, name="mini", classifier=True))
+    assert "Energy" not in none.text and "co2_eq_emissions" not in none.data.to_dict()
 
 
 def test_the_summary_says_energy(tmp_path, capsys):
