@@ -28,7 +28,6 @@ from budget_trainer.budget.stages import Stage, Stages, ValidationPlan
 from budget_trainer.config.arguments import WatchArguments
 from budget_trainer.core.errors import RunError
 from budget_trainer.core.io import json_types
-from budget_trainer.reporting.energy import EnergyMeter
 from budget_trainer.training.run_folder import BEFORE_DECAY
 
 if TYPE_CHECKING:
@@ -332,16 +331,6 @@ class ShareAxis(TrainerCallback):
                 tag = f"by_share/{kind}/{name.removeprefix('eval_')}"
                 writer.add_scalar(tag, value, round(10_000 * self.time_budget.share))
         writer.flush()
-
-
-class ReadEnergy(TrainerCallback):
-    """Reads the counters of `energy` at every line of the log, where there is no thread for that; twice is no harm."""
-
-    def __init__(self, energy: EnergyMeter) -> None:
-        self.energy = energy
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        self.energy.read()
 
 
 class Guard(TrainerCallback):

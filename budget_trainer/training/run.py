@@ -59,7 +59,6 @@ from budget_trainer.training.callbacks import (
     FinetuneMarkers,
     Guard,
     ProgressLog,
-    ReadEnergy,
     ShareAxis,
     StageCadence,
     Throughput,
@@ -542,7 +541,6 @@ class PretrainingRun:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(BudgetProgressBar(budget))
         trainer.add_callback(ShareAxis(budget, trainer.callback_handler.callbacks))
-        trainer.add_callback(ReadEnergy(self.energy))
         self.push: BackgroundPush | None = None  # begun now where time-marked models go to the Hub during the training
         if recipe.push is not None and self.is_main_process:
             self.push = BackgroundPush(self.output_dir, recipe.push)
