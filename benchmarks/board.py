@@ -10,20 +10,29 @@ the runs' run_report.json without the folders of this machine, the command, and,
 their final/, its scores of SST-2, STS-B and MNLI.
 
 Refused are reports whose shares do not add up or whose budget was overrun, other hardware than the track's, a recipe that
-is not in recipes/ at the commit of the run, flags that differ from it and are not in the command, and scores of GLUE by
-another protocol than that of the rows that are there.
+is not in recipes/ at the commit of the run, flags that are not what this recipe, the command and the defaults give, and
+scores of GLUE by another protocol than that of the rows that are there.
+
+Defaults are those of the run: this project's are read at its commit, Hugging Face's where the installed Transformers is the
+release of the run (else flags of theirs that neither recipe nor command gives are not compared).
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import distribution
+from itertools import takewhile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,7 +44,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.cli import bare_parser, one_line_errors  # noqa: E402
 from benchmarks.downstream import CLAIM  # noqa: E402
-from budget_trainer.config.parser import NULLS, yaml_typed  # noqa: E402
+from budget_trainer.config.parser import NULLS, written_flags, yaml_typed  # noqa: E402
 from budget_trainer.core.errors import InputError  # noqa: E402
 from budget_trainer.core.io import write_atomic, write_json_atomic  # noqa: E402
 from budget_trainer.core.output import Markup, fence, table  # noqa: E402
@@ -47,14 +56,20 @@ BEFORE = RESULTS / "before.md"  # kept by hand, the last section of the page
 PAGE = ROOT / "docs" / "board.md"
 TASKS = {"SST-2": "SST-2, accuracy", "STS-B": "STS-B, Spearman", "MNLI": "MNLI-22k, accuracy"}
 _ROUNDING = 0.01  # seconds by which the shares may miss their sum
-_SETTLED = ("bf16", "torch_compile", "regional_compile")  # flags that auto_speed decides
-_OF_A_SEED = (
-    *_SETTLED,
-    "seed",
-    "run_name",
-    "resume_from_checkpoint",
-    "disable_tqdm",
-)  # what runs of one row may differ in
+_ARGUMENTS = "budget_trainer/config/arguments.py"  # declares the flags of train_mlm.py
+_SCRIPT = re.compile(
+    r"((^|/)train_mlm\.py|(^|/)budget-train-mlm|\.train_mlm)$"
+)  # the words before it are the launcher's
+_SHELL = re.compile(r"[|&;<>#]|\d>")  # a word of the shell behind the command
+_YES = ("true", "yes", "t", "y", "1")
+# What runs of one row may differ in: what auto_speed settles, or a machine without a compiler; the seed and its company.
+_SETTLED = {*"bf16 torch_compile torch_compile_backend torch_compile_mode regional_compile".split()}
+_OF_A_SEED = _SETTLED | {*"recipe seed run_name resume_from_checkpoint disable_tqdm".split()}
+# Of the launcher and the machine, which a track checks, or filled in by Hugging Face, with one that is an alias.
+_FILLED_IN = {*"use_cpu local_rank accelerator_config parallelism_config fsdp fsdp_config".split()}
+_FILLED_IN |= {*"activation_checkpointing gradient_checkpointing".split()}
+# What a run makes of a flag that is not given; 2**40 steps: the time ends it.
+_RESOLVED = {"max_steps": (2**40,), "dataloader_num_workers": (0, 2), "dataloader_pin_memory": (False,)}
 
 
 @dataclass(frozen=True)
@@ -117,14 +132,13 @@ def recipe_name(report: Mapping[str, Any]) -> str:
 
 
 def held_out(report: Mapping[str, Any]) -> str:
-    """The held-out text: a file of its own, or a share of the training text's sources. InputError without one."""
+    """The held-out text, a file of its own or a share of the training text's sources, and its blocks. InputError without."""
     data = report["data"] or {}
-    if data.get("validation_text"):
-        return str(data["validation_text"])
     sources = ", ".join(source["name"] for source in data.get("sources") or ())
-    if not sources or not data.get("validation_fraction"):
+    fraction, text, blocks = (data.get(f"validation_{key}") for key in ("fraction", "text", "rows"))
+    if not text and not (sources and fraction):
         raise InputError("data: the report names no held-out text; prepare the data folder with data_prep, then run")
-    return f"{100 * data['validation_fraction']:g} % of {sources}"
+    return (text or f"{100 * fraction:g} % of {sources}") + (f", {blocks:,} blocks" if blocks else "")
 
 
 def hardware_text(report: Mapping[str, Any]) -> str:
@@ -155,13 +169,14 @@ def check(result: Mapping[str, Any]) -> None:
             _check_recipe(report, result["command"])
         _check_together(reports)
         for run in result["runs"]:
-            if set(run["downstream"]) != set(result["protocol"]) or not set(result["protocol"]) <= set(TASKS):
+            if run["downstream"].keys() != result["protocol"].keys() or not result["protocol"].keys() <= TASKS.keys():
                 raise InputError("downstream: the runs were not scored on the same tasks; make the file again")
             if not all(-100 <= task["median"] <= 100 for task in run["downstream"].values()):
                 raise InputError("downstream: a score is no number of points of 100; make the file again")
+        _cells("", result)  # all that the page shows is there
     except InputError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError, yaml.YAMLError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, SyntaxError, yaml.YAMLError) as error:
         raise InputError(
             f"result: not what `board.py add` writes ({_said(error)}); make the file again with it"
         ) from None
@@ -188,35 +203,71 @@ def _check_budget(report: Mapping[str, Any], track: Track) -> None:
 
 
 def _check_recipe(report: Mapping[str, Any], command: str) -> None:
-    """Refuse a recipe that is not in the repository at the run's commit, and flags that differ and were not told."""
-    commit, name = str(report["git_commit"]), recipe_name(report)
+    """Refuse a recipe that is not in the repository at the run's commit, and flags that it and the command do not give."""
+    commit, name, flags = str(report["git_commit"]), recipe_name(report), report["recipe"]
     if not re.fullmatch("[0-9a-f]{40}", commit):
         raise InputError(f"git_commit: {commit} is no commit of an unchanged checkout; commit the changes, then run")
-    if (tree := _git("ls-tree", "-r", "--name-only", "--full-tree", commit)) is None:
+    if _git("cat-file", "-e", f"{commit}^{{commit}}") is None:
         raise InputError(f"git_commit: {commit} is not in this repository; fetch it, or run at a commit that is there")
-    path = next((path for path in tree.splitlines() if Path(path).parts[-2:] == ("recipes", name)), None)
-    content = None if path is None else _git("show", f"{commit}:{path}")
-    if content is None:
+    if (content := _git("show", f"{commit}:./recipes/{name}")) is None:
         raise InputError(f"recipe: recipes/{name} is not in the repository at {commit[:7]}; commit it, then run")
-    if Path(name).stem not in command:
-        raise InputError(f"command: it does not name {name}; give the command of this run")
-    for key, value in yaml.load(content, Loader=yaml.BaseLoader).items():
-        flag = rf"--(no[-_])?{key.replace('_', '[-_]')}\b"
-        told = key in _SETTLED or key.startswith("no_") or key.endswith("_dir") or re.search(flag, command)
-        if not told and not _same(value, did := report["recipe"].get(key)):
-            what = f"{key} was {did!r} in the run and is {value!r} in {name} at {commit[:7]}"
-            raise InputError(f"recipe: {what}, and the command does not say so; give the command as it was typed")
+    words = shlex.split(command.replace("\\\n", " "))
+    words = words[next((place for place, word in enumerate(words, 1) if _SCRIPT.search(word)), len(words)) :]
+    if not words or Path(words[0]).stem != Path(name).stem:
+        raise InputError(f"command: it does not call train_mlm.py with {name}; give the command of this run")
+    told = written_flags([*takewhile(lambda word: not _SHELL.match(word), words[1:])])
+    written = _positive(yaml.load(content, Loader=yaml.BaseLoader)) | _positive(told)
+    default = defaults_at(commit, (report.get("versions") or {}).get("transformers"))
+    left_out = _OF_A_SEED | _FILLED_IN  # and what a curve leaves at its last value
+    left_out |= {"gradient_accumulation_steps"} if flags.get("batch_size_curve") else set()
+    for key in sorted((flags.keys() & default.keys() | written.keys()) - left_out):
+        did, asked = flags.get(key), written.get(key, default.get(key))
+        resolved = key not in written and did in _RESOLVED.get(key, ())
+        if not (resolved or key.endswith("_dir") or _same(asked, did)):
+            what = f"{key} was {did!r} in the run; {name} at {commit[:7]}, command and defaults give {asked!r}"
+            raise InputError(f"recipe: {what}; give the command as it was typed")
 
 
-def _same(written: Any, did: Any) -> bool:
-    """Whether the value of a recipe's key, as text, a list or a mapping of text, is the value in a report."""
+@cache
+def defaults_at(commit: str, release: str | None) -> dict[str, Any]:
+    """The defaults of the flags at a commit; those of Hugging Face too where `release` of Transformers is installed.
+
+    They are read from the sources: an import would take seconds, and know today's alone. InputError where there are none.
+    """
+    if (ours := _git("show", f"{commit}:./{_ARGUMENTS}")) is None:
+        raise InputError(f"git_commit: {commit[:7]} has no {_ARGUMENTS} with the defaults; run at a newer commit")
+    installed, found = distribution("transformers"), dict[str, Any]()
+    file = Path(str(installed.locate_file("transformers/training_args.py")))
+    theirs = file.read_text(encoding="utf-8") if release == installed.version else ""
+    for source in (theirs, ours):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):
+                values = [*node.value.args, *(word.value for word in node.value.keywords if word.arg == "default")]
+                with suppress(ValueError, IndexError):  # no literal, no default
+                    found[ast.unparse(node.target)] = ast.literal_eval(values[0])
+    return found
+
+
+def _positive(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """`no_bf16: true` as `bf16: false`."""
+    switched = {key[3:]: str(str(value).lower() not in _YES) for key, value in flags.items() if key.startswith("no_")}
+    return {key: value for key, value in flags.items() if not key.startswith("no_")} | switched
+
+
+def _same(asked: Any, did: Any) -> bool:
+    """Whether a default, or a recipe's or command's value as text, a list or a mapping of text, is the value in a report."""
+    asked = None if asked in NULLS else asked
+    if asked is None or did is None:
+        return asked is None and did in (None, [])
     if isinstance(did, bool):
-        return (str(written).lower() in ("true", "yes", "t", "y", "1")) == did
-    if isinstance(did, list):
-        return bool(written == did or (written in ("none", *NULLS) and not did))  # report_to
-    if written in NULLS or did is None:
-        return bool(written in NULLS and did is None)
-    return bool(yaml_typed(written) == (yaml_typed(did) if isinstance(did, str) else did))
+        return (str(asked).lower() in _YES) == did
+    if isinstance(did, list):  # report_to
+        return bool(asked == did or str(asked).split() == did or (asked == "none" and not did))
+    value = yaml_typed(asked if isinstance(asked, dict | list) else str(asked))
+    if not isinstance(did, str):
+        return bool(value == did)
+    name = Path(did).name if did.startswith("/") else did  # of a folder, a published report has the last part
+    return bool(value == yaml_typed(did) or Path(str(asked)).name == name)
 
 
 def _check_together(reports: Sequence[Mapping[str, Any]]) -> None:
@@ -231,9 +282,7 @@ def _check_together(reports: Sequence[Mapping[str, Any]]) -> None:
             "world_size": [one["world_size"] for one in (first, report)],
         }
         mine, theirs = first["recipe"], report["recipe"]
-        flags = [
-            key for key in mine.keys() | theirs.keys() if key not in ("recipe", *_OF_A_SEED) and key[-4:] != "_dir"
-        ]
+        flags = [key for key in mine.keys() | theirs.keys() if key not in _OF_A_SEED and key[-4:] != "_dir"]
         alike |= {key: [mine.get(key), theirs.get(key)] for key in sorted(flags)}
         if key := next((key for key, (one, other) in alike.items() if one != other), None):
             raise InputError(f"{key}: {alike[key][0]!r} in one run, {alike[key][1]!r} in another; add each by itself")
@@ -321,7 +370,8 @@ whose budget was overrun, or whose recipe is not in the repository at the commit
 [How to add a row](../CONTRIBUTING.md#a-row-on-the-board); [what pays and what does not](../recipes/README.md).
 
 - **Bits per byte** are those of the pinned evaluation on the held-out text that the row names: lower is better. Compare
-  rows with the same held-out text.
+  rows with the same held-out text. Its name is that of its file, or of the training text of which it is a part, with its
+  number of blocks; a report has no digest of it. Another number is another text, vocabulary or block length.
 - **SST-2, STS-B, MNLI-22k** are points of 100 on dev by `benchmarks/downstream.py` with `recipes/glue/downstream.yaml`:
   medians over seeds of fine-tuning at the best of its rates. All rows have the same data and flags; a result has the digest
   of its data. MNLI-22k is a part of MNLI: 21,751 rows for training, of which the protocol takes 12,000, and 7,469 of

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import shutil
 import subprocess
+from importlib.metadata import version
 
 import pytest
 
@@ -10,8 +12,10 @@ from benchmarks import board
 from budget_trainer.core.errors import InputError
 from tests.conftest import ROOT, words
 
+TWINS = "twin_probability: float = _masking(\n        0.3,"
 RECIPE = "learning_rate: 2e-3\ncurve: linear\nbf16: true\nreport_to: none\nmodel_config:\n  rope: {theta: 100}\n"
 COMMAND = "accelerate launch train_mlm.py recipes/tiny.yaml --total_training_time 3m --seed 0"
+ARGUMENTS = "budget_trainer/config/arguments.py"
 
 
 def git(folder, *given):
@@ -21,12 +25,13 @@ def git(folder, *given):
 
 
 def use_repository(folder, monkeypatch):
-    """Make `folder` the repository that board.py looks at, with recipes/tiny.yaml; its commit."""
-    for name in ("recipes", "docs", "benchmarks/results"):
+    """Make `folder` the repository that board.py looks at, with recipes/tiny.yaml and today's flags; its commit."""
+    for name in ("recipes", "docs", "benchmarks/results", "budget_trainer/config"):
         (folder / name).mkdir(parents=True)
     (folder / "recipes" / "tiny.yaml").write_text(RECIPE)
+    shutil.copy(ROOT / ARGUMENTS, folder / ARGUMENTS)
     git(folder, "init", "--quiet")
-    git(folder, "add", "recipes")
+    git(folder, "add", "recipes", ARGUMENTS)
     git(folder, "commit", "--quiet", "--message", "a recipe")
     monkeypatch.setattr(board, "ROOT", folder)
     monkeypatch.setattr(board, "RESULTS", folder / "benchmarks" / "results")
@@ -43,6 +48,8 @@ def report(commit, seed=0, **changes):
     """A run of recipes/tiny.yaml in 3 minutes on two cores, as it writes run_report.json."""
     recipe = {"recipe": "/home/me/repository/recipes/tiny.yaml", "learning_rate": 0.002, "curve": "linear"}
     recipe |= {"bf16": False, "report_to": [], "model_config": '{"rope": {"theta": 100}}', "use_cpu": True}
+    recipe |= {"total_training_time": "3m", "adam_beta2": 0.98, "twin_probability": 0.0, "unigram_bias": True}
+    recipe |= {"max_steps": 2**40, "dataloader_num_workers": 0, "activation_checkpointing": False, "local_rank": -1}
     made = {
         "budget_seconds": 180.0,
         "used_seconds": 179.5,
@@ -54,7 +61,7 @@ def report(commit, seed=0, **changes):
         "parameters": 9_028_928,
         "recipe": recipe
         | {"seed": seed, "data_dir": "/home/me/data", "output_dir": f"/home/me/out/{seed}", "plan": None},
-        "data": {"validation_fraction": 0.01, "sources": [{"name": "wiki.txt"}]},
+        "data": {"validation_fraction": 0.01, "validation_rows": 1964, "sources": [{"name": "wiki.txt"}]},
         "hardware": {"cpu": "a CPU", "cores": 2, "memory_gib": 23.5, "gpus": []},
         "git_commit": commit,
     }
@@ -75,8 +82,10 @@ def test_the_page_in_the_repository_is_what_the_results_make():
 def test_a_row(commit):
     text = board.page({"tiny.json": result(commit)})
     assert text.count("No row yet.") == len(board.TRACKS) - 1
-    row = "| [`tiny.yaml`](../benchmarks/results/tiny.json) | 1 % of wiki.txt | 1.550 (1.500 to 1.600) |  |  |  | "
-    row += "9.0 M | 12,000 (12,000 to 12,000) | 179.5 (179.5 to 179.5) s | 2 cores of a CPU, 23.5 GiB | "
+    row = (
+        "| [`tiny.yaml`](../benchmarks/results/tiny.json) | 1 % of wiki.txt, 1,964 blocks | 1.550 (1.500 to 1.600) |  "
+    )
+    row += "|  |  | 9.0 M | 12,000 (12,000 to 12,000) | 179.5 (179.5 to 179.5) s | 2 cores of a CPU, 23.5 GiB | "
     assert f"{row}{commit[:7]} | 0, 1 |" in text and f"tiny.json: {COMMAND}" in text
     assert text.endswith(board.BEFORE.read_text())
 
@@ -149,12 +158,27 @@ FAULTS = [
     ("runs.0.report.recipe.recipe", "recipes/other.yaml", "recipe: recipes/other.yaml is not in the repository at "),
     ("runs.0.report.recipe.recipe", "my/tiny.yaml", "recipe: my/tiny.yaml is no file of recipes/; "),
     ("runs.0.report.recipe.recipe", None, "recipe: None is no file of recipes/; "),
-    ("runs.0.report.recipe.learning_rate", 0.003, "recipe: learning_rate was 0.003 in the run and is '2e-3' in tiny"),
-    ("runs.0.report.recipe.curve", None, "recipe: curve was None in the run and is 'linear' in tiny.yaml at "),
+    ("runs.0.report.recipe.learning_rate", 0.003, "recipe: learning_rate was 0.003 in the run; tiny.yaml at "),
+    ("runs.0.report.recipe.curve", None, "recipe: curve was None in the run; tiny.yaml at "),
+    ("runs.1.report.recipe.twin_probability", 0.3, "recipe: twin_probability was 0.3 in the run; tiny.yaml at "),
+    ("runs.0.report.recipe.model_name_or_path", "mine", "recipe: model_name_or_path was 'mine' in the run; "),
     ("runs.0.report.recipe.model_config", '{"rope": {"theta": 10}}', "recipe: model_config was "),
-    ("command", "train_mlm.py recipes/mine.yaml", "command: it does not name tiny.yaml; "),
+    ("command", "train_mlm.py recipes/mine.yaml", "command: it does not call train_mlm.py with tiny.yaml; "),
+    (
+        "command",
+        "train_mlm.py recipes/tiny_glue.yaml --x tiny",
+        "command: it does not call train_mlm.py with tiny.yaml; ",
+    ),
+    ("command", "train.py recipes/tiny.yaml", "command: it does not call train_mlm.py with tiny.yaml; "),
+    ("command", "train_mlm.py 'recipes/tiny.yaml", "result: not what `board.py add` writes "),
+    ("command", None, "result: not what `board.py add` writes "),
+    ("protocol", [], "result: not what `board.py add` writes "),
+    ("runs.0.report.parameters", None, "result: not what `board.py add` writes "),
+    ("runs.0.report.parameters", 10**400, "result: not what `board.py add` writes "),
+    ("runs.1.report.tokens_per_second", None, "result: not what `board.py add` writes "),
+    ("runs.0.report.hardware", {"cpu": "a CPU", "cores": 2, "gpus": []}, "result: not what `board.py add` writes "),
     ("runs.1.report.recipe.seed", 0, "seed: 0, 0 are not different; "),
-    ("runs.1.report.recipe.adam_beta2", 0.95, "adam_beta2: None in one run, 0.95 in another; "),
+    ("runs.1.report.recipe.adam_beta1", 0.95, "adam_beta1: None in one run, 0.95 in another; "),
     ("runs.1.report.hardware.cpu", "another", "hardware: {'cpu': 'a CPU', "),
     ("runs.0.report.data", {"sources": []}, "data: the report names no held-out text; "),
     ("runs.0.downstream", {"MNLI": {"median": 50.0}}, "downstream: the runs were not scored on the same tasks; "),
@@ -180,12 +204,104 @@ def test_a_budget_that_was_overrun(commit):
         board.check(result(commit, faulty))
 
 
-def test_flags_that_the_command_names_may_differ(commit):
-    changed = report(commit)
-    changed["recipe"]["learning_rate"] = 0.003
-    row = result(commit, changed)
-    for flag in ("--learning_rate", "--learning-rate"):
-        board.check({**row, "command": f"{COMMAND} {flag} 3e-3"})
+@pytest.mark.parametrize(
+    ("flags", "changes", "wrong"),
+    [
+        ("--learning_rate 3e-3", {"learning_rate": 0.003}, None),
+        ("--learning-rate=0.003", {"learning_rate": 0.003}, None),
+        ("--learning_rate 3e-3", {"learning_rate": 0.01}, "learning_rate"),
+        ("--learning_rate 3e-3", {}, "learning_rate"),
+        ("--no_unigram_bias", {"unigram_bias": False}, None),
+        ("--no-unigram-bias --unigram_bias false", {"unigram_bias": False}, None),
+        ("--no_unigram_bias", {}, "unigram_bias"),
+        ("--report_to tensorboard", {"report_to": ["tensorboard"]}, None),
+        ('--model_config \'{"rope": {"theta": 1e1}}\'', {"model_config": '{"rope": {"theta": 10}}'}, None),
+        ("--model_name_or_path ~/out/final", {"model_name_or_path": "/home/me/out/final"}, None),
+        ("--model_name_or_path ~/out/final", {"model_name_or_path": "final"}, None),  # as it is published
+        ("--model_name_or_path ~/out/final", {"model_name_or_path": "/home/me/out/other"}, "model_name_or_path"),
+        ("--max_steps 50", {"max_steps": 50}, None),
+        ("", {"max_steps": 50}, "max_steps"),
+        ("--max_steps 50", {}, "max_steps"),
+        ("--warmup 1", {}, "warmup"),
+        ("--twin_probability 0.3 > log.txt 2>&1", {"twin_probability": 0.3}, None),
+        ("--batch_size_curve 0.5@0", {"batch_size_curve": "0.5@0", "gradient_accumulation_steps": 2}, None),
+        ("--data_dir elsewhere --output_dir out/x --seed 3", {"run_name": "x"}, None),
+        ("", {"bf16": True, "torch_compile": True, "torch_compile_backend": "inductor"}, None),
+    ],
+)
+def test_flags_are_what_recipe_command_and_defaults_give(flags, changes, wrong, commit):
+    changed = report(commit, versions={"transformers": version("transformers")})
+    changed["recipe"] |= {"recipe": "tiny.yaml", **changes}  # also of an edited copy: the name alone proves nothing
+    row = {**result(commit, changed), "command": f"{COMMAND} {flags}"}
+    if wrong is None:
+        board.check(row)
+        return
+    with pytest.raises(
+        InputError, match=f"^recipe: {wrong} was .* in the run; tiny.yaml at {commit[:7]}, command and "
+    ):
+        board.check(row)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "cd /home/me/train_mlm && accelerate launch --learning_rate 7 \\\n train_mlm.py recipes/tiny.yaml",
+        "python -m accelerate.commands.launch --config_file cpu.yaml -m budget_trainer.train_mlm tiny",
+        "OMP_NUM_THREADS=2 /venv/bin/budget-train-mlm tiny.yaml",
+    ],
+)
+def test_the_launcher_of_a_command_is_not_read(launcher, commit):
+    board.check({**result(commit), "command": f"{launcher} --total_training_time 3m --output_dir out/train_mlm"})
+
+
+def test_defaults_are_those_of_the_commit_and_of_the_release(commit):
+    """A default that changed since a run neither fails its row, nor passes for the one of then."""
+    folder = board.ROOT
+    text = (folder / ARGUMENTS).read_text()
+    assert text.count("twin_probability: float = _masking(\n        0.0,") == 1
+    (folder / ARGUMENTS).write_text(text.replace("twin_probability: float = _masking(\n        0.0,", TWINS))
+    git(folder, "commit", "--quiet", "--all", "--message", "twins by default")
+    later = git(folder, "rev-parse", "HEAD")
+    board.check(result(commit))
+    with pytest.raises(InputError, match=r"^recipe: twin_probability was 0\.0 in the run; .* give 0\.3; "):
+        board.check(result(later))
+    changed = report(commit, versions={"transformers": version("transformers")})
+    changed["recipe"]["adam_beta1"] = 0.8
+    with pytest.raises(InputError, match=r"^recipe: adam_beta1 was 0\.8 in the run; .* give 0\.9; "):
+        board.check(result(commit, changed))
+    board.check(result(commit, {**changed, "versions": {"transformers": "4.0.0"}}))  # whose default nobody knows here
+    git(folder, "rm", "--quiet", ARGUMENTS)
+    git(folder, "commit", "--quiet", "--message", "no flags")
+    with pytest.raises(InputError, match=f"^git_commit: .* has no {ARGUMENTS} with the defaults; "):
+        board.check(result(git(folder, "rev-parse", "HEAD")))
+
+
+def test_defaults_are_those_that_the_parser_has(commit):
+    from budget_trainer.budget.lead import ENDLESS_STEPS
+    from budget_trainer.config.arguments import PARSER, REPLACED
+
+    read = board.defaults_at(commit, version("transformers"))
+    plain = {name: getattr(known.default, "value", known.default) for name, known in PARSER.flags.items()}
+    wrong = {name: (plain[name], read.get(name)) for name in plain.keys() - REPLACED if read.get(name) != plain[name]}
+    assert not {name: both for name, both in wrong.items() if any(both)}
+    assert board._RESOLVED["max_steps"] == (ENDLESS_STEPS,)
+
+
+def test_what_a_run_settles_by_itself_may_differ_between_seeds(commit):
+    compiled = report(commit, 1)
+    compiled["recipe"] |= {"torch_compile": True, "torch_compile_backend": "inductor", "regional_compile": True}
+    eager = report(commit)
+    eager["recipe"] |= {"torch_compile": False, "torch_compile_backend": None, "regional_compile": False}
+    board.check(result(commit, eager, compiled))
+
+
+def test_a_held_out_text_of_another_size_is_another_one(commit):
+    longer = report(commit, 1)
+    longer["data"] = {**longer["data"], "validation_rows": 2000}
+    with pytest.raises(
+        InputError, match="^data: '1 % of wiki.txt, 1,964 blocks' in one run, '1 % of wiki.txt, 2,000 bl"
+    ):
+        board.check(result(commit, report(commit), longer))
 
 
 def test_scores_of_another_protocol_are_refused(commit):
