@@ -8,9 +8,13 @@
 Without --text it trains on the docstrings of the installed packages, without --eval_text on all but a twentieth of the
 documents, without --tokenizer with one that it trains on the text: nothing is downloaded. The baselines are those of
 benchmarks/baselines/, each with the flags that tuning found for the nearest budget (--tuned), or finds here (--tune TRIALS,
-outside of the budget). One process runs at a time, seed by seed, and one script of stock classes scores every checkpoint. The
-budget of ours holds set-up, compilation and the save, with an empty compile cache for every run; that of a baseline holds its
-training only, compilation included. Each result is appended to results.jsonl as it comes: --resume skips what is there.
+outside of the budget), else with its defaults; the table says which. One process runs at a time, seed by seed, and one script
+of stock classes scores every checkpoint. The budget of ours holds set-up, compilation and the save, with an empty compile cache
+for every run; that of a baseline holds its training only, compilation included. All takes roughly (recipes + baselines) x seeds
+x (budget + a minute). A baseline that fails is a line of the table and makes the exit code 1; the others go on.
+
+Each result is appended to results.jsonl as it comes: --resume skips what is there, but for what failed. The folder belongs to
+one comparison, by its file comparison.json: another budget, text, tokenizer, recipe, flag of a baseline or commit is refused.
 
 With --ablate "name: flag=value flag2=value2" (repeatable) or --ablations recipes/ablations/cpu_10m.yaml, variants of the
 one recipe run beside it, so that a machine that drifts does so for all of them; a second table has each variant's difference to
@@ -21,9 +25,9 @@ benchmarks/downstream.py.
 import argparse
 import json
 import re
-import shutil
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +37,16 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import ablations  # noqa: E402
 from benchmarks.baselines import runs, tune  # noqa: E402
 from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish, run_child, train_recipe  # noqa: E402
-from benchmarks.texts import prepare_blocks, prepare_texts  # noqa: E402
+from benchmarks.comparison import FIGURES, claim, claim_of_all, claim_of_runs, read_results  # noqa: E402
+from benchmarks.texts import check_enough, digest, prepare_blocks, prepare_texts  # noqa: E402
 from budget_trainer.budget.clock import format_duration, parse_duration  # noqa: E402
 from budget_trainer.core.errors import InputError  # noqa: E402
+from budget_trainer.core.io import fresh_folder  # noqa: E402
 from budget_trainer.core.package_data import profile_path  # noqa: E402
+from budget_trainer.reporting.report import environment  # noqa: E402
 
-FIGURES = ("loss", "accuracy", "bits_per_byte", "tokens_per_second", "used_seconds")
+TUNED = "tuned.yaml"  # in output_dir
+LARGEST_BATCH = 32  # with which a baseline is searched
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,7 +59,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--ablate", action="append", default=[], metavar="NAME: FLAG=VALUE ...", help="a variant of the one recipe")
     add("--ablations", help="YAML file of variants: name to changed flags")
     add("--baselines", nargs="*", default=runs.NAMES, metavar="NAME", help=f"some of {', '.join(runs.NAMES)} (all)")
-    add("--tuned", help="file of benchmarks/baselines/tune.py with their best flags (the repository's)")
+    add(
+        "--tuned",
+        help="file of benchmarks/baselines/tune.py with their best flags (OUTPUT_DIR/tuned.yaml, the repository's)",
+    )
     add("--tune", type=int, metavar="TRIALS", help="tune each of them first, here, with so many trials of the budget")
     add("--seeds", type=int, default=3, help="runs per recipe and per baseline (3)")
     add("--first_seed", type=int, default=0, help="their seeds count from here, to share the runs among machines (0)")
@@ -62,7 +73,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="launch profile of our runs: a name of accelerate_configs/, or a file (cpu)",
     )
     add("--packing", default="packed", help="packing of our data folder (packed)")
-    add("--data_dir", help="data folder of our runs, made before from --text; without it, it is made here")
+    add("--data_dir", help="data folder of our runs; that it was made from --text is believed (one is made here)")
     add("--max_blocks", type=int, default=2000, help="blocks to score each checkpoint on (2000)")
     add("--downstream", metavar="DIR[,DIR]", help="GLUE data: each run's model is fine-tuned too, which takes hours")
     add("--output_dir", default="out/quality", help="folder of all runs and results (out/quality)")
@@ -75,8 +86,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             if not Path(getattr(a, name)).exists():
                 raise InputError(f"{name}: {getattr(a, name)} does not exist; give --{name}")
             setattr(a, name, str(Path(getattr(a, name)).resolve()))
+    if a.data_dir and not (Path(a.data_dir) / "manifest.json").is_file():
+        raise InputError(
+            f"data_dir: {a.data_dir} holds no manifest.json; give a folder that data_prep.blocks has made"
+        )
     if a.data_dir and not (a.text and a.eval_text):
         raise InputError("data_dir: what was held out of it is not known here; give its --text and an --eval_text too")
+    if a.data_dir and a.tokenizer:
+        raise InputError("tokenizer: the folder of --data_dir has its own; leave --tokenizer out")
     if a.eval_text and not a.text:
         raise InputError("eval_text: it belongs to a training text; give --text too")
     if a.seeds < 1 or a.max_blocks < 1:
@@ -89,27 +106,40 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if a.tune is not None and a.tuned is not None:
         raise InputError("tuned: with --tune the flags are found here; leave one of the two out")
     tune.check_trials(a.tune)
-    for folder in a.downstream.split(",") if a.downstream else ():
-        if not Path(folder).is_dir():
+    folders = [Path(folder).resolve() for folder in a.downstream.split(",")] if a.downstream else []
+    for folder in folders:
+        if not folder.is_dir():
             raise InputError(f"downstream: {folder} is not a folder; give those of benchmarks/downstream.py")
+    a.downstream = ",".join(map(str, folders))
     a.variants = ablations.gather(a.ablations, a.ablate)
     ablations.check(a.variants, a.recipes)
+    names = [_file_name(name) for name in (*(Path(recipe).stem for recipe in a.recipes), *a.variants, *a.baselines)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"recipes, ablate, baselines: two runs are called {twice[0]}; rename one or leave it out")
     a.output_dir = Path(a.output_dir).resolve()
     if (a.output_dir / "results.jsonl").exists() and not a.resume:
         raise InputError(f"output_dir: {a.output_dir} holds results; add --resume to go on, or give another folder")
     return a
 
 
-def best_flags(a: argparse.Namespace) -> dict[str, runs.Best]:
-    """The flags of each baseline: those that tuning has found, or finds now. InputError: a file of another format."""
-    file = Path(a.tuned) if a.tuned else runs.TUNED
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+def best_flags(a: argparse.Namespace, hardware: str) -> dict[str, runs.Best]:
+    """The flags of each baseline: those that tuning has found, or finds now. InputError: a file of another format, or what
+    was tuned in this folder lacks one."""
+    here = a.output_dir / TUNED
+    file = Path(a.tuned) if a.tuned else here if a.tune is not None or here.exists() else runs.TUNED
     if a.tune is not None:
-        file = a.output_dir / "tuned.yaml"
         asked = argparse.Namespace(**{**vars(a), "trials": a.tune})
         for name in a.baselines:
             entry = tune.tune(asked, name, a.output_dir / f"tune-{name}-{format_duration(a.seconds)}")
-            runs.record(file, name, a.seconds, {key: value for key, value in entry.items() if key != "runs"})
-    return {name: runs.best_of(name, a.seconds, file) for name in a.baselines}
+            runs.record(file, name, a.seconds, entry)
+    best = {name: runs.best_of(name, a.seconds, file, hardware) for name in a.baselines}
+    if file == here and (missing := [name for name in best if best[name].told == runs.NOT_TUNED]):
+        raise InputError(f"tuned: {file} has no {missing[0]}; give --tune TRIALS, or leave it out of --baselines")
+    return best
 
 
 def plan(a: argparse.Namespace, best: dict[str, runs.Best]) -> list[dict[str, Any]]:
@@ -124,13 +154,15 @@ def plan(a: argparse.Namespace, best: dict[str, runs.Best]) -> list[dict[str, An
 def prepare(a: argparse.Namespace) -> str:
     """The texts, then our data folder, made once outside of the budget, as the baselines' tokenisation is.
 
-    `a` has then the texts, one document a line, and as tokenizer a folder.
+    `a` has then the texts, one document a line, and as tokenizer a folder. InputError: texts that are too small.
     """
     train, held_out = prepare_texts(a.text, a.eval_text, a.output_dir / "text")
     a.text, a.eval_text = str(train), str(held_out)
-    folder = Path(a.data_dir) if a.data_dir else a.output_dir / f"data-{a.packing}"
+    name = f"data-{a.packing}" + (f"-{digest(a.tokenizer)[:8]}" if a.tokenizer else "")
+    folder = Path(a.data_dir) if a.data_dir else a.output_dir / name
     prepare_blocks(train, held_out, a.tokenizer, folder, a.packing)
     a.tokenizer = str(folder / "tokenizer")
+    check_enough(train, held_out, a.tokenizer, LARGEST_BATCH if a.baselines else 1)
     return str(folder)
 
 
@@ -150,60 +182,61 @@ def run_baseline(a: argparse.Namespace, job: dict[str, Any], folder: Path) -> di
     return baseline.run(words, folder, a.eval_text, a.max_blocks)
 
 
-def is_of(result: dict[str, Any], best: dict[str, runs.Best]) -> bool:
-    """Whether it belongs into the table: of a baseline that was tuned again since, the earlier runs do not."""
-    return result["name"] not in best or result["flags"] == best[result["name"]].flags
-
-
 def folder_of(a: argparse.Namespace, job: dict[str, Any]) -> Path:
-    return a.output_dir / re.sub(r"[^\w.-]+", "-", f"{job['name']}-seed{job['seed']}")
+    return a.output_dir / f"{_file_name(job['name'])}-seed{job['seed']}"
 
 
 def run_job(a: argparse.Namespace, job: dict[str, Any], data: str) -> dict[str, Any]:
-    """Train, score; the result as one flat dict."""
-    folder = folder_of(a, job)
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed benchmark left: it has no result
-    folder.mkdir(parents=True)
-    found = run_baseline(a, job, folder) if job["kind"] == "baseline" else run_ours(a, job, folder, data)
-    return {**job, **found}
+    """Train, score; the result as one flat dict. Of a baseline that fails it has `failed`, the reason."""
+    folder = fresh_folder(folder_of(a, job))  # what a killed benchmark left there has no result
+    if job["kind"] != "baseline":
+        return {**job, **run_ours(a, job, folder, data)}
+    try:
+        return {**job, **run_baseline(a, job, folder)}
+    except InputError as error:
+        return {**job, "failed": str(error)}
 
 
 def score_downstream(a: argparse.Namespace, jobs: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    """Give each row `downstream`: median, min and max over its seeds of the score of benchmarks/downstream.py."""
+    """Give the rows of `jobs` `downstream`: median, min and max over the seeds of the score of benchmarks/downstream.py."""
     folders: dict[str, list[str]] = {}
     for job in jobs:
         final = folder_of(a, job) / ("" if job["kind"] == "baseline" else "run/final")
-        folders.setdefault(re.sub(r"[^\w.-]+", "-", job["name"]), []).append(str(final))
+        folders.setdefault(_file_name(job["name"]), []).append(str(final))
     print(f"fine-tuning {len(jobs)} models", flush=True)
     command = [sys.executable, str(ROOT / "benchmarks" / "downstream.py"), "--glue_dir", a.downstream, "--no_floor"]
     command += ["--output_dir", str(a.output_dir / "downstream")]
     command += [f"{name}={','.join(found)}" for name, found in folders.items()]
     run_child(command, a.output_dir / "downstream.log")
     groups = json.loads((a.output_dir / "downstream" / "downstream.json").read_text())["groups"]
-    for row in rows:
-        score = groups[re.sub(r"[^\w.-]+", "-", row["name"])]["score"]
+    for row in (row for row in rows if _file_name(row["name"]) in folders):
+        score = groups[_file_name(row["name"])]["score"]
         row["downstream"] = {key: score[key] for key in ("median", "min", "max")}
 
 
 def summarise(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per name: runs, median, mean, lowest, highest and spread (highest - lowest) of FIGURES; how far the medians are
-    from those of the first recipe; variants against the recipe (`ablations.add_deltas`)."""
+    from those of the first recipe; variants against the recipe (`ablations.add_deltas`). `failed` has the reasons of runs that
+    failed; without another run a row has nothing else."""
     rows = []
+    done = [result for result in results if "failed" not in result]
     for name in dict.fromkeys(result["name"] for result in results):
-        of_name = [result for result in results if result["name"] == name]
-        row: dict[str, Any] = {"name": name, "kind": of_name[0]["kind"], "runs": len(of_name)}
-        for key in FIGURES:
+        of_name = [result for result in done if result["name"] == name]
+        failed = [result for result in results if result["name"] == name and "failed" in result]
+        row: dict[str, Any] = {"name": name, "kind": (of_name + failed)[0]["kind"], "runs": len(of_name)}
+        row |= {"failed": [run["failed"] for run in failed]} if failed else {}
+        for key in FIGURES if of_name else ():
             values = [run[key] for run in of_name]
             row[key] = {"median": statistics.median(values), "mean": statistics.mean(values)}
             row[key] |= {"min": min(values), "max": max(values), "spread": max(values) - min(values)}
         rows.append(row)
     ours = next((row for row in rows if row["kind"] == "ours"), None)
-    for row in rows if ours else []:
+    for row in (row for row in rows if ours and row["runs"]):
         assert ours is not None
         row["bits_per_byte_above_ours"] = row["bits_per_byte"]["median"] - ours["bits_per_byte"]["median"]
         row["mean_bits_per_byte_above_ours"] = row["bits_per_byte"]["mean"] - ours["bits_per_byte"]["mean"]
         row["tokens_per_second_ratio"] = row["tokens_per_second"]["median"] / ours["tokens_per_second"]["median"]
-    ablations.add_deltas(rows, results)
+    ablations.add_deltas(rows, done)
     return rows
 
 
@@ -213,6 +246,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         "  against the first recipe" + ("  downstream (range)" if any("downstream" in row for row in rows) else "")
     ]
     for row in rows:
+        failed = f"{len(row['failed'])} failed: {row['failed'][-1]}" if "failed" in row else ""
+        if not row["runs"]:
+            lines.append(f"{row['name'][:26]:26} {0:2}  {failed}")
+            continue
         bits = row["bits_per_byte"]
         text = f"{row['name'][:26]:26} {row['runs']:2} {bits['median']:9.3f} {bits['mean']:6.3f}"
         text += f" {bits['min']:6.3f} {bits['max']:6.3f} {bits['spread']:6.3f}"
@@ -223,16 +260,22 @@ def table(rows: list[dict[str, Any]]) -> str:
         if "downstream" in row:
             score = row["downstream"]
             against = f"{against:24}  {score['median']:.1f} ({score['min']:.1f} to {score['max']:.1f})"
-        lines.append(f"{text}  {against}".rstrip())
+        lines.append(f"{text}  {against}  {failed}".rstrip())
     return "\n".join(lines)
 
 
-def flags_table(best: dict[str, runs.Best]) -> str:
-    """With which flags each baseline ran, and where they come from."""
+def flags_table(best: dict[str, runs.Best], results: Sequence[dict[str, Any]]) -> str:
+    """With which flags each baseline ran, where they come from, the best trials, and what its script says of its runs."""
     lines = [""] if best else []
     for name, found in best.items():
-        flags = ", ".join(f"{key} {value}" for key, value in found.flags.items())
-        lines.append(f"{name}: {flags or 'its defaults'}; {found.told}")
+        lines.append(f"{name}: {runs.flags_line(found.flags) or 'its defaults'}; {found.told}")
+        lines += [f"    {run['bits_per_byte']:.3f} bits/byte: {runs.flags_line(run['flags'])}" for run in found.trials]
+        of_name = [result for result in results if result["name"] == name]
+        if steps := [run for run in of_name if "planned_steps" in run]:
+            did = (f"{run['steps']} of {run['planned_steps']} to {run['last_learning_rate']:.1e}" for run in steps)
+            lines.append(f"    planned steps done, and the last rate: {', '.join(did)}")
+        if judged := [run["compiled"] for run in of_name if "compiled" in run]:
+            lines.append(f"    compiled: {sum(judged)} of {len(judged)} runs")
     return "\n".join(lines)
 
 
@@ -241,27 +284,34 @@ def main(argv: list[str] | None = None) -> None:
     a = parse(argv)
     make_output_dir(a)
     log = a.output_dir / "results.jsonl"
-    results = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    data = prepare(a)
-    best = best_flags(a)
-    for number, job in enumerate(jobs := plan(a, best), start=1):
-        if any(all(result.get(key) == job[key] for key in job) for result in results):
+    results, here = read_results(log), environment()
+    held, data = bool(results), prepare(a)
+    shared = claim_of_all(a, data, here["git_commit"])
+    claim(a.output_dir, shared, held)
+    best = best_flags(a, tune.hardware_line(here["hardware"]))
+    jobs = plan(a, best)
+    claim(a.output_dir, {**shared, **claim_of_runs(jobs)}, held)
+    for number, job in enumerate(jobs, start=1):
+        place = job["name"], job["seed"]
+        if place in results and "failed" not in results[place]:
             continue
-        label = f"{job['name']}, seed {job['seed']}"
-        print(f"run {number} of {len(jobs)}: {label}, {format_duration(a.seconds)}", flush=True)
-        result = run_job(a, job, data)
-        results.append(result)
+        print(f"run {number} of {len(jobs)}: {place[0]}, seed {place[1]}, {format_duration(a.seconds)}", flush=True)
+        result = results[place] = run_job(a, job, data)
         with log.open("a") as file:
             file.write(json.dumps(result) + "\n")
-        said = f"{result['bits_per_byte']:.3f} bits per byte, {result['tokens_per_second']:,.0f} tokens/s"
+        said = f"failed: {result['failed']}" if "failed" in result else ""
+        said = said or f"{result['bits_per_byte']:.3f} bits per byte, {result['tokens_per_second']:,.0f} tokens/s"
         print(f"    {said}", flush=True)
-    rows = summarise([result for result in results if is_of(result, best)])
-    if a.downstream:
-        score_downstream(a, jobs, rows)
-    told = {name: {"flags": found.flags, "tuning": found.told} for name, found in best.items()}
-    figures = {"summary": rows, "runs": results, "baselines": told}
-    text = f"{table(rows)}\n{flags_table(best)}{ablations.table(rows)}"
-    publish(a, "quality_at_budget", text, figures, file="results.json")
+    found = list(results.values())
+    rows = summarise(found)
+    scored = [job for job in jobs if "failed" not in results[job["name"], job["seed"]]]
+    if a.downstream and scored:
+        score_downstream(a, scored, rows)
+    told = {name: {"flags": of.flags, "tuning": of.told, "trials": of.trials} for name, of in best.items()}
+    text = f"{table(rows)}\n{flags_table(best, found)}{ablations.table(rows)}"
+    publish(a, "quality_at_budget", text, {"summary": rows, "runs": found, "baselines": told}, file="results.json")
+    if any("failed" in result for result in found):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The baselines train as they say, what they cannot do they refuse in one line, and their tuning goes on where it was ended."""
 
 import json
+import operator
 import re
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import torch
 import yaml
 from transformers import AutoModelForMaskedLM
 
-from benchmarks import texts
-from benchmarks.baselines import expert_modernbert, runs, scorer, stock_bert, tune
+from benchmarks import quality_at_budget, texts
+from benchmarks.baselines import command, expert_modernbert, runs, scorer, stock_bert, tune
+from budget_trainer.budget.clock import format_duration
+from budget_trainer.config.parser import yaml_typed
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.sweep.spec import SweepSpec
 from tests.conftest import ROOT, read_documents, words
@@ -123,8 +126,9 @@ def test_the_experts_optimizers_have_every_parameter_once(expert, load, optimize
 def test_the_experts_rate_follows_the_time_and_ends_inside_it(expert, load, corpus, monkeypatch):
     """A fake clock on which each batch takes a second, the first one, which compiles, three; ten seconds in all."""
     now, rates, held = [100.0], [], []
-    a = expert(total_training_time="10s", warmup=0.25, learning_rate=1e-3)
+    a = expert(total_training_time="10s", learning_rate=1e-3)
     build = expert_modernbert.build_optimizers
+    monkeypatch.setattr(expert_modernbert, "WARMUP", 0.25)
     monkeypatch.setattr(expert_modernbert, "build_optimizers", lambda *given: held.append(build(*given)) or held[0])
     monkeypatch.setattr(expert_modernbert.time, "monotonic", lambda: now[0])
 
@@ -192,11 +196,48 @@ def test_a_text_without_a_block_is_refused(script, text, given, capsys, tmp_path
     assert "gives 0 blocks of 128 tokens, and a batch has 4" in capsys.readouterr().err
 
 
-def test_muon_of_a_later_torch(given, capsys, monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon")
+def test_accumulation_is_counted(given, capsys):
     with pytest.raises(SystemExit):
-        expert_modernbert.main(words({**given, "optimizer": "muon"}))
-    assert "optimizer: muon needs torch 2.9 or newer" in capsys.readouterr().err
+        expert_modernbert.main(words({**given, "accumulation": 0}))
+    assert "accumulation: 0 is below 1; give 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("seconds", "pays"), [(30, False), (60, True)])
+def test_compiling_pays_where_more_steps_fit_into_the_time(expert, load, monkeypatch, seconds, pays):
+    """A step takes a second; compiled, the first one 20 and each other one half a second."""
+    a, built = expert(total_training_time=f"{seconds}s"), []
+    monkeypatch.setattr(
+        expert_modernbert, "build_model", lambda a, tokenizer, device, compiled: built.append(compiled)
+    )
+
+    def train(a, model, data, most):
+        return most, (20.0 if most == 1 else most / 2) if built[-1] else float(most)
+
+    monkeypatch.setattr(expert_modernbert, "train", train)
+    blocks = torch.zeros((8, 128), dtype=torch.int32)
+    assert expert_modernbert.compiling_pays(a, load, blocks, "cpu") is pays and built == [False, True]
+
+
+def test_the_expert_takes_a_given_number_of_steps(expert, load, corpus):
+    a = expert(total_training_time="10m")
+    model = expert_modernbert.build_model(a, load, "cpu")
+    data = expert_modernbert.batches(expert_modernbert.read_blocks(str(corpus), load), 4, load, seed=0)
+    assert expert_modernbert.train(a, model, data, 2)[0] == 2
+
+
+def test_what_runs_apart_answers_or_fails_there():
+    assert command.apart(operator.add, 2, 3) == 5
+    assert command.apart(operator.truediv, 1, 0) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", [None, "/nonesuch"])
+def test_without_a_compiler_nothing_is_compiled(expert, load, corpus, monkeypatch, compiler):
+    if compiler:
+        monkeypatch.setenv("CXX", compiler)
+    blocks = expert_modernbert.read_blocks(str(corpus), load)[:40].clone()
+    found = command.apart(expert_modernbert.compiling_pays, expert(total_training_time="10m"), load, blocks, "cpu")
+    assert found is None if compiler else found in (True, False)
 
 
 @pytest.mark.parametrize("module", ["baselines.stock_bert", "baselines.expert_modernbert", "baselines.scorer"])
@@ -237,9 +278,17 @@ def test_what_is_searched_is_taken_by_the_script(name, given, tmp_path):
     spec = SweepSpec.read({**baseline.sweep, **own}, name)
     assert {"learning_rate", "size", "batch_size"} <= spec.parameters.keys()
     assert spec.limit >= tune.LEAST_TRIALS and not spec.prune_at
+    data = {key: given[key] for key in ("text", "tokenizer", "output_dir")}
+    parse, first = SCRIPTS[baseline.script].parse_flags, yaml_typed(baseline.first)
+    plain = words({**data, "total_training_time": "5m"})
+    assert parse([*plain, *words(baseline.first)]) == parse(plain), "the first trial has the defaults"
+    assert first.keys() == spec.parameters.keys()
+    for key, searched in spec.parameters.items():
+        inside = first[key] in searched.choices if hasattr(searched, "choices") else first[key] < searched.high
+        assert inside, key
+    assert max(spec.parameters["batch_size"].choices) == quality_at_budget.LARGEST_BATCH
     for parameters in spec.probes():
         more = [word for word in spec.words(parameters, 0) if not word.startswith("--output_dir")]
-        data = {key: given[key] for key in ("text", "tokenizer", "output_dir")}
         a = SCRIPTS[baseline.script].parse_flags([*more, *words(data)])
         assert a.seconds == 300 and all(str(getattr(a, key)) == value for key, value in baseline.fixed.items())
 
@@ -257,7 +306,12 @@ def test_a_baseline_trains_and_is_scored(name, more, given, corpus, tmp_path):
     flags = words({key: value for key, value in given.items() if key != "output_dir"})
     folder = tmp_path / "run"
     found = runs.Baseline.named(name).run([*flags, *more], folder, str(corpus), 50)
-    assert {"steps", "used_seconds", "tokens_per_second", *runs.SCORES} == set(found)
+    own = {"stock_bert": {"planned_steps", "last_learning_rate"}}.get(name, {"compiled"})
+    assert {"steps", "used_seconds", "tokens_per_second", *runs.SCORES, *own} == set(found)
+    if name == "stock_bert":
+        assert found["planned_steps"] >= found["steps"] and 0 <= found["last_learning_rate"] <= 1e-3
+    else:
+        assert found["compiled"] is ("--compile=true" in more)
     blocks = 8 if "--accumulation=2" in more else 4
     assert found["tokens_per_second"] == pytest.approx(found["steps"] * blocks * 128 / found["used_seconds"])
     assert found["steps"] >= 1 and 0 < found["loss"] < 10
@@ -271,20 +325,39 @@ def test_a_baseline_trains_and_is_scored(name, more, given, corpus, tmp_path):
 
 def test_the_nearest_budget_is_taken_and_another_format_refused(tmp_path):
     file = tmp_path / "tuned.yaml"
-    assert runs.best_of("expert_modernbert_muon", 300, file) == runs.Best({"optimizer": "muon"}, "not tuned")
-    entry = {"finished": 12, "trials": 13, "hardware": "2 cores of a CPU"}
+    here = "2 cores of a CPU"
+    assert runs.best_of("expert_modernbert_muon", 300, file, here) == runs.Best({"optimizer": "muon"}, "not tuned")
+    tried = [{"flags": {"size": "128x2"}, "bits_per_byte": 2.0 + 0.1 * number} for number in range(5)]
+    entry = {"finished": 12, "trials": 13, "hardware": here, "runs": tried}
     runs.record(file, "expert_modernbert_muon", 300, {"flags": {"size": "128x2", "learning_rate": 1e-3}, **entry})
     runs.record(file, "expert_modernbert_muon", 600, {"flags": {"size": "256x4"}, **entry})
     runs.record(file, "stock_bert", 600, {"flags": {"size": "192x3"}, **entry})
     assert list(yaml.safe_load(file.read_text())["expert_modernbert_muon"]) == ["5m", "10m"]
     for seconds, budget, size in ((60, "5m", "128x2"), (400, "5m", "128x2"), (450, "10m", "256x4")):
-        best = runs.best_of("expert_modernbert_muon", seconds, file)
-        assert best.flags["size"] == size and best.flags["optimizer"] == "muon"
-        assert best.told == f"best of 12 trials of {budget} (2 cores of a CPU)"
-    for text in ("[]", "stock_bert: {5m: {size: 1}}", "stock_bert: {often: {flags: {}}}", "a: b: c", ""):
+        best = runs.best_of("expert_modernbert_muon", seconds, file, here)
+        assert best.flags["size"] == size and best.flags["optimizer"] == "muon" and best.trials == tried[:3]
+        other = f"; that budget is not this one, {format_duration(seconds)}"
+        assert best.told == f"tuned: 12 of 13 trials of {budget} finished ({here}){other}"
+    assert runs.best_of("stock_bert", 600, file, "a GPU").told.endswith("CPU); that hardware is not this one, a GPU")
+    assert runs.best_of("stock_bert", 600, file, here).told.endswith("finished (2 cores of a CPU)")
+    runs.record(file, "stock_bert", 60, {**entry, "flags": {}, "finished": 11})
+    with pytest.raises(InputError, match="tuned: 11 finished trials of stock_bert in .* are too few"):
+        runs.best_of("stock_bert", 60, file, here)
+    broken = "stock_bert: {5m: {flags: {}, finished: 12, trials: 12, hardware: x, %s}}"
+    for text in (
+        "[]",
+        "stock_bert: {5m: {size: 1}}",
+        "stock_bert: {often: {flags: {}}}",
+        "a: b: c",
+        "",
+        broken % "runs: 1",
+        broken % "runs: [{flags: {}}]",
+        broken % "runs: [{flags: 1, bits_per_byte: 2}]",
+        broken.replace("12", "many") % "runs: []",
+    ):
         file.write_text(text)
         with pytest.raises(InputError, match="tuned: .* cannot be read"):
-            runs.best_of("stock_bert", 300, file)
+            runs.best_of("stock_bert", 300, file, here)
     with pytest.raises(InputError, match="'nonesuch' is unknown"):
         runs.Baseline.named("nonesuch")
 
@@ -297,7 +370,7 @@ def asked(corpus, tokenizer):
 
 def test_tuning_finds_the_best_and_goes_on(asked, tmp_path, monkeypatch, capsys):
     """Smaller rates are better here; the third trial is killed, the fifth fails, the sixth diverges."""
-    ran = []
+    ran, asked.trials = [], 14
 
     def fake(self, flags, folder, eval_text, max_blocks):
         ran.append(dict(flag.removeprefix("--").split("=", 1) for flag in flags))
@@ -313,28 +386,56 @@ def test_tuning_finds_the_best_and_goes_on(asked, tmp_path, monkeypatch, capsys)
     with pytest.raises(KeyboardInterrupt):
         tune.tune(asked, "stock_bert", tmp_path / "trials")
     found = tune.tune(asked, "stock_bert", tmp_path / "trials")
-    assert len(ran) == 13 and ran[3] == ran[2], "what was killed is repeated as it was"
-    assert (found["trials"], found["finished"]) == (12, 10)
+    assert len(ran) == 15 and ran[3] == ran[2], "what was killed is repeated as it was"
+    first = runs.Baseline.named("stock_bert").first
+    assert {key: float(ran[0][key]) if key == "learning_rate" else ran[0][key] for key in first} == {
+        **first,
+        "learning_rate": 1e-3,
+    }
+    assert (found["trials"], found["finished"]) == (14, 12)
     values = [run["bits_per_byte"] for run in found["runs"]]
     assert values == sorted(values) and found["bits_per_byte"] == values[0] == found["flags"]["learning_rate"]
     assert set(found["flags"]) == {"learning_rate", "size", "batch_size", "bf16"}
     assert found["flags"]["bf16"] in ("true", "false")
     assert ran[0]["total_training_time"] == "5s" and ran[0]["seed"] == "0" and "output_dir" not in ran[0]
     assert "failed: run: no memory" in capsys.readouterr().out
-    assert tune.tune(asked, "stock_bert", tmp_path / "trials")["runs"] == found["runs"] and len(ran) == 13
-    assert len(tune.table("stock_bert", found).splitlines()) == 11
+    assert tune.tune(asked, "stock_bert", tmp_path / "trials")["runs"] == found["runs"] and len(ran) == 15
+    assert len(tune.table("stock_bert", found).splitlines()) == 13
     asked.max_blocks = 20
     with pytest.raises(InputError, match="holds another sweep"):
         tune.tune(asked, "stock_bert", tmp_path / "trials")
 
 
-def test_tuning_without_a_finished_trial(asked, tmp_path, monkeypatch):
-    def fail(self, *given):
-        raise InputError("run: no compiler")
+def test_tuning_with_too_few_finished_trials(asked, tmp_path, monkeypatch):
+    """The first trial fails; two more make it a tuning, with the tokenizer and the script that it was begun with."""
+    ran = []
 
-    monkeypatch.setattr(runs.Baseline, "run", fail)
-    with pytest.raises(RunError, match="none of 12 of stock_bert has finished; the last one: run: no compiler"):
+    def fake(self, flags, folder, *given):
+        ran.append(flags)
+        if len(ran) == 1:
+            raise InputError("run: no memory")
+        folder.mkdir()
+        return {"bits_per_byte": 2.0, "tokens_per_second": 1.0}
+
+    monkeypatch.setattr(runs.Baseline, "run", fake)
+    message = r"trials: 11 of 12 of stock_bert have finished, too few .* \(the last failure: run: no memory\)"
+    with pytest.raises(RunError, match=message):
         tune.tune(asked, "stock_bert", tmp_path / "trials")
+    asked.trials = 13
+    assert tune.tune(asked, "stock_bert", tmp_path / "trials")["finished"] == 12 and len(ran) == 13
+    with monkeypatch.context() as patch:
+        patch.setattr(tune, "digest", lambda path: "another")
+        with pytest.raises(InputError, match="tokenizer"):
+            tune.tune(asked, "stock_bert", tmp_path / "trials")
+    monkeypatch.setattr(runs.Baseline, "digest", "another")
+    with pytest.raises(InputError, match="script"):
+        tune.tune(asked, "stock_bert", tmp_path / "trials")
+
+
+def test_tune_refuses_a_text_that_is_trained_on(corpus, tokenizer, tmp_path, capsys):
+    flags = {"text": corpus, "eval_text": corpus, "tokenizer": tokenizer, "output_dir": tmp_path / "out"}
+    assert tune.main(["stock_bert", *words(flags)]) == 2
+    assert "documents stand in text too" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -360,7 +461,8 @@ def test_a_part_of_the_text_is_held_out(corpus, tmp_path):
     assert sorted(kept + held) == sorted(read_documents(corpus)) and not set(kept) & set(held)
     assert 0 < len(held) < 0.15 * len(kept)
     before = train.stat().st_mtime_ns
-    assert texts.prepare_texts(str(corpus), None, tmp_path / "text") == (train, held_out)
+    (tmp_path / "same.txt").write_bytes(corpus.read_bytes())
+    assert texts.prepare_texts(str(tmp_path / "same.txt"), None, tmp_path / "text") == (train, held_out)
     assert train.stat().st_mtime_ns == before, "made once"
     with pytest.raises(InputError, match="holds runs on another text"):
         texts.prepare_texts(str(held_out), None, tmp_path / "text")
@@ -381,6 +483,41 @@ def test_held_out_documents_that_are_trained_on_are_refused(corpus, tmp_path):
     assert not (tmp_path / "again" / "texts.json").exists()
 
 
+@pytest.mark.parametrize("ends", ["\n", "\n\n"])
+def test_lines_are_documents_where_no_blank_line_divides_them(corpus, tmp_path, ends):
+    documents = list(read_documents(corpus))
+    long = [document for document in documents if len(document.split()) >= texts.LEAST_WORDS]
+    (tmp_path / "train.txt").write_text("\n".join(documents) + "\n")
+    (tmp_path / "held_out.txt").write_text(ends.join(long[:3]) + "\n")
+    for first, second in (("train", "held_out"), ("held_out", "train")):
+        with pytest.raises(InputError, match="eval_text: 3 of its documents stand in text too"):
+            texts.check_apart(str(tmp_path / f"{first}.txt"), str(tmp_path / f"{second}.txt"))
+    (tmp_path / "apart.txt").write_text("".join(f"{word} " * 20 + ends for word in ("one", "two")))
+    texts.check_apart(str(tmp_path / "train.txt"), str(tmp_path / "apart.txt"))
+
+
+def test_texts_that_are_too_small_are_refused_before_a_run(corpus, tokenizer, tmp_path):
+    (tmp_path / "short.txt").write_text("Two words.\n\n")
+    texts.check_enough(corpus, corpus, str(tokenizer), 32)
+    assert texts.LEAST_TOKENS == scorer.LEAST
+    with pytest.raises(InputError, match="eval_text: no document of .*short.txt has 16 tokens"):
+        texts.check_enough(corpus, tmp_path / "short.txt", str(tokenizer), 32)
+    with pytest.raises(InputError, match="text: .*short.txt has fewer tokens than 32 blocks of 128"):
+        texts.check_enough(tmp_path / "short.txt", corpus, str(tokenizer), 32)
+
+
+def test_a_digest_is_of_names_and_contents(tmp_path):
+    for name, content in (("a", "1"), ("b", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(content)
+    first = texts.digest(tmp_path / "a")
+    assert first != texts.digest(tmp_path / "b")
+    (tmp_path / "b" / "file").write_text("1")
+    assert first == texts.digest(tmp_path / "b")
+    (tmp_path / "b" / "file").rename(tmp_path / "b" / "other")
+    assert first != texts.digest(tmp_path / "b")
+
+
 def test_a_text_of_which_nothing_is_held_out(tmp_path):
     (tmp_path / "one.txt").write_text("One document.\n")
     with pytest.raises(InputError, match="text: of its 1 documents . would be held out"):
@@ -397,7 +534,14 @@ def test_the_comparison_runs_end_to_end(corpus, tmp_path):
     (tmp_path / "tuned.yaml").write_text(
         yaml.safe_dump(
             {
-                name: {"40s": {"flags": {"size": "64x1", "batch_size": 4}, "finished": 12, "hardware": "none"}}
+                name: {
+                    "40s": {
+                        "flags": {"size": "64x1", "batch_size": 4},
+                        "finished": 12,
+                        "trials": 12,
+                        "hardware": "none",
+                    }
+                }
                 for name in ("stock_bert", "expert_modernbert")
             }
         )
@@ -411,8 +555,15 @@ def test_the_comparison_runs_end_to_end(corpus, tmp_path):
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["kind"] for row in result["summary"]] == ["ours", "baseline", "baseline"]
     assert all(row["bits_per_byte"]["median"] > 0 for row in result["summary"])
-    assert result["baselines"]["stock_bert"]["tuning"] == "best of 12 trials of 40s (none)"
-    told = next(line for line in done.stdout.splitlines() if line.startswith("stock_bert: "))
-    assert "size 64x1" in told and told.endswith("; best of 12 trials of 40s (none)")
+    tuning = result["baselines"]["stock_bert"]["tuning"]
+    assert tuning.startswith("tuned: 12 of 12 trials of 40s finished (none); that hardware is not this one, ")
+    lines = done.stdout.splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("stock_bert: "))
+    assert "size 64x1" in lines[place] and lines[place].endswith(f"; {tuning}")
+    assert lines[place + 1].startswith("    planned steps done, and the last rate: ")
     again = subprocess.run([*map(str, command), "--resume"], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0 and "run 1 of 3" not in again.stdout
+    other = subprocess.run(
+        [*map(str, command), "--resume", "--budget", "41s"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert other.returncode == 2 and "error: budget: the results in " in other.stderr

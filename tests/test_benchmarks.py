@@ -1,13 +1,14 @@
 """Each benchmark runs end to end at toy size, and its JSON has the keys that its table shows."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import ablations, grown_budget, quality_at_budget, scaling, throughput
+from benchmarks import ablations, comparison, grown_budget, quality_at_budget, scaling, throughput
 from benchmarks.baselines import runs
 from benchmarks.measured import PHASES, Gauge, Stretches
 from benchmarks.workload import ROWS, Text, Workload, fit, write_zipf
@@ -203,8 +204,6 @@ def test_variants_run_seed_by_seed(asked):
     assert [(job["name"], job["seed"]) for job in jobs] == expected
     assert jobs[1]["changes"] == {"hidden_size": "512", "curve": "cosine"} and "changes" not in jobs[0]
     assert jobs[3]["kind"] == "baseline" and jobs[3]["flags"] == {"size": "128x2"}
-    assert quality_at_budget.is_of(jobs[3], best) and quality_at_budget.is_of(jobs[0], best)
-    assert not quality_at_budget.is_of({**jobs[3], "flags": {"size": "256x4"}}, best), "tuned again since"
 
 
 @pytest.mark.parametrize(
@@ -224,6 +223,9 @@ def test_variants_run_seed_by_seed(asked):
         (["--tuned", "nonesuch.yaml"], "nonesuch.yaml does not exist"),
         (["--downstream", "nonesuch"], "nonesuch is not a folder"),
         (["--seeds", "0"], "must be 1 or more"),
+        (["--baselines", "stock_bert", "stock_bert"], "two runs are called stock_bert"),
+        (["--ablate", "a b: curve=exp", "--ablate", "a-b: curve=exp"], "two runs are called a-b"),
+        (["--data_dir", "recipes"], "recipes holds no manifest.json"),
     ],
 )
 def test_bad_flags_of_quality_at_budget(flags, message, asked):
@@ -256,7 +258,174 @@ def test_summary_of_variants():
     assert len(quality_at_budget.table([base, off, stock]).splitlines()) == 4
     stock["downstream"] = {"median": 51.23, "min": 50.0, "max": 52.0}
     assert "51.2 (50.0 to 52.0)" in quality_at_budget.table([base, off, stock])
-    told = quality_at_budget.flags_table({"stock_bert": runs.Best({"size": "128x2"}, "not tuned")})
-    assert told.splitlines() == ["", "stock_bert: size 128x2; not tuned"]
+    failed = {"kind": "baseline", "name": "expert", "seed": 0, "failed": "run: no memory"}
+    again = {**failed, "name": "stock_bert", "seed": 1}
+    *_, stock, expert = quality_at_budget.summarise([*results(), failed, again])
+    assert expert == {"name": "expert", "kind": "baseline", "runs": 0, "failed": ["run: no memory"]}
+    assert stock["runs"] == 1 and stock["bits_per_byte"]["median"] == 2.7
+    lines = quality_at_budget.table([base, stock, expert]).splitlines()
+    assert lines[2].startswith("stock_bert") and lines[2].endswith("1 failed: run: no memory")
+    assert lines[3].split(maxsplit=2) == ["expert", "0", "1 failed: run: no memory"]
     alone = quality_at_budget.summarise([result for result in results() if result["kind"] != "ours"])
     assert "bits_per_byte_to_base" not in alone[0], "a variant without its seed of the base"
+
+
+def test_the_table_of_flags():
+    found = runs.Best(
+        {"size": "128x2", "learning_rate": 1e-3}, "tuned", [{"flags": {"size": "128x2"}, "bits_per_byte": 2}]
+    )
+    best = {"stock_bert": found, "expert_modernbert": runs.Best({}, runs.NOT_TUNED)}
+    steps = {"name": "stock_bert", "steps": 95, "planned_steps": 100, "last_learning_rate": 5e-5}
+    judged = [{"name": "expert_modernbert", "compiled": compiled} for compiled in (True, False, True)]
+    failed = {"name": "stock_bert", "failed": "run: no memory"}
+    assert quality_at_budget.flags_table(best, [steps, *judged, failed]).splitlines() == [
+        "",
+        "stock_bert: size 128x2, learning_rate 1.00e-03; tuned",
+        "    2.000 bits/byte: size 128x2",
+        "    planned steps done, and the last rate: 95 of 100 to 5.0e-05",
+        "expert_modernbert: its defaults; not tuned",
+        "    compiled: 2 of 3 runs",
+    ]
+    assert quality_at_budget.flags_table({}, []) == ""
+
+
+# ---- the folder of a comparison ----
+
+
+@pytest.fixture
+def compare(asked, monkeypatch, tmp_path):
+    """Call quality_at_budget.py for a recipe and a baseline on fake runs: the exit code and what it ran.
+
+    What is in `compare.broken` fails; `compare.here` is the environment.
+    """
+    ran, broken, here = [], set(), {"git_commit": "abc", "hardware": {"gpus": [], "cores": 2, "cpu": "a CPU"}}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").touch()
+
+    def train(a, job, *given):
+        ran.append((job["name"], job["seed"]))
+        if job["name"] in broken:
+            raise InputError("run: no memory")
+        return dict.fromkeys(comparison.FIGURES, 1.0)
+
+    monkeypatch.setattr(runs, "TUNED", tmp_path / "none.yaml")
+    monkeypatch.setattr(quality_at_budget, "prepare", lambda a: str(tmp_path / "data"))
+    monkeypatch.setattr(quality_at_budget, "environment", lambda: here)
+    monkeypatch.setattr(quality_at_budget, "run_ours", train)
+    monkeypatch.setattr(quality_at_budget, "run_baseline", train)
+
+    def call(*flags):
+        ran.clear()
+        try:
+            code = quality_at_budget.main([*asked, "--seeds", "1", "--resume", "--baselines", "stock_bert", *flags])
+        except SystemExit as ended:
+            code = ended.code
+        return code, [*ran]
+
+    call.broken, call.here, call.folder = broken, here, tmp_path / "out"
+    return call
+
+
+def test_a_baseline_that_fails_is_a_line_and_is_repeated(compare, capsys):
+    compare.broken.add("stock_bert")
+    assert compare() == (1, [("cpu_10m", 0), ("stock_bert", 0)])
+    assert "1 failed: run: no memory" in capsys.readouterr().out
+    assert compare("--seeds", "2") == (1, [("stock_bert", 0), ("cpu_10m", 1), ("stock_bert", 1)])
+    compare.broken.clear()
+    assert compare("--seeds", "2") == (0, [("stock_bert", 0), ("stock_bert", 1)])
+    assert compare("--seeds", "2") == (0, [])
+    rows = json.loads((compare.folder / "results.json").read_text())["summary"]
+    assert [row["runs"] for row in rows] == [2, 2] and not any("failed" in row for row in rows)
+    compare.broken.add("cpu_10m")
+    assert compare("--seeds", "3") == (2, [("cpu_10m", 2)]), "without ours there is nothing to compare"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--budget", "301s"], "budget: the results in {} have 300s, this comparison has 301s; give another"),
+        (["--max_blocks", "5"], "max_blocks: the results in {} have 2000, this comparison has 5;"),
+        (["--packing", "bucketed"], "packing: the results in {} have packed, this"),
+        (["--config_file", "ddp"], "config_file: the results in {} have "),
+        (["--eval_text", "README.md"], "eval_text: the results in {} have "),
+        (["--tokenizer", "recipes"], "tokenizer: the results in {} have "),
+        (["--tuned", "tuned.yaml"], "flags of stock_bert: the results in {} have {{}}, this comparison has {{'size':"),
+        (["--recipes", "cpu_10m.yaml"], "recipe of cpu_10m: the results in {} have "),
+        ([], "git_commit: the results in {} have abc, this comparison has abc-dirty;"),
+    ],
+    ids=lambda value: value[0] if value and isinstance(value, list) else "",
+)
+def test_a_folder_belongs_to_one_comparison(compare, flags, message, capsys, tmp_path, monkeypatch):
+    (tmp_path / "cpu_10m.yaml").write_text("learning_rate: 1e-3\n")
+    entry = {"flags": {"size": "64x1"}, "finished": 12, "trials": 12, "hardware": "a GPU"}
+    runs.record(tmp_path / "tuned.yaml", "stock_bert", 300.0, entry)
+    flags = [str(tmp_path / word) if word in ("cpu_10m.yaml", "tuned.yaml") else word for word in flags]
+    assert compare()[0] == 0
+    before = (compare.folder / "results.jsonl").read_bytes()
+    if not flags:
+        monkeypatch.setitem(compare.here, "git_commit", "abc-dirty")
+    capsys.readouterr()
+    assert compare(*flags) == (2, [])
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith(f"error: {message.format(compare.folder)}"), said
+    assert (compare.folder / "results.jsonl").read_bytes() == before
+    monkeypatch.setitem(compare.here, "git_commit", "abc")
+    assert compare() == (0, []), "nothing is lost"
+    assert compare("--baselines") == (0, []) and compare("--ablate", "wide: hidden_size=512") == (0, [("wide", 0)])
+
+
+def test_a_line_that_was_cut_off_is_run_again_and_others_are_refused(compare, capsys):
+    log = compare.folder / "results.jsonl"
+    compare()
+    whole = log.read_bytes()
+    for cut in (1, 30, len(whole.splitlines()[1])):
+        log.write_bytes(whole[:-cut])
+        assert compare() == (0, [("stock_bert", 0)] if cut > 1 else []), "it lacks its end of line only"
+        assert log.read_bytes() == whole
+    for foreign in (b"[]\n", b'{"a": 1}\n', b"\xff\n", b"words", b'{"a": ', whole[:-30] + b"\n"):
+        log.write_bytes(whole + foreign)
+        capsys.readouterr()
+        assert compare() == (2, [])
+        said = capsys.readouterr().err
+        assert re.fullmatch(r"error: output_dir: line [34] of .*results.jsonl is no result; give another .*\n", said)
+        assert log.read_bytes() == whole + foreign
+    log.write_bytes(whole)
+    (compare.folder / "comparison.json").unlink()
+    assert compare() == (2, []) and "comparison.json cannot be read" in capsys.readouterr().err
+
+
+def test_what_was_tuned_in_the_folder_is_taken(asked, monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "TUNED", tmp_path / "none.yaml")
+    entry = {"flags": {"size": "64x1"}, "finished": 12, "trials": 12, "hardware": "a GPU", "runs": []}
+    monkeypatch.setattr(quality_at_budget.tune, "tune", lambda *given: entry)
+    flags = [*asked, "--baselines", "stock_bert"]
+    assert quality_at_budget.best_flags(quality_at_budget.parse(flags), "a GPU")["stock_bert"].flags == {}
+    (tmp_path / "out").mkdir()
+    tuned = quality_at_budget.best_flags(quality_at_budget.parse([*flags, "--tune", "12"]), "a GPU")
+    assert tuned["stock_bert"].flags == {"size": "64x1"}
+    assert quality_at_budget.best_flags(quality_at_budget.parse(flags), "a GPU") == tuned
+    with pytest.raises(InputError, match="tuned.yaml has no expert_modernbert; give --tune"):
+        quality_at_budget.best_flags(quality_at_budget.parse([*flags, "expert_modernbert"]), "a GPU")
+
+
+def test_models_of_this_call_alone_are_fine_tuned(asked, monkeypatch, tmp_path):
+    """A name that an earlier call has run keeps its row without a score; the folders of the data are absolute."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "glue").mkdir()
+    a = quality_at_budget.parse([*asked, "--downstream", "glue", "--baselines", "stock_bert"])
+    commands = []
+
+    def fine_tune(command, log):
+        commands.append(command)
+        score = {"median": 50.0, "min": 49.0, "max": 51.0}
+        groups = {name: {"score": score} for name in ("cpu_10m", "stock_bert")}
+        (tmp_path / "out" / "downstream").mkdir(parents=True)
+        (tmp_path / "out" / "downstream" / "downstream.json").write_text(json.dumps({"groups": groups}))
+
+    monkeypatch.setattr(quality_at_budget, "run_child", fine_tune)
+    rows = [{"name": name} for name in ("cpu_10m", "earlier", "stock_bert")]
+    jobs = quality_at_budget.plan(a, {"stock_bert": runs.Best({}, runs.NOT_TUNED)})
+    quality_at_budget.score_downstream(a, jobs, rows)
+    assert [row.get("downstream", {}).get("median") for row in rows] == [50.0, None, 50.0]
+    assert str(tmp_path / "glue") in commands[0]
+    assert [word.partition("=")[0] for word in commands[0][-2:]] == ["cpu_10m", "stock_bert"]

@@ -39,7 +39,7 @@ MARGIN = 0.97  # of the time, for which steps are planned: they are not all of o
 
 
 def parse_flags(argv: list[str] | None) -> argparse.Namespace:
-    return parse(run_parser(__doc__, batch_size=32, learning_rate="1e-3", bf16="false"), argv)
+    return parse(run_parser(__doc__, size="256x4", batch_size=32, learning_rate="1e-3", bf16="false"), argv)
 
 
 def read_blocks(text: str, tokenizer: Any) -> Any:
@@ -79,8 +79,10 @@ class TimeLimit(TrainerCallback):
             control.should_training_stop = True
 
 
-def train(a: argparse.Namespace, blocks: Any, tokenizer: Any, steps: int, limit: TimeLimit) -> tuple[Any, float]:
-    """A new model, trained for `steps` steps or until the limit, and the seconds that this took."""
+def train(
+    a: argparse.Namespace, blocks: Any, tokenizer: Any, steps: int, limit: TimeLimit
+) -> tuple[Any, float, float]:
+    """A new model, trained for `steps` steps or until the limit; the seconds that this took; the rate of a next step."""
     set_seed(a.seed)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -116,7 +118,7 @@ def train(a: argparse.Namespace, blocks: Any, tokenizer: Any, steps: int, limit:
     trainer.train()
     if on_gpu:
         torch.cuda.synchronize()
-    return model, time.monotonic() - limit.begin
+    return model, time.monotonic() - limit.begin, trainer.lr_scheduler.get_last_lr()[0]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -127,8 +129,10 @@ def main(argv: list[str] | None = None) -> None:
     probe, limit = TimeLimit(PROBE_SECONDS, LEAST_PROBE_STEPS), TimeLimit(a.seconds)
     train(a, blocks, tokenizer, PROBE_STEPS, probe)
     step = median(after - before for before, after in pairwise(probe.ends))
-    model, seconds = train(a, blocks, tokenizer, max(1, int(MARGIN * a.seconds / step)), limit)
-    write_result(a, model, tokenizer, len(limit.ends), a.batch_size, seconds)
+    planned = max(1, int(MARGIN * a.seconds / step))
+    model, seconds, rate = train(a, blocks, tokenizer, planned, limit)
+    more = {"planned_steps": planned, "last_learning_rate": float(rate)}
+    write_result(a, model, tokenizer, len(limit.ends), a.batch_size, seconds, **more)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@
         --tokenizer out/data/tokenizer --budget 5m --output_dir out/tune
 
 What is searched stands in NAME.yaml beside the scripts, in the form of a sweep file: its samplers, its study and its rules for
-the values are used. sweep.py itself runs train_mlm.py only, and reads that script's report and progress, which a stock script
-does not write; here a trial is the baseline's command and the stock scorer's answer. Trials run one after the other, and the
-same command goes on where it was ended. The held-out text that chooses the best is the one on which the baseline is
-compared afterwards, which favours it.
+the values are used; the first trial has the script's defaults. sweep.py itself runs train_mlm.py only, and reads that script's
+report and progress, which a stock script does not write; here a trial is the baseline's command and the stock scorer's
+answer. Trials run one after the other, each for its budget and roughly a minute more, two where the script times whether to
+compile; the same command goes on where it was ended. The held-out text that chooses the best is the one on which the baseline
+is compared afterwards, which favours it.
 
-Writes the best flags to --tuned, from where benchmarks/quality_at_budget.py takes them.
+Writes the best flags and trials to --tuned, from where benchmarks/quality_at_budget.py takes them.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.baselines.runs import NAMES, Baseline, record
+from benchmarks.baselines.runs import LEAST_TRIALS, NAMES, Baseline, flags_line, record
 from benchmarks.cli import bare_parser, make_output_dir, one_line_errors, publish
+from benchmarks.texts import check_apart, digest
 from budget_trainer.budget.clock import format_duration, parse_duration
 from budget_trainer.core.errors import InputError, RunError
 from budget_trainer.core.io import hold_folder, sha256
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
     from budget_trainer.sweep.study import SweepStudy
 
-LEAST_TRIALS = 12
 ERROR, SECONDS = "error", "seconds"  # attributes of a trial in the study, as in a sweep
 
 
@@ -71,10 +72,11 @@ def tune(a: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
     """All trials of a baseline in `folder`; the entry of the best one for `record`, and `runs`, the best first.
 
     a: text, eval_text, tokenizer, seconds, trials (None: those of the sweep file), max_blocks. InputError: the folder holds
-    another search, or is in use. RunError: no trial has finished.
+    another search, or is in use. RunError: fewer than LEAST_TRIALS have finished.
     """
     from optuna.trial import TrialState
 
+    from budget_trainer.config.parser import yaml_typed
     from budget_trainer.sweep.spec import SweepSpec
     from budget_trainer.sweep.study import SweepStudy, exclusive, identity, open_storage, storage_errors
 
@@ -84,17 +86,21 @@ def tune(a: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
     data = {"text": a.text, "tokenizer": a.tokenizer, "seed": "0"}
     spec = SweepSpec.read({**baseline.sweep, **own, "fixed": {**baseline.fixed, **data}}, name)
     texts = {"text": sha256(Path(a.text)), "eval_text": sha256(Path(a.eval_text)), "max_blocks": a.max_blocks}
+    texts |= {"tokenizer": digest(a.tokenizer), "script": baseline.digest}
     folder.mkdir(parents=True, exist_ok=True)
     with hold_folder(folder), storage_errors(spec.storage):
         with exclusive(spec):
             study = SweepStudy(spec, open_storage(spec.storage), identity(spec, texts, baseline.script))
+            if not study.get_trials(deepcopy=False):
+                study.enqueue_trial(yaml_typed(baseline.first))
         while (trial := _next_trial(study)) is not None:
             _run_trial(a, baseline, study, trial)
         trials = study.get_trials(deepcopy=False)
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    if not done:
-        reason = trials[-1].user_attrs.get(ERROR, "")
-        raise RunError(f"trials: none of {len(trials)} of {name} has finished; the last one: {reason}")
+    if len(done) < LEAST_TRIALS:
+        reason = next((trial.user_attrs[ERROR] for trial in reversed(trials) if ERROR in trial.user_attrs), "")
+        what = f"{len(done)} of {len(trials)} of {name} have finished, too few to call it tuned"
+        raise RunError(f"trials: {what} (the last failure: {reason}); mend that, or give more trials")
     done.sort(key=lambda trial: trial.value or 0.0)
     runs = [{"flags": _flags(trial.params), "bits_per_byte": trial.value, **trial.user_attrs} for trial in done]
     here = environment()
@@ -131,8 +137,7 @@ def _run_trial(a: argparse.Namespace, baseline: Baseline, study: SweepStudy, tri
     except InputError as error:
         reason = str(error)
     trial.set_user_attr(SECONDS, round(time.monotonic() - begin, 1))
-    flags = ", ".join(f"{key} {_short(given)}" for key, given in trial.params.items())
-    head = f"{baseline.name}, trial {trial.number + 1} of {spec.limit}: {flags}"
+    head = f"{baseline.name}, trial {trial.number + 1} of {spec.limit}: {flags_line(trial.params)}"
     if reason:
         trial.set_user_attr(ERROR, reason[:500])
         study.conclude(trial, None, TrialState.FAIL)
@@ -156,16 +161,12 @@ def _flags(params: dict[str, Any]) -> dict[str, Any]:
     return {key: str(value).lower() if isinstance(value, bool) else value for key, value in params.items()}
 
 
-def _short(value: Any) -> str:
-    return f"{value:.2e}" if isinstance(value, float) else str(value)
-
-
 def table(name: str, found: dict[str, Any]) -> str:
     """The trials that have finished, the best first."""
     lines = [f"{name}: {found['finished']} of {found['trials']} trials finished"]
     for run in found["runs"]:
-        flags = ", ".join(f"{key} {_short(value)}" for key, value in run["flags"].items())
-        lines.append(f"  {run['bits_per_byte']:7.3f} bits/byte {run['tokens_per_second']:9,.0f} tokens/s  {flags}")
+        figures = f"{run['bits_per_byte']:7.3f} bits/byte {run['tokens_per_second']:9,.0f} tokens/s"
+        lines.append(f"  {figures}  {flags_line(run['flags'])}")
     return "\n".join(lines)
 
 
@@ -173,11 +174,12 @@ def table(name: str, found: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> None:
     a = parse(argv)
     make_output_dir(a)
+    check_apart(a.text, a.eval_text)
     file = Path(a.tuned).resolve() if a.tuned else a.output_dir / "tuned.yaml"
     found = {}
     for name in a.names:
         found[name] = tune(a, name, a.output_dir / f"{name}-{format_duration(a.seconds)}")
-        record(file, name, a.seconds, {key: value for key, value in found[name].items() if key != "runs"})
+        record(file, name, a.seconds, found[name])
     publish(a, "tune", "\n".join(table(name, of) for name, of in found.items()), {"baselines": found})
 
 
