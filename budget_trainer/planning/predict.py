@@ -204,6 +204,9 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
         self.time_budget.steps.expect(stage.accumulation / self.stage.accumulation, compiles)
         self.stage = stage
 
+    def disk_takes_checkpoint(self) -> bool:
+        return True
+
     def save_folder(self, _: Any) -> float:
         self.spend("save", self.costs.save)
         return self.costs.save

@@ -177,7 +177,9 @@ def test_what_is_stored_of_a_plan(device, processes, profile, tmp_path, monkeypa
     assert main([*recipe, "--write", "new.yaml", "--num_processes", str(processes)]) == 0
     (words, folder, _), out = ask.call_args.args, capsys.readouterr().out
     assert words == recipe and folder.parent == tmp_path  # saving is timed on the run's disk
-    assert f"accelerate_configs/{profile} train_mlm.py new.yaml" in out
+    name, *processes_there = profile.split(".yaml")
+    launched = f"$(budget-profile {name}){''.join(processes_there)} -m budget_trainer.train_mlm new.yaml"
+    assert launched in out, "outside of the clone"
     stored = yaml.load((tmp_path / "new.yaml").read_text(), Loader=yaml.BaseLoader)
     expected = {"total_training_time": "24h", "bf16": "true", "mlm_probability_curve": "0.3@0,0.15@0.5", "seed": "-1"}
     expected |= {"data_dir": "d", "per_device_train_batch_size": "8", "gradient_accumulation_steps": "2"}
