@@ -104,6 +104,14 @@ def no_garbage_collection(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def own_folders_of_trackers(monkeypatch):
+    """A run in this process sets them for good; the next test's is to have its own."""
+    for name in ("TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "WANDB_MODE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
 def nothing_stays_behind():
     yield
     while STARTED:

@@ -30,8 +30,10 @@ def prepare(
     run: TrainingArguments, named: Collection[str] = (), *, compiles: bool = True, trackers: bool = True
 ) -> bool:
     """Configure the log, take over what the launcher asks for (returns what that does), check the launch and the `trackers`
-    asked for, and on a CPU keep freed memory with the process."""
+    asked for, which write into the run's folder where they can, and on a CPU keep freed memory with the process."""
     configure_logging(run)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(str(run.output_dir)) / "tensorboard"))
+    os.environ.setdefault("WANDB_DIR", str(run.output_dir))
     regional = _take_over(run, named, compiles)
     check_launch(run.world_size, run.n_gpu)
     if trackers:
@@ -107,15 +109,13 @@ def _check_compiler(run: TrainingArguments) -> None:
 
 
 def configure_logging(run: TrainingArguments) -> None:
-    """Log at info in the main process and only warnings in the others; trackers write into the run's folder, where they can."""
+    """Log at info in the main process and only warnings in the others."""
     level = logging.INFO if run.process_index == 0 else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
     for noisy in ("httpx", "datasets", "matplotlib", "fsspec", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     hf_logging.set_verbosity_warning()
     hf_logging.disable_progress_bar()  # the budget's bar is the only one
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(str(run.output_dir)) / "tensorboard"))
-    os.environ.setdefault("WANDB_DIR", str(run.output_dir))
 
 
 def count_devices(energy: EnergyMeter, run: TrainingArguments, channel: ControlChannel) -> None:

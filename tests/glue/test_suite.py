@@ -144,6 +144,9 @@ def test_the_time_of_another_suite_is_not_charged(suite, tmp_path, capfd):
     assert suite(**options)[0] == 2 and "is of another suite" in capfd.readouterr().err
     code, content = suite("--overwrite_output_dir", **options)
     assert code == 0 and content["failed"] == 0
+    assert not {"TENSORBOARD_LOGGING_DIR", "WANDB_DIR"} & os.environ.keys(), (
+        "each run has its own folders for trackers"
+    )
     assert json.loads((tmp_path / "out" / "clock.json").read_text())["elapsed_seconds"] <= 50
     # an edited grid is another suite, another spelling of its path is not
     (tmp_path / "sub").mkdir()
