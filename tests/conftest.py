@@ -18,7 +18,7 @@ import yaml
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED_DATA = Path(os.environ.get("BUDGET_DATA", ROOT.parent / "shared" / "data"))
+SHARED_DATA = Path(os.environ.get("BUDGET_DATA") or ROOT.parent / "shared" / "data")
 TINY = {"model_type": "modernbert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 TINY |= {"intermediate_size": 64, "max_position_embeddings": 128, "hidden_dropout_prob": 0.0}
 TINY |= {"attention_probs_dropout_prob": 0.0, "per_device_train_batch_size": 8, "learning_rate": "2e-3"}
