@@ -39,7 +39,7 @@ help:
 	@echo "                  (recipes + baselines) x seeds x (BUDGET + about a minute): BUDGET=5m takes an hour and a quarter or so"
 	@echo "                  ARGS='flags of benchmarks/quality_at_budget.py'; a repeated command goes on, at the same commit"
 	@echo "make test         the tests that a change waits for (under 10 minutes on two cores)"
-	@echo "make test-all     these and the slow ones (about 23 minutes)"
+	@echo "make test-all     these and the slow ones (about half an hour)"
 	@echo "make test-ecosystem   trl, sentence-transformers, peft and setfit under a budget, in $(VENV)-ecosystem"
 	@echo "make acceptance   every promise measured, as a table in out/acceptance.md; CHECKS='budget resume' selects"
 	@echo "make docs         docs/api.md from the docstrings, the picture of the packages from the imports"
