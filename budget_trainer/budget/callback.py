@@ -101,8 +101,7 @@ class TimeBudgetCallback(TrainerCallback):
 
     `early_exit_time_marker` stops earlier on the same learning-rate curve; `job_time_limit` ends only this job, with
     a training checkpoint, for a later job to go on. Durations as `parse_duration` takes them, or `timedelta`; numbers are
-    seconds. `discarded` says by phase how many of the clock's seconds went into steps that were given up for good: they are
-    used, and no part of the schedule.
+    seconds.
 
     After each step `reading` holds what all ranks agreed on, `share` the used share of the budget and `progress` the
     position on the learning-rate curve. `stop_reason` says why training ended: `budget`, `early_exit_time_marker`,
@@ -117,14 +116,12 @@ class TimeBudgetCallback(TrainerCallback):
         agreement: Agreement | None = None,
         early_exit_time_marker: str | float | timedelta | None = None,
         job_time_limit: str | float | timedelta | None = None,
-        discarded: Mapping[str, float] | None = None,
     ) -> None:
         if (total_training_time is None) == (clock is None):
             raise InputError(
                 f"total_training_time: {total_training_time!r} beside clock {clock!r}; give one of the two"
             )
         self.total_training_time, self.clock = total_training_time, clock
-        self.discarded = dict(discarded or {})
         if clock is None:  # refuses a bad duration here, not hours later
             self._own_seconds = to_seconds(total_training_time, "total_training_time")
         self.early_exit_seconds = _limit(early_exit_time_marker, "early_exit_time_marker")
@@ -286,7 +283,7 @@ class TimeBudgetCallback(TrainerCallback):
         self._ticked = False
         self.stop_if_due(state, control)
         values: dict[str, Any] = {"elapsed_seconds": self.reading.elapsed, "begin_seconds": self.begin_seconds}
-        values |= {"shares": self.running_clock.seconds_by_phase(), "discarded": self.discarded}
+        values["shares"] = self.running_clock.seconds_by_phase()
         if self.lead is not None:  # one dict: what it counts behind this event is in the checkpoint, too
             self.lead.stored.update(values)
             values = self.lead.stored
@@ -352,14 +349,12 @@ class TimeBudgetCallback(TrainerCallback):
         """Where the middle of the next step lies between the first step (the warmup is not lost to the set-up) and the end.
 
         The end is the budget less Trainer's own end, the final save and one step: the last step has at most half a step's
-        worth of curve left. What was discarded lies behind the first step, and is taken off both.
+        worth of curve left.
         """
         if math.isinf(self.total_seconds):
             return 0.0
         now = self.reading
         middle, end = now.elapsed + now.step / 2, self.total_seconds - now.save - self.end_work - now.step
-        lost = sum(self.discarded.values())
-        middle, end = middle - lost, end - lost
         return min(1.0, max(0.0, middle - self.begin_seconds) / max(end - self.begin_seconds, 1e-9))
 
     def stop_if_due(self, state: TrainerState, control: TrainerControl) -> None:

@@ -99,9 +99,3 @@ def make_curve(name: str, warmup_proportion: float = 0.0, **options: float | str
         return function(progress, **options)
 
     return curve
-
-
-def decay_begins(name: str, **options: float | str) -> float | None:
-    """The progress at which the curve `name` leaves its stable phase for its decay; None where it has none: only wsd has."""
-    begins = 1.0 - float(options.get("decay_proportion", _DECAY_PROPORTION)) if name == "wsd" else 0.0
-    return begins or None

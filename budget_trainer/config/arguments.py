@@ -177,6 +177,9 @@ class BudgetArguments:
     decay_shape: str | None = _schedule(None, "wsd: sqrt (1 - sqrt) or linear.", choices=("sqrt", "linear"))
     finetune_time_markers: str | None = _watch(None, "Shares of the budget at which to keep the model.", unit="SHARES")
     finetune_checkpoint_at_end: bool = _watch(True, "Write final/ at the end.")
+    checkpoint_at_end: bool | None = _watch(
+        None, "Leave a training checkpoint behind it, to go on from with more time (where curve is wsd)."
+    )
     checkpoint_every: str | None = _watch(None, "A checkpoint each time this much is used.", unit="TIME", speed=False)
     num_epochs_between_checkpoints: int | None = _watch(
         None, "... or after this many shards per process.", unit="SHARDS", min=1, special={-1: "never"}

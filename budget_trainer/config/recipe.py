@@ -17,7 +17,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from budget_trainer.budget.clock import format_duration, parse_deadline, seconds_until
-from budget_trainer.budget.curves import decay_begins, make_curve
+from budget_trainer.budget.curves import make_curve
 from budget_trainer.budget.stages import EveryEpochs, EveryShare, Stages, ValidationPlan, make_stages
 from budget_trainer.config.arguments import (
     PARSER,
@@ -168,10 +168,10 @@ class Recipe:
         return "deadline" if self.total_seconds < asked else "total_training_time"
 
     @property
-    def decay_begins(self) -> float | None:
-        """The progress at which a schedule over time leaves its stable phase; None where it has none."""
-        timed = self.schedule["schedule"] == "time"
-        return decay_begins(self.schedule["curve"], **self.schedule["curve_options"]) if timed else None
+    def checkpoint_at_end(self) -> bool:
+        """Whether the end leaves a training checkpoint, from which the run goes on with more time."""
+        asked = self.budget.checkpoint_at_end
+        return self.budget.curve == "wsd" if asked is None else asked
 
     def total_before_deadline(self, used: float, left: float) -> float:
         """The budget, in seconds, of a run that has used `used` where `left` are left until the deadline.

@@ -28,7 +28,6 @@ from budget_trainer.core.errors import InputError
 from budget_trainer.planning.steps import MicroStep
 from budget_trainer.training.callbacks import (
     CheckpointCadence,
-    DecayCheckpoint,
     FinetuneMarkers,
     StageCadence,
     ValidationCadence,
@@ -106,7 +105,7 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
     def __init__(self, costs: Costs, recipe: Recipe, accumulation: int, num_processes: int) -> None:
         self.costs, self.recipe, self.num_processes, self.end = costs, recipe, num_processes, recipe.end_seconds
         self.now, self.samples_consumed, self.validations = 0.0, 0, 0
-        self.stride, self._micro_batches, self.before_decay = 1, 0, False
+        self.stride, self._micro_batches = 1, 0
         self.clock = BudgetClock(recipe.total_seconds, time_fn=lambda: self.now)
         agreement = Agreement(ControlChannel(), StopRequest())
         budget = TimeBudgetCallback(clock=self.clock, agreement=agreement, early_exit_time_marker=self.end)
@@ -120,7 +119,6 @@ class _PaperTrainer(TimeScheduleMixin, _Loop):
         self.callbacks += [
             StageCadence(trainer, stages),
             FinetuneMarkers(trainer, recipe.markers, os.devnull),  # no marker's folder is there yet
-            *([] if recipe.decay_begins is None else [DecayCheckpoint(trainer, recipe.decay_begins)]),
             CheckpointCadence(trainer, recipe.checkpoint_seconds, None if epochs in (None, -1) else epochs * epoch),
         ]
         validation = recipe.validation_plan(epoch)

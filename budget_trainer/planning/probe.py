@@ -43,7 +43,6 @@ from budget_trainer.planning.steps import NO_ROOM, MicroStep, ProbeSteps, StepRe
 from budget_trainer.reporting.report import environment
 from budget_trainer.training.callbacks import (
     CheckpointCadence,
-    DecayCheckpoint,
     EarlyStop,
     FinetuneMarkers,
     StageCadence,
@@ -183,7 +182,7 @@ def probe(
     mark(None)
     run.job = 1
     run.add_callbacks()
-    for kind in (StageCadence, FinetuneMarkers, DecayCheckpoint, CheckpointCadence, ValidationCadence, EarlyStop):
+    for kind in (StageCadence, FinetuneMarkers, CheckpointCadence, ValidationCadence, EarlyStop):
         trainer.remove_callback(kind)  # steps only, however long it takes
     trainer.remove_callback(PrinterCallback)  # a run has its bar instead
     CLOCK.total_seconds = budget.early_exit_seconds = budget.job_limit_seconds = math.inf

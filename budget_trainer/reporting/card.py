@@ -279,8 +279,8 @@ def _summary(report: Mapping[str, Any], classifier: bool) -> str:
         return f"{what}."
     how = f" in {format_duration(report.get('used_seconds') or 0)}"
     how += f" of a wall-clock budget of {format_duration(budget)}" if budget and math.isfinite(budget) else ""
-    lost = report.get("discarded_seconds")
-    how += f" ({format_duration(lost)} of it in the decay of a shorter budget, which was discarded)" if lost else ""
+    earlier = ", ".join(report.get("earlier_budgets") or [])
+    how += f" (finished at {earlier} before, and given more time)" if earlier else ""
     further = (report.get("recipe") or {}).get("model_name_or_path")
     origin = "pre-trained further from existing weights" if further else "pre-trained from scratch"
     return f"{what}, {origin}{how}: {report['steps']:,} steps, {report.get('tokens') or 0:,} token positions."

@@ -219,9 +219,8 @@ def print_summary(report: dict[str, Any], output_dir: Path) -> None:
         f"{report['used_seconds']:.1f}s{f' of {budget:.1f}s' if budget else ''} "
         f"({', '.join(f'{name} {format_duration(seconds)}' for name, seconds in shares)})"
     )
-    if report.get("discarded_seconds"):
-        earlier = ", ".join(report["earlier_budgets"]) or "of another folder"
-        print(f"{_discarded(report)}: the decay of a shorter budget ({earlier}) was done again")
+    if report.get("earlier_budgets"):
+        print(f"given more time: it was finished at {', '.join(report['earlier_budgets'])} before")
     if report.get("mfu"):
         print(
             f"{report['model_tflops_per_second']:.3g} TFLOP/s of the model, {100 * report['mfu']:.1f} % of this device's "
@@ -258,12 +257,6 @@ def _budget(report: dict[str, Any]) -> float | None:
     """Seconds, or None for a run that only steps end."""
     seconds = report.get("budget_seconds")
     return seconds if seconds and math.isfinite(seconds) else None
-
-
-def _discarded(report: dict[str, Any]) -> str:
-    """How much of the time used is in no step of the model; empty where nothing is."""
-    seconds = report.get("discarded_seconds")
-    return f"{format_duration(seconds)} of it discarded" if seconds else ""
 
 
 def _series(progress: Sequence[dict[str, Any]], key: str) -> tuple[Any, Any]:
@@ -329,7 +322,7 @@ def _draw_shares(axes: Any, report: dict[str, Any]) -> None:
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
-    axes.set_title(", ".join(filter(None, ("where the budget went", _discarded(report)))), loc="left", fontsize=11)
+    axes.set_title("where the budget went", loc="left", fontsize=11)
     axes.set_xlabel(f"seconds; energy {energy_words(energy)[0]}" if by_phase else "seconds")
 
 

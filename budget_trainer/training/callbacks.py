@@ -28,14 +28,13 @@ from budget_trainer.budget.stages import Stage, Stages, ValidationPlan
 from budget_trainer.config.arguments import WatchArguments
 from budget_trainer.core.errors import RunError
 from budget_trainer.core.io import json_types
-from budget_trainer.training.run_folder import BEFORE_DECAY
 
 if TYPE_CHECKING:
     from budget_trainer.training.trainer import TimeBudgetTrainer
 
 log = logging.getLogger(__name__)
 # In TrainerState.stateful_callbacks.
-_VALIDATION_KEY, _PROGRESS_KEY, _GUARD_KEY, _DECAY_KEY = "validation", "progress", "guard", "before_decay"
+_VALIDATION_KEY, _PROGRESS_KEY, _GUARD_KEY = "validation", "progress", "guard"
 _LOWEST_SCALE = 1.0
 _LINES_FOR_SPIKES = 20
 _LOGGED = (
@@ -122,39 +121,6 @@ class CheckpointCadence(TrainerCallback):
         if counts != self._last and self.time_budget.reserve(self.time_budget.reading.checkpoint):
             control.should_save = True
         self._last = counts
-
-
-class DecayCheckpoint(TrainerCallback):
-    """The training checkpoint from which a run with more time goes on: once, as the progress of the schedule reaches `begins`.
-
-    One that would endanger the final save, or for which the disk has no room, is left out. A job that goes on beyond that
-    moment from a checkpoint of before it writes it behind its first step. `there` is the step of the one in the folder: of this
-    budget where the job goes on from it beyond `begins`, else of a shorter one.
-    """
-
-    def __init__(self, trainer: TimeBudgetTrainer, begins: float, there: int | None = None) -> None:
-        self.trainer, self.time_budget, self.begins, self.there = trainer, trainer.time_budget, begins, there
-        self.kept = self.no_room = False
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        known = bool(stored_state(state, _DECAY_KEY).get("kept")) or state.global_step == self.there
-        self.kept = known and self.trainer.schedule_progress() >= self.begins
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        store_state(state, _DECAY_KEY, {"kept": self.kept})
-        due = not (self.kept or self.no_room or control.should_training_stop)
-        due = due and self.trainer.schedule_progress() >= self.begins
-        due = due and self.time_budget.reserve(self.time_budget.reading.checkpoint)
-        if due and not self.trainer.disk_takes_checkpoint():
-            due, self.no_room = False, True
-            text = "%s: no room on the disk for %s, so this run cannot be given more time when it is finished"
-            log.warning(text, args.output_dir, BEFORE_DECAY)
-        self.trainer.before_decay = due
-        control.should_save = control.should_save or self.trainer.before_decay
-
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.kept = self.kept or self.trainer.before_decay
-        self.trainer.before_decay = False
 
 
 class ValidationCadence(TrainerCallback):

@@ -54,7 +54,6 @@ from budget_trainer.training import launch
 from budget_trainer.training.callbacks import (
     BudgetProgressBar,
     CheckpointCadence,
-    DecayCheckpoint,
     EarlyStop,
     FinetuneMarkers,
     Guard,
@@ -77,7 +76,6 @@ from budget_trainer.training.run_folder import (
     PROGRESS,
     REPORT,
     RunFolder,
-    step_of,
 )
 from budget_trainer.training.trainer import TimeBudgetTrainer
 
@@ -444,7 +442,6 @@ class PretrainingRun:
             agreement=self.agreement,
             early_exit_time_marker=recipe.early_exit_seconds,
             job_time_limit=recipe.job_limit_seconds,
-            discarded=self.growth.discarded,
         )
         vocabulary: dict[str, Any] = {"special_ids": self.data.special_ids, "vocab_size": self.data.vocab_size}
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
@@ -478,8 +475,7 @@ class PretrainingRun:
             if growth.pending:
                 self.folder.begin(self.identity, self.job, growth.as_dict(), GROWING)
                 set_aside(self.folder, growth.budgets[-1])
-                text = "the models of %s have its name now; from %s on, %s of the time used are discarded"
-                log.info(text, growth.budgets[-1], self.checkpoint, format_duration(growth.discarded_seconds))
+                log.info("the models of %s have its name now; it goes on from %s", growth.budgets[-1], self.checkpoint)
             self.folder.begin(self.identity, self.job, replace(growth, pending=False).as_dict())
             path = self.output_dir / CLOCK
             kept = keep_clock(path, self.clock, more=lambda: {"energy": self.energy.record()})
@@ -528,10 +524,6 @@ class PretrainingRun:
             trainer.add_callback(StageCadence(trainer, self.stages))
         trainer.add_callback(self.progress)
         trainer.add_callback(self.markers)
-        if recipe.decay_begins is not None:
-            before = self.folder.before_decay()
-            there = self.channel.gather(None if before is None else step_of(before))[0]
-            trainer.add_callback(DecayCheckpoint(trainer, recipe.decay_begins, there))
         trainer.add_callback(CheckpointCadence(trainer, recipe.checkpoint_seconds, every_samples))
         if self.validation is not None:
             trainer.add_callback(ValidationCadence(trainer, self.validation))
@@ -576,19 +568,16 @@ class PretrainingRun:
         counts, marked = self.guard.counts(), self.markers.in_final()
         overall = {} if trainer.throughput is None else trainer.throughput.overall()
         shares, samples = self.clock.seconds_by_phase(), trainer.samples_consumed
-        # What the steps of this model took: those of decays that were discarded are not its own.
-        spent = {name: seconds - self.growth.discarded.get(name, 0.0) for name, seconds in shares.items()}
-        tokens, worked = samples * self.data.block_size, spent["train"] + spent["data_wait"] + spent["compile"]
+        tokens, worked = samples * self.data.block_size, shares["train"] + shares["data_wait"] + shares["compile"]
         self._gather_energy()
         now = self.args.to_dict()  # what came of the flags
         if self.recipe.until is not None:
             now["total_training_time"] = format_duration(self.recipe.total_seconds)
         flags = {name: now.get(name, value) for name, value in self.flags.items() if name != "push_to_hub"}
-        discarded = {"discarded_seconds": self.growth.discarded_seconds, "earlier_budgets": list(self.growth.budgets)}
         return {
             "budget_seconds": self.budget.end_seconds,
             **_used_seconds(shares, self.budget.end_seconds),
-            **(discarded if self.growth.discarded else {}),
+            **({"earlier_budgets": list(self.growth.budgets)} if self.growth.budgets else {}),
             "shares": shares,
             "energy": self._energy(self.energy.record(), sum(shares.values())),
             "steps": trainer.state.global_step,
@@ -596,7 +585,7 @@ class PretrainingRun:
             "tokens": tokens,
             "tokens_per_second": tokens / worked if worked > 0 else 0.0,
             **overall,
-            "data_wait_share": spent["data_wait"] / worked if worked > 0 else 0.0,
+            "data_wait_share": shares["data_wait"] / worked if worked > 0 else 0.0,
             "speed": self.compute_mode,
             "passes_over_corpus": samples / self.blocks.rows,
             "learning_rate_last": progress.learning_rate_last,
@@ -627,6 +616,8 @@ class PretrainingRun:
         if self.is_main_process and self.final is not None:  # who is killed from here on loses only the evaluation
             write_json_atomic(self.output_dir / REPORT, report)
             self.folder.copy_final(report["markers_in_final"])
+        if self.recipe.checkpoint_at_end:
+            self.trainer.save_checkpoint_of_end()
         blocks = len(self.evaluation_rows[0])
         per_block = self.budget.evaluate_seconds / max(1, self.trainer.evaluation_blocks)
         about = f", about {format_duration(blocks * per_block)}" if per_block else ""
@@ -699,7 +690,8 @@ class PretrainingRun:
             reduce_sum=self.channel.sum,
         )
         total = self.recipe.total_seconds
-        if self.is_main_process and self.recipe.decay_begins and total > (report["budget_seconds"] or math.inf) + 0.5:
+        more = total > (report["budget_seconds"] or math.inf) + 0.5
+        if self.is_main_process and more and self.folder.newest_checkpoint() is not None:
             log.info("finished; the same command again goes on to %s", format_duration(total))
         options = self.recipe.push if self.is_main_process else None
         self._write_results(report, final, BackgroundPush(self.output_dir, options) if options else None)

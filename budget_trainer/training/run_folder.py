@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FINAL, CLOCK, RUN, PROGRESS, RESUMABLE = "final", "clock.json", "run.json", "progress.jsonl", "RESUMABLE"
 REPORT = "run_report.json"
-BEFORE_DECAY = "checkpoint-before-decay"
 COMPUTE_MODE_KEY = "speed"  # in TrainerState.stateful_callbacks
 # States of a run in run.json; growing: finished, and about to go on with more time (growth.py).
 _TRAINING, EVALUATING, FINISHED, GROWING = "training", "evaluating", "finished", "growing"
@@ -47,7 +46,7 @@ _MANIFEST = "manifest.json"
 _ROOM = ".room-for-final"
 _PARTIAL = ".partial-"
 _UNFINISHED = re.compile(
-    r"\.partial-((\.partial-)?rehearsal|final|model|finetune-[\w.+-]+|(retired-)?checkpoint-(\d+|before-decay))(\.old|\.trainer)?"
+    r"\.partial-((\.partial-)?rehearsal|final|model|finetune-[\w.+-]+|(retired-)?checkpoint-\d+)(\.old|\.trainer)?"
 )
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors writes in Rust
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
@@ -188,37 +187,12 @@ class RunFolder:
     # ---- checkpoints ----
 
     def checkpoints(self) -> list[Path]:
-        """The complete training checkpoints, oldest step first; that of before the decay is not among them."""
-        return [folder for folder in self._numbered() if read_manifest(folder) is not None]
-
-    def _numbered(self) -> list[Path]:
+        """The complete training checkpoints, oldest step first."""
         named = [folder for folder in self.path.glob("checkpoint-*") if folder.name[11:].isdecimal()]
-        return sorted(named, key=step_of)
-
-    def before_decay(self) -> Path | None:
-        """The complete training checkpoint of the moment at which the decay began."""
-        folder = self.path / BEFORE_DECAY
-        return folder if read_manifest(folder) is not None else None
+        return sorted((folder for folder in named if read_manifest(folder) is not None), key=step_of)
 
     def newest_checkpoint(self) -> Path | None:
-        """The newest complete training checkpoint, be it that of before the decay."""
-        before = self.before_decay()
-        return max([*self.checkpoints(), *([] if before is None else [before])], key=step_of, default=None)
-
-    def make_room_for_before_decay(self) -> None:
-        """Give the checkpoint of before an earlier decay its number: the next one is published where nothing lies, so that no
-        kill leaves the run without both."""
-        before = self.before_decay()
-        if before is not None and not (numbered := self.path / f"checkpoint-{step_of(before)}").exists():
-            before.rename(numbered)
-        elif (self.path / BEFORE_DECAY).exists():  # not complete, or the same as the other
-            self._delete(self.path / BEFORE_DECAY)
-
-    def delete_checkpoints_behind(self, step: int) -> None:
-        """Delete the numbered checkpoints of later steps, complete or not."""
-        for folder in self._numbered():
-            if step_of(folder) > step:
-                self._delete(folder)
+        return max(self.checkpoints(), key=step_of, default=None)
 
     @staticmethod
     def _delete(folder: Path) -> None:
@@ -246,9 +220,9 @@ class RunFolder:
     def find_checkpoint(self, resume_from_checkpoint: str | None) -> Path | None:
         """Where to go on: None for a fresh start. Reads only.
 
-        `auto` takes the newest complete checkpoint, or starts fresh where there is none; of a finished run that of before its
-        decay (`find_growth` of growth.py says whether there is time to go on). Raises InputError for a folder that is
-        read-only, or finished without such a checkpoint, that holds a run nobody asked to resume, and for a checkpoint that is
+        `auto` takes the newest complete checkpoint, or starts fresh where there is none; a finished run can only go on from
+        that one (`find_growth` of growth.py says whether there is time to go on). Raises InputError for a folder that is
+        read-only, or finished without a checkpoint, that holds a run nobody asked to resume, and for a checkpoint that is
         not complete.
         """
         self.check_writable()
@@ -257,13 +231,13 @@ class RunFolder:
                 raise InputError(
                     f"output_dir: {self.path} is the folder of a {name[:5]} ({name}); give another folder"
                 )
-        if (before := self.grows_from(resume_from_checkpoint)) is not None:
-            return before
+        if (newest := self.grows_from(resume_from_checkpoint)) is not None:
+            return newest
         if (self.path / FINAL).exists():
             further = f"move {FINAL}/ away"
             if resume_from_checkpoint is not None:
                 further = f"go on from its weights there with --model_name_or_path {self.path / FINAL}"
-                further += f" (more time is for runs of curve wsd, which keep {BEFORE_DECAY})"
+                further += " (more time is for runs that keep a training checkpoint: those of checkpoint_at_end)"
             raise InputError(f"output_dir: {self.path} already has {FINAL}/; give another folder, or {further}")
         if resume_from_checkpoint is None:
             leftovers = [name for name in (CLOCK, RUN, PROGRESS) if (self.path / name).exists()]
@@ -285,20 +259,23 @@ class RunFolder:
         return checkpoint
 
     def grows_from(self, resume_from_checkpoint: str | None) -> Path | None:
-        """The checkpoint of before the decay, where a finished run is asked to go on, or one was killed as it began to.
+        """The newest checkpoint, where a finished run is asked to go on from it, or one was killed as it began to.
 
-        InputError where another one is asked for in the latter case, or it has been damaged.
+        InputError where another one is asked for in the latter case, or none is left.
         """
-        state, before = self._read_run().get("state"), self.path / BEFORE_DECAY
+        state, newest = self._read_run().get("state"), self.newest_checkpoint()
         if resume_from_checkpoint is None or state not in (FINISHED, GROWING):
             return None
-        asked = resume_from_checkpoint == "auto" or Path(resume_from_checkpoint).resolve() == before.resolve()
-        if asked and self.before_decay() is not None:
-            return before
+        asked = resume_from_checkpoint == "auto"
+        asked = asked or (newest is not None and Path(resume_from_checkpoint).resolve() == newest.resolve())
+        if asked and newest is not None:
+            return newest
         if state == GROWING:
-            fix = "is not complete; use the models that are there" if asked else "is where it goes on; give auto"
+            where = "no checkpoint is complete; use the models that are there"
+            if newest is not None:
+                where = f"{newest} is where it goes on; give auto"
             raise InputError(
-                f"resume_from_checkpoint: {resume_from_checkpoint}: the run was given more time, and {before} {fix}"
+                f"resume_from_checkpoint: {resume_from_checkpoint}: the run was given more time, and {where}"
             )
         return None
 
@@ -468,9 +445,8 @@ class RunFolder:
 
 
 def step_of(folder: Path) -> int:
-    """The step of a complete training checkpoint: that of its name, or of its manifest."""
-    step = folder.name.removeprefix("checkpoint-")
-    return int(step) if step.isdecimal() else int(complete_manifest(folder)["step"])
+    """The step in the name of a training checkpoint."""
+    return int(folder.name.removeprefix("checkpoint-"))
 
 
 def stored_in(checkpoint: Path, key: str) -> dict[str, Any]:

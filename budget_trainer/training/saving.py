@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -22,7 +23,6 @@ from budget_trainer.core.io import fresh_folder
 from budget_trainer.model.checkpoint import scale_weights
 from budget_trainer.training.engine import engine_name, needs_conversion, restore_group_options
 from budget_trainer.training.run_folder import (
-    BEFORE_DECAY,
     COMPUTE_MODE_KEY,
     RunFolder,
     complete_manifest,
@@ -32,6 +32,7 @@ from budget_trainer.training.run_folder import (
     staging_folder,
 )
 
+log = logging.getLogger(__name__)
 _REPORT_BYTES = 2**20  # for the report, its picture and the card, beside the model
 
 
@@ -57,7 +58,6 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
         self.identity, self.compute_mode = identity or {}, compute_mode or {}
         self._staging: Path | None = None  # where Trainer writes a checkpoint at the moment
         self._saved_bytes = 0  # of a model, once the save was rehearsed
-        self.before_decay = False  # whether the next checkpoint is the one of before the decay
         super().__init__(*args, **kwargs)
 
     @property
@@ -110,11 +110,6 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
         self.time_budget.save_seconds = self.time_budget.save_allowance(seconds)
         self.time_budget.checkpoint_seconds = 4.5 * seconds + 0.2  # weights and two moments, until one was measured
 
-    def disk_takes_checkpoint(self) -> bool:
-        """Whether the main process's disk has room for weights, two moments and a margin. Call it on all ranks."""
-        free = shutil.disk_usage(str(self.args.output_dir)).free if self.args.should_save else 0
-        return bool(self.channel.gather(free >= 4 * self._saved_bytes)[0])
-
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Gathered from ZeRO's or FSDP's ranks, a tied tensor comes once for each name.
         if state_dict is not None:
@@ -147,7 +142,6 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
         """Trainer's checkpoint, written aside under its own name and published with a manifest."""
         folder, name = RunFolder(Path(str(self.args.output_dir))), f"checkpoint-{self.state.global_step}"
         store_state(self.state, COMPUTE_MODE_KEY, self.compute_mode)
-        target = folder.path / (BEFORE_DECAY if self.before_decay else name)
         save_checkpoint = super()._save_checkpoint
 
         def write(staging: Path) -> None:
@@ -170,11 +164,24 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
         }
         if self.args.should_save:
             folder.rotate(self.args.save_total_limit, before_save=True)
-            if self.before_decay:
-                folder.make_room_for_before_decay()
-        self.time_budget.checkpoint_seconds = self._write_aside(target, write, manifest)
+        self.time_budget.checkpoint_seconds = self._write_aside(folder.path / name, write, manifest)
         if self.args.should_save:
             folder.rotate(self.args.save_total_limit)
+
+    def save_checkpoint_of_end(self) -> None:
+        """The training checkpoint of the last step, behind the training, from which a run with more time goes on.
+
+        Left out with a warning where the main process's disk has no room for weights, two moments and a margin. Call it on all
+        ranks.
+        """
+        folder = Path(str(self.args.output_dir))
+        free = shutil.disk_usage(folder).free if self.args.should_save else 0
+        if self.channel.gather(free >= 4 * self._saved_bytes)[0]:
+            model: Any = self.model
+            self._save_checkpoint(model, None)
+        else:
+            text = "%s: no room on the disk for the checkpoint of the end, so this run cannot be given more time"
+            log.warning(text, folder)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from budget_trainer.budget.curves import CURVES, decay_begins, make_curve
+from budget_trainer.budget.curves import CURVES, make_curve
 from budget_trainer.core.errors import InputError
 
 
@@ -20,12 +20,6 @@ def test_table():
     ):
         curve = make_curve(name, 0.0, **options)
         assert {progress: curve(progress) for progress in values} == pytest.approx(values, abs=1e-9), name
-
-
-def test_where_a_decay_begins():
-    assert decay_begins("wsd") == 0.6 and decay_begins("wsd", decay_proportion=0.25) == 0.75
-    assert decay_begins("wsd", decay_proportion=1.0) is None, "it decays from the first step on"
-    assert {decay_begins(name) for name in CURVES.keys() - {"wsd"}} == {None}
 
 
 @pytest.mark.parametrize("name", sorted(CURVES))

@@ -43,13 +43,13 @@ def report(**more):
 EVALUATION = {"evaluation": {"loss": 2.0}}
 
 
-def test_what_was_discarded_is_told(capsys, tmp_path):
-    grown = report(discarded_seconds=57.5, earlier_budgets=["2m"], overrun_seconds=0.0)
+def test_shorter_budgets_are_told(capsys, tmp_path):
+    grown = report(earlier_budgets=["2m", "3m"], overrun_seconds=0.0)
     print_summary(grown, tmp_path)
-    assert "57.5s of it discarded: the decay of a shorter budget (2m) was done again\n" in capsys.readouterr().out
-    assert "(57.5s of it in the decay of a shorter budget, which was discarded)" in card_text(grown, name="x")
+    assert "given more time: it was finished at 2m, 3m before\n" in capsys.readouterr().out
+    assert "(finished at 2m, 3m before, and given more time)" in card_text(grown, name="x")
     print_summary(report(overrun_seconds=0.0), tmp_path)
-    assert "of it discarded" not in capsys.readouterr().out and "discarded" not in card_text(report(), name="x")
+    assert "more time" not in capsys.readouterr().out and "more time" not in card_text(report(), name="x")
 
 
 @pytest.mark.parametrize(
