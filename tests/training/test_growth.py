@@ -383,7 +383,7 @@ def test_real_checkpoints_of_two_budgets(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_prolonged_killed_and_ends_as_it_should(data_dir, tmp_path):
+def test_a_run_is_prolonged_killed_and_ends_as_it_should(data_dir, tmp_path, refused):
     out = tmp_path / "run"
     options = {**TINY, "data_dir": data_dir, "output_dir": out, "curve": "wsd", "checkpoint_every": "3s"}
     options |= {"disable_tqdm": True, "finetune_time_markers": "0.3,0.9"}
@@ -398,8 +398,8 @@ def test_a_run_is_prolonged_killed_and_ends_as_it_should(data_dir, tmp_path):
         ({"curve": "linear"}, "curve: linear with lr_schedule time has no decay to come"),
         ({"hidden_size": 64}, "was begun with model.hidden_size=32"),
     ):
-        refused = train({**again, **changes})
-        assert refused.returncode == 2 and told in refused.stderr.strip().splitlines()[-1]
+        code, error = refused({**again, **changes})
+        assert code == 2 and told in error
         assert (out / "final" / "model.safetensors").read_bytes() == weights and not (out / "final-30s").exists()
 
     process = spawn([sys.executable, "train_mlm.py", *words(again)], stdout=subprocess.DEVNULL)
@@ -422,4 +422,5 @@ def test_a_run_is_prolonged_killed_and_ends_as_it_should(data_dir, tmp_path):
     assert second["tokens"] == 64 * second["samples"] == 64 * 8 * second["steps"]
     assert {path.name for path in out.glob("*finetune-*")} == {"30s-finetune-30", "30s-finetune-90", "finetune-90"}
     assert step_of(folder.before_decay()) > at
-    assert "already has final/" in train({**again, "resume_from_checkpoint": folder.checkpoints()[-1]}).stderr
+    code, error = refused({**again, "resume_from_checkpoint": folder.checkpoints()[-1]})
+    assert code == 2 and "already has final/" in error
