@@ -84,7 +84,9 @@ test: $(TESTED)
 test-slow: $(TESTED)
 	$(PYTEST) -m slow
 
-test-all: test test-slow
+# In one go: what both kinds of tests of a file share is made once, and no worker waits for the other in between.
+test-all: $(TESTED)
+	$(PYTEST)
 
 # In an environment of its own: other libraries have versions of their own in mind.
 test-ecosystem:

@@ -25,7 +25,7 @@ import yaml
 from budget_trainer.core.command import run_command
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.jobs import TRAINING, child_environment
-from budget_trainer.core.package_data import next_steps, profile_path
+from budget_trainer.core.package_data import check_profile, next_steps, profile_path
 from data_prep.cli import Parser
 
 
@@ -40,6 +40,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("flags", nargs="*", help="more flags of train_mlm.py, behind --")
     args = parser.parse(None if argv is None else [*argv])
     args.profile = profile_path(args.profile, "profile")
+    check_profile(args.profile, "profile")
     try:
         args.profile_content = yaml.safe_load(args.profile.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):

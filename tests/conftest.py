@@ -26,14 +26,15 @@ TINY |= {"logging_steps": 1, "report_to": "none"}
 STEPS = {**TINY, "lr_schedule": "step", "max_steps": 20, "warmup_proportion": 0, "curve": "constant"}
 STEPS |= {"total_training_time": "10m", "disable_tqdm": True}
 
-# The order of the folders: those whose files take longest come first, so that two workers that each take the next file are
-# both busy to the end. Files of other folders take seconds.
-LONGEST_FIRST = "distributed sweep planning glue training faults hub data_prep migrate model".split()
+# The order of files and folders: what takes longest comes first, so that two workers that each take the next file are both
+# busy to the end. Other files take seconds.
+LONGEST_FIRST = """test_installed test_baselines test_notebook distributed sweep planning glue training faults hub test_slurm
+test_command_line data_prep migrate model config test_docs_plugins test_benchmarks""".split()
 
 
 def pytest_collection_modifyitems(items):
-    order = {folder: place for place, folder in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, order.get(item.path.parent.name, len(order))))
 
 
 def words(options):
@@ -149,6 +150,22 @@ def wait_for(condition, seconds=200):
 def train(options, **kwargs):
     """train_mlm.py as a child process without a launcher."""
     return run([sys.executable, "train_mlm.py", *words(options)], **kwargs)
+
+
+@pytest.fixture
+def refused(capfd, monkeypatch):
+    """Run train_mlm.py in this process until it refuses; its exit code and its one line of error."""
+    from budget_trainer import train_mlm
+    from budget_trainer.budget.clock import BudgetClock
+
+    def call(options, *recipe):
+        monkeypatch.setattr(train_mlm, "CLOCK", BudgetClock())
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "none")  # or train_mlm sets it for good
+        code = train_mlm.main([*map(str, recipe), *words(options)])
+        (line,) = {line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")}
+        return code, line
+
+    return call
 
 
 def report(output_dir):

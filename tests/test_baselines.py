@@ -299,7 +299,7 @@ def test_what_is_searched_is_taken_by_the_script(name, given, tmp_path):
     [
         ("stock_bert", ["--bf16=true"]),
         ("expert_modernbert", ["--compile=false", "--accumulation=2"]),
-        ("expert_modernbert_muon", ["--optimizer=muon", "--compile=true", "--total_training_time=60s"]),
+        ("expert_modernbert_muon", ["--optimizer=muon", "--compile=true", "--total_training_time=20s"]),
     ],
 )
 def test_a_baseline_trains_and_is_scored(name, more, given, corpus, tmp_path):
@@ -525,7 +525,7 @@ def test_a_text_of_which_nothing_is_held_out(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_comparison_runs_end_to_end(corpus, tmp_path):
+def test_the_comparison_runs_end_to_end(corpus, tmp_path, capsys):
     """Without a held-out text and a tokenizer: both are made; a second start runs nothing."""
     recipe = {"model_type": "modernbert", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
     recipe |= {"intermediate_size": 64, "max_position_embeddings": 128, "learning_rate": 1e-3, "curve": "linear"}
@@ -535,7 +535,7 @@ def test_the_comparison_runs_end_to_end(corpus, tmp_path):
         yaml.safe_dump(
             {
                 name: {
-                    "40s": {
+                    "20s": {
                         "flags": {"size": "64x1", "batch_size": 4},
                         "finished": 12,
                         "trials": 12,
@@ -547,23 +547,21 @@ def test_the_comparison_runs_end_to_end(corpus, tmp_path):
         )
     )
     flags = words({"text": corpus, "recipes": tmp_path / "toy.yaml", "tuned": tmp_path / "tuned.yaml"})
-    flags += words({"budget": "40s", "seeds": 1, "max_blocks": 20, "output_dir": tmp_path / "out"})
-    command = [sys.executable, ROOT / "benchmarks" / "quality_at_budget.py", *flags]
-    command += ["--baselines", "stock_bert", "expert_modernbert"]
-    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    flags += words({"budget": "20s", "seeds": 1, "max_blocks": 20, "output_dir": tmp_path / "out"})
+    flags += ["--baselines", "stock_bert", "expert_modernbert"]
+    command = [sys.executable, "benchmarks/quality_at_budget.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["kind"] for row in result["summary"]] == ["ours", "baseline", "baseline"]
     assert all(row["bits_per_byte"]["median"] > 0 for row in result["summary"])
     tuning = result["baselines"]["stock_bert"]["tuning"]
-    assert tuning.startswith("tuned: 12 of 12 trials of 40s finished (none); that hardware is not this one, ")
+    assert tuning.startswith("tuned: 12 of 12 trials of 20s finished (none); that hardware is not this one, ")
     lines = done.stdout.splitlines()
     place = next(number for number, line in enumerate(lines) if line.startswith("stock_bert: "))
     assert "size 64x1" in lines[place] and lines[place].endswith(f"; {tuning}")
     assert lines[place + 1].startswith("    planned steps done, and the last rate: ")
-    again = subprocess.run([*map(str, command), "--resume"], cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and "run 1 of 3" not in again.stdout
-    other = subprocess.run(
-        [*map(str, command), "--resume", "--budget", "41s"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert other.returncode == 2 and "error: budget: the results in " in other.stderr
+    assert quality_at_budget.main([*flags, "--resume"]) == 0
+    assert "run 1 of 3" not in capsys.readouterr().out
+    assert quality_at_budget.main([*flags, "--resume", "--budget", "21s"]) == 2
+    assert "error: budget: the results in " in capsys.readouterr().err

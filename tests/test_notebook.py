@@ -50,7 +50,7 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     notebook = nbformat.read(PATH, as_version=4)
     nbformat.validate(notebook)
     (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-    cell.source += '\nBUDGET, MEGABYTES, PROBE_SECONDS, GLUE_TIME = "40s", 1, 40, "40s"'
+    cell.source += '\nBUDGET, MEGABYTES, PROBE_SECONDS, GLUE_TIME = "30s", 1, 40, "40s"'
     cell.source += f'\nGLUE_DATA = "--glue_dir {tmp_path}"'
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     folder = {"metadata": {"path": str(tmp_path)}}

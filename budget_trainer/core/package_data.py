@@ -18,6 +18,7 @@ import shlex
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from budget_trainer.core.command import Parser, run_command
@@ -96,6 +97,14 @@ def profile_path(text: str, field: str) -> Path:
         fix = _nearest(text, known, f"give a profile as in accelerate_configs/, or one of {', '.join(known)}")
         raise InputError(f"{field}: {text} is not there; {fix}")
     return Path(text)
+
+
+def check_profile(path: Path, field: str) -> None:
+    """Refuse (InputError) a launch profile of DeepSpeed where that is not installed, as the launcher does in a traceback."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if re.search(r"^distributed_type: *['\"]?DEEPSPEED\b", text, re.M) and find_spec("deepspeed") is None:
+        fix = "pip install 'budget-trainer[deepspeed]', or give a profile without it, as ddp"
+        raise InputError(f"{field}: {path.stem} starts DeepSpeed, which is not installed; {fix}")
 
 
 def _in_clone() -> bool:
@@ -185,13 +194,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def profile(argv: Sequence[str] | None = None) -> int:
-    """`budget-profile NAME` prints the path of a launch profile; without a name, all names."""
+    """`budget-profile NAME` prints the path of a launch profile that can be launched here; without a name, all names."""
 
     def work() -> None:
         parser = Parser("budget-profile", "The path of a launch profile, for accelerate launch --config_file.")
         parser.add_argument("name", nargs="?", help=f"one of {', '.join(_profiles())}; without: these names")
         name = parser.parse_args(argv).name
-        print("\n".join(_profiles()) if name is None else profile_path(name, "name"))
+        if name is None:
+            print("\n".join(_profiles()))
+            return
+        path = profile_path(name, "name")
+        check_profile(path, "name")
+        print(path)
 
     return run_command(work)
 

@@ -24,7 +24,7 @@ from budget_trainer.config.recipe import parse_recipe
 from budget_trainer.core.command import Parser
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.jobs import check_unseen
-from budget_trainer.core.package_data import profile_path, recipe_path, script_words
+from budget_trainer.core.package_data import check_profile, profile_path, recipe_path, script_words
 from budget_trainer.migrate.flags import FLAGS as ORIGINAL
 from budget_trainer.migrate.flags import Given
 from budget_trainer.migrate.reading import SweepFile
@@ -218,6 +218,8 @@ def check_start(spec: SweepSpec, on_cpu: bool) -> Path:
             finetune_glue.py refuse, data of GLUE that are not there.
     """
     check_unseen()
+    if spec.accelerate_config is not None:
+        check_profile(spec.accelerate_config, "accelerate_config")
     beside = FIRST_OVERHEAD + _START_SECONDS
     if spec.total_time < (needed := spec.time_per_trial + beside):
         total, one = format_duration(spec.total_time), format_duration(spec.time_per_trial)

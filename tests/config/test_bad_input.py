@@ -5,7 +5,6 @@ import math
 import shutil
 import sys
 from dataclasses import fields
-from importlib.util import find_spec
 
 import pytest
 from transformers import AutoTokenizer
@@ -134,18 +133,27 @@ REFUSED = [
     ({"fsdp_config": '{"a":'}, 'fsdp_config: {"a": cannot be read as JSON (Expecting value'),
     ({"accelerator_config": "/dev/null"}, "accelerator_config: /dev/null cannot be read as JSON (Expecting value"),
     ({"report_to": "nonesuch"}, "report_to: 'nonesuch' cannot be used"),
-    *([] if find_spec("wandb") else [({"report_to": "wandb"}, "report_to: 'wandb' cannot be used")]),
-    *(
-        []
-        if find_spec("codecarbon")
-        else [({"country_iso_code": "DEU"}, "country_iso_code: codecarbon is not installed; pip")]
-    ),
 ]
 
 
 @pytest.mark.parametrize(("changes", "expected"), REFUSED)
 def test_flags(refuse, changes, expected):
     assert expected in refuse(changes)
+
+
+@pytest.mark.parametrize(
+    ("package", "changes", "told", "extra"),
+    [
+        ("wandb", {"report_to": "wandb"}, "report_to: 'wandb' cannot be used (", "trackers"),
+        ("trackio", {"report_to": "trackio"}, "report_to: 'trackio' cannot be used (", "trackers"),
+        ("codecarbon", {"country_iso_code": "DEU"}, "country_iso_code: codecarbon is not installed; ", "energy"),
+        ("deepspeed", {"deepspeed": '{"zero_optimization": {}}'}, "deepspeed: not installed; ", "deepspeed"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_its_extra(refuse, monkeypatch, package, changes, told, extra):
+    monkeypatch.setitem(sys.modules, package, None)  # find_spec and import see none
+    line = refuse(changes)
+    assert line.startswith(told) and f"pip install 'budget-trainer[{extra}]'" in line
 
 
 def test_data_of_another_tokenizer_than_the_models(refuse, data_dir, tmp_path):

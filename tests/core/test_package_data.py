@@ -1,7 +1,9 @@
 """Recipes, grids, sweep files and profiles by name; what setup.cfg puts into the package."""
 
 import configparser
+import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from budget_trainer.core import package_data
 from budget_trainer.core.errors import InputError
 from budget_trainer.core.package_data import launch_text, main, next_steps, profile, profile_path, recipe_path
 from budget_trainer.glue.plan import read_grid
-from budget_trainer.sweep.command import parse_request
+from budget_trainer.sweep.command import check_start, parse_request
 from data_prep import quickstart
 from tests.conftest import ROOT, TINY, words
 from tests.test_docs_commands import check_command
@@ -80,6 +82,19 @@ def test_a_profile_is_a_name_or_a_file(tmp_path, monkeypatch):
     for text, fix in (("zero9", "did you mean zero"), ("none.yaml", "give a profile as in accelerate_configs/")):
         with pytest.raises(InputError, match=rf"^profile: {text} is not there; {fix}"):
             profile_path(text, "profile")
+
+
+def test_a_profile_of_deepspeed_names_the_extra_where_that_is_not_installed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    told = r"zero3 starts DeepSpeed, which is not installed; pip install 'budget-trainer\[deepspeed\]', or give"
+    assert profile(["zero3"]) == 2 and profile(["fsdp"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(rf"error: name: {told}", line)
+    with pytest.raises(InputError, match=rf"^profile: {told}"):
+        quickstart._parse(["--profile", "zero3"])
+    sweep = parse_request(["cpu_10m", "--output_dir", str(tmp_path), "--accelerate_config", "zero3"]).spec()
+    with pytest.raises(InputError, match=rf"^accelerate_config: {told}"):
+        check_start(sweep, True)
 
 
 def test_list_show_copy_and_profile(tmp_path, monkeypatch, capsys):

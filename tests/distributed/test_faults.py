@@ -20,6 +20,7 @@ from tests.conftest import (
     report,
     run,
     start,
+    train,
     wait_for,
     words,
     write_cpu_form,
@@ -36,7 +37,7 @@ def lines_of(folder):
 
 
 @pytest.mark.slow
-def test_a_signal_on_one_rank_stops_both_with_one_checkpoint_that_resumes_alone(data_dir, tmp_path):
+def test_a_signal_on_one_rank_stops_both_with_one_checkpoint_that_resumes_alone(data_dir, tmp_path, refused):
     """SIGTERM to rank 1 only; the next job is one process with twice the micro-batch: same data, same global batch."""
     out, whole = tmp_path / "out", tmp_path / "whole"
     options = {**LONG, "data_dir": data_dir}
@@ -51,10 +52,10 @@ def test_a_signal_on_one_rank_stops_both_with_one_checkpoint_that_resumes_alone(
     step = int(checkpoint.name.removeprefix("checkpoint-"))
     assert (out / "RESUMABLE").read_text() == "stop_requested\n" and not (out / "final").exists()
 
-    alone = {**options, "per_device_train_batch_size": 8, "max_steps": step + 5}
-    launch({**alone, "output_dir": out, "resume_from_checkpoint": "auto"}, ok=True)
+    alone = {**options, "per_device_train_batch_size": 8, "max_steps": step + 5, "use_cpu": True}
+    train({**alone, "output_dir": out, "resume_from_checkpoint": "auto"}, ok=True)
     assert not (out / "RESUMABLE").exists()
-    launch({**alone, "output_dir": whole}, ok=True)
+    train({**alone, "output_dir": whole}, ok=True)
     resumed, expected = losses(out, job=2), losses(whole)[step:]
     assert [line["step"] for line in resumed] == [line["step"] for line in expected] == list(range(step + 1, step + 6))
     assert [line["loss"] for line in resumed] == pytest.approx([line["loss"] for line in expected], rel=1e-4)
@@ -62,8 +63,8 @@ def test_a_signal_on_one_rank_stops_both_with_one_checkpoint_that_resumes_alone(
 
     wrong = {**alone, "per_device_train_batch_size": 4, "output_dir": out, "resume_from_checkpoint": str(checkpoint)}
     (out / "final").rename(tmp_path / "moved")
-    refused = launch(wrong)
-    assert refused.returncode != 0 and "global_batch_size=8, this run has 4" in refused.stderr
+    code, error = refused(wrong)
+    assert code == 2 and "global_batch_size=8, this run has 4" in error
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])

@@ -26,20 +26,6 @@ DISK_BYTES = 32_000_000
 
 
 @pytest.fixture
-def refused(capfd, monkeypatch):
-    """Run train_mlm.py in this process until it refuses; its exit code and its one line of error."""
-
-    def call(options):
-        monkeypatch.setattr(train_mlm, "CLOCK", BudgetClock())
-        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "none")  # or train_mlm sets it for good
-        code = train_mlm.main(words(options))
-        (line,) = {line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")}
-        return code, line
-
-    return call
-
-
-@pytest.fixture
 def disk(tmp_path):
     """A disk of DISK_BYTES."""
     folder = tmp_path / "disk"
@@ -281,16 +267,23 @@ def test_a_flipped_byte_in_a_shard_is_found_before_the_first_step(data_dir, tmp_
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def begun(data_dir, tmp_path):
-    """The flags of a run that was stopped with two checkpoints, its folder and its data (a copy)."""
-    copy = shutil.copytree(data_dir, tmp_path / "blocks")
-    out = tmp_path / "out"
-    options = {**LONG, "data_dir": copy, "output_dir": out, "checkpoint_every": "1s"}
+@pytest.fixture(scope="module")
+def killed(data_dir, tmp_path_factory):
+    """The folder of a run that was killed when it had two checkpoints."""
+    out = tmp_path_factory.mktemp("killed") / "out"
+    options = {**LONG, "data_dir": data_dir, "output_dir": out, "checkpoint_every": "1s"}
     process = spawn([sys.executable, "train_mlm.py", *words(options)], stdout=subprocess.DEVNULL)
     wait_for(lambda: len(steps_of(out)) == 2)
     process.kill()
     process.communicate(timeout=60)
+    return out
+
+
+@pytest.fixture
+def begun(killed, data_dir, tmp_path):
+    """The flags with which that run goes on in a copy of its folder, on a copy of its data; and the copy of the folder."""
+    copy, out = shutil.copytree(data_dir, tmp_path / "blocks"), shutil.copytree(killed, tmp_path / "out")
+    options = {**LONG, "data_dir": copy, "output_dir": out, "checkpoint_every": "1s"}
     return {**options, "resume_from_checkpoint": "auto"}, out
 
 

@@ -65,12 +65,11 @@ def test_the_recipe_runs_as_it_is_and_the_report_has_planned_and_did(planned, tm
     assert "planned " in done.stdout and "planned and did" in (tmp_path / "run" / "final" / "README.md").read_text()
 
 
-def test_a_plan_of_another_run_is_refused_before_anything_is_written(planned, tmp_path):
+def test_a_plan_of_another_run_is_refused_before_anything_is_written(planned, tmp_path, refused):
     folder, _ = planned
-    command = [sys.executable, "train_mlm.py", folder / "new.yaml", "--output_dir", tmp_path / "run"]
-    done = run([*command, "--num_hidden_layers", 3])
-    assert done.returncode == 2 and not (tmp_path / "run").exists()
-    assert done.stderr.strip().splitlines()[-1].startswith("error: plan: made for num_hidden_layers 2, this run has 3")
+    code, error = refused({"output_dir": tmp_path / "run", "num_hidden_layers": 3}, folder / "new.yaml")
+    assert code == 2 and error.startswith("error: plan: made for num_hidden_layers 2, this run has 3")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_a_plan_is_compared_with(tmp_path, monkeypatch):

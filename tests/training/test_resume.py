@@ -50,15 +50,8 @@ def kill_at(options, output_dir, step, number=signal.SIGKILL, code=-signal.SIGKI
     return error
 
 
-def refused(options):
-    """The last line that a run which is refused writes to stderr."""
-    done = train(options)
-    assert done.returncode == 2, done.stderr
-    return done.stderr.strip().splitlines()[-1]
-
-
 @pytest.mark.parametrize("optimizer_type", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
-def test_kill_and_resume_is_bit_exact(options, optimizer_type, tmp_path):
+def test_kill_and_resume_is_bit_exact(options, optimizer_type, tmp_path, refused):
     options = {**options, "optimizer_type": optimizer_type}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train({**options, "output_dir": whole}, ok=True)
@@ -69,13 +62,15 @@ def test_kill_and_resume_is_bit_exact(options, optimizer_type, tmp_path):
     assert [folder.name for folder in broken.glob("checkpoint-*")] == ["checkpoint-30"]
     assert (broken / "checkpoint-30" / "manifest.json").exists()
     again = {**options, "output_dir": broken, "resume_from_checkpoint": "auto"}
-    assert "--resume_from_checkpoint auto" in refused({**options, "output_dir": broken})
-    error = refused({**again, "hidden_size": 64})
-    assert error.startswith("error: resume_from_checkpoint: ") and "model.hidden_size=32" in error
+    code, error = refused({**options, "output_dir": broken})
+    assert code == 2 and "--resume_from_checkpoint auto" in error
+    code, error = refused({**again, "hidden_size": 64})
+    assert code == 2 and error.startswith("error: resume_from_checkpoint: ") and "model.hidden_size=32" in error
     state = broken / "checkpoint-30" / "optimizer.pt"
     content = state.read_bytes()
     state.write_bytes(content[:100] + b"damage" + content[106:])
-    assert "does not match its checksum" in refused(again)
+    code, error = refused(again)
+    assert code == 2 and "does not match its checksum" in error
     state.write_bytes(content)
     train(again, ok=True)
 
@@ -120,7 +115,7 @@ def awaits_evaluation(output_dir):
 
 
 @pytest.mark.slow
-def test_killed_in_the_last_evaluation_only_that_is_made_up_for(options, tmp_path):
+def test_killed_in_the_last_evaluation_only_that_is_made_up_for(options, tmp_path, refused):
     output_dir = tmp_path / "run"
     options = {**options, "max_steps": 5, "num_epochs_between_checkpoints": -1, "output_dir": output_dir}
     train(options, ok=True)
@@ -129,7 +124,8 @@ def test_killed_in_the_last_evaluation_only_that_is_made_up_for(options, tmp_pat
     due = {"evaluation": None, "markers_in_final": ["finetune-99.9"]}  # as if the last marker lay in the reserve
     (output_dir / "run_report.json").write_text(json.dumps({**draft, **due}))
     awaits_evaluation(output_dir)
-    assert "already has final/" in refused(options)
+    code, error = refused(options)
+    assert code == 2 and "already has final/" in error
     again = {**options, "resume_from_checkpoint": "auto"}
     train(again, ok=True)
     made_up = report(output_dir)
@@ -138,7 +134,8 @@ def test_killed_in_the_last_evaluation_only_that_is_made_up_for(options, tmp_pat
     assert {**made_up, **due} == {**whole, **due}
     marked, final = (output_dir / name / "model.safetensors" for name in ("finetune-99.9", "final"))
     assert marked.read_bytes() == final.read_bytes()
-    assert "already has final/" in refused(again)
+    code, error = refused(again)
+    assert code == 2 and "already has final/" in error
 
     awaits_evaluation(output_dir)  # killed with the report written, before picture and card
     train(again, ok=True)
