@@ -30,6 +30,7 @@ from budget_trainer.training.run_folder import (
     publish,
     read_manifest,
     staging_folder,
+    step_of,
 )
 
 log = logging.getLogger(__name__)
@@ -171,12 +172,17 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
     def save_checkpoint_of_end(self) -> None:
         """The training checkpoint of the last step, behind the training, from which a run with more time goes on.
 
-        Left out with a warning where the main process's disk has no room for weights, two moments and a margin. Call it on all
-        ranks.
+        Left out where it is there, and with a warning where the main process's disk has no room for weights, two moments and a
+        margin. Call it on all ranks.
         """
-        folder = Path(str(self.args.output_dir))
-        free = shutil.disk_usage(folder).free if self.args.should_save else 0
-        if self.channel.gather(free >= 4 * self._saved_bytes)[0]:
+        folder, free, there = Path(str(self.args.output_dir)), 0, False
+        if self.args.should_save:
+            free, newest = shutil.disk_usage(folder).free, RunFolder(folder).newest_checkpoint()
+            there = newest is not None and step_of(newest) == self.state.global_step
+        has_room, there = self.channel.gather((free >= 4 * self._saved_bytes, there))[0]
+        if there:
+            return
+        if has_room:
             model: Any = self.model
             self._save_checkpoint(model, None)
         else:

@@ -1,4 +1,4 @@
-"""Six steps of the same batches under any engine and number of processes, with a checkpoint after the fourth."""
+"""Six steps of the same batches under any engine and number of processes, with a checkpoint after the fourth and the last."""
 
 import pytest
 from transformers import AutoModelForMaskedLM
@@ -18,6 +18,7 @@ def six_steps(head, engine, processes, data_dir, output_dir, *, parts=2, env=Non
         "data_dir": data_dir,
         "output_dir": output_dir,
         "num_epochs_between_checkpoints": 1,
+        "checkpoint_at_end": True,
     }
     options |= {"per_device_train_batch_size": batch, "validate_every": "1%", "auto_speed": False, **changes}
     run([*head, *words(options)], env=env or {}, ok=True)
@@ -32,7 +33,17 @@ def assert_same_evaluation(folder, other, tolerance):
 
 
 def give_checkpoint(folder, other):
-    """Move the only checkpoint, that of step 4, into a new folder."""
-    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
+    """Move the checkpoint of step 4 into a new folder."""
+    assert_same_files(folder)
     other.mkdir()
     (folder / "checkpoint-4").rename(other / "checkpoint-4")
+
+
+def assert_same_files(folder):
+    """The two checkpoints of a run have the same files: that of the end is one like others."""
+    found = {}
+    for path in folder.glob("checkpoint-*"):
+        step = path.name.removeprefix("checkpoint-")
+        files = (str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+        found[step] = {name.replace(f"global_step{step}", "global_step") for name in files}
+    assert found.keys() == {"4", "6"} and found["4"] == found["6"]
