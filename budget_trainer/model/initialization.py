@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from budget_trainer.core.errors import InputError
 from budget_trainer.model.build import PADDED_ROW_BIAS, SPECIAL_NAMES
@@ -40,7 +42,6 @@ def cooccurrence_embeddings(
     special token do not count. Tokens that never occur get zeros. The contexts of a relative position are the
     `context_words` most frequent tokens.
     """
-    blocks = []
     occurrences = np.bincount(rows.reshape(-1), minlength=vocab_size)
     special = list(special_ids.values())
     occurrences[special] = 0
@@ -48,10 +49,11 @@ def cooccurrence_embeddings(
     order = order[occurrences[order] > 0]
     frequent = np.full(vocab_size, -1, np.int64)  # the column of each token, -1 without one
     frequent[order] = np.arange(len(order))
-    for distance in distances:
-        left, right, counts = _pairs(rows, distance, vocab_size, special)
-        blocks.append(_ppmi(left, frequent[right], counts))  # the context stands after the token
-        blocks.append(_ppmi(right, frequent[left], counts))  # ... before it
+    blocks = []
+    with ThreadPoolExecutor(len(distances)) as pool:  # NumPy sorts without the lock of the interpreter
+        for left, right, counts in pool.map(lambda distance: _pairs(rows, distance, vocab_size, special), distances):
+            blocks.append(_ppmi(left, frequent[right], counts))  # the context stands after the token
+            blocks.append(_ppmi(right, frequent[left], counts))  # ... before it
     return _reduce(blocks, vocab_size, context_words, size, seed)
 
 
@@ -61,7 +63,10 @@ def _pairs(rows: NDArray[np.int64], distance: int, vocab_size: int, special: lis
     ordinary[special] = False
     left, right = rows[:, :-distance].reshape(-1), rows[:, distance:].reshape(-1)
     keep = ordinary[left] & ordinary[right]
-    keys, counts = np.unique(left[keep] * vocab_size + right[keep], return_counts=True)
+    number = np.uint32 if vocab_size**2 < 2**32 else np.uint64  # the smaller, the faster it is sorted
+    keys = left[keep].astype(number) * number(vocab_size) + right[keep].astype(number)
+    keys, counts = np.unique(keys, return_counts=True)
+    keys = keys.astype(np.int64)
     return keys // vocab_size, keys % vocab_size, counts.astype(np.float64)
 
 
@@ -78,17 +83,22 @@ def _ppmi(tokens: NDArray[np.int64], columns: NDArray[np.int64], counts: NDArray
     return tokens[positive], columns[positive], values[positive].astype(np.float32)
 
 
+def _to_torch(sparse: csr_matrix) -> torch.Tensor:
+    with warnings.catch_warnings():  # sparse CSR is called beta at every first use
+        warnings.simplefilter("ignore", UserWarning)
+        parts = map(torch.from_numpy, (sparse.indptr, sparse.indices, sparse.data))
+        return torch.sparse_csr_tensor(*parts, size=sparse.shape)
+
+
 def _reduce(
     blocks: Sequence[_Entries], vocab_size: int, context_words: int, size: int, seed: int
 ) -> NDArray[np.float32]:
     """U * sqrt(S) of the blocks side by side, by a randomised range finder with one power iteration (Halko 2011)."""
     shifted = [(tokens, columns + i * context_words, values) for i, (tokens, columns, values) in enumerate(blocks)]
-    row, column, value = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*shifted, strict=True))
+    row, column, value = (np.concatenate(parts) for parts in zip(*shifted, strict=True))
     shape = (vocab_size, context_words * len(blocks))
-    with warnings.catch_warnings():  # sparse CSR is called beta at every first use
-        warnings.simplefilter("ignore", UserWarning)
-        matrix = torch.sparse_coo_tensor(torch.stack([row, column]), value, shape).coalesce().to_sparse_csr()
-        transposed = torch.sparse_coo_tensor(torch.stack([column, row]), value, shape[::-1]).coalesce().to_sparse_csr()
+    sparse = csr_matrix((value, (row, column)), shape=shape)  # torch's own conversion takes four times as long
+    matrix, transposed = _to_torch(sparse), _to_torch(sparse.T.tocsr())
     probe = torch.randn(shape[1], min(size + 32, vocab_size), generator=torch.Generator().manual_seed(seed))
     for _ in range(2):
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(probe)[0])[0]

@@ -54,7 +54,9 @@ from budget_trainer.training.run import PretrainingRun
 from budget_trainer.training.trainer import TimeBudgetTrainer
 
 _COUNTED_TOKENS = 250_000  # for embedding_init cooccurrence: more are extrapolated ...
-_COUNTING_GROWS = 0.44  # ... by this power: 4.1, 6.8 and 10.8 s of a core for 1, 3 and 9 million tokens, 256 wide
+_COUNTING_GROWS = (
+    0.42  # ... by this power: 0.84, 1.86, 3.2 and 7.0 s of two cores for 0.25, 3.6, 10.6 and 40 million, 256 wide
+)
 _VERIFY_SECONDS = 0.5  # of reading checksums, extrapolated to the run's
 _HASHED_PER_SECOND = 1e9  # bytes, where not even one file was read in that time
 _PRECISION_SECONDS = 40.0 / 0.03  # left in the eyes of the run's probe of precision: too short for it to compile
