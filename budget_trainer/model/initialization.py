@@ -63,7 +63,7 @@ def _pairs(rows: NDArray[np.int64], distance: int, vocab_size: int, special: lis
     ordinary[special] = False
     left, right = rows[:, :-distance].reshape(-1), rows[:, distance:].reshape(-1)
     keep = ordinary[left] & ordinary[right]
-    number = np.uint32 if vocab_size**2 < 2**32 else np.uint64  # the smaller, the faster it is sorted
+    number: Any = np.uint32 if vocab_size**2 < 2**32 else np.uint64  # the smaller, the faster it is sorted
     keys = left[keep].astype(number) * number(vocab_size) + right[keep].astype(number)
     keys, counts = np.unique(keys, return_counts=True)
     keys = keys.astype(np.int64)
@@ -86,8 +86,8 @@ def _ppmi(tokens: NDArray[np.int64], columns: NDArray[np.int64], counts: NDArray
 def _to_torch(sparse: csr_matrix) -> torch.Tensor:
     with warnings.catch_warnings():  # sparse CSR is called beta at every first use
         warnings.simplefilter("ignore", UserWarning)
-        parts = map(torch.from_numpy, (sparse.indptr, sparse.indices, sparse.data))
-        return torch.sparse_csr_tensor(*parts, size=sparse.shape)
+        starts, columns, values = map(torch.from_numpy, (sparse.indptr, sparse.indices, sparse.data))
+        return torch.sparse_csr_tensor(starts, columns, values, size=sparse.shape)
 
 
 def _reduce(
