@@ -125,9 +125,9 @@ def nothing_stays_behind():
 
 
 def children(pid):
-    """Process ids below `pid`."""
+    """Process ids below `pid`; those that have ended, and that nobody has waited for, are none."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return [process.pid for process in psutil.Process(pid).children(recursive=True)]
+        return [process.pid for process in psutil.Process(pid).children(recursive=True) if alive(process.pid)]
     return []
 
 

@@ -264,7 +264,8 @@ class RunFolder:
         InputError where another one is asked for in the latter case, or none is left.
         """
         state, newest = self._read_run().get("state"), self.newest_checkpoint()
-        if resume_from_checkpoint is None or state not in (FINISHED, GROWING):
+        finished = state == FINISHED and (self.path / FINAL).exists()  # one that was moved away is made again
+        if resume_from_checkpoint is None or not (finished or state == GROWING):
             return None
         asked = resume_from_checkpoint == "auto"
         asked = asked or (newest is not None and Path(resume_from_checkpoint).resolve() == newest.resolve())

@@ -13,7 +13,7 @@ import pytest
 from budget_trainer.core.command import StopRequest
 from budget_trainer.core.errors import StopAsked
 from budget_trainer.core.jobs import BESIDE, VARIABLE, Job, run_jobs, runs_beside
-from tests.conftest import wait_for
+from tests.conftest import children, wait_for
 
 
 def python(code):
@@ -30,7 +30,8 @@ STUBBORN = python(
 
 def asleep():
     """Processes of a job that are still there."""
-    return [child for child in psutil.Process().children(recursive=True) if "sleep(60)" in " ".join(child.cmdline())]
+    found = map(psutil.Process, children(os.getpid()))
+    return [child for child in found if "sleep(60)" in " ".join(child.cmdline())]
 
 
 def run(tmp_path, *jobs, slots=(None,), stop=None):

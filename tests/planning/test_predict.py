@@ -49,12 +49,6 @@ def test_validation_markers_checkpoints_and_compiling_cost_their_time():
     assert found.samples == found.steps * 48 and found.used_seconds <= 100.0
 
 
-@pytest.mark.parametrize(("decay", "saves"), [("0.4", 1 + 4 + 1), ("1.0", 1 + 1)])
-def test_a_run_of_wsd_keeps_the_checkpoint_of_before_its_decay(decay, saves):
-    flags = {"curve": "wsd", "decay_proportion": decay, "warmup_proportion": 0}
-    assert result(**flags).save_seconds == saves
-
-
 @pytest.mark.parametrize("due", [{"checkpoint_every": "98s"}, {"finetune_time_markers": "0.985"}])
 def test_what_would_endanger_the_last_save_is_left_out(due):
     found = result(**due)

@@ -167,6 +167,11 @@ def test_a_run_that_kept_checkpoints_on_the_way_goes_on_from_the_newest(left):
     assert left.find_checkpoint("auto").name == "checkpoint-8" and grown(left).began == 99, "what is lost is charged"
 
 
+def test_a_model_that_was_moved_away_is_made_again(left):
+    (left.path / "final").rename(left.path / "mine")
+    assert grown(left, total="50s") == Growth() and left.find_checkpoint(str(left.path / "checkpoint-8"))
+
+
 def test_an_unfinished_run_goes_on_from_its_newest_checkpoint(left):
     shutil.rmtree(left.path / "final")
     (left.path / "run.json").write_text(json.dumps({"job": 1, "state": "training", "identity": IDENTITY}))
