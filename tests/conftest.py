@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import yaml
@@ -102,6 +103,16 @@ def spawn(command, *, env=None, stdout=subprocess.PIPE):
 def no_garbage_collection(monkeypatch):
     """Accelerate collects garbage before each training, most of a test's time."""
     monkeypatch.setattr("gc.collect", lambda *args: 0)
+
+
+@pytest.fixture(autouse=True)
+def own_chance():
+    """Random numbers of a test depend on its seed alone, not on the tests that ran before it in the same process."""
+    import torch  # after OMP_NUM_THREADS is set
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
