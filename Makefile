@@ -76,7 +76,7 @@ benchmark: $(INSTALLED)
 	$(BIN)/python benchmarks/quality_at_budget.py --budget $(BUDGET) --seeds $(SEEDS) \
 	  --config_file $(CONFIG) --output_dir out/benchmark-$(BUDGET) --resume $(ARGS)
 
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 test: $(TESTED)
 	$(PYTEST) -m "not slow"
