@@ -91,7 +91,7 @@ class ModelArguments:
     )
     final_weight_rms: float | None = _model(
         None,
-        "Root mean square of the hidden matrices in saved models (same function; 0.02 suits ordinary fine-tuning rates).",
+        "Root mean square of matrices and embeddings in saved models (same function; 0.02 suits ordinary fine-tuning rates).",
         above=0,
         speed=False,
     )

@@ -173,16 +173,20 @@ def check_scalable(config: Any) -> None:
         )
 
 
-def scale_weights(weights: Mapping[str, Tensor], rms: float) -> dict[str, Tensor]:
-    """Return the weights of a modernbert with the same outputs, whose hidden matrices have the root mean square `rms`.
+def scale_weights(weights: Mapping[str, Tensor], rms: float, norm_eps: float) -> tuple[dict[str, Tensor], float]:
+    """Return the weights of a modernbert with the same outputs, whose hidden matrices and embeddings have the root mean square
+    `rms`, and the `norm_eps` that belongs to them.
 
     Wqkv and Wi of each layer get it exactly, by the weight of the norm before them. The two Wo get it on average over all
     layers, by the scale of the whole residual stream, which is that of the norm behind the embeddings and is lost at the next
-    norm (but for its epsilon). The first layer's Wqkv, which has no norm of its own, takes the stream's scale in.
+    norm (but for its epsilon). The first layer's Wqkv, which has no norm of its own, takes the stream's scale in. The scale of
+    the embeddings is lost at the norm behind them, whose epsilon takes its square in, since rare tokens have rows that are as
+    small as it; where the embeddings are the decoder, too, the norm of the head takes their scale in.
 
     Args:
-        weights: by the names of the library's state dict; head and embeddings stay as they are.
+        weights: by the names of the library's state dict; the head's matrix stays as it is.
         rms: above 0, such as 0.02, the standard deviation of BERT's initial weights.
+        norm_eps: of the config.
     """
     out = {name: tensor.float() for name, tensor in weights.items()}
     stream = [name for name in out if _STREAM.search(name)]
@@ -207,4 +211,13 @@ def scale_weights(weights: Mapping[str, Tensor], rms: float) -> dict[str, Tensor
         for part in (f"{norm}.weight", f"{norm}.bias"):
             if part in out:
                 out[part] *= scale
-    return {name: tensor.to(weights[name].dtype) for name, tensor in out.items()}
+
+    table = f"{base}embeddings.tok_embeddings.weight"
+    scale = float(out[table].square().mean().sqrt()) / rms or 1.0
+    out[table] /= scale
+    norm_eps /= scale**2
+    if "decoder.weight" not in out:  # the embeddings are tied to it
+        for part in ("head.norm.weight", "head.norm.bias"):
+            if part in out:
+                out[part] *= scale
+    return {name: tensor.to(weights[name].dtype) for name, tensor in out.items()}, norm_eps

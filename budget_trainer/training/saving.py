@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -19,7 +20,7 @@ from budget_trainer.budget.channel import ControlChannel
 from budget_trainer.budget.clock import BudgetClock
 from budget_trainer.budget.mixin import TimeScheduleMixin
 from budget_trainer.core.errors import RunError
-from budget_trainer.core.io import fresh_folder
+from budget_trainer.core.io import fresh_folder, write_json_atomic
 from budget_trainer.model.checkpoint import scale_weights
 from budget_trainer.training.engine import engine_name, needs_conversion, restore_group_options
 from budget_trainer.training.run_folder import (
@@ -85,7 +86,11 @@ class SavingTrainer(TimeScheduleMixin, Trainer):
             self.save_model(str(folder), _internal_call=True)
             if self.args.should_save and (rms or getattr(self.model, "detection", None) is not None):
                 weights = {n: t for n, t in load_file(folder / WEIGHTS).items() if not n.startswith("detection.")}
-                save_file(weights if rms is None else scale_weights(weights, rms), folder / WEIGHTS, {"format": "pt"})
+                if rms is not None:
+                    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+                    weights, config["norm_eps"] = scale_weights(weights, rms, config["norm_eps"])
+                    write_json_atomic(folder / "config.json", config)
+                save_file(weights, folder / WEIGHTS, {"format": "pt"})
 
         return self._write_aside(Path(target), write)
 

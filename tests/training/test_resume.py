@@ -82,6 +82,12 @@ def test_kill_and_resume_is_bit_exact(options, optimizer_type, tmp_path, refused
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     inner, own = "model.layers.1.mlp.Wi.weight", load_file(broken / "checkpoint-30" / "model.safetensors")
     assert a[inner].square().mean().sqrt().item() == pytest.approx(0.05, rel=1e-4), "of the saved model"
+    table = "model.embeddings.tok_embeddings.weight"
+    assert a[table].square().mean().sqrt().item() == pytest.approx(0.05, rel=1e-4), "and its embeddings"
+    eps = [json.loads((broken / of / "config.json").read_text())["norm_eps"] for of in ("checkpoint-30", "final")]
+    assert own[table].square().mean().sqrt().item() < 0.04 and eps[0] == 1e-5 < eps[1], (
+        "with the epsilon of their norm"
+    )
     assert {n for n in own if "detection." in n} and not {n for n in a if "detection." in n}, "a head of training only"
     for line in resumed:
         weight = 2 * (1 - (line["step"] - 1) / 60)
