@@ -135,7 +135,8 @@ def test_killed_in_the_last_evaluation_only_that_is_made_up_for(options, tmp_pat
     again = {**options, "resume_from_checkpoint": "auto"}
     train(again, ok=True)
     made_up = report(output_dir)
-    assert made_up["evaluation"] == pytest.approx(whole["evaluation"], rel=1e-5)
+    near = 5e-4  # final/ has its scales moved into the norms: the same outputs but for these norms' epsilon
+    assert made_up["evaluation"] == pytest.approx(whole["evaluation"], rel=near)
     assert (output_dir / "run_report.png").exists()
     assert {**made_up, **due} == {**whole, **due}
     marked, final = (output_dir / name / "model.safetensors" for name in ("finetune-99.9", "final"))
