@@ -25,9 +25,8 @@ def logits(model):
     ids = torch.arange(5, 21).view(2, 8)
     with torch.no_grad():
         of_all = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    return of_all[
-        ..., model.decoder.bias > -1000
-    ]  # without what fills the vocabulary up, -10,000, beside which all is small
+    tokens = model.decoder.bias > -1000  # what fills the vocabulary up has -10,000, beside which all is small
+    return of_all[..., tokens]
 
 
 def saved(model):
@@ -65,7 +64,7 @@ def test_outputs_stay_and_matrices_get_the_scale(config, target):
 
 
 def test_rows_as_small_as_epsilon_stay_what_they_are():
-    """Of rare tokens: without the epsilon taken along, their states change by a third."""
+    """Of rare tokens: with the epsilon of before their states would change."""
     model = trained_like()
     with torch.no_grad():
         model.model.embeddings.tok_embeddings.weight[5:13] *= 0.003 / 0.2
