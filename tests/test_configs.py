@@ -4,6 +4,8 @@ import argparse
 import json
 import re
 from configparser import ConfigParser
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from benchmarks import ablations
@@ -119,6 +122,15 @@ def test_constraints_have_a_version_within_each_requirement() -> None:
     for line in "\n".join([SETUP["options"]["install_requires"], *extras]).split():
         needed = Requirement(line)
         assert needed.specifier.contains(tested[canonicalize_name(needed.name)]), line
+
+
+def test_constraints_admit_the_lowest_python() -> None:
+    """Each version installs on the first Python that setup.cfg admits: a distribution's is often not its newest patch."""
+    (lowest,) = re.findall(r"^>=([\d.]+)$", SETUP["options"]["python_requires"])
+    for name, version in re.findall(r"(?m)^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text()):
+        with suppress(PackageNotFoundError):  # of an extra that is not installed here
+            needs = metadata(name)["Requires-Python"] if metadata(name)["Version"] == version else None
+            assert SpecifierSet(needs or "").contains(lowest), f"{name} {version} needs Python {needs}"
 
 
 def flags_of(recipe):
