@@ -39,6 +39,22 @@ def run_parser(doc: str | None, *, recipe_required: bool = True, output_dir: str
     return parser
 
 
+def read_order(doc: str | None, words: Sequence[str] | None = None) -> dict[str, Any]:
+    """What another benchmark asks of a script that it starts: one argument in JSON. Exit code 2, in one line, without it."""
+
+    def order(text: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads(text))
+        except (ValueError, TypeError):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no JSON object; the benchmark that starts this script writes it"
+            ) from None
+
+    parser = bare_parser(doc)
+    parser.add_argument("order", type=order, metavar="ORDER", help="what to run, in JSON: the benchmark writes it")
+    return dict(parser.parse_args(words).order)
+
+
 def one_line_errors(main: Callable[[list[str] | None], None]) -> Callable[..., int]:
     """Make `main(argv)` return an exit code: 0, or 2 where nothing could be measured, with the reason in one line."""
 

@@ -1,10 +1,10 @@
 """What `gpu_hour.py` starts beside the scripts of the project: a training whose host syncs are counted, a stock training.
 
 gpu_hour_runs.py watch RESULT.json FIRST LAST FLAGS...    train_mlm.py; syncs of the steps FIRST to LAST - 1
-gpu_hour_runs.py stock ORDER                              a stock Trainer for a time, as JSON
+gpu_hour_runs.py stock ORDER                              a stock Trainer for a time; the order in JSON
 """
 
-import json
+import argparse
 import os
 import sys
 import tempfile
@@ -144,15 +144,24 @@ def stock(order: dict[str, Any]) -> dict[str, Any]:
     return figures | {"evaluation": scores}
 
 
-def _main(kind: str, *words: str) -> int:
+def _main(*words: str) -> int:
+    from benchmarks.cli import bare_parser, read_order
     from budget_trainer.core import jobs
     from budget_trainer.core.errors import InputError
     from budget_trainer.core.io import write_json_atomic
 
+    parser = bare_parser(__doc__)
+    parser.add_argument("kind", choices=("watch", "stock"))
+    kind = parser.parse_args(words[:1]).kind
     if kind == "watch":  # which ends with its parent by itself
-        return watch(Path(words[0]), int(words[1]), int(words[2]), list(words[3:]))
+        parser.add_argument("result", type=Path)
+        parser.add_argument("first", type=int)
+        parser.add_argument("last", type=int)
+        parser.add_argument("flags", nargs=argparse.REMAINDER)
+        a = parser.parse_args(words)
+        return watch(a.result, a.first, a.last, a.flags)
     jobs.end_with_parent()
-    order = json.loads(words[0])
+    order = read_order(__doc__, words[1:])
     try:
         write_json_atomic(order["result"], stock(order))
     except InputError as error:

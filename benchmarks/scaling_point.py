@@ -1,6 +1,5 @@
 """What `scaling.py` launches for one point: train, measure, and let the main process write the figures."""
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -10,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import trainers  # noqa: E402
+from benchmarks.cli import read_order  # noqa: E402
 from benchmarks.measured import Stretches, shares  # noqa: E402
 from benchmarks.workload import Text, Workload  # noqa: E402
 from budget_trainer.core.errors import InputError  # noqa: E402
@@ -58,7 +58,7 @@ def measure(order: dict[str, Any], folder: Path) -> dict[str, Any] | None:
 
 
 def main() -> int:
-    order = json.loads(sys.argv[1])
+    order = read_order(__doc__)
     try:
         with tempfile.TemporaryDirectory() as folder:
             figures = measure(order, Path(folder))

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 
+from benchmarks.cli import read_order
 from benchmarks.measured import Stretches
 from benchmarks.workload import Text, Workload
 from budget_trainer.core.errors import InputError
@@ -104,6 +105,6 @@ class Worker:
 
 if __name__ == "__main__":
     try:
-        work(json.loads(sys.argv[1]))
+        work(read_order(__doc__))
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -429,3 +429,16 @@ def test_models_of_this_call_alone_are_fine_tuned(asked, monkeypatch, tmp_path):
     assert [row.get("downstream", {}).get("median") for row in rows] == [50.0, None, 50.0]
     assert str(tmp_path / "glue") in commands[0]
     assert [word.partition("=")[0] for word in commands[0][-2:]] == ["cpu_10m", "stock_bert"]
+
+
+@pytest.mark.parametrize("words", [["scaling_point"], ["turns"], ["gpu_hour_runs", "stock"]], ids=" ".join)
+def test_a_script_that_another_one_starts_says_what_it_wants(words):
+    """By hand its --help is answered, and what is no order is refused in one line."""
+    script, *kind = words
+    command = [sys.executable, "-m", f"benchmarks.{script}"]
+    assert "usage:" in run([*command, "--help"], ok=True).stdout
+    for given in ([], ["3m"], ["[1]"]):
+        refused = run([*command, *kind, *given])
+        last = refused.stderr.strip().splitlines()[-1]
+        assert refused.returncode == 2 and "Traceback" not in refused.stderr
+        assert "error: " in last and (given[0] if given else "ORDER") in last
